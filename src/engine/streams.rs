@@ -1,0 +1,415 @@
+//! The data plane on glommio's own TCP streams: one task a connection.
+
+use super::{Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency};
+use crate::http::{Connection, Limits, Outcome};
+use crate::service::Service;
+use futures_lite::future::poll_fn;
+use futures_lite::io::{AsyncRead, AsyncWrite};
+use glommio::io::PollableFd;
+use glommio::net::TcpStream;
+use glommio::timer::sleep;
+use socket2::Socket;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Bytes that one read takes at most. All connections of a shard share the buffer.
+const INPUT_BYTES: usize = 16 * 1024;
+
+/// Connections accepted in a row before others get their turn.
+const ACCEPTS_A_TURN: usize = 64;
+
+/// How long accepting rests when the kernel is out of descriptors or memory: at first, and at
+/// most after doubling.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// How often a draining shard looks whether its connections have ended.
+const DRAIN_TICK: Duration = Duration::from_millis(5);
+
+/// What the tasks of one shard share.
+struct Hub {
+    service: RefCell<Service>,
+    input: RefCell<Vec<u8>>,
+    limits: Limits,
+    started: Instant,
+    /// Milliseconds since `started`, as of the last tick.
+    now_ms: Cell<u64>,
+    urgency: Cell<Urgency>,
+    watches: RefCell<Vec<Weak<Watch>>>,
+}
+
+/// What can end a task's waiting besides its socket.
+struct Watch {
+    deadline_ms: Cell<u64>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Hub {
+    /// Reads the clocks and wakes the tasks that have waited too long.
+    fn tick(&self) {
+        self.now_ms.set(self.started.elapsed().as_millis() as u64);
+        self.service.borrow_mut().set_time(unix_seconds());
+        self.watches.borrow_mut().retain(|watch| {
+            let Some(watch) = watch.upgrade() else {
+                return false;
+            };
+            if self.is_called(&watch)
+                && let Some(waker) = watch.waker.take()
+            {
+                waker.wake();
+            }
+            true
+        });
+    }
+
+    /// Whether a waiting task has something other than its socket to look at.
+    fn is_called(&self, watch: &Watch) -> bool {
+        self.now_ms.get() >= watch.deadline_ms.get() || self.urgency.get() != Urgency::Serve
+    }
+
+    fn watch(&self) -> Rc<Watch> {
+        let watch = Rc::new(Watch {
+            deadline_ms: Cell::new(u64::MAX),
+            waker: Cell::new(None),
+        });
+        self.watches.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+}
+
+/// Seconds of the Unix epoch, for dates.
+pub fn unix_seconds() -> u64 {
+    SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
+    let hub = Rc::new(Hub {
+        service: RefCell::new(shard.service),
+        input: RefCell::new(vec![0; INPUT_BYTES]),
+        limits: shard.limits,
+        started: Instant::now(),
+        now_ms: Cell::new(0),
+        urgency: Cell::new(Urgency::Serve),
+        watches: RefCell::new(Vec::new()),
+    });
+    let gate = shard.gate;
+    let listener = Rc::new(PollableFd::new(shard.listener)?);
+    let accepting = glommio::spawn_local({
+        let (hub, gate, listener) = (Rc::clone(&hub), gate.clone(), Rc::clone(&listener));
+        async move {
+            loop {
+                accept_all(&hub, &gate, &listener).await;
+                if listener.readable().await.is_err() {
+                    sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    });
+    let ticking = glommio::spawn_local({
+        let hub = Rc::clone(&hub);
+        async move {
+            loop {
+                hub.tick();
+                sleep(TICK).await;
+            }
+        }
+    });
+    ready();
+    PollableFd::new(shard.stop.bell(shard.index))?
+        .readable()
+        .await?;
+
+    accepting.cancel().await;
+    ticking.cancel().await;
+    // Who is in the queue has connected to a server that was there.
+    accept_all(&hub, &gate, &listener).await;
+    // Ends listening now: a poll that the ring still holds would keep the port for a moment.
+    let _ = listener.get_ref().shutdown(Shutdown::Read);
+    drop(listener);
+
+    let end = Instant::now() + shard.drain_timeout;
+    loop {
+        let late = Instant::now() >= end || shard.stop.urgency() == Urgency::Abort;
+        hub.urgency
+            .set(if late { Urgency::Abort } else { Urgency::Drain });
+        hub.tick();
+        if hub
+            .watches
+            .borrow()
+            .iter()
+            .all(|watch| watch.strong_count() == 0)
+        {
+            return Ok(());
+        }
+        sleep(DRAIN_TICK).await;
+    }
+}
+
+/// Accepts until nobody is waiting.
+async fn accept_all(
+    hub: &Rc<Hub>,
+    gate: &std::sync::Arc<super::Gate>,
+    listener: &PollableFd<Socket>,
+) {
+    let mut backoff = ACCEPT_BACKOFF;
+    for turn in 1.. {
+        match listener.get_ref().accept() {
+            Ok((socket, peer)) => {
+                backoff = ACCEPT_BACKOFF;
+                let is_loopback = peer
+                    .as_socket()
+                    .is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+                admit(hub, gate.admit(), socket, is_loopback);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // The peer has gone in the meantime, or a signal came: the next one may be there.
+            Err(error) if is_about_one_connection(&error) => {}
+            // Out of descriptors or memory: the queue keeps who waits until some are free.
+            Err(_) => {
+                if hub.urgency.get() != Urgency::Serve {
+                    return;
+                }
+                sleep(backoff).await;
+                backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+            }
+        }
+        if turn % ACCEPTS_A_TURN == 0 {
+            glommio::executor().yield_now().await;
+        }
+    }
+}
+
+/// Errors of accept(2) that concern the connection that was to be accepted, not the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, Interrupted, NetworkDown, NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | Interrupted | NetworkDown | NetworkUnreachable | TimedOut
+    ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
+}
+
+/// Starts the task of an accepted connection.
+fn admit(hub: &Rc<Hub>, admission: Admission, socket: Socket, peer_is_loopback: bool) {
+    let (pass, is_turned_away) = match admission {
+        Admission::Admitted(pass) => (pass, false),
+        Admission::TurnedAway(pass) => (pass, true),
+        Admission::Dropped => return,
+    };
+    // Fails only on a socket that has already ended, which its first read will tell.
+    let _ = socket.set_tcp_nodelay(true);
+    let connection = Connection::new(hub.limits, peer_is_loopback, hub.now_ms.get());
+    let task = Task {
+        watch: hub.watch(),
+        hub: Rc::clone(hub),
+        stream: TcpStream::from(socket),
+        connection,
+        out: Vec::new(),
+        _pass: pass,
+    };
+    glommio::spawn_local(task.run(is_turned_away)).detach();
+}
+
+/// One connection.
+struct Task {
+    hub: Rc<Hub>,
+    watch: Rc<Watch>,
+    stream: TcpStream,
+    connection: Connection,
+    /// Answers that are not sent yet.
+    out: Vec<u8>,
+    _pass: Pass,
+}
+
+/// Why a task stops waiting for its socket.
+enum Turn {
+    /// Input was handled.
+    Handled(Outcome),
+    /// The peer will send nothing more, or the connection has failed.
+    Ended,
+    /// The deadline has passed.
+    Expired,
+    /// The server stops and this connection has nothing in flight.
+    Stopped,
+}
+
+impl Task {
+    async fn run(mut self, is_turned_away: bool) {
+        if is_turned_away {
+            self.connection
+                .turn_away(&*self.hub.service.borrow(), &mut self.out);
+        }
+        if is_turned_away || self.serve().await {
+            self.close_gently().await;
+        }
+        // Before the descriptor closes: a poll in flight would hold back the FIN.
+        let _ = self.stream.shutdown(Shutdown::Both).await;
+    }
+
+    /// Serves requests. Returns whether the end is for the peer to hear.
+    async fn serve(&mut self) -> bool {
+        loop {
+            let mut waited = false;
+            let mut outcome = match self.receive(&mut waited).await {
+                Turn::Handled(outcome) => outcome,
+                Turn::Ended | Turn::Stopped => return false,
+                Turn::Expired => {
+                    self.connection
+                        .expire(&*self.hub.service.borrow(), &mut self.out);
+                    return !self.out.is_empty();
+                }
+            };
+            while outcome == Outcome::Resume {
+                if !self.flush().await {
+                    return false;
+                }
+                glommio::executor().yield_now().await;
+                let mut service = self.hub.service.borrow_mut();
+                let now_ms = self.hub.now_ms.get();
+                outcome = self.connection.resume(now_ms, &mut *service, &mut self.out);
+                service.commit();
+            }
+            if outcome == Outcome::Close {
+                return true;
+            }
+            if !self.flush().await {
+                return false;
+            }
+            // A peer that always has more to say does not keep the others waiting.
+            if !waited {
+                glommio::executor().yield_now().await;
+            }
+        }
+    }
+
+    /// Waits for input and handles it in place.
+    async fn receive(&mut self, waited: &mut bool) -> Turn {
+        let Task {
+            hub,
+            watch,
+            stream,
+            connection,
+            out,
+            ..
+        } = self;
+        watch.deadline_ms.set(connection.deadline_ms());
+        poll_fn(|cx| {
+            let mut input = hub.input.borrow_mut();
+            match Pin::new(&mut *stream).poll_read(cx, &mut input) {
+                Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Turn::Ended),
+                Poll::Ready(Ok(received)) => {
+                    if hub.urgency.get() != Urgency::Serve {
+                        connection.drain();
+                    }
+                    let mut service = hub.service.borrow_mut();
+                    let now_ms = hub.now_ms.get();
+                    let outcome =
+                        connection.receive(&input[..received], now_ms, &mut *service, out);
+                    // Nothing is acknowledged before it can be read.
+                    service.commit();
+                    Poll::Ready(Turn::Handled(outcome))
+                }
+                Poll::Pending => {
+                    let urgency = hub.urgency.get();
+                    if urgency == Urgency::Abort
+                        || urgency == Urgency::Drain && connection.is_idle()
+                    {
+                        return Poll::Ready(Turn::Stopped);
+                    }
+                    if hub.now_ms.get() >= watch.deadline_ms.get() {
+                        return Poll::Ready(Turn::Expired);
+                    }
+                    *waited = true;
+                    watch.waker.set(Some(cx.waker().clone()));
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sends what is unsent. Returns whether the connection can go on.
+    async fn flush(&mut self) -> bool {
+        let Task {
+            hub,
+            watch,
+            stream,
+            connection,
+            out,
+            ..
+        } = self;
+        let mut sent = 0;
+        watch.deadline_ms.set(
+            hub.now_ms
+                .get()
+                .saturating_add(connection.send_timeout_ms()),
+        );
+        while sent < out.len() {
+            let written = poll_fn(
+                |cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
+                    Poll::Pending => {
+                        let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
+                        if is_late || hub.urgency.get() == Urgency::Abort {
+                            return Poll::Ready(Ok(0));
+                        }
+                        watch.waker.set(Some(cx.waker().clone()));
+                        Poll::Pending
+                    }
+                    ready => ready,
+                },
+            )
+            .await;
+            match written {
+                Ok(0) | Err(_) => return false,
+                Ok(written) => sent += written,
+            }
+        }
+        out.clear();
+        true
+    }
+
+    /// Sends the last answers, ends our side, and discards what the peer still sends, for a
+    /// bounded while: closing with unread input would reset the connection under the answer.
+    async fn close_gently(&mut self) {
+        if !self.flush().await || self.stream.shutdown(Shutdown::Write).await.is_err() {
+            return;
+        }
+        let Task {
+            hub, watch, stream, ..
+        } = self;
+        watch
+            .deadline_ms
+            .set(hub.now_ms.get().saturating_add(LINGER_MS));
+        let mut discarded = 0;
+        while discarded < LINGER_BYTES_MAX {
+            let received = poll_fn(|cx| {
+                let mut input = hub.input.borrow_mut();
+                match Pin::new(&mut *stream).poll_read(cx, &mut input) {
+                    Poll::Pending => {
+                        let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
+                        if is_late || hub.urgency.get() == Urgency::Abort {
+                            return Poll::Ready(Ok(0));
+                        }
+                        watch.waker.set(Some(cx.waker().clone()));
+                        Poll::Pending
+                    }
+                    ready => ready,
+                }
+            })
+            .await;
+            match received {
+                Ok(0) | Err(_) => return,
+                Ok(received) => discarded += received,
+            }
+        }
+    }
+}

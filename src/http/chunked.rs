@@ -1,0 +1,217 @@
+//! The chunked transfer coding, strictly (RFC 9112 section 7.1), a byte sequence at a time.
+//!
+//! httparse has a reader of chunk sizes, but it takes an empty size for 0 and any byte for an
+//! extension; both can hide a request from another reader of the same bytes.
+
+use super::{CHUNK_FRAMING_BYTES_MAX, Refusal};
+
+/// Where in a chunked body the next byte belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In the hexadecimal size; `true` once there is a digit.
+    Size(bool),
+    /// In the extensions, up to the CR.
+    Extension,
+    /// At the LF behind a size.
+    SizeEnd,
+    /// In the data.
+    Data,
+    /// At the CR behind the data.
+    DataEnd,
+    /// At the LF behind the data.
+    DataEndLf,
+    /// At the start of a trailer line.
+    TrailerStart,
+    /// In a trailer line.
+    Trailer,
+    /// At the LF of a trailer line.
+    TrailerEnd,
+    /// At the LF of the last, empty line.
+    LastLf,
+    Done,
+}
+
+/// A chunked body on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunked {
+    state: State,
+    /// The size of the chunk, then what is left of it.
+    left: u64,
+    decoded: usize,
+    framing: usize,
+}
+
+/// What a piece of input held.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// All of it was taken, and the body goes on.
+    More,
+    /// The body ends after this many bytes of it.
+    Done(usize),
+}
+
+impl Chunked {
+    pub(super) fn new() -> Self {
+        Chunked {
+            state: State::Size(false),
+            left: 0,
+            decoded: 0,
+            framing: 0,
+        }
+    }
+
+    /// Decodes `input` onto the end of `body`, of which at most `body_bytes_max` may come.
+    pub(super) fn feed(
+        &mut self,
+        input: &[u8],
+        body_bytes_max: usize,
+        body: &mut Vec<u8>,
+    ) -> Result<Progress, Refusal> {
+        let mut at = 0;
+        while at < input.len() {
+            if self.state == State::Data {
+                let taken =
+                    (input.len() - at).min(usize::try_from(self.left).unwrap_or(usize::MAX));
+                body.extend_from_slice(&input[at..at + taken]);
+                at += taken;
+                self.left -= taken as u64;
+                if self.left == 0 {
+                    self.state = State::DataEnd;
+                }
+                continue;
+            }
+            self.framing += 1;
+            if self.framing > CHUNK_FRAMING_BYTES_MAX {
+                return Err(Refusal::LargeBody);
+            }
+            self.state = self.step(input[at], body_bytes_max)?;
+            at += 1;
+            if self.state == State::Done {
+                return Ok(Progress::Done(at));
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    fn step(&mut self, byte: u8, body_bytes_max: usize) -> Result<State, Refusal> {
+        Ok(match (self.state, byte) {
+            (State::Size(any), _) if char::from(byte).is_ascii_hexdigit() => {
+                // The top digit must be free. Leading zeros are digits like any other.
+                if any && self.left >> 60 != 0 {
+                    return Err(Refusal::Chunk);
+                }
+                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                self.left = self.left << 4 | u64::from(digit);
+                State::Size(true)
+            }
+            (State::Size(true), b';') => State::Extension,
+            (State::Size(true) | State::Extension, b'\r') => State::SizeEnd,
+            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => State::Extension,
+            (State::SizeEnd, b'\n') if self.left == 0 => State::TrailerStart,
+            (State::SizeEnd, b'\n') => {
+                let room = body_bytes_max - self.decoded;
+                if self.left > room as u64 {
+                    return Err(Refusal::LargeBody);
+                }
+                self.decoded += self.left as usize;
+                State::Data
+            }
+            (State::DataEnd, b'\r') => State::DataEndLf,
+            (State::DataEndLf, b'\n') => State::Size(false),
+            (State::TrailerStart, b'\r') => State::LastLf,
+            // A field name, not the white space of a folded line.
+            (State::TrailerStart, b'!'..=b'9' | b';'..=b'~') => State::Trailer,
+            (State::Trailer, b'\t' | b' '..=b'~' | 0x80..) => State::Trailer,
+            (State::Trailer, b'\r') => State::TrailerEnd,
+            (State::TrailerEnd, b'\n') => State::TrailerStart,
+            (State::LastLf, b'\n') => State::Done,
+            _ => return Err(Refusal::Chunk),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(wire: &[u8], pieces: usize, limit: usize) -> Result<(Vec<u8>, Progress), Refusal> {
+        let (mut chunked, mut body, mut fed) = (Chunked::new(), Vec::new(), 0);
+        for piece in wire.chunks(pieces) {
+            match chunked.feed(piece, limit, &mut body)? {
+                Progress::More => fed += piece.len(),
+                Progress::Done(end) => return Ok((body, Progress::Done(fed + end))),
+            }
+        }
+        Ok((body, Progress::More))
+    }
+
+    #[test]
+    fn a_chunked_body_is_decoded_in_pieces_of_any_size() {
+        let wire = b"5\r\nhello\r\n00A;name=\"v\"\r\n 0123456\r\n\r\n0\r\nX-Trailer: 1\r\n\r\nGET ";
+        for pieces in 1..wire.len() {
+            let decoded = decode(wire, pieces, 15).unwrap();
+            assert_eq!(
+                decoded,
+                (
+                    b"hello 0123456\r\n".to_vec(),
+                    Progress::Done(wire.len() - 4)
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_malformed_chunk_is_refused_however_it_is_split() {
+        for wire in [
+            &b"\r\n"[..],
+            b";x\r\n",
+            b"g\r\n",
+            b"0x5\r\n",
+            b"+5\r\n",
+            b" 5\r\n",
+            b"5 \r\n",
+            b"5\n",
+            b"5\r\r",
+            b"5;\x00\r\n",
+            b"5;a\nb\r\n",
+            b"10000000000000000\r\n",
+            b"1\r\nab",
+            b"1\r\na\n",
+            b"1\r\na\rb",
+            b"0\r\n x\r\n",
+            b"0\r\n:x\r\n",
+            b"0\r\nx\n",
+            b"0\r\n\n",
+            b"0\r\n\rx",
+        ] {
+            for pieces in 1..=wire.len() {
+                assert_eq!(
+                    decode(wire, pieces, 1000),
+                    Err(Refusal::Chunk),
+                    "{}",
+                    wire.escape_ascii()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_body_and_its_framing_are_limited() {
+        assert!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 5).is_ok());
+        assert_eq!(
+            decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 4),
+            Err(Refusal::LargeBody)
+        );
+        assert_eq!(decode(b"3\r\nhel\r\n3\r\n", 99, 5), Err(Refusal::LargeBody));
+        assert_eq!(
+            decode(b"ffffffffffffffff\r\n", 99, 5),
+            Err(Refusal::LargeBody)
+        );
+        // "1;" and CR LF, one byte, CR LF, "0" and twice CR LF are 11 bytes of framing.
+        for (extra, fits) in [(0, true), (1, false)] {
+            let extension = "x".repeat(CHUNK_FRAMING_BYTES_MAX - 11 + extra);
+            let wire = format!("1;{extension}\r\na\r\n0\r\n\r\n");
+            assert_eq!(decode(wire.as_bytes(), 7, 5).is_ok(), fits);
+        }
+    }
+}

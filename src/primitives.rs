@@ -1,0 +1,8 @@
+//! The locks and atomics that `tally` is built on.
+//!
+//! They are named in one place so that `tests/interleavings.rs` can compile the very same
+//! source against loom's, which tries every interleaving that the memory model allows.
+
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use std::sync::{Mutex, MutexGuard};
+pub(crate) use std::thread::yield_now;

@@ -1,0 +1,263 @@
+//! Method and path to action: the only place that knows both `http` and `tally`.
+
+use crate::event;
+use crate::http::{Date, Handler, Method, Prepared, Reply, Request, Target};
+use crate::tally::{Totals, UsersFull, Writer};
+use serde::Serialize;
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+
+/// How an event is acknowledged. Published clients accept one or the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dialect {
+    /// 200 without a body, for the challenge's original clients
+    #[value(name = "1mrc")]
+    Original,
+    /// 201 with {"status":"ok"}
+    Fasterapi,
+}
+
+/// What a service is configured with.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// How an event is acknowledged.
+    pub dialect: Dialect,
+    /// The token that a reset needs; without one, loopback peers may reset.
+    pub admin_token: Option<Arc<[u8]>>,
+    /// The host that the server was told to bind, which a `Host` may name besides loopback.
+    pub host: String,
+}
+
+/// The totals as they are sent and printed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Stats {
+    total_requests: u64,
+    unique_users: u64,
+    sum: f64,
+    avg: f64,
+}
+
+/// The totals as one JSON object.
+pub fn stats_json(totals: &Totals) -> String {
+    let stats = Stats {
+        total_requests: totals.total_requests,
+        unique_users: totals.unique_users,
+        sum: totals.sum,
+        avg: totals.avg(),
+    };
+    // A struct of finite numbers has a JSON form.
+    serde_json::to_string(&stats).unwrap_or_default()
+}
+
+/// A resource of the challenge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Event,
+    Stats,
+    Health,
+    Reset,
+}
+
+impl Route {
+    fn of(path: &[u8]) -> Option<Route> {
+        match path {
+            b"/event" => Some(Route::Event),
+            b"/stats" => Some(Route::Stats),
+            b"/health" => Some(Route::Health),
+            b"/reset" => Some(Route::Reset),
+            _ => None,
+        }
+    }
+
+    /// The value of `Allow` for this resource.
+    fn methods(self) -> &'static str {
+        match self {
+            Route::Event | Route::Reset => "POST, OPTIONS",
+            Route::Stats | Route::Health => "GET, HEAD, OPTIONS",
+        }
+    }
+}
+
+/// The value of `Allow` for the server as a whole.
+const METHODS: &str = "GET, HEAD, POST, OPTIONS";
+
+/// Answers the requests of one shard.
+#[derive(Debug)]
+pub struct Service {
+    writer: Writer,
+    policy: Policy,
+    date: Date,
+    acknowledged: Prepared,
+}
+
+impl Service {
+    /// A service that counts with `writer`, at a Unix time in seconds.
+    pub fn new(writer: Writer, policy: Policy, unix_seconds: u64) -> Self {
+        let date = Date::from_unix(unix_seconds);
+        let acknowledged = match policy.dialect {
+            Dialect::Original => Prepared::new(200, None, "", &date),
+            Dialect::Fasterapi => {
+                Prepared::new(201, Some("application/json"), r#"{"status":"ok"}"#, &date)
+            }
+        };
+        Service {
+            writer,
+            policy,
+            date,
+            acknowledged,
+        }
+    }
+
+    /// Sets the date of answers from a Unix time in seconds.
+    pub fn set_time(&mut self, unix_seconds: u64) {
+        let date = Date::from_unix(unix_seconds);
+        if date != self.date {
+            self.acknowledged.set_date(&date);
+            self.date = date;
+        }
+    }
+
+    /// Makes everything counted so far visible. To be called before the answers of a batch of
+    /// requests leave.
+    #[inline]
+    pub fn commit(&mut self) {
+        self.writer.publish();
+    }
+
+    fn event(&mut self, body: &[u8], reply: Reply<'_>) {
+        let event = match event::decode(body) {
+            Ok(event) => event,
+            Err(refusal) => return reply.send_error(400, &[], refusal.sentence()),
+        };
+        match self.writer.count(event.user.as_bytes(), event.value) {
+            Ok(()) => reply.send_prepared(&self.acknowledged),
+            Err(UsersFull) => {
+                let sentence = "raise --max-users, or reset: no further user can be held";
+                reply.send_error(507, &[], sentence);
+            }
+        }
+    }
+
+    fn stats(&mut self, reply: Reply<'_>) {
+        // Events before this request on the same connection may not be published yet.
+        self.writer.publish();
+        let totals = self.writer.tally().totals();
+        reply.send_json(200, stats_json(&totals).as_bytes());
+    }
+
+    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+        if let Some(token) = &self.policy.admin_token {
+            if !bears(request.authorization(), token) {
+                let fields = [("WWW-Authenticate", "Bearer")];
+                return reply.send_error(
+                    401,
+                    &fields,
+                    "send the admin token as Authorization: Bearer",
+                );
+            }
+        } else if !request.peer_is_loopback {
+            let sentence =
+                "reset from the server's own machine, or start it with --admin-token-file";
+            return reply.send_error(403, &[], sentence);
+        } else if !self.is_first_party(request) {
+            return reply.send_error(
+                403,
+                &[],
+                "send the reset from a client, not from a web page",
+            );
+        }
+        self.writer.tally().reset();
+        reply.send_json(200, br#"{"status":"reset"}"#);
+    }
+
+    /// Whether no web page of another site can have made a browser send this: not with a
+    /// foreign `Origin` or `Sec-Fetch-Site`, and not through a name that was made to point here.
+    fn is_first_party(&self, request: &Request<'_>) -> bool {
+        let host = request.host;
+        let origin_is_ours = request.origin().is_none_or(|origin| {
+            origin
+                .strip_prefix(b"http://")
+                .is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+        });
+        let site_is_ours = request
+            .fetch_site()
+            .is_none_or(|site| site == b"same-origin" || site == b"none");
+        origin_is_ours && site_is_ours && self.names_this_server(host)
+    }
+
+    fn names_this_server(&self, host: &[u8]) -> bool {
+        let Ok(host) = std::str::from_utf8(host) else {
+            return false;
+        };
+        let without_port = match host.strip_prefix('[') {
+            Some(v6) => v6.split(']').next().unwrap_or(""),
+            None => host.split(':').next().unwrap_or(""),
+        };
+        let is_loopback_address = without_port
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+        without_port.is_empty()
+            || is_loopback_address
+            || without_port.eq_ignore_ascii_case("localhost")
+            || without_port.eq_ignore_ascii_case(&self.policy.host)
+    }
+}
+
+/// Whether `authorization` is `Bearer` and the token, in time that does not tell how much of it
+/// is right.
+fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
+    const SCHEME: &[u8] = b"bearer ";
+    authorization.is_some_and(|value| {
+        value.len() > SCHEME.len()
+            && value[..SCHEME.len()].eq_ignore_ascii_case(SCHEME)
+            && bool::from(value[SCHEME.len()..].trim_ascii().ct_eq(token))
+    })
+}
+
+impl Handler for Service {
+    fn date(&self) -> &Date {
+        &self.date
+    }
+
+    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
+        let Target::Path(path) = target else {
+            return false;
+        };
+        method == Method::Post && Route::of(path) == Some(Route::Event)
+    }
+
+    #[inline]
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+        if request.method() == Method::Unknown {
+            return reply.send_error(501, &[("Allow", METHODS)], "use GET, HEAD, POST or OPTIONS");
+        }
+        let route = match &request.target {
+            Target::Path(path) => Route::of(path),
+            Target::Server if request.method() == Method::Options => {
+                return reply.send(204, None, &[("Allow", METHODS)], b"");
+            }
+            Target::Server | Target::Tunnel => {
+                return reply.send_error(405, &[("Allow", METHODS)], "this server is no proxy");
+            }
+        };
+        let Some(route) = route else {
+            return reply.send_error(404, &[], "use /event, /stats, /health or /reset");
+        };
+        match (request.method(), route) {
+            (Method::Post, Route::Event) => self.event(request.body, reply),
+            (Method::Get | Method::Head, Route::Stats) => self.stats(reply),
+            (Method::Get | Method::Head, Route::Health) => {
+                reply.send_json(200, br#"{"status":"healthy"}"#);
+            }
+            (Method::Post, Route::Reset) => self.reset(request, reply),
+            (Method::Options, route) => {
+                reply.send(204, None, &[("Allow", route.methods())], b"");
+            }
+            (_, route) => {
+                let fields = [("Allow", route.methods())];
+                reply.send_error(405, &fields, "use a method that Allow names");
+            }
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! An exact accumulator of `f64` values, rounded once, when it is read.
+//!
+//! The design is the "small superaccumulator" of R. M. Neal, "Fast exact summation using small
+//! and large superaccumulators" (arXiv 1505.05571): one wide fixed-point number that covers
+//! every bit a finite `f64` can have, held in limbs that overlap, so that an addition touches a
+//! few limbs and carries are propagated rarely. Neal spreads a value over two limbs and carries
+//! every 2^11 additions; here it is spread over three, each of which grows by less than 2^32 an
+//! addition, so that carries wait for 2^20 additions and shards can be merged without any.
+
+/// Bits of the number that one limb stands for. A limb has 64, the rest is headroom for carries.
+const LIMB_BITS: usize = 32;
+
+/// Limbs of the accumulator: bit 0 is 2^-1074 (the smallest subnormal), the largest finite
+/// value ends below bit 2098, and 2^64 additions carry at most 64 bits further.
+pub(crate) const LIMBS: usize = 68;
+const _: () = assert!(LIMBS * LIMB_BITS > 1074 + 1024 + 64);
+
+/// Most accumulators that may be merged into one without propagating carries between.
+pub(crate) const MERGES_MAX: u64 = 1024;
+
+/// Additions after which carries are propagated. An addition changes a limb by less than 2^32.
+const ADDITIONS_BETWEEN_CARRIES: u32 = 1 << 20;
+const _: () = assert!((ADDITIONS_BETWEEN_CARRIES as u64 + 1) * MERGES_MAX <= 1 << 31);
+
+const FRACTION_BITS: usize = 52;
+const EXPONENT_MASK: u64 = 0x7ff;
+const FRACTION_MASK: u64 = (1 << FRACTION_BITS) - 1;
+const LIMB_MASK: u64 = (1 << LIMB_BITS) - 1;
+
+/// A range of limbs: the only ones that can differ from zero, or that have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// The first limb.
+    pub(crate) start: usize,
+    /// One past the last limb.
+    pub(crate) end: usize,
+}
+
+impl Extent {
+    pub(crate) const EMPTY: Extent = Extent {
+        start: LIMBS,
+        end: 0,
+    };
+    pub(crate) const ALL: Extent = Extent {
+        start: 0,
+        end: LIMBS,
+    };
+
+    /// The smallest range that holds both.
+    pub(crate) fn hull(self, other: Extent) -> Extent {
+        Extent {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
+
+    /// The same range in one word, for an atomic.
+    pub(crate) fn to_word(self) -> u64 {
+        (self.start as u64) << 32 | self.end as u64
+    }
+
+    /// The range of a word made by [`Extent::to_word`], cut to the limbs that there are.
+    pub(crate) fn from_word(word: u64) -> Extent {
+        Extent {
+            start: (word >> 32) as usize,
+            end: ((word & LIMB_MASK) as usize).min(LIMBS),
+        }
+    }
+}
+
+/// The exact sum of finite `f64` values: order and grouping make no difference to it.
+#[derive(Clone, Debug)]
+pub struct ExactSum {
+    limbs: [i64; LIMBS],
+    /// Where a limb can differ from zero.
+    extent: Extent,
+    /// Additions since carries were propagated.
+    additions: u32,
+}
+
+impl Default for ExactSum {
+    fn default() -> Self {
+        ExactSum {
+            limbs: [0; LIMBS],
+            extent: Extent::EMPTY,
+            additions: 0,
+        }
+    }
+}
+
+impl ExactSum {
+    /// Adds a finite value and returns the limbs that may have changed. A value that is not
+    /// finite is the caller's mistake: it has no place in an exact sum.
+    #[inline]
+    pub(crate) fn add(&mut self, value: f64) -> Extent {
+        debug_assert!(value.is_finite());
+        let bits = value.to_bits();
+        let exponent = (bits >> FRACTION_BITS & EXPONENT_MASK) as usize;
+        let fraction = bits & FRACTION_MASK;
+        // A subnormal has the scale of exponent 1, without the implicit bit.
+        let (mantissa, position) = match exponent {
+            0 => (fraction, 0),
+            _ => (fraction | 1 << FRACTION_BITS, exponent - 1),
+        };
+        let limb = position / LIMB_BITS;
+        let spread = u128::from(mantissa) << (position % LIMB_BITS);
+        let parts = [
+            (spread as u64 & LIMB_MASK) as i64,
+            ((spread >> LIMB_BITS) as u64 & LIMB_MASK) as i64,
+            (spread >> (2 * LIMB_BITS)) as i64,
+        ];
+        let sign = if value.is_sign_negative() { -1 } else { 1 };
+        for (slot, part) in self.limbs[limb..limb + 3].iter_mut().zip(parts) {
+            *slot += sign * part;
+        }
+        let touched = Extent {
+            start: limb,
+            end: limb + 3,
+        };
+        self.extent = self.extent.hull(touched);
+        self.additions += 1;
+        if self.additions < ADDITIONS_BETWEEN_CARRIES {
+            touched
+        } else {
+            self.propagate_carries();
+            self.extent
+        }
+    }
+
+    /// Adds limbs of another accumulator, as they were published. At most [`MERGES_MAX`] may be
+    /// merged into an empty one.
+    pub(crate) fn merge_limb(&mut self, index: usize, limb: i64) {
+        self.limbs[index] += limb;
+        self.extent = self.extent.hull(Extent {
+            start: index,
+            end: index + 1,
+        });
+    }
+
+    /// Adds another accumulator.
+    pub fn merge(&mut self, other: &ExactSum) {
+        for index in other.extent.start..other.extent.end {
+            self.merge_limb(index, other.limbs[index]);
+        }
+    }
+
+    /// The limbs as they are, carries and all.
+    pub(crate) fn limbs(&self) -> &[i64; LIMBS] {
+        &self.limbs
+    }
+
+    /// Where a limb can differ from zero.
+    pub(crate) fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Brings every limb but the last into `0..2^32`; the last one keeps the sign.
+    fn propagate_carries(&mut self) {
+        self.additions = 0;
+        if self.extent == Extent::EMPTY {
+            return;
+        }
+        let mut carry = 0;
+        for limb in &mut self.limbs[self.extent.start..LIMBS - 1] {
+            let whole = *limb + carry;
+            carry = whole >> LIMB_BITS;
+            *limb = whole & LIMB_MASK as i64;
+        }
+        self.limbs[LIMBS - 1] += carry;
+        self.extent.end = LIMBS;
+    }
+
+    /// The nearest `f64` to the exact sum, ties to even. Beyond the finite range it is the
+    /// largest finite value of its sign; a sum of zero is `0.0`, never `-0.0`.
+    pub fn round(&self) -> f64 {
+        let mut exact = self.clone();
+        exact.propagate_carries();
+        let negative = exact.limbs[LIMBS - 1] < 0;
+        if negative {
+            for limb in &mut exact.limbs {
+                *limb = -*limb;
+            }
+            exact.propagate_carries();
+        }
+        let magnitude = round_magnitude(&exact.limbs);
+        if negative { -magnitude } else { magnitude }
+    }
+}
+
+/// The nearest `f64` to a number whose limbs are all in `0..2^32`.
+fn round_magnitude(limbs: &[i64; LIMBS]) -> f64 {
+    let Some(top) = limbs.iter().rposition(|limb| *limb != 0) else {
+        return 0.0;
+    };
+    let highest_bit = top * LIMB_BITS + (63 - limbs[top].leading_zeros() as usize);
+    // Bit 0 is the smallest subnormal: up to 53 bits are a value as they stand, and their
+    // integer is its representation, because a set bit 52 reads as exponent 1.
+    if highest_bit <= FRACTION_BITS {
+        return f64::from_bits(limbs[0] as u64 | (limbs[1] as u64) << LIMB_BITS);
+    }
+    let shift = highest_bit - FRACTION_BITS;
+    let (limb, offset) = (shift / LIMB_BITS, shift % LIMB_BITS);
+    let window = (0..3).fold(0u128, |window, i| {
+        let part = limbs.get(limb + i).copied().unwrap_or(0) as u128;
+        window | part << (i * LIMB_BITS)
+    });
+    let mantissa = (window >> offset) as u64 & (FRACTION_MASK | 1 << FRACTION_BITS);
+    let half = shift - 1;
+    let half_is_set = limbs[half / LIMB_BITS] >> (half % LIMB_BITS) & 1 == 1;
+    let below_half = limbs[half / LIMB_BITS] & ((1i64 << (half % LIMB_BITS)) - 1);
+    let exactly_half = below_half == 0 && limbs[..half / LIMB_BITS].iter().all(|limb| *limb == 0);
+    let up = half_is_set && (!exactly_half || mantissa & 1 == 1);
+    // A mantissa that rounds up to 2^53 carries into the exponent by itself.
+    let bits = ((shift as u64) << FRACTION_BITS) + mantissa + u64::from(up);
+    if bits >= f64::INFINITY.to_bits() {
+        f64::MAX
+    } else {
+        f64::from_bits(bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_bigint::BigInt;
+    use proptest::prelude::*;
+
+    /// The exact value in units of 2^-1074.
+    fn exact(value: f64) -> BigInt {
+        let bits = value.to_bits();
+        let exponent = (bits >> 52 & 0x7ff) as usize;
+        let fraction = bits & ((1 << 52) - 1);
+        let magnitude = match exponent {
+            0 => BigInt::from(fraction),
+            _ => BigInt::from(fraction | 1 << 52) << (exponent - 1),
+        };
+        if value.is_sign_negative() {
+            -magnitude
+        } else {
+            magnitude
+        }
+    }
+
+    /// Rounds through an exact decimal and the standard library's correctly rounded parser:
+    /// N * 2^-1074 is N * 5^1074 * 10^-1074.
+    fn reference(values: &[f64]) -> f64 {
+        let total: BigInt = values.iter().map(|value| exact(*value)).sum();
+        let decimal = total * BigInt::from(5).pow(1074);
+        let rounded: f64 = format!("{decimal}e-1074").parse().unwrap();
+        rounded.clamp(-f64::MAX, f64::MAX) + 0.0
+    }
+
+    fn sum(values: &[f64]) -> ExactSum {
+        let mut sum = ExactSum::default();
+        for value in values {
+            sum.add(*value);
+        }
+        sum
+    }
+
+    fn any_finite() -> impl Strategy<Value = f64> {
+        let bits = any::<u64>()
+            .prop_map(f64::from_bits)
+            .prop_filter("finite", |v| v.is_finite());
+        let subnormal = (any::<bool>(), 0..1u64 << 52)
+            .prop_map(|(sign, fraction)| f64::from_bits(u64::from(sign) << 63 | fraction));
+        let edge = prop::sample::select(vec![
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            f64::MAX,
+            f64::MIN,
+            f64::MIN_POSITIVE,
+            f64::EPSILON,
+            1e308,
+            1e-308,
+            5e-324,
+            -5e-324,
+            9007199254740993.0,
+            0.5,
+            (1u64 << 53) as f64,
+        ]);
+        prop_oneof![bits, subnormal, edge, -1e6..1e6f64]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn the_sum_is_the_correctly_rounded_exact_sum(
+            values in prop::collection::vec(any_finite(), 0..40)
+        ) {
+            prop_assert_eq!(sum(&values).round().to_bits(), reference(&values).to_bits());
+        }
+
+        #[test]
+        fn order_and_splits_do_not_matter(
+            values in prop::collection::vec(any_finite(), 0..60),
+            shards in prop::collection::vec(0..8usize, 60),
+        ) {
+            let mut parts = vec![ExactSum::default(); 8];
+            for (value, shard) in values.iter().zip(&shards).rev() {
+                parts[*shard].add(*value);
+            }
+            let mut merged = ExactSum::default();
+            for part in &parts {
+                merged.merge(part);
+            }
+            prop_assert_eq!(merged.round().to_bits(), sum(&values).round().to_bits());
+        }
+
+        #[test]
+        fn cancellation_is_exact_down_to_one_unit(
+            values in prop::collection::vec(any_finite(), 0..40), unit in any_finite()
+        ) {
+            let negated = values.iter().map(|value| -value);
+            let all: Vec<f64> = values.iter().copied().chain([unit]).chain(negated).collect();
+            prop_assert_eq!(sum(&all).round().to_bits(), (unit + 0.0).to_bits());
+        }
+
+        #[test]
+        fn carries_can_be_propagated_at_any_moment(
+            values in prop::collection::vec(any_finite(), 1..30), at in 0..30usize
+        ) {
+            let mut carried = ExactSum::default();
+            for (i, value) in values.iter().enumerate() {
+                if i == at {
+                    carried.propagate_carries();
+                }
+                carried.add(*value);
+            }
+            prop_assert_eq!(carried.round().to_bits(), sum(&values).round().to_bits());
+        }
+    }
+
+    #[test]
+    fn more_additions_than_fit_between_carries_are_exact() {
+        let mut accumulator = ExactSum::default();
+        let values = [f64::MAX, -1.5, f64::MAX, 1e-300];
+        let rounds = ADDITIONS_BETWEEN_CARRIES as usize / values.len() + 3;
+        for _ in 0..rounds {
+            for value in values {
+                accumulator.add(value);
+            }
+        }
+        assert_eq!(accumulator.round(), f64::MAX);
+        for _ in 0..rounds {
+            accumulator.add(-f64::MAX);
+            accumulator.add(-f64::MAX);
+        }
+        assert_eq!(accumulator.round(), -1.5 * rounds as f64);
+    }
+
+    #[test]
+    fn beyond_the_finite_range_the_sum_is_the_largest_value_and_can_come_back() {
+        let mut accumulator = sum(&[f64::MAX, f64::MAX]);
+        assert_eq!(accumulator.round(), f64::MAX);
+        accumulator.add(-f64::MAX);
+        accumulator.add(1.0 - f64::MAX);
+        // Rounding 1 - MAX gives -MAX: the exact rest is zero.
+        assert_eq!(accumulator.round().to_bits(), 0.0f64.to_bits());
+        // Half an ulp above MAX is the first value that rounds away; below it rounds to MAX.
+        let half_ulp = 2f64.powi(970);
+        assert_eq!(sum(&[f64::MIN, -half_ulp]).round(), f64::MIN);
+        assert_eq!(
+            sum(&[f64::MAX, half_ulp, half_ulp, f64::MIN]).round(),
+            2.0 * half_ulp
+        );
+    }
+
+    #[test]
+    fn an_addition_reports_every_limb_that_it_changed() {
+        let mut accumulator = ExactSum::default();
+        for value in [1.0, -1e300, 5e-324, f64::MAX, 0.1] {
+            let before = accumulator.limbs;
+            let touched = accumulator.add(value);
+            for (index, limb) in before.iter().enumerate() {
+                let inside = (touched.start..touched.end).contains(&index);
+                assert!(
+                    inside || *limb == accumulator.limbs[index],
+                    "{value} limb {index}"
+                );
+            }
+            assert_eq!(accumulator.extent.hull(touched), accumulator.extent);
+        }
+    }
+}

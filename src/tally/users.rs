@@ -1,0 +1,192 @@
+//! Who has been seen: one shared, striped set that compares bytes, and each shard's own copy
+//! of what it has seen, so that only a shard's first sight of a user touches the shared one.
+
+use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crossbeam_utils::CachePadded;
+use foldhash::quality::RandomState;
+use hashbrown::HashTable;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+/// Stripes of a set. A table grows by moving all it holds: stripes keep each move short, with
+/// ten million users about 40,000 entries.
+pub(crate) const STRIPES: usize = 256;
+
+/// Bits of [`Users::held`] that count users; the others are the low bits of the generation.
+const HELD_BITS: u32 = 40;
+/// Most users that can be held, and so the largest `--max-users`.
+pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
+
+/// The hashes of user ids, keyed anew in every process so that nobody can prepare collisions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hasher(RandomState);
+
+impl Hasher {
+    #[inline]
+    pub(crate) fn hash(&self, user: &[u8]) -> u64 {
+        self.0.hash_one(user)
+    }
+}
+
+/// One table of a set, of users sighted in one generation.
+#[derive(Debug, Default)]
+struct Stripe {
+    generation: u64,
+    users: HashTable<(u64, Arc<[u8]>)>,
+}
+
+impl Stripe {
+    /// Forgets the users of earlier generations.
+    fn enter(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Stripe {
+                generation,
+                users: HashTable::new(),
+            };
+        }
+    }
+
+    #[inline]
+    fn find(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
+        let (_, known) = self
+            .users
+            .find(hash, |(h, known)| *h == hash && **known == *user)?;
+        Some(known)
+    }
+
+    fn insert(&mut self, hash: u64, user: Arc<[u8]>) {
+        self.users
+            .insert_unique(hash, (hash, user), |(hash, _)| *hash);
+    }
+}
+
+/// The stripe of a hash, from bits that the table inside does not use first.
+#[inline]
+fn stripe_of(hash: u64) -> usize {
+    (hash >> 40) as usize % STRIPES
+}
+
+/// The users that one shard has seen.
+#[derive(Debug)]
+pub(crate) struct Seen(Vec<Stripe>);
+
+impl Seen {
+    pub(crate) fn new() -> Self {
+        Seen((0..STRIPES).map(|_| Stripe::default()).collect())
+    }
+
+    #[inline]
+    pub(crate) fn contains(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
+        let stripe = &self.0[stripe_of(hash)];
+        stripe.generation == generation && stripe.find(hash, user).is_some()
+    }
+
+    pub(crate) fn insert(&mut self, generation: u64, hash: u64, user: Arc<[u8]>) {
+        let stripe = &mut self.0[stripe_of(hash)];
+        stripe.enter(generation);
+        stripe.insert(hash, user);
+    }
+}
+
+/// The users that any shard has seen.
+#[derive(Debug)]
+pub(crate) struct Users {
+    stripes: Vec<CachePadded<Mutex<Stripe>>>,
+    /// Users held in a generation: its low bits above [`HELD_BITS`] bits of count.
+    held: CachePadded<AtomicU64>,
+    users_max: u64,
+}
+
+/// What a shard learns of a user that it has not seen itself.
+pub(crate) enum Sighting<'a> {
+    /// Nobody had seen the user. The stripe stays locked until this is dropped: the shard
+    /// publishes the sighting before, so that whoever finds the user publishes after it.
+    First(
+        Arc<[u8]>,
+        #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>,
+    ),
+    /// Another shard has counted the user.
+    Known(Arc<[u8]>),
+    /// A reset came in between: the event belongs to a later generation.
+    Reset,
+    /// One more user would exceed the limit.
+    Full,
+}
+
+/// Keeps a stripe locked.
+pub(crate) struct StripeLock<'a>(
+    #[allow(dead_code, reason = "held for its drop")] MutexGuard<'a, Stripe>,
+);
+
+impl Users {
+    pub(crate) fn new(users_max: u64) -> Self {
+        Users {
+            stripes: (0..STRIPES)
+                .map(|_| CachePadded::new(Mutex::new(Stripe::default())))
+                .collect(),
+            held: CachePadded::new(AtomicU64::new(0)),
+            users_max: users_max.min(USERS_MAX),
+        }
+    }
+
+    /// Looks a user up in `generation`, and adds it where there is room.
+    pub(crate) fn sight(&self, generation: u64, hash: u64, user: &[u8]) -> Sighting<'_> {
+        let mut stripe = match self.stripes[stripe_of(hash)].lock() {
+            Ok(stripe) => stripe,
+            // A shard that panicked with the lock ends the process; until then, go on.
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        if stripe.generation > generation {
+            return Sighting::Reset;
+        }
+        stripe.enter(generation);
+        if let Some(known) = stripe.find(hash, user) {
+            return Sighting::Known(Arc::clone(known));
+        }
+        match self.hold_one_more(generation) {
+            Hold::Held => {
+                let user: Arc<[u8]> = user.into();
+                stripe.insert(hash, Arc::clone(&user));
+                Sighting::First(user, StripeLock(stripe))
+            }
+            Hold::Full => Sighting::Full,
+            Hold::Reset => Sighting::Reset,
+        }
+    }
+
+    /// Starts the count of held users over, for a reset to `generation`.
+    pub(crate) fn forget_held(&self, generation: u64) {
+        self.held.store(generation << HELD_BITS, Ordering::Release);
+    }
+
+    fn hold_one_more(&self, generation: u64) -> Hold {
+        let tag = generation << HELD_BITS;
+        let mut held = self.held.load(Ordering::Acquire);
+        loop {
+            // A shard that is behind must not count into the generation of the others, and one
+            // that is ahead of the reset's own store waits for it by trying again.
+            if held & !USERS_MAX != tag {
+                return Hold::Reset;
+            }
+            if held & USERS_MAX >= self.users_max {
+                return Hold::Full;
+            }
+            match self.held.compare_exchange_weak(
+                held,
+                held + 1,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Hold::Held,
+                Err(now) => held = now,
+            }
+        }
+    }
+}
+
+/// The answer to one more user.
+enum Hold {
+    Held,
+    Full,
+    Reset,
+}
