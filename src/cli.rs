@@ -2,11 +2,14 @@
 
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
+use crate::load::{self, EVENTS_MAX, Values};
 use crate::log::Log;
 use crate::service::{Dialect, Policy};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
-use crate::{server, topology};
+use crate::{challenge, server, topology};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +32,32 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Count events over HTTP and report exact totals
+    #[command(after_help = SERVE_HELP)]
     Serve(ServeArgs),
+    /// Send the published events to a server and check what it counted
+    #[command(after_help = LOAD_HELP)]
+    Load(LoadArgs),
+    /// Run a server and a client on CPUs of their own, and report
+    #[command(after_help = CHALLENGE_HELP)]
+    Challenge(ChallengeArgs),
 }
+
+const SERVE_HELP: &str = "Examples:
+  ringtally serve
+  ringtally serve --host :: --port 9000 --cpus 0-3
+  taskset -c 2,3 ringtally serve --dialect fasterapi
+
+SIGTERM and SIGINT finish what is in flight and print the final totals.";
+
+const LOAD_HELP: &str = "Examples:
+  ringtally load
+  ringtally load 100000 64 --url http://127.0.0.1:9000 --values half
+  ringtally load --json report.json --hdr latency.hgrm";
+
+const CHALLENGE_HELP: &str = "Examples:
+  ringtally challenge
+  ringtally challenge 5000000 64 --pipeline 16
+  ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,14 +80,20 @@ pub struct ServeArgs {
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: ServerTuning,
+    /// File with the token that POST /reset then needs
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
     /// How to write to standard error
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     log: Log,
+    /// The process to end with: `challenge` starts its server with it
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<u32>,
 }
 
 /// The server's flags that do not say where it listens.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Server")]
+#[command(next_help_heading = "Server options")]
 pub struct ServerTuning {
     /// CPUs in taskset syntax (0-3,8), one shard each [default: all allowed]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
@@ -98,9 +131,6 @@ pub struct ServerTuning {
     /// Time for connections to finish on SIGTERM or SIGINT
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
     drain_timeout: Duration,
-    /// File with the token that POST /reset then needs
-    #[arg(long, value_name = "FILE")]
-    admin_token_file: Option<PathBuf>,
 }
 
 /// CPUs, as typed.
@@ -154,47 +184,276 @@ impl ServeArgs {
 
     /// Checks the flags against the machine.
     pub fn into_config(self) -> Result<server::Config, Failure> {
-        self.tuning.into_config(self.host, self.port, self.log)
-    }
-}
-
-impl ServerTuning {
-    fn into_config(self, host: IpAddr, port: u16, log: Log) -> Result<server::Config, Failure> {
-        let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
-        let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
+        if let Some(parent) = self.parent {
+            server::end_with(parent)?;
+        }
         let admin_token = self
             .admin_token_file
             .as_deref()
             .map(read_token)
             .transpose()?;
+        let tuning = self.tuning;
+        let wanted = tuning.cpus.as_ref().map(|list| list.0.as_slice());
+        let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
         let milliseconds = |duration: Duration| duration.as_millis() as u64;
-        let shards = self.shards.map(|shards| shards as usize);
         Ok(server::Config {
-            host,
-            port,
-            placement: topology::place(&cpus, shards),
-            spin: match self.spin_us {
+            host: self.host,
+            port: self.port,
+            placement: topology::place(&cpus, tuning.shards.map(|shards| shards as usize)),
+            spin: match tuning.spin_us {
                 Spin::Auto => Duration::ZERO,
                 Spin::Micros(micros) => Duration::from_micros(u64::from(micros)),
             },
-            connections_max: self.max_connections,
+            connections_max: tuning.max_connections,
             limits: Limits {
-                body_bytes_max: self.max_body as usize,
+                body_bytes_max: tuning.max_body as usize,
                 timeouts: Timeouts {
-                    header_ms: milliseconds(self.header_timeout),
-                    body_ms: milliseconds(self.body_timeout),
-                    idle_ms: milliseconds(self.idle_timeout),
+                    header_ms: milliseconds(tuning.header_timeout),
+                    body_ms: milliseconds(tuning.body_timeout),
+                    idle_ms: milliseconds(tuning.idle_timeout),
                 },
             },
-            users_max: self.max_users,
-            drain_timeout: self.drain_timeout,
+            users_max: tuning.max_users,
+            drain_timeout: tuning.drain_timeout,
             policy: Policy {
-                dialect: self.dialect,
+                dialect: tuning.dialect,
                 admin_token,
-                host: host.to_string(),
+                host: self.host.to_string(),
             },
-            log,
+            log: self.log,
         })
+    }
+}
+
+/// The flags of `load`.
+#[derive(Args, Debug)]
+pub struct LoadArgs {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// CPUs that threads are pinned to, in taskset syntax [default: all allowed]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    cpus: Option<CpuList>,
+    /// Measure from the totals found, without a reset
+    #[arg(long)]
+    no_reset: bool,
+    /// The flags that `challenge` has too
+    #[command(flatten)]
+    tuning: LoadTuning,
+}
+
+/// The client's flags that do not say where the server is.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Client options")]
+pub struct LoadTuning {
+    /// Events to send
+    #[arg(default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=EVENTS_MAX))]
+    requests: u64,
+    /// Keep-alive connections
+    #[arg(default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
+    workers: u32,
+    /// Values that events carry
+    #[arg(long, value_enum, default_value = "integer")]
+    values: Values,
+    /// Users that events come from
+    #[arg(long, default_value_t = 75_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    users: u64,
+    /// Requests in flight on a connection
+    #[arg(long, default_value_t = 1, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=PIPELINE_MAX))]
+    pipeline: u32,
+    /// Client threads [default: one a CPU]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Time for an answer, a connection, or a server that is gone
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    timeout: Duration,
+    /// Write the report as JSON; - is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the latencies as an HdrHistogram percentile table; - is standard output
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
+    /// Print no progress and no summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Most connections of a client. One address has at most 64,511 unprivileged ports.
+const WORKERS_MAX: i64 = 64_511;
+/// Most requests in flight on a connection.
+const PIPELINE_MAX: i64 = 1024;
+
+/// Where a run's report goes.
+#[derive(Clone, Debug)]
+pub struct Output {
+    json: Option<PathBuf>,
+    hdr: Option<PathBuf>,
+    quiet: bool,
+}
+
+impl Output {
+    /// Writes the report to every place that was asked for, and the summary to standard output,
+    /// or to standard error where something else goes there.
+    pub fn write(&self, report: &load::Report) -> Result<(), Failure> {
+        if let Some(path) = &self.json {
+            load::write_to(path, &(report.json() + "\n"))?;
+        }
+        if let Some(path) = &self.hdr {
+            load::write_to(path, &report.percentile_table())?;
+        }
+        let is_taken = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
+        match (self.quiet, is_taken(&self.json) || is_taken(&self.hdr)) {
+            (true, _) => Ok(()),
+            (false, false) => load::write_to(Path::new("-"), &report.summary()),
+            // Nobody is left to tell when standard error is closed.
+            (false, true) => Ok(drop(write!(std::io::stderr(), "{}", report.summary()))),
+        }
+    }
+}
+
+impl LoadArgs {
+    /// Checks the flags against the machine.
+    pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
+        let server = load::Server::parse(&self.url)?;
+        let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
+        let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
+        Ok(self.tuning.into_config(server, cpus, !self.no_reset))
+    }
+}
+
+impl LoadTuning {
+    fn into_config(
+        self,
+        server: load::Server,
+        cpus: Vec<usize>,
+        reset: bool,
+    ) -> (load::Config, Output) {
+        let workers = (self.workers as usize).min(self.requests as usize);
+        let threads = self
+            .threads
+            .map_or(cpus.len(), |threads| threads as usize)
+            .min(workers);
+        let config = load::Config {
+            server,
+            workload: load::Workload {
+                events: self.requests,
+                users: self.users,
+                values: self.values,
+            },
+            workers,
+            threads: threads.max(1),
+            cpus,
+            pipeline: self.pipeline as usize,
+            timeout: self.timeout,
+            reset,
+            quiet: self.quiet,
+        };
+        (
+            config,
+            Output {
+                json: self.json,
+                hdr: self.hdr,
+                quiet: self.quiet,
+            },
+        )
+    }
+}
+
+/// The flags of `challenge`.
+#[derive(Args, Debug)]
+pub struct ChallengeArgs {
+    /// The client's
+    #[command(flatten)]
+    load: LoadTuning,
+    /// CPUs of the client, in taskset syntax [default: the half that the server has not]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    client_cpus: Option<CpuList>,
+    /// The server's
+    #[command(flatten)]
+    server: ServerTuning,
+}
+
+impl ChallengeArgs {
+    /// Checks the flags against the machine. What the client is to do is known once the server
+    /// says where it listens.
+    pub fn into_config(self) -> Result<challenge::Config, Failure> {
+        let allowed = topology::allowed_cpus();
+        let given = |list: &Option<CpuList>| {
+            let wanted = list.as_ref().map(|list| list.0.as_slice());
+            wanted
+                .map(|wanted| topology::choose(Some(wanted), &allowed))
+                .transpose()
+                .map_err(Failure::Usage)
+        };
+        let without = |taken: &[usize]| {
+            let rest: Vec<usize> = allowed
+                .iter()
+                .copied()
+                .filter(|cpu| !taken.contains(cpu))
+                .collect();
+            if rest.is_empty() {
+                allowed.clone()
+            } else {
+                rest
+            }
+        };
+        let (server_cpus, client_cpus) =
+            match (given(&self.server.cpus)?, given(&self.client_cpus)?) {
+                (Some(server), Some(client)) => (server, client),
+                (Some(server), None) => (server.clone(), without(&server)),
+                (None, Some(client)) => (without(&client), client),
+                (None, None) => topology::divide(&allowed),
+            };
+        let server_flags = self.server.to_flags();
+        let load = self.load;
+        Ok(challenge::Config {
+            server_flags,
+            server_cpus,
+            load: Box::new(move |server| load.into_config(server, client_cpus, true)),
+        })
+    }
+}
+
+impl ServerTuning {
+    /// The flags as they would be typed, but for the CPUs and the engine's default.
+    fn to_flags(&self) -> Vec<OsString> {
+        let name = |value: &dyn std::fmt::Display| OsString::from(value.to_string());
+        let time = |time: Duration| {
+            name(
+                &humantime::format_duration(time)
+                    .to_string()
+                    .replace(' ', ""),
+            )
+        };
+        let dialect = self.dialect.to_possible_value();
+        let mut flags = vec![
+            (
+                "--dialect",
+                dialect.map_or_else(OsString::new, |value| name(&value.get_name())),
+            ),
+            ("--max-body", name(&self.max_body)),
+            ("--max-users", name(&self.max_users)),
+            ("--header-timeout", time(self.header_timeout)),
+            ("--body-timeout", time(self.body_timeout)),
+            ("--idle-timeout", time(self.idle_timeout)),
+            ("--drain-timeout", time(self.drain_timeout)),
+        ];
+        if let Spin::Micros(micros) = self.spin_us {
+            flags.push(("--spin-us", name(&micros)));
+        }
+        if let Some(shards) = self.shards {
+            flags.push(("--shards", name(&shards)));
+        }
+        if let Some(connections) = self.max_connections {
+            flags.push(("--max-connections", name(&connections)));
+        }
+        if let Some(engine) = self.engine.to_possible_value() {
+            flags.push(("--engine", name(&engine.get_name())));
+        }
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [OsString::from(flag), value])
+            .collect()
     }
 }
 

@@ -1,25 +1,27 @@
 //! Reads the command line and calls one function a subcommand.
 
 use clap::Parser;
-use ringtally::cli::{Cli, Command};
+use ringtally::cli::{Cli, Command, Output};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
+use ringtally::{challenge, load, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let (log, result) = match Cli::parse().command {
-        Command::Serve(args) => (
-            args.log(),
-            args.into_config().and_then(ringtally::server::run),
-        ),
+        Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
+        Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
+        Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
     };
-    finish(log, result)
-}
-
-fn finish(log: Log, result: Result<(), Failure>) -> ExitCode {
     let Err(failure) = result else {
         return ExitCode::SUCCESS;
     };
     log.error(&failure.to_string());
     ExitCode::from(failure.exit_code())
+}
+
+fn run_load((config, output): (load::Config, Output)) -> Result<(), Failure> {
+    let report = load::run(&config, |_| {})?;
+    output.write(&report)?;
+    report.check()
 }

@@ -146,6 +146,19 @@ pub fn run(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes this process end, as at SIGTERM, when its parent does, however that comes.
+pub fn end_with(parent: u32) -> Result<(), Failure> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(cannot_start)?;
+    // The parent may have ended before.
+    match getppid().is_some_and(|now| now.as_raw_nonzero().get() as u32 == parent) {
+        true => Ok(()),
+        false => Err(Failure::Environment(
+            "the process that wanted this server has ended".into(),
+        )),
+    }
+}
+
 fn cannot_start(error: impl std::fmt::Display) -> Failure {
     Failure::Environment(format!("cannot start a shard: {error}"))
 }

@@ -1,0 +1,238 @@
+//! Whether the server counted what it acknowledged: equality, never a tolerance.
+
+use super::workload::{Figures, Share};
+use serde::Serialize;
+
+/// What the server's totals say about the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every acknowledged event was counted once, and nothing else.
+    Exact,
+    /// A total is not what it must be.
+    Wrong,
+    /// Some requests have no known outcome, and the totals are possible.
+    Undecided,
+}
+
+/// A verdict, and one line for each thing that is off or open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judgement {
+    /// The verdict.
+    pub(super) verdict: Verdict,
+    /// What is off, by how much, or what is not known.
+    pub(super) reasons: Vec<String>,
+}
+
+/// What is known of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence {
+    /// What the server reported before the run: zero after a reset.
+    pub(super) before: Figures,
+    /// What the acknowledged events add up to.
+    pub(super) acknowledged: Share,
+    /// The same with the events whose outcome is not known.
+    pub(super) possible: Share,
+    /// What the server reports after the run.
+    pub(super) after: Figures,
+}
+
+/// Doubles below this are exact in halves, and so are their sums with the share of a run.
+const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
+
+impl Evidence {
+    /// What the server has to report, if every unknown event was not counted.
+    pub(super) fn expected(&self) -> Figures {
+        let ours = self.acknowledged.figures();
+        let total_requests = self
+            .before
+            .total_requests
+            .saturating_add(ours.total_requests);
+        let sum = self.before.sum + ours.sum;
+        Figures {
+            total_requests,
+            unique_users: self.before.unique_users.max(ours.unique_users),
+            sum,
+            avg: if total_requests == 0 {
+                0.0
+            } else {
+                sum / total_requests as f64
+            },
+        }
+    }
+
+    /// Judges the totals.
+    pub(super) fn judge(&self) -> Judgement {
+        let unknown = self.possible.events - self.acknowledged.events;
+        let expected = self.expected();
+        let mut wrong = Vec::new();
+        let counted = self.after.total_requests;
+        let (least, most) = (expected.total_requests, expected.total_requests + unknown);
+        if counted < least {
+            wrong.push(format!(
+                "totalRequests is {counted}: {} events were lost",
+                least - counted
+            ));
+        } else if counted > most {
+            wrong.push(format!(
+                "totalRequests is {counted}: {} events too many, counted twice or not ours",
+                counted - most
+            ));
+        }
+        // Users that were there before may or may not be among ours.
+        let most_users = match self.before.unique_users {
+            0 => self.possible.users,
+            before => before.saturating_add(self.possible.users),
+        };
+        range_of(
+            "uniqueUsers",
+            self.after.unique_users as f64,
+            expected.unique_users as f64,
+            most_users as f64,
+            &mut wrong,
+        );
+        let base_is_exact =
+            self.before.sum.abs() < HALVES_EXACT_BELOW && (self.before.sum * 2.0).fract() == 0.0;
+        if base_is_exact {
+            let most_sum = self.before.sum + self.possible.figures().sum;
+            range_of("sum", self.after.sum, expected.sum, most_sum, &mut wrong);
+        }
+        let quotient = match counted {
+            0 => 0.0,
+            _ => self.after.sum / counted as f64,
+        };
+        if self.after.avg != quotient {
+            wrong.push(format!(
+                "avg is {:?}, but sum / totalRequests is {quotient:?}",
+                self.after.avg
+            ));
+        }
+        if !wrong.is_empty() {
+            return Judgement {
+                verdict: Verdict::Wrong,
+                reasons: wrong,
+            };
+        }
+        let mut open = Vec::new();
+        if unknown > 0 {
+            open.push(format!("{unknown} requests were sent and not answered: counted or not, the totals are possible"));
+        }
+        if !base_is_exact {
+            open.push(format!(
+                "the sum cannot be checked, because the server started from {:?}",
+                self.before.sum
+            ));
+        }
+        let verdict = if open.is_empty() {
+            Verdict::Exact
+        } else {
+            Verdict::Undecided
+        };
+        Judgement {
+            verdict,
+            reasons: open,
+        }
+    }
+}
+
+/// Notes a total that is outside of what is possible.
+fn range_of(name: &str, is: f64, least: f64, most: f64, wrong: &mut Vec<String>) {
+    let off = if is < least {
+        is - least
+    } else if is > most {
+        is - most
+    } else {
+        return;
+    };
+    let must = match least == most {
+        true => format!("{least:?}"),
+        false => format!("between {least:?} and {most:?}"),
+    };
+    wrong.push(format!(
+        "{name} is {is:?} and must be {must}: off by {off:+?}"
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::workload::{Values, Workload};
+    use std::collections::HashSet;
+
+    fn evidence(unknown: &[u64]) -> Evidence {
+        let workload = Workload {
+            events: 2000,
+            users: 500,
+            values: Values::Half,
+        };
+        let acknowledged = workload.share_without(&unknown.iter().copied().collect());
+        Evidence {
+            before: Figures::ZERO,
+            acknowledged,
+            possible: workload.share_without(&HashSet::new()),
+            after: acknowledged.figures(),
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Figures)) -> Judgement {
+        let mut evidence = evidence(&[]);
+        change(&mut evidence.after);
+        evidence.judge()
+    }
+
+    #[test]
+    fn equal_totals_are_exact_and_any_other_is_wrong() {
+        assert_eq!(
+            with(|_| {}),
+            Judgement {
+                verdict: Verdict::Exact,
+                reasons: vec![]
+            }
+        );
+        let lost = with(|after| {
+            after.total_requests -= 1;
+            after.avg = after.sum / after.total_requests as f64;
+        });
+        assert_eq!(lost.reasons, ["totalRequests is 1999: 1 events were lost"]);
+        for wrong in [
+            with(|after| after.total_requests += 1),
+            with(|after| after.unique_users -= 1),
+            with(|after| after.unique_users += 1),
+            with(|after| after.sum += 0.5),
+            with(|after| after.sum = f64::NAN),
+            with(|after| after.avg += 1e-12),
+        ] {
+            assert_eq!(wrong.verdict, Verdict::Wrong, "{:?}", wrong.reasons);
+        }
+    }
+
+    #[test]
+    fn an_unknown_outcome_leaves_exactly_its_own_room() {
+        let mut evidence = evidence(&[7]);
+        assert_eq!(evidence.judge().verdict, Verdict::Undecided);
+        evidence.after = evidence.possible.figures();
+        assert_eq!(evidence.judge().verdict, Verdict::Undecided);
+        evidence.after.total_requests += 1;
+        assert_eq!(evidence.judge().verdict, Verdict::Wrong);
+    }
+
+    #[test]
+    fn totals_that_were_there_before_are_added() {
+        let mut evidence = evidence(&[]);
+        evidence.before = Figures {
+            total_requests: 10,
+            unique_users: 3,
+            sum: 5.5,
+            avg: 0.55,
+        };
+        evidence.after = evidence.expected();
+        assert_eq!(evidence.judge().verdict, Verdict::Exact);
+        evidence.after.unique_users += 3;
+        assert_eq!(evidence.judge().verdict, Verdict::Exact);
+        evidence.after.unique_users += 1;
+        assert_eq!(evidence.judge().verdict, Verdict::Wrong);
+        evidence.before.sum = 0.1;
+        evidence.after = evidence.expected();
+        assert_eq!(evidence.judge().verdict, Verdict::Undecided);
+    }
+}
