@@ -67,15 +67,7 @@ impl ServerProcess {
     fn start(flags: &[OsString], cpus: &str) -> Result<Self, Failure> {
         let cannot = |error| Failure::Environment(format!("cannot start the server: {error}"));
         let mut child = Command::new(std::env::current_exe().map_err(cannot)?)
-            .args([
-                "serve",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--cpus",
-                cpus,
-            ])
+            .args(["serve", "--host", "127.0.0.1", "--port", "0", "--cpus", cpus])
             .args(["--parent", &std::process::id().to_string()])
             .args(flags)
             .stdin(Stdio::null())
@@ -85,15 +77,10 @@ impl ServerProcess {
             .map_err(cannot)?;
         let mut said = Vec::new();
         let mut lines = BufReader::new(child.stderr.take().ok_or_else(no_pipe)?).lines();
-        let mut server = ServerProcess {
-            child,
-            url: String::new(),
-            echo: None,
-        };
+        let mut server = ServerProcess { child, url: String::new(), echo: None };
         for line in lines.by_ref().map_while(Result::ok) {
-            let address = line
-                .strip_prefix("listening on ")
-                .and_then(|rest| rest.split(' ').next());
+            let address =
+                line.strip_prefix("listening on ").and_then(|rest| rest.split(' ').next());
             if let Some(url) = address {
                 server.url = url.to_owned();
                 break;
@@ -104,12 +91,10 @@ impl ServerProcess {
             let said = said.join("; ");
             let reason = said.strip_prefix("error: ").unwrap_or(&said).to_owned();
             // The server's own exit code says whose fault it is.
-            return Err(
-                match server.child.wait().ok().and_then(|status| status.code()) {
-                    Some(2) => Failure::Usage(reason),
-                    _ => Failure::Environment(format!("the server did not start: {reason}")),
-                },
-            );
+            return Err(match server.child.wait().ok().and_then(|status| status.code()) {
+                Some(2) => Failure::Usage(reason),
+                _ => Failure::Environment(format!("the server did not start: {reason}")),
+            });
         }
         server.echo = Some(std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -132,18 +117,13 @@ impl ServerProcess {
             let ticks: u64 = fields.next()?.parse().ok()?;
             Some(ticks as f64 / clock_ticks_per_second() as f64)
         };
-        Some(CpuSeconds {
-            user: seconds()?,
-            system: seconds()?,
-        })
+        Some(CpuSeconds { user: seconds()?, system: seconds()? })
     }
 
     /// The most memory that the process held (proc_pid_status(5)).
     fn peak_rss_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
         Some(kib * 1024)
     }
@@ -167,9 +147,9 @@ impl ServerProcess {
         }
         match status.success() && totals.contains("totalRequests") {
             true => Ok(()),
-            false => Err(Failure::Wrong(format!(
-                "the server ended with {status}, without final totals"
-            ))),
+            false => {
+                Err(Failure::Wrong(format!("the server ended with {status}, without final totals")))
+            }
         }
     }
 }

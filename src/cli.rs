@@ -18,10 +18,8 @@ use std::time::Duration;
 /// The One Million Request Challenge: an exact server, and the client that checks it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 80)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 the result is wrong or a gate failed, 2 bad usage \
-    or configuration,\n3 the environment cannot run it (no io_uring, port taken, no server there)."
-)]
+#[command(after_help = "Exit codes: 0 done, 1 the result is wrong or a gate failed, 2 bad usage \
+    or configuration,\n3 the environment cannot run it (no io_uring, port taken, no server there).")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -153,9 +151,7 @@ fn spin(text: &str) -> Result<Spin, String> {
         "auto" => Ok(Spin::Auto),
         _ => match text.parse() {
             Ok(micros) if micros <= SPIN_MICROS_MAX => Ok(Spin::Micros(micros)),
-            _ => Err(format!(
-                "write auto, or microseconds from 0 to {SPIN_MICROS_MAX}"
-            )),
+            _ => Err(format!("write auto, or microseconds from 0 to {SPIN_MICROS_MAX}")),
         },
     }
 }
@@ -187,11 +183,7 @@ impl ServeArgs {
         if let Some(parent) = self.parent {
             server::end_with(parent)?;
         }
-        let admin_token = self
-            .admin_token_file
-            .as_deref()
-            .map(read_token)
-            .transpose()?;
+        let admin_token = self.admin_token_file.as_deref().map(read_token).transpose()?;
         let tuning = self.tuning;
         let wanted = tuning.cpus.as_ref().map(|list| list.0.as_slice());
         let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
@@ -215,11 +207,7 @@ impl ServeArgs {
             },
             users_max: tuning.max_users,
             drain_timeout: tuning.drain_timeout,
-            policy: Policy {
-                dialect: tuning.dialect,
-                admin_token,
-                host: self.host.to_string(),
-            },
+            policy: Policy { dialect: tuning.dialect, admin_token, host: self.host.to_string() },
             log: self.log,
         })
     }
@@ -305,8 +293,11 @@ impl Output {
         match (self.quiet, is_taken(&self.json) || is_taken(&self.hdr)) {
             (true, _) => Ok(()),
             (false, false) => load::write_to(Path::new("-"), &report.summary()),
-            // Nobody is left to tell when standard error is closed.
-            (false, true) => Ok(drop(write!(std::io::stderr(), "{}", report.summary()))),
+            (false, true) => {
+                // Nobody is left to tell when standard error is closed.
+                let _ = write!(std::io::stderr(), "{}", report.summary());
+                Ok(())
+            }
         }
     }
 }
@@ -329,10 +320,7 @@ impl LoadTuning {
         reset: bool,
     ) -> (load::Config, Output) {
         let workers = (self.workers as usize).min(self.requests as usize);
-        let threads = self
-            .threads
-            .map_or(cpus.len(), |threads| threads as usize)
-            .min(workers);
+        let threads = self.threads.map_or(cpus.len(), |threads| threads as usize).min(workers);
         let config = load::Config {
             server,
             workload: load::Workload {
@@ -348,14 +336,7 @@ impl LoadTuning {
             reset,
             quiet: self.quiet,
         };
-        (
-            config,
-            Output {
-                json: self.json,
-                hdr: self.hdr,
-                quiet: self.quiet,
-            },
-        )
+        (config, Output { json: self.json, hdr: self.hdr, quiet: self.quiet })
     }
 }
 
@@ -386,16 +367,9 @@ impl ChallengeArgs {
                 .map_err(Failure::Usage)
         };
         let without = |taken: &[usize]| {
-            let rest: Vec<usize> = allowed
-                .iter()
-                .copied()
-                .filter(|cpu| !taken.contains(cpu))
-                .collect();
-            if rest.is_empty() {
-                allowed.clone()
-            } else {
-                rest
-            }
+            let rest: Vec<usize> =
+                allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
+            if rest.is_empty() { allowed.clone() } else { rest }
         };
         let (server_cpus, client_cpus) =
             match (given(&self.server.cpus)?, given(&self.client_cpus)?) {
@@ -418,19 +392,11 @@ impl ServerTuning {
     /// The flags as they would be typed, but for the CPUs and the engine's default.
     fn to_flags(&self) -> Vec<OsString> {
         let name = |value: &dyn std::fmt::Display| OsString::from(value.to_string());
-        let time = |time: Duration| {
-            name(
-                &humantime::format_duration(time)
-                    .to_string()
-                    .replace(' ', ""),
-            )
-        };
+        let time =
+            |time: Duration| name(&humantime::format_duration(time).to_string().replace(' ', ""));
         let dialect = self.dialect.to_possible_value();
         let mut flags = vec![
-            (
-                "--dialect",
-                dialect.map_or_else(OsString::new, |value| name(&value.get_name())),
-            ),
+            ("--dialect", dialect.map_or_else(OsString::new, |value| name(&value.get_name()))),
             ("--max-body", name(&self.max_body)),
             ("--max-users", name(&self.max_users)),
             ("--header-timeout", time(self.header_timeout)),
@@ -450,20 +416,14 @@ impl ServerTuning {
         if let Some(engine) = self.engine.to_possible_value() {
             flags.push(("--engine", name(&engine.get_name())));
         }
-        flags
-            .into_iter()
-            .flat_map(|(flag, value)| [OsString::from(flag), value])
-            .collect()
+        flags.into_iter().flat_map(|(flag, value)| [OsString::from(flag), value]).collect()
     }
 }
 
 /// Reads a token: the file's text without white space around it.
 fn read_token(file: &Path) -> Result<Arc<[u8]>, Failure> {
     let text = std::fs::read(file).map_err(|error| {
-        Failure::Usage(format!(
-            "cannot read --admin-token-file {}: {error}",
-            file.display()
-        ))
+        Failure::Usage(format!("cannot read --admin-token-file {}: {error}", file.display()))
     })?;
     let token = text.trim_ascii();
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {

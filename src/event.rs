@@ -67,13 +67,8 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     if memchr::memchr(b'\\', body).is_some() && has_lone_surrogate(body) {
         return Err(Refusal::LoneSurrogate);
     }
-    let members: Members<'_> = serde_json::from_str(text).map_err(|error| {
-        if error.is_data() {
-            Refusal::WrongType
-        } else {
-            Refusal::NotJson
-        }
-    })?;
+    let members: Members<'_> = serde_json::from_str(text)
+        .map_err(|error| if error.is_data() { Refusal::WrongType } else { Refusal::NotJson })?;
     if members.repeated {
         return Err(Refusal::Repeated);
     }
@@ -110,9 +105,9 @@ fn has_lone_surrogate(body: &[u8]) -> bool {
 /// The code unit of a `\uXXXX` at the start of `bytes`.
 fn unicode_escape(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
-    digits.iter().try_fold(0, |unit, digit| {
-        Some(unit << 4 | char::from(*digit).to_digit(16)? as u16)
-    })
+    digits
+        .iter()
+        .try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)? as u16))
 }
 
 /// The members as they come. A derived struct would accept an array as well.
@@ -218,22 +213,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn event(user: &str, value: f64) -> Result<Event<'_>, Refusal> {
-        Ok(Event {
-            user: Cow::Borrowed(user),
-            value,
-        })
+        Ok(Event { user: Cow::Borrowed(user), value })
     }
 
     #[test]
     fn what_published_clients_send_is_an_event() {
-        assert_eq!(
-            decode(br#"{"userId":"user_1","value":499.5}"#),
-            event("user_1", 499.5)
-        );
-        assert_eq!(
-            decode(br#"{"userId":"user_1","value":499}"#),
-            event("user_1", 499.0)
-        );
+        assert_eq!(decode(br#"{"userId":"user_1","value":499.5}"#), event("user_1", 499.5));
+        assert_eq!(decode(br#"{"userId":"user_1","value":499}"#), event("user_1", 499.0));
         let spaced = b" \r\n\t{ \"value\" : -0.5e1 , \"userId\" : \"u\" } \n";
         assert_eq!(decode(spaced), event("u", -5.0));
     }
@@ -253,13 +239,7 @@ mod tests {
     #[test]
     fn unknown_members_are_ignored_whatever_they_hold() {
         let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
-        for ignored in [
-            "null",
-            "1e999",
-            "[[],{\"userId\":1}]",
-            "\"\\ud83d\\ude00\"",
-            &deep,
-        ] {
+        for ignored in ["null", "1e999", "[[],{\"userId\":1}]", "\"\\ud83d\\ude00\"", &deep] {
             let body = format!(r#"{{"x":{ignored},"userId":"u","value":1,"value2":{ignored}}}"#);
             assert_eq!(decode(body.as_bytes()), event("u", 1.0), "{ignored:.40}");
         }
@@ -290,44 +270,20 @@ mod tests {
             (br#"{"userId":"u","value":"1"}"#, Refusal::WrongType),
             (br#"{"userId":"u","value":null}"#, Refusal::WrongType),
             (br#"{"userId":"u","value":[1]}"#, Refusal::WrongType),
-            (
-                br#"{"userId":"u","userId":"u","value":1}"#,
-                Refusal::Repeated,
-            ),
-            (
-                br#"{"userId":"u","value":1,"\u0076alue":1}"#,
-                Refusal::Repeated,
-            ),
+            (br#"{"userId":"u","userId":"u","value":1}"#, Refusal::Repeated),
+            (br#"{"userId":"u","value":1,"\u0076alue":1}"#, Refusal::Repeated),
             (br#"{"userId":"u"}"#, Refusal::Missing),
             (br#"{"value":1}"#, Refusal::Missing),
             (b"{}", Refusal::Missing),
             (br#"{"userId":"","value":1}"#, Refusal::EmptyUser),
             (b"{\"userId\":\"\xff\",\"value\":1}", Refusal::NotUtf8),
-            (
-                b"{\"userId\":\"u\",\"value\":1,\"x\":\"\xc3\"}",
-                Refusal::NotUtf8,
-            ),
-            (
-                b"{\"userId\":\"u\",\"value\":1,\"\xed\xa0\x80\":0}",
-                Refusal::NotUtf8,
-            ),
+            (b"{\"userId\":\"u\",\"value\":1,\"x\":\"\xc3\"}", Refusal::NotUtf8),
+            (b"{\"userId\":\"u\",\"value\":1,\"\xed\xa0\x80\":0}", Refusal::NotUtf8),
             (br#"{"userId":"\ud800","value":1}"#, Refusal::LoneSurrogate),
-            (
-                br#"{"userId":"u","value":1,"x":"\udc00"}"#,
-                Refusal::LoneSurrogate,
-            ),
-            (
-                br#"{"userId":"u","value":1,"\ud800":0}"#,
-                Refusal::LoneSurrogate,
-            ),
-            (
-                br#"{"userId":"u","value":1,"x":["\ud800\ud800"]}"#,
-                Refusal::LoneSurrogate,
-            ),
-            (
-                br#"{"userId":"u","value":1,"x":"\ud83d\u0041"}"#,
-                Refusal::LoneSurrogate,
-            ),
+            (br#"{"userId":"u","value":1,"x":"\udc00"}"#, Refusal::LoneSurrogate),
+            (br#"{"userId":"u","value":1,"\ud800":0}"#, Refusal::LoneSurrogate),
+            (br#"{"userId":"u","value":1,"x":["\ud800\ud800"]}"#, Refusal::LoneSurrogate),
+            (br#"{"userId":"u","value":1,"x":"\ud83d\u0041"}"#, Refusal::LoneSurrogate),
         ];
         for (body, refusal) in cases {
             assert_eq!(decode(body), Err(*refusal), "{}", body.escape_ascii());
@@ -336,14 +292,8 @@ mod tests {
 
     #[test]
     fn an_escaped_backslash_starts_no_surrogate() {
-        assert_eq!(
-            decode(br#"{"userId":"\\ud800","value":1}"#),
-            event("\\ud800", 1.0)
-        );
-        assert_eq!(
-            decode(br#"{"userId":"u\"\\","value":1}"#),
-            event("u\"\\", 1.0)
-        );
+        assert_eq!(decode(br#"{"userId":"\\ud800","value":1}"#), event("\\ud800", 1.0));
+        assert_eq!(decode(br#"{"userId":"u\"\\","value":1}"#), event("u\"\\", 1.0));
     }
 
     #[test]
@@ -356,11 +306,7 @@ mod tests {
             ("é".repeat(129), "é".repeat(129), false),
         ] {
             let body = format!(r#"{{"userId":"{sent}","value":1}}"#);
-            let expected = if fits {
-                event(&user, 1.0)
-            } else {
-                Err(Refusal::LongUser)
-            };
+            let expected = if fits { event(&user, 1.0) } else { Err(Refusal::LongUser) };
             assert_eq!(decode(body.as_bytes()), expected);
         }
     }

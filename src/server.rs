@@ -28,15 +28,16 @@ const DESCRIPTORS_A_SHARD: u64 = 24;
 /// The default connection limit where the file limit allows more than anybody has.
 const CONNECTIONS_DEFAULT_MAX: u64 = 1_000_000;
 
+/// How often the first shard looks whether the others have ended.
+const LAST_SHARD_TICK: Duration = Duration::from_millis(2);
+
 /// How long a port that is taken may take to become free: after a server's end the kernel can
 /// hold its listener a moment longer.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The signals that stop the server: SIGTERM and SIGINT.
-const STOP_SIGNALS: [i32; 2] = [
-    rustix::process::Signal::TERM.as_raw(),
-    rustix::process::Signal::INT.as_raw(),
-];
+const STOP_SIGNALS: [i32; 2] =
+    [rustix::process::Signal::TERM.as_raw(), rustix::process::Signal::INT.as_raw()];
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -97,10 +98,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     check_ring()?;
     let shards = config.placement.len();
     let listeners = listen(SocketAddr::new(config.host, config.port), shards)?;
-    let address = listeners[0]
-        .local_addr()
-        .ok()
-        .and_then(|address| address.as_socket());
+    let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let address = address.unwrap_or_else(|| SocketAddr::new(config.host, config.port));
 
     // Every thread that follows inherits the mask, so that the signals reach one shard's task.
@@ -129,11 +127,12 @@ pub fn run(config: Config) -> Result<(), Failure> {
             "POST /reset answers loopback peers only: set --admin-token-file to reset from elsewhere",
         );
     }
+    let cpus = distinct(&config.placement);
     config.log.info(&format!(
         "listening on http://{address} ({shards} shard{} on CPU{} {}; engine streams)",
         if shards == 1 { "" } else { "s" },
-        if config.placement.len() == 1 { "" } else { "s" },
-        format_cpu_list(&distinct(&config.placement)),
+        if cpus.len() == 1 { "" } else { "s" },
+        format_cpu_list(&cpus),
     ));
     wait_for_the_end(&news, &config.placement)?;
     for thread in threads {
@@ -153,9 +152,7 @@ pub fn end_with(parent: u32) -> Result<(), Failure> {
     // The parent may have ended before.
     match getppid().is_some_and(|now| now.as_raw_nonzero().get() as u32 == parent) {
         true => Ok(()),
-        false => Err(Failure::Environment(
-            "the process that wanted this server has ended".into(),
-        )),
+        false => Err(Failure::Environment("the process that wanted this server has ended".into())),
     }
 }
 
@@ -191,12 +188,18 @@ fn start_shard(
         .spin_before_park(config.spin)
         .spawn(move || async move {
             if index == 0 {
-                glommio::spawn_local(stop_on_signals(stop)).detach();
+                glommio::spawn_local(stop_on_signals(Arc::clone(&stop))).detach();
             }
             let result = streams::run(shard, || {
                 let _ = news.send(News::Ready);
             });
-            obituary.tell(result.await.map_err(|error| error.to_string()));
+            let result = result.await.map_err(|error| error.to_string());
+            stop.note_end();
+            // The shard that hears the signals stays for as long as one could hurry another.
+            while index == 0 && result.is_ok() && stop.running() > 0 {
+                glommio::timer::sleep(LAST_SHARD_TICK).await;
+            }
+            obituary.tell(result);
         })
         .map_err(cannot_start)
 }
@@ -221,11 +224,7 @@ fn wait_until_ready(
             Ok(News::Ready) => {}
             Ok(News::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
-                let cause = threads
-                    .swap_remove(shard)
-                    .join()
-                    .err()
-                    .map(|error| error.to_string());
+                let cause = threads.swap_remove(shard).join().err().map(|error| error.to_string());
                 let cause = cause.or(result.err()).unwrap_or_default();
                 return Err(Failure::Environment(format!(
                     "shard {shard} cannot start on CPU {}: {cause}",
@@ -257,10 +256,7 @@ fn wait_for_the_end(news: &Receiver<News>, placement: &[usize]) -> Result<(), Fa
 /// Raises the soft limit of open files to the hard one, and returns how many connections fit.
 fn check_descriptors(config: &Config) -> Result<u64, Failure> {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let allowed = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
@@ -342,11 +338,7 @@ fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, Failure> {
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of an earlier run in TIME_WAIT do not take the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;

@@ -101,12 +101,7 @@ impl Service {
                 Prepared::new(201, Some("application/json"), r#"{"status":"ok"}"#, &date)
             }
         };
-        Service {
-            writer,
-            policy,
-            date,
-            acknowledged,
-        }
+        Service { writer, policy, date, acknowledged }
     }
 
     /// Sets the date of answers from a Unix time in seconds.
@@ -161,11 +156,7 @@ impl Service {
                 "reset from the server's own machine, or start it with --admin-token-file";
             return reply.send_error(403, &[], sentence);
         } else if !self.is_first_party(request) {
-            return reply.send_error(
-                403,
-                &[],
-                "send the reset from a client, not from a web page",
-            );
+            return reply.send_error(403, &[], "send the reset from a client, not from a web page");
         }
         self.writer.tally().reset();
         reply.send_json(200, br#"{"status":"reset"}"#);
@@ -176,13 +167,10 @@ impl Service {
     fn is_first_party(&self, request: &Request<'_>) -> bool {
         let host = request.host;
         let origin_is_ours = request.origin().is_none_or(|origin| {
-            origin
-                .strip_prefix(b"http://")
-                .is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+            origin.strip_prefix(b"http://").is_some_and(|origin| origin.eq_ignore_ascii_case(host))
         });
-        let site_is_ours = request
-            .fetch_site()
-            .is_none_or(|site| site == b"same-origin" || site == b"none");
+        let site_is_ours =
+            request.fetch_site().is_none_or(|site| site == b"same-origin" || site == b"none");
         origin_is_ours && site_is_ours && self.names_this_server(host)
     }
 
@@ -194,9 +182,8 @@ impl Service {
             Some(v6) => v6.split(']').next().unwrap_or(""),
             None => host.split(':').next().unwrap_or(""),
         };
-        let is_loopback_address = without_port
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback());
+        let is_loopback_address =
+            without_port.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         without_port.is_empty()
             || is_loopback_address
             || without_port.eq_ignore_ascii_case("localhost")

@@ -7,11 +7,8 @@ const CPU_MAX: usize = 1023;
 
 /// The CPUs that the affinity mask of this process (taskset, numactl, cpusets) allows, ascending.
 pub fn allowed_cpus() -> Vec<usize> {
-    let mut cpus: Vec<usize> = core_affinity::get_core_ids()
-        .unwrap_or_default()
-        .iter()
-        .map(|core| core.id)
-        .collect();
+    let mut cpus: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
     cpus.sort_unstable();
     cpus
 }
@@ -53,10 +50,7 @@ pub fn parse_cpu_list(list: &str) -> Result<Vec<usize>, String> {
 
 /// Writes a list of CPUs as taskset reads it.
 pub fn format_cpu_list(cpus: &[usize]) -> String {
-    cpus.iter()
-        .map(usize::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Checks that wanted CPUs are allowed; without a wish, all that are allowed.
@@ -76,11 +70,7 @@ pub fn choose(wanted: Option<&[usize]>, allowed: &[usize]) -> Result<Vec<usize>,
 
 /// The CPU of each shard: one a CPU, or `shards` of them sharing the CPUs in turn.
 pub fn place(cpus: &[usize], shards: Option<usize>) -> Vec<usize> {
-    cpus.iter()
-        .copied()
-        .cycle()
-        .take(shards.unwrap_or(cpus.len()))
-        .collect()
+    cpus.iter().copied().cycle().take(shards.unwrap_or(cpus.len())).collect()
 }
 
 /// Divides CPUs between a server and its client: disjoint halves, the odd one to the server.
@@ -108,9 +98,7 @@ mod tests {
         ] {
             assert_eq!(parse_cpu_list(list), Ok(cpus), "{list}");
         }
-        for bad in [
-            "", ",", "0,", "a", "-1", "1-", "3-1", "0-3:0", "+1", "1024", " 1", "0x1",
-        ] {
+        for bad in ["", ",", "0,", "a", "-1", "1-", "3-1", "0-3:0", "+1", "1024", " 1", "0x1"] {
             assert!(parse_cpu_list(bad).is_err(), "{bad}");
         }
     }
@@ -119,11 +107,7 @@ mod tests {
     fn a_cpu_outside_the_mask_is_named() {
         assert_eq!(choose(None, &[2, 5]), Ok(vec![2, 5]));
         assert_eq!(choose(Some(&[5]), &[2, 5]), Ok(vec![5]));
-        assert!(
-            choose(Some(&[2, 3]), &[2, 5])
-                .unwrap_err()
-                .starts_with("CPU 3 is outside")
-        );
+        assert!(choose(Some(&[2, 3]), &[2, 5]).unwrap_err().starts_with("CPU 3 is outside"));
     }
 
     #[test]

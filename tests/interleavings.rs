@@ -2,12 +2,7 @@
 //! locks, run in every interleaving (up to a bound on preemptions) and with every value that
 //! the memory model lets a load return.
 
-#[allow(
-    dead_code,
-    unused_imports,
-    unreachable_pub,
-    reason = "the model uses a part of it"
-)]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "the model uses a part of it")]
 #[path = "../src/tally/mod.rs"]
 mod tally;
 
@@ -30,7 +25,7 @@ fn model(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
 
 fn two_shards() -> (Arc<Tally>, Writer, Writer) {
     let (tally, writers) = Tally::new(2, 100);
-    let [a, b]: [Writer; 2] = writers.try_into().unwrap();
+    let [a, b]: [Writer; 2] = writers.try_into().expect("two writers");
     (tally, a, b)
 }
 
@@ -74,10 +69,7 @@ fn an_event_is_seen_with_every_event_acknowledged_before_it_was_sent() {
             }
         });
         let totals = tally.totals();
-        assert!(
-            totals.sum >= 0.0,
-            "the second event without the first: {totals:?}"
-        );
+        assert!(totals.sum >= 0.0, "the second event without the first: {totals:?}");
         first.join().unwrap();
         second.join().unwrap();
     });
@@ -135,10 +127,7 @@ fn a_reset_is_one_point_in_time_for_two_shards_and_a_user() {
         b.count(b"u", 1.0).unwrap();
         b.publish();
         let end = tally.totals();
-        assert_eq!(
-            (end.total_requests, end.unique_users),
-            (after.total_requests + 1, 1)
-        );
+        assert_eq!((end.total_requests, end.unique_users), (after.total_requests + 1, 1));
     });
 }
 

@@ -76,10 +76,7 @@ impl Eq for Pass {}
 impl Gate {
     /// A gate for at most `connections_max` connections.
     pub fn new(connections_max: usize) -> Arc<Gate> {
-        Arc::new(Gate {
-            open: AtomicUsize::new(0),
-            connections_max,
-        })
+        Arc::new(Gate { open: AtomicUsize::new(0), connections_max })
     }
 
     /// Asks for one more connection.
@@ -117,6 +114,8 @@ pub enum Urgency {
 #[derive(Debug)]
 pub struct Stop {
     urgency: AtomicU8,
+    /// Shards that have not come to their end.
+    running: AtomicUsize,
     bells: Vec<Arc<OwnedFd>>,
 }
 
@@ -124,17 +123,9 @@ impl Stop {
     /// One for so many shards.
     pub fn new(shards: usize) -> io::Result<Arc<Stop>> {
         let bells = (0..shards)
-            .map(|_| {
-                Ok(Arc::new(eventfd(
-                    0,
-                    EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-                )?))
-            })
+            .map(|_| Ok(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
             .collect::<io::Result<_>>()?;
-        Ok(Arc::new(Stop {
-            urgency: AtomicU8::new(0),
-            bells,
-        }))
+        Ok(Arc::new(Stop { urgency: AtomicU8::new(0), running: AtomicUsize::new(shards), bells }))
     }
 
     /// A descriptor that becomes readable, and stays so, when shard `index` is to stop.
@@ -149,6 +140,16 @@ impl Stop {
             1 => Urgency::Drain,
             _ => Urgency::Abort,
         }
+    }
+
+    /// Notes that a shard has come to its end.
+    pub fn note_end(&self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// How many shards have not.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
     }
 
     /// Drains; said again, aborts.
@@ -170,23 +171,13 @@ mod tests {
         let gate = Gate::new(2);
         let first = gate.admit();
         let second = gate.admit();
-        assert!(matches!(
-            (&first, &second),
-            (Admission::Admitted(_), Admission::Admitted(_))
-        ));
+        assert!(matches!((&first, &second), (Admission::Admitted(_), Admission::Admitted(_))));
         let told: Vec<_> = (0..TURNED_AWAY_MAX).map(|_| gate.admit()).collect();
-        assert!(
-            told.iter()
-                .all(|admission| matches!(admission, Admission::TurnedAway(_)))
-        );
+        assert!(told.iter().all(|admission| matches!(admission, Admission::TurnedAway(_))));
         assert_eq!(gate.admit(), Admission::Dropped);
         drop((told, first));
         assert!(matches!(gate.admit(), Admission::Admitted(_)));
-        assert_eq!(
-            gate.open.load(Ordering::Relaxed),
-            1,
-            "only the second is still open"
-        );
+        assert_eq!(gate.open.load(Ordering::Relaxed), 1, "only the second is still open");
     }
 
     #[test]

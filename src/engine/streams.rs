@@ -73,10 +73,7 @@ impl Hub {
     }
 
     fn watch(&self) -> Rc<Watch> {
-        let watch = Rc::new(Watch {
-            deadline_ms: Cell::new(u64::MAX),
-            waker: Cell::new(None),
-        });
+        let watch = Rc::new(Watch { deadline_ms: Cell::new(u64::MAX), waker: Cell::new(None) });
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
@@ -84,9 +81,7 @@ impl Hub {
 
 /// Seconds of the Unix epoch, for dates.
 pub fn unix_seconds() -> u64 {
-    SystemTime::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |since| since.as_secs())
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
@@ -123,9 +118,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         }
     });
     ready();
-    PollableFd::new(shard.stop.bell(shard.index))?
-        .readable()
-        .await?;
+    PollableFd::new(shard.stop.bell(shard.index))?.readable().await?;
 
     accepting.cancel().await;
     ticking.cancel().await;
@@ -138,15 +131,9 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let end = Instant::now() + shard.drain_timeout;
     loop {
         let late = Instant::now() >= end || shard.stop.urgency() == Urgency::Abort;
-        hub.urgency
-            .set(if late { Urgency::Abort } else { Urgency::Drain });
+        hub.urgency.set(if late { Urgency::Abort } else { Urgency::Drain });
         hub.tick();
-        if hub
-            .watches
-            .borrow()
-            .iter()
-            .all(|watch| watch.strong_count() == 0)
-        {
+        if hub.watches.borrow().iter().all(|watch| watch.strong_count() == 0) {
             return Ok(());
         }
         sleep(DRAIN_TICK).await;
@@ -164,9 +151,8 @@ async fn accept_all(
         match listener.get_ref().accept() {
             Ok((socket, peer)) => {
                 backoff = ACCEPT_BACKOFF;
-                let is_loopback = peer
-                    .as_socket()
-                    .is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+                let is_loopback =
+                    peer.as_socket().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
                 admit(hub, gate.admit(), socket, is_loopback);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -245,8 +231,7 @@ enum Turn {
 impl Task {
     async fn run(mut self, is_turned_away: bool) {
         if is_turned_away {
-            self.connection
-                .turn_away(&*self.hub.service.borrow(), &mut self.out);
+            self.connection.turn_away(&*self.hub.service.borrow(), &mut self.out);
         }
         if is_turned_away || self.serve().await {
             self.close_gently().await;
@@ -263,8 +248,7 @@ impl Task {
                 Turn::Handled(outcome) => outcome,
                 Turn::Ended | Turn::Stopped => return false,
                 Turn::Expired => {
-                    self.connection
-                        .expire(&*self.hub.service.borrow(), &mut self.out);
+                    self.connection.expire(&*self.hub.service.borrow(), &mut self.out);
                     return !self.out.is_empty();
                 }
             };
@@ -293,14 +277,7 @@ impl Task {
 
     /// Waits for input and handles it in place.
     async fn receive(&mut self, waited: &mut bool) -> Turn {
-        let Task {
-            hub,
-            watch,
-            stream,
-            connection,
-            out,
-            ..
-        } = self;
+        let Task { hub, watch, stream, connection, out, .. } = self;
         watch.deadline_ms.set(connection.deadline_ms());
         poll_fn(|cx| {
             let mut input = hub.input.borrow_mut();
@@ -339,34 +316,21 @@ impl Task {
 
     /// Sends what is unsent. Returns whether the connection can go on.
     async fn flush(&mut self) -> bool {
-        let Task {
-            hub,
-            watch,
-            stream,
-            connection,
-            out,
-            ..
-        } = self;
+        let Task { hub, watch, stream, connection, out, .. } = self;
         let mut sent = 0;
-        watch.deadline_ms.set(
-            hub.now_ms
-                .get()
-                .saturating_add(connection.send_timeout_ms()),
-        );
+        watch.deadline_ms.set(hub.now_ms.get().saturating_add(connection.send_timeout_ms()));
         while sent < out.len() {
-            let written = poll_fn(
-                |cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
-                    Poll::Pending => {
-                        let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
-                        if is_late || hub.urgency.get() == Urgency::Abort {
-                            return Poll::Ready(Ok(0));
-                        }
-                        watch.waker.set(Some(cx.waker().clone()));
-                        Poll::Pending
+            let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
+                Poll::Pending => {
+                    let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
+                    if is_late || hub.urgency.get() == Urgency::Abort {
+                        return Poll::Ready(Ok(0));
                     }
-                    ready => ready,
-                },
-            )
+                    watch.waker.set(Some(cx.waker().clone()));
+                    Poll::Pending
+                }
+                ready => ready,
+            })
             .await;
             match written {
                 Ok(0) | Err(_) => return false,
@@ -383,12 +347,8 @@ impl Task {
         if !self.flush().await || self.stream.shutdown(Shutdown::Write).await.is_err() {
             return;
         }
-        let Task {
-            hub, watch, stream, ..
-        } = self;
-        watch
-            .deadline_ms
-            .set(hub.now_ms.get().saturating_add(LINGER_MS));
+        let Task { hub, watch, stream, .. } = self;
+        watch.deadline_ms.set(hub.now_ms.get().saturating_add(LINGER_MS));
         let mut discarded = 0;
         while discarded < LINGER_BYTES_MAX {
             let received = poll_fn(|cx| {

@@ -72,12 +72,7 @@ impl Prepared {
         body: &'static str,
         date: &Date,
     ) -> Self {
-        let mut prepared = Prepared {
-            status,
-            content_type,
-            body,
-            bytes: Vec::new(),
-        };
+        let mut prepared = Prepared { status, content_type, body, bytes: Vec::new() };
         prepared.set_date(date);
         prepared
     }
@@ -107,12 +102,7 @@ impl<'a> Reply<'a> {
         persistence: Persistence,
         without_body: bool,
     ) -> Self {
-        Reply {
-            out,
-            date,
-            persistence,
-            without_body,
-        }
+        Reply { out, date, persistence, without_body }
     }
 
     /// Answers with bytes made before.
@@ -121,12 +111,7 @@ impl<'a> Reply<'a> {
         if self.persistence == Persistence::Implied && !self.without_body {
             self.out.extend_from_slice(&prepared.bytes);
         } else {
-            self.send(
-                prepared.status,
-                prepared.content_type,
-                &[],
-                prepared.body.as_bytes(),
-            );
+            self.send(prepared.status, prepared.content_type, &[], prepared.body.as_bytes());
         }
     }
 
@@ -141,19 +126,11 @@ impl<'a> Reply<'a> {
         let mut digits = itoa::Buffer::new();
         let out = self.out;
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
-        put(&[
-            b"HTTP/1.1 ",
-            digits.format(status).as_bytes(),
-            b" ",
-            reason(status).as_bytes(),
-        ]);
+        put(&[b"HTTP/1.1 ", digits.format(status).as_bytes(), b" ", reason(status).as_bytes()]);
         put(&[b"\r\nDate: ", &self.date.0]);
         // RFC 9110 section 8.6: a 204 has no Content-Length.
         if status != 204 {
-            put(&[
-                b"\r\nContent-Length: ",
-                digits.format(body.len()).as_bytes(),
-            ]);
+            put(&[b"\r\nContent-Length: ", digits.format(body.len()).as_bytes()]);
         }
         if let Some(content_type) = content_type {
             put(&[b"\r\nContent-Type: ", content_type.as_bytes()]);
@@ -190,14 +167,8 @@ mod tests {
 
     #[test]
     fn a_date_is_an_imf_fixdate_up_to_its_last_year() {
-        assert_eq!(
-            &Date::from_unix(784_111_777).0,
-            b"Sun, 06 Nov 1994 08:49:37 GMT"
-        );
-        assert_eq!(
-            &Date::from_unix(u64::MAX).0,
-            b"Fri, 31 Dec 9999 23:59:59 GMT"
-        );
+        assert_eq!(&Date::from_unix(784_111_777).0, b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(&Date::from_unix(u64::MAX).0, b"Fri, 31 Dec 9999 23:59:59 GMT");
     }
 
     #[test]

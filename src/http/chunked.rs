@@ -52,12 +52,7 @@ pub(super) enum Progress {
 
 impl Chunked {
     pub(super) fn new() -> Self {
-        Chunked {
-            state: State::Size(false),
-            left: 0,
-            decoded: 0,
-            framing: 0,
-        }
+        Chunked { state: State::Size(false), left: 0, decoded: 0, framing: 0 }
     }
 
     /// Decodes `input` onto the end of `body`, of which at most `body_bytes_max` may come.
@@ -150,13 +145,7 @@ mod tests {
         let wire = b"5\r\nhello\r\n00A;name=\"v\"\r\n 0123456\r\n\r\n0\r\nX-Trailer: 1\r\n\r\nGET ";
         for pieces in 1..wire.len() {
             let decoded = decode(wire, pieces, 15).unwrap();
-            assert_eq!(
-                decoded,
-                (
-                    b"hello 0123456\r\n".to_vec(),
-                    Progress::Done(wire.len() - 4)
-                )
-            );
+            assert_eq!(decoded, (b"hello 0123456\r\n".to_vec(), Progress::Done(wire.len() - 4)));
         }
     }
 
@@ -198,15 +187,9 @@ mod tests {
     #[test]
     fn the_body_and_its_framing_are_limited() {
         assert!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 5).is_ok());
-        assert_eq!(
-            decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 4),
-            Err(Refusal::LargeBody)
-        );
+        assert_eq!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 4), Err(Refusal::LargeBody));
         assert_eq!(decode(b"3\r\nhel\r\n3\r\n", 99, 5), Err(Refusal::LargeBody));
-        assert_eq!(
-            decode(b"ffffffffffffffff\r\n", 99, 5),
-            Err(Refusal::LargeBody)
-        );
+        assert_eq!(decode(b"ffffffffffffffff\r\n", 99, 5), Err(Refusal::LargeBody));
         // "1;" and CR LF, one byte, CR LF, "0" and twice CR LF are 11 bytes of framing.
         for (extra, fits) in [(0, true), (1, false)] {
             let extension = "x".repeat(CHUNK_FRAMING_BYTES_MAX - 11 + extra);

@@ -114,10 +114,7 @@ enum Stage {
 }
 
 impl Stage {
-    const START: Stage = Stage::Head {
-        scan: Scan::START,
-        empty_lines: 0,
-    };
+    const START: Stage = Stage::Head { scan: Scan::START, empty_lines: 0 };
 }
 
 #[derive(Debug)]
@@ -286,11 +283,7 @@ impl Connection {
                     }
                     *empty_lines += 1;
                     let allowed = data[1] == b'\n' && *empty_lines <= EMPTY_LINES_MAX;
-                    return if allowed {
-                        Ok(Some(2))
-                    } else {
-                        Err(Refusal::Malformed)
-                    };
+                    return if allowed { Ok(Some(2)) } else { Err(Refusal::Malformed) };
                 }
                 let Some(head) = scan.parse(data)? else {
                     self.begin(now_ms);
@@ -408,10 +401,7 @@ impl Connection {
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             return Ok(());
         }
-        let last = Head {
-            persistent: false,
-            ..*head
-        };
+        let last = Head { persistent: false, ..*head };
         self.handle(&last, &data[..head.bytes], now_ms, handler, out)
     }
 

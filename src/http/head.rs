@@ -49,10 +49,7 @@ impl Span {
     fn of(part: &[u8], head: &[u8]) -> Span {
         let start = part.as_ptr() as usize - head.as_ptr() as usize;
         debug_assert!(start + part.len() <= head.len());
-        Span {
-            start: start as u16,
-            end: (start + part.len()) as u16,
-        }
+        Span { start: start as u16, end: (start + part.len()) as u16 }
     }
 
     pub(super) fn range(self) -> Range<usize> {
@@ -115,28 +112,24 @@ pub(super) struct Scan {
 
 impl Scan {
     /// Before the first byte.
-    pub(super) const START: Scan = Scan {
-        searched: 0,
-        request_line_ended: false,
-        next_look: 0,
-    };
+    pub(super) const START: Scan = Scan { searched: 0, request_line_ended: false, next_look: 0 };
 
     /// Finds the length of the head at the start of `input`, which is what was given before
-    /// and more.
-    fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
+    /// and more; or what is wrong with its lines, and how many bytes come before that.
+    fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, (usize, Refusal)> {
         for line_feed in memchr::memchr_iter(b'\n', &input[self.searched..]) {
             let at = self.searched + line_feed;
             if at == 0 || input[at - 1] != b'\r' {
-                return Err(Refusal::BareLineFeed);
+                return Err((at, Refusal::BareLineFeed));
             }
             if !self.request_line_ended {
                 self.request_line_ended = true;
                 if at - 1 > REQUEST_LINE_BYTES_MAX {
-                    return Err(Refusal::LongRequestLine);
+                    return Err((REQUEST_LINE_BYTES_MAX, Refusal::LongRequestLine));
                 }
             }
             if at >= HEAD_BYTES_MAX {
-                return Err(Refusal::LongHead);
+                return Err((HEAD_BYTES_MAX, Refusal::LongHead));
             }
             if at >= 2 && input[at - 2] == b'\n' {
                 return Ok(Some(at + 1));
@@ -145,18 +138,24 @@ impl Scan {
         self.searched = input.len();
         // One more byte may be the CR that ends a line of exactly the limit.
         if !self.request_line_ended && input.len() > REQUEST_LINE_BYTES_MAX + 1 {
-            return Err(Refusal::LongRequestLine);
+            return Err((REQUEST_LINE_BYTES_MAX, Refusal::LongRequestLine));
         }
         if input.len() >= HEAD_BYTES_MAX {
-            return Err(Refusal::LongHead);
+            return Err((HEAD_BYTES_MAX, Refusal::LongHead));
         }
         Ok(None)
     }
 
     /// Reads the head at the start of `input`; `None` where it goes on.
     pub(super) fn parse(&mut self, input: &[u8]) -> Result<Option<Head>, Refusal> {
-        if let Some(end) = self.find_end(input)? {
-            return parse(&input[..end]).map(Some);
+        match self.find_end(input) {
+            Ok(Some(end)) => return parse(&input[..end]).map(Some),
+            Ok(None) => {}
+            Err((before, refusal)) => {
+                // What is wrong first decides, however the bytes were split.
+                refuse_early(&input[..before])?;
+                return Err(refusal);
+            }
         }
         if input.len() >= self.next_look {
             self.next_look = 2 * input.len();
@@ -254,7 +253,7 @@ fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, 
                 }
             }
             13 if name.eq_ignore_ascii_case("authorization") => {
-                head.authorization.see(value, bytes)
+                head.authorization.see(value, bytes);
             }
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let repeated = length.replace(content_length(value)?).is_some();
@@ -264,7 +263,8 @@ fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, 
             }
             14 if name.eq_ignore_ascii_case("sec-fetch-site") => head.fetch_site.see(value, bytes),
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
-                if codings.replace(value).is_some() {
+                let repeated = codings.replace(value).is_some();
+                if repeated {
                     return Err(Refusal::TransferEncoding);
                 }
             }
@@ -343,9 +343,8 @@ pub(super) fn valid_host(value: &[u8]) -> bool {
         }
         _ => value.split_at(memchr::memchr(b':', value).unwrap_or(value.len())),
     };
-    let named = name
-        .iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte));
+    let named =
+        name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte));
     let ported = match port {
         [] => true,
         [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),

@@ -74,10 +74,9 @@ impl Refusal {
             Refusal::Malformed => (400, "send a request in the grammar of HTTP/1.1 (RFC 9112)"),
             Refusal::BareLineFeed => (400, "end lines with CR LF"),
             Refusal::Host => (400, "send exactly one valid Host field"),
-            Refusal::Length => (
-                400,
-                "send one decimal Content-Length, or Transfer-Encoding, not both",
-            ),
+            Refusal::Length => {
+                (400, "send one decimal Content-Length, or Transfer-Encoding, not both")
+            }
             Refusal::TransferEncoding => {
                 (400, "send Transfer-Encoding: chunked, once, in HTTP/1.1")
             }

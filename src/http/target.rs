@@ -40,10 +40,7 @@ pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[
         })
         .map(|scheme| &raw[scheme.len()..])
         .ok_or(Refusal::Target)?;
-    let end = rest
-        .iter()
-        .position(|b| matches!(b, b'/' | b'?'))
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let (host, path) = rest.split_at(end);
     if host.is_empty() || !valid_host(host) {
         return Err(Refusal::Target);
@@ -68,8 +65,7 @@ fn decode(path: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         return Ok(Cow::Borrowed(path));
     }
     let digit = |byte: Option<&u8>| {
-        byte.and_then(|byte| char::from(*byte).to_digit(16))
-            .ok_or(Refusal::Target)
+        byte.and_then(|byte| char::from(*byte).to_digit(16)).ok_or(Refusal::Target)
     };
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.iter();
@@ -139,10 +135,7 @@ mod tests {
     #[test]
     fn special_forms_belong_to_their_methods() {
         assert_eq!(parse(Method::Options, b"*"), Ok((Target::Server, None)));
-        assert_eq!(
-            parse(Method::Options, b"http://h"),
-            Ok((Target::Server, Some(&b"h"[..])))
-        );
+        assert_eq!(parse(Method::Options, b"http://h"), Ok((Target::Server, Some(&b"h"[..]))));
         assert_eq!(parse(Method::Connect, b"h:443"), Ok((Target::Tunnel, None)));
     }
 }

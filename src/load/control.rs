@@ -35,34 +35,19 @@ impl Server {
     pub fn parse(url: &str) -> Result<Server, Failure> {
         let wrong =
             |why: &str| Failure::Usage(format!("--url {url}: {why}, write http://host:port"));
-        let rest = url
-            .strip_prefix("http://")
-            .ok_or_else(|| wrong("only http is spoken"))?;
+        let rest = url.strip_prefix("http://").ok_or_else(|| wrong("only http is spoken"))?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
-        if host.is_empty()
-            || !host
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b))
-        {
+        if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b)) {
             return Err(wrong("this is no host"));
         }
-        let has_port = host
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let with_port = if has_port {
-            host.to_owned()
-        } else {
-            format!("{host}:80")
-        };
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let with_port = if has_port { host.to_owned() } else { format!("{host}:80") };
         let address = with_port
             .to_socket_addrs()
             .ok()
             .and_then(|mut addresses| addresses.next())
             .ok_or_else(|| wrong("this host has no address"))?;
-        Ok(Server {
-            address,
-            host: host.to_owned(),
-        })
+        Ok(Server { address, host: host.to_owned() })
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {
@@ -73,10 +58,7 @@ impl Server {
             ErrorKind::TimedOut | ErrorKind::WouldBlock => "it does not answer in time",
             _ => "it cannot be talked to",
         };
-        Failure::Environment(format!(
-            "no server at http://{}: {hint} ({error})",
-            self.host
-        ))
+        Failure::Environment(format!("no server at http://{}: {hint} ({error})", self.host))
     }
 
     /// Makes one request. `linger` waits for a connection that is closed against its promise.
@@ -89,10 +71,8 @@ impl Server {
     ) -> io::Result<Answer> {
         let deadline = Instant::now() + timeout;
         let mut stream = TcpStream::connect_timeout(&self.address, timeout)?;
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
-            self.host
-        );
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n", self.host);
         stream.write_all(request.as_bytes())?;
         let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
@@ -114,12 +94,7 @@ impl Server {
                     let broke_keep_alive =
                         !found.says_close && !linger.is_zero() && ends_within(&mut stream, linger);
                     let says_close = found.says_close;
-                    return Ok(Answer {
-                        status: found.status,
-                        body,
-                        broke_keep_alive,
-                        says_close,
-                    });
+                    return Ok(Answer { status: found.status, body, broke_keep_alive, says_close });
                 }
                 None if received == 0 => return Err(ErrorKind::UnexpectedEof.into()),
                 None if input.len() > ANSWER_BYTES_MAX => return Err(garbage()),
@@ -178,9 +153,7 @@ fn read_figures(answer: &Answer) -> Option<Figures> {
     // Some servers write whole numbers as floats.
     let whole = |name: &str| {
         let number = json.get(name)?;
-        let float = number
-            .as_f64()
-            .filter(|float| float.fract() == 0.0 && *float >= 0.0);
+        let float = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
         number.as_u64().or(float.map(|float| float as u64))
     };
     Some(Figures {
@@ -199,30 +172,17 @@ mod tests {
     fn totals_are_read_as_servers_of_any_language_write_them() {
         let read = |text: &str| {
             let body = text.as_bytes().to_vec();
-            read_figures(&Answer {
-                status: 200,
-                body,
-                broke_keep_alive: false,
-                says_close: false,
-            })
+            read_figures(&Answer { status: 200, body, broke_keep_alive: false, says_close: false })
         };
-        let expected = Figures {
-            total_requests: 1_000_000,
-            unique_users: 75_000,
-            sum: 5e8,
-            avg: 500.0,
-        };
+        let expected =
+            Figures { total_requests: 1_000_000, unique_users: 75_000, sum: 5e8, avg: 500.0 };
         for text in [
             r#"{"totalRequests":1000000,"uniqueUsers":75000,"sum":5.0E8,"avg":500.0}"#,
             r#"{"avg":500,"sum":500000000,"uniqueUsers":75000,"totalRequests":1e6,"extra":null}"#,
         ] {
             assert_eq!(read(text), Some(expected), "{text}");
         }
-        for text in [
-            "",
-            "[]",
-            r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#,
-        ] {
+        for text in ["", "[]", r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#] {
             assert_eq!(read(text), None, "{text}");
         }
     }
@@ -245,10 +205,7 @@ mod tests {
             "http://u@127.0.0.1:1",
             "http://127.0.0.1:1/x",
         ] {
-            assert!(
-                matches!(Server::parse(bad), Err(Failure::Usage(_))),
-                "{bad}"
-            );
+            assert!(matches!(Server::parse(bad), Err(Failure::Usage(_))), "{bad}");
         }
     }
 }

@@ -66,11 +66,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
     let server = &config.server;
     let (found, keeps_alive) = server.first_figures(config.timeout)?;
     let was_reset = config.reset && server.reset(config.timeout)?;
-    let before = if was_reset {
-        server.figures(config.timeout)?
-    } else {
-        found
-    };
+    let before = if was_reset { server.figures(config.timeout)? } else { found };
     let run = Run {
         workload: config.workload,
         address: server.address,
@@ -88,12 +84,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
     Ok(Report::new(Outcome {
         elapsed: sent.findings.ended.saturating_duration_since(sent.started),
         client_busy: sent.client_busy,
-        evidence: Evidence {
-            before,
-            acknowledged,
-            possible,
-            after,
-        },
+        evidence: Evidence { before, acknowledged, possible, after },
         setup: Setup {
             url: format!("http://{}", server.host),
             workers: config.workers,
@@ -178,20 +169,13 @@ fn send_all(config: &Config, run: &Run, at: &mut impl FnMut(Moment)) -> Result<S
             let findings = thread.join().map_err(|_| {
                 Failure::Wrong("a client thread panicked; an error above says why".into())
             })?;
-            let elapsed = findings
-                .ended
-                .saturating_duration_since(started)
-                .as_secs_f64();
+            let elapsed = findings.ended.saturating_duration_since(started).as_secs_f64();
             if elapsed > 0.0 {
                 busy = busy.max(findings.cpu.as_secs_f64() / elapsed);
             }
             all.merge(findings);
         }
-        Ok(Sent {
-            findings: all,
-            client_busy: busy,
-            started,
-        })
+        Ok(Sent { findings: all, client_busy: busy, started })
     })
 }
 

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// From this share of its time on, a client thread that computes is taken for the limit.
 const CLIENT_LIMITED_FROM: f64 = 0.9;
 
+/// Bytes of a MiB.
+const MIB: f64 = 1048576.0;
+
 /// How a run was set up.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setup {
@@ -95,16 +98,12 @@ impl Environment {
     /// This machine, now.
     pub(super) fn here() -> Environment {
         let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpu_info
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let model =
+            cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Environment {
             version: env!("CARGO_PKG_VERSION"),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-            kernel: rustix::system::uname()
-                .release()
-                .to_string_lossy()
-                .into_owned(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cpu_model: model.map_or("unknown", |(_, model)| model).to_owned(),
             cpus_allowed: crate::topology::format_cpu_list(&crate::topology::allowed_cpus()),
         }
@@ -172,14 +171,7 @@ pub(super) struct Outcome {
 
 impl Report {
     pub(super) fn new(outcome: Outcome) -> Report {
-        let Outcome {
-            findings,
-            elapsed,
-            client_busy,
-            evidence,
-            setup,
-            requests,
-        } = outcome;
+        let Outcome { findings, elapsed, client_busy, evidence, setup, requests } = outcome;
         let Judgement { verdict, reasons } = evidence.judge();
         let refused_by_status: BTreeMap<u16, u64> = findings
             .refused
@@ -266,7 +258,7 @@ impl Report {
                     cost.server_cpu_us_per_request,
                     cost.server_user_us_per_request,
                     cost.server_system_us_per_request,
-                    cost.server_peak_rss_bytes as f64 / (1 << 20) as f64,
+                    cost.server_peak_rss_bytes as f64 / MIB,
                     cost.server_cpus
                 ),
             );
@@ -289,11 +281,7 @@ impl Report {
         for (status, count) in &self.refused_by_status {
             line(
                 "refused",
-                format!(
-                    "{} request{} with status {status}",
-                    grouped(*count),
-                    plural(*count)
-                ),
+                format!("{} request{} with status {status}", grouped(*count), plural(*count)),
             );
         }
         for (count, what) in [
@@ -302,14 +290,8 @@ impl Report {
             (self.timeouts, "connections timed out"),
             (self.reconnects, "reconnects"),
             (self.connect_failures, "failures to connect"),
-            (
-                self.broken_keep_alives,
-                "connections closed against the server's word",
-            ),
-            (
-                self.garbled,
-                "answers that were none, or that nobody had asked for",
-            ),
+            (self.broken_keep_alives, "connections closed against the server's word"),
+            (self.garbled, "answers that were none, or that nobody had asked for"),
         ] {
             if count > 0 {
                 line("trouble", format!("{} {what}", grouped(count)));
@@ -347,10 +329,7 @@ impl Report {
         let mut count = 0;
         for step in self.histogram.iter_quantiles(5) {
             count += step.count_since_last_iteration();
-            let (quantile, value) = (
-                step.quantile_iterated_to(),
-                millis(step.value_iterated_to()),
-            );
+            let (quantile, value) = (step.quantile_iterated_to(), millis(step.value_iterated_to()));
             // The last line has no odds: nothing is beyond it.
             let odds = match quantile < 1.0 {
                 true => format!(" {:14.2}", 1.0 / (1.0 - quantile)),
@@ -438,12 +417,7 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
         }
     }

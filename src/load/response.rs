@@ -57,11 +57,7 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
         .parse_response_with_uninit_headers(&mut head, input, &mut fields)
         .map_err(|_| Malformed)?;
     let httparse::Status::Complete(body_start) = parsed else {
-        return if input.len() > HEAD_BYTES_MAX {
-            Err(Malformed)
-        } else {
-            Ok(None)
-        };
+        return if input.len() > HEAD_BYTES_MAX { Err(Malformed) } else { Ok(None) };
     };
     let (Some(status), Some(minor)) = (head.code, head.version) else {
         return Err(Malformed);
@@ -70,19 +66,13 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     let (mut close, mut keep_alive) = (false, false);
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
-            let length = std::str::from_utf8(field.value)
-                .ok()
-                .and_then(|text| text.parse().ok());
+            let length = std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok());
             // Transfer-Encoding, where there is one, decides.
             framing.get_or_insert(Framing::Length(length.ok_or(Malformed)?));
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             framing = Some(Framing::Chunked);
         } else if field.name.eq_ignore_ascii_case("connection") {
-            for option in field
-                .value
-                .split(|byte| *byte == b',')
-                .map(<[u8]>::trim_ascii)
-            {
+            for option in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 close |= option.eq_ignore_ascii_case(b"close");
                 keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
             }
@@ -124,10 +114,7 @@ fn chunked_bytes(wire: &[u8]) -> Result<Option<usize>, Malformed> {
                 }
             };
         }
-        at = at
-            .checked_add(size)
-            .and_then(|at| at.checked_add(2))
-            .ok_or(Malformed)?;
+        at = at.checked_add(size).and_then(|at| at.checked_add(2)).ok_or(Malformed)?;
         if at > wire.len() {
             return Ok(None);
         }
@@ -140,11 +127,7 @@ fn chunk_size(wire: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     let Some(end) = memchr::memchr(b'\n', wire) else {
         return Ok(None);
     };
-    let digits = wire[..end]
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or(b"")
-        .trim_ascii();
+    let digits = wire[..end].split(|byte| *byte == b';').next().unwrap_or(b"").trim_ascii();
     let digits = std::str::from_utf8(digits).map_err(|_| Malformed)?;
     let size = usize::from_str_radix(digits, 16).map_err(|_| Malformed)?;
     Ok(Some((end + 1, size)))
@@ -171,12 +154,7 @@ mod tests {
     #[test]
     fn every_framing_is_read_at_every_split() {
         for (text, status, body, says_close) in [
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-                200,
-                "",
-                false,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, "", false),
             (
                 "HTTP/1.1 201 Created\r\ncontent-length: 2\r\nConnection: Keep-Alive\r\n\r\n{}",
                 201,
@@ -196,18 +174,8 @@ mod tests {
                 "x",
                 false,
             ),
-            (
-                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
-                200,
-                "x",
-                true,
-            ),
-            (
-                "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx",
-                200,
-                "x",
-                true,
-            ),
+            ("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", 200, "x", true),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", 200, "x", true),
             (
                 "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx",
                 200,
@@ -216,26 +184,15 @@ mod tests {
             ),
         ] {
             for split in 0..text.len() {
-                assert_eq!(
-                    read(&text.as_bytes()[..split], false),
-                    Ok(None),
-                    "{text:?} at {split}"
-                );
+                assert_eq!(read(&text.as_bytes()[..split], false), Ok(None), "{text:?} at {split}");
             }
             let more = format!("{text}HTTP");
             let response = read(more.as_bytes(), false).unwrap().unwrap();
-            assert_eq!(
-                (response.status, response.end),
-                (status, text.len()),
-                "{text:?}"
-            );
+            assert_eq!((response.status, response.end), (status, text.len()), "{text:?}");
             assert_eq!(response.says_close, says_close, "{text:?}");
             let wire = &text.as_bytes()[response.body_start..response.end];
-            let joined = if response.is_chunked {
-                join_chunks(wire).unwrap()
-            } else {
-                wire.to_vec()
-            };
+            let joined =
+                if response.is_chunked { join_chunks(wire).unwrap() } else { wire.to_vec() };
             assert_eq!(joined, body.as_bytes());
         }
     }

@@ -44,20 +44,13 @@ impl Evidence {
     /// What the server has to report, if every unknown event was not counted.
     pub(super) fn expected(&self) -> Figures {
         let ours = self.acknowledged.figures();
-        let total_requests = self
-            .before
-            .total_requests
-            .saturating_add(ours.total_requests);
+        let total_requests = self.before.total_requests.saturating_add(ours.total_requests);
         let sum = self.before.sum + ours.sum;
         Figures {
             total_requests,
             unique_users: self.before.unique_users.max(ours.unique_users),
             sum,
-            avg: if total_requests == 0 {
-                0.0
-            } else {
-                sum / total_requests as f64
-            },
+            avg: if total_requests == 0 { 0.0 } else { sum / total_requests as f64 },
         }
     }
 
@@ -69,10 +62,7 @@ impl Evidence {
         let counted = self.after.total_requests;
         let (least, most) = (expected.total_requests, expected.total_requests + unknown);
         if counted < least {
-            wrong.push(format!(
-                "totalRequests is {counted}: {} events were lost",
-                least - counted
-            ));
+            wrong.push(format!("totalRequests is {counted}: {} events were lost", least - counted));
         } else if counted > most {
             wrong.push(format!(
                 "totalRequests is {counted}: {} events too many, counted twice or not ours",
@@ -108,10 +98,7 @@ impl Evidence {
             ));
         }
         if !wrong.is_empty() {
-            return Judgement {
-                verdict: Verdict::Wrong,
-                reasons: wrong,
-            };
+            return Judgement { verdict: Verdict::Wrong, reasons: wrong };
         }
         let mut open = Vec::new();
         if unknown > 0 {
@@ -123,15 +110,8 @@ impl Evidence {
                 self.before.sum
             ));
         }
-        let verdict = if open.is_empty() {
-            Verdict::Exact
-        } else {
-            Verdict::Undecided
-        };
-        Judgement {
-            verdict,
-            reasons: open,
-        }
+        let verdict = if open.is_empty() { Verdict::Exact } else { Verdict::Undecided };
+        Judgement { verdict, reasons: open }
     }
 }
 
@@ -148,9 +128,7 @@ fn range_of(name: &str, is: f64, least: f64, most: f64, wrong: &mut Vec<String>)
         true => format!("{least:?}"),
         false => format!("between {least:?} and {most:?}"),
     };
-    wrong.push(format!(
-        "{name} is {is:?} and must be {must}: off by {off:+?}"
-    ));
+    wrong.push(format!("{name} is {is:?} and must be {must}: off by {off:+?}"));
 }
 
 #[cfg(test)]
@@ -160,11 +138,7 @@ mod tests {
     use std::collections::HashSet;
 
     fn evidence(unknown: &[u64]) -> Evidence {
-        let workload = Workload {
-            events: 2000,
-            users: 500,
-            values: Values::Half,
-        };
+        let workload = Workload { events: 2000, users: 500, values: Values::Half };
         let acknowledged = workload.share_without(&unknown.iter().copied().collect());
         Evidence {
             before: Figures::ZERO,
@@ -182,13 +156,7 @@ mod tests {
 
     #[test]
     fn equal_totals_are_exact_and_any_other_is_wrong() {
-        assert_eq!(
-            with(|_| {}),
-            Judgement {
-                verdict: Verdict::Exact,
-                reasons: vec![]
-            }
-        );
+        assert_eq!(with(|_| {}), Judgement { verdict: Verdict::Exact, reasons: vec![] });
         let lost = with(|after| {
             after.total_requests -= 1;
             after.avg = after.sum / after.total_requests as f64;
@@ -219,12 +187,7 @@ mod tests {
     #[test]
     fn totals_that_were_there_before_are_added() {
         let mut evidence = evidence(&[]);
-        evidence.before = Figures {
-            total_requests: 10,
-            unique_users: 3,
-            sum: 5.5,
-            avg: 0.55,
-        };
+        evidence.before = Figures { total_requests: 10, unique_users: 3, sum: 5.5, avg: 0.55 };
         evidence.after = evidence.expected();
         assert_eq!(evidence.judge().verdict, Verdict::Exact);
         evidence.after.unique_users += 3;

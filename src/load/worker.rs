@@ -162,9 +162,7 @@ struct Connection {
 impl Connection {
     fn new() -> Self {
         Connection {
-            state: State::Down {
-                until: Instant::now(),
-            },
+            state: State::Down { until: Instant::now() },
             stream: None,
             flights: VecDeque::new(),
             out: Vec::new(),
@@ -218,10 +216,7 @@ impl<'a> Worker<'a> {
             self.connect(index);
         }
         let patience = Instant::now() + self.run.timeout;
-        while !self
-            .connections
-            .iter()
-            .all(|connection| matches!(connection.state, State::Open))
+        while !self.connections.iter().all(|connection| matches!(connection.state, State::Open))
             && Instant::now() < patience
         {
             self.turn(&mut events);
@@ -262,9 +257,7 @@ impl<'a> Worker<'a> {
             }
         }
         self.tick();
-        self.run
-            .done
-            .fetch_add(self.ended_events() - before, Ordering::Relaxed);
+        self.run.done.fetch_add(self.ended_events() - before, Ordering::Relaxed);
     }
 
     fn ended_events(&self) -> u64 {
@@ -277,11 +270,7 @@ impl<'a> Worker<'a> {
         }
         if self.grabbed.is_empty() {
             let events = self.run.workload.events;
-            let start = self
-                .run
-                .next
-                .fetch_add(EVENTS_A_GRAB, Ordering::Relaxed)
-                .min(events);
+            let start = self.run.next.fetch_add(EVENTS_A_GRAB, Ordering::Relaxed).min(events);
             self.grabbed = start..(start + EVENTS_A_GRAB).min(events);
         }
         self.grabbed.next()
@@ -301,10 +290,7 @@ impl<'a> Worker<'a> {
     fn has_given_up(&self) -> bool {
         self.in_flight == 0
             && self.progress.elapsed() > self.run.timeout
-            && !self
-                .connections
-                .iter()
-                .any(|connection| matches!(connection.state, State::Open))
+            && !self.connections.iter().any(|connection| matches!(connection.state, State::Open))
     }
 
     /// Ends with events that were never sent.
@@ -319,17 +305,13 @@ impl<'a> Worker<'a> {
         *connection = Connection::new();
         let opened = TcpStream::connect(self.run.address).and_then(|mut stream| {
             let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll
-                .registry()
-                .register(&mut stream, Token(index), interest)?;
+            self.poll.registry().register(&mut stream, Token(index), interest)?;
             Ok(stream)
         });
         match opened {
             Ok(stream) => {
                 connection.stream = Some(stream);
-                connection.state = State::Connecting {
-                    since: Instant::now(),
-                };
+                connection.state = State::Connecting { since: Instant::now() };
             }
             Err(_) => self.fail_to_connect(index),
         }
@@ -339,9 +321,7 @@ impl<'a> Worker<'a> {
         self.findings.connect_failures += 1;
         let connection = &mut self.connections[index];
         *connection = Connection::new();
-        connection.state = State::Down {
-            until: Instant::now() + RETRY_AFTER,
-        };
+        connection.state = State::Down { until: Instant::now() + RETRY_AFTER };
     }
 
     fn on_writable(&mut self, index: usize) {
@@ -387,15 +367,9 @@ impl<'a> Worker<'a> {
             };
             let connection = &mut self.connections[index];
             let offset = connection.written + connection.out.len() as u64;
-            connection.flights.push_back(Flight {
-                event,
-                sent_at: now,
-                offset,
-            });
+            connection.flights.push_back(Flight { event, sent_at: now, offset });
             self.in_flight += 1;
-            self.run
-                .workload
-                .append_request(event, &self.run.head, &mut connection.out);
+            self.run.workload.append_request(event, &self.run.head, &mut connection.out);
         }
         self.send(index);
     }
@@ -423,10 +397,7 @@ impl<'a> Worker<'a> {
             return;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        loop {
-            let Some(stream) = &mut self.connections[index].stream else {
-                break;
-            };
+        while let Some(stream) = &mut self.connections[index].stream {
             match stream.read(&mut buffer) {
                 Ok(0) => {
                     self.end(index);
@@ -494,12 +465,7 @@ impl<'a> Worker<'a> {
         self.findings.latency.saturating_record(latency.max(1));
         match response.status {
             200..300 => self.findings.acknowledged += 1,
-            status => self
-                .findings
-                .refused
-                .entry(status)
-                .or_default()
-                .push(flight.event),
+            status => self.findings.refused.entry(status).or_default().push(flight.event),
         }
         Ok(())
     }

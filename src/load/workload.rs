@@ -44,12 +44,7 @@ pub struct Figures {
 
 impl Figures {
     /// Nothing counted.
-    pub const ZERO: Figures = Figures {
-        total_requests: 0,
-        unique_users: 0,
-        sum: 0.0,
-        avg: 0.0,
-    };
+    pub const ZERO: Figures = Figures { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
 }
 
 /// What some of the events of a run add up to, in integers.
@@ -71,26 +66,13 @@ impl Workload {
 
     /// Appends one event as an HTTP request with `head` before its Content-Length.
     pub(super) fn append_request(&self, event: u64, head: &[u8], out: &mut Vec<u8>) {
-        let (mut user, mut whole, mut length) = (
-            itoa::Buffer::new(),
-            itoa::Buffer::new(),
-            itoa::Buffer::new(),
-        );
+        let (mut user, mut whole, mut length) =
+            (itoa::Buffer::new(), itoa::Buffer::new(), itoa::Buffer::new());
         let user = user.format(event % self.users).as_bytes();
         let whole = whole.format(event % VALUES).as_bytes();
-        let fraction: &[u8] = if self.values == Values::Half {
-            b".5"
-        } else {
-            b""
-        };
-        let parts: [&[u8]; 6] = [
-            b"{\"userId\":\"user_",
-            user,
-            b"\",\"value\":",
-            whole,
-            fraction,
-            b"}",
-        ];
+        let fraction: &[u8] = if self.values == Values::Half { b".5" } else { b"" };
+        let parts: [&[u8]; 6] =
+            [b"{\"userId\":\"user_", user, b"\",\"value\":", whole, fraction, b"}"];
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         out.extend_from_slice(head);
         out.extend_from_slice(length.format(bytes).as_bytes());
@@ -104,11 +86,7 @@ impl Workload {
         if left_out.is_empty() {
             let (cycles, rest) = (self.events / VALUES, self.events % VALUES);
             let triangle = |n: u64| n * n.saturating_sub(1);
-            let halves = if self.values == Values::Half {
-                self.events
-            } else {
-                0
-            };
+            let halves = if self.values == Values::Half { self.events } else { 0 };
             return Share {
                 events: self.events,
                 users: self.events.min(self.users),
@@ -116,11 +94,7 @@ impl Workload {
             };
         }
         let mut users = HashSet::new();
-        let mut share = Share {
-            events: 0,
-            users: 0,
-            sum_in_halves: 0,
-        };
+        let mut share = Share { events: 0, users: 0, sum_in_halves: 0 };
         for event in (0..self.events).filter(|event| !left_out.contains(event)) {
             share.events += 1;
             share.sum_in_halves += self.value_in_halves(event);
@@ -139,11 +113,7 @@ impl Share {
             total_requests: self.events,
             unique_users: self.users,
             sum,
-            avg: if self.events == 0 {
-                0.0
-            } else {
-                sum / self.events as f64
-            },
+            avg: if self.events == 0 { 0.0 } else { sum / self.events as f64 },
         }
     }
 }
@@ -153,45 +123,27 @@ mod tests {
     use super::*;
 
     fn workload(events: u64, values: Values) -> Workload {
-        Workload {
-            events,
-            users: 75_000,
-            values,
-        }
+        Workload { events, users: 75_000, values }
     }
 
     #[test]
     fn the_published_totals_come_out() {
         let none = HashSet::new();
-        let integer = workload(1_000_000, Values::Integer)
-            .share_without(&none)
-            .figures();
-        let half = workload(1_000_000, Values::Half)
-            .share_without(&none)
-            .figures();
+        let integer = workload(1_000_000, Values::Integer).share_without(&none).figures();
+        let half = workload(1_000_000, Values::Half).share_without(&none).figures();
         assert_eq!(
             (integer.unique_users, integer.sum, integer.avg),
             (75_000, 499_500_000.0, 499.5)
         );
-        assert_eq!(
-            (half.total_requests, half.sum, half.avg),
-            (1_000_000, 500_000_000.0, 500.0)
-        );
-        assert_eq!(
-            workload(0, Values::Half).share_without(&none).figures(),
-            Figures::ZERO
-        );
+        assert_eq!((half.total_requests, half.sum, half.avg), (1_000_000, 500_000_000.0, 500.0));
+        assert_eq!(workload(0, Values::Half).share_without(&none).figures(), Figures::ZERO);
     }
 
     #[test]
     fn the_formula_and_the_count_agree() {
         for events in [1, 2, 999, 1000, 1001, 2750] {
             for values in [Values::Integer, Values::Half] {
-                let workload = Workload {
-                    events,
-                    users: 1500,
-                    values,
-                };
+                let workload = Workload { events, users: 1500, values };
                 let counted = workload.share_without(&HashSet::from([u64::MAX]));
                 assert_eq!(counted, workload.share_without(&HashSet::new()));
                 let first = workload.share_without(&HashSet::from([0]));

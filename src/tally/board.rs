@@ -100,9 +100,7 @@ pub(crate) enum Reading {
 
 impl Board {
     pub(crate) fn new() -> Self {
-        Board {
-            slots: std::array::from_fn(|_| CachePadded::new(Slot::new())),
-        }
+        Board { slots: std::array::from_fn(|_| CachePadded::new(Slot::new())) }
     }
 
     /// Adds the last state from before `epoch` to `totals`, if it is of their generation.
@@ -128,17 +126,16 @@ impl Board {
         let first_sightings = slot.first_sightings.load(Ordering::Relaxed);
         let extent = Extent::from_word(slot.extent.load(Ordering::Relaxed));
         let mut limbs = [0; LIMBS];
-        for index in extent.start..extent.end {
-            limbs[index] = slot.limbs[index].load(Ordering::Relaxed) as i64;
+        let range = extent.range();
+        for (limb, word) in limbs[range.clone()].iter_mut().zip(&slot.limbs[range]) {
+            *limb = word.load(Ordering::Relaxed) as i64;
         }
         if !slot.is_still(sequence) {
             return Reading::Overtaken;
         }
         totals.events += events;
         totals.first_sightings += first_sightings;
-        for index in extent.start..extent.end {
-            totals.sum.merge_limb(index, limbs[index]);
-        }
+        totals.sum.merge_limbs(extent, &limbs);
         Reading::Taken
     }
 }
@@ -186,11 +183,7 @@ impl Publisher {
         fence(Ordering::SeqCst);
         let epoch = epoch.load(Ordering::Relaxed);
         // In another generation a limb that is zero again was not reported as changed.
-        let changed = if counts.generation == self.generation {
-            changed
-        } else {
-            Extent::ALL
-        };
+        let changed = if counts.generation == self.generation { changed } else { Extent::ALL };
         for behind in &mut self.behind {
             *behind = behind.hull(changed);
         }
@@ -204,13 +197,11 @@ impl Publisher {
         slot.epoch.store(epoch, Ordering::Relaxed);
         slot.generation.store(counts.generation, Ordering::Relaxed);
         slot.events.store(counts.events, Ordering::Relaxed);
-        slot.first_sightings
-            .store(counts.first_sightings, Ordering::Relaxed);
-        slot.extent
-            .store(counts.sum.extent().to_word(), Ordering::Relaxed);
-        let behind = self.behind[target];
-        for index in behind.start..behind.end {
-            slot.limbs[index].store(counts.sum.limbs()[index] as u64, Ordering::Relaxed);
+        slot.first_sightings.store(counts.first_sightings, Ordering::Relaxed);
+        slot.extent.store(counts.sum.extent().to_word(), Ordering::Relaxed);
+        let behind = self.behind[target].range();
+        for (word, limb) in slot.limbs[behind.clone()].iter().zip(&counts.sum.limbs()[behind]) {
+            word.store(*limb as u64, Ordering::Relaxed);
         }
         slot.sequence.store(sequence + 2, Ordering::Release);
 

@@ -70,10 +70,7 @@ impl Tally {
     /// Counters for `shards` shards (at most [`SHARDS_MAX`]) that hold at most `users_max` users,
     /// with the writer of each shard.
     pub fn new(shards: usize, users_max: u64) -> (Arc<Tally>, Vec<Writer>) {
-        assert!(
-            shards <= SHARDS_MAX,
-            "the command line admits no more shards"
-        );
+        assert!(shards <= SHARDS_MAX, "the command line admits no more shards");
         let tally = Arc::new(Tally {
             epoch: CachePadded::new(AtomicU64::new(0)),
             generation: CachePadded::new(AtomicU64::new(0)),
@@ -82,9 +79,7 @@ impl Tally {
             users: Users::new(users_max),
             hasher: Hasher::default(),
         });
-        let writers = (0..shards)
-            .map(|shard| Writer::new(Arc::clone(&tally), shard))
-            .collect();
+        let writers = (0..shards).map(|shard| Writer::new(Arc::clone(&tally), shard)).collect();
         (tally, writers)
     }
 
@@ -108,10 +103,7 @@ impl Tally {
         // Pairs with the fence in `Publisher::publish`.
         fence(Ordering::SeqCst);
         let generation = self.generation.load(Ordering::Acquire);
-        let mut cut = Counts {
-            generation,
-            ..Counts::default()
-        };
+        let mut cut = Counts { generation, ..Counts::default() };
         for board in &self.boards {
             match board.read(epoch, &mut cut) {
                 Reading::Taken | Reading::Older => {}
@@ -224,10 +216,7 @@ impl Writer {
     #[inline]
     fn enter(&mut self, generation: u64) {
         if generation != self.counts.generation {
-            self.counts = Counts {
-                generation,
-                ..Counts::default()
-            };
+            self.counts = Counts { generation, ..Counts::default() };
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
         }
@@ -238,8 +227,7 @@ impl Writer {
     pub fn publish(&mut self) {
         if self.unpublished > 0 {
             let board = &self.tally.boards[self.shard];
-            self.publisher
-                .publish(board, &self.tally.epoch, &self.counts, self.changed);
+            self.publisher.publish(board, &self.tally.epoch, &self.counts, self.changed);
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
         }

@@ -37,21 +37,17 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    pub(crate) const EMPTY: Extent = Extent {
-        start: LIMBS,
-        end: 0,
-    };
-    pub(crate) const ALL: Extent = Extent {
-        start: 0,
-        end: LIMBS,
-    };
+    pub(crate) const EMPTY: Extent = Extent { start: LIMBS, end: 0 };
+    pub(crate) const ALL: Extent = Extent { start: 0, end: LIMBS };
 
     /// The smallest range that holds both.
     pub(crate) fn hull(self, other: Extent) -> Extent {
-        Extent {
-            start: self.start.min(other.start),
-            end: self.end.max(other.end),
-        }
+        Extent { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+
+    /// The limbs' indices. Whatever the extent, they are none or in order.
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.start.min(self.end)..self.end
     }
 
     /// The same range in one word, for an atomic.
@@ -61,10 +57,7 @@ impl Extent {
 
     /// The range of a word made by [`Extent::to_word`], cut to the limbs that there are.
     pub(crate) fn from_word(word: u64) -> Extent {
-        Extent {
-            start: (word >> 32) as usize,
-            end: ((word & LIMB_MASK) as usize).min(LIMBS),
-        }
+        Extent { start: (word >> 32) as usize, end: ((word & LIMB_MASK) as usize).min(LIMBS) }
     }
 }
 
@@ -80,11 +73,18 @@ pub struct ExactSum {
 
 impl Default for ExactSum {
     fn default() -> Self {
-        ExactSum {
-            limbs: [0; LIMBS],
-            extent: Extent::EMPTY,
-            additions: 0,
+        ExactSum { limbs: [0; LIMBS], extent: Extent::EMPTY, additions: 0 }
+    }
+}
+
+impl FromIterator<f64> for ExactSum {
+    /// The sum of finite values.
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        let mut sum = ExactSum::default();
+        for value in values {
+            sum.add(value);
         }
+        sum
     }
 }
 
@@ -113,10 +113,7 @@ impl ExactSum {
         for (slot, part) in self.limbs[limb..limb + 3].iter_mut().zip(parts) {
             *slot += sign * part;
         }
-        let touched = Extent {
-            start: limb,
-            end: limb + 3,
-        };
+        let touched = Extent { start: limb, end: limb + 3 };
         self.extent = self.extent.hull(touched);
         self.additions += 1;
         if self.additions < ADDITIONS_BETWEEN_CARRIES {
@@ -127,21 +124,19 @@ impl ExactSum {
         }
     }
 
-    /// Adds limbs of another accumulator, as they were published. At most [`MERGES_MAX`] may be
+    /// Adds the limbs of another accumulator in its extent. At most [`MERGES_MAX`] may be
     /// merged into an empty one.
-    pub(crate) fn merge_limb(&mut self, index: usize, limb: i64) {
-        self.limbs[index] += limb;
-        self.extent = self.extent.hull(Extent {
-            start: index,
-            end: index + 1,
-        });
+    pub(crate) fn merge_limbs(&mut self, extent: Extent, limbs: &[i64; LIMBS]) {
+        let range = extent.range();
+        for (limb, other) in self.limbs[range.clone()].iter_mut().zip(&limbs[range]) {
+            *limb += other;
+        }
+        self.extent = self.extent.hull(extent);
     }
 
     /// Adds another accumulator.
     pub fn merge(&mut self, other: &ExactSum) {
-        for index in other.extent.start..other.extent.end {
-            self.merge_limb(index, other.limbs[index]);
-        }
+        self.merge_limbs(other.extent, &other.limbs);
     }
 
     /// The limbs as they are, carries and all.
@@ -212,11 +207,7 @@ fn round_magnitude(limbs: &[i64; LIMBS]) -> f64 {
     let up = half_is_set && (!exactly_half || mantissa & 1 == 1);
     // A mantissa that rounds up to 2^53 carries into the exponent by itself.
     let bits = ((shift as u64) << FRACTION_BITS) + mantissa + u64::from(up);
-    if bits >= f64::INFINITY.to_bits() {
-        f64::MAX
-    } else {
-        f64::from_bits(bits)
-    }
+    if bits >= f64::INFINITY.to_bits() { f64::MAX } else { f64::from_bits(bits) }
 }
 
 #[cfg(test)]
@@ -234,11 +225,7 @@ mod tests {
             0 => BigInt::from(fraction),
             _ => BigInt::from(fraction | 1 << 52) << (exponent - 1),
         };
-        if value.is_sign_negative() {
-            -magnitude
-        } else {
-            magnitude
-        }
+        if value.is_sign_negative() { -magnitude } else { magnitude }
     }
 
     /// Rounds through an exact decimal and the standard library's correctly rounded parser:
@@ -251,17 +238,11 @@ mod tests {
     }
 
     fn sum(values: &[f64]) -> ExactSum {
-        let mut sum = ExactSum::default();
-        for value in values {
-            sum.add(*value);
-        }
-        sum
+        values.iter().copied().collect()
     }
 
     fn any_finite() -> impl Strategy<Value = f64> {
-        let bits = any::<u64>()
-            .prop_map(f64::from_bits)
-            .prop_filter("finite", |v| v.is_finite());
+        let bits = any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |v| v.is_finite());
         let subnormal = (any::<bool>(), 0..1u64 << 52)
             .prop_map(|(sign, fraction)| f64::from_bits(u64::from(sign) << 63 | fraction));
         let edge = prop::sample::select(vec![
@@ -363,10 +344,7 @@ mod tests {
         // Half an ulp above MAX is the first value that rounds away; below it rounds to MAX.
         let half_ulp = 2f64.powi(970);
         assert_eq!(sum(&[f64::MIN, -half_ulp]).round(), f64::MIN);
-        assert_eq!(
-            sum(&[f64::MAX, half_ulp, half_ulp, f64::MIN]).round(),
-            2.0 * half_ulp
-        );
+        assert_eq!(sum(&[f64::MAX, half_ulp, half_ulp, f64::MIN]).round(), 2.0 * half_ulp);
     }
 
     #[test]
@@ -377,10 +355,7 @@ mod tests {
             let touched = accumulator.add(value);
             for (index, limb) in before.iter().enumerate() {
                 let inside = (touched.start..touched.end).contains(&index);
-                assert!(
-                    inside || *limb == accumulator.limbs[index],
-                    "{value} limb {index}"
-                );
+                assert!(inside || *limb == accumulator.limbs[index], "{value} limb {index}");
             }
             assert_eq!(accumulator.extent.hull(touched), accumulator.extent);
         }

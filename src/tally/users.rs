@@ -39,24 +39,18 @@ impl Stripe {
     /// Forgets the users of earlier generations.
     fn enter(&mut self, generation: u64) {
         if self.generation != generation {
-            *self = Stripe {
-                generation,
-                users: HashTable::new(),
-            };
+            *self = Stripe { generation, users: HashTable::new() };
         }
     }
 
     #[inline]
     fn find(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
-        let (_, known) = self
-            .users
-            .find(hash, |(h, known)| *h == hash && **known == *user)?;
+        let (_, known) = self.users.find(hash, |(h, known)| *h == hash && **known == *user)?;
         Some(known)
     }
 
     fn insert(&mut self, hash: u64, user: Arc<[u8]>) {
-        self.users
-            .insert_unique(hash, (hash, user), |(hash, _)| *hash);
+        self.users.insert_unique(hash, (hash, user), |(hash, _)| *hash);
     }
 }
 
@@ -101,10 +95,7 @@ pub(crate) struct Users {
 pub(crate) enum Sighting<'a> {
     /// Nobody had seen the user. The stripe stays locked until this is dropped: the shard
     /// publishes the sighting before, so that whoever finds the user publishes after it.
-    First(
-        Arc<[u8]>,
-        #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>,
-    ),
+    First(Arc<[u8]>, #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>),
     /// Another shard has counted the user.
     Known(Arc<[u8]>),
     /// A reset came in between: the event belongs to a later generation.

@@ -1,0 +1,270 @@
+//! The real binary on real sockets: start it, talk to it, stop it.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses a part; a panic is a failure"
+)]
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything that must happen may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn ringtally() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ringtally"))
+}
+
+/// A running server. Dropped, it is killed.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    pub ready_line: String,
+    stdout: ChildStdout,
+}
+
+impl Server {
+    /// Starts `serve --port 0` with further flags.
+    pub fn start(flags: &[&str]) -> Server {
+        let mut command = ringtally();
+        command.args(["serve", "--port", "0"]).args(flags);
+        Server::start_command(command)
+    }
+
+    pub fn start_command(mut command: Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let ready_line = loop {
+            match lines.next() {
+                Some(line) => {
+                    let line = line.unwrap();
+                    if line.contains("listening on ") {
+                        break line;
+                    }
+                    said.push(line);
+                }
+                None => panic!("the server did not start: {said:?}"),
+            }
+        };
+        // What it says later is read, so that it never waits for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        let url = ready_line.split("http://").nth(1).unwrap();
+        let address = url.split([' ', '"']).next().unwrap().parse().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        Server { child, address, ready_line, stdout }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.client().stats()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for the end. Returns the exit code and what was printed.
+    pub fn wait(mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let mut text = String::new();
+        self.stdout.read_to_string(&mut text).unwrap();
+        (status.code(), text)
+    }
+
+    /// SIGTERM, and the final totals.
+    pub fn stop(self) -> Stats {
+        self.signal(Signal::TERM);
+        let (code, text) = self.wait();
+        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(text.lines().count(), 1, "one JSON line: {text}");
+        Stats::parse(&text)
+    }
+
+    /// Open descriptors of the process.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs the binary to its end.
+pub fn run(args: &[&str]) -> Output {
+    ringtally().args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stats {
+    pub total: u64,
+    pub users: u64,
+    pub sum: f64,
+    pub avg: f64,
+}
+
+impl Stats {
+    pub fn parse(text: &str) -> Stats {
+        let json: serde_json::Value = serde_json::from_str(text).unwrap();
+        Stats {
+            total: json["totalRequests"].as_u64().unwrap(),
+            users: json["uniqueUsers"].as_u64().unwrap(),
+            sum: json["sum"].as_f64().unwrap(),
+            avg: json["avg"].as_f64().unwrap(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(": ")?;
+            found.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+}
+
+/// Splits raw bytes into the answers that they are. A HEAD's answer cannot be told.
+pub fn split_answers(mut bytes: &[u8]) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while !bytes.is_empty() {
+        let end = memchr::memmem::find(bytes, b"\r\n\r\n").expect("a whole head") + 4;
+        let mut answer = Answer { status: 0, head: text(&bytes[..end]), body: String::new() };
+        answer.status = answer.head.split(' ').nth(1).unwrap().parse().unwrap();
+        let length: usize =
+            answer.field("content-length").map_or(0, |length| length.parse().unwrap());
+        answer.body = text(&bytes[end..end + length]);
+        bytes = &bytes[end + length..];
+        answers.push(answer);
+    }
+    answers
+}
+
+/// A keep-alive client on one connection.
+pub struct Client {
+    pub stream: TcpStream,
+    input: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream, input: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Reads one answer; `None` when the connection ends first.
+    pub fn try_read(&mut self) -> Option<Answer> {
+        loop {
+            if let Some(end) = memchr::memmem::find(&self.input, b"\r\n\r\n") {
+                let head = text(&self.input[..end + 4]);
+                let mut answer = Answer { status: 0, head, body: String::new() };
+                answer.status = answer.head.split(' ').nth(1).unwrap().parse().unwrap();
+                let length: usize =
+                    answer.field("content-length").map_or(0, |length| length.parse().unwrap());
+                let whole = end + 4 + length;
+                if self.input.len() >= whole {
+                    answer.body = text(&self.input[end + 4..whole]);
+                    self.input.drain(..whole);
+                    return Some(answer);
+                }
+            }
+            let mut buffer = [0; 16 * 1024];
+            match self.stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return None,
+                Ok(received) => self.input.extend_from_slice(&buffer[..received]),
+            }
+        }
+    }
+
+    pub fn read(&mut self) -> Answer {
+        self.try_read().expect("an answer before the connection ends")
+    }
+
+    pub fn ask(&mut self, request: &str) -> Answer {
+        self.send(request.as_bytes());
+        self.read()
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    }
+
+    pub fn post(&mut self, path: &str, body: &str) -> Answer {
+        self.ask(&post(path, body))
+    }
+
+    pub fn event(&mut self, user: &str, value: f64) {
+        let body = format!(r#"{{"userId":"{user}","value":{value:?}}}"#);
+        assert_eq!(self.post("/event", &body).status, 200);
+    }
+
+    pub fn stats(&mut self) -> Stats {
+        let answer = self.get("/stats");
+        assert_eq!(answer.status, 200);
+        Stats::parse(&answer.body)
+    }
+
+    /// Whether the server ends the connection without another word.
+    pub fn is_closed(&mut self) -> bool {
+        self.input.is_empty() && matches!(self.stream.read(&mut [0; 64]), Ok(0))
+    }
+}
+
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}

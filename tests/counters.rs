@@ -1,0 +1,254 @@
+//! The counters by their public face: models, splits over shards, limits, and threads that read
+//! while others count.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+use proptest::prelude::*;
+use ringtally::tally::{ExactSum, Tally, Totals, UsersFull, Writer};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+const SHARDS: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Count { shard: usize, user: u8, value: f64 },
+    Publish { shard: usize },
+    Reset,
+    Read,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let value = prop_oneof![
+        any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |value| value.is_finite()),
+        Just(1.0),
+        Just(-1.0),
+        Just(f64::MAX),
+        -1e3..1e3f64,
+    ];
+    let step = prop_oneof![
+        20 => (0..SHARDS, 0..20u8, value)
+            .prop_map(|(shard, user, value)| Step::Count { shard, user, value }),
+        5 => (0..SHARDS).prop_map(|shard| Step::Publish { shard }),
+        1 => Just(Step::Reset),
+        3 => Just(Step::Read),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+/// The obvious counter: everything acknowledged, in a list.
+fn totals_of(events: &[(u8, f64)]) -> Totals {
+    let sum: ExactSum = events.iter().map(|(_, value)| *value).collect();
+    Totals {
+        total_requests: events.len() as u64,
+        unique_users: events.iter().map(|(user, _)| user).collect::<HashSet<_>>().len() as u64,
+        sum: sum.round(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_schedule_over_eight_shards_counts_like_a_list(steps in steps()) {
+        let (tally, mut writers) = Tally::new(SHARDS, 100);
+        let mut events = Vec::new();
+        for step in steps {
+            match step {
+                Step::Count { shard, user, value } => {
+                    writers[shard].count(&[user], value).unwrap();
+                    events.push((user, value));
+                }
+                Step::Publish { shard } => writers[shard].publish(),
+                Step::Reset => {
+                    tally.reset();
+                    events.clear();
+                }
+                Step::Read => {
+                    writers.iter_mut().for_each(Writer::publish);
+                    let (found, expected) = (tally.totals(), totals_of(&events));
+                    prop_assert_eq!(found, expected);
+                    prop_assert_eq!(found.sum.to_bits(), expected.sum.to_bits());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_user_on_every_shard_is_counted_once() {
+    const USERS: u64 = 75_000;
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    std::thread::scope(|scope| {
+        for (shard, mut writer) in writers.into_iter().enumerate() {
+            scope.spawn(move || {
+                for i in 0..USERS {
+                    let user = (i + shard as u64 * 9_000) % USERS;
+                    writer.count(format!("user_{user}").as_bytes(), 0.5).unwrap();
+                    if i % 7 == 0 {
+                        writer.publish();
+                    }
+                }
+                writer.publish();
+            });
+        }
+    });
+    let total_requests = USERS * SHARDS as u64;
+    let sum = total_requests as f64 / 2.0;
+    assert_eq!(tally.totals(), Totals { total_requests, unique_users: USERS, sum });
+}
+
+#[test]
+fn the_user_over_the_limit_is_refused_and_known_ones_go_on() {
+    for limit in [1u64, 2, 100] {
+        let (tally, mut writers) = Tally::new(2, limit);
+        for i in 0..limit {
+            writers[(i % 2) as usize].count(format!("{i}").as_bytes(), 1.0).unwrap();
+        }
+        for writer in &mut writers {
+            assert_eq!(writer.count(b"one more", 1.0), Err(UsersFull));
+            writer.count(b"0", 1.0).unwrap();
+            writer.publish();
+        }
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (limit + 2, limit));
+        tally.reset();
+        writers[1].count(b"one more", 1.0).unwrap();
+        writers[1].publish();
+        assert_eq!(tally.totals(), Totals { total_requests: 1, unique_users: 1, sum: 1.0 });
+    }
+}
+
+#[test]
+fn a_shard_that_sleeps_through_a_reset_contributes_nothing() {
+    let (tally, mut writers) = Tally::new(2, 100);
+    for writer in &mut writers {
+        writer.count(b"u", 1e300).unwrap();
+        writer.publish();
+    }
+    tally.reset();
+    assert_eq!(tally.totals(), Totals { total_requests: 0, unique_users: 0, sum: 0.0 });
+    // Of another magnitude, so that leftovers of the sum would show.
+    writers[0].count(b"u", 5e-324).unwrap();
+    writers[0].count(b"v", 1.0).unwrap();
+    writers[0].publish();
+    assert_eq!(tally.totals(), Totals { total_requests: 2, unique_users: 2, sum: 1.0 });
+}
+
+/// Counts on every shard while readers check every answer.
+fn read_while_counting(
+    events: u64,
+    user: impl Fn(usize, u64) -> String + Sync,
+    check: impl Fn(&Totals) + Sync,
+) {
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    let published = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Acquire) {
+                    let before = published.load(Ordering::Acquire);
+                    let totals = tally.totals();
+                    check(&totals);
+                    assert!(totals.total_requests >= last, "totals went down");
+                    assert!(totals.total_requests >= before, "an acknowledged event is missing");
+                    last = totals.total_requests;
+                }
+            });
+        }
+        let counting: Vec<_> = writers
+            .into_iter()
+            .enumerate()
+            .map(|(shard, mut writer)| {
+                let (user, published) = (&user, &published);
+                scope.spawn(move || {
+                    for batch in 0..events / 5 {
+                        for i in 0..5 {
+                            writer.count(user(shard, batch * 5 + i).as_bytes(), 1.0).unwrap();
+                        }
+                        writer.publish();
+                        published.fetch_add(5, Ordering::Release);
+                    }
+                })
+            })
+            .collect();
+        counting.into_iter().for_each(|thread| thread.join().unwrap());
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(tally.totals().total_requests, events * SHARDS as u64);
+}
+
+#[test]
+fn readers_never_see_a_torn_answer() {
+    read_while_counting(
+        40_000,
+        |_, i| format!("user_{}", i % 100),
+        |totals| {
+            assert_eq!(totals.sum, totals.total_requests as f64);
+            assert!(totals.unique_users <= 100);
+        },
+    );
+}
+
+#[test]
+fn readers_see_every_new_user_with_its_event() {
+    read_while_counting(
+        10_000,
+        |shard, i| format!("user_{shard}_{i}"),
+        |totals| assert_eq!(totals.unique_users, totals.total_requests),
+    );
+}
+
+#[test]
+fn after_a_reset_exactly_what_follows_is_there() {
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    let resets = Arc::new(AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let counting: Vec<_> = writers
+            .into_iter()
+            .map(|mut writer| {
+                let resets = Arc::clone(&resets);
+                scope.spawn(move || {
+                    // Events that this thread counted since it saw the last reset return, and
+                    // those that may fall on either side.
+                    let (mut since, mut unsure, mut seen) = (0u64, 0u64, 0);
+                    for i in 0..50_000u64 {
+                        let before = resets.load(Ordering::Acquire);
+                        writer.count(format!("{}", i % 50).as_bytes(), 1.0).unwrap();
+                        writer.publish();
+                        let after = resets.load(Ordering::Acquire);
+                        // An odd number: a reset is under way, and what is counted meanwhile
+                        // may be behind it.
+                        let reset = after.div_ceil(2);
+                        if reset != seen {
+                            (since, unsure, seen) = (0, 0, reset);
+                        }
+                        match before == after && before.is_multiple_of(2) {
+                            true => since += 1,
+                            false => unsure += 1,
+                        }
+                    }
+                    (since, unsure, seen, writer)
+                })
+            })
+            .collect();
+        for _ in 0..200 {
+            resets.fetch_add(1, Ordering::AcqRel);
+            tally.reset();
+            resets.fetch_add(1, Ordering::AcqRel);
+            std::thread::yield_now();
+        }
+        let ends: Vec<_> = counting.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let last = resets.load(Ordering::Acquire).div_ceil(2);
+        let current = ends.iter().filter(|(_, _, seen, _)| *seen == last);
+        let (since, unsure) =
+            current.fold((0, 0), |(s, u), (since, unsure, ..)| (s + since, u + unsure));
+        let totals = tally.totals();
+        assert!(
+            (since..=since + unsure).contains(&totals.total_requests),
+            "{totals:?} {since} {unsure}"
+        );
+        assert_eq!(totals.sum, totals.total_requests as f64);
+    });
+}

@@ -1,0 +1,634 @@
+//! `ringtally serve` on real sockets: what `/stats` promises under load, the stop, the limits, and
+//! every way in which it refuses to start.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Client, PATIENCE, Server, Stats, eventually, post, ringtally, run, text};
+use rustix::process::Signal;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const EIGHT_SHARDS: [&str; 2] = ["--shards", "8"];
+
+/// Counts over many connections while readers on their own connections check every answer.
+fn read_during_load(user: impl Fn(usize, u64) -> String + Sync, check: impl Fn(&Stats) + Sync) {
+    const CONNECTIONS: usize = 16;
+    const EVENTS: u64 = 1500;
+    let server = Server::start(&EIGHT_SHARDS);
+    let acknowledged = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                let mut last = 0;
+                while !done.load(Ordering::Acquire) {
+                    let before = acknowledged.load(Ordering::Acquire);
+                    let stats = client.stats();
+                    check(&stats);
+                    assert_eq!(stats.sum, stats.total as f64);
+                    assert_eq!(stats.avg, if stats.total == 0 { 0.0 } else { 1.0 });
+                    assert!(stats.total >= last, "{} after {last}", stats.total);
+                    assert!(stats.total >= before, "{} of {before} acknowledged", stats.total);
+                    last = stats.total;
+                }
+            });
+        }
+        let counting: Vec<_> = (0..CONNECTIONS)
+            .map(|connection| {
+                let (server, user, acknowledged) = (&server, &user, &acknowledged);
+                scope.spawn(move || {
+                    let mut client = server.client();
+                    for i in 0..EVENTS {
+                        client.event(&user(connection, i), 1.0);
+                        acknowledged.fetch_add(1, Ordering::Release);
+                    }
+                })
+            })
+            .collect();
+        counting.into_iter().for_each(|thread| thread.join().unwrap());
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(server.stop().total, CONNECTIONS as u64 * EVENTS);
+}
+
+#[test]
+fn no_answer_is_torn_on_eight_shards() {
+    read_during_load(|_, i| format!("user_{}", i % 10), |stats| assert!(stats.users <= 10));
+}
+
+#[test]
+fn every_new_user_is_in_every_answer_with_its_event() {
+    read_during_load(
+        |connection, i| format!("user_{connection}_{i}"),
+        |stats| assert_eq!(stats.users, stats.total),
+    );
+}
+
+#[test]
+fn a_reset_under_load_is_one_point_in_time() {
+    const SENT: u64 = 1;
+    const RETURNED: u64 = 2;
+    let server = Server::start(&EIGHT_SHARDS);
+    let reset = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let (mut around, mut after) = (0u64, 0u64);
+    std::thread::scope(|scope| {
+        let counting: Vec<_> = (0..16)
+            .map(|connection| {
+                let (server, reset, done) = (&server, &reset, &done);
+                scope.spawn(move || {
+                    let mut client = server.client();
+                    // Events that overlap the reset, and events sent after it returned.
+                    let (mut around, mut after) = (0u64, 0u64);
+                    while !done.load(Ordering::Acquire) {
+                        let before = reset.load(Ordering::Acquire);
+                        client.event(&format!("user_{connection}"), 1.0);
+                        match (before, reset.load(Ordering::Acquire)) {
+                            (RETURNED, _) => after += 1,
+                            (_, SENT..) => around += 1,
+                            _ => {}
+                        }
+                    }
+                    (around, after)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(100));
+        let mut client = server.client();
+        reset.store(SENT, Ordering::Release);
+        assert_eq!(client.post("/reset", "").status, 200);
+        reset.store(RETURNED, Ordering::Release);
+        std::thread::sleep(Duration::from_millis(100));
+        done.store(true, Ordering::Release);
+        for thread in counting {
+            let ends = thread.join().unwrap();
+            around += ends.0;
+            after += ends.1;
+        }
+    });
+    let stats = server.stop();
+    assert!(after > 0 && (after..=after + around).contains(&stats.total), "{stats:?} {after}");
+    assert_eq!((stats.sum, stats.users), (stats.total as f64, 16));
+}
+
+#[test]
+fn seventy_five_thousand_users_on_every_one_of_eight_shards() {
+    const USERS: usize = 75_000;
+    let server = Server::start(&EIGHT_SHARDS);
+    // Enough connections that every shard has some; each sends every user, pipelined.
+    std::thread::scope(|scope| {
+        for connection in 0..24 {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = server.client();
+                for start in (0..USERS).step_by(250) {
+                    let first = (start + connection * 3000) % USERS;
+                    let batch: String = (first..first + 250)
+                        .map(|user| {
+                            post("/event", &format!(r#"{{"userId":"user_{user}","value":0.5}}"#))
+                        })
+                        .collect();
+                    client.send(batch.as_bytes());
+                    (0..250).for_each(|_| assert_eq!(client.read().status, 200));
+                }
+            });
+        }
+    });
+    let stats = server.stop();
+    let total = 24 * USERS as u64;
+    assert_eq!(stats, Stats { total, users: USERS as u64, sum: total as f64 / 2.0, avg: 0.5 });
+}
+
+#[test]
+fn sigterm_under_load_prints_every_acknowledged_event() {
+    for _ in 0..5 {
+        let server = Server::start(&["--shards", "4"]);
+        let address = server.address;
+        let counting: Vec<_> = (0..16)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    let mut client = Client::connect(address);
+                    let request = post("/event", r#"{"userId":"u","value":1}"#);
+                    let mut acknowledged = 0u64;
+                    loop {
+                        if client.stream.write_all(request.as_bytes()).is_err() {
+                            return acknowledged;
+                        }
+                        match client.try_read() {
+                            Some(answer) => {
+                                assert_eq!(answer.status, 200);
+                                acknowledged += 1;
+                            }
+                            None => return acknowledged,
+                        }
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(50));
+        let stats = server.stop();
+        // The port is free at once, for a server that insists on having it alone.
+        TcpListener::bind(address).map(drop).or_else(|_| rebind(address)).unwrap();
+        let acknowledged: u64 = counting.into_iter().map(|thread| thread.join().unwrap()).sum();
+        assert!(acknowledged > 0);
+        // An event can be counted and its answer lost with the connection, not the reverse.
+        assert!(
+            (acknowledged..=acknowledged + 16).contains(&stats.total),
+            "{acknowledged} {stats:?}"
+        );
+    }
+}
+
+/// Binds as servers do: connections of the last one in TIME_WAIT do not matter.
+fn rebind(address: std::net::SocketAddr) -> std::io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
+#[test]
+fn a_stopping_server_finishes_what_is_in_flight_and_closes_what_is_idle() {
+    let server = Server::start(&["--drain-timeout", "10s"]);
+    let mut idle = server.client();
+    idle.event("u", 1.0);
+    let mut busy = server.client();
+    busy.send(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\"");
+    std::thread::sleep(Duration::from_millis(50));
+    server.signal(Signal::TERM);
+    assert!(idle.is_closed());
+    eventually("new connections are refused", || TcpStream::connect(server.address).is_err());
+    busy.send(b":\"u\",\"value\":1}");
+    let answer = busy.read();
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    assert!(busy.is_closed());
+    let (code, printed) = server.wait();
+    assert_eq!((code, Stats::parse(&printed).total), (Some(0), 2));
+}
+
+#[test]
+fn a_stalled_client_holds_the_stop_until_the_deadline_or_a_second_signal() {
+    for (flag, second_signal) in [("300ms", false), ("60s", true)] {
+        let server = Server::start(&["--drain-timeout", flag, "--header-timeout", "60s"]);
+        let mut stalled = server.client();
+        stalled.send(b"GET /sta");
+        std::thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        server.signal(Signal::TERM);
+        if second_signal {
+            std::thread::sleep(Duration::from_millis(250));
+            server.signal(Signal::INT);
+        }
+        assert_eq!(server.wait().0, Some(0));
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(200) && took < PATIENCE, "{took:?}");
+    }
+}
+
+#[test]
+fn slow_clients_are_ended_in_their_time() {
+    let flags = ["--header-timeout", "300ms", "--body-timeout", "300ms", "--idle-timeout", "600ms"];
+    let server = Server::start(&flags);
+    let mut silent = server.client();
+    let mut head = server.client();
+    let mut body = server.client();
+    body.send(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n");
+    let start = Instant::now();
+    // A byte at a time does not extend the deadline.
+    for byte in b"GET /stats HTTP/1.1\r\nHost: hhhhhhhhh" {
+        if head.stream.write_all(&[*byte]).is_err() || start.elapsed() > Duration::from_secs(1) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(head.read().status, 408);
+    assert_eq!(body.read().status, 408);
+    assert!(silent.is_closed());
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    assert_eq!(server.stats().total, 0);
+}
+
+#[test]
+fn one_connection_over_the_limit_is_told_so_and_harms_nobody() {
+    let server = Server::start(&["--max-connections", "3", "--shards", "2"]);
+    let mut clients: Vec<Client> = (0..3).map(|_| server.client()).collect();
+    clients.iter_mut().for_each(|client| client.event("u", 1.0));
+    let mut over = server.client();
+    // Bytes on their way must not turn the answer into a reset.
+    over.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
+    let answer = over.read();
+    assert_eq!((answer.status, answer.field("connection")), (503, Some("close")));
+    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert!(over.is_closed());
+    clients.iter_mut().for_each(|client| client.event("u", 1.0));
+    clients.pop();
+    eventually("a place is free again", || {
+        let mut client = server.client();
+        client.send(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.try_read().is_some_and(|answer| answer.status == 200)
+    });
+    drop(clients);
+    assert_eq!(server.stop().total, 6);
+}
+
+#[test]
+fn an_answer_reaches_a_client_that_is_still_sending() {
+    let server = Server::start(&[]);
+    let body = vec![b'x'; 1 << 20];
+    std::thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                let head = format!(
+                    "POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                client.send(head.as_bytes());
+                client.send(&body);
+                assert_eq!(client.read().status, 413);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_client_that_shuts_its_side_gets_its_answers() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    client.send(post("/event", r#"{"userId":"u","value":1}"#).repeat(100).as_bytes());
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    (0..100).for_each(|_| assert_eq!(client.read().status, 200));
+    assert!(client.is_closed());
+    assert_eq!(server.stop().total, 100);
+}
+
+#[test]
+fn a_client_that_never_reads_is_held_back_and_slows_nobody() {
+    let server = Server::start(&["--cpus", &first_cpu()]);
+    let mut greedy = server.client();
+    greedy.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let many = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000);
+    // Written until the server takes no more.
+    let taken =
+        (0..10_000).take_while(|_| greedy.stream.write_all(many.as_bytes()).is_ok()).count();
+    assert!(taken < 10_000, "it took everything");
+    server.client().event("u", 1.0);
+    let peak = peak_rss_kib(server.pid());
+    assert!(peak < 40 * 1024, "{peak} KiB");
+    drop(greedy);
+    assert_eq!(server.stop().total, 1);
+}
+
+fn peak_rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn storms_of_connections_leave_no_descriptor_behind() {
+    let server = Server::start(&EIGHT_SHARDS);
+    server.client().event("u", 1.0);
+    eventually("the first client is gone", || server.descriptors() > 0);
+    let before = server.descriptors();
+    for round in 0..300 {
+        let socket = TcpStream::connect(server.address).unwrap();
+        let mut socket = socket2::Socket::from(socket);
+        match round % 3 {
+            0 => {}
+            1 => socket.write_all(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Le").unwrap(),
+            _ => {
+                socket.write_all(post("/event", r#"{"userId":"u","value":1}"#).as_bytes()).unwrap()
+            }
+        }
+        // Half of them end with a reset.
+        if round % 2 == 0 {
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+    eventually("every descriptor is closed", || server.descriptors() <= before);
+    server.client().event("u", 1.0);
+}
+
+#[test]
+fn a_server_out_of_descriptors_recovers() {
+    // Room for 32 connections, some that are turned away, and no more.
+    let server = Server::start_command(with_limit(
+        "ulimit -n 120",
+        &["serve", "--port", "0", "--shards", "1"],
+    ));
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(TcpStream::connect(server.address).unwrap());
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    drop(clients);
+    eventually("it serves again", || {
+        let mut client = server.client();
+        client.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
+        client.try_read().is_some_and(|answer| answer.status == 200)
+    });
+}
+
+#[test]
+fn the_user_over_the_limit_gets_507_on_any_shard() {
+    let server = Server::start(&["--shards", "4", "--max-users", "2"]);
+    let mut clients: Vec<Client> = (0..8).map(|_| server.client()).collect();
+    clients[0].event("a", 1.0);
+    clients[1].event("b", 1.0);
+    for client in &mut clients {
+        assert_eq!(client.post("/event", r#"{"userId":"c","value":1}"#).status, 507);
+        client.event("a", 1.0);
+    }
+    let stats = server.stop();
+    assert_eq!((stats.total, stats.users), (10, 2));
+}
+
+#[test]
+fn the_sum_is_exact_over_shards_and_beyond_the_largest_float() {
+    let server = Server::start(&EIGHT_SHARDS);
+    let values = [1e308, 1e-308, 1e308, -1e308, 0.1, -1e308, -0.1];
+    for (i, value) in values.iter().enumerate() {
+        server.client().event(&format!("{i}"), *value);
+    }
+    assert_eq!(server.stats().sum, 1e-308);
+    for _ in 0..4 {
+        server.client().event("big", f64::MAX);
+    }
+    let answer = server.client().get("/stats").body;
+    assert!(
+        answer.contains(r#""sum":1.7976931348623157e+308,"#) || answer.contains("e308,"),
+        "{answer}"
+    );
+    assert_eq!(Stats::parse(&answer).sum, f64::MAX);
+    for _ in 0..4 {
+        server.client().event("big", f64::MIN);
+    }
+    assert_eq!(server.stop().sum, 1e-308);
+}
+
+#[test]
+fn the_ready_line_says_where_and_how() {
+    let server = Server::start(&["--cpus", &first_cpu(), "--shards", "3"]);
+    let expected = format!(
+        "listening on http://{} (3 shards on CPU {}; engine streams)",
+        server.address,
+        first_cpu()
+    );
+    assert_eq!(server.ready_line, expected);
+    assert_ne!(server.address.port(), 0);
+    let json = Server::start(&["--log", "json", "--host", "::1"]);
+    let line: serde_json::Value = serde_json::from_str(&json.ready_line).unwrap();
+    assert!(line["message"].as_str().unwrap().starts_with("listening on http://[::1]:"), "{line}");
+    assert!(json.address.is_ipv6());
+    json.client().event("u", 1.0);
+}
+
+fn first_cpu() -> String {
+    ringtally::topology::allowed_cpus()[0].to_string()
+}
+
+#[test]
+fn the_affinity_mask_is_respected() {
+    let allowed = ringtally::topology::allowed_cpus();
+    let cpu = allowed[allowed.len() - 1];
+    // A child inherits the mask of the thread that starts it.
+    std::thread::spawn(move || {
+        assert!(ringtally::topology::pin_to(cpu));
+        let server = Server::start(&["--shards", "2"]);
+        assert!(
+            server.ready_line.contains(&format!("(2 shards on CPU {cpu};")),
+            "{}",
+            server.ready_line
+        );
+        for task in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let list =
+                status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+            assert_eq!(list.trim(), cpu.to_string());
+        }
+        let outside = if cpu == 0 { 1 } else { cpu - 1 }.to_string();
+        let refused = run(&["serve", "--port", "0", "--cpus", &outside]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains("outside the affinity mask"), "{refused:?}");
+    })
+    .join()
+    .unwrap();
+}
+
+/// A command under a limit that a shell sets.
+fn with_limit(limit: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &format!("{limit} && exec \"$0\" \"$@\""),
+        ringtally().get_program().to_str().unwrap(),
+    ]);
+    command.args(args);
+    command
+}
+
+/// Runs to a refusal: one line on standard error, and the exit code.
+fn refusal(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.stdout.is_empty() && !said.contains("panicked"), "{said}");
+    (output.status.code(), said)
+}
+
+fn serve(flags: &[&str]) -> (Option<i32>, String) {
+    let (code, said) = refusal(ringtally().arg("serve").args(flags));
+    assert!(code != Some(3) || said.lines().count() == 1, "one sentence: {said}");
+    (code, said)
+}
+
+#[test]
+fn a_taken_port_is_refused_also_when_another_ringtally_has_it() {
+    let other = Server::start(&[]);
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    for port in [other.address.port(), plain.local_addr().unwrap().port()] {
+        let (code, said) = serve(&["--port", &port.to_string()]);
+        assert_eq!(code, Some(3), "{said}");
+        assert!(said.contains("taken") && said.contains("--port"), "{said}");
+    }
+    // The one that was there has noticed nothing.
+    other.client().event("u", 1.0);
+    assert_eq!(other.stop().total, 1);
+}
+
+#[test]
+fn wrong_flags_are_refused_with_their_name() {
+    for flags in [
+        &["--cpus", "x"][..],
+        &["--cpus", "1023"],
+        &["--shards", "0"],
+        &["--shards", "1025"],
+        &["--port", "65536"],
+        &["--host", "nowhere"],
+        &["--dialect", "other"],
+        &["--engine", "other"],
+        &["--spin-us", "fast"],
+        &["--spin-us", "1000001"],
+        &["--max-connections", "0"],
+        &["--max-body", "0"],
+        &["--max-users", "0"],
+        &["--idle-timeout", "0s"],
+        &["--idle-timeout", "25h"],
+        &["--header-timeout", "10"],
+        &["--admin-token-file", "/nonexistent"],
+        &["--unknown"],
+    ] {
+        let (code, said) = serve(flags);
+        assert_eq!(code, Some(2), "{flags:?}: {said}");
+        assert!(said.contains(flags[0]) || said.contains("CPU 1023"), "{flags:?}: {said}");
+    }
+}
+
+#[test]
+fn an_address_that_is_not_here_is_refused() {
+    // TEST-NET-1, RFC 5737.
+    let (code, said) = serve(&["--host", "192.0.2.1", "--port", "0"]);
+    assert_eq!(code, Some(3));
+    assert!(said.contains("--host"), "{said}");
+}
+
+#[test]
+fn too_few_descriptors_are_refused_and_the_soft_limit_is_raised() {
+    let (code, said) =
+        refusal(&mut with_limit("ulimit -n 80", &["serve", "--port", "0", "--shards", "1"]));
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("ulimit -n"), "{said}");
+    let flags = ["serve", "--port", "0", "--shards", "1", "--max-connections", "13"];
+    let (code, said) = refusal(&mut with_limit("ulimit -n 100", &flags));
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("--max-connections"), "{said}");
+    // One less fits.
+    let flags = ["serve", "--port", "0", "--shards", "1", "--max-connections", "12"];
+    Server::start_command(with_limit("ulimit -n 100", &flags)).stop();
+    let server = Server::start_command(with_limit("ulimit -Sn 50", &["serve", "--port", "0"]));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let columns: Vec<&str> = open_files.split_whitespace().collect();
+    assert_eq!(columns[3], columns[4], "soft and hard: {open_files}");
+}
+
+#[test]
+fn a_kernel_that_blocks_io_uring_is_told_of() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+    const SYS_IO_URING_SETUP: i64 = 425;
+    for (error, advice) in [(1, "kernel.io_uring_disabled"), (38, "CONFIG_IO_URING")] {
+        // The filter is for the thread and for what it starts.
+        let (code, said) = std::thread::spawn(move || {
+            let filter = SeccompFilter::new(
+                BTreeMap::from([(SYS_IO_URING_SETUP, vec![])]),
+                SeccompAction::Allow,
+                SeccompAction::Errno(error),
+                std::env::consts::ARCH.try_into().unwrap(),
+            );
+            apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
+            serve(&["--port", "0"])
+        })
+        .join()
+        .unwrap();
+        assert_eq!(code, Some(3), "{said}");
+        assert!(said.contains(advice), "{said}");
+    }
+}
+
+#[test]
+fn an_admin_token_guards_the_reset() {
+    let file = std::env::temp_dir().join(format!("ringtally-token-{}", std::process::id()));
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let server = Server::start(&["--admin-token-file", file.to_str().unwrap()]);
+    let mut client = server.client();
+    client.event("u", 1.0);
+    assert_eq!(client.post("/reset", "").status, 401);
+    let with_token = "POST /reset HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer s3cret\r\n\r\n";
+    assert_eq!(client.ask(with_token).status, 200);
+    assert_eq!(client.stats().total, 0);
+    std::fs::write(&file, " \n").unwrap();
+    assert_eq!(serve(&["--admin-token-file", file.to_str().unwrap()]).0, Some(2));
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn help_reads_well_on_80_columns() {
+    for args in
+        [&["--help"][..], &["serve", "--help"], &["load", "--help"], &["challenge", "--help"]]
+    {
+        let output = ringtally().args(args).env("COLUMNS", "80").output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        for line in text(&output.stdout).lines() {
+            assert!(line.chars().count() <= 80, "{args:?}: {line}");
+        }
+    }
+    assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_random_peer_cannot_stop_it() {
+    let server = Server::start(&EIGHT_SHARDS);
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for _ in 0..300 {
+        let bytes: Vec<u8> = (0..200)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect();
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    server.client().event("u", 1.0);
+    assert_eq!(server.stop().total, 1);
+}
