@@ -253,7 +253,8 @@ impl<'a> Worker<'a> {
                 self.on_writable(index);
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
-                self.on_readable(index);
+                // With the end behind the bytes, no further event would tell of it.
+                self.on_readable(index, event.is_read_closed() || event.is_error());
             }
         }
         self.tick();
@@ -392,7 +393,8 @@ impl<'a> Worker<'a> {
         connection.out.drain(..sent);
     }
 
-    fn on_readable(&mut self, index: usize) {
+    /// Takes what has arrived; with `to_end`, up to the end of the connection.
+    fn on_readable(&mut self, index: usize, to_end: bool) {
         if matches!(self.connections[index].state, State::Connecting { .. }) {
             return;
         }
@@ -410,7 +412,7 @@ impl<'a> Worker<'a> {
                         break;
                     }
                     // epoll(7): a short read has taken all there was.
-                    if received < buffer.len() {
+                    if received < buffer.len() && !to_end {
                         break;
                     }
                 }

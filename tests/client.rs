@@ -1,0 +1,486 @@
+//! `ringtally load` and `ringtally challenge`: against our own server, and against small servers
+//! that behave as published ones do, or misbehave as the client must find out.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Server, eventually, ringtally, run, text};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a published server does, or does wrong.
+#[derive(Clone, Copy)]
+struct Habits {
+    status: u16,
+    body: &'static str,
+    /// The `Connection` field, and whether it closes after each answer.
+    connection: &'static str,
+    closes: bool,
+    has_reset: bool,
+    /// Writes sums as Java does.
+    java_floats: bool,
+    /// Of so many events, one is lost, counted twice, refused, or never answered; 0 is none.
+    loses: u64,
+    doubles: u64,
+    refuses: u64,
+    silent: u64,
+}
+
+const GOOD: Habits = Habits {
+    status: 200,
+    body: "",
+    connection: "keep-alive",
+    closes: false,
+    has_reset: true,
+    java_floats: false,
+    loses: 0,
+    doubles: 0,
+    refuses: 0,
+    silent: 0,
+};
+
+#[derive(Default)]
+struct Counted {
+    events: u64,
+    users: HashSet<String>,
+    sum: f64,
+}
+
+/// A slow and obvious server: a thread a connection, one lock.
+struct Fake {
+    address: SocketAddr,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Fake {
+    fn start(habits: Habits) -> Fake {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let counted = Arc::new(Mutex::new(Counted::default()));
+        let seen = Arc::new(AtomicU64::new(0));
+        let over = Arc::clone(&is_over);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if over.load(Ordering::Acquire) {
+                    return;
+                }
+                let (counted, seen) = (Arc::clone(&counted), Arc::clone(&seen));
+                std::thread::spawn(move || serve(stream.unwrap(), habits, &counted, &seen));
+            }
+        });
+        Fake { address, is_over }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn serve(mut stream: TcpStream, habits: Habits, counted: &Mutex<Counted>, seen: &AtomicU64) {
+    stream.set_nodelay(true).unwrap();
+    let mut input = Vec::new();
+    loop {
+        let Some((head, body)) = read_request(&mut stream, &mut input) else { return };
+        let answer = |status: u16, body: &str| {
+            format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
+                body.len(),
+                habits.connection
+            )
+        };
+        let response = if head.starts_with("POST /event ") {
+            let number = seen.fetch_add(1, Ordering::Relaxed) + 1;
+            let is_turn = |every: u64| every > 0 && number.is_multiple_of(every);
+            if is_turn(habits.silent) {
+                continue;
+            }
+            if is_turn(habits.refuses) {
+                answer(500, "no")
+            } else {
+                let event: Value = serde_json::from_str(&body).unwrap();
+                let times =
+                    1 + u64::from(is_turn(habits.doubles)) - u64::from(is_turn(habits.loses));
+                let mut counted = counted.lock().unwrap();
+                for _ in 0..times {
+                    counted.events += 1;
+                    counted.sum += event["value"].as_f64().unwrap();
+                    counted.users.insert(event["userId"].as_str().unwrap().to_owned());
+                }
+                answer(habits.status, habits.body)
+            }
+        } else if head.starts_with("GET /stats ") {
+            let counted = counted.lock().unwrap();
+            let avg = if counted.events == 0 { 0.0 } else { counted.sum / counted.events as f64 };
+            let sum = match habits.java_floats {
+                true => format!("{:?}", counted.sum * 1e-8) + "E8",
+                false => format!("{:?}", counted.sum),
+            };
+            answer(
+                200,
+                &format!(
+                    r#"{{"totalRequests":{},"uniqueUsers":{},"sum":{sum},"avg":{avg:?}}}"#,
+                    counted.events,
+                    counted.users.len()
+                ),
+            )
+        } else if head.starts_with("POST /reset ") && habits.has_reset {
+            *counted.lock().unwrap() = Counted::default();
+            answer(200, "")
+        } else {
+            answer(404, "")
+        };
+        if stream.write_all(response.as_bytes()).is_err() || habits.closes {
+            return;
+        }
+    }
+}
+
+fn read_request(stream: &mut TcpStream, input: &mut Vec<u8>) -> Option<(String, String)> {
+    loop {
+        let all = text(input);
+        if let Some((head, rest)) = all.split_once("\r\n\r\n") {
+            let length = head
+                .split("Content-Length: ")
+                .nth(1)
+                .map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap());
+            if rest.len() >= length {
+                input.drain(..head.len() + 4 + length);
+                return Some((head.to_owned(), rest[..length].to_owned()));
+            }
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return None,
+            Ok(received) => input.extend_from_slice(&buffer[..received]),
+        }
+    }
+}
+
+/// Runs `load` and returns its exit code and its JSON report.
+fn load(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
+    let output = run(&[&["load", "--url", url, "--quiet", "--json", "-"], flags].concat());
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)));
+    (output.status.code(), report)
+}
+
+#[test]
+fn our_server_is_exact_in_both_dialects_and_with_every_setting() {
+    for dialect in ["1mrc", "fasterapi"] {
+        let server = Server::start(&["--dialect", dialect, "--shards", "3"]);
+        for flags in [
+            &["20000", "50"][..],
+            &["20000", "50", "--values", "half", "--users", "7"],
+            &["20001", "3", "--pipeline", "16", "--threads", "2"],
+            &["1", "1"],
+            &["5", "100"],
+        ] {
+            let (code, report) = load(&server.url(), flags);
+            assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+            let requests: u64 = flags[0].parse().unwrap();
+            assert_eq!(report["requests"], requests);
+            assert_eq!(report["acknowledged"], requests);
+            for none in ["refused", "unknown", "unsent", "reconnects", "timeouts", "garbled"] {
+                assert_eq!(report[none], 0, "{none} in {report}");
+            }
+            assert_eq!(report["server"], report["expected"]);
+        }
+    }
+}
+
+#[test]
+fn the_report_has_what_the_contract_names() {
+    let server = Server::start(&[]);
+    let (_, report) = load(&server.url(), &["2000", "10"]);
+    for key in ["elapsed_s", "requests_per_s"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let latency = &report["latency_us"];
+    let percentiles: Vec<f64> = ["p50", "p90", "p99", "p99_9", "max"]
+        .iter()
+        .map(|p| latency[p].as_f64().unwrap())
+        .collect();
+    assert!(percentiles.is_sorted() && percentiles[0] > 0.0, "{percentiles:?}");
+    assert!(latency["mean"].as_f64().unwrap() > 0.0);
+    for side in ["expected", "server"] {
+        let expected = serde_json::json!(
+            {"totalRequests": 2000, "uniqueUsers": 2000, "sum": 999_000.0, "avg": 499.5});
+        assert_eq!(report[side], expected);
+    }
+    assert!(report["client_limited"].is_boolean());
+    assert!(report["environment"]["kernel"].is_string());
+}
+
+#[test]
+fn published_habits_are_no_obstacle() {
+    for habits in [
+        Habits { status: 201, body: r#"{"status":"ok"}"#, ..GOOD },
+        Habits { body: "OK", connection: "Keep-Alive", java_floats: true, ..GOOD },
+        Habits { connection: "close", closes: true, ..GOOD },
+        // Says one thing and does the other.
+        Habits { connection: "keep-alive", closes: true, ..GOOD },
+        Habits { has_reset: false, ..GOOD },
+    ] {
+        let fake = Fake::start(habits);
+        for round in 0..2 {
+            let (code, report) = load(&fake.url(), &["3000", "20", "--users", "500"]);
+            assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+            let total = if habits.has_reset { 3000 } else { 3000 * (round + 1) };
+            assert_eq!(report["server"]["totalRequests"], total);
+            assert_eq!(report["setup"]["one_request_a_connection"], habits.closes);
+            assert_eq!(report["unknown"], 0);
+            assert_eq!(report["reconnects"].as_u64().unwrap() > 0, habits.closes);
+        }
+    }
+}
+
+#[test]
+fn a_server_that_counts_wrong_is_found_out() {
+    for (habits, reason) in [
+        (Habits { loses: 1000, ..GOOD }, "3 events were lost"),
+        (Habits { doubles: 1000, ..GOOD }, "3 events too many"),
+    ] {
+        let fake = Fake::start(habits);
+        let (code, report) = load(&fake.url(), &["3000", "10"]);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
+        let reasons = report["reasons"].to_string();
+        assert!(reasons.contains(reason) && reasons.contains("sum is"), "{reasons}");
+    }
+}
+
+#[test]
+fn refusals_are_counted_by_status_and_are_no_success() {
+    let fake = Fake::start(Habits { refuses: 100, ..GOOD });
+    let (code, report) = load(&fake.url(), &["3000", "10"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("exact")), "{report}");
+    assert_eq!((&report["acknowledged"], &report["refused"]), (&2970.into(), &30.into()));
+    assert_eq!(report["refused_by_status"]["500"], 30);
+}
+
+#[test]
+fn a_request_that_is_never_answered_is_unknown_and_the_verdict_open() {
+    let fake = Fake::start(Habits { silent: 1000, ..GOOD });
+    let (code, report) = load(&fake.url(), &["3000", "10", "--timeout", "500ms"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+    assert_eq!((&report["unknown"], &report["timeouts"]), (&3.into(), &3.into()));
+    assert_eq!(report["acknowledged"], 2997);
+}
+
+#[test]
+fn totals_that_were_there_are_measured_from() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    client.event("somebody", 10.0);
+    let (code, report) = load(&server.url(), &["100", "5", "--no-reset"]);
+    assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &101.into()));
+    // With a token, its reset is refused, and it goes on from what it finds.
+    drop(client);
+    let (code, report) = load(&server.url(), &["100", "5"]);
+    assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &100.into()));
+}
+
+#[test]
+fn a_server_that_dies_leaves_an_open_verdict_or_none() {
+    let server = Server::start(&[]);
+    let url = server.url();
+    let child = ringtally()
+        .args(["load", "50000000", "20", "--timeout", "1s", "--url", &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    drop(server);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("no server at"), "{output:?}");
+}
+
+#[test]
+fn no_server_or_another_one_is_told_of() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let output = run(&["load", "--url", &url]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("--url"), "{output:?}");
+    assert_eq!(text(&output.stderr).lines().count(), 1);
+    let talker = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", talker.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = talker.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        stream.write_all(b"SSH-2.0-OpenSSH_9.0\r\n").unwrap();
+    });
+    assert_eq!(run(&["load", "--url", &url]).status.code(), Some(3));
+}
+
+#[test]
+fn wrong_flags_are_refused() {
+    for args in [
+        &["load", "0"][..],
+        &["load", "1", "0"],
+        &["load", "1", "64512"],
+        &["load", "--url", "ftp://x"],
+        &["load", "--pipeline", "0"],
+        &["load", "--pipeline", "1025"],
+        &["load", "--values", "thirds"],
+        &["load", "--cpus", "1023"],
+        &["load", "--users", "0"],
+        &["load", "--timeout", "soon"],
+        &["challenge", "--cpus", "1023"],
+        &["challenge", "--client-cpus", "x"],
+        &["challenge", "--shards", "0"],
+        &["other"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?} {output:?}");
+        assert!(!text(&output.stderr).contains("panicked"));
+    }
+}
+
+#[test]
+fn files_are_written_and_a_full_disk_is_told_of() {
+    let server = Server::start(&[]);
+    let folder = std::env::temp_dir().join(format!("ringtally-reports-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (json, hdr) = (folder.join("report.json"), folder.join("latency.hgrm"));
+    let output = run(&[
+        "load",
+        "5000",
+        "10",
+        "--url",
+        &server.url(),
+        "--json",
+        json.to_str().unwrap(),
+        "--hdr",
+        hdr.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("exact"), "{output:?}");
+    assert!(output.stderr.is_empty(), "no progress where nobody watches: {output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["verdict"], "exact");
+    let table = std::fs::read_to_string(&hdr).unwrap();
+    let last = table.lines().filter(|line| !line.starts_with('#')).next_back().unwrap();
+    assert!(
+        table.contains("Percentile TotalCount") && last.contains("1.000000000000       5000"),
+        "{table}"
+    );
+    std::fs::remove_dir_all(&folder).unwrap();
+    let output = run(&["load", "10", "1", "--url", &server.url(), "--json", "/dev/full"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+}
+
+#[test]
+fn the_challenge_is_one_command() {
+    let output = run(&["challenge", "50000", "100", "--json", "-", "--values", "half"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["verdict"], "exact");
+    assert_eq!(report["server"]["sum"], 25_000_000.0);
+    assert!(report["server_cpu_us_per_request"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["server_peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    let allowed = ringtally::topology::allowed_cpus();
+    if allowed.len() > 1 {
+        let (server, _) = ringtally::topology::divide(&allowed);
+        assert_eq!(report["server_cpus"], ringtally::topology::format_cpu_list(&server));
+    }
+    assert!(text(&output.stderr).contains("exact"), "the summary goes where the JSON does not");
+    let tuned = run(&[
+        "challenge",
+        "2000",
+        "10",
+        "--shards",
+        "3",
+        "--dialect",
+        "fasterapi",
+        "--spin-us",
+        "20",
+        "--max-users",
+        "10",
+        "--pipeline",
+        "4",
+        "--threads",
+        "2",
+        "--quiet",
+        "--json",
+        "-",
+    ]);
+    // Ten users fit; the events of the others are refused.
+    let report: Value = serde_json::from_slice(&tuned.stdout).unwrap();
+    assert_eq!((tuned.status.code(), &report["verdict"]), (Some(1), &"exact".into()), "{report}");
+    assert_eq!(
+        (&report["acknowledged"], &report["refused_by_status"]["507"]),
+        (&10.into(), &1990.into())
+    );
+}
+
+#[test]
+fn an_interrupted_challenge_leaves_nothing_behind() {
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let mut child = ringtally()
+            .args(["challenge", "100000000", "50"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let mut server = None;
+        eventually("the server is there and has work", || {
+            let list = std::fs::read_to_string(&children).unwrap_or_default();
+            server = list.split_whitespace().next().and_then(|pid| pid.parse::<i32>().ok());
+            server.is_some_and(|pid| {
+                std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.contains("serve"))
+            })
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        child.wait().unwrap();
+        let server = Pid::from_raw(server.unwrap()).unwrap();
+        eventually("the server is gone", || {
+            test_kill_process(server).is_err() || is_zombie(server)
+        });
+    }
+}
+
+/// Ended, and not yet collected by whoever inherited it.
+fn is_zombie(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
+}
+
+#[test]
+fn a_second_event_stream_on_the_server_is_noticed() {
+    let server = Server::start(&[]);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = server.client();
+            while !is_over.load(Ordering::Acquire) {
+                client.post("/event", r#"{"userId":"stranger","value":1}"#);
+            }
+        });
+        let (code, report) = load(&server.url(), &["20000", "10"]);
+        is_over.store(true, Ordering::Release);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
+        assert!(report["reasons"].to_string().contains("too many"), "{report}");
+    });
+}
