@@ -1,1 +1,177 @@
-fn main() {}
+//! What a request costs apart from the kernel: parse, decode, count, publish, merge. Each
+//! benchmark checks its own result. `cargo bench --bench micro`; `cargo test` runs each once.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a panic is a failure")]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use hdrhistogram::Histogram;
+use ringtally::event::decode;
+use ringtally::http::{Connection, Limits, Outcome, Timeouts};
+use ringtally::service::{Dialect, Policy, Service, stats_json};
+use ringtally::tally::{Tally, Writer};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+const USERS: usize = 75_000;
+const SHARDS: usize = 8;
+const BODY: &str = r#"{"userId":"user_12345","value":499.5}"#;
+
+fn request(path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn core() -> (Arc<Tally>, Service, Connection) {
+    let (tally, mut writers) = Tally::new(1, 10_000_000);
+    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+    let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
+    let limits = Limits { body_bytes_max: 16 * 1024, timeouts };
+    (tally, Service::new(writers.remove(0), policy, 0), Connection::new(limits, true, 0))
+}
+
+/// Bytes in, answers out.
+fn feed(
+    connection: &mut Connection,
+    service: &mut Service,
+    input: &[u8],
+    out: &mut Vec<u8>,
+) -> Outcome {
+    out.clear();
+    let outcome = connection.receive(black_box(input), 0, service, out);
+    service.commit();
+    outcome
+}
+
+/// Every user on every shard, as after a long run.
+fn full() -> (Arc<Tally>, Vec<Writer>) {
+    let (tally, mut writers) = Tally::new(SHARDS, 10_000_000);
+    for writer in &mut writers {
+        for user in 0..USERS {
+            writer.count(format!("user_{user}").as_bytes(), 0.5).unwrap();
+        }
+        writer.publish();
+    }
+    (tally, writers)
+}
+
+fn requests(c: &mut Criterion) {
+    let mut group = c.benchmark_group("request");
+    for pipelined in [1usize, 16] {
+        let (tally, mut service, mut connection) = core();
+        let input = request("/event", BODY).repeat(pipelined);
+        let (mut out, mut fed) = (Vec::new(), 0);
+        group.throughput(Throughput::Elements(pipelined as u64));
+        group.bench_function(
+            format!("parse, decode, count, publish, answer; {pipelined} at once"),
+            |b| {
+                b.iter(|| {
+                    assert_eq!(
+                        feed(&mut connection, &mut service, &input, &mut out),
+                        Outcome::Receive
+                    );
+                    fed += pipelined as u64;
+                });
+            },
+        );
+        assert_eq!(tally.totals().total_requests, fed);
+    }
+    let (_, mut service, mut connection) = core();
+    let (input, mut out) = (request("/none", ""), Vec::new());
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("parse and answer 404", |b| {
+        b.iter(|| feed(&mut connection, &mut service, &input, &mut out));
+    });
+    assert!(out.starts_with(b"HTTP/1.1 404 "));
+    group.finish();
+}
+
+fn decoding(c: &mut Criterion) {
+    for (name, body) in [
+        ("as published", BODY),
+        ("with escapes", r#"{"userId":"user_\u0031","value":499.5}"#),
+        ("with members to ignore", r#"{"id":[1,2,{"a":"b"}],"userId":"user_1","value":4.995e2}"#),
+    ] {
+        c.bench_function(&format!("decode/{name}"), |b| {
+            b.iter(|| decode(black_box(body.as_bytes())))
+        });
+        assert_eq!(decode(body.as_bytes()).unwrap().value, 499.5);
+    }
+}
+
+fn counting(c: &mut Criterion) {
+    let (tally, mut writers) = full();
+    let users: Vec<String> = (0..USERS).map(|user| format!("user_{user}")).collect();
+    let before = tally.totals();
+    let mut next = users.iter().cycle();
+    let mut counted = 0u64;
+    c.bench_function("count/a known user of 75,000", |b| {
+        b.iter(|| {
+            counted += 1;
+            writers[0].count(black_box(next.next().unwrap().as_bytes()), 0.5)
+        });
+    });
+    c.bench_function("count/and publish", |b| {
+        b.iter(|| {
+            counted += 1;
+            writers[0].count(black_box(b"user_1"), 0.5).unwrap();
+            writers[0].publish();
+        });
+    });
+    writers[0].publish();
+    let after = tally.totals();
+    assert_eq!(after.total_requests, before.total_requests + counted);
+    assert_eq!(
+        (after.unique_users, after.sum),
+        (before.unique_users, before.sum + counted as f64 / 2.0)
+    );
+
+    let (tally, mut writers) = Tally::new(1, 1 << 30);
+    let mut counted = 0u64;
+    c.bench_function("count/a new user", |b| {
+        b.iter(|| {
+            counted += 1;
+            writers[0].count(&counted.to_ne_bytes(), 1.0)
+        });
+    });
+    assert_eq!(tally.totals().unique_users, counted);
+}
+
+fn merging(c: &mut Criterion) {
+    let (tally, writers) = full();
+    c.bench_function("merge/8 shards, 75,000 users on each", |b| b.iter(|| tally.totals()));
+    let totals = tally.totals();
+    assert_eq!((totals.unique_users, totals.avg()), (USERS as u64, 0.5));
+    c.bench_function("encode/stats", |b| b.iter(|| stats_json(black_box(&totals))));
+    assert!(stats_json(&totals).contains("\"sum\":300000.0"));
+    percentiles(&tally, writers);
+}
+
+/// The tail of a `/stats` answer's own cost while a shard counts, which a mean does not show.
+fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
+    // Constant bounds that the constructor accepts.
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).unwrap();
+    let is_test = std::env::args().any(|argument| argument == "--test");
+    for i in 0..if is_test { 1_000 } else { 1_000_000 } {
+        let writer = &mut writers[i % SHARDS];
+        writer.count(b"user_1", 0.5).unwrap();
+        writer.publish();
+        let start = Instant::now();
+        black_box(stats_json(&tally.totals()));
+        histogram.saturating_record(start.elapsed().as_nanos() as u64);
+    }
+    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+    println!(
+        "merge and encode: p50 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs",
+        at(0.5),
+        at(0.99),
+        at(0.999)
+    );
+}
+
+criterion_group!(benches, requests, decoding, counting, merging);
+criterion_main!(benches);

@@ -378,7 +378,7 @@ fn files_are_written_and_a_full_disk_is_told_of() {
     let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!(report["verdict"], "exact");
     let table = std::fs::read_to_string(&hdr).unwrap();
-    let last = table.lines().filter(|line| !line.starts_with('#')).next_back().unwrap();
+    let last = table.lines().rfind(|line| !line.starts_with('#')).unwrap();
     assert!(
         table.contains("Percentile TotalCount") && last.contains("1.000000000000       5000"),
         "{table}"

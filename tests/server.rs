@@ -345,7 +345,7 @@ fn storms_of_connections_leave_no_descriptor_behind() {
             0 => {}
             1 => socket.write_all(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Le").unwrap(),
             _ => {
-                socket.write_all(post("/event", r#"{"userId":"u","value":1}"#).as_bytes()).unwrap()
+                socket.write_all(post("/event", r#"{"userId":"u","value":1}"#).as_bytes()).unwrap();
             }
         }
         // Half of them end with a reset.

@@ -2,8 +2,9 @@
 
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
-    reason = "each test file uses a part; a panic is a failure"
+    reason = "each test file uses a part of it; a panic is a failure"
 )]
 
 use rustix::process::{Pid, Signal, kill_process};
