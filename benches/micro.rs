@@ -97,7 +97,7 @@ fn decoding(c: &mut Criterion) {
         ("with members to ignore", r#"{"id":[1,2,{"a":"b"}],"userId":"user_1","value":4.995e2}"#),
     ] {
         c.bench_function(&format!("decode/{name}"), |b| {
-            b.iter(|| decode(black_box(body.as_bytes())))
+            b.iter(|| decode(black_box(body.as_bytes())));
         });
         assert_eq!(decode(body.as_bytes()).unwrap().value, 499.5);
     }
