@@ -367,3 +367,43 @@ fn print_totals(tally: &Tally) {
     // Whoever read the output may be gone; the totals have no other place to go.
     let _ = writeln!(io::stdout(), "{}", stats_json(&tally.totals()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shard's thread that ends as it is told to.
+    fn shard(news: &Sender<News>, end: impl FnOnce(Obituary) + Send + 'static) {
+        let obituary = Obituary {
+            shard: 1,
+            news: news.clone(),
+            result: Err("its thread ended before it was done".into()),
+        };
+        let ended = std::thread::spawn(move || end(obituary)).join();
+        assert!(ended.is_ok() || cfg!(panic = "unwind"));
+    }
+
+    #[test]
+    fn a_shard_that_panics_or_fails_ends_the_server_with_its_name() {
+        for (end, cause) in [
+            ((|_| panic!("on purpose")) as fn(Obituary), "before it was done"),
+            (|obituary| obituary.tell(Err("no listener".into())), "no listener"),
+        ] {
+            let (sender, news) = channel();
+            shard(&sender, |obituary| obituary.tell(Ok(())));
+            shard(&sender, end);
+            let failure = wait_for_the_end(&news, &[4, 7]).unwrap_err();
+            assert_eq!(failure.exit_code(), 1);
+            let said = failure.to_string();
+            assert!(said.contains("shard 1 on CPU 7 died") && said.contains(cause), "{said}");
+        }
+    }
+
+    #[test]
+    fn shards_that_end_well_end_the_server_well() {
+        let (sender, news) = channel();
+        shard(&sender, |obituary| obituary.tell(Ok(())));
+        shard(&sender, |obituary| obituary.tell(Ok(())));
+        assert_eq!(wait_for_the_end(&news, &[0, 1]), Ok(()));
+    }
+}
