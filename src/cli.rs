@@ -4,9 +4,10 @@ use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::load::{self, EVENTS_MAX, Values};
 use crate::log::Log;
+use crate::server::Engine;
 use crate::service::{Dialect, Policy};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
-use crate::{challenge, server, topology};
+use crate::{challenge, engine, server, topology};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
@@ -56,15 +57,6 @@ const CHALLENGE_HELP: &str = "Examples:
   ringtally challenge
   ringtally challenge 5000000 64 --pipeline 16
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
-
-/// How bytes are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    /// The best that this kernel has
-    Auto,
-    /// glommio's own TCP streams
-    Streams,
-}
 
 /// The flags of `serve`.
 #[derive(Args, Debug)]
@@ -192,9 +184,12 @@ impl ServeArgs {
             host: self.host,
             port: self.port,
             placement: topology::place(&cpus, tuning.shards.map(|shards| shards as usize)),
+            engine: tuning.engine,
             spin: match tuning.spin_us {
-                Spin::Auto => Duration::ZERO,
-                Spin::Micros(micros) => Duration::from_micros(u64::from(micros)),
+                Spin::Auto => engine::Spin::Auto,
+                Spin::Micros(micros) => {
+                    engine::Spin::Fixed(Duration::from_micros(u64::from(micros)))
+                }
             },
             connections_max: tuning.max_connections,
             limits: Limits {

@@ -1,6 +1,6 @@
 //! Lines for the operator, on standard error, as text or as JSON.
 
-use crate::engine::streams::unix_seconds;
+use crate::engine::unix_seconds;
 use std::io::Write;
 
 /// The form of a line.

@@ -1,6 +1,6 @@
 //! The server as a whole: checks of the environment, shards, readiness, the stop.
 
-use crate::engine::{Gate, Shard, Stop, streams};
+use crate::engine::{Gate, Shard, Spin, Stop, ring, streams, unix_seconds};
 use crate::failure::Failure;
 use crate::http::Limits;
 use crate::log::Log;
@@ -48,8 +48,10 @@ pub struct Config {
     pub port: u16,
     /// The CPU of each shard.
     pub placement: Vec<usize>,
+    /// How bytes are moved.
+    pub engine: Engine,
     /// How long an idle shard polls before it sleeps.
-    pub spin: Duration,
+    pub spin: Spin,
     /// Connections over all shards, or as many as the file limit allows.
     pub connections_max: Option<u64>,
     /// What a connection may ask.
@@ -62,6 +64,17 @@ pub struct Config {
     pub policy: Policy,
     /// How to write to the operator.
     pub log: Log,
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// The ring where this kernel has what it needs, streams elsewhere
+    Auto,
+    /// An io_uring of our own
+    Ring,
+    /// glommio's own TCP streams
+    Streams,
 }
 
 /// What a shard's thread tells the main one.
@@ -96,6 +109,7 @@ impl Drop for Obituary {
 pub fn run(config: Config) -> Result<(), Failure> {
     let connections_max = check_descriptors(&config)?;
     check_ring()?;
+    let engine = choose_engine(&config)?;
     let shards = config.placement.len();
     let listeners = listen(SocketAddr::new(config.host, config.port), shards)?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
@@ -117,8 +131,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
             gate: Arc::clone(&gate),
             stop: Arc::clone(&stop),
             drain_timeout: config.drain_timeout,
+            spin: config.spin,
         };
-        threads.push(start_shard(shard, &config, sender.clone())?);
+        threads.push(start_shard(shard, engine, config.placement[index], sender.clone())?);
     }
     drop(sender);
     wait_until_ready(&news, &config.placement, &mut threads)?;
@@ -129,10 +144,11 @@ pub fn run(config: Config) -> Result<(), Failure> {
     }
     let cpus = distinct(&config.placement);
     config.log.info(&format!(
-        "listening on http://{address} ({shards} shard{} on CPU{} {}; engine streams)",
+        "listening on http://{address} ({shards} shard{} on CPU{} {}; engine {})",
         if shards == 1 { "" } else { "s" },
         if cpus.len() == 1 { "" } else { "s" },
         format_cpu_list(&cpus),
+        if engine == Engine::Ring { "ring" } else { "streams" },
     ));
     wait_for_the_end(&news, &config.placement)?;
     for thread in threads {
@@ -168,12 +184,13 @@ fn distinct(cpus: &[usize]) -> Vec<usize> {
 }
 
 fn service(config: &Config, writer: Writer) -> Service {
-    Service::new(writer, config.policy.clone(), streams::unix_seconds())
+    Service::new(writer, config.policy.clone(), unix_seconds())
 }
 
 fn start_shard(
     shard: Shard,
-    config: &Config,
+    engine: Engine,
+    cpu: usize,
     news: Sender<News>,
 ) -> Result<ExecutorJoinHandle<()>, Failure> {
     let index = shard.index;
@@ -183,17 +200,26 @@ fn start_shard(
         news: news.clone(),
         result: Err("its thread ended before it was done; an error above may say why".into()),
     };
-    LocalExecutorBuilder::new(Placement::Fixed(config.placement[index]))
+    // The ring polls by itself; glommio polls for the streams, where `auto` gained nothing.
+    let glommio_spin = match (engine, shard.spin) {
+        (Engine::Streams, Spin::Fixed(spin)) => spin,
+        _ => Duration::ZERO,
+    };
+    LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(&format!("shard-{index}"))
-        .spin_before_park(config.spin)
+        .spin_before_park(glommio_spin)
         .spawn(move || async move {
             if index == 0 {
                 glommio::spawn_local(stop_on_signals(Arc::clone(&stop))).detach();
             }
-            let result = streams::run(shard, || {
+            let ready = || {
                 let _ = news.send(News::Ready);
-            });
-            let result = result.await.map_err(|error| error.to_string());
+            };
+            let result = match engine {
+                Engine::Ring => ring::run(shard, ready).await,
+                Engine::Streams | Engine::Auto => streams::run(shard, ready).await,
+            };
+            let result = result.map_err(|error| error.to_string());
             stop.note_end();
             // The shard that hears the signals stays for as long as one could hurry another.
             while index == 0 && result.is_ok() && stop.running() > 0 {
@@ -295,6 +321,22 @@ fn check_ring() -> Result<(), Failure> {
         _ => "io_uring does not work here",
     };
     Err(Failure::Environment(format!("{advice} ({error})")))
+}
+
+/// The data plane that was asked for, or the best that works here.
+fn choose_engine(config: &Config) -> Result<Engine, Failure> {
+    match (config.engine, ring::is_supported()) {
+        (Engine::Streams, _) => Ok(Engine::Streams),
+        (_, true) => Ok(Engine::Ring),
+        (Engine::Ring, false) => Err(Failure::Environment(
+            "this kernel lacks what --engine ring needs: use Linux 6.1 or later, or --engine streams"
+                .into(),
+        )),
+        (Engine::Auto, false) => {
+            config.log.warn("this kernel lacks what the ring engine needs: using streams");
+            Ok(Engine::Streams)
+        }
+    }
 }
 
 /// Opens one listening socket a shard, all on one port that nobody else listens on.

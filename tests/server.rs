@@ -418,9 +418,10 @@ fn the_sum_is_exact_over_shards_and_beyond_the_largest_float() {
 fn the_ready_line_says_where_and_how() {
     let server = Server::start(&["--cpus", &first_cpu(), "--shards", "3"]);
     let expected = format!(
-        "listening on http://{} (3 shards on CPU {}; engine streams)",
+        "listening on http://{} (3 shards on CPU {}; engine {})",
         server.address,
-        first_cpu()
+        first_cpu(),
+        common::engine()
     );
     assert_eq!(server.ready_line, expected);
     assert_ne!(server.address.port(), 0);

@@ -1,5 +1,6 @@
 //! Moves bytes between sockets and `http`. There is no HTTP in here.
 
+pub mod ring;
 pub mod streams;
 
 use crate::http::Limits;
@@ -11,6 +12,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
+
+/// Seconds of the Unix epoch, for dates.
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
+/// How long an idle shard polls before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spin {
+    /// As long as it seems to pay.
+    Auto,
+    /// So long, every time.
+    Fixed(Duration),
+}
 
 /// How often timeouts and the date are looked at. Timeouts are late by this at most.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -38,6 +53,8 @@ pub struct Shard {
     pub stop: Arc<Stop>,
     /// How long connections may take to finish once it says so.
     pub drain_timeout: Duration,
+    /// How long it polls before it sleeps.
+    pub spin: Spin,
 }
 
 /// Admits connections up to a limit over all shards.

@@ -1,6 +1,6 @@
 //! The data plane on glommio's own TCP streams: one task a connection.
 
-use super::{Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency};
+use super::{Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency, unix_seconds};
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
 use futures_lite::future::poll_fn;
@@ -15,7 +15,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Bytes that one read takes at most. All connections of a shard share the buffer.
 const INPUT_BYTES: usize = 16 * 1024;
@@ -77,11 +77,6 @@ impl Hub {
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
-}
-
-/// Seconds of the Unix epoch, for dates.
-pub fn unix_seconds() -> u64 {
-    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.

@@ -20,6 +20,11 @@ pub fn ringtally() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ringtally"))
 }
 
+/// The data plane under test: every test runs on each.
+pub fn engine() -> String {
+    std::env::var("RINGTALLY_TEST_ENGINE").unwrap_or_else(|_| "ring".into())
+}
+
 /// A running server. Dropped, it is killed.
 pub struct Server {
     child: Child,
@@ -32,7 +37,7 @@ impl Server {
     /// Starts `serve --port 0` with further flags.
     pub fn start(flags: &[&str]) -> Server {
         let mut command = ringtally();
-        command.args(["serve", "--port", "0"]).args(flags);
+        command.args(["serve", "--port", "0", "--engine", &engine()]).args(flags);
         Server::start_command(command)
     }
 

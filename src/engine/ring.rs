@@ -1,0 +1,957 @@
+//! The data plane on an io_uring of our own, inside the shard's glommio executor.
+//!
+//! One ring carries accept, receive and send. A turn submits what the last one queued and collects
+//! what has completed, in one `io_uring_enter`; handles all completions; publishes; and queues the
+//! answers. glommio runs beside it for timers and signals, and is the sleeper of an idle shard: the
+//! ring's eventfd wakes it. A busy shard waits in the ring itself, for a bounded while.
+//!
+//! # Who owns what the kernel may touch
+//!
+//! - The receive buffers and their ring live as long as the io_uring: they are freed after it.
+//! - The bytes of a send are in its connection's `sending`, which nobody changes, moves or frees
+//!   until the send has completed.
+//! - A connection's descriptor is closed, and its place given away, once no operation of it is
+//!   under way, so a completion can never be taken for another connection's.
+//! - At the end every operation is brought to completion. One that does not come in time keeps its
+//!   memory: it is leaked, not freed under the kernel.
+
+#![allow(unsafe_code, reason = "the kernel reads and writes memory that it was given")]
+
+use super::{
+    Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, Spin, TICK, Urgency, unix_seconds,
+};
+use crate::http::{Connection, Outcome, UNSENT_BYTES_MAX};
+use crate::service::Service;
+use glommio::io::PollableFd;
+use glommio::timer::sleep;
+use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::Shutdown;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// Entries of the submission queue. A full one is submitted in the middle of a turn.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
+const COMPLETIONS: u32 = 8192;
+
+/// Receive buffers of a shard, a power of two, and bytes of each. They are taken for the moment
+/// between a completion and its handling, so a burst needs one a connection at most.
+const BUFFERS: u16 = 2048;
+const BUFFER_BYTES: usize = 4096;
+const _: () = assert!(BUFFERS.is_power_of_two());
+/// The kernel wants the ring of buffers on a page.
+const PAGE_BYTES: usize = 4096;
+const BUFFER_GROUP: u16 = 0;
+
+/// How long a shard that has had work waits in its ring before it goes to sleep in glommio.
+const WAIT: Timespec = Timespec::new().nsec(500_000);
+/// How long it waits while it drains, so that the deadline is looked at.
+const DRAIN_WAIT: Timespec = Timespec::new().nsec(2_000_000);
+/// Turns and completions after which glommio's other tasks get theirs.
+const TURNS_BEFORE_YIELD: u32 = 128;
+const COMPLETIONS_BEFORE_YIELD: u32 = 1024;
+
+/// Kept buffers for answers, and the largest that is kept.
+const SPARE_BUFFERS_MAX: usize = 2048;
+const SPARE_BUFFER_BYTES_MAX: usize = 4096;
+
+/// How long the end waits for operations that were cancelled.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// The most that `--spin-us auto` polls, and the most completions a turn on average for it to
+/// poll at all: with more, a wake-up is shared by so many requests that polling would only
+/// burn what it gains.
+const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
+const AUTO_SPIN_COMPLETIONS_MAX: u32 = 12;
+
+/// `IORING_ENTER_GETEVENTS` of io_uring_enter(2): runs deferred work.
+const ENTER_GETEVENTS: u32 = 1;
+
+/// Whether this kernel has all that the engine uses: tried, not read from a version. Multishot
+/// accept (Linux 5.19) and receive (6.0) cannot be probed, but are older than DEFER_TASKRUN (6.1).
+pub fn is_supported() -> bool {
+    let Ok(ring) = build(8, 16) else { return false };
+    let mut probe = Probe::new();
+    let operations = [
+        opcode::AcceptMulti::CODE,
+        opcode::RecvMulti::CODE,
+        opcode::Send::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
+    let has_operations = ring.submitter().register_probe(&mut probe).is_ok()
+        && operations.iter().all(|operation| probe.is_supported(*operation));
+    let buffers = Buffers::register(&ring);
+    // Before its buffers.
+    drop(ring);
+    has_operations && buffers.is_ok()
+}
+
+fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_cqsize(completions)
+        .build(submissions)
+}
+
+/// The receive buffers, and the ring through which the kernel is given them.
+struct Buffers {
+    entries: *mut BufRingEntry,
+    bytes: *mut u8,
+    tail: u16,
+}
+
+impl Buffers {
+    const ENTRIES_LAYOUT: Layout =
+        match Layout::from_size_align(BUFFERS as usize * size_of::<BufRingEntry>(), PAGE_BYTES) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a page-aligned array has a layout"),
+        };
+    const BYTES_LAYOUT: Layout =
+        match Layout::from_size_align(BUFFERS as usize * BUFFER_BYTES, PAGE_BYTES) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a page-aligned array has a layout"),
+        };
+
+    /// Gives the kernel all buffers. They must outlive `ring`.
+    fn register(ring: &IoUring) -> io::Result<Buffers> {
+        // SAFETY: both layouts have a size.
+        let (entries, bytes) =
+            unsafe { (alloc_zeroed(Self::ENTRIES_LAYOUT), alloc_zeroed(Self::BYTES_LAYOUT)) };
+        if entries.is_null() || bytes.is_null() {
+            handle_alloc_error(Self::BYTES_LAYOUT);
+        }
+        let mut buffers = Buffers { entries: entries.cast(), bytes, tail: 0 };
+        // SAFETY: the entries are valid, on a page and zeroed, and the caller keeps `buffers` for
+        // longer than the ring.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                entries as u64,
+                BUFFERS,
+                BUFFER_GROUP,
+                0,
+            )?;
+        }
+        for id in 0..BUFFERS {
+            buffers.put(id);
+        }
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
+    fn filled(&self, id: u16, len: usize) -> &[u8] {
+        assert!(id < BUFFERS && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
+        // SAFETY: in bounds by the line above, initialised since it was zeroed, and the kernel does
+        // not write to a buffer between its completion and `put`, which needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * BUFFER_BYTES), len) }
+    }
+
+    /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
+    fn put(&mut self, id: u16) {
+        // SAFETY: the index is below BUFFERS, and the kernel does not look at entries at or behind
+        // the tail. The fields are written one by one because the tail lies in the first entry.
+        unsafe {
+            let entry = &mut *self.entries.add(usize::from(self.tail & (BUFFERS - 1)));
+            entry.set_addr(self.bytes.add(usize::from(id) * BUFFER_BYTES) as u64);
+            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_bid(id);
+        }
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Shows the kernel what was put back.
+    fn publish(&self) {
+        // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
+        // the kernel only reads it.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: allocated with these layouts. The ring is gone: it is declared, and so dropped,
+        // before its buffers, or it is leaked together with them.
+        unsafe {
+            dealloc(self.entries.cast(), Self::ENTRIES_LAYOUT);
+            dealloc(self.bytes, Self::BYTES_LAYOUT);
+        }
+    }
+}
+
+/// What a completion is of. The number of the place follows in the user data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Accept = 0,
+    Receive = 1,
+    Send = 2,
+    Cancel = 3,
+}
+
+impl Kind {
+    fn tag(self, place: usize) -> u64 {
+        (self as u64) << 32 | place as u64
+    }
+
+    fn of(tag: u64) -> (Kind, usize) {
+        let kind = match tag >> 32 {
+            0 => Kind::Accept,
+            1 => Kind::Receive,
+            2 => Kind::Send,
+            _ => Kind::Cancel,
+        };
+        (kind, (tag & 0xffff_ffff) as usize)
+    }
+}
+
+/// How far a connection's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// The last answers are on their way.
+    Finishing,
+    /// Our side is shut; input is discarded until the deadline, so that the peer can read.
+    Lingering {
+        discarded: usize,
+    },
+    /// Both sides are shut; operations end.
+    Ending,
+}
+
+/// One connection.
+struct Peer {
+    descriptor: OwnedFd,
+    connection: Connection,
+    phase: Phase,
+    /// Answers made and not yet given to the kernel.
+    out: Vec<u8>,
+    /// Answers that the kernel has, and how many bytes of them were sent.
+    sending: Vec<u8>,
+    sent: usize,
+    is_receiving: bool,
+    is_sending: bool,
+    is_cancelling: bool,
+    /// Requests are held back until answers were taken.
+    is_held: bool,
+    /// The peer has ended its side.
+    has_ended: bool,
+    is_queued: bool,
+    /// When the answers on their way are late, or the lingering ends.
+    deadline_ms: u64,
+    _pass: Pass,
+}
+
+/// The ring of one shard and its connections.
+struct Plane {
+    /// Before `buffers`, and so dropped before them.
+    ring: IoUring,
+    buffers: Buffers,
+    listener: Option<socket2::Socket>,
+    is_accepting: bool,
+    service: Service,
+    shard_gate: Arc<super::Gate>,
+    limits: crate::http::Limits,
+    listens_on_loopback: bool,
+    peers: Vec<Option<Box<Peer>>>,
+    vacant: Vec<usize>,
+    /// Connections with something to send or to look at, at the end of the turn.
+    queue: Vec<usize>,
+    spare: Vec<Vec<u8>>,
+    /// Operations under way, cancellations included.
+    operations: usize,
+    started: Instant,
+    now_ms: u64,
+    urgency: Urgency,
+    completions: Vec<(u64, i32, u32)>,
+}
+
+/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
+    let ring = build(SUBMISSIONS, COMPLETIONS)?;
+    let buffers = Buffers::register(&ring)?;
+    let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    ring.submitter().register_eventfd(waker.as_raw_fd())?;
+    let address = shard.listener.local_addr()?.as_socket();
+    let mut plane = Plane {
+        ring,
+        buffers,
+        listens_on_loopback: address.is_some_and(|address| address.ip().is_loopback()),
+        listener: Some(shard.listener),
+        is_accepting: false,
+        service: shard.service,
+        shard_gate: shard.gate,
+        limits: shard.limits,
+        peers: Vec::new(),
+        vacant: Vec::new(),
+        queue: Vec::new(),
+        spare: Vec::new(),
+        operations: 0,
+        started: Instant::now(),
+        now_ms: 0,
+        urgency: Urgency::Serve,
+        completions: Vec::new(),
+    };
+    plane.ring.completion().disable_eventfd();
+
+    // Timers and the stop reach a sleeping plane through its own eventfd.
+    let calls = Rc::new(Calls { tick: Cell::new(false), stop: Cell::new(false) });
+    let ticking = glommio::spawn_local({
+        let (calls, waker) = (Rc::clone(&calls), Arc::clone(&waker));
+        async move {
+            loop {
+                sleep(TICK).await;
+                calls.tick.set(true);
+                wake(&waker);
+            }
+        }
+    });
+    let stopping = glommio::spawn_local({
+        let (calls, waker) = (Rc::clone(&calls), Arc::clone(&waker));
+        let bell = PollableFd::new(shard.stop.bell(shard.index))?;
+        async move {
+            if bell.readable().await.is_ok() {
+                calls.stop.set(true);
+                wake(&waker);
+            }
+        }
+    });
+    plane.accept();
+    ready();
+    let mut idle = Idle::new(shard.spin);
+    let sleeper = PollableFd::new(waker)?;
+    while !calls.stop.get() {
+        plane.serve(&calls, &mut idle, &sleeper).await?;
+    }
+    stopping.cancel().await;
+    ticking.cancel().await;
+
+    plane.stop_accepting();
+    let end = Instant::now() + shard.drain_timeout;
+    plane.urgency = Urgency::Drain;
+    loop {
+        let is_late = Instant::now() >= end || shard.stop.urgency() == Urgency::Abort;
+        if is_late {
+            plane.urgency = Urgency::Abort;
+        }
+        plane.tick();
+        if plane.is_empty() || is_late {
+            break;
+        }
+        plane.turn(Wait::For(DRAIN_WAIT))?;
+        glommio::executor().yield_now().await;
+    }
+    plane.end();
+    Ok(())
+}
+
+/// What glommio's tasks ask of the plane.
+struct Calls {
+    tick: Cell<bool>,
+    stop: Cell<bool>,
+}
+
+fn wake(waker: &OwnedFd) {
+    // An eventfd can only refuse when its count is near 2^64, and is readable then.
+    let _ = rustix::io::write(waker, &1u64.to_ne_bytes());
+}
+
+/// How a turn waits for completions.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// Not at all.
+    No,
+    /// For one, so long at most.
+    For(Timespec),
+}
+
+/// What an idle shard does before it sleeps, and what it has learnt for that.
+struct Idle {
+    spin: Spin,
+    /// Moving averages: how long completions were waited for, and how many came at once.
+    gap: Duration,
+    completions_in_16ths: u32,
+}
+
+impl Idle {
+    fn new(spin: Spin) -> Self {
+        Idle { spin, gap: AUTO_SPIN_MAX * 2, completions_in_16ths: 0 }
+    }
+
+    /// How long to poll now. `auto` polls while completions come soon enough for it to pay, and
+    /// one by one: up to twice the usual gap.
+    fn polls_for(&self) -> Duration {
+        match self.spin {
+            Spin::Fixed(spin) => spin,
+            Spin::Auto if self.gap > AUTO_SPIN_MAX => Duration::ZERO,
+            Spin::Auto if self.completions_in_16ths > 16 * AUTO_SPIN_COMPLETIONS_MAX => {
+                Duration::ZERO
+            }
+            Spin::Auto => (2 * self.gap).min(AUTO_SPIN_MAX),
+        }
+    }
+
+    fn learn_gap(&mut self, gap: Duration) {
+        // Long gaps count as just long: the average must come back soon.
+        self.gap = (7 * self.gap + gap.min(4 * AUTO_SPIN_MAX)) / 8;
+    }
+
+    fn learn_completions(&mut self, completions: usize) {
+        let completions = u32::try_from(completions).unwrap_or(u32::MAX).min(1 << 12);
+        self.completions_in_16ths = (15 * self.completions_in_16ths + 16 * completions) / 16;
+    }
+}
+
+impl Plane {
+    /// Works until there is nothing to do, then polls, waits and sleeps until there is.
+    async fn serve(
+        &mut self,
+        calls: &Calls,
+        idle: &mut Idle,
+        sleeper: &PollableFd<Arc<OwnedFd>>,
+    ) -> io::Result<()> {
+        let (mut turns, mut completed) = (0, 0);
+        while !calls.stop.get()
+            && turns < TURNS_BEFORE_YIELD
+            && completed < COMPLETIONS_BEFORE_YIELD
+        {
+            turns += 1;
+            let polls_for = idle.polls_for();
+            let wait = if polls_for.is_zero() { Wait::For(WAIT) } else { Wait::No };
+            let waiting_since = Instant::now();
+            let mut done = self.turn(wait)?;
+            if done == 0 && !polls_for.is_zero() {
+                if !self.poll(waiting_since, polls_for) {
+                    done = self.turn(Wait::For(WAIT))?;
+                } else {
+                    done = self.turn(Wait::No)?;
+                }
+            }
+            if done == 0 {
+                idle.learn_gap(WAIT_DURATION);
+                self.sleep(calls, sleeper).await?;
+                break;
+            }
+            idle.learn_gap(waiting_since.elapsed());
+            idle.learn_completions(done);
+            completed += done as u32;
+        }
+        glommio::executor().yield_now().await;
+        if calls.tick.take() {
+            self.tick();
+        }
+        Ok(())
+    }
+
+    /// Polls for deferred work without a system call. Returns whether some came.
+    fn poll(&mut self, since: Instant, polls_for: Duration) -> bool {
+        loop {
+            for _ in 0..32 {
+                if self.ring.submission().taskrun() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if since.elapsed() > polls_for {
+                return false;
+            }
+        }
+    }
+
+    /// Sleeps in glommio until a completion or a call comes.
+    async fn sleep(&mut self, calls: &Calls, sleeper: &PollableFd<Arc<OwnedFd>>) -> io::Result<()> {
+        self.ring.completion().enable_eventfd();
+        // What came before the eventfd was enabled did not ring it.
+        if self.turn(Wait::No)? == 0 && !calls.tick.get() && !calls.stop.get() {
+            sleeper.readable().await?;
+        }
+        self.ring.completion().disable_eventfd();
+        // It may not have been rung.
+        let _ = rustix::io::read(sleeper.get_ref(), &mut [0; 8]);
+        Ok(())
+    }
+
+    /// One turn: submits, waits, handles what has completed, and queues the answers. Returns
+    /// how many completions there were.
+    fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+        self.enter(wait)?;
+        let mut completions = std::mem::take(&mut self.completions);
+        completions.extend(
+            self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())),
+        );
+        for (tag, result, flags) in completions.iter().copied() {
+            self.complete(tag, result, flags);
+        }
+        let done = completions.len();
+        completions.clear();
+        self.completions = completions;
+        if done > 0 {
+            self.buffers.publish();
+            // Nothing is acknowledged before it can be read.
+            self.service.commit();
+            self.work_queue();
+        }
+        Ok(done)
+    }
+
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let queued = self.ring.submission().len();
+        let submitter = self.ring.submitter();
+        let entered = match wait {
+            // SAFETY: no argument is passed, and the ring is ours.
+            Wait::No => unsafe { submitter.enter::<u64>(queued as u32, 0, ENTER_GETEVENTS, None) },
+            Wait::For(time) => submitter.submit_with_args(1, &SubmitArgs::new().timespec(&time)),
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+                // Late, interrupted, or with completions to take first: the next turn goes on.
+                Some(
+                    rustix::io::Errno::TIME
+                    | rustix::io::Errno::INTR
+                    | rustix::io::Errno::BUSY
+                    | rustix::io::Errno::AGAIN
+                    | rustix::io::Errno::NOMEM,
+                ) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Queues an operation, of memory that outlives it.
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        for _ in 0..2 {
+            // SAFETY: every entry is made by `accept`, `receive`, `send` or `cancel`, which say
+            // why what it points to outlives it.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                self.operations += 1;
+                return true;
+            }
+            // Full: what is queued leaves early, so what it acknowledges is made visible first.
+            self.service.commit();
+            if self.enter(Wait::No).is_err() {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        // The listener stays open until its operation has ended.
+        let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
+            .flags(rustix::net::SocketFlags::CLOEXEC.bits() as i32)
+            .build()
+            .user_data(Kind::Accept.tag(0));
+        self.is_accepting = self.push(&entry);
+    }
+
+    fn complete(&mut self, tag: u64, result: i32, flags: u32) {
+        let (kind, place) = Kind::of(tag);
+        let is_last = !cqueue::more(flags);
+        if is_last {
+            self.operations -= 1;
+        }
+        match kind {
+            Kind::Accept => self.accepted(result, is_last),
+            Kind::Receive => self.received(place, result, flags, is_last),
+            Kind::Send => self.sent(place, result),
+            Kind::Cancel => {}
+        }
+    }
+
+    fn accepted(&mut self, result: i32, is_last: bool) {
+        if is_last {
+            self.is_accepting = false;
+        }
+        if result >= 0 {
+            // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
+            self.admit(unsafe { OwnedFd::from_raw_fd(result) });
+        }
+        // Out of descriptors or memory, accepting rests until the next tick.
+        if is_last && !is_exhausted(result) && self.urgency == Urgency::Serve {
+            self.accept();
+        }
+    }
+
+    /// Takes a connection in, or turns it away.
+    fn admit(&mut self, descriptor: OwnedFd) {
+        let (pass, is_turned_away) = match self.shard_gate.admit() {
+            Admission::Admitted(pass) => (pass, false),
+            Admission::TurnedAway(pass) => (pass, true),
+            Admission::Dropped => return,
+        };
+        // Fails only on a socket that has already ended, which its first receive will tell.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&descriptor, true);
+        let peer_is_loopback = self.listens_on_loopback
+            || rustix::net::getpeername(&descriptor).ok().flatten().is_some_and(|address| {
+                std::net::SocketAddr::try_from(address)
+                    .is_ok_and(|address| address.ip().to_canonical().is_loopback())
+            });
+        let mut peer = Box::new(Peer {
+            descriptor,
+            connection: Connection::new(self.limits, peer_is_loopback, self.now_ms),
+            phase: Phase::Serving,
+            out: Vec::new(),
+            sending: Vec::new(),
+            sent: 0,
+            is_receiving: false,
+            is_sending: false,
+            is_cancelling: false,
+            is_held: false,
+            has_ended: false,
+            is_queued: false,
+            deadline_ms: u64::MAX,
+            _pass: pass,
+        });
+        if is_turned_away {
+            peer.connection.turn_away(&self.service, &mut peer.out);
+            peer.phase = Phase::Finishing;
+        }
+        let place = self.vacant.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            self.peers.len() - 1
+        });
+        self.peers[place] = Some(peer);
+        self.queue_up(place);
+    }
+
+    /// Puts a connection on the list for the end of the turn.
+    fn queue_up(&mut self, place: usize) {
+        if let Some(peer) = &mut self.peers[place]
+            && !peer.is_queued
+        {
+            peer.is_queued = true;
+            self.queue.push(place);
+        }
+    }
+
+    /// Handles received bytes, or the end of receiving.
+    fn received(&mut self, place: usize, result: i32, flags: u32, is_last: bool) {
+        let buffer = cqueue::buffer_select(flags);
+        if let Some(peer) = &mut self.peers[place] {
+            if is_last {
+                peer.is_receiving = false;
+                peer.is_cancelling = false;
+            }
+            match (result, buffer) {
+                (1.., Some(id)) => {
+                    let input = self.buffers.filled(id, result as usize);
+                    if peer.out.capacity() == 0
+                        && let Some(spare) = self.spare.pop()
+                    {
+                        peer.out = spare;
+                    }
+                    peer.take(input, self.now_ms, self.urgency, &mut self.service);
+                }
+                // Out of buffers: all of them are back at the end of this turn. Cancelled: asked for.
+                _ if is_no_end(result) => {}
+                (0, _) => peer.has_ended = true,
+                // A reset, or any other failure of the connection.
+                _ => peer.fail(),
+            }
+            self.queue_up(place);
+        }
+        if let Some(id) = buffer {
+            self.buffers.put(id);
+        }
+    }
+
+    fn sent(&mut self, place: usize, result: i32) {
+        let Some(peer) = &mut self.peers[place] else { return };
+        peer.is_sending = false;
+        match result {
+            1.. => {
+                peer.sent += result as usize;
+                if peer.sent >= peer.sending.len() {
+                    peer.sent = 0;
+                    let mut buffer = std::mem::take(&mut peer.sending);
+                    if buffer.capacity() <= SPARE_BUFFER_BYTES_MAX
+                        && self.spare.len() < SPARE_BUFFERS_MAX
+                    {
+                        buffer.clear();
+                        self.spare.push(buffer);
+                    }
+                }
+            }
+            _ if is_interrupted(result) => {}
+            _ => peer.fail(),
+        }
+        self.queue_up(place);
+    }
+
+    /// At the end of a turn: starts what each connection that had news needs next.
+    fn work_queue(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        for place in queue.drain(..) {
+            if let Some(peer) = &mut self.peers[place] {
+                peer.is_queued = false;
+            }
+            self.go_on(place);
+        }
+        // Requests that were held back may have queued more, for the next turn.
+        queue.append(&mut self.queue);
+        self.queue = queue;
+    }
+
+    fn go_on(&mut self, place: usize) {
+        let Some(peer) = &mut self.peers[place] else { return };
+        if peer.is_held && peer.unsent() < UNSENT_BYTES_MAX {
+            peer.take(&[], self.now_ms, self.urgency, &mut self.service);
+            self.service.commit();
+        }
+        if peer.has_ended && peer.phase == Phase::Serving && !peer.is_held {
+            // The peer has ended its side and has its answers coming.
+            peer.phase = Phase::Finishing;
+        }
+        if !peer.is_sending && peer.sending.is_empty() && !peer.out.is_empty() {
+            std::mem::swap(&mut peer.sending, &mut peer.out);
+            peer.deadline_ms = self.now_ms.saturating_add(peer.connection.send_timeout_ms());
+        }
+        if peer.phase != Phase::Ending && !peer.is_sending && !peer.sending.is_empty() {
+            self.send(place);
+        }
+        let Some(peer) = &mut self.peers[place] else { return };
+        if peer.phase == Phase::Finishing && peer.unsent() == 0 {
+            if peer.has_ended || rustix::net::shutdown(&peer.descriptor, Shutdown::Write).is_err() {
+                peer.fail();
+            } else {
+                peer.phase = Phase::Lingering { discarded: 0 };
+                peer.deadline_ms = self.now_ms.saturating_add(LINGER_MS);
+            }
+        }
+        if let Phase::Lingering { discarded } = peer.phase
+            && (peer.has_ended || discarded >= LINGER_BYTES_MAX)
+        {
+            peer.fail();
+        }
+        let wants_input = !peer.has_ended
+            && matches!(peer.phase, Phase::Serving | Phase::Lingering { .. })
+            && !(peer.phase == Phase::Serving
+                && (peer.is_held || peer.unsent() >= UNSENT_BYTES_MAX));
+        match (wants_input, peer.is_receiving) {
+            (true, false) => self.receive(place),
+            (false, true) if !peer.is_cancelling && peer.phase != Phase::Ending => {
+                self.cancel(place);
+            }
+            _ => {}
+        }
+        self.leave_if_done(place);
+    }
+
+    fn receive(&mut self, place: usize) {
+        let Some(peer) = &self.peers[place] else { return };
+        // The descriptor stays open until the operation has ended; it points to no memory.
+        let entry = opcode::RecvMulti::new(Fd(peer.descriptor.as_raw_fd()), BUFFER_GROUP)
+            .build()
+            .user_data(Kind::Receive.tag(place));
+        let is_receiving = self.push(&entry);
+        if let Some(peer) = &mut self.peers[place] {
+            peer.is_receiving = is_receiving;
+        }
+        if !is_receiving {
+            self.queue_up(place);
+        }
+    }
+
+    fn send(&mut self, place: usize) {
+        let Some(peer) = &self.peers[place] else { return };
+        let rest = &peer.sending[peer.sent..];
+        // `sending` is not touched, and its connection not dropped, until the send has completed.
+        let entry =
+            opcode::Send::new(Fd(peer.descriptor.as_raw_fd()), rest.as_ptr(), rest.len() as u32)
+                .flags(rustix::net::SendFlags::NOSIGNAL.bits() as i32)
+                .build()
+                .user_data(Kind::Send.tag(place));
+        let is_sending = self.push(&entry);
+        if let Some(peer) = &mut self.peers[place] {
+            peer.is_sending = is_sending;
+        }
+        if !is_sending {
+            self.queue_up(place);
+        }
+    }
+
+    /// Stops receiving; what arrived before is still delivered.
+    fn cancel(&mut self, place: usize) {
+        let entry = opcode::AsyncCancel::new(Kind::Receive.tag(place))
+            .build()
+            .user_data(Kind::Cancel.tag(place));
+        let is_cancelling = self.push(&entry);
+        if let Some(peer) = &mut self.peers[place] {
+            peer.is_cancelling = is_cancelling;
+        }
+        if !is_cancelling {
+            self.queue_up(place);
+        }
+    }
+
+    /// Closes a connection whose end has come and that has no operation under way.
+    fn leave_if_done(&mut self, place: usize) {
+        let is_done = self.peers[place].as_ref().is_some_and(|peer| {
+            peer.phase == Phase::Ending && !peer.is_receiving && !peer.is_sending
+        });
+        if is_done {
+            self.peers[place] = None;
+            self.vacant.push(place);
+        }
+    }
+
+    /// Reads the clocks, and ends what has waited too long.
+    fn tick(&mut self) {
+        self.now_ms = self.started.elapsed().as_millis() as u64;
+        self.service.set_time(unix_seconds());
+        for place in 0..self.peers.len() {
+            let Some(peer) = &mut self.peers[place] else { continue };
+            if peer.is_called(self.now_ms, self.urgency) {
+                peer.call(self.now_ms, self.urgency, &mut self.service);
+                self.queue_up(place);
+            }
+        }
+        if !self.is_accepting && self.urgency == Urgency::Serve {
+            self.accept();
+        }
+        self.service.commit();
+        self.work_queue();
+    }
+
+    /// Takes who is in the queue, who has connected to a server that was there, and no more.
+    fn stop_accepting(&mut self) {
+        let Some(listener) = self.listener.take() else { return };
+        while let Ok((socket, _)) = listener.accept() {
+            self.admit(socket.into());
+        }
+        // Ends the accept under way, and listening, now.
+        let _ = listener.shutdown(std::net::Shutdown::Read);
+        self.urgency = Urgency::Drain;
+        while self.is_accepting && self.turn(Wait::For(DRAIN_WAIT)).is_ok_and(|done| done > 0) {}
+        self.listener = self.is_accepting.then_some(listener);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.peers.iter().all(Option::is_none)
+    }
+
+    /// Brings every operation to its end, so that nothing is freed under the kernel.
+    fn end(mut self) {
+        let patience = Instant::now() + LAST_WAIT;
+        for place in 0..self.peers.len() {
+            if let Some(peer) = &mut self.peers[place] {
+                peer.fail();
+                self.queue_up(place);
+            }
+        }
+        self.work_queue();
+        while self.operations > 0 && Instant::now() < patience {
+            if self.turn(Wait::For(DRAIN_WAIT)).is_err() {
+                break;
+            }
+        }
+        if self.operations > 0 {
+            std::mem::forget(self);
+        }
+    }
+}
+
+const WAIT_DURATION: Duration = Duration::from_micros(500);
+
+impl Peer {
+    /// Bytes of answers that the peer has not taken.
+    fn unsent(&self) -> usize {
+        self.out.len() + self.sending.len() - self.sent
+    }
+
+    /// Feeds received bytes, or goes on with requests that were held back.
+    fn take(&mut self, input: &[u8], now_ms: u64, urgency: Urgency, service: &mut Service) {
+        match &mut self.phase {
+            Phase::Serving => {}
+            Phase::Lingering { discarded } => {
+                *discarded += input.len();
+                return;
+            }
+            Phase::Finishing | Phase::Ending => return,
+        }
+        if urgency != Urgency::Serve {
+            self.connection.drain();
+        }
+        let outcome = self.connection.receive(input, now_ms, service, &mut self.out);
+        self.is_held = outcome == Outcome::Resume;
+        if outcome == Outcome::Close {
+            self.phase = Phase::Finishing;
+        }
+    }
+
+    /// Shuts both sides: every operation under way comes back at once.
+    fn fail(&mut self) {
+        // Fails only where the connection has ended already.
+        let _ = rustix::net::shutdown(&self.descriptor, Shutdown::Both);
+        self.phase = Phase::Ending;
+    }
+
+    /// Whether a tick has something to do here.
+    fn is_called(&self, now_ms: u64, urgency: Urgency) -> bool {
+        let deadline_ms = match self.phase {
+            Phase::Serving if self.unsent() == 0 => self.connection.deadline_ms(),
+            Phase::Serving | Phase::Finishing | Phase::Lingering { .. } => self.deadline_ms,
+            Phase::Ending => u64::MAX,
+        };
+        now_ms >= deadline_ms || urgency != Urgency::Serve
+    }
+
+    /// Ends what is late, and while the server stops, what is idle.
+    fn call(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) {
+        let is_late = match self.phase {
+            Phase::Serving if self.unsent() == 0 => {
+                if now_ms >= self.connection.deadline_ms() {
+                    self.connection.expire(service, &mut self.out);
+                    self.phase = Phase::Finishing;
+                    self.deadline_ms = now_ms.saturating_add(self.connection.send_timeout_ms());
+                    return self.fail_if(self.out.is_empty());
+                }
+                false
+            }
+            Phase::Ending => false,
+            _ => now_ms >= self.deadline_ms,
+        };
+        let is_idle =
+            self.phase == Phase::Serving && self.connection.is_idle() && self.unsent() == 0;
+        self.fail_if(is_late || urgency == Urgency::Abort || urgency == Urgency::Drain && is_idle);
+    }
+
+    fn fail_if(&mut self, is_so: bool) {
+        if is_so && self.phase != Phase::Ending {
+            self.fail();
+        }
+    }
+}
+
+/// A receive that has ended, on a connection that has not.
+fn is_no_end(result: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOBUFS, Errno::CANCELED, Errno::AGAIN, Errno::INTR, Errno::NOMEM]
+        .iter()
+        .any(|error| result == -error.raw_os_error())
+}
+
+fn is_interrupted(result: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::AGAIN, Errno::INTR].iter().any(|error| result == -error.raw_os_error())
+}
+
+/// The process, the machine or the memory is at its limit.
+fn is_exhausted(result: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
+        .iter()
+        .any(|error| result == -error.raw_os_error())
+}
