@@ -51,8 +51,9 @@ const _: () = assert!(BUFFERS.is_power_of_two());
 const PAGE_BYTES: usize = 4096;
 const BUFFER_GROUP: u16 = 0;
 
-/// How long a shard that has had work waits in its ring before it goes to sleep in glommio.
-const WAIT: Timespec = Timespec::new().nsec(500_000);
+/// A shard without work for one to two of these goes to sleep in glommio; until then it waits in
+/// its ring. One timer a lull costs nothing a request; a timeout a wait would program the clock.
+static LULL: Timespec = Timespec::new().nsec(10_000_000);
 /// How long it waits while it drains, so that the deadline is looked at.
 const DRAIN_WAIT: Timespec = Timespec::new().nsec(2_000_000);
 /// Turns and completions after which glommio's other tasks get theirs.
@@ -66,11 +67,11 @@ const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 /// How long the end waits for operations that were cancelled.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// The most that `--spin-us auto` polls, and the most completions a turn on average for it to
-/// poll at all: with more, a wake-up is shared by so many requests that polling would only
-/// burn what it gains.
+/// The most that `--spin-us auto` polls, and the most connections with input since the last tick
+/// for it to poll at all: with more, a wake-up is shared by so many requests that polling would
+/// burn more than it gains.
 const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
-const AUTO_SPIN_COMPLETIONS_MAX: u32 = 12;
+const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
 
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2): runs deferred work.
 const ENTER_GETEVENTS: u32 = 1;
@@ -197,6 +198,7 @@ enum Kind {
     Receive = 1,
     Send = 2,
     Cancel = 3,
+    Lull = 4,
 }
 
 impl Kind {
@@ -209,7 +211,8 @@ impl Kind {
             0 => Kind::Accept,
             1 => Kind::Receive,
             2 => Kind::Send,
-            _ => Kind::Cancel,
+            3 => Kind::Cancel,
+            _ => Kind::Lull,
         };
         (kind, (tag & 0xffff_ffff) as usize)
     }
@@ -247,6 +250,8 @@ struct Peer {
     /// The peer has ended its side.
     has_ended: bool,
     is_queued: bool,
+    /// Something was received since the last tick.
+    is_active: bool,
     /// When the answers on their way are late, or the lingering ends.
     deadline_ms: u64,
     _pass: Pass,
@@ -274,6 +279,19 @@ struct Plane {
     now_ms: u64,
     urgency: Urgency,
     completions: Vec<(u64, i32, u32)>,
+    lull: Lull,
+    /// Connections with input, between the last two ticks.
+    active: usize,
+}
+
+/// What is known of the present lull.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lull {
+    /// No timer runs.
+    Unmeasured,
+    /// A timer runs, and since it was set there was none or some work.
+    Without,
+    WithWork,
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
@@ -301,6 +319,8 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         now_ms: 0,
         urgency: Urgency::Serve,
         completions: Vec::new(),
+        lull: Lull::Unmeasured,
+        active: 0,
     };
     plane.ring.completion().disable_eventfd();
 
@@ -371,6 +391,8 @@ fn wake(waker: &OwnedFd) {
 enum Wait {
     /// Not at all.
     No,
+    /// For one.
+    One,
     /// For one, so long at most.
     For(Timespec),
 }
@@ -378,37 +400,29 @@ enum Wait {
 /// What an idle shard does before it sleeps, and what it has learnt for that.
 struct Idle {
     spin: Spin,
-    /// Moving averages: how long completions were waited for, and how many came at once.
+    /// A moving average of how long completions were waited for.
     gap: Duration,
-    completions_in_16ths: u32,
 }
 
 impl Idle {
     fn new(spin: Spin) -> Self {
-        Idle { spin, gap: AUTO_SPIN_MAX * 2, completions_in_16ths: 0 }
+        Idle { spin, gap: AUTO_SPIN_MAX * 2 }
     }
 
-    /// How long to poll now. `auto` polls while completions come soon enough for it to pay, and
-    /// one by one: up to twice the usual gap.
-    fn polls_for(&self) -> Duration {
+    /// How long to poll now. `auto` polls while few connections are active and completions come
+    /// soon enough for it to pay: up to twice the usual gap.
+    fn polls_for(&self, active_connections: usize) -> Duration {
         match self.spin {
             Spin::Fixed(spin) => spin,
             Spin::Auto if self.gap > AUTO_SPIN_MAX => Duration::ZERO,
-            Spin::Auto if self.completions_in_16ths > 16 * AUTO_SPIN_COMPLETIONS_MAX => {
-                Duration::ZERO
-            }
+            Spin::Auto if active_connections > AUTO_SPIN_CONNECTIONS_MAX => Duration::ZERO,
             Spin::Auto => (2 * self.gap).min(AUTO_SPIN_MAX),
         }
     }
 
-    fn learn_gap(&mut self, gap: Duration) {
+    fn learn(&mut self, gap: Duration) {
         // Long gaps count as just long: the average must come back soon.
         self.gap = (7 * self.gap + gap.min(4 * AUTO_SPIN_MAX)) / 8;
-    }
-
-    fn learn_completions(&mut self, completions: usize) {
-        let completions = u32::try_from(completions).unwrap_or(u32::MAX).min(1 << 12);
-        self.completions_in_16ths = (15 * self.completions_in_16ths + 16 * completions) / 16;
     }
 }
 
@@ -426,24 +440,27 @@ impl Plane {
             && completed < COMPLETIONS_BEFORE_YIELD
         {
             turns += 1;
-            let polls_for = idle.polls_for();
-            let wait = if polls_for.is_zero() { Wait::For(WAIT) } else { Wait::No };
+            if self.lull == Lull::Unmeasured {
+                self.measure_lull();
+            }
+            let polls_for = idle.polls_for(self.active);
             let waiting_since = Instant::now();
-            let mut done = self.turn(wait)?;
-            if done == 0 && !polls_for.is_zero() {
-                if !self.poll(waiting_since, polls_for) {
-                    done = self.turn(Wait::For(WAIT))?;
-                } else {
+            let mut done = 0;
+            if !polls_for.is_zero() {
+                done = self.turn(Wait::No)?;
+                if done == 0 && self.poll(waiting_since, polls_for) {
                     done = self.turn(Wait::No)?;
                 }
             }
             if done == 0 {
-                idle.learn_gap(WAIT_DURATION);
+                done = self.turn(Wait::One)?;
+            }
+            if self.lull == Lull::Unmeasured {
+                // The timer has come, and there was no work since it was set.
                 self.sleep(calls, sleeper).await?;
                 break;
             }
-            idle.learn_gap(waiting_since.elapsed());
-            idle.learn_completions(done);
+            idle.learn(waiting_since.elapsed());
             completed += done as u32;
         }
         glommio::executor().yield_now().await;
@@ -451,6 +468,15 @@ impl Plane {
             self.tick();
         }
         Ok(())
+    }
+
+    /// Sets the timer that ends a lull.
+    fn measure_lull(&mut self) {
+        // The kernel reads the time when the entry is submitted, and it is static.
+        let entry = opcode::Timeout::new(&raw const LULL).build().user_data(Kind::Lull.tag(0));
+        if self.push(&entry) {
+            self.lull = Lull::Without;
+        }
     }
 
     /// Polls for deferred work without a system call. Returns whether some came.
@@ -489,13 +515,18 @@ impl Plane {
         completions.extend(
             self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())),
         );
+        let mut had_timer = false;
         for (tag, result, flags) in completions.iter().copied() {
+            had_timer |= Kind::of(tag).0 == Kind::Lull;
             self.complete(tag, result, flags);
         }
-        let done = completions.len();
+        let done = completions.len() - usize::from(had_timer);
         completions.clear();
         self.completions = completions;
         if done > 0 {
+            if self.lull == Lull::Without {
+                self.lull = Lull::WithWork;
+            }
             self.buffers.publish();
             // Nothing is acknowledged before it can be read.
             self.service.commit();
@@ -510,6 +541,7 @@ impl Plane {
         let entered = match wait {
             // SAFETY: no argument is passed, and the ring is ours.
             Wait::No => unsafe { submitter.enter::<u64>(queued as u32, 0, ENTER_GETEVENTS, None) },
+            Wait::One => submitter.submit_and_wait(1),
             Wait::For(time) => submitter.submit_with_args(1, &SubmitArgs::new().timespec(&time)),
         };
         match entered {
@@ -567,6 +599,13 @@ impl Plane {
             Kind::Receive => self.received(place, result, flags, is_last),
             Kind::Send => self.sent(place, result),
             Kind::Cancel => {}
+            Kind::Lull => {
+                let had_work = self.lull == Lull::WithWork;
+                self.lull = Lull::Unmeasured;
+                if had_work {
+                    self.measure_lull();
+                }
+            }
         }
     }
 
@@ -611,6 +650,7 @@ impl Plane {
             is_held: false,
             has_ended: false,
             is_queued: false,
+            is_active: false,
             deadline_ms: u64::MAX,
             _pass: pass,
         });
@@ -646,6 +686,7 @@ impl Plane {
             }
             match (result, buffer) {
                 (1.., Some(id)) => {
+                    peer.is_active = true;
                     let input = self.buffers.filled(id, result as usize);
                     if peer.out.capacity() == 0
                         && let Some(spare) = self.spare.pop()
@@ -811,8 +852,10 @@ impl Plane {
     fn tick(&mut self) {
         self.now_ms = self.started.elapsed().as_millis() as u64;
         self.service.set_time(unix_seconds());
+        self.active = 0;
         for place in 0..self.peers.len() {
             let Some(peer) = &mut self.peers[place] else { continue };
+            self.active += usize::from(std::mem::take(&mut peer.is_active));
             if peer.is_called(self.now_ms, self.urgency) {
                 peer.call(self.now_ms, self.urgency, &mut self.service);
                 self.queue_up(place);
@@ -862,8 +905,6 @@ impl Plane {
         }
     }
 }
-
-const WAIT_DURATION: Duration = Duration::from_micros(500);
 
 impl Peer {
     /// Bytes of answers that the peer has not taken.
