@@ -31,6 +31,7 @@ use rustix::net::Shutdown;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -301,7 +302,9 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     ring.submitter().register_eventfd(waker.as_raw_fd())?;
     let address = shard.listener.local_addr()?.as_socket();
-    let mut plane = Plane {
+    // Dropped by `end` alone: a shard that fails or panics leaks what the kernel may still touch,
+    // and ends the process.
+    let mut plane = ManuallyDrop::new(Plane {
         ring,
         buffers,
         listens_on_loopback: address.is_some_and(|address| address.ip().is_loopback()),
@@ -321,7 +324,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         completions: Vec::new(),
         lull: Lull::Unmeasured,
         active: 0,
-    };
+    });
     plane.ring.completion().disable_eventfd();
 
     // Timers and the stop reach a sleeping plane through its own eventfd.
@@ -371,7 +374,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         plane.turn(Wait::For(DRAIN_WAIT))?;
         glommio::executor().yield_now().await;
     }
-    plane.end();
+    ManuallyDrop::into_inner(plane).end();
     Ok(())
 }
 
