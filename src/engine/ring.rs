@@ -501,12 +501,17 @@ impl Plane {
     async fn sleep(&mut self, calls: &Calls, sleeper: &PollableFd<Arc<OwnedFd>>) -> io::Result<()> {
         self.ring.completion().enable_eventfd();
         // What came before the eventfd was enabled did not ring it.
-        if self.turn(Wait::No)? == 0 && !calls.tick.get() && !calls.stop.get() {
+        while self.turn(Wait::No)? == 0 && !calls.stop.get() {
+            if calls.tick.take() {
+                // A tick alone is no reason to stay up; what it queued leaves with the next turn.
+                self.tick();
+                continue;
+            }
             sleeper.readable().await?;
+            // It may not have been rung.
+            let _ = rustix::io::read(sleeper.get_ref(), &mut [0; 8]);
         }
         self.ring.completion().disable_eventfd();
-        // It may not have been rung.
-        let _ = rustix::io::read(sleeper.get_ref(), &mut [0; 8]);
         Ok(())
     }
 
