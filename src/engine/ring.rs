@@ -27,6 +27,7 @@ use glommio::timer::sleep;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
@@ -554,15 +555,11 @@ impl Plane {
         };
         match entered {
             Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
                 // Late, interrupted, or with completions to take first: the next turn goes on.
-                Some(
-                    rustix::io::Errno::TIME
-                    | rustix::io::Errno::INTR
-                    | rustix::io::Errno::BUSY
-                    | rustix::io::Errno::AGAIN
-                    | rustix::io::Errno::NOMEM,
-                ) => Ok(()),
+                Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN | Errno::NOMEM) => {
+                    Ok(())
+                }
                 _ => Err(error),
             },
         }
@@ -626,7 +623,7 @@ impl Plane {
             self.admit(unsafe { OwnedFd::from_raw_fd(result) });
         }
         // Out of descriptors or memory, accepting rests until the next tick.
-        if is_last && !is_exhausted(result) && self.urgency == Urgency::Serve {
+        if is_last && !is_one_of(result, EXHAUSTED) && self.urgency == Urgency::Serve {
             self.accept();
         }
     }
@@ -704,7 +701,7 @@ impl Plane {
                     peer.take(input, self.now_ms, self.urgency, &mut self.service);
                 }
                 // Out of buffers: all of them are back at the end of this turn. Cancelled: asked for.
-                _ if is_no_end(result) => {}
+                _ if is_one_of(result, NO_END) => {}
                 (0, _) => peer.has_ended = true,
                 // A reset, or any other failure of the connection.
                 _ => peer.fail(),
@@ -733,7 +730,7 @@ impl Plane {
                     }
                 }
             }
-            _ if is_interrupted(result) => {}
+            _ if is_one_of(result, INTERRUPTED) => {}
             _ => peer.fail(),
         }
         self.queue_up(place);
@@ -985,22 +982,15 @@ impl Peer {
 }
 
 /// A receive that has ended, on a connection that has not.
-fn is_no_end(result: i32) -> bool {
-    use rustix::io::Errno;
-    [Errno::NOBUFS, Errno::CANCELED, Errno::AGAIN, Errno::INTR, Errno::NOMEM]
-        .iter()
-        .any(|error| result == -error.raw_os_error())
-}
+const NO_END: &[Errno] = &[Errno::NOBUFS, Errno::CANCELED, Errno::AGAIN, Errno::INTR, Errno::NOMEM];
 
-fn is_interrupted(result: i32) -> bool {
-    use rustix::io::Errno;
-    [Errno::AGAIN, Errno::INTR].iter().any(|error| result == -error.raw_os_error())
-}
+/// A send that is to be tried again.
+const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
 
 /// The process, the machine or the memory is at its limit.
-fn is_exhausted(result: i32) -> bool {
-    use rustix::io::Errno;
-    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
-        .iter()
-        .any(|error| result == -error.raw_os_error())
+const EXHAUSTED: &[Errno] = &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
+/// Whether a completion's result is one of these errors.
+fn is_one_of(result: i32, errors: &[Errno]) -> bool {
+    errors.iter().any(|error| result == -error.raw_os_error())
 }

@@ -14,7 +14,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Bytes that one read takes at most. All connections of a shard share the buffer.
@@ -70,6 +70,16 @@ impl Hub {
     /// Whether a waiting task has something other than its socket to look at.
     fn is_called(&self, watch: &Watch) -> bool {
         self.now_ms.get() >= watch.deadline_ms.get() || self.urgency.get() != Urgency::Serve
+    }
+
+    /// Waits on for a socket; nothing came of it where the deadline has passed or the server
+    /// ends at once.
+    fn keep_waiting(&self, watch: &Watch, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        if self.now_ms.get() >= watch.deadline_ms.get() || self.urgency.get() == Urgency::Abort {
+            return Poll::Ready(Ok(0));
+        }
+        watch.waker.set(Some(cx.waker().clone()));
+        Poll::Pending
     }
 
     fn watch(&self) -> Rc<Watch> {
@@ -316,14 +326,7 @@ impl Task {
         watch.deadline_ms.set(hub.now_ms.get().saturating_add(connection.send_timeout_ms()));
         while sent < out.len() {
             let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
-                Poll::Pending => {
-                    let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
-                    if is_late || hub.urgency.get() == Urgency::Abort {
-                        return Poll::Ready(Ok(0));
-                    }
-                    watch.waker.set(Some(cx.waker().clone()));
-                    Poll::Pending
-                }
+                Poll::Pending => hub.keep_waiting(watch, cx),
                 ready => ready,
             })
             .await;
@@ -349,14 +352,7 @@ impl Task {
             let received = poll_fn(|cx| {
                 let mut input = hub.input.borrow_mut();
                 match Pin::new(&mut *stream).poll_read(cx, &mut input) {
-                    Poll::Pending => {
-                        let is_late = hub.now_ms.get() >= watch.deadline_ms.get();
-                        if is_late || hub.urgency.get() == Urgency::Abort {
-                            return Poll::Ready(Ok(0));
-                        }
-                        watch.waker.set(Some(cx.waker().clone()));
-                        Poll::Pending
-                    }
+                    Poll::Pending => hub.keep_waiting(watch, cx),
                     ready => ready,
                 }
             })
