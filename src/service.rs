@@ -1,7 +1,7 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 use crate::event;
-use crate::http::{Date, Handler, Method, Prepared, Reply, Request, Target};
+use crate::http::{Date, Handler, Heads, Method, Prepared, Reply, Request, Target};
 use crate::tally::{Totals, UsersFull, Writer};
 use serde::Serialize;
 use std::sync::Arc;
@@ -88,6 +88,7 @@ pub struct Service {
     writer: Writer,
     policy: Policy,
     date: Date,
+    heads: Heads,
     acknowledged: Prepared,
 }
 
@@ -101,7 +102,7 @@ impl Service {
                 Prepared::new(201, Some("application/json"), r#"{"status":"ok"}"#, &date)
             }
         };
-        Service { writer, policy, date, acknowledged }
+        Service { writer, policy, date, heads: Heads::default(), acknowledged }
     }
 
     /// Sets the date of answers from a Unix time in seconds.
@@ -205,6 +206,10 @@ fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
 impl Handler for Service {
     fn date(&self) -> &Date {
         &self.date
+    }
+
+    fn heads(&mut self) -> &mut Heads {
+        &mut self.heads
     }
 
     fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {

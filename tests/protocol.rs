@@ -258,6 +258,36 @@ proptest! {
     }
 }
 
+/// A head that a shard has seen answers for the next one that looks like it. With every byte of
+/// a request changed in turn, the answer is the one of a shard that has seen nothing.
+#[test]
+fn a_head_that_was_seen_before_never_answers_for_another() {
+    let chunked = "POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    for (input, follower) in [(post("/event", EVENT), get("")), (chunked.into(), get(""))] {
+        let mut warm = Core::new();
+        warm.feed(input.as_bytes());
+        for at in 0..input.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = input.clone().into_bytes();
+                changed[at] = byte;
+                let changed = [&changed, follower.as_bytes()].concat();
+                // Its own head once more, so that the changed one is always compared with it.
+                warm.connection = Connection::new(LIMITS, true, 0);
+                warm.feed(input.as_bytes());
+                warm.out.clear();
+                warm.feed(&changed);
+                let answers = |out| String::from_utf8(out).unwrap();
+                assert_eq!(
+                    answers(std::mem::take(&mut warm.out)),
+                    answers(exchange(&changed).0),
+                    "{}",
+                    changed.escape_ascii()
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn events_of_a_connection_are_in_the_stats_that_follow_on_it() {
     let mut core = Core::new();

@@ -8,6 +8,7 @@
 use super::answer::{Date, Persistence, Reply};
 use super::chunked::{Chunked, Progress};
 use super::head::{Field, Framing, Head, Method, Scan};
+use super::heads::Heads;
 use super::target::{self, Target};
 use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX};
 
@@ -81,6 +82,9 @@ impl<'a> Request<'a> {
 pub trait Handler {
     /// The date for answers to requests that never reach [`Handler::handle`].
     fn date(&self) -> &Date;
+
+    /// What its connections share, so that a repeated head is not parsed again.
+    fn heads(&mut self) -> &mut Heads;
 
     /// Whether the body of such a request is of use, so that a client that waits for
     /// `100 Continue` should send it.
@@ -285,9 +289,17 @@ impl Connection {
                     let allowed = data[1] == b'\n' && *empty_lines <= EMPTY_LINES_MAX;
                     return if allowed { Ok(Some(2)) } else { Err(Refusal::Malformed) };
                 }
-                let Some(head) = scan.parse(data)? else {
-                    self.begin(now_ms);
-                    return Ok(None);
+                let known = if self.begun { None } else { handler.heads().find(data) };
+                let head = match known {
+                    Some(head) => head,
+                    None => {
+                        let Some(head) = scan.parse(data)? else {
+                            self.begin(now_ms);
+                            return Ok(None);
+                        };
+                        handler.heads().keep(&head, &data[..head.bytes]);
+                        head
+                    }
                 };
                 self.start_body(head, data, now_ms, handler, out)
             }

@@ -91,6 +91,8 @@ pub(super) struct Head {
     pub(super) is_1_1: bool,
     pub(super) persistent: bool,
     pub(super) framing: Framing,
+    /// The value of `Content-Length`.
+    pub(super) length: Option<Span>,
     pub(super) expects_continue: bool,
     pub(super) host: Field,
     pub(super) origin: Field,
@@ -227,6 +229,7 @@ fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, 
         is_1_1: minor == 1,
         persistent: minor == 1,
         framing: Framing::Length(0),
+        length: None,
         expects_continue: false,
         host: Field::Absent,
         origin: Field::Absent,
@@ -260,6 +263,7 @@ fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, 
                 if repeated {
                     return Err(Refusal::Length);
                 }
+                head.length = Some(Span::of(value, bytes));
             }
             14 if name.eq_ignore_ascii_case("sec-fetch-site") => head.fetch_site.see(value, bytes),
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
@@ -288,7 +292,7 @@ fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A decimal number and nothing else; `parse` of the standard library would take a sign.
-fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() {
         return Err(Refusal::Length);
     }

@@ -9,11 +9,13 @@ mod answer;
 mod chunked;
 mod connection;
 mod head;
+mod heads;
 mod target;
 
 pub use answer::{Date, Prepared, Reply};
 pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts};
 pub use head::Method;
+pub use heads::Heads;
 pub use target::Target;
 
 /// Longest request line in bytes, its line end not counted. RFC 9112 section 3 asks for 8,000 at least.

@@ -1,0 +1,76 @@
+//! Heads seen lately: a keep-alive client repeats its head, and equal bytes say the same again.
+
+use super::head::{Field, Framing, Head};
+
+/// How many are kept: one for each kind of client that takes turns on a shard.
+const KEPT_MAX: usize = 4;
+/// The longest that is kept, in bytes.
+const KEPT_BYTES_MAX: usize = 1024;
+
+/// The heads that the connections of one shard have sent lately, and what they said. A request
+/// that begins with one of them, but for the digits of its Content-Length, is not parsed again.
+#[derive(Debug, Default)]
+pub struct Heads {
+    kept: Vec<Kept>,
+    /// Where the last one was found.
+    last: usize,
+    /// Which one goes next.
+    oldest: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    head: Head,
+    bytes: Vec<u8>,
+}
+
+impl Heads {
+    /// What the head at the start of `input` says, if it is known.
+    #[inline]
+    pub(super) fn find(&mut self, input: &[u8]) -> Option<Head> {
+        let last = self.kept.get(self.last)?;
+        if let Some(head) = last.matches(input) {
+            return Some(head);
+        }
+        let (at, head) =
+            self.kept.iter().enumerate().find_map(|(at, kept)| Some((at, kept.matches(input)?)))?;
+        self.last = at;
+        Some(head)
+    }
+
+    /// Keeps a head that was not found. One with a secret is not compared with what others send.
+    pub(super) fn keep(&mut self, head: &Head, bytes: &[u8]) {
+        if bytes.len() > KEPT_BYTES_MAX || head.authorization != Field::Absent {
+            return;
+        }
+        if self.kept.len() < KEPT_MAX {
+            self.kept.push(Kept { head: *head, bytes: bytes.to_vec() });
+            return;
+        }
+        let kept = &mut self.kept[self.oldest];
+        kept.head = *head;
+        kept.bytes.clear();
+        kept.bytes.extend_from_slice(bytes);
+        self.oldest = (self.oldest + 1) % KEPT_MAX;
+    }
+}
+
+impl Kept {
+    /// The head at the start of `input` where it is this one, with the length that it gives.
+    /// Both end with the first empty line, so no head is the beginning of another.
+    #[inline]
+    fn matches(&self, input: &[u8]) -> Option<Head> {
+        let input = input.get(..self.bytes.len())?;
+        let Some(digits) = self.head.length else {
+            return (input == self.bytes).then_some(self.head);
+        };
+        let digits = digits.range();
+        if input[..digits.start] != self.bytes[..digits.start]
+            || input[digits.end..] != self.bytes[digits.end..]
+        {
+            return None;
+        }
+        let length = super::head::content_length(&input[digits]).ok()?;
+        Some(Head { framing: Framing::Length(length), ..self.head })
+    }
+}
