@@ -9,7 +9,7 @@ use super::answer::{Date, Persistence, Reply};
 use super::chunked::{Chunked, Progress};
 use super::head::{Field, Framing, Head, Method, Scan};
 use super::heads::Heads;
-use super::target::{self, Target};
+use super::target::Target;
 use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX};
 
 /// How long a peer may take, in milliseconds. A total each: no drip of bytes extends it.
@@ -408,7 +408,7 @@ impl Connection {
         handler: &mut impl Handler,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        let (target, _) = target::parse(head.method, &data[head.target.range()])?;
+        let (target, _) = head.target(data)?;
         if handler.wants_body(head.method, &target) {
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             return Ok(());
@@ -427,7 +427,7 @@ impl Connection {
         handler: &mut impl Handler,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        let (target, authority) = target::parse(head.method, &bytes[head.target.range()])?;
+        let (target, authority) = head.target(bytes)?;
         let host = match head.host {
             Field::Once(span) => &bytes[span.range()],
             _ => b"",

@@ -1,6 +1,8 @@
 //! A request's head: where it ends, what it says, and whether it may be believed.
 
+use super::target::{self, Target};
 use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX, Refusal};
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -87,6 +89,8 @@ impl Field {
 pub(super) struct Head {
     pub(super) method: Method,
     pub(super) target: Span,
+    /// Known here, so that a head that is not parsed again spares its target too.
+    pub(super) has_plain_path: bool,
     /// HTTP/1.1 or later, by its own word.
     pub(super) is_1_1: bool,
     pub(super) persistent: bool,
@@ -100,6 +104,22 @@ pub(super) struct Head {
     pub(super) authorization: Field,
     /// Bytes of the head, its empty line included.
     pub(super) bytes: usize,
+}
+
+impl Head {
+    /// What the request is for and, in absolute-form, the host that it names instead of `Host`.
+    /// `bytes` begin with the head as it came.
+    #[inline]
+    pub(super) fn target<'a>(
+        &self,
+        bytes: &'a [u8],
+    ) -> Result<(Target<'a>, Option<&'a [u8]>), Refusal> {
+        let raw = &bytes[self.target.range()];
+        if self.has_plain_path {
+            return Ok((Target::Path(Cow::Borrowed(raw)), None));
+        }
+        target::parse(self.method, raw)
+    }
 }
 
 /// How far the search for the end of a head has come, so that no byte is looked at twice.
@@ -226,6 +246,7 @@ fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, 
     let mut head = Head {
         method: Method::from_name(method),
         target: Span::of(target.as_bytes(), bytes),
+        has_plain_path: target::is_plain_path(target.as_bytes()),
         is_1_1: minor == 1,
         persistent: minor == 1,
         framing: Framing::Length(0),

@@ -15,6 +15,12 @@ pub enum Target<'a> {
     Tunnel,
 }
 
+/// Whether a target is a path as it stands: nothing to decode, no query.
+pub(super) fn is_plain_path(raw: &[u8]) -> bool {
+    raw.starts_with(b"/")
+        && raw.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'?' | b'#'))
+}
+
 /// The target of a request and, in absolute-form, the host that it names instead of `Host`.
 pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[u8]>), Refusal> {
     if !raw.iter().all(u8::is_ascii_graphic) || raw.contains(&b'#') {
