@@ -1,6 +1,6 @@
 //! The server as a whole: checks of the environment, shards, readiness, the stop.
 
-use crate::engine::{Gate, Shard, Spin, Stop, ring, streams, unix_seconds};
+use crate::engine::{Gate, Shard, Spin, Stop, bells, ring, streams, unix_seconds};
 use crate::failure::Failure;
 use crate::http::Limits;
 use crate::log::Log;
@@ -117,8 +117,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
 
     // Every thread that follows inherits the mask, so that the signals reach one shard's task.
     glommio::signal::block(&STOP_SIGNALS).map_err(cannot_start)?;
-    let stop = Stop::new(shards).map_err(cannot_start)?;
-    let gate = Gate::new(usize::try_from(connections_max).unwrap_or(usize::MAX));
+    let bells = bells(shards).map_err(cannot_start)?;
+    let gate = Gate::new(usize::try_from(connections_max).unwrap_or(usize::MAX), &bells);
+    let stop = Stop::new(bells.clone());
     let (tally, writers) = Tally::new(shards, config.users_max);
     let (sender, news) = channel();
     let mut threads = Vec::new();
@@ -128,6 +129,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
             listener,
             service: service(&config, writer),
             limits: config.limits,
+            bell: Arc::clone(&bells[index]),
             gate: Arc::clone(&gate),
             stop: Arc::clone(&stop),
             drain_timeout: config.drain_timeout,
@@ -384,6 +386,8 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     // Connections of an earlier run in TIME_WAIT do not take the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // Linux gives it to every connection that is accepted.
+    socket.set_tcp_nodelay(true)?;
     Ok(socket)
 }
 

@@ -17,45 +17,48 @@
 
 #![allow(unsafe_code, reason = "the kernel reads and writes memory that it was given")]
 
+mod buffers;
+
+use super::gate::quiet;
 use super::{
-    Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, Spin, TICK, Urgency, unix_seconds,
+    Arrival, Gate, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, Spin, Stop, TICK, Urgency,
+    unix_seconds,
 };
-use crate::http::{Connection, Outcome, UNSENT_BYTES_MAX};
+use crate::http::{Connection, Limits, Outcome, UNSENT_BYTES_MAX};
 use crate::service::Service;
+use buffers::{BUFFER_GROUP, Buffers};
+use futures_lite::future::or;
 use glommio::io::PollableFd;
 use glommio::timer::sleep;
-use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::Shutdown;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::Cell;
+use socket2::Socket;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// Entries of the submission queue. A full one is submitted in the middle of a turn.
-const SUBMISSIONS: u32 = 1024;
-/// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
-const COMPLETIONS: u32 = 8192;
+/// How much a ring holds at once.
+struct Sizes {
+    /// Entries of the submission queue. A full one is submitted in the middle of a turn.
+    submissions: u32,
+    /// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
+    completions: u32,
+    /// Receive buffers, a power of two.
+    buffers: u16,
+}
 
-/// Receive buffers of a shard, a power of two, and bytes of each. They are taken for the moment
-/// between a completion and its handling, so a burst needs one a connection at most.
-const BUFFERS: u16 = 2048;
-const BUFFER_BYTES: usize = 4096;
-const _: () = assert!(BUFFERS.is_power_of_two());
-/// The kernel wants the ring of buffers on a page.
-const PAGE_BYTES: usize = 4096;
-const BUFFER_GROUP: u16 = 0;
+const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
 
 /// A shard without work for one to two of these goes to sleep in glommio; until then it waits in
 /// its ring. One timer a lull costs nothing a request; a timeout a wait would program the clock.
 static LULL: Timespec = Timespec::new().nsec(10_000_000);
+/// How seldom a sleeping shard looks at the clock while nothing falls due.
+const IDLE_TICK: Duration = Duration::from_secs(1);
 /// How long it waits while it drains, so that the deadline is looked at.
 const DRAIN_WAIT: Timespec = Timespec::new().nsec(2_000_000);
 /// Turns and completions after which glommio's other tasks get theirs.
@@ -75,122 +78,42 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
 const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
 
+/// `POLLIN` of poll(2).
+const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
+
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2): runs deferred work.
 const ENTER_GETEVENTS: u32 = 1;
 
 /// Whether this kernel has all that the engine uses: tried, not read from a version. Multishot
 /// accept (Linux 5.19) and receive (6.0) cannot be probed, but are older than DEFER_TASKRUN (6.1).
 pub fn is_supported() -> bool {
-    let Ok(ring) = build(8, 16) else { return false };
+    let sizes = Sizes { submissions: 8, completions: 16, buffers: 8 };
+    let Ok(ring) = build(&sizes) else { return false };
     let mut probe = Probe::new();
     let operations = [
         opcode::AcceptMulti::CODE,
         opcode::RecvMulti::CODE,
         opcode::Send::CODE,
         opcode::AsyncCancel::CODE,
+        opcode::PollAdd::CODE,
+        opcode::Timeout::CODE,
     ];
     let has_operations = ring.submitter().register_probe(&mut probe).is_ok()
         && operations.iter().all(|operation| probe.is_supported(*operation));
-    let buffers = Buffers::register(&ring);
+    let buffers = Buffers::register(&ring, sizes.buffers);
     // Before its buffers.
     drop(ring);
     has_operations && buffers.is_ok()
 }
 
-fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
+fn build(sizes: &Sizes) -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_coop_taskrun()
         .setup_taskrun_flag()
-        .setup_cqsize(completions)
-        .build(submissions)
-}
-
-/// The receive buffers, and the ring through which the kernel is given them.
-struct Buffers {
-    entries: *mut BufRingEntry,
-    bytes: *mut u8,
-    tail: u16,
-}
-
-impl Buffers {
-    const ENTRIES_LAYOUT: Layout =
-        match Layout::from_size_align(BUFFERS as usize * size_of::<BufRingEntry>(), PAGE_BYTES) {
-            Ok(layout) => layout,
-            Err(_) => panic!("a page-aligned array has a layout"),
-        };
-    const BYTES_LAYOUT: Layout =
-        match Layout::from_size_align(BUFFERS as usize * BUFFER_BYTES, PAGE_BYTES) {
-            Ok(layout) => layout,
-            Err(_) => panic!("a page-aligned array has a layout"),
-        };
-
-    /// Gives the kernel all buffers. They must outlive `ring`.
-    fn register(ring: &IoUring) -> io::Result<Buffers> {
-        // SAFETY: both layouts have a size.
-        let (entries, bytes) =
-            unsafe { (alloc_zeroed(Self::ENTRIES_LAYOUT), alloc_zeroed(Self::BYTES_LAYOUT)) };
-        if entries.is_null() || bytes.is_null() {
-            handle_alloc_error(Self::BYTES_LAYOUT);
-        }
-        let mut buffers = Buffers { entries: entries.cast(), bytes, tail: 0 };
-        // SAFETY: the entries are valid, on a page and zeroed, and the caller keeps `buffers` for
-        // longer than the ring.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                entries as u64,
-                BUFFERS,
-                BUFFER_GROUP,
-                0,
-            )?;
-        }
-        for id in 0..BUFFERS {
-            buffers.put(id);
-        }
-        buffers.publish();
-        Ok(buffers)
-    }
-
-    /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
-    fn filled(&self, id: u16, len: usize) -> &[u8] {
-        assert!(id < BUFFERS && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
-        // SAFETY: in bounds by the line above, initialised since it was zeroed, and the kernel does
-        // not write to a buffer between its completion and `put`, which needs `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * BUFFER_BYTES), len) }
-    }
-
-    /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
-    fn put(&mut self, id: u16) {
-        // SAFETY: the index is below BUFFERS, and the kernel does not look at entries at or behind
-        // the tail. The fields are written one by one because the tail lies in the first entry.
-        unsafe {
-            let entry = &mut *self.entries.add(usize::from(self.tail & (BUFFERS - 1)));
-            entry.set_addr(self.bytes.add(usize::from(id) * BUFFER_BYTES) as u64);
-            entry.set_len(BUFFER_BYTES as u32);
-            entry.set_bid(id);
-        }
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    /// Shows the kernel what was put back.
-    fn publish(&self) {
-        // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
-        // the kernel only reads it.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        // SAFETY: allocated with these layouts. The ring is gone: it is declared, and so dropped,
-        // before its buffers, or it is leaked together with them.
-        unsafe {
-            dealloc(self.entries.cast(), Self::ENTRIES_LAYOUT);
-            dealloc(self.bytes, Self::BYTES_LAYOUT);
-        }
-    }
+        .setup_cqsize(sizes.completions)
+        .build(sizes.submissions)
 }
 
 /// What a completion is of. The number of the place follows in the user data.
@@ -200,7 +123,8 @@ enum Kind {
     Receive = 1,
     Send = 2,
     Cancel = 3,
-    Lull = 4,
+    Bell = 4,
+    Lull = 5,
 }
 
 impl Kind {
@@ -214,6 +138,7 @@ impl Kind {
             1 => Kind::Receive,
             2 => Kind::Send,
             3 => Kind::Cancel,
+            4 => Kind::Bell,
             _ => Kind::Lull,
         };
         (kind, (tag & 0xffff_ffff) as usize)
@@ -236,7 +161,7 @@ enum Phase {
 
 /// One connection.
 struct Peer {
-    descriptor: OwnedFd,
+    socket: Socket,
     connection: Connection,
     phase: Phase,
     /// Answers made and not yet given to the kernel.
@@ -264,12 +189,15 @@ struct Plane {
     /// Before `buffers`, and so dropped before them.
     ring: IoUring,
     buffers: Buffers,
-    listener: Option<socket2::Socket>,
+    listener: Option<Socket>,
     is_accepting: bool,
     service: Service,
-    shard_gate: Arc<super::Gate>,
-    limits: crate::http::Limits,
-    listens_on_loopback: bool,
+    shard: usize,
+    bell: Arc<OwnedFd>,
+    is_listening_to_bell: bool,
+    gate: Arc<Gate>,
+    stop: Arc<Stop>,
+    limits: Limits,
     peers: Vec<Option<Box<Peer>>>,
     vacant: Vec<usize>,
     /// Connections with something to send or to look at, at the end of the turn.
@@ -279,9 +207,14 @@ struct Plane {
     operations: usize,
     started: Instant,
     now_ms: u64,
+    /// When the clock was last looked at for all connections, and when it is to be again.
+    ticked_ms: u64,
+    next_tick_ms: u64,
     urgency: Urgency,
     completions: Vec<(u64, i32, u32)>,
     lull: Lull,
+    /// Others are to have their turn now: glommio's tasks, or the stop.
+    is_interrupted: bool,
     /// Connections with input, between the last two ticks.
     active: usize,
 }
@@ -298,21 +231,29 @@ enum Lull {
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
 pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
-    let ring = build(SUBMISSIONS, COMPLETIONS)?;
-    let buffers = Buffers::register(&ring)?;
-    let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    run_with(&SIZES, shard, ready).await
+}
+
+async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
+    let ring = build(sizes)?;
+    let buffers = Buffers::register(&ring, sizes.buffers)?;
+    let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     ring.submitter().register_eventfd(waker.as_raw_fd())?;
-    let address = shard.listener.local_addr()?.as_socket();
+    let mut idle = Idle::new(shard.spin);
+    let sleeper = PollableFd::new(waker)?;
     // Dropped by `end` alone: a shard that fails or panics leaks what the kernel may still touch,
     // and ends the process.
     let mut plane = ManuallyDrop::new(Plane {
         ring,
         buffers,
-        listens_on_loopback: address.is_some_and(|address| address.ip().is_loopback()),
         listener: Some(shard.listener),
         is_accepting: false,
         service: shard.service,
-        shard_gate: shard.gate,
+        shard: shard.index,
+        bell: shard.bell,
+        is_listening_to_bell: false,
+        gate: shard.gate,
+        stop: shard.stop,
         limits: shard.limits,
         peers: Vec::new(),
         vacant: Vec::new(),
@@ -321,53 +262,26 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         operations: 0,
         started: Instant::now(),
         now_ms: 0,
+        ticked_ms: 0,
+        next_tick_ms: 0,
         urgency: Urgency::Serve,
         completions: Vec::new(),
         lull: Lull::Unmeasured,
+        is_interrupted: false,
         active: 0,
     });
     plane.ring.completion().disable_eventfd();
-
-    // Timers and the stop reach a sleeping plane through its own eventfd.
-    let calls = Rc::new(Calls { tick: Cell::new(false), stop: Cell::new(false) });
-    let ticking = glommio::spawn_local({
-        let (calls, waker) = (Rc::clone(&calls), Arc::clone(&waker));
-        async move {
-            loop {
-                sleep(TICK).await;
-                calls.tick.set(true);
-                wake(&waker);
-            }
-        }
-    });
-    let stopping = glommio::spawn_local({
-        let (calls, waker) = (Rc::clone(&calls), Arc::clone(&waker));
-        let bell = PollableFd::new(shard.stop.bell(shard.index))?;
-        async move {
-            if bell.readable().await.is_ok() {
-                calls.stop.set(true);
-                wake(&waker);
-            }
-        }
-    });
-    plane.accept();
+    plane.listen();
     ready();
-    let mut idle = Idle::new(shard.spin);
-    let sleeper = PollableFd::new(waker)?;
-    while !calls.stop.get() {
-        plane.serve(&calls, &mut idle, &sleeper).await?;
+    while plane.stop.urgency() == Urgency::Serve {
+        plane.serve(&mut idle, &sleeper).await?;
     }
-    stopping.cancel().await;
-    ticking.cancel().await;
 
     plane.stop_accepting();
     let end = Instant::now() + shard.drain_timeout;
-    plane.urgency = Urgency::Drain;
     loop {
-        let is_late = Instant::now() >= end || shard.stop.urgency() == Urgency::Abort;
-        if is_late {
-            plane.urgency = Urgency::Abort;
-        }
+        let is_late = Instant::now() >= end || plane.stop.urgency() == Urgency::Abort;
+        plane.urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
         plane.tick();
         if plane.is_empty() || is_late {
             break;
@@ -377,17 +291,6 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     }
     ManuallyDrop::into_inner(plane).end();
     Ok(())
-}
-
-/// What glommio's tasks ask of the plane.
-struct Calls {
-    tick: Cell<bool>,
-    stop: Cell<bool>,
-}
-
-fn wake(waker: &OwnedFd) {
-    // An eventfd can only refuse when its count is near 2^64, and is readable then.
-    let _ = rustix::io::write(waker, &1u64.to_ne_bytes());
 }
 
 /// How a turn waits for completions.
@@ -432,14 +335,10 @@ impl Idle {
 
 impl Plane {
     /// Works until there is nothing to do, then polls, waits and sleeps until there is.
-    async fn serve(
-        &mut self,
-        calls: &Calls,
-        idle: &mut Idle,
-        sleeper: &PollableFd<Arc<OwnedFd>>,
-    ) -> io::Result<()> {
+    async fn serve(&mut self, idle: &mut Idle, sleeper: &PollableFd<OwnedFd>) -> io::Result<()> {
         let (mut turns, mut completed) = (0, 0);
-        while !calls.stop.get()
+        self.is_interrupted = false;
+        while !self.is_interrupted
             && turns < TURNS_BEFORE_YIELD
             && completed < COMPLETIONS_BEFORE_YIELD
         {
@@ -461,14 +360,15 @@ impl Plane {
             }
             if self.lull == Lull::Unmeasured {
                 // The timer has come, and there was no work since it was set.
-                self.sleep(calls, sleeper).await?;
-                break;
+                self.sleep(sleeper).await?;
+                return Ok(());
             }
             idle.learn(waiting_since.elapsed());
             completed += done as u32;
         }
         glommio::executor().yield_now().await;
-        if calls.tick.take() {
+        self.read_clocks();
+        if self.now_ms >= self.next_tick_ms {
             self.tick();
         }
         Ok(())
@@ -498,19 +398,23 @@ impl Plane {
         }
     }
 
-    /// Sleeps in glommio until a completion or a call comes.
-    async fn sleep(&mut self, calls: &Calls, sleeper: &PollableFd<Arc<OwnedFd>>) -> io::Result<()> {
+    /// Sleeps in glommio until a completion comes, with a look at the clock when something falls due.
+    async fn sleep(&mut self, sleeper: &PollableFd<OwnedFd>) -> io::Result<()> {
         self.ring.completion().enable_eventfd();
         // What came before the eventfd was enabled did not ring it.
-        while self.turn(Wait::No)? == 0 && !calls.stop.get() {
-            if calls.tick.take() {
-                // A tick alone is no reason to stay up; what it queued leaves with the next turn.
+        while self.turn(Wait::No)? == 0 && self.stop.urgency() == Urgency::Serve {
+            let pause = Duration::from_millis(self.next_tick_ms.saturating_sub(self.now_ms));
+            let waking = async { sleeper.readable().await };
+            or(waking, async {
+                sleep(pause).await;
+                Ok(())
+            })
+            .await?;
+            quiet(sleeper.get_ref());
+            self.read_clocks();
+            if self.now_ms >= self.next_tick_ms {
                 self.tick();
-                continue;
             }
-            sleeper.readable().await?;
-            // It may not have been rung.
-            let _ = rustix::io::read(sleeper.get_ref(), &mut [0; 8]);
         }
         self.ring.completion().disable_eventfd();
         Ok(())
@@ -519,7 +423,8 @@ impl Plane {
     /// One turn: submits, waits, handles what has completed, and queues the answers. Returns
     /// how many completions there were.
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        self.enter(wait)?;
+        // What found no room in the last turn does not wait for anything.
+        self.enter(if self.queue.is_empty() { wait } else { Wait::No })?;
         let mut completions = std::mem::take(&mut self.completions);
         completions.extend(
             self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())),
@@ -536,7 +441,11 @@ impl Plane {
             if self.lull == Lull::Without {
                 self.lull = Lull::WithWork;
             }
+            // Deadlines are new.
+            self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + TICK.as_millis() as u64);
             self.buffers.publish();
+        }
+        if done > 0 || !self.queue.is_empty() {
             // Nothing is acknowledged before it can be read.
             self.service.commit();
             self.work_queue();
@@ -568,8 +477,8 @@ impl Plane {
     /// Queues an operation, of memory that outlives it.
     fn push(&mut self, entry: &squeue::Entry) -> bool {
         for _ in 0..2 {
-            // SAFETY: every entry is made by `accept`, `receive`, `send` or `cancel`, which say
-            // why what it points to outlives it.
+            // SAFETY: every entry is made by one of the few functions below that call this one, and
+            // says there why what it points to outlives it.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 self.operations += 1;
                 return true;
@@ -583,14 +492,26 @@ impl Plane {
         false
     }
 
-    fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        // The listener stays open until its operation has ended.
-        let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
-            .flags(rustix::net::SocketFlags::CLOEXEC.bits() as i32)
-            .build()
-            .user_data(Kind::Accept.tag(0));
-        self.is_accepting = self.push(&entry);
+    /// Starts to accept and to hear the bell, where it does not yet.
+    fn listen(&mut self) {
+        if !self.is_accepting
+            && let Some(listener) = &self.listener
+        {
+            // The listener stays open until its operation has ended.
+            let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
+                .flags(rustix::net::SocketFlags::CLOEXEC.bits() as i32)
+                .build()
+                .user_data(Kind::Accept.tag(0));
+            self.is_accepting = self.push(&entry);
+        }
+        if !self.is_listening_to_bell {
+            // The bell is open for as long as the ring; the poll points to no memory.
+            let entry = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), POLL_IN)
+                .multi(true)
+                .build()
+                .user_data(Kind::Bell.tag(0));
+            self.is_listening_to_bell = self.push(&entry);
+        }
     }
 
     fn complete(&mut self, tag: u64, result: i32, flags: u32) {
@@ -604,9 +525,11 @@ impl Plane {
             Kind::Receive => self.received(place, result, flags, is_last),
             Kind::Send => self.sent(place, result),
             Kind::Cancel => {}
+            Kind::Bell => self.hear_bell(is_last),
             Kind::Lull => {
                 let had_work = self.lull == Lull::WithWork;
                 self.lull = Lull::Unmeasured;
+                self.is_interrupted = true;
                 if had_work {
                     self.measure_lull();
                 }
@@ -620,31 +543,37 @@ impl Plane {
         }
         if result >= 0 {
             // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
-            self.admit(unsafe { OwnedFd::from_raw_fd(result) });
+            let socket = unsafe { Socket::from_raw_fd(result) };
+            if let Some(arrival) = self.gate.admit(self.shard, socket) {
+                self.take_in(arrival);
+            }
         }
         // Out of descriptors or memory, accepting rests until the next tick.
         if is_last && !is_one_of(result, EXHAUSTED) && self.urgency == Urgency::Serve {
-            self.accept();
+            self.listen();
         }
     }
 
-    /// Takes a connection in, or turns it away.
-    fn admit(&mut self, descriptor: OwnedFd) {
-        let (pass, is_turned_away) = match self.shard_gate.admit() {
-            Admission::Admitted(pass) => (pass, false),
-            Admission::TurnedAway(pass) => (pass, true),
-            Admission::Dropped => return,
-        };
-        // Fails only on a socket that has already ended, which its first receive will tell.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&descriptor, true);
-        let peer_is_loopback = self.listens_on_loopback
-            || rustix::net::getpeername(&descriptor).ok().flatten().is_some_and(|address| {
-                std::net::SocketAddr::try_from(address)
-                    .is_ok_and(|address| address.ip().to_canonical().is_loopback())
-            });
+    /// Takes in what other shards have accepted for this one, and lets the stop be seen.
+    fn hear_bell(&mut self, is_last: bool) {
+        quiet(&self.bell);
+        self.is_interrupted = true;
+        for arrival in self.gate.collect(self.shard) {
+            self.take_in(arrival);
+        }
+        if is_last {
+            self.is_listening_to_bell = false;
+            if self.urgency == Urgency::Serve {
+                self.listen();
+            }
+        }
+    }
+
+    /// Starts to serve a connection.
+    fn take_in(&mut self, arrival: Arrival) {
         let mut peer = Box::new(Peer {
-            descriptor,
-            connection: Connection::new(self.limits, peer_is_loopback, self.now_ms),
+            connection: Connection::new(self.limits, arrival.peer_is_loopback(), self.now_ms),
+            socket: arrival.socket,
             phase: Phase::Serving,
             out: Vec::new(),
             sending: Vec::new(),
@@ -657,9 +586,9 @@ impl Plane {
             is_queued: false,
             is_active: false,
             deadline_ms: u64::MAX,
-            _pass: pass,
+            _pass: arrival.pass,
         });
-        if is_turned_away {
+        if arrival.is_turned_away {
             peer.connection.turn_away(&self.service, &mut peer.out);
             peer.phase = Phase::Finishing;
         }
@@ -769,7 +698,7 @@ impl Plane {
         }
         let Some(peer) = &mut self.peers[place] else { return };
         if peer.phase == Phase::Finishing && peer.unsent() == 0 {
-            if peer.has_ended || rustix::net::shutdown(&peer.descriptor, Shutdown::Write).is_err() {
+            if peer.has_ended || peer.socket.shutdown(Shutdown::Write).is_err() {
                 peer.fail();
             } else {
                 peer.phase = Phase::Lingering { discarded: 0 };
@@ -798,15 +727,10 @@ impl Plane {
     fn receive(&mut self, place: usize) {
         let Some(peer) = &self.peers[place] else { return };
         // The descriptor stays open until the operation has ended; it points to no memory.
-        let entry = opcode::RecvMulti::new(Fd(peer.descriptor.as_raw_fd()), BUFFER_GROUP)
-            .build()
-            .user_data(Kind::Receive.tag(place));
-        let is_receiving = self.push(&entry);
+        let entry = opcode::RecvMulti::new(Fd(peer.socket.as_raw_fd()), BUFFER_GROUP).build();
+        let is_receiving = self.begin(Kind::Receive, place, entry);
         if let Some(peer) = &mut self.peers[place] {
             peer.is_receiving = is_receiving;
-        }
-        if !is_receiving {
-            self.queue_up(place);
         }
     }
 
@@ -815,31 +739,31 @@ impl Plane {
         let rest = &peer.sending[peer.sent..];
         // `sending` is not touched, and its connection not dropped, until the send has completed.
         let entry =
-            opcode::Send::new(Fd(peer.descriptor.as_raw_fd()), rest.as_ptr(), rest.len() as u32)
+            opcode::Send::new(Fd(peer.socket.as_raw_fd()), rest.as_ptr(), rest.len() as u32)
                 .flags(rustix::net::SendFlags::NOSIGNAL.bits() as i32)
-                .build()
-                .user_data(Kind::Send.tag(place));
-        let is_sending = self.push(&entry);
+                .build();
+        let is_sending = self.begin(Kind::Send, place, entry);
         if let Some(peer) = &mut self.peers[place] {
             peer.is_sending = is_sending;
-        }
-        if !is_sending {
-            self.queue_up(place);
         }
     }
 
     /// Stops receiving; what arrived before is still delivered.
     fn cancel(&mut self, place: usize) {
-        let entry = opcode::AsyncCancel::new(Kind::Receive.tag(place))
-            .build()
-            .user_data(Kind::Cancel.tag(place));
-        let is_cancelling = self.push(&entry);
+        let entry = opcode::AsyncCancel::new(Kind::Receive.tag(place)).build();
+        let is_cancelling = self.begin(Kind::Cancel, place, entry);
         if let Some(peer) = &mut self.peers[place] {
             peer.is_cancelling = is_cancelling;
         }
-        if !is_cancelling {
+    }
+
+    /// Queues an operation of a connection. Where there is no room, its turn comes again.
+    fn begin(&mut self, kind: Kind, place: usize, entry: squeue::Entry) -> bool {
+        let has_begun = self.push(&entry.user_data(kind.tag(place)));
+        if !has_begun {
             self.queue_up(place);
         }
+        has_begun
     }
 
     /// Closes a connection whose end has come and that has no operation under way.
@@ -853,10 +777,16 @@ impl Plane {
         }
     }
 
-    /// Reads the clocks, and ends what has waited too long.
-    fn tick(&mut self) {
+    fn read_clocks(&mut self) {
         self.now_ms = self.started.elapsed().as_millis() as u64;
         self.service.set_time(unix_seconds());
+    }
+
+    /// Reads the clocks, and ends what has waited too long.
+    fn tick(&mut self) {
+        self.read_clocks();
+        self.ticked_ms = self.now_ms;
+        self.next_tick_ms = self.now_ms + IDLE_TICK.as_millis() as u64;
         self.active = 0;
         for place in 0..self.peers.len() {
             let Some(peer) = &mut self.peers[place] else { continue };
@@ -864,11 +794,17 @@ impl Plane {
             if peer.is_called(self.now_ms, self.urgency) {
                 peer.call(self.now_ms, self.urgency, &mut self.service);
                 self.queue_up(place);
+            } else {
+                self.next_tick_ms = self.next_tick_ms.min(peer.deadline_ms());
             }
         }
-        if !self.is_accepting && self.urgency == Urgency::Serve {
-            self.accept();
+        if self.urgency == Urgency::Serve {
+            self.listen();
         }
+        if !self.queue.is_empty() || !self.is_accepting {
+            self.next_tick_ms = 0;
+        }
+        self.next_tick_ms = self.next_tick_ms.max(self.now_ms + TICK.as_millis() as u64);
         self.service.commit();
         self.work_queue();
     }
@@ -876,11 +812,16 @@ impl Plane {
     /// Takes who is in the queue, who has connected to a server that was there, and no more.
     fn stop_accepting(&mut self) {
         let Some(listener) = self.listener.take() else { return };
+        for arrival in self.gate.close(self.shard) {
+            self.take_in(arrival);
+        }
         while let Ok((socket, _)) = listener.accept() {
-            self.admit(socket.into());
+            if let Some(arrival) = self.gate.admit(self.shard, socket) {
+                self.take_in(arrival);
+            }
         }
         // Ends the accept under way, and listening, now.
-        let _ = listener.shutdown(std::net::Shutdown::Read);
+        let _ = listener.shutdown(Shutdown::Read);
         self.urgency = Urgency::Drain;
         while self.is_accepting && self.turn(Wait::For(DRAIN_WAIT)).is_ok_and(|done| done > 0) {}
         self.listener = self.is_accepting.then_some(listener);
@@ -900,6 +841,10 @@ impl Plane {
             }
         }
         self.work_queue();
+        if self.is_listening_to_bell {
+            let cancel = opcode::PollRemove::new(Kind::Bell.tag(0)).build();
+            self.push(&cancel.user_data(Kind::Cancel.tag(0)));
+        }
         while self.operations > 0 && Instant::now() < patience {
             if self.turn(Wait::For(DRAIN_WAIT)).is_err() {
                 break;
@@ -940,18 +885,21 @@ impl Peer {
     /// Shuts both sides: every operation under way comes back at once.
     fn fail(&mut self) {
         // Fails only where the connection has ended already.
-        let _ = rustix::net::shutdown(&self.descriptor, Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
         self.phase = Phase::Ending;
     }
 
-    /// Whether a tick has something to do here.
-    fn is_called(&self, now_ms: u64, urgency: Urgency) -> bool {
-        let deadline_ms = match self.phase {
+    /// When a tick has something to do here.
+    fn deadline_ms(&self) -> u64 {
+        match self.phase {
             Phase::Serving if self.unsent() == 0 => self.connection.deadline_ms(),
             Phase::Serving | Phase::Finishing | Phase::Lingering { .. } => self.deadline_ms,
             Phase::Ending => u64::MAX,
-        };
-        now_ms >= deadline_ms || urgency != Urgency::Serve
+        }
+    }
+
+    fn is_called(&self, now_ms: u64, urgency: Urgency) -> bool {
+        now_ms >= self.deadline_ms() || urgency != Urgency::Serve
     }
 
     /// Ends what is late, and while the server stops, what is idle.

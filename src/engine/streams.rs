@@ -1,6 +1,8 @@
 //! The data plane on glommio's own TCP streams: one task a connection.
 
-use super::{Admission, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency, unix_seconds};
+use super::{
+    Arrival, Gate, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency, gate, unix_seconds,
+};
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
 use futures_lite::future::poll_fn;
@@ -14,6 +16,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -100,13 +103,13 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         urgency: Cell::new(Urgency::Serve),
         watches: RefCell::new(Vec::new()),
     });
-    let gate = shard.gate;
+    let (gate, index) = (shard.gate, shard.index);
     let listener = Rc::new(PollableFd::new(shard.listener)?);
     let accepting = glommio::spawn_local({
         let (hub, gate, listener) = (Rc::clone(&hub), gate.clone(), Rc::clone(&listener));
         async move {
             loop {
-                accept_all(&hub, &gate, &listener).await;
+                accept_all(&hub, &gate, index, &listener).await;
                 if listener.readable().await.is_err() {
                     sleep(ACCEPT_BACKOFF).await;
                 }
@@ -123,12 +126,18 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         }
     });
     ready();
-    PollableFd::new(shard.stop.bell(shard.index))?.readable().await?;
+    let bell = PollableFd::new(shard.bell)?;
+    while shard.stop.urgency() == Urgency::Serve {
+        bell.readable().await?;
+        gate::quiet(bell.get_ref());
+        gate.collect(index).into_iter().for_each(|arrival| serve(&hub, arrival));
+    }
 
     accepting.cancel().await;
     ticking.cancel().await;
     // Who is in the queue has connected to a server that was there.
-    accept_all(&hub, &gate, &listener).await;
+    gate.close(index).into_iter().for_each(|arrival| serve(&hub, arrival));
+    accept_all(&hub, &gate, index, &listener).await;
     // Ends listening now: a poll that the ring still holds would keep the port for a moment.
     let _ = listener.get_ref().shutdown(Shutdown::Read);
     drop(listener);
@@ -146,19 +155,15 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
 }
 
 /// Accepts until nobody is waiting.
-async fn accept_all(
-    hub: &Rc<Hub>,
-    gate: &std::sync::Arc<super::Gate>,
-    listener: &PollableFd<Socket>,
-) {
+async fn accept_all(hub: &Rc<Hub>, gate: &Arc<Gate>, shard: usize, listener: &PollableFd<Socket>) {
     let mut backoff = ACCEPT_BACKOFF;
     for turn in 1.. {
         match listener.get_ref().accept() {
-            Ok((socket, peer)) => {
+            Ok((socket, _)) => {
                 backoff = ACCEPT_BACKOFF;
-                let is_loopback =
-                    peer.as_socket().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-                admit(hub, gate.admit(), socket, is_loopback);
+                if let Some(arrival) = gate.admit(shard, socket) {
+                    serve(hub, arrival);
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // The peer has gone in the meantime, or a signal came: the next one may be there.
@@ -189,23 +194,17 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
 }
 
-/// Starts the task of an accepted connection.
-fn admit(hub: &Rc<Hub>, admission: Admission, socket: Socket, peer_is_loopback: bool) {
-    let (pass, is_turned_away) = match admission {
-        Admission::Admitted(pass) => (pass, false),
-        Admission::TurnedAway(pass) => (pass, true),
-        Admission::Dropped => return,
-    };
-    // Fails only on a socket that has already ended, which its first read will tell.
-    let _ = socket.set_tcp_nodelay(true);
-    let connection = Connection::new(hub.limits, peer_is_loopback, hub.now_ms.get());
+/// Starts the task of a connection.
+fn serve(hub: &Rc<Hub>, arrival: Arrival) {
+    let is_turned_away = arrival.is_turned_away;
+    let connection = Connection::new(hub.limits, arrival.peer_is_loopback(), hub.now_ms.get());
     let task = Task {
         watch: hub.watch(),
         hub: Rc::clone(hub),
-        stream: TcpStream::from(socket),
+        stream: TcpStream::from(arrival.socket),
         connection,
         out: Vec::new(),
-        _pass: pass,
+        _pass: arrival.pass,
     };
     glommio::spawn_local(task.run(is_turned_away)).detach();
 }

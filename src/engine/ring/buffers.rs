@@ -1,0 +1,100 @@
+//! The receive buffers of a shard, and the ring through which the kernel is given them.
+
+use io_uring::IoUring;
+use io_uring::types::BufRingEntry;
+use std::alloc::{Layout, LayoutError, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Bytes of a buffer. They are taken for the moment between a completion and its handling, so a
+/// burst needs one a connection at most.
+const BUFFER_BYTES: usize = 4096;
+/// The kernel wants the ring of buffers on a page.
+const PAGE_BYTES: usize = 4096;
+/// The buffer group of all of them.
+pub(super) const BUFFER_GROUP: u16 = 0;
+
+/// As many buffers as were asked for, a power of two.
+pub(super) struct Buffers {
+    entries: *mut BufRingEntry,
+    bytes: *mut u8,
+    count: u16,
+    tail: u16,
+}
+
+impl Buffers {
+    fn layouts(count: u16) -> Result<(Layout, Layout), LayoutError> {
+        let of = |bytes| Layout::from_size_align(usize::from(count) * bytes, PAGE_BYTES);
+        Ok((of(size_of::<BufRingEntry>())?, of(BUFFER_BYTES)?))
+    }
+
+    /// Gives the kernel all buffers. They must outlive `ring`.
+    pub(super) fn register(ring: &IoUring, count: u16) -> io::Result<Buffers> {
+        assert!(count.is_power_of_two(), "the kernel wants a power of two");
+        let (of_entries, of_bytes) = Self::layouts(count).map_err(io::Error::other)?;
+        // SAFETY: both layouts have a size.
+        let (entries, bytes) = unsafe { (alloc_zeroed(of_entries), alloc_zeroed(of_bytes)) };
+        if entries.is_null() || bytes.is_null() {
+            handle_alloc_error(of_bytes);
+        }
+        let mut buffers = Buffers { entries: entries.cast(), bytes, count, tail: 0 };
+        // SAFETY: the entries are valid, on a page and zeroed, and the caller keeps `buffers` for
+        // longer than the ring.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                entries as u64,
+                count,
+                BUFFER_GROUP,
+                0,
+            )?;
+        }
+        for id in 0..count {
+            buffers.put(id);
+        }
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
+    pub(super) fn filled(&self, id: u16, len: usize) -> &[u8] {
+        assert!(id < self.count && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
+        // SAFETY: in bounds by the line above, initialised since it was zeroed, and the kernel does
+        // not write to a buffer between its completion and `put`, which needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * BUFFER_BYTES), len) }
+    }
+
+    /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
+    pub(super) fn put(&mut self, id: u16) {
+        assert!(id < self.count, "the kernel names a buffer of ours");
+        // SAFETY: both indices are below the count, and the kernel does not look at entries at or
+        // behind the tail. The fields are written one by one because the tail lies in the first
+        // entry.
+        unsafe {
+            let entry = &mut *self.entries.add(usize::from(self.tail & (self.count - 1)));
+            entry.set_addr(self.bytes.add(usize::from(id) * BUFFER_BYTES) as u64);
+            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_bid(id);
+        }
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Shows the kernel what was put back.
+    pub(super) fn publish(&self) {
+        // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
+        // the kernel only reads it.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        let Ok((of_entries, of_bytes)) = Self::layouts(self.count) else { return };
+        // SAFETY: allocated with these layouts. The ring is gone: it is declared, and so dropped,
+        // before its buffers, or it is leaked together with them.
+        unsafe {
+            dealloc(self.entries.cast(), of_entries);
+            dealloc(self.bytes, of_bytes);
+        }
+    }
+}
