@@ -146,6 +146,12 @@ impl Gate {
         })
     }
 
+    /// Connections of each shard.
+    #[cfg(test)]
+    pub(super) fn open_by_shard(&self) -> Vec<usize> {
+        self.desks.iter().map(|desk| desk.open.load(Ordering::Relaxed)).collect()
+    }
+
     /// Takes what other shards have accepted for `shard`. To be called after its bell rang.
     pub fn collect(&self, shard: usize) -> Vec<Arrival> {
         self.desks[shard].inbox().as_mut().map(std::mem::take).unwrap_or_default()

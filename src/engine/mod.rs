@@ -3,6 +3,8 @@
 mod gate;
 pub mod ring;
 pub mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use gate::{Arrival, Gate, Pass, TURNED_AWAY_MAX, bells};
 
@@ -111,27 +113,6 @@ impl Stop {
         self.urgency.fetch_add(1, Ordering::AcqRel);
         for bell in &self.bells {
             gate::ring(bell);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stopping_is_heard_by_every_shard_and_escalates() {
-        let bells = bells(2).unwrap();
-        let stop = Stop::new(bells.clone());
-        assert_eq!(stop.urgency(), Urgency::Serve);
-        stop.escalate();
-        assert_eq!(stop.urgency(), Urgency::Drain);
-        stop.escalate();
-        assert_eq!(stop.urgency(), Urgency::Abort);
-        for bell in bells {
-            let mut count = [0; 8];
-            rustix::io::read(bell, &mut count).unwrap();
-            assert_eq!(u64::from_ne_bytes(count), 2);
         }
     }
 }

@@ -18,6 +18,8 @@
 #![allow(unsafe_code, reason = "the kernel reads and writes memory that it was given")]
 
 mod buffers;
+#[cfg(test)]
+pub(super) mod faults;
 
 use super::gate::quiet;
 use super::{
@@ -43,13 +45,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How much a ring holds at once.
-struct Sizes {
+pub(super) struct Sizes {
     /// Entries of the submission queue. A full one is submitted in the middle of a turn.
-    submissions: u32,
+    pub(super) submissions: u32,
     /// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
-    completions: u32,
+    pub(super) completions: u32,
     /// Receive buffers, a power of two.
-    buffers: u16,
+    pub(super) buffers: u16,
 }
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
@@ -234,7 +236,8 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     run_with(&SIZES, shard, ready).await
 }
 
-async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
+/// The same with a ring of other sizes.
+pub(super) async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let ring = build(sizes)?;
     let buffers = Buffers::register(&ring, sizes.buffers)?;
     let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -425,6 +428,8 @@ impl Plane {
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         // What found no room in the last turn does not wait for anything.
         self.enter(if self.queue.is_empty() { wait } else { Wait::No })?;
+        #[cfg(test)]
+        faults::inject(self);
         let mut completions = std::mem::take(&mut self.completions);
         completions.extend(
             self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())),
@@ -483,6 +488,8 @@ impl Plane {
                 self.operations += 1;
                 return true;
             }
+            #[cfg(test)]
+            faults::note(faults::Fault::FullSubmissionQueue);
             // Full: what is queued leaves early, so what it acknowledges is made visible first.
             self.service.commit();
             if self.enter(Wait::No).is_err() {
@@ -516,6 +523,8 @@ impl Plane {
 
     fn complete(&mut self, tag: u64, result: i32, flags: u32) {
         let (kind, place) = Kind::of(tag);
+        #[cfg(test)]
+        faults::note_completion(self, kind, place, result);
         let is_last = !cqueue::more(flags);
         if is_last {
             self.operations -= 1;

@@ -1,0 +1,304 @@
+//! Both engines on real sockets, in shards that the tests start themselves; and the ring with
+//! faults.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+use super::ring::faults::Fault;
+use super::ring::{self, Sizes};
+use super::*;
+use crate::http::Timeouts;
+use crate::service::{Dialect, Policy};
+use crate::tally::{Tally, Totals};
+use glommio::{LocalExecutorBuilder, Placement};
+use proptest::prelude::*;
+use socket2::{Domain, SockRef, Type};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Which engine, and how much its ring holds.
+#[derive(Clone, Copy, Debug)]
+enum Plane {
+    Streams,
+    Ring { submissions: u32, completions: u32, buffers: u16 },
+}
+
+const RING: Plane = Plane::Ring { submissions: 64, completions: 256, buffers: 64 };
+
+/// Runs shards while `client` talks to them, then stops them. Returns what they have counted and
+/// the faults that they have met.
+fn with_shards(
+    plane: Plane,
+    shards: usize,
+    send_buffer_bytes: Option<usize>,
+    client: impl FnOnce(SocketAddr, &Gate),
+) -> (Totals, BTreeSet<Fault>) {
+    let bells = bells(shards).unwrap();
+    let gate = Gate::new(1000, &bells);
+    let stop = Stop::new(bells.clone());
+    let (tally, writers) = Tally::new(shards, 1000);
+    let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (ready, is_ready) = channel();
+    let (met, all_met) = channel();
+    let mut threads = Vec::new();
+    for (index, writer) in writers.into_iter().enumerate() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.set_reuse_port(true).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        if let Some(bytes) = send_buffer_bytes {
+            listener.set_send_buffer_size(bytes).unwrap();
+        }
+        listener.bind(&address.into()).unwrap();
+        listener.listen(1024).unwrap();
+        address = listener.local_addr().unwrap().as_socket().unwrap();
+        let policy =
+            Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+        let shard = Shard {
+            index,
+            listener,
+            service: Service::new(writer, policy, 0),
+            limits: Limits {
+                body_bytes_max: 1000,
+                timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
+            },
+            bell: Arc::clone(&bells[index]),
+            gate: Arc::clone(&gate),
+            stop: Arc::clone(&stop),
+            drain_timeout: Duration::from_secs(5),
+            spin: Spin::Auto,
+        };
+        let (ready, met) = (ready.clone(), met.clone());
+        let run = move || async move {
+            let ready = || ready.send(()).unwrap();
+            match plane {
+                Plane::Streams => streams::run(shard, ready).await.unwrap(),
+                Plane::Ring { submissions, completions, buffers } => {
+                    let sizes = Sizes { submissions, completions, buffers };
+                    ring::run_with(&sizes, shard, ready).await.unwrap();
+                }
+            }
+            met.send(ring::faults::met()).unwrap();
+        };
+        threads.push(LocalExecutorBuilder::new(Placement::Unbound).spawn(run).unwrap());
+    }
+    drop(met);
+    (0..shards).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
+    client(address, &gate);
+    stop.escalate();
+    let met = (0..shards).flat_map(|_| all_met.recv_timeout(PATIENCE).unwrap()).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(Arc::strong_count(&gate), 1, "every connection has given its pass back");
+    (tally.totals(), met)
+}
+
+/// A client with little room for answers, so that a server soon has to wait for it.
+fn connect(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+const EVENT: &[u8] =
+    b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// Reads so many answers and returns how many bytes their bodies have.
+fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    let mut bytes = Vec::new();
+    while lengths.len() < count {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).unwrap();
+        assert!(read > 0, "closed after {} answers of {count}", lengths.len());
+        bytes.extend_from_slice(&piece[..read]);
+        while let Some(end) = memchr::memmem::find(&bytes, b"\r\n\r\n") {
+            let head = std::str::from_utf8(&bytes[..end]).unwrap();
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            let length = head.split("Content-Length: ").nth(1).unwrap();
+            let length: usize = length.split('\r').next().unwrap().parse().unwrap();
+            if bytes.len() < end + 4 + length {
+                break;
+            }
+            bytes.drain(..end + 4 + length);
+            lengths.push(length);
+        }
+    }
+    assert!(bytes.is_empty(), "nothing but answers");
+    lengths
+}
+
+#[test]
+fn connections_are_spread_evenly_over_shards() {
+    for plane in [RING, Plane::Streams] {
+        let (totals, _) = with_shards(plane, 4, None, |address, gate| {
+            let mut streams = Vec::new();
+            for round in 1..=16 {
+                let mut stream = connect(address);
+                // Answered, and so on the shard that it will stay on.
+                stream.write_all(EVENT).unwrap();
+                read_answers(&mut stream, 1);
+                streams.push(stream);
+                let open = gate.open_by_shard();
+                let (fewest, most) = (open.iter().min().unwrap(), open.iter().max().unwrap());
+                assert!(most - fewest <= 1, "{plane:?} after {round}: {open:?}");
+            }
+            // Those of one shard leave; who comes takes their place.
+            drop(streams.split_off(8));
+            let end = Instant::now() + PATIENCE;
+            while gate.open_by_shard().iter().sum::<usize>() > 8 {
+                assert!(Instant::now() < end, "{:?}", gate.open_by_shard());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for _ in 0..8 {
+                let mut stream = connect(address);
+                stream.write_all(EVENT).unwrap();
+                read_answers(&mut stream, 1);
+                streams.push(stream);
+            }
+            assert_eq!(gate.open_by_shard(), [4; 4], "{plane:?}");
+        });
+        assert_eq!(totals.total_requests, 24, "{plane:?}");
+    }
+}
+
+/// What one client does.
+#[derive(Clone, Debug)]
+struct Script {
+    requests: usize,
+    /// Bytes a write.
+    piece: usize,
+    /// Reads nothing before it has written all, as far as the server takes it.
+    reads_late: bool,
+    /// Ends with a reset instead of reading.
+    resets: bool,
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    (1..400usize, 1..5000usize, any::<bool>(), prop::bool::weighted(0.2)).prop_map(
+        |(requests, piece, reads_late, resets)| Script { requests, piece, reads_late, resets },
+    )
+}
+
+impl Script {
+    /// Plays it. Returns how many events were acknowledged.
+    fn play(&self, address: SocketAddr) -> usize {
+        let mut stream = connect(address);
+        let kinds: Vec<bool> = (0..self.requests).map(|request| request % 3 != 0).collect();
+        let bytes: Vec<u8> = kinds
+            .iter()
+            .flat_map(|is_event| if *is_event { EVENT } else { HEALTH })
+            .copied()
+            .collect();
+        if self.resets {
+            stream.write_all(&bytes[..bytes.len().min(self.piece)]).unwrap();
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            return 0;
+        }
+        let mut writing = stream.try_clone().unwrap();
+        let lengths = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                bytes.chunks(self.piece).for_each(|piece| writing.write_all(piece).unwrap());
+            });
+            if self.reads_late {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let lengths = read_answers(&mut stream, self.requests);
+            writer.join().unwrap();
+            lengths
+        });
+        let health = r#"{"status":"healthy"}"#.len();
+        let expected: Vec<_> =
+            kinds.iter().map(|is_event| if *is_event { 0 } else { health }).collect();
+        assert_eq!(lengths, expected, "every request has its answer, in order");
+        kinds.iter().filter(|is_event| **is_event).count()
+    }
+}
+
+/// Plays scripts side by side. Returns the faults that the shard has met.
+fn play_all(plane: Plane, send_buffer_bytes: Option<usize>, scripts: &[Script]) -> BTreeSet<Fault> {
+    let mut acknowledged = 0;
+    let (totals, met) = with_shards(plane, 1, send_buffer_bytes, |address, _| {
+        acknowledged = std::thread::scope(|scope| {
+            let clients: Vec<_> =
+                scripts.iter().map(|script| scope.spawn(|| script.play(address))).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).sum()
+        });
+    });
+    let resets = scripts.iter().filter(|script| script.resets);
+    let in_doubt: usize = resets.map(|script| script.requests).sum();
+    let range = acknowledged as u64..=(acknowledged + in_doubt) as u64;
+    assert!(range.contains(&totals.total_requests), "{range:?}: {totals:?}");
+    assert_eq!(totals.sum, totals.total_requests as f64);
+    met
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_fault_of_a_ring_loses_or_repeats_anything(
+        submissions in 0..4u32,
+        completions in 1..5u32,
+        buffers in 0..4u16,
+        send_buffer_bytes in 1000..20_000usize,
+        scripts in prop::collection::vec(script(), 1..8),
+    ) {
+        let plane = Plane::Ring {
+            submissions: 1 << submissions,
+            completions: 1 << (submissions + completions),
+            buffers: 1 << buffers,
+        };
+        play_all(plane, Some(send_buffer_bytes), &scripts);
+    }
+}
+
+/// The test above cannot pass because nothing went wrong: each fault is met here.
+#[test]
+fn a_tiny_ring_meets_every_fault_and_goes_on() {
+    let plane = Plane::Ring { submissions: 1, completions: 2, buffers: 1 };
+    let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
+    let mut scripts = vec![script.clone(); 12];
+    scripts.push(Script { resets: true, ..script });
+    let met = play_all(plane, Some(1000), &scripts);
+    let all = [
+        Fault::NoBuffers,
+        Fault::Cancelled,
+        Fault::Reset,
+        Fault::ShortSend,
+        Fault::FullSubmissionQueue,
+        Fault::FullCompletionQueue,
+    ];
+    assert_eq!(met, BTreeSet::from(all));
+}
+
+#[test]
+fn streams_lose_and_repeat_nothing_either() {
+    let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
+    let mut scripts = vec![script.clone(); 4];
+    scripts.push(Script { resets: true, ..script });
+    play_all(Plane::Streams, Some(1000), &scripts);
+}
+
+#[test]
+fn stopping_is_heard_by_every_shard_and_escalates() {
+    let bells = bells(2).unwrap();
+    let stop = Stop::new(bells.clone());
+    assert_eq!(stop.urgency(), Urgency::Serve);
+    stop.escalate();
+    assert_eq!(stop.urgency(), Urgency::Drain);
+    stop.escalate();
+    assert_eq!(stop.urgency(), Urgency::Abort);
+    for bell in bells {
+        let mut count = [0; 8];
+        rustix::io::read(bell, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 2);
+    }
+}
