@@ -481,6 +481,10 @@ impl Plane {
 
     /// Queues an operation, of memory that outlives it.
     fn push(&mut self, entry: &squeue::Entry) -> bool {
+        #[cfg(test)]
+        if faults::refuses() {
+            return false;
+        }
         for _ in 0..2 {
             // SAFETY: every entry is made by one of the few functions below that call this one, and
             // says there why what it points to outlives it.
