@@ -854,11 +854,12 @@ impl Plane {
             }
         }
         self.work_queue();
-        if self.is_listening_to_bell {
-            let cancel = opcode::PollRemove::new(Kind::Bell.tag(0)).build();
-            self.push(&cancel.user_data(Kind::Cancel.tag(0)));
-        }
+        let mut is_deaf = !self.is_listening_to_bell;
         while self.operations > 0 && Instant::now() < patience {
+            if !is_deaf {
+                let cancel = opcode::PollRemove::new(Kind::Bell.tag(0)).build();
+                is_deaf = self.push(&cancel.user_data(Kind::Cancel.tag(0)));
+            }
             if self.turn(Wait::For(DRAIN_WAIT)).is_err() {
                 break;
             }

@@ -267,16 +267,22 @@ fn a_tiny_ring_meets_every_fault_and_goes_on() {
     let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
     let mut scripts = vec![script.clone(); 12];
     scripts.push(Script { resets: true, ..script });
-    let met = play_all(plane, Some(1000), &scripts);
-    let all = [
+    let all = BTreeSet::from([
         Fault::NoBuffers,
         Fault::Cancelled,
         Fault::Reset,
         Fault::ShortSend,
         Fault::FullSubmissionQueue,
         Fault::FullCompletionQueue,
-    ];
-    assert_eq!(met, BTreeSet::from(all));
+    ]);
+    let mut met = BTreeSet::new();
+    for _ in 0..10 {
+        met.append(&mut play_all(plane, Some(1000), &scripts));
+        if met == all {
+            return;
+        }
+    }
+    panic!("only {met:?}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(in crate::engine) fn met() -> BTreeSet<Fault> {
 
 /// Every few turns, cancels the receive of some connection.
 pub(super) fn inject(plane: &mut Plane) {
-    const EVERY: usize = 7;
+    const EVERY: usize = 3;
     if plane.ring.submission().cq_overflow() {
         note(Fault::FullCompletionQueue);
     }
