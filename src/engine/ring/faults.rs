@@ -44,7 +44,7 @@ pub(super) fn inject(plane: &mut Plane) {
     }
     let turn = TURNS.replace(TURNS.get() + 1);
     let places = plane.peers.len();
-    if turn % EVERY != 0 || places == 0 {
+    if !turn.is_multiple_of(EVERY) || places == 0 {
         return;
     }
     let place = turn / EVERY % places;
