@@ -22,8 +22,10 @@ enum State {
     DataEndLf,
     /// At the start of a trailer line.
     TrailerStart,
-    /// In a trailer line.
-    Trailer,
+    /// In the name of a trailer field.
+    TrailerName,
+    /// In its value, up to the CR.
+    TrailerValue,
     /// At the LF of a trailer line.
     TrailerEnd,
     /// At the LF of the last, empty line.
@@ -114,15 +116,22 @@ impl Chunked {
             (State::DataEnd, b'\r') => State::DataEndLf,
             (State::DataEndLf, b'\n') => State::Size(false),
             (State::TrailerStart, b'\r') => State::LastLf,
-            // A field name, not the white space of a folded line.
-            (State::TrailerStart, b'!'..=b'9' | b';'..=b'~') => State::Trailer,
-            (State::Trailer, b'\t' | b' '..=b'~' | 0x80..) => State::Trailer,
-            (State::Trailer, b'\r') => State::TrailerEnd,
+            (State::TrailerStart | State::TrailerName, _) if is_token_byte(byte) => {
+                State::TrailerName
+            }
+            (State::TrailerName, b':') => State::TrailerValue,
+            (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => State::TrailerValue,
+            (State::TrailerValue, b'\r') => State::TrailerEnd,
             (State::TrailerEnd, b'\n') => State::TrailerStart,
             (State::LastLf, b'\n') => State::Done,
             _ => return Err(Refusal::Chunk),
         })
     }
+}
+
+/// `tchar` of RFC 9110 section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
     reason = "each test file uses a part of it; a panic is a failure"
 )]
 
+pub mod reference;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

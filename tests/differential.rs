@@ -1,0 +1,428 @@
+//! Two other readers of the same bytes: a slow one written for this test, and hyper's server.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::reference::{self, Accepted, End};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use proptest::prelude::*;
+use ringtally::http::{
+    CHUNK_FRAMING_BYTES_MAX, Connection, Date, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
+    Handler, Heads, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Target,
+    Timeouts,
+};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use tokio::io::AsyncWriteExt;
+
+const BODY_BYTES_MAX: usize = 200;
+
+/// Notes what reaches it.
+struct Recorder {
+    date: Date,
+    heads: Heads,
+    accepted: Vec<Accepted>,
+}
+
+impl Handler for Recorder {
+    fn date(&self) -> &Date {
+        &self.date
+    }
+
+    fn heads(&mut self) -> &mut Heads {
+        &mut self.heads
+    }
+
+    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
+        method == Method::Post && matches!(target, Target::Path(path) if **path == *b"/event")
+    }
+
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+        let path = match &request.target {
+            Target::Path(path) => path.to_vec(),
+            Target::Server => b"*".to_vec(),
+            Target::Tunnel => b"tunnel".to_vec(),
+        };
+        let method = format!("{:?}", request.method());
+        self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
+        reply.send_json(200, b"{}");
+    }
+}
+
+/// What the server accepts of bytes that come in pieces, and how it ends.
+fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
+    let (accepted, end, _) = ours_and_last_answer(pieces);
+    (accepted, end)
+}
+
+fn ours_and_last_answer(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
+    let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
+    let limits = Limits { body_bytes_max: BODY_BYTES_MAX, timeouts };
+    let mut recorder =
+        Recorder { date: Date::from_unix(0), heads: Heads::default(), accepted: Vec::new() };
+    let mut connection = Connection::new(limits, true, 0);
+    let mut out = Vec::new();
+    let mut outcome = Outcome::Receive;
+    let (mut answers, mut last) = (0, Vec::new());
+    for piece in pieces {
+        outcome = connection.receive(piece, 0, &mut recorder, &mut out);
+        loop {
+            // All but a 100 have one.
+            answers += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
+            last = std::mem::take(&mut out);
+            if outcome != Outcome::Resume {
+                break;
+            }
+            outcome = connection.resume(0, &mut recorder, &mut out);
+        }
+        if outcome == Outcome::Close {
+            break;
+        }
+    }
+    let refused = answers - recorder.accepted.len();
+    assert!(refused <= 1, "one answer a request, and one to what is refused");
+    let end = match (outcome, refused) {
+        (Outcome::Close, 0) => End::Closed,
+        (Outcome::Close, _) => End::Refused,
+        _ => End::Open,
+    };
+    (recorder.accepted, end, last)
+}
+
+/// What the slow reader accepts, in the words of the fast one.
+fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
+    let limits = reference::Limits {
+        request_line: REQUEST_LINE_BYTES_MAX,
+        head: HEAD_BYTES_MAX,
+        fields: FIELDS_MAX,
+        body: BODY_BYTES_MAX,
+        chunk_framing: CHUNK_FRAMING_BYTES_MAX,
+        empty_lines: EMPTY_LINES_MAX,
+    };
+    let (mut accepted, end) = reference::read(input, &limits);
+    for request in &mut accepted {
+        if request.method == "CONNECT" && !request.path.starts_with(b"/") {
+            request.path = b"tunnel".to_vec();
+        }
+        let method = match request.method.as_str() {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "OPTIONS" => Method::Options,
+            "CONNECT" => Method::Connect,
+            "PUT" | "DELETE" | "PATCH" | "TRACE" => Method::Other,
+            _ => Method::Unknown,
+        };
+        request.method = format!("{method:?}");
+    }
+    (accepted, end)
+}
+
+/// Parts that requests are made of, sound and unsound.
+const METHODS: &[&str] =
+    &["GET", "POST", "HEAD", "OPTIONS", "CONNECT", "PUT", "BREW", "get", "P\tT"];
+const TARGETS: &[&str] = &[
+    "/event",
+    "/event",
+    "/stats",
+    "/",
+    "/%65vent?x=%zz",
+    "/%zz",
+    "//event",
+    "*",
+    "http://h/event",
+    "HTTPS://h:1?x",
+    "h:80",
+    "/a#b",
+    "http://",
+    "",
+    "/\u{e9}",
+    "/a b",
+];
+const VERSIONS: &[&str] = &[
+    "HTTP/1.1",
+    "HTTP/1.1",
+    "HTTP/1.1",
+    "HTTP/1.0",
+    "HTTP/1.2",
+    "HTTP/2.0",
+    "http/1.1",
+    "HTTP/1.10",
+    "",
+];
+const FIELDS: &[&str] = &[
+    "Host: h\r\n",
+    "Host:\r\n",
+    "Host: [::1]:80\r\n",
+    "Host: a b\r\n",
+    "Host: h:x\r\n",
+    "Host: :1\r\n",
+    "Content-Length: 24\r\n",
+    "Content-Length: 024\r\n",
+    "Content-Length: 0\r\n",
+    "Content-Length: 201\r\n",
+    "Content-Length: +5\r\n",
+    "Content-Length: 5, 5\r\n",
+    "Content-Length: 18446744073709551616\r\n",
+    "Content-Length:\r\n",
+    "content-LENGTH :5\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "transfer-encoding: CHUNKED\r\n",
+    "Transfer-Encoding: gzip, chunked\r\n",
+    "Transfer-Encoding: chunked, chunked\r\n",
+    "Transfer-Encoding: \x0bchunked\r\n",
+    "Transfer-Encoding: identity\r\n",
+    "Connection: close\r\n",
+    "Connection: Keep-Alive\r\n",
+    "Connection: x , close\r\n",
+    "Expect: 100-continue\r\n",
+    "Expect: x\r\n",
+    "A: \u{e9}\t\r\n",
+    "A: b\rc\r\n",
+    "A: b\n",
+    " folded\r\n",
+    ": x\r\n",
+    "A\0: x\r\n",
+    "A: \x7f\r\n",
+    "X-Y_Z!: ok\r\n",
+];
+const BODIES: &[&str] = &[
+    "",
+    "",
+    r#"{"userId":"u","value":1}"#,
+    "0\r\n\r\n",
+    "5\r\nhello\r\n0\r\n\r\n",
+    "5;a=b\r\nhello\r\n0\r\nT: 1\r\n\r\n",
+    "C9\r\n",
+    "5\r\nhello0\r\n\r\n",
+    "\r\n",
+    "0x5\r\nhello\r\n",
+    "00000000000000000001\r\nx\r\n0\r\n\r\n",
+    "10000000000000000\r\n",
+    "5\nhello\r\n",
+    "0\r\n: x\r\n\r\n",
+    "0\r\n fold\r\n\r\n",
+    "0\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    "5 \r\nhello\r\n0\r\n\r\n",
+];
+
+/// A request of such parts; most have the fields that they must have.
+fn request() -> impl Strategy<Value = Vec<u8>> {
+    let pick = |parts: &'static [&'static str]| prop::sample::select(parts);
+    let sound = (pick(&["GET", "POST"]), pick(&["/event", "/stats", "/%65vent?x"]), any::<bool>())
+        .prop_map(|(method, target, chunked)| {
+            let (framing, body) = match chunked {
+                true => (
+                    "Transfer-Encoding: chunked",
+                    "18\r\n{\"userId\":\"u\",\"value\":1}\r\n0\r\n\r\n",
+                ),
+                false => ("Content-Length: 24", r#"{"userId":"u","value":1}"#),
+            };
+            format!("{method} {target} HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}").into_bytes()
+        });
+    let any_parts = (
+        pick(&["", "", "", "\r\n", "\n", "\r\n\r\n"]),
+        (pick(METHODS), pick(TARGETS), pick(VERSIONS)),
+        prop::bool::weighted(0.8),
+        prop::collection::vec(pick(FIELDS), 0..4),
+        pick(BODIES),
+    )
+        .prop_map(|(before, (method, target, version), has_host, fields, body)| {
+            let host = if has_host { "Host: h\r\n" } else { "" };
+            let fields = fields.concat();
+            format!("{before}{method} {target} {version}\r\n{host}{fields}\r\n{body}").into_bytes()
+        });
+    prop_oneof![3 => sound, 2 => any_parts]
+}
+
+/// Some requests in a row, with a few bytes changed, put in or taken out.
+fn input() -> impl Strategy<Value = Vec<u8>> {
+    let edit = (any::<prop::sample::Index>(), 0..4u8, any::<u8>());
+    let few = prop_oneof![4 => Just(0..1usize), 3 => Just(1..2), 1 => Just(2..5)];
+    (prop::collection::vec(request(), 1..4), few)
+        .prop_flat_map(move |(requests, few)| {
+            (Just(requests.concat()), prop::collection::vec(edit.clone(), few))
+        })
+        .prop_map(|(mut bytes, edits)| {
+            for (at, kind, byte) in edits {
+                let at = at.index(bytes.len().max(1));
+                match kind {
+                    _ if bytes.is_empty() => {}
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    2 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at),
+                }
+            }
+            bytes
+        })
+}
+
+/// Whether the input has this text, in any case.
+fn has(input: &[u8], text: &str) -> bool {
+    memchr::memmem::find(&input.to_ascii_lowercase(), text.as_bytes()).is_some()
+}
+
+/// The same requests are accepted, and the same is refused; only what is incomplete may be refused
+/// before its end, or not.
+fn agree(input: &[u8], ours: &(Vec<Accepted>, End), theirs: &(Vec<Accepted>, End)) {
+    assert_eq!(ours.0, theirs.0, "{}", input.escape_ascii());
+    match (ours.1, theirs.1) {
+        (ours, theirs) if ours == theirs => {}
+        // Nothing that could follow would make it a request: seen early by either.
+        (End::Refused, End::Open) => {
+            let rests: [&[u8]; 6] = [
+                b"\r\n\r\n",
+                b"\n\r\n",
+                b"\r\nHost: h\r\n\r\n",
+                b"/ HTTP/1.1\r\nHost: h\r\n\r\n",
+                b" / HTTP/1.1\r\nHost: h\r\n\r\n",
+                b" HTTP/1.1\r\nHost: h\r\n\r\n",
+            ];
+            for rest in rests {
+                let longer = [input, rest].concat();
+                assert_eq!(
+                    self::theirs(&longer).0.len(),
+                    ours.0.len(),
+                    "refused early: {} could become {}",
+                    input.escape_ascii(),
+                    longer.escape_ascii()
+                );
+            }
+        }
+        (ends, theirs) => panic!("{ends:?}, not {theirs:?}: {}", input.escape_ascii()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn the_slow_reader_accepts_and_refuses_the_same(input in input()) {
+        agree(&input, &ours(&[&input]), &theirs(&input));
+    }
+
+    #[test]
+    fn so_it_does_in_pieces(input in input(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 1..6)) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len() + 1)).collect();
+        cuts.extend([0, input.len()]);
+        cuts.sort_unstable();
+        let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &input[cut[0]..cut[1]]).collect();
+        // A client that waits for 100 is answered by what has arrived: that depends on the cuts.
+        if has(&input, "expect") {
+            return Ok(());
+        }
+        agree(&input, &ours(&pieces), &theirs(&input));
+    }
+}
+
+/// What hyper's server accepts of the same bytes, as far as it reads whole bodies.
+fn hypers(input: &[u8]) -> Vec<Accepted> {
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let accepted = Arc::clone(&accepted);
+        async move {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            if let Ok(body) = request.into_body().collect().await {
+                let path = match method {
+                    hyper::Method::CONNECT if uri.authority().is_some() => "tunnel",
+                    hyper::Method::OPTIONS if uri.path() == "/" && uri.host().is_some() => "*",
+                    _ => uri.path(),
+                };
+                let body = body.to_bytes().to_vec();
+                let (method, path) = (method.to_string(), path.as_bytes().to_vec());
+                accepted.lock().unwrap().push(Accepted { method, path, body });
+            }
+            Ok::<_, Infallible>(hyper::Response::new(Full::new(Bytes::from_static(b"{}"))))
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        client.write_all(input).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.half_close(true).header_read_timeout(None);
+        // What it refuses is an error here, and no request above.
+        let _ = http.serve_connection(TokioIo::new(server), service).await;
+    });
+    Arc::into_inner(accepted).unwrap().into_inner().unwrap()
+}
+
+/// What this server refuses and hyper may accept: the sentence of the refusal, and the reason.
+const STRICTER: &[(&str, &str)] = &[
+    ("send exactly one valid Host field", "hyper leaves Host to the application"),
+    ("end lines with CR LF", "hyper takes a bare LF (RFC 9112 section 2.2 lets it)"),
+    ("send a path as the request target", "hyper gives any URI to the application"),
+    ("send no expectation but 100-continue", "hyper ignores other expectations"),
+    ("send a smaller body", "hyper leaves the limit to the application"),
+    ("send one decimal Content-Length", "hyper lets Transfer-Encoding override Content-Length"),
+    ("send Transfer-Encoding: chunked, once", "hyper looks at the last coding only"),
+    ("send no transfer coding but chunked", "hyper leaves other codings to the application"),
+    ("send chunks in the grammar", "hyper takes white space behind a chunk size"),
+];
+
+type Applies = fn(&[u8]) -> bool;
+
+/// What hyper refuses and this server accepts: whether it may apply, and the reason.
+const LOOSER: &[(Applies, &str)] = &[
+    (
+        |input| (b'2'..=b'9').any(|minor| has(input, &format!("http/1.{}", char::from(minor)))),
+        "RFC 9110 section 2.5 wants HTTP/1.2 and later treated as 1.1",
+    ),
+    (
+        |input| {
+            let words: Vec<&[u8]> = input.split(|byte| b" \n".contains(byte)).collect();
+            let mut targets = words.windows(2).filter(|two| two[1].starts_with(b"HTTP/1."));
+            targets.any(|two| two[0].iter().any(|byte| b"\"<>\\^`{|}".contains(byte)))
+        },
+        "a path with characters that RFC 3986 does not know is answered 404, like any other",
+    ),
+    (
+        |input| has(input, "100-continue"),
+        "a client that waits with a body of no use is answered at once",
+    ),
+    (
+        |input| has(input, "://") || has(input, "connect"),
+        "the http crate is stricter about the authority in a target",
+    ),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn hyper_reads_the_same_requests(input in input()) {
+        let (ours, end, last) = ours_and_last_answer(&[&input]);
+        let hypers = hypers(&input);
+        for (at, (request, other)) in ours.iter().zip(&hypers).enumerate() {
+            prop_assert_eq!(&request.body, &other.body, "{} at {}", input.escape_ascii(), at);
+            // Behind a tunnel's request come bytes that are none, and hyper reads on.
+            if request.path == b"tunnel" {
+                return Ok(());
+            }
+            // Decoding is the application's with hyper.
+            if !other.path.contains(&b'%') {
+                prop_assert_eq!(&request.path, &other.path, "{} at {}", input.escape_ascii(), at);
+            }
+        }
+        if hypers.len() < ours.len() {
+            let is_listed = LOOSER.iter().any(|(applies, _)| applies(&input));
+            prop_assert!(is_listed, "{}", input.escape_ascii());
+        }
+        if hypers.len() > ours.len() {
+            // hyper reads no option of a Connection field that is not ASCII.
+            if end == End::Closed && !input.is_ascii() {
+                return Ok(());
+            }
+            prop_assert_eq!(end, End::Refused, "{}", input.escape_ascii());
+            let is_listed =
+                STRICTER.iter().any(|(sentence, _)| has(&last, &sentence.to_lowercase()));
+            prop_assert!(is_listed, "{}: {}", input.escape_ascii(), last.escape_ascii());
+        }
+    }
+}
