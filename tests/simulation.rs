@@ -1,0 +1,395 @@
+//! One shard on a simulated network and clock, from a seed: pieces of requests come split, late and
+//! in any order over connections, sends are short or fail, peers reset, go silent, or shut their
+//! side, and the server drains. A model knows what must have been counted and answered.
+//!
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test simulation` replays it, and
+//! `RINGTALLY_SEEDS=n` plays so many.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Answer, post, split_answers};
+use fastrand::Rng;
+use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
+use ringtally::service::{Dialect, Policy, Service};
+use ringtally::tally::Tally;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+const TIMEOUTS: Timeouts = Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 };
+const LIMITS: Limits = Limits { body_bytes_max: 400, timeouts: TIMEOUTS };
+const USERS_MAX: u64 = 6;
+
+/// A request, and what the model does with it.
+#[derive(Clone, Debug)]
+enum Item {
+    Event(String, f64),
+    /// A request on a sound connection that is refused with this status.
+    Refused(u16, Vec<u8>),
+    Health,
+    Stats,
+    Reset,
+    /// An answer, and then the end.
+    Last(u16, Vec<u8>),
+}
+
+/// One item as bytes; `head` is how many of them are its head.
+#[derive(Clone, Debug)]
+struct Sent {
+    item: Item,
+    bytes: Vec<u8>,
+    head: usize,
+}
+
+impl Sent {
+    fn new(rng: &mut Rng, item: Item) -> Sent {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+        let mut bytes = match &item {
+            Item::Event(user, value) => {
+                let body = format!(r#"{{"userId":"{user}","value":{value:?}}}"#);
+                match rng.bool() {
+                    true => post("/event", &body).into_bytes(),
+                    false => chunked(rng, body.as_bytes()),
+                }
+            }
+            Item::Refused(_, bytes) | Item::Last(_, bytes) => bytes.clone(),
+            Item::Health => get("/health"),
+            Item::Stats => get("/stats"),
+            Item::Reset => post("/reset", "").into_bytes(),
+        };
+        if rng.u8(..) < 20 {
+            bytes.splice(0..0, *b"\r\n");
+        }
+        let head = memchr::memmem::find(&bytes, b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
+        Sent { item, bytes, head }
+    }
+
+    fn random(rng: &mut Rng) -> Sent {
+        let item = match rng.u8(..100) {
+            0..=59 => {
+                // One user more than may be held.
+                let user = rng.u64(..USERS_MAX + 1);
+                Item::Event(format!("user_{user}"), f64::from(rng.i32(-1000..1000)) / 8.0)
+            }
+            60..=69 => Item::Health,
+            70..=79 => Item::Stats,
+            80..=81 => Item::Reset,
+            82..=86 => Item::Refused(400, post("/event", "nonsense").into_bytes()),
+            87..=89 => Item::Refused(404, post("/none", "{}").into_bytes()),
+            90..=91 => Item::Refused(405, post("/stats", "x").into_bytes()),
+            92..=93 => Item::Last(200, b"GET /health HTTP/1.0\r\n\r\n".to_vec()),
+            94 => Item::Last(400, b"GET /health HTTP/1.1\r\n\r\n".to_vec()),
+            95 => Item::Last(413, post("/event", &"x".repeat(401)).into_bytes()),
+            96 => Item::Last(400, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n".to_vec()),
+            97 => Item::Last(
+                200,
+                b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_vec(),
+            ),
+            // Answers that fill what may be unsent.
+            _ => Item::Refused(404, b"OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n".to_vec()),
+        };
+        Sent::new(rng, item)
+    }
+}
+
+fn chunked(rng: &mut Rng, body: &[u8]) -> Vec<u8> {
+    let mut bytes =
+        b"POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for chunk in body.chunks(rng.usize(1..body.len() + 1)) {
+        bytes.extend_from_slice(format!("{:X};x\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\nT: 1\r\n\r\n");
+    bytes
+}
+
+/// What must have been counted.
+#[derive(Debug, Default)]
+struct Model {
+    total: u64,
+    sum: f64,
+    users: HashSet<String>,
+}
+
+impl Model {
+    /// Does an item. Returns the status that must answer it, and the body where that is known.
+    fn apply(&mut self, item: &Item) -> (u16, Option<String>) {
+        match item {
+            Item::Event(user, value) => {
+                if !self.users.contains(user) && self.users.len() as u64 == USERS_MAX {
+                    return (507, None);
+                }
+                self.users.insert(user.clone());
+                self.total += 1;
+                // Eighths: exact in any order.
+                self.sum += value;
+                (200, Some(String::new()))
+            }
+            Item::Refused(status, _) | Item::Last(status, _) => (*status, None),
+            Item::Health => (200, Some(r#"{"status":"healthy"}"#.into())),
+            Item::Stats => {
+                let (total, users, sum) = (self.total, self.users.len(), self.sum);
+                let avg = if total == 0 { 0.0 } else { sum / total as f64 };
+                let body = format!(
+                    r#"{{"totalRequests":{total},"uniqueUsers":{users},"sum":{:?},"avg":{:?}}}"#,
+                    sum + 0.0,
+                    avg + 0.0
+                );
+                (200, Some(body))
+            }
+            Item::Reset => {
+                *self = Model::default();
+                (200, Some(r#"{"status":"reset"}"#.into()))
+            }
+        }
+    }
+}
+
+/// What the peer's bytes are in the middle of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Middle {
+    Nothing,
+    Head,
+    Body,
+}
+
+/// One connection: a client, the network in between, and the server's side.
+struct Peer {
+    script: VecDeque<Sent>,
+    /// What the client has yet to send, and what is on its way.
+    unsent: VecDeque<u8>,
+    network: VecDeque<u8>,
+    /// Received by the server and not part of an answered request.
+    pending: Vec<u8>,
+    middle: Middle,
+    since_ms: u64,
+    connection: Connection,
+    /// Answers made, under way, and taken by the client.
+    out: Vec<u8>,
+    sending: VecDeque<u8>,
+    taken: Vec<u8>,
+    /// What the answers are to be.
+    expected: Vec<(u16, Option<String>)>,
+    is_held: bool,
+    is_closing: bool,
+    is_gone: bool,
+    is_silent: bool,
+}
+
+impl Peer {
+    fn new(rng: &mut Rng, now_ms: u64) -> Peer {
+        // Some ask for so much that answers must wait to be taken.
+        let count = if rng.u8(..) < 30 { rng.usize(100..400) } else { rng.usize(1..12) };
+        let script: VecDeque<Sent> = (0..count).map(|_| Sent::random(rng)).collect();
+        Peer {
+            unsent: script.iter().flat_map(|sent| sent.bytes.iter().copied()).collect(),
+            script,
+            network: VecDeque::new(),
+            pending: Vec::new(),
+            middle: Middle::Nothing,
+            since_ms: now_ms,
+            connection: Connection::new(LIMITS, true, now_ms),
+            out: Vec::new(),
+            sending: VecDeque::new(),
+            taken: Vec::new(),
+            expected: Vec::new(),
+            is_held: false,
+            is_closing: false,
+            is_gone: false,
+            is_silent: rng.u8(..) < 25,
+        }
+    }
+
+    /// Feeds bytes and lets the model follow.
+    fn receive(&mut self, shard: &mut Shard, bytes: &[u8], is_draining: bool) {
+        if self.is_closing || self.is_gone {
+            return;
+        }
+        if is_draining {
+            self.connection.drain();
+        }
+        let before = self.out.len();
+        let outcome = match bytes {
+            [] => self.connection.resume(shard.now_ms, &mut shard.service, &mut self.out),
+            _ => self.connection.receive(bytes, shard.now_ms, &mut shard.service, &mut self.out),
+        };
+        self.pending.extend_from_slice(bytes);
+        let answers = split_answers(&self.out[before..]);
+        self.follow(shard, &answers);
+        self.is_held = outcome == Outcome::Resume;
+        match outcome {
+            Outcome::Receive => assert!(!self.has_complete() && !self.is_closing),
+            Outcome::Resume => assert!(self.out.len() >= UNSENT_BYTES_MAX),
+            Outcome::Close => {
+                let asked = answers.last().is_some_and(|a| a.field("connection") == Some("close"));
+                assert!(asked, "who closes says so");
+                self.is_closing = true;
+            }
+        }
+        if outcome == Outcome::Receive {
+            self.follow_time(shard.now_ms, !answers.is_empty());
+            let due_ms = self.since_ms
+                + match self.middle {
+                    Middle::Nothing => TIMEOUTS.idle_ms,
+                    Middle::Head => TIMEOUTS.header_ms,
+                    Middle::Body => TIMEOUTS.body_ms,
+                };
+            assert_eq!(self.connection.deadline_ms(), due_ms, "{:?}", self.middle);
+        }
+    }
+
+    /// Whether a request is there that nothing holds back.
+    fn has_complete(&self) -> bool {
+        self.script.front().is_some_and(|sent| self.pending.len() >= sent.bytes.len())
+    }
+
+    /// Does in the model what was answered.
+    fn follow(&mut self, shard: &mut Shard, answers: &[Answer]) {
+        for answer in answers {
+            let sent = self.script.pop_front().expect("no answer without a request");
+            let (status, body) = shard.model.apply(&sent.item);
+            assert_eq!(answer.status, status, "{sent:?}: {answer:?}");
+            assert!(body.as_ref().is_none_or(|body| *body == answer.body), "{body:?} {answer:?}");
+            match sent.item {
+                // It may be known before its end is there.
+                Item::Last(..) => self.is_closing = true,
+                _ => assert!(self.pending.len() >= sent.bytes.len(), "answered early: {sent:?}"),
+            }
+            self.pending.drain(..sent.bytes.len().min(self.pending.len()));
+            self.expected.push((status, body));
+        }
+    }
+
+    /// Notes when what is incomplete began.
+    fn follow_time(&mut self, now_ms: u64, has_answered: bool) {
+        let empty_lines = self.pending.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        let head = self.script.front().map_or(0, |sent| sent.head);
+        let middle = match self.pending.len() {
+            len if len <= empty_lines => Middle::Nothing,
+            len if len < head => Middle::Head,
+            _ => Middle::Body,
+        };
+        if middle != self.middle || has_answered {
+            // White space between requests does not extend the wait for one.
+            if middle != Middle::Nothing || has_answered {
+                self.since_ms = now_ms;
+            }
+            self.middle = middle;
+        }
+    }
+
+    /// Ends a peer that was too slow, as the engines do.
+    fn expire(&mut self, shard: &mut Shard) {
+        let is_waiting = !self.is_closing && !self.is_held && self.out.is_empty();
+        if self.is_gone || !is_waiting || shard.now_ms < self.connection.deadline_ms() {
+            return;
+        }
+        self.connection.expire(&shard.service, &mut self.out);
+        let answers = split_answers(&self.out);
+        match self.middle {
+            Middle::Nothing => assert!(answers.is_empty()),
+            _ => {
+                assert_eq!(answers[0].status, 408);
+                assert_eq!(answers[0].field("connection"), Some("close"));
+                self.expected.push((408, None));
+            }
+        }
+        self.is_closing = true;
+    }
+}
+
+/// What all connections of the shard share.
+struct Shard {
+    tally: Arc<Tally>,
+    service: Service,
+    model: Model,
+    now_ms: u64,
+}
+
+impl Shard {
+    /// Makes visible what was counted, and compares it with what must have been.
+    fn commit(&mut self) {
+        self.service.commit();
+        let totals = self.tally.totals();
+        assert_eq!(totals.total_requests, self.model.total);
+        assert_eq!(totals.unique_users, self.model.users.len() as u64);
+        assert_eq!(totals.sum, self.model.sum);
+    }
+}
+
+fn simulate(seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let (tally, mut writers) = Tally::new(1, USERS_MAX);
+    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
+    let service = Service::new(writers.remove(0), policy, 0);
+    let mut shard = Shard { tally, service, model: Model::default(), now_ms: 0 };
+    let mut peers: Vec<Peer> = (0..rng.usize(1..6)).map(|_| Peer::new(&mut rng, 0)).collect();
+    let drains_at = if rng.u8(..) < 40 { rng.usize(1..200) } else { usize::MAX };
+    for step in 0..300 {
+        let is_draining = step >= drains_at;
+        // A turn of the shard: what has come of some connections, then one commit, then sends.
+        for peer in &mut peers {
+            let reach = rng.usize(1..200);
+            if rng.bool() && !peer.is_silent {
+                let count = reach.min(peer.unsent.len());
+                peer.network.extend(peer.unsent.drain(..count));
+            }
+            if rng.u8(..) < 2 {
+                // A reset: whatever is under way is lost.
+                peer.is_gone = true;
+            }
+            if rng.bool() && !peer.is_held && !peer.network.is_empty() {
+                let count = rng.usize(1..reach + 1).min(peer.network.len());
+                let piece: Vec<u8> = peer.network.drain(..count).collect();
+                peer.receive(&mut shard, &piece, is_draining);
+            }
+        }
+        shard.commit();
+        for peer in peers.iter_mut().filter(|peer| !peer.is_gone) {
+            if peer.sending.is_empty() {
+                peer.sending.extend(peer.out.drain(..));
+            }
+            // A send that fails ends the connection; a short one goes on.
+            peer.is_gone |= rng.u8(..) < 1;
+            let count = rng.usize(0..peer.sending.len() + 1);
+            peer.taken.extend(peer.sending.drain(..count));
+            if peer.is_held && peer.out.len() + peer.sending.len() < UNSENT_BYTES_MAX {
+                peer.receive(&mut shard, &[], is_draining);
+            }
+        }
+        shard.commit();
+        shard.now_ms += if rng.u8(..) < 10 { rng.u64(..1000) } else { rng.u64(..20) };
+        peers.iter_mut().for_each(|peer| peer.expire(&mut shard));
+    }
+    for peer in &mut peers {
+        // What is left comes, so that nothing was merely late.
+        while peer.is_held && !peer.is_gone {
+            peer.taken.extend(peer.sending.drain(..));
+            peer.taken.append(&mut peer.out);
+            peer.receive(&mut shard, &[], false);
+        }
+        peer.taken.extend(peer.sending.drain(..));
+        if !peer.is_gone {
+            peer.taken.append(&mut peer.out);
+            let answers = split_answers(&peer.taken);
+            assert_eq!(answers.len(), peer.expected.len(), "every request has one answer");
+        }
+    }
+    shard.commit();
+}
+
+#[test]
+fn a_shard_counts_what_the_model_counts_whatever_the_network_does() {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(seed) = number("RINGTALLY_SEED") {
+        return simulate(seed);
+    }
+    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(5000) {
+        if let Err(panic) = std::panic::catch_unwind(|| simulate(seed)) {
+            eprintln!("replay with RINGTALLY_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
