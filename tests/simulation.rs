@@ -175,13 +175,16 @@ struct Peer {
     is_held: bool,
     is_closing: bool,
     is_gone: bool,
+    /// Sends nothing.
     is_silent: bool,
+    /// Takes no answers.
+    is_deaf: bool,
 }
 
 impl Peer {
     fn new(rng: &mut Rng, now_ms: u64) -> Peer {
         // Some ask for so much that answers must wait to be taken.
-        let count = if rng.u8(..) < 30 { rng.usize(100..400) } else { rng.usize(1..12) };
+        let count = if rng.u8(..) < 30 { rng.usize(100..800) } else { rng.usize(1..12) };
         let script: VecDeque<Sent> = (0..count).map(|_| Sent::random(rng)).collect();
         Peer {
             unsent: script.iter().flat_map(|sent| sent.bytes.iter().copied()).collect(),
@@ -199,6 +202,7 @@ impl Peer {
             is_closing: false,
             is_gone: false,
             is_silent: rng.u8(..) < 25,
+            is_deaf: rng.u8(..) < 25,
         }
     }
 
@@ -215,6 +219,7 @@ impl Peer {
             [] => self.connection.resume(shard.now_ms, &mut shard.service, &mut self.out),
             _ => self.connection.receive(bytes, shard.now_ms, &mut shard.service, &mut self.out),
         };
+        assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "one answer over the mark at most");
         self.pending.extend_from_slice(bytes);
         let answers = split_answers(&self.out[before..]);
         self.follow(shard, &answers);
@@ -331,7 +336,7 @@ fn simulate(seed: u64) {
         let is_draining = step >= drains_at;
         // A turn of the shard: what has come of some connections, then one commit, then sends.
         for peer in &mut peers {
-            let reach = rng.usize(1..200);
+            let reach = if rng.u8(..) < 30 { 4096 } else { rng.usize(1..200) };
             if rng.bool() && !peer.is_silent {
                 let count = reach.min(peer.unsent.len());
                 peer.network.extend(peer.unsent.drain(..count));
@@ -353,7 +358,8 @@ fn simulate(seed: u64) {
             }
             // A send that fails ends the connection; a short one goes on.
             peer.is_gone |= rng.u8(..) < 1;
-            let count = rng.usize(0..peer.sending.len() + 1);
+            let takes = if peer.is_deaf { 0 } else { peer.sending.len() };
+            let count = rng.usize(0..takes + 1);
             peer.taken.extend(peer.sending.drain(..count));
             if peer.is_held && peer.out.len() + peer.sending.len() < UNSENT_BYTES_MAX {
                 peer.receive(&mut shard, &[], is_draining);
