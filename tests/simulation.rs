@@ -184,8 +184,12 @@ struct Peer {
 impl Peer {
     fn new(rng: &mut Rng, now_ms: u64) -> Peer {
         // Some ask for so much that answers must wait to be taken.
-        let count = if rng.u8(..) < 30 { rng.usize(100..800) } else { rng.usize(1..12) };
-        let script: VecDeque<Sent> = (0..count).map(|_| Sent::random(rng)).collect();
+        let is_long = rng.u8(..) < 30;
+        let count = if is_long { rng.usize(100..800) } else { rng.usize(1..12) };
+        let script: VecDeque<Sent> = std::iter::repeat_with(|| Sent::random(rng))
+            .filter(|sent| !is_long || !matches!(sent.item, Item::Last(..)))
+            .take(count)
+            .collect();
         Peer {
             unsent: script.iter().flat_map(|sent| sent.bytes.iter().copied()).collect(),
             script,
