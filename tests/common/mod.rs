@@ -7,6 +7,7 @@
     reason = "each test file uses a part of it; a panic is a failure"
 )]
 
+pub mod agreement;
 pub mod reference;
 
 use rustix::process::{Pid, Signal, kill_process};

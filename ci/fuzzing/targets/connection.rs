@@ -1,0 +1,23 @@
+//! Bytes of a connection, whole and in pieces, against the slow reader of the tests.
+
+#![no_main]
+
+#[path = "../../../tests/common/agreement.rs"]
+mod agreement;
+#[path = "../../../tests/common/reference.rs"]
+mod reference;
+
+use agreement::{agree, has, ours, theirs};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    // The first byte says how the others are split.
+    let Some((size, input)) = data.split_first() else { return };
+    let theirs = theirs(input);
+    agree(input, &ours(&[input]), &theirs);
+    if has(input, "expect") {
+        return;
+    }
+    let pieces: Vec<&[u8]> = input.chunks(usize::from(*size).max(1)).collect();
+    agree(input, &ours(&pieces), &theirs);
+});

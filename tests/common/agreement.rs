@@ -1,0 +1,147 @@
+//! What this server makes of a connection's bytes, and whether the slow reader agrees.
+
+use super::reference::{self, Accepted, End};
+use ringtally::http::{
+    CHUNK_FRAMING_BYTES_MAX, Connection, Date, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
+    Handler, Heads, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Target,
+    Timeouts,
+};
+
+const BODY_BYTES_MAX: usize = 200;
+
+/// Notes what reaches it.
+struct Recorder {
+    date: Date,
+    heads: Heads,
+    accepted: Vec<Accepted>,
+}
+
+impl Handler for Recorder {
+    fn date(&self) -> &Date {
+        &self.date
+    }
+
+    fn heads(&mut self) -> &mut Heads {
+        &mut self.heads
+    }
+
+    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
+        method == Method::Post && matches!(target, Target::Path(path) if **path == *b"/event")
+    }
+
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+        let path = match &request.target {
+            Target::Path(path) => path.to_vec(),
+            Target::Server => b"*".to_vec(),
+            Target::Tunnel => b"tunnel".to_vec(),
+        };
+        let method = format!("{:?}", request.method());
+        self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
+        reply.send_json(200, b"{}");
+    }
+}
+
+/// What the server accepts of bytes that come in pieces, and how it ends.
+pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
+    let (accepted, end, _) = ours_and_last_answer(pieces);
+    (accepted, end)
+}
+
+pub fn ours_and_last_answer(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
+    let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
+    let limits = Limits { body_bytes_max: BODY_BYTES_MAX, timeouts };
+    let mut recorder =
+        Recorder { date: Date::from_unix(0), heads: Heads::default(), accepted: Vec::new() };
+    let mut connection = Connection::new(limits, true, 0);
+    let mut out = Vec::new();
+    let mut outcome = Outcome::Receive;
+    let (mut answers, mut last) = (0, Vec::new());
+    for piece in pieces {
+        outcome = connection.receive(piece, 0, &mut recorder, &mut out);
+        loop {
+            // All but a 100 have one.
+            answers += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
+            last = std::mem::take(&mut out);
+            if outcome != Outcome::Resume {
+                break;
+            }
+            outcome = connection.resume(0, &mut recorder, &mut out);
+        }
+        if outcome == Outcome::Close {
+            break;
+        }
+    }
+    let refused = answers - recorder.accepted.len();
+    assert!(refused <= 1, "one answer a request, and one to what is refused");
+    let end = match (outcome, refused) {
+        (Outcome::Close, 0) => End::Closed,
+        (Outcome::Close, _) => End::Refused,
+        _ => End::Open,
+    };
+    (recorder.accepted, end, last)
+}
+
+/// What the slow reader accepts, in the words of the fast one.
+pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
+    let limits = reference::Limits {
+        request_line: REQUEST_LINE_BYTES_MAX,
+        head: HEAD_BYTES_MAX,
+        fields: FIELDS_MAX,
+        body: BODY_BYTES_MAX,
+        chunk_framing: CHUNK_FRAMING_BYTES_MAX,
+        empty_lines: EMPTY_LINES_MAX,
+    };
+    let (mut accepted, end) = reference::read(input, &limits);
+    for request in &mut accepted {
+        if request.method == "CONNECT" && !request.path.starts_with(b"/") {
+            request.path = b"tunnel".to_vec();
+        }
+        let method = match request.method.as_str() {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "OPTIONS" => Method::Options,
+            "CONNECT" => Method::Connect,
+            "PUT" | "DELETE" | "PATCH" | "TRACE" => Method::Other,
+            _ => Method::Unknown,
+        };
+        request.method = format!("{method:?}");
+    }
+    (accepted, end)
+}
+
+/// Whether the input has this text, in any case.
+pub fn has(input: &[u8], text: &str) -> bool {
+    memchr::memmem::find(&input.to_ascii_lowercase(), text.as_bytes()).is_some()
+}
+
+/// The same requests are accepted, and the same is refused; only what is incomplete may be refused
+/// before its end, or not.
+pub fn agree(input: &[u8], ours: &(Vec<Accepted>, End), theirs: &(Vec<Accepted>, End)) {
+    assert_eq!(ours.0, theirs.0, "{}", input.escape_ascii());
+    match (ours.1, theirs.1) {
+        (ours, theirs) if ours == theirs => {}
+        // Nothing that could follow would make it a request: seen early by either.
+        (End::Refused, End::Open) => {
+            let rests: [&[u8]; 6] = [
+                b"\r\n\r\n",
+                b"\n\r\n",
+                b"\r\nHost: h\r\n\r\n",
+                b"/ HTTP/1.1\r\nHost: h\r\n\r\n",
+                b" / HTTP/1.1\r\nHost: h\r\n\r\n",
+                b" HTTP/1.1\r\nHost: h\r\n\r\n",
+            ];
+            for rest in rests {
+                let longer = [input, rest].concat();
+                assert_eq!(
+                    self::theirs(&longer).0.len(),
+                    ours.0.len(),
+                    "refused early: {} could become {}",
+                    input.escape_ascii(),
+                    longer.escape_ascii()
+                );
+            }
+        }
+        (ends, theirs) => panic!("{ends:?}, not {theirs:?}: {}", input.escape_ascii()),
+    }
+}
