@@ -28,7 +28,7 @@ use super::{
 };
 use crate::http::{Connection, Limits, Outcome, UNSENT_BYTES_MAX};
 use crate::service::Service;
-use buffers::{BUFFER_GROUP, Buffers};
+use buffers::{BUFFER_BYTES, BUFFER_GROUP, Buffers};
 use futures_lite::future::or;
 use glommio::io::PollableFd;
 use glommio::timer::sleep;
@@ -66,6 +66,12 @@ const DRAIN_WAIT: Timespec = Timespec::new().nsec(2_000_000);
 /// Turns and completions after which glommio's other tasks get theirs.
 const TURNS_BEFORE_YIELD: u32 = 128;
 const COMPLETIONS_BEFORE_YIELD: u32 = 1024;
+
+/// Receives in a row that leave room in their buffer, after which a connection's receive is
+/// multishot. One multishot receive may fill 32 buffers before it can be cancelled: who sends in
+/// bulk is received from one buffer at a time, so that a peer that never reads its answers holds
+/// little here.
+const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
 /// Kept buffers for answers, and the largest that is kept.
 const SPARE_BUFFERS_MAX: usize = 2048;
@@ -181,6 +187,8 @@ struct Peer {
     is_queued: bool,
     /// Something was received since the last tick.
     is_active: bool,
+    /// Receives in a row that left room in their buffer.
+    small_receives: u8,
     /// When the answers on their way are late, or the lingering ends.
     deadline_ms: u64,
     _pass: Pass,
@@ -598,6 +606,7 @@ impl Plane {
             has_ended: false,
             is_queued: false,
             is_active: false,
+            small_receives: 0,
             deadline_ms: u64::MAX,
             _pass: arrival.pass,
         });
@@ -634,6 +643,10 @@ impl Plane {
             match (result, buffer) {
                 (1.., Some(id)) => {
                     peer.is_active = true;
+                    peer.small_receives = match result as usize {
+                        BUFFER_BYTES => 0,
+                        _ => peer.small_receives.saturating_add(1),
+                    };
                     let input = self.buffers.filled(id, result as usize);
                     if peer.out.capacity() == 0
                         && let Some(spare) = self.spare.pop()
@@ -740,7 +753,13 @@ impl Plane {
     fn receive(&mut self, place: usize) {
         let Some(peer) = &self.peers[place] else { return };
         // The descriptor stays open until the operation has ended; it points to no memory.
-        let entry = opcode::RecvMulti::new(Fd(peer.socket.as_raw_fd()), BUFFER_GROUP).build();
+        let socket = Fd(peer.socket.as_raw_fd());
+        let entry = if peer.small_receives >= SMALL_BEFORE_MULTISHOT {
+            opcode::RecvMulti::new(socket, BUFFER_GROUP).build()
+        } else {
+            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), BUFFER_BYTES as u32);
+            entry.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+        };
         let is_receiving = self.begin(Kind::Receive, place, entry);
         if let Some(peer) = &mut self.peers[place] {
             peer.is_receiving = is_receiving;

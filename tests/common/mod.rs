@@ -237,6 +237,11 @@ impl Client {
         }
     }
 
+    /// Whether a part of an answer has come that goes no further.
+    pub fn has_part(&self) -> bool {
+        !self.input.is_empty()
+    }
+
     pub fn read(&mut self) -> Answer {
         self.try_read().expect("an answer before the connection ends")
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Bytes of a buffer. They are taken for the moment between a completion and its handling, so a
 /// burst needs one a connection at most.
-const BUFFER_BYTES: usize = 4096;
+pub(super) const BUFFER_BYTES: usize = 4096;
 /// The kernel wants the ring of buffers on a page.
 const PAGE_BYTES: usize = 4096;
 /// The buffer group of all of them.

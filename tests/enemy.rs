@@ -1,0 +1,417 @@
+//! The server under attack, in figures: shares of throughput, bytes of memory, all of thousands of
+//! answers. Minutes of load, so `cargo test` leaves these to `ci/enemy`, which runs them one by one
+//! in a release build.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Client, Server, eventually, post, ringtally};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, nice, setrlimit};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::scope;
+use std::time::{Duration, Instant};
+
+const EVENT: &str = r#"{"userId":"u","value":1}"#;
+
+/// A server on the first CPU; clients have the others where there are any.
+fn server(flags: &[&str]) -> Server {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    let cpus = ringtally::topology::allowed_cpus();
+    let first = cpus[0].to_string();
+    Server::start(&[&["--cpus", &first], flags].concat())
+}
+
+fn client_cpus() -> String {
+    let cpus = ringtally::topology::allowed_cpus();
+    ringtally::topology::format_cpu_list(if cpus.len() > 1 { &cpus[1..] } else { &cpus })
+}
+
+/// What a normal client gets: requests/s, and p99 in microseconds. Every event is counted.
+fn load(server: &Server, requests: usize, connections: usize) -> (f64, f64) {
+    let (requests, connections) = (requests.to_string(), connections.to_string());
+    let output = ringtally()
+        .args(["load", &requests, &connections, "--url", &server.url(), "--cpus", &client_cpus()])
+        .args(["--threads", "1", "--json", "-", "--quiet"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", common::text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    (report["requests_per_s"].as_f64().unwrap(), report["latency_us"]["p99"].as_f64().unwrap())
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn status_kib(server: &Server, key: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
+}
+
+fn rss_kib(server: &Server) -> u64 {
+    status_kib(server, "VmRSS:")
+}
+
+/// CPU seconds of the server, user and system.
+fn cpu_seconds(server: &Server) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| -> f64 {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+        stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
+    };
+    tasks.map(of_task).sum()
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_thousand_dripping_clients_take_a_tenth_of_the_throughput_at_most() {
+    let server = server(&["--header-timeout", "60s"]);
+    let head = b"POST /event HTTP/1.1\r\nHost: h\r\nX-Slow: ";
+    let drips = AtomicU64::new(0);
+    let ratios = (0..5).map(|_| {
+        let (alone, _) = load(&server, 300_000, 64);
+        let stop = AtomicBool::new(false);
+        let mut slow: Vec<_> =
+            (0..1000).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+        slow.iter_mut().for_each(|stream| stream.write_all(head).unwrap());
+        scope(|scope| {
+            scope.spawn(|| {
+                // Each of them sends a byte a second.
+                for mut stream in slow.iter().cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    stream.write_all(b"x").unwrap();
+                    drips.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let (beside, _) = load(&server, 300_000, 64);
+            stop.store(true, Ordering::Relaxed);
+            beside / alone
+        })
+    });
+    let ratio = median(ratios.collect::<Vec<_>>());
+    println!("throughput beside 1,000 dripping clients: {ratio:.2}; {drips:?} drips");
+    assert!(drips.into_inner() > 1000);
+    assert!(ratio >= 0.9, "{ratio}");
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn pipelining_without_end_does_not_double_the_tail_of_others() {
+    let server = server(&[]);
+    // Requests one by one on one connection.
+    let p99 = |client: &mut Client| {
+        let mut took: Vec<_> = (0..4000)
+            .map(|_| {
+                let start = Instant::now();
+                assert_eq!(client.post("/event", EVENT).status, 200);
+                start.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        took[took.len() * 99 / 100].as_secs_f64() * 1e6
+    };
+    let mut normal = server.client();
+    let pairs: Vec<(f64, f64)> = (0..5)
+        .map(|_| {
+            let alone = beside(&server, Some(16), || p99(&mut normal));
+            let attacked = beside(&server, None, || p99(&mut normal));
+            (alone, attacked)
+        })
+        .collect();
+    let ratio = median(pairs.iter().map(|(alone, attacked)| attacked / alone));
+    println!(
+        "p99 beside pipelining without end against beside 16 busy clients: {ratio:.2} {pairs:.0?}"
+    );
+    assert!(ratio < 2.0, "{ratio}");
+    let peak = status_kib(&server, "VmHWM:");
+    assert!(peak < 40 * 1024, "{peak} KiB");
+}
+
+/// Does something while others ask for `/health` at the lowest priority: so many of them one request
+/// at a time, or one without end.
+fn beside<T>(server: &Server, others: Option<usize>, work: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    let is_over = || stop.load(Ordering::Relaxed);
+    scope(|scope| {
+        for _ in 0..others.unwrap_or(0) {
+            scope.spawn(|| {
+                nice(19).unwrap();
+                let mut client = server.client();
+                while !is_over() {
+                    client.get("/health");
+                }
+            });
+        }
+        if others.is_none() {
+            let mut writing = server.client().stream;
+            let mut reading = writing.try_clone().unwrap();
+            scope.spawn(move || {
+                nice(19).unwrap();
+                let mut buffer = vec![0; 1 << 16];
+                while reading.read(&mut buffer).is_ok_and(|read| read > 0) {}
+            });
+            scope.spawn(move || {
+                nice(19).unwrap();
+                let many = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500);
+                while !is_over() {
+                    writing.write_all(many.as_bytes()).unwrap();
+                }
+                writing.shutdown(Shutdown::Both).unwrap();
+            });
+        }
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_thousand_clients_that_are_still_sending_read_their_answer() {
+    let server = server(&[]);
+    let body = vec![b'x'; 1 << 20];
+    let head = format!("POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+    let answered = AtomicU64::new(0);
+    scope(|scope| {
+        for _ in 0..1000 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                client.send(head.as_bytes());
+                client.send(&body);
+                assert_eq!(client.read().status, 413);
+                answered.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+    });
+    println!("413 read by {answered:?} of 1,000 clients that sent 1 MiB");
+    assert_eq!(answered.into_inner(), 1000);
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_thousand_clients_that_never_read_hold_64_kib_each_at_most() {
+    let server = server(&[]);
+    server.client().event("u", 1.0);
+    let before = rss_kib(&server);
+    let many = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".repeat(4000);
+    let greedy: Vec<_> = (0..1000)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            // As much as the server and the kernel take at once, and more later.
+            match stream.write(many.as_bytes()) {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            stream
+        })
+        .collect();
+    let mut taken = 0;
+    for _ in 0..5 {
+        for stream in &greedy {
+            let mut writing = stream;
+            taken += writing.write(many.as_bytes()).unwrap_or(0);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    server.client().event("u", 1.0);
+    let each = (status_kib(&server, "VmHWM:") - before) * 1024 / 1000;
+    println!("1,000 clients that never read: {each} bytes each; {taken} more bytes taken");
+    assert!(each <= 64 << 10, "{each} bytes");
+    drop(greedy);
+    eventually("they are gone", || server.descriptors() < 100);
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn resets_a_thousand_times_a_second_leave_four_fifths_of_the_throughput() {
+    let server = server(&[]);
+    let before = rss_kib(&server);
+    // Events as fast as they are answered, whatever the totals are.
+    let events = || {
+        let start = Instant::now();
+        let count = AtomicU64::new(0);
+        scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut client = server.client();
+                    let many = post("/event", EVENT).repeat(16);
+                    while start.elapsed() < Duration::from_secs(1) {
+                        client.send(many.as_bytes());
+                        (0..16).for_each(|_| assert_eq!(client.read().status, 200));
+                        count.fetch_add(16, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        count.into_inner() as f64 / start.elapsed().as_secs_f64()
+    };
+    let resets = AtomicU64::new(0);
+    let ratios = (0..5).map(|_| {
+        let alone = events();
+        let stop = AtomicBool::new(false);
+        scope(|scope| {
+            scope.spawn(|| {
+                let mut client = server.client();
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(client.post("/reset", "").status, 200);
+                    resets.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_micros(900));
+                }
+            });
+            let beside = events();
+            stop.store(true, Ordering::Relaxed);
+            beside / alone
+        })
+    });
+    let ratio = median(ratios.collect::<Vec<_>>());
+    let grown = rss_kib(&server).saturating_sub(before);
+    println!("events beside {resets:?} resets in 5 s: {ratio:.2}; memory grew by {grown} KiB");
+    assert!(ratio >= 0.8, "{ratio}");
+    assert!(grown < 4096, "{grown} KiB");
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn stats_polled_from_64_connections_cost_their_cpu_share_and_a_tenth_at_most() {
+    let server = server(&[]);
+    let polling = |secs: f64| {
+        let stop = AtomicBool::new(false);
+        let polls = AtomicU64::new(0);
+        let result = scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| {
+                    let mut client = server.client();
+                    while !stop.load(Ordering::Relaxed) {
+                        client.stats();
+                        polls.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let result = if secs > 0.0 {
+                std::thread::sleep(Duration::from_secs_f64(secs));
+                0.0
+            } else {
+                let before = cpu_seconds(&server);
+                load(&server, 200_000, 64);
+                cpu_seconds(&server) - before
+            };
+            stop.store(true, Ordering::Relaxed);
+            result
+        });
+        (polls.into_inner() as f64, result)
+    };
+    let ratios = (0..5).map(|_| {
+        let start = cpu_seconds(&server);
+        load(&server, 200_000, 64);
+        let alone = cpu_seconds(&server) - start;
+        let start = cpu_seconds(&server);
+        let (polls, _) = polling(1.0);
+        let a_poll = (cpu_seconds(&server) - start) / polls;
+        // What both together cost, less what the polls cost by themselves, is what events cost.
+        let (polls, together) = polling(0.0);
+        alone / (together - polls * a_poll)
+    });
+    let ratio = median(ratios.collect::<Vec<_>>());
+    println!("events a CPU second beside 64 pollers, beyond their CPU share: {ratio:.2}");
+    assert!(ratio >= 0.9, "{ratio}");
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_hundred_stops_under_load_lose_no_acknowledged_event_and_cut_no_answer() {
+    let (mut in_doubt, mut all) = (0, 0);
+    for round in 0..100 {
+        let server = server(&["--shards", "2"]);
+        let address = server.address;
+        let counting: Vec<_> = (0..8)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    let mut client = Client::connect(address);
+                    let (mut acknowledged, mut sent) = (0u64, 0u64);
+                    let many = post("/event", EVENT).repeat(3);
+                    while client.stream.write_all(many.as_bytes()).is_ok() {
+                        sent += 3;
+                        for _ in 0..3 {
+                            match client.try_read() {
+                                Some(answer) => {
+                                    assert_eq!(answer.status, 200);
+                                    acknowledged += 1;
+                                }
+                                None => {
+                                    assert!(!client.has_part(), "cut inside an answer");
+                                    return (acknowledged, sent);
+                                }
+                            }
+                        }
+                    }
+                    (acknowledged, sent)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(5 + round % 20));
+        let start = Instant::now();
+        let stats = server.stop();
+        assert!(start.elapsed() < Duration::from_secs(5), "the drain has a deadline");
+        assert!(TcpStream::connect(address).is_err(), "new connections are refused");
+        let counts: Vec<_> = counting.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let acknowledged: u64 = counts.iter().map(|count| count.0).sum();
+        let sent: u64 = counts.iter().map(|count| count.1).sum();
+        assert!((acknowledged..=sent).contains(&stats.total), "{acknowledged} {stats:?} {sent}");
+        in_doubt += stats.total - acknowledged;
+        all += acknowledged;
+    }
+    println!(
+        "100 stops under load: {all} events acknowledged and printed, {in_doubt} more counted"
+    );
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
+    let server = server(&[]);
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let count = 10_000.min(limit.saturating_sub(200)) as usize;
+    let open = || -> Vec<Client> {
+        (0..count)
+            .map(|_| {
+                let mut client = server.client();
+                client.event("u", 1.0);
+                client
+            })
+            .collect()
+    };
+    drop(open());
+    eventually("all are gone", || server.descriptors() < 100);
+    let (descriptors, before) = (server.descriptors(), rss_kib(&server));
+    let clients = open();
+    let each = rss_kib(&server).saturating_sub(before) * 1024 / count as u64;
+    let total = server.stats().total;
+    drop(clients);
+    for round in 0..20_000 {
+        let mut socket = socket2::Socket::from(TcpStream::connect(server.address).unwrap());
+        if round % 2 == 0 {
+            socket.write_all(&post("/event", EVENT).as_bytes()[..round % 90]).unwrap();
+        }
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    eventually("every descriptor is closed", || server.descriptors() <= descriptors);
+    let grown = rss_kib(&server).saturating_sub(before);
+    println!(
+        "{count} connections; 20,000 resets; memory grew by {grown} KiB ({each} bytes a connection while open)"
+    );
+    assert!(grown < 2048, "{grown} KiB");
+    server.signal(Signal::TERM);
+    let (code, printed) = server.wait();
+    assert_eq!((code, common::Stats::parse(&printed).total), (Some(0), total));
+}
