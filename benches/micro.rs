@@ -7,6 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hdrhistogram::Histogram;
 use ringtally::event::decode;
 use ringtally::http::{Connection, Limits, Outcome, Timeouts};
+use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Policy, Service, stats_json};
 use ringtally::tally::{Tally, Writer};
 use std::hint::black_box;
@@ -31,7 +32,11 @@ fn core() -> (Arc<Tally>, Service, Connection) {
     let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
     let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
     let limits = Limits { body_bytes_max: 16 * 1024, timeouts };
-    (tally, Service::new(writers.remove(0), policy, 0), Connection::new(limits, true, 0))
+    (
+        tally,
+        Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0),
+        Connection::new(limits, true, 0),
+    )
 }
 
 /// Bytes in, answers out.

@@ -20,6 +20,7 @@ pub struct Event<'a> {
 }
 
 /// Why a body is no event.
+/// The numbers are what [`crate::metrics::FAILURES`] names them by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not UTF-8.

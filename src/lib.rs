@@ -24,6 +24,7 @@
 //! - [`http`]: HTTP/1.1 without sockets or clocks.
 //! - [`event`]: one event from JSON.
 //! - [`tally`]: what is counted: the exact sum, the users, one writer a shard, merged on read.
+//! - [`metrics`]: counters with one writer a shard, and the text that Prometheus reads.
 //! - [`topology`]: which CPUs this process may use, and which shard and client gets which.
 //! - [`log`] and [`failure`]: words for the operator, and exit codes.
 //!
@@ -38,6 +39,7 @@ pub mod failure;
 pub mod http;
 pub mod load;
 pub mod log;
+pub mod metrics;
 mod primitives;
 pub mod server;
 pub mod service;

@@ -4,6 +4,7 @@ use crate::engine::{Gate, Shard, Spin, Stop, bells, ring, streams, unix_seconds}
 use crate::failure::Failure;
 use crate::http::Limits;
 use crate::log::Log;
+use crate::metrics::Reporter;
 use crate::service::{Policy, Service, stats_json};
 use crate::tally::{Tally, Writer};
 use crate::topology::format_cpu_list;
@@ -110,6 +111,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let connections_max = check_descriptors(&config)?;
     check_ring()?;
     let engine = choose_engine(&config)?;
+    let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();
     let listeners = listen(SocketAddr::new(config.host, config.port), shards)?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
@@ -123,11 +125,14 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let (tally, writers) = Tally::new(shards, config.users_max);
     let (sender, news) = channel();
     let mut threads = Vec::new();
-    for (index, (listener, writer)) in listeners.into_iter().zip(writers).enumerate() {
+    let metrics = Reporter::for_shards(shards, engine_name);
+    for (index, ((listener, writer), metrics)) in
+        listeners.into_iter().zip(writers).zip(metrics).enumerate()
+    {
         let shard = Shard {
             index,
             listener,
-            service: service(&config, writer),
+            service: service(&config, writer, metrics),
             limits: config.limits,
             bell: Arc::clone(&bells[index]),
             gate: Arc::clone(&gate),
@@ -150,7 +155,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         if shards == 1 { "" } else { "s" },
         if cpus.len() == 1 { "" } else { "s" },
         format_cpu_list(&cpus),
-        if engine == Engine::Ring { "ring" } else { "streams" },
+        engine_name,
     ));
     wait_for_the_end(&news, &config.placement)?;
     for thread in threads {
@@ -185,8 +190,8 @@ fn distinct(cpus: &[usize]) -> Vec<usize> {
     cpus
 }
 
-fn service(config: &Config, writer: Writer) -> Service {
-    Service::new(writer, config.policy.clone(), unix_seconds())
+fn service(config: &Config, writer: Writer, metrics: Reporter) -> Service {
+    Service::new(writer, metrics, config.policy.clone(), unix_seconds())
 }
 
 fn start_shard(
@@ -214,6 +219,8 @@ fn start_shard(
             if index == 0 {
                 glommio::spawn_local(stop_on_signals(Arc::clone(&stop))).detach();
             }
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            shard.service.metrics().thread.set(thread as u64);
             let ready = || {
                 let _ = news.send(News::Ready);
             };

@@ -2,9 +2,11 @@
 
 use crate::event;
 use crate::http::{Date, Handler, Heads, Method, Prepared, Reply, Request, Target};
+use crate::metrics::{Endpoint, FAILURES, Reporter};
 use crate::tally::{Totals, UsersFull, Writer};
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 /// How an event is acknowledged. Published clients accept one or the other.
@@ -57,6 +59,7 @@ enum Route {
     Stats,
     Health,
     Reset,
+    Metrics,
 }
 
 impl Route {
@@ -66,7 +69,18 @@ impl Route {
             b"/stats" => Some(Route::Stats),
             b"/health" => Some(Route::Health),
             b"/reset" => Some(Route::Reset),
+            b"/metrics" => Some(Route::Metrics),
             _ => None,
+        }
+    }
+
+    fn endpoint(self) -> Endpoint {
+        match self {
+            Route::Event => Endpoint::Event,
+            Route::Stats => Endpoint::Stats,
+            Route::Health => Endpoint::Health,
+            Route::Reset => Endpoint::Reset,
+            Route::Metrics => Endpoint::Metrics,
         }
     }
 
@@ -74,7 +88,7 @@ impl Route {
     fn methods(self) -> &'static str {
         match self {
             Route::Event | Route::Reset => "POST, OPTIONS",
-            Route::Stats | Route::Health => "GET, HEAD, OPTIONS",
+            Route::Stats | Route::Health | Route::Metrics => "GET, HEAD, OPTIONS",
         }
     }
 }
@@ -86,6 +100,9 @@ const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 #[derive(Debug)]
 pub struct Service {
     writer: Writer,
+    metrics: Reporter,
+    /// Requests answered since the last turn was noted.
+    answered: u64,
     policy: Policy,
     date: Date,
     heads: Heads,
@@ -93,8 +110,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that counts with `writer`, at a Unix time in seconds.
-    pub fn new(writer: Writer, policy: Policy, unix_seconds: u64) -> Self {
+    /// A service that counts with `writer` and reports to `metrics`, at a Unix time in seconds.
+    pub fn new(writer: Writer, metrics: Reporter, policy: Policy, unix_seconds: u64) -> Self {
         let date = Date::from_unix(unix_seconds);
         let acknowledged = match policy.dialect {
             Dialect::Original => Prepared::new(200, None, "", &date),
@@ -102,7 +119,15 @@ impl Service {
                 Prepared::new(201, Some("application/json"), r#"{"status":"ok"}"#, &date)
             }
         };
-        Service { writer, policy, date, heads: Heads::default(), acknowledged }
+        Service {
+            writer,
+            metrics,
+            answered: 0,
+            policy,
+            date,
+            heads: Heads::default(),
+            acknowledged,
+        }
     }
 
     /// Sets the date of answers from a Unix time in seconds.
@@ -121,28 +146,53 @@ impl Service {
         self.writer.publish();
     }
 
-    fn event(&mut self, body: &[u8], reply: Reply<'_>) {
+    /// The numbers of this shard.
+    #[inline]
+    pub fn metrics(&self) -> &Reporter {
+        &self.metrics
+    }
+
+    /// Notes that what was received together is answered, so long after it was received.
+    #[inline]
+    pub fn note_turn(&mut self, took: Duration) {
+        if self.answered > 0 {
+            self.metrics.note_turn(self.answered, took);
+            self.answered = 0;
+        }
+    }
+
+    fn event(&mut self, body: &[u8], reply: Reply<'_>) -> u16 {
         let event = match event::decode(body) {
             Ok(event) => event,
-            Err(refusal) => return reply.send_error(400, &[], refusal.sentence()),
+            Err(refusal) => {
+                self.metrics.note_failure(refusal as usize);
+                return reply.send_error(400, &[], refusal.sentence());
+            }
         };
         match self.writer.count(event.user.as_bytes(), event.value) {
             Ok(()) => reply.send_prepared(&self.acknowledged),
             Err(UsersFull) => {
+                self.metrics.note_failure(FAILURES.len() - 1);
                 let sentence = "raise --max-users, or reset: no further user can be held";
-                reply.send_error(507, &[], sentence);
+                reply.send_error(507, &[], sentence)
             }
         }
     }
 
-    fn stats(&mut self, reply: Reply<'_>) {
+    fn stats(&mut self, reply: Reply<'_>) -> u16 {
         // Events before this request on the same connection may not be published yet.
         self.writer.publish();
         let totals = self.writer.tally().totals();
-        reply.send_json(200, stats_json(&totals).as_bytes());
+        reply.send_json(200, stats_json(&totals).as_bytes())
     }
 
-    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+    fn report(&mut self, reply: Reply<'_>) -> u16 {
+        self.writer.publish();
+        let text = self.metrics.text(&self.writer.tally().totals());
+        reply.send(200, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
+    }
+
+    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> u16 {
         if let Some(token) = &self.policy.admin_token {
             if !bears(request.authorization(), token) {
                 let fields = [("WWW-Authenticate", "Bearer")];
@@ -160,7 +210,7 @@ impl Service {
             return reply.send_error(403, &[], "send the reset from a client, not from a web page");
         }
         self.writer.tally().reset();
-        reply.send_json(200, br#"{"status":"reset"}"#);
+        reply.send_json(200, br#"{"status":"reset"}"#)
     }
 
     /// Whether no web page of another site can have made a browser send this: not with a
@@ -221,34 +271,54 @@ impl Handler for Service {
 
     #[inline]
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+        let route = match &request.target {
+            Target::Path(path) => Route::of(path),
+            Target::Server | Target::Tunnel => None,
+        };
+        let status = self.respond(request, route, reply);
+        let endpoint = route.map_or(Endpoint::Other, Route::endpoint);
+        self.metrics.note_answer(request.method(), endpoint, status);
+        self.answered += 1;
+    }
+
+    fn refused(&mut self, status: u16) {
+        self.metrics.note_answer(Method::Unknown, Endpoint::Other, status);
+    }
+}
+
+impl Service {
+    /// Answers a request. Returns the status.
+    #[inline]
+    fn respond(&mut self, request: &Request<'_>, route: Option<Route>, reply: Reply<'_>) -> u16 {
         if request.method() == Method::Unknown {
             return reply.send_error(501, &[("Allow", METHODS)], "use GET, HEAD, POST or OPTIONS");
         }
-        let route = match &request.target {
-            Target::Path(path) => Route::of(path),
-            Target::Server if request.method() == Method::Options => {
-                return reply.send(204, None, &[("Allow", METHODS)], b"");
-            }
-            Target::Server | Target::Tunnel => {
-                return reply.send_error(405, &[("Allow", METHODS)], "this server is no proxy");
-            }
-        };
         let Some(route) = route else {
-            return reply.send_error(404, &[], "use /event, /stats, /health or /reset");
+            return match request.target {
+                Target::Server if request.method() == Method::Options => {
+                    reply.send(204, None, &[("Allow", METHODS)], b"")
+                }
+                Target::Server | Target::Tunnel => {
+                    reply.send_error(405, &[("Allow", METHODS)], "this server is no proxy")
+                }
+                Target::Path(_) => {
+                    let sentence = "use /event, /stats, /health, /reset or /metrics";
+                    reply.send_error(404, &[], sentence)
+                }
+            };
         };
         match (request.method(), route) {
             (Method::Post, Route::Event) => self.event(request.body, reply),
             (Method::Get | Method::Head, Route::Stats) => self.stats(reply),
             (Method::Get | Method::Head, Route::Health) => {
-                reply.send_json(200, br#"{"status":"healthy"}"#);
+                reply.send_json(200, br#"{"status":"healthy"}"#)
             }
+            (Method::Get | Method::Head, Route::Metrics) => self.report(reply),
             (Method::Post, Route::Reset) => self.reset(request, reply),
-            (Method::Options, route) => {
-                reply.send(204, None, &[("Allow", route.methods())], b"");
-            }
+            (Method::Options, route) => reply.send(204, None, &[("Allow", route.methods())], b""),
             (_, route) => {
                 let fields = [("Allow", route.methods())];
-                reply.send_error(405, &fields, "use a method that Allow names");
+                reply.send_error(405, &fields, "use a method that Allow names")
             }
         }
     }

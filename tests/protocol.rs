@@ -10,6 +10,7 @@ use ringtally::http::{
     CHUNK_FRAMING_BYTES_MAX, Connection, FIELDS_MAX, HEAD_BYTES_MAX, Limits, Outcome,
     REQUEST_LINE_BYTES_MAX, Timeouts, UNSENT_BYTES_MAX,
 };
+use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Policy, Service};
 use ringtally::tally::Tally;
 use std::sync::Arc;
@@ -42,7 +43,12 @@ impl Core {
         };
         Core {
             connection: Connection::new(LIMITS, peer_is_loopback, 0),
-            service: Service::new(writers.remove(0), policy, 784_111_777),
+            service: Service::new(
+                writers.remove(0),
+                Reporter::for_shards(1, "none").remove(0),
+                policy,
+                784_111_777,
+            ),
             out: Vec::new(),
             now_ms: 0,
         }
@@ -468,11 +474,11 @@ fn deadlines_follow_the_request_and_no_drip_extends_them() {
 fn a_late_request_gets_408_and_a_silent_connection_nothing() {
     let mut core = Core::new();
     core.feed(b"GET /");
-    core.connection.expire(&core.service, &mut core.out);
+    core.connection.expire(&mut core.service, &mut core.out);
     let answers = split_answers(&core.out);
     assert_eq!((answers[0].status, answers[0].field("connection")), (408, Some("close")));
     let mut core = Core::new();
-    core.connection.expire(&core.service, &mut core.out);
+    core.connection.expire(&mut core.service, &mut core.out);
     assert!(core.out.is_empty());
 }
 

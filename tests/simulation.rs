@@ -12,6 +12,7 @@ mod common;
 use common::{Answer, post, split_answers};
 use fastrand::Rng;
 use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
+use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Policy, Service};
 use ringtally::tally::Tally;
 use std::collections::{HashSet, VecDeque};
@@ -295,7 +296,7 @@ impl Peer {
         if self.is_gone || !is_waiting || shard.now_ms < self.connection.deadline_ms() {
             return;
         }
-        self.connection.expire(&shard.service, &mut self.out);
+        self.connection.expire(&mut shard.service, &mut self.out);
         let answers = split_answers(&self.out);
         match self.middle {
             Middle::Nothing => assert!(answers.is_empty()),
@@ -332,7 +333,8 @@ fn simulate(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let (tally, mut writers) = Tally::new(1, USERS_MAX);
     let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
-    let service = Service::new(writers.remove(0), policy, 0);
+    let service =
+        Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0);
     let mut shard = Shard { tally, service, model: Model::default(), now_ms: 0 };
     let mut peers: Vec<Peer> = (0..rng.usize(1..6)).map(|_| Peer::new(&mut rng, 0)).collect();
     let drains_at = if rng.u8(..) < 40 { rng.usize(1..200) } else { usize::MAX };

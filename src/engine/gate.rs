@@ -1,5 +1,6 @@
 //! Admits connections: up to a limit over all shards, and to the shard that has the fewest.
 
+use crate::metrics::ShardMetrics;
 use crossbeam_utils::CachePadded;
 use rustix::event::{EventfdFlags, eventfd};
 use socket2::Socket;
@@ -113,10 +114,17 @@ impl Gate {
     ///
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
     /// connection after each arrival, plus what arrives on several shards in the same instant.
-    pub fn admit(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<Arrival> {
+    pub fn admit(
+        self: &Arc<Self>,
+        shard: usize,
+        socket: Socket,
+        metrics: &ShardMetrics,
+    ) -> Option<Arrival> {
+        metrics.accepted.add(1);
         let emptiest = self.emptiest(shard);
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         let is_turned_away = before >= self.connections_max;
+        metrics.refused.add(u64::from(is_turned_away));
         let pass = Pass::new(self, if is_turned_away { shard } else { emptiest });
         if before >= self.connections_max.saturating_add(TURNED_AWAY_MAX) {
             return None;
@@ -135,6 +143,7 @@ impl Gate {
             }
         }
         ring(&desk.bell);
+        metrics.handed_over.add(1);
         None
     }
 
@@ -191,7 +200,10 @@ mod tests {
     #[test]
     fn a_gate_admits_up_to_its_limit_and_takes_passes_back() {
         let gate = gate(2, 1);
-        let admit = || gate.admit(0, socket()).map(|arrival| (arrival.is_turned_away, arrival));
+        let admit = || {
+            gate.admit(0, socket(), &ShardMetrics::default())
+                .map(|arrival| (arrival.is_turned_away, arrival))
+        };
         let first = admit();
         let second = admit();
         assert!(matches!((&first, &second), (Some((false, _)), Some((false, _)))));
@@ -206,11 +218,13 @@ mod tests {
     #[test]
     fn a_shard_that_has_ended_gets_nothing() {
         let gate = gate(100, 2);
-        let _first = gate.admit(0, socket());
-        assert!(gate.admit(0, socket()).is_none(), "shard 1 is emptier");
+        let _first = gate.admit(0, socket(), &ShardMetrics::default());
+        assert!(gate.admit(0, socket(), &ShardMetrics::default()).is_none(), "shard 1 is emptier");
         assert_eq!(gate.close(1).len(), 1, "it takes what it was given");
         for _ in 0..3 {
-            std::mem::forget(gate.admit(0, socket()).expect("nobody else is there"));
+            std::mem::forget(
+                gate.admit(0, socket(), &ShardMetrics::default()).expect("nobody else is there"),
+            );
         }
         assert!(gate.collect(1).is_empty());
     }
@@ -218,10 +232,11 @@ mod tests {
     #[test]
     fn a_shard_that_ends_while_it_is_given_a_connection_leaves_it_to_the_giver() {
         let gate = gate(100, 2);
-        let _first = gate.admit(0, socket());
+        let _first = gate.admit(0, socket(), &ShardMetrics::default());
         // Ended after it was found to be the emptiest.
         *gate.desks[1].inbox() = None;
-        let second = gate.admit(0, socket()).expect("the giver serves it");
+        let second =
+            gate.admit(0, socket(), &ShardMetrics::default()).expect("the giver serves it");
         assert_eq!(second.pass.shard, 0);
         assert_eq!(gate.desks[1].open.load(Ordering::Relaxed), 0);
     }
@@ -243,7 +258,7 @@ mod tests {
                 }
                 let fewest = held.iter().map(Vec::len).min();
                 let before = held[shard].len();
-                match gate.admit(shard, socket()) {
+                match gate.admit(shard, socket(), &ShardMetrics::default()) {
                     Some(arrival) => {
                         prop_assert_eq!(Some(before), fewest);
                         held[shard].push(arrival);

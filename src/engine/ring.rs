@@ -362,8 +362,13 @@ impl Plane {
             let mut done = 0;
             if !polls_for.is_zero() {
                 done = self.turn(Wait::No)?;
-                if done == 0 && self.poll(waiting_since, polls_for) {
-                    done = self.turn(Wait::No)?;
+                if done == 0 {
+                    let has_come = self.poll(waiting_since, polls_for);
+                    let polled_ns = waiting_since.elapsed().as_nanos() as u64;
+                    self.service.metrics().polled_ns.add(polled_ns);
+                    if has_come {
+                        done = self.turn(Wait::No)?;
+                    }
                 }
             }
             if done == 0 {
@@ -411,6 +416,7 @@ impl Plane {
 
     /// Sleeps in glommio until a completion comes, with a look at the clock when something falls due.
     async fn sleep(&mut self, sleeper: &PollableFd<OwnedFd>) -> io::Result<()> {
+        self.service.metrics().sleeps.add(1);
         self.ring.completion().enable_eventfd();
         // What came before the eventfd was enabled did not ring it.
         while self.turn(Wait::No)? == 0 && self.stop.urgency() == Urgency::Serve {
@@ -443,6 +449,7 @@ impl Plane {
             self.ring.completion().map(|done| (done.user_data(), done.result(), done.flags())),
         );
         let mut had_timer = false;
+        let received_at = Instant::now();
         for (tag, result, flags) in completions.iter().copied() {
             had_timer |= Kind::of(tag).0 == Kind::Lull;
             self.complete(tag, result, flags);
@@ -462,11 +469,14 @@ impl Plane {
             // Nothing is acknowledged before it can be read.
             self.service.commit();
             self.work_queue();
+            self.service.metrics().completions.add(done as u64);
+            self.service.note_turn(received_at.elapsed());
         }
         Ok(done)
     }
 
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.service.metrics().enters.add(1);
         let queued = self.ring.submission().len();
         let submitter = self.ring.submitter();
         let entered = match wait {
@@ -565,7 +575,7 @@ impl Plane {
         if result >= 0 {
             // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
             let socket = unsafe { Socket::from_raw_fd(result) };
-            if let Some(arrival) = self.gate.admit(self.shard, socket) {
+            if let Some(arrival) = self.gate.admit(self.shard, socket, self.service.metrics()) {
                 self.take_in(arrival);
             }
         }
@@ -611,7 +621,7 @@ impl Plane {
             _pass: arrival.pass,
         });
         if arrival.is_turned_away {
-            peer.connection.turn_away(&self.service, &mut peer.out);
+            peer.connection.turn_away(&mut self.service, &mut peer.out);
             peer.phase = Phase::Finishing;
         }
         let place = self.vacant.pop().unwrap_or_else(|| {
@@ -619,6 +629,7 @@ impl Plane {
             self.peers.len() - 1
         });
         self.peers[place] = Some(peer);
+        self.service.metrics().connections.add(1);
         self.queue_up(place);
     }
 
@@ -640,8 +651,12 @@ impl Plane {
                 peer.is_receiving = false;
                 peer.is_cancelling = false;
             }
+            if is_one_of(result, &[Errno::NOBUFS]) {
+                self.service.metrics().exhausted.add(1);
+            }
             match (result, buffer) {
                 (1.., Some(id)) => {
+                    self.service.metrics().received_bytes.add(result as u64);
                     peer.is_active = true;
                     peer.small_receives = match result as usize {
                         BUFFER_BYTES => 0,
@@ -673,6 +688,7 @@ impl Plane {
         peer.is_sending = false;
         match result {
             1.. => {
+                self.service.metrics().sent_bytes.add(result as u64);
                 peer.sent += result as usize;
                 if peer.sent >= peer.sending.len() {
                     peer.sent = 0;
@@ -806,6 +822,7 @@ impl Plane {
         if is_done {
             self.peers[place] = None;
             self.vacant.push(place);
+            self.service.metrics().connections.subtract(1);
         }
     }
 
@@ -820,9 +837,11 @@ impl Plane {
         self.ticked_ms = self.now_ms;
         self.next_tick_ms = self.now_ms + IDLE_TICK.as_millis() as u64;
         self.active = 0;
+        let mut in_flight = 0;
         for place in 0..self.peers.len() {
             let Some(peer) = &mut self.peers[place] else { continue };
             self.active += usize::from(std::mem::take(&mut peer.is_active));
+            in_flight += u64::from(!peer.is_idle());
             if peer.is_called(self.now_ms, self.urgency) {
                 peer.call(self.now_ms, self.urgency, &mut self.service);
                 self.queue_up(place);
@@ -830,6 +849,7 @@ impl Plane {
                 self.next_tick_ms = self.next_tick_ms.min(peer.deadline_ms());
             }
         }
+        self.service.metrics().in_flight.set(in_flight);
         if self.urgency == Urgency::Serve {
             self.listen();
         }
@@ -848,7 +868,7 @@ impl Plane {
             self.take_in(arrival);
         }
         while let Ok((socket, _)) = listener.accept() {
-            if let Some(arrival) = self.gate.admit(self.shard, socket) {
+            if let Some(arrival) = self.gate.admit(self.shard, socket, self.service.metrics()) {
                 self.take_in(arrival);
             }
         }
@@ -922,6 +942,11 @@ impl Peer {
         self.phase = Phase::Ending;
     }
 
+    /// Whether nothing of a request is here, nor of an answer.
+    fn is_idle(&self) -> bool {
+        self.connection.is_idle() && self.unsent() == 0
+    }
+
     /// When a tick has something to do here.
     fn deadline_ms(&self) -> u64 {
         match self.phase {
@@ -940,6 +965,7 @@ impl Peer {
         let is_late = match self.phase {
             Phase::Serving if self.unsent() == 0 => {
                 if now_ms >= self.connection.deadline_ms() {
+                    service.metrics().note_timeout(Some(self.connection.waited()));
                     self.connection.expire(service, &mut self.out);
                     self.phase = Phase::Finishing;
                     self.deadline_ms = now_ms.saturating_add(self.connection.send_timeout_ms());
@@ -950,9 +976,11 @@ impl Peer {
             Phase::Ending => false,
             _ => now_ms >= self.deadline_ms,
         };
-        let is_idle =
-            self.phase == Phase::Serving && self.connection.is_idle() && self.unsent() == 0;
-        self.fail_if(is_late || urgency == Urgency::Abort || urgency == Urgency::Drain && is_idle);
+        if is_late && !matches!(self.phase, Phase::Lingering { .. }) {
+            service.metrics().note_timeout(None);
+        }
+        let is_over = urgency == Urgency::Drain && self.phase == Phase::Serving && self.is_idle();
+        self.fail_if(is_late || urgency == Urgency::Abort || is_over);
     }
 
     fn fail_if(&mut self, is_so: bool) {

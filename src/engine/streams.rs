@@ -161,7 +161,7 @@ async fn accept_all(hub: &Rc<Hub>, gate: &Arc<Gate>, shard: usize, listener: &Po
         match listener.get_ref().accept() {
             Ok((socket, _)) => {
                 backoff = ACCEPT_BACKOFF;
-                if let Some(arrival) = gate.admit(shard, socket) {
+                if let Some(arrival) = gate.admit(shard, socket, hub.service.borrow().metrics()) {
                     serve(hub, arrival);
                 }
             }
@@ -206,6 +206,7 @@ fn serve(hub: &Rc<Hub>, arrival: Arrival) {
         out: Vec::new(),
         _pass: arrival.pass,
     };
+    task.hub.service.borrow().metrics().connections.add(1);
     glommio::spawn_local(task.run(is_turned_away)).detach();
 }
 
@@ -235,13 +236,14 @@ enum Turn {
 impl Task {
     async fn run(mut self, is_turned_away: bool) {
         if is_turned_away {
-            self.connection.turn_away(&*self.hub.service.borrow(), &mut self.out);
+            self.connection.turn_away(&mut *self.hub.service.borrow_mut(), &mut self.out);
         }
         if is_turned_away || self.serve().await {
             self.close_gently().await;
         }
         // Before the descriptor closes: a poll in flight would hold back the FIN.
         let _ = self.stream.shutdown(Shutdown::Both).await;
+        self.hub.service.borrow().metrics().connections.subtract(1);
     }
 
     /// Serves requests. Returns whether the end is for the peer to hear.
@@ -252,7 +254,9 @@ impl Task {
                 Turn::Handled(outcome) => outcome,
                 Turn::Ended | Turn::Stopped => return false,
                 Turn::Expired => {
-                    self.connection.expire(&*self.hub.service.borrow(), &mut self.out);
+                    let mut service = self.hub.service.borrow_mut();
+                    service.metrics().note_timeout(Some(self.connection.waited()));
+                    self.connection.expire(&mut *service, &mut self.out);
                     return !self.out.is_empty();
                 }
             };
@@ -291,12 +295,15 @@ impl Task {
                     if hub.urgency.get() != Urgency::Serve {
                         connection.drain();
                     }
+                    let received_at = Instant::now();
                     let mut service = hub.service.borrow_mut();
                     let now_ms = hub.now_ms.get();
                     let outcome =
                         connection.receive(&input[..received], now_ms, &mut *service, out);
                     // Nothing is acknowledged before it can be read.
                     service.commit();
+                    service.metrics().received_bytes.add(received as u64);
+                    service.note_turn(received_at.elapsed());
                     Poll::Ready(Turn::Handled(outcome))
                 }
                 Poll::Pending => {
@@ -330,8 +337,15 @@ impl Task {
             })
             .await;
             match written {
+                Ok(0) if hub.now_ms.get() >= watch.deadline_ms.get() => {
+                    hub.service.borrow().metrics().note_timeout(None);
+                    return false;
+                }
                 Ok(0) | Err(_) => return false,
-                Ok(written) => sent += written,
+                Ok(written) => {
+                    hub.service.borrow().metrics().sent_bytes.add(written as u64);
+                    sent += written;
+                }
             }
         }
         out.clear();

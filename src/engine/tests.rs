@@ -7,6 +7,7 @@ use super::ring::faults::Fault;
 use super::ring::{self, Sizes};
 use super::*;
 use crate::http::Timeouts;
+use crate::metrics::Reporter;
 use crate::service::{Dialect, Policy};
 use crate::tally::{Tally, Totals};
 use glommio::{LocalExecutorBuilder, Placement};
@@ -45,7 +46,8 @@ fn with_shards(
     let (ready, is_ready) = channel();
     let (met, all_met) = channel();
     let mut threads = Vec::new();
-    for (index, writer) in writers.into_iter().enumerate() {
+    let metrics = Reporter::for_shards(shards, "test");
+    for (index, (writer, metrics)) in writers.into_iter().zip(metrics).enumerate() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.set_reuse_port(true).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -60,7 +62,7 @@ fn with_shards(
         let shard = Shard {
             index,
             listener,
-            service: Service::new(writer, policy, 0),
+            service: Service::new(writer, metrics, policy, 0),
             limits: Limits {
                 body_bytes_max: 1000,
                 timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },

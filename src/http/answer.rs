@@ -85,7 +85,8 @@ impl Prepared {
     }
 }
 
-/// Where the answer to one request goes. Each of its methods writes the whole answer.
+/// Where the answer to one request goes. Each of its methods writes the whole answer and returns its
+/// status.
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: &'a mut Vec<u8>,
@@ -107,11 +108,12 @@ impl<'a> Reply<'a> {
 
     /// Answers with bytes made before.
     #[inline]
-    pub fn send_prepared(self, prepared: &Prepared) {
+    pub fn send_prepared(self, prepared: &Prepared) -> u16 {
         if self.persistence == Persistence::Implied && !self.without_body {
             self.out.extend_from_slice(&prepared.bytes);
+            prepared.status
         } else {
-            self.send(prepared.status, prepared.content_type, &[], prepared.body.as_bytes());
+            self.send(prepared.status, prepared.content_type, &[], prepared.body.as_bytes())
         }
     }
 
@@ -122,7 +124,7 @@ impl<'a> Reply<'a> {
         content_type: Option<&str>,
         fields: &[(&str, &str)],
         body: &[u8],
-    ) {
+    ) -> u16 {
         let mut digits = itoa::Buffer::new();
         let out = self.out;
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
@@ -147,17 +149,18 @@ impl<'a> Reply<'a> {
         if !self.without_body {
             put(&[body]);
         }
+        status
     }
 
     /// Answers with a JSON body.
-    pub fn send_json(self, status: u16, body: &[u8]) {
-        self.send(status, Some("application/json"), &[], body);
+    pub fn send_json(self, status: u16, body: &[u8]) -> u16 {
+        self.send(status, Some("application/json"), &[], body)
     }
 
     /// Answers `{"error": sentence}`. The sentence is ours and stands as it is in JSON.
-    pub fn send_error(self, status: u16, fields: &[(&str, &str)], sentence: &str) {
+    pub fn send_error(self, status: u16, fields: &[(&str, &str)], sentence: &str) -> u16 {
         let body = format!("{{\"error\":\"{sentence}\"}}");
-        self.send(status, Some("application/json"), fields, body.as_bytes());
+        self.send(status, Some("application/json"), fields, body.as_bytes())
     }
 }
 

@@ -92,6 +92,9 @@ pub trait Handler {
 
     /// Answers one request, by calling one method of `reply`.
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>);
+
+    /// Hears of an answer to what never reached [`Handler::handle`].
+    fn refused(&mut self, status: u16);
 }
 
 /// What the engine has to do next.
@@ -104,6 +107,17 @@ pub enum Outcome {
     /// Send what was written, shut down the writing side, discard what still comes for a
     /// bounded while (RFC 9112 section 9.6), close.
     Close,
+}
+
+/// What a peer is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The first byte of a request.
+    Idle,
+    /// The end of a head.
+    Header,
+    /// The end of a body.
+    Body,
 }
 
 /// What the connection is in the middle of.
@@ -202,11 +216,20 @@ impl Connection {
     /// The moment at which the peer has been too slow, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
         let timeouts = &self.limits.timeouts;
-        self.since_ms.saturating_add(match self.stage {
-            Stage::Head { .. } if !self.begun => timeouts.idle_ms,
-            Stage::Head { .. } => timeouts.header_ms,
-            Stage::Body { .. } | Stage::Chunked(_) => timeouts.body_ms,
+        self.since_ms.saturating_add(match self.waited() {
+            Waited::Idle => timeouts.idle_ms,
+            Waited::Header => timeouts.header_ms,
+            Waited::Body => timeouts.body_ms,
         })
+    }
+
+    /// What the peer is waited for.
+    pub fn waited(&self) -> Waited {
+        match self.stage {
+            Stage::Head { .. } if !self.begun => Waited::Idle,
+            Stage::Head { .. } => Waited::Header,
+            Stage::Body { .. } | Stage::Chunked(_) => Waited::Body,
+        }
     }
 
     /// How long the peer may leave answers untaken, in milliseconds.
@@ -215,7 +238,7 @@ impl Connection {
     }
 
     /// Ends a connection whose deadline has passed: with 408 where a request had begun.
-    pub fn expire(&mut self, handler: &impl Handler, out: &mut Vec<u8>) {
+    pub fn expire(&mut self, handler: &mut impl Handler, out: &mut Vec<u8>) {
         if self.begun && !self.closing {
             self.refuse(Refusal::Timeout, handler, out);
         }
@@ -233,11 +256,12 @@ impl Connection {
     }
 
     /// Refuses the connection as a whole: the server has as many as it takes.
-    pub fn turn_away(&mut self, handler: &impl Handler, out: &mut Vec<u8>) {
+    pub fn turn_away(&mut self, handler: &mut impl Handler, out: &mut Vec<u8>) {
         self.closing = true;
         let reply = Reply::new(out, handler.date(), Persistence::Close, false);
         let sentence = "try again later: the server has as many connections as it takes";
-        reply.send_error(503, &[("Retry-After", "1")], sentence);
+        let status = reply.send_error(503, &[("Retry-After", "1")], sentence);
+        handler.refused(status);
     }
 
     /// Handles what is complete in `data`; returns how much of it was consumed.
@@ -458,10 +482,11 @@ impl Connection {
     }
 
     /// Answers with an error after which the end of the request cannot be known.
-    fn refuse(&mut self, refusal: Refusal, handler: &impl Handler, out: &mut Vec<u8>) {
+    fn refuse(&mut self, refusal: Refusal, handler: &mut impl Handler, out: &mut Vec<u8>) {
         self.closing = true;
         let (status, sentence) = refusal.answer();
         let reply = Reply::new(out, handler.date(), Persistence::Close, false);
         reply.send_error(status, &[], sentence);
+        handler.refused(status);
     }
 }

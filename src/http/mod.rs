@@ -13,7 +13,7 @@ mod heads;
 mod target;
 
 pub use answer::{Date, Prepared, Reply};
-pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts};
+pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts, Waited};
 pub use head::Method;
 pub use heads::Heads;
 pub use target::Target;

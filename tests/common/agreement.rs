@@ -39,6 +39,8 @@ impl Handler for Recorder {
         self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
         reply.send_json(200, b"{}");
     }
+
+    fn refused(&mut self, _status: u16) {}
 }
 
 /// What the server accepts of bytes that come in pieces, and how it ends.

@@ -5,13 +5,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
+use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Policy, Service};
 use ringtally::tally::Tally;
 
 fuzz_target!(|data: &[u8]| {
     let (tally, mut writers) = Tally::new(1, 3);
     let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
-    let mut service = Service::new(writers.remove(0), policy, 0);
+    let mut service = Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0);
     let timeouts = Timeouts { header_ms: 50, body_ms: 70, idle_ms: 90 };
     let limits = Limits { body_bytes_max: 100, timeouts };
     let mut connection = Connection::new(limits, true, 0);
@@ -39,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
             5 => now_ms += u64::from(step / 8),
             6 if outcome == Outcome::Receive && now_ms >= connection.deadline_ms() => {
                 let was_idle = connection.is_idle();
-                connection.expire(&service, &mut out);
+                connection.expire(&mut service, &mut out);
                 assert!(!was_idle || out.len() == before.0, "408 where no request had begun");
                 outcome = Outcome::Close;
             }
