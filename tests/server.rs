@@ -633,3 +633,88 @@ fn a_random_peer_cannot_stop_it() {
     server.client().event("u", 1.0);
     assert_eq!(server.stop().total, 1);
 }
+
+/// The samples of `/metrics`, after a check of their form.
+fn metrics(client: &mut Client) -> std::collections::HashMap<String, f64> {
+    let answer = client.get("/metrics");
+    assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4"));
+    let (mut samples, mut family) = (std::collections::HashMap::new(), String::new());
+    for line in answer.body.lines() {
+        if let Some(typed) = line.strip_prefix("# TYPE ") {
+            family = typed.split(' ').next().unwrap().to_owned();
+        } else if !line.starts_with("# HELP ") {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with(&family), "{name} in {family}");
+            assert!(samples.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{name}");
+        }
+    }
+    samples
+}
+
+#[test]
+fn metrics_say_what_was_done() {
+    let server = Server::start(&["--shards", "3", "--max-users", "2", "--header-timeout", "200ms"]);
+    let mut client = server.client();
+    client.event("a", 1.5);
+    client.event("b", 2.0);
+    assert_eq!(client.post("/event", r#"{"userId":"c","value":1}"#).status, 507);
+    assert_eq!(client.post("/event", r#"{"userId":"","value":1}"#).status, 400);
+    assert_eq!(client.get("/none").status, 404);
+    let mut broken = server.client();
+    broken.send(b"nonsense\r\n\r\n");
+    assert_eq!(broken.read().status, 400);
+    let mut slow = server.client();
+    slow.send(b"GET /sta");
+    assert_eq!(slow.read().status, 408);
+    drop((broken, slow));
+    eventually("their connections are gone", || {
+        let samples = metrics(&mut client);
+        let open =
+            (0..3).map(|shard| samples[&format!("ringtally_connections{{shard=\"{shard}\"}}")]);
+        open.sum::<f64>() == 1.0
+    });
+    let samples = metrics(&mut client);
+    let of_shards = |name: &str| -> f64 {
+        let name = format!("ringtally_{name}{{");
+        samples.iter().filter(|(key, _)| key.starts_with(&name)).map(|(_, value)| value).sum()
+    };
+    for (sample, value) in [
+        (r#"http_requests_total{method="POST",endpoint="/event",status="200"}"#, 2.0),
+        (r#"http_requests_total{method="POST",endpoint="/event",status="400"}"#, 1.0),
+        (r#"http_requests_total{method="POST",endpoint="/event",status="507"}"#, 1.0),
+        (r#"http_requests_total{method="GET",endpoint="other",status="404"}"#, 1.0),
+        (r#"http_requests_total{method="unknown",endpoint="other",status="400"}"#, 1.0),
+        (r#"http_requests_total{method="unknown",endpoint="other",status="408"}"#, 1.0),
+        (r#"events_failed_total{reason="users_full"}"#, 1.0),
+        (r#"events_failed_total{reason="empty_user"}"#, 1.0),
+        ("events_processed_total", 2.0),
+        ("event_values_sum_total", 3.5),
+        ("unique_users_total", 2.0),
+    ] {
+        assert_eq!(samples.get(sample), Some(&value), "{sample}");
+    }
+    assert_eq!(of_shards("accepted_total"), 3.0);
+    assert!(of_shards("received_bytes_total") > 200.0 && of_shards("sent_bytes_total") > 500.0);
+    assert_eq!(of_shards("timed_out_total"), 1.0);
+    assert!(of_shards("cpu_seconds_total") > 0.0);
+    assert!(samples["process_open_fds"] > 3.0 && samples["process_resident_memory_bytes"] > 1e6);
+    // What was handled is in the histogram, in buckets that hold those below them.
+    let handled: f64 = samples
+        .iter()
+        .filter(|(name, _)| name.starts_with("http_requests_total{") && !name.contains("unknown"))
+        .map(|(_, count)| count)
+        .sum();
+    let mut buckets: Vec<(f64, f64)> = samples
+        .iter()
+        .filter_map(|(name, count)| {
+            let bound = name.strip_prefix("http_request_duration_seconds_bucket{le=\"")?;
+            let bound = bound.trim_end_matches("\"}").replace("+Inf", "inf");
+            Some((bound.parse().unwrap(), *count))
+        })
+        .collect();
+    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert_eq!(buckets[0].0, 10e-6);
+    assert!(buckets.windows(2).all(|two| two[0].1 <= two[1].1), "{buckets:?}");
+    assert_eq!(buckets.last().unwrap().1, samples["http_request_duration_seconds_count"]);
+    assert_eq!(handled, samples["http_request_duration_seconds_count"]);
+}
