@@ -8,7 +8,8 @@ use crate::server::Engine;
 use crate::service::{Dialect, Policy};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{challenge, engine, server, topology};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::IpAddr;
@@ -39,6 +40,18 @@ pub enum Command {
     /// Run a server and a client on CPUs of their own, and report
     #[command(after_help = CHALLENGE_HELP)]
     Challenge(ChallengeArgs),
+    /// Print what a shell needs to complete these commands
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page of ringtally, or of one of its commands
+    #[command(after_help = MAN_HELP)]
+    Man {
+        /// The command
+        command: Option<String>,
+    },
 }
 
 const SERVE_HELP: &str = "Examples:
@@ -146,6 +159,47 @@ fn spin(text: &str) -> Result<Spin, String> {
             _ => Err(format!("write auto, or microseconds from 0 to {SPIN_MICROS_MAX}")),
         },
     }
+}
+
+const COMPLETIONS_HELP: &str = "Examples:
+  ringtally completions bash > /etc/bash_completion.d/ringtally
+  ringtally completions zsh > ~/.zfunc/_ringtally";
+
+const MAN_HELP: &str = "Examples:
+  ringtally man | man -l -
+  ringtally man serve > ringtally-serve.1";
+
+/// Completions of a shell, on standard output.
+pub fn print_completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ringtally", &mut script);
+    print(&script)
+}
+
+/// A manual page in roff, of the whole or of one command, on standard output.
+pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
+    let whole = Cli::command();
+    let page = match command {
+        None => whole,
+        Some(name) => {
+            let names: Vec<&str> = whole.get_subcommands().map(clap::Command::get_name).collect();
+            let found = whole.find_subcommand(name).cloned().ok_or_else(|| {
+                Failure::Usage(format!("there is no command {name}: use {}", names.join(", ")))
+            })?;
+            found.display_name(format!("ringtally-{name}")).bin_name(format!("ringtally {name}"))
+        }
+    };
+    let mut roff = Vec::new();
+    clap_mangen::Man::new(page)
+        .render(&mut roff)
+        .map_err(|error| Failure::Environment(format!("cannot write the manual: {error}")))?;
+    print(&roff)
+}
+
+fn print(text: &[u8]) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text)
+        .map_err(|error| Failure::Environment(format!("cannot write to standard output: {error}")))
 }
 
 /// The longest time to poll before sleeping: longer is a busy loop, not a wait.

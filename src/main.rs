@@ -1,7 +1,7 @@
 //! Reads the command line and calls one function a subcommand.
 
 use clap::Parser;
-use ringtally::cli::{Cli, Command, Output};
+use ringtally::cli::{self, Cli, Command, Output};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
 use ringtally::{challenge, load, server};
@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
+        Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
+        Command::Man { command } => (Log::Text, cli::print_man(command.as_deref())),
     };
     let Err(failure) = result else {
         return ExitCode::SUCCESS;

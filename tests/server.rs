@@ -601,9 +601,14 @@ fn an_admin_token_guards_the_reset() {
 
 #[test]
 fn help_reads_well_on_80_columns() {
-    for args in
-        [&["--help"][..], &["serve", "--help"], &["load", "--help"], &["challenge", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["load", "--help"],
+        &["challenge", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
+    ] {
         let output = ringtally().args(args).env("COLUMNS", "80").output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         for line in text(&output.stdout).lines() {
@@ -611,6 +616,24 @@ fn help_reads_well_on_80_columns() {
         }
     }
     assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn shells_complete_and_man_shows_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        let script = text(&output.stdout);
+        assert!(script.contains("challenge") && script.contains("max-connections"), "{shell}");
+    }
+    assert!(text(&run(&["man"]).stdout).starts_with(".ie"));
+    for command in ["serve", "load", "challenge", "completions", "man"] {
+        let page = text(&run(&["man", command]).stdout);
+        assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
+    }
+    let output = run(&["man", "brew"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("use serve, load,"), "{output:?}");
 }
 
 #[test]
