@@ -161,7 +161,8 @@ async fn accept_all(hub: &Rc<Hub>, gate: &Arc<Gate>, shard: usize, listener: &Po
         match listener.get_ref().accept() {
             Ok((socket, _)) => {
                 backoff = ACCEPT_BACKOFF;
-                if let Some(arrival) = gate.admit(shard, socket, hub.service.borrow().metrics()) {
+                let arrival = gate.admit(shard, socket, hub.service.borrow().metrics());
+                if let Some(arrival) = arrival {
                     serve(hub, arrival);
                 }
             }
