@@ -52,44 +52,24 @@ pub fn stats_json(totals: &Totals) -> String {
     serde_json::to_string(&stats).unwrap_or_default()
 }
 
-/// A resource of the challenge.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Route {
-    Event,
-    Stats,
-    Health,
-    Reset,
-    Metrics,
+/// The resource at a path.
+fn endpoint_at(path: &[u8]) -> Endpoint {
+    match path {
+        b"/event" => Endpoint::Event,
+        b"/stats" => Endpoint::Stats,
+        b"/health" => Endpoint::Health,
+        b"/reset" => Endpoint::Reset,
+        b"/metrics" => Endpoint::Metrics,
+        _ => Endpoint::Other,
+    }
 }
 
-impl Route {
-    fn of(path: &[u8]) -> Option<Route> {
-        match path {
-            b"/event" => Some(Route::Event),
-            b"/stats" => Some(Route::Stats),
-            b"/health" => Some(Route::Health),
-            b"/reset" => Some(Route::Reset),
-            b"/metrics" => Some(Route::Metrics),
-            _ => None,
-        }
-    }
-
-    fn endpoint(self) -> Endpoint {
-        match self {
-            Route::Event => Endpoint::Event,
-            Route::Stats => Endpoint::Stats,
-            Route::Health => Endpoint::Health,
-            Route::Reset => Endpoint::Reset,
-            Route::Metrics => Endpoint::Metrics,
-        }
-    }
-
-    /// The value of `Allow` for this resource.
-    fn methods(self) -> &'static str {
-        match self {
-            Route::Event | Route::Reset => "POST, OPTIONS",
-            Route::Stats | Route::Health | Route::Metrics => "GET, HEAD, OPTIONS",
-        }
+/// The value of `Allow` for a resource.
+fn methods(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Event | Endpoint::Reset => "POST, OPTIONS",
+        Endpoint::Stats | Endpoint::Health | Endpoint::Metrics => "GET, HEAD, OPTIONS",
+        Endpoint::Other => METHODS,
     }
 }
 
@@ -266,17 +246,16 @@ impl Handler for Service {
         let Target::Path(path) = target else {
             return false;
         };
-        method == Method::Post && Route::of(path) == Some(Route::Event)
+        method == Method::Post && endpoint_at(path) == Endpoint::Event
     }
 
     #[inline]
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
-        let route = match &request.target {
-            Target::Path(path) => Route::of(path),
-            Target::Server | Target::Tunnel => None,
+        let endpoint = match &request.target {
+            Target::Path(path) => endpoint_at(path),
+            Target::Server | Target::Tunnel => Endpoint::Other,
         };
-        let status = self.respond(request, route, reply);
-        let endpoint = route.map_or(Endpoint::Other, Route::endpoint);
+        let status = self.respond(request, endpoint, reply);
         self.metrics.note_answer(request.method(), endpoint, status);
         self.answered += 1;
     }
@@ -289,13 +268,13 @@ impl Handler for Service {
 impl Service {
     /// Answers a request. Returns the status.
     #[inline]
-    fn respond(&mut self, request: &Request<'_>, route: Option<Route>, reply: Reply<'_>) -> u16 {
+    fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, reply: Reply<'_>) -> u16 {
         if request.method() == Method::Unknown {
             return reply.send_error(501, &[("Allow", METHODS)], "use GET, HEAD, POST or OPTIONS");
         }
-        let Some(route) = route else {
-            return match request.target {
-                Target::Server if request.method() == Method::Options => {
+        match (request.method(), endpoint) {
+            (method, Endpoint::Other) => match request.target {
+                Target::Server if method == Method::Options => {
                     reply.send(204, None, &[("Allow", METHODS)], b"")
                 }
                 Target::Server | Target::Tunnel => {
@@ -305,19 +284,19 @@ impl Service {
                     let sentence = "use /event, /stats, /health, /reset or /metrics";
                     reply.send_error(404, &[], sentence)
                 }
-            };
-        };
-        match (request.method(), route) {
-            (Method::Post, Route::Event) => self.event(request.body, reply),
-            (Method::Get | Method::Head, Route::Stats) => self.stats(reply),
-            (Method::Get | Method::Head, Route::Health) => {
+            },
+            (Method::Post, Endpoint::Event) => self.event(request.body, reply),
+            (Method::Get | Method::Head, Endpoint::Stats) => self.stats(reply),
+            (Method::Get | Method::Head, Endpoint::Health) => {
                 reply.send_json(200, br#"{"status":"healthy"}"#)
             }
-            (Method::Get | Method::Head, Route::Metrics) => self.report(reply),
-            (Method::Post, Route::Reset) => self.reset(request, reply),
-            (Method::Options, route) => reply.send(204, None, &[("Allow", route.methods())], b""),
-            (_, route) => {
-                let fields = [("Allow", route.methods())];
+            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
+            (Method::Post, Endpoint::Reset) => self.reset(request, reply),
+            (Method::Options, endpoint) => {
+                reply.send(204, None, &[("Allow", methods(endpoint))], b"")
+            }
+            (_, endpoint) => {
+                let fields = [("Allow", methods(endpoint))];
                 reply.send_error(405, &fields, "use a method that Allow names")
             }
         }

@@ -320,16 +320,10 @@ fn a_client_that_never_reads_is_held_back_and_slows_nobody() {
         (0..10_000).take_while(|_| greedy.stream.write_all(many.as_bytes()).is_ok()).count();
     assert!(taken < 10_000, "it took everything");
     server.client().event("u", 1.0);
-    let peak = peak_rss_kib(server.pid());
+    let peak = server.status_kib("VmHWM:");
     assert!(peak < 40 * 1024, "{peak} KiB");
     drop(greedy);
     assert_eq!(server.stop().total, 1);
-}
-
-fn peak_rss_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
 #[test]

@@ -80,18 +80,21 @@ impl Drop for Pass {
 /// One descriptor a shard that becomes readable when somebody wants its attention: the stop, or
 /// the gate with connections for it.
 pub fn bells(shards: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
-    (0..shards)
-        .map(|_| Ok(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
-        .collect()
+    (0..shards).map(|_| Ok(Arc::new(bell()?))).collect()
 }
 
-/// Makes a bell, or any eventfd, readable.
+/// A bell that was not rung.
+pub(super) fn bell() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Makes a bell readable.
 pub(super) fn ring(bell: &OwnedFd) {
     // An eventfd can only refuse when its count is near 2^64, and is readable then.
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
 }
 
-/// Makes a bell, or any eventfd, unreadable until it is rung again.
+/// Makes a bell unreadable until it is rung again.
 pub(super) fn quiet(bell: &OwnedFd) {
     // It may not have been rung.
     let _ = rustix::io::read(bell, &mut [0; 8]);

@@ -21,7 +21,7 @@ mod buffers;
 #[cfg(test)]
 pub(super) mod faults;
 
-use super::gate::quiet;
+use super::gate::{bell, quiet};
 use super::{
     Arrival, Gate, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, Spin, Stop, TICK, Urgency,
     unix_seconds,
@@ -34,7 +34,6 @@ use glommio::io::PollableFd;
 use glommio::timer::sleep;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use socket2::Socket;
 use std::io;
@@ -248,7 +247,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
 pub(super) async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let ring = build(sizes)?;
     let buffers = Buffers::register(&ring, sizes.buffers)?;
-    let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let waker = bell()?;
     ring.submitter().register_eventfd(waker.as_raw_fd())?;
     let mut idle = Idle::new(shard.spin);
     let sleeper = PollableFd::new(waker)?;
