@@ -2,16 +2,16 @@
 
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
-use crate::load::{self, EVENTS_MAX, Values};
+use crate::load::{self, EVENTS_MAX, Gate, RATE_MAX, Show, Values};
 use crate::log::Log;
 use crate::server::Engine;
 use crate::service::{Dialect, Policy};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
-use crate::{challenge, engine, server, topology};
+use crate::{challenge, doctor, engine, server, topology};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,9 @@ pub enum Command {
     /// Run a server and a client on CPUs of their own, and report
     #[command(after_help = CHALLENGE_HELP)]
     Challenge(ChallengeArgs),
+    /// Say what a benchmark on this machine depends on
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Print what a shell needs to complete these commands
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {
@@ -64,12 +67,19 @@ SIGTERM and SIGINT finish what is in flight and print the final totals.";
 const LOAD_HELP: &str = "Examples:
   ringtally load
   ringtally load 100000 64 --url http://127.0.0.1:9000 --values half
+  ringtally load 300000 64 --rate 30000 --html report.html
+  ringtally load --watch --values one --fail-if 'p99>5ms' --fail-if 'rps<100000'
   ringtally load --json report.json --hdr latency.hgrm";
 
 const CHALLENGE_HELP: &str = "Examples:
   ringtally challenge
   ringtally challenge 5000000 64 --pipeline 16
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
+
+const DOCTOR_HELP: &str = "Examples:
+  ringtally doctor
+  ringtally doctor --strict && ringtally challenge
+  ringtally doctor --compare before.json after.json";
 
 /// The flags of `serve`.
 #[derive(Args, Debug)]
@@ -301,6 +311,19 @@ pub struct LoadTuning {
     /// Client threads [default: one a CPU]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
+    /// Open loop: requests a second, due at even times whatever the server does; latencies count
+    /// from then
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=RATE_MAX))]
+    rate: Option<u64>,
+    /// Requests to send before, outside of what is measured and of the verdict
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=EVENTS_MAX))]
+    warmup: u64,
+    /// Poll /stats during the run, and report answers that cannot be
+    #[arg(long)]
+    watch: bool,
+    /// Exit with 1 if this holds, such as p99>5ms, rps<100000 or verdict!=exact; repeatable
+    #[arg(long, value_name = "GATE")]
+    fail_if: Vec<Gate>,
     /// Time for an answer, a connection, or a server that is gone
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
     timeout: Duration,
@@ -310,6 +333,12 @@ pub struct LoadTuning {
     /// Write the latencies as an HdrHistogram percentile table; - is standard output
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
+    /// Write the report as one offline HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Show the run on the whole terminal
+    #[arg(long, conflicts_with = "quiet")]
+    tui: bool,
     /// Print no progress and no summary
     #[arg(long)]
     quiet: bool,
@@ -325,6 +354,7 @@ const PIPELINE_MAX: i64 = 1024;
 pub struct Output {
     json: Option<PathBuf>,
     hdr: Option<PathBuf>,
+    html: Option<PathBuf>,
     quiet: bool,
 }
 
@@ -338,13 +368,17 @@ impl Output {
         if let Some(path) = &self.hdr {
             load::write_to(path, &report.percentile_table())?;
         }
+        if let Some(path) = &self.html {
+            load::write_to(path, &report.html())?;
+        }
         let is_taken = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        match (self.quiet, is_taken(&self.json) || is_taken(&self.hdr)) {
+        let is_taken = [&self.json, &self.hdr, &self.html].into_iter().any(is_taken);
+        match (self.quiet, is_taken) {
             (true, _) => Ok(()),
             (false, false) => load::write_to(Path::new("-"), &report.summary()),
             (false, true) => {
                 // Nobody is left to tell when standard error is closed.
-                let _ = write!(std::io::stderr(), "{}", report.summary());
+                let _ = write!(anstream::stderr(), "{}", report.summary());
                 Ok(())
             }
         }
@@ -355,21 +389,31 @@ impl LoadArgs {
     /// Checks the flags against the machine.
     pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
-        let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
-        let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
-        Ok(self.tuning.into_config(server, cpus, !self.no_reset))
+        let allowed = topology::allowed_cpus();
+        self.tuning.check()?;
+        let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
+        let cpus = self.cpus.map(choose).transpose().map_err(Failure::Usage)?;
+        Ok(self.tuning.into_config(server, cpus, None, !self.no_reset))
     }
 }
 
 impl LoadTuning {
+    /// Checks what only the environment can tell.
+    fn check(&self) -> Result<(), Failure> {
+        match self.tui && !std::io::stderr().is_terminal() {
+            true => Err(Failure::Usage("--tui needs a terminal on standard error".into())),
+            false => Ok(()),
+        }
+    }
+
     fn into_config(
         self,
         server: load::Server,
-        cpus: Vec<usize>,
+        cpus: Option<Vec<usize>>,
+        server_cpus: Option<Vec<usize>>,
         reset: bool,
     ) -> (load::Config, Output) {
         let workers = (self.workers as usize).min(self.requests as usize);
-        let threads = self.threads.map_or(cpus.len(), |threads| threads as usize).min(workers);
         let config = load::Config {
             server,
             workload: load::Workload {
@@ -378,14 +422,45 @@ impl LoadTuning {
                 values: self.values,
             },
             workers,
-            threads: threads.max(1),
+            warm_up: self.warmup,
+            threads: self.threads.map(|threads| threads as usize),
             cpus,
+            server_cpus,
             pipeline: self.pipeline as usize,
+            rate: self.rate,
             timeout: self.timeout,
             reset,
-            quiet: self.quiet,
+            watch: self.watch,
+            gates: self.fail_if,
+            progress: match (self.quiet, self.tui) {
+                (true, _) => Show::Nothing,
+                (false, false) => Show::Line,
+                (false, true) => Show::Screen,
+            },
         };
-        (config, Output { json: self.json, hdr: self.hdr, quiet: self.quiet })
+        let output = Output { json: self.json, hdr: self.hdr, html: self.html, quiet: self.quiet };
+        (config, output)
+    }
+}
+
+/// The flags of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Write one JSON object, as load and challenge embed it in their reports
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 on a warning, or where --compare finds two machines
+    #[arg(long)]
+    strict: bool,
+    /// Say what differs between two reports, or between one and this machine
+    #[arg(long, value_name = "FILE", num_args = 1..=2)]
+    compare: Vec<PathBuf>,
+}
+
+impl DoctorArgs {
+    /// What was asked for.
+    pub fn into_config(self) -> doctor::Config {
+        doctor::Config { json: self.json, strict: self.strict, compare: self.compare }
     }
 }
 
@@ -425,14 +500,18 @@ impl ChallengeArgs {
                 (Some(server), Some(client)) => (server, client),
                 (Some(server), None) => (server.clone(), without(&server)),
                 (None, Some(client)) => (without(&client), client),
-                (None, None) => topology::divide(&allowed),
+                (None, None) => topology::divide(&allowed, topology::siblings),
             };
+        self.load.check()?;
         let server_flags = self.server.to_flags();
+        let of_server = server_cpus.clone();
         let load = self.load;
         Ok(challenge::Config {
             server_flags,
             server_cpus,
-            load: Box::new(move |server| load.into_config(server, client_cpus, true)),
+            load: Box::new(move |server| {
+                load.into_config(server, Some(client_cpus), Some(of_server), true)
+            }),
         })
     }
 }

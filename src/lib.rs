@@ -19,6 +19,7 @@
 //! - [`server`]: checks of the environment, shards, readiness, the stop.
 //! - [`load`]: the client. An independent witness: it shares no HTTP, JSON or counting code with
 //!   the server.
+//! - [`doctor`]: what a benchmark on this machine depends on; a part of every report.
 //! - [`engine`]: moves bytes between sockets and `http`. There is no HTTP in it.
 //! - [`service`]: method and path to action. The only place that knows both `http` and `tally`.
 //! - [`http`]: HTTP/1.1 without sockets or clocks.
@@ -33,6 +34,7 @@
 
 pub mod challenge;
 pub mod cli;
+pub mod doctor;
 pub mod engine;
 pub mod event;
 pub mod failure;

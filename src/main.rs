@@ -4,7 +4,7 @@ use clap::Parser;
 use ringtally::cli::{self, Cli, Command, Output};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
-use ringtally::{challenge, load, server};
+use ringtally::{challenge, doctor, load, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
+        Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
         Command::Man { command } => (Log::Text, cli::print_man(command.as_deref())),
     };

@@ -73,14 +73,32 @@ pub fn place(cpus: &[usize], shards: Option<usize>) -> Vec<usize> {
     cpus.iter().copied().cycle().take(shards.unwrap_or(cpus.len())).collect()
 }
 
-/// Divides CPUs between a server and its client: disjoint halves, the odd one to the server.
-/// A single CPU is shared.
-pub fn divide(cpus: &[usize]) -> (Vec<usize>, Vec<usize>) {
-    if cpus.len() < 2 {
+/// The CPUs that share a core with one, itself included, as far as the kernel tells.
+pub fn siblings(cpu: usize) -> Vec<usize> {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+    let list = std::fs::read_to_string(path).unwrap_or_default();
+    parse_cpu_list(list.trim()).unwrap_or_else(|_| vec![cpu])
+}
+
+/// Divides CPUs between a server and its client: disjoint halves of the cores, the odd one to the
+/// server; of a single core, disjoint halves of its CPUs. A single CPU is shared.
+pub fn divide(cpus: &[usize], siblings: impl Fn(usize) -> Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+    let mut cores: Vec<Vec<usize>> = Vec::new();
+    for cpu in cpus {
+        let shared = siblings(*cpu);
+        match cores.iter_mut().find(|core| core.iter().any(|other| shared.contains(other))) {
+            Some(core) => core.push(*cpu),
+            None => cores.push(vec![*cpu]),
+        }
+    }
+    if let [core] = cores.as_slice() {
+        cores = core.iter().map(|cpu| vec![*cpu]).collect();
+    }
+    if cores.len() < 2 {
         return (cpus.to_vec(), cpus.to_vec());
     }
-    let (server, client) = cpus.split_at(cpus.len().div_ceil(2));
-    (server.to_vec(), client.to_vec())
+    let (server, client) = cores.split_at(cores.len().div_ceil(2));
+    (server.concat(), client.concat())
 }
 
 #[cfg(test)]
@@ -119,8 +137,15 @@ mod tests {
 
     #[test]
     fn server_and_client_get_disjoint_cpus_where_there_are_two() {
-        assert_eq!(divide(&[3]), (vec![3], vec![3]));
-        assert_eq!(divide(&[0, 1]), (vec![0], vec![1]));
-        assert_eq!(divide(&[0, 2, 5]), (vec![0, 2], vec![5]));
+        let alone = |cpu| vec![cpu];
+        assert_eq!(divide(&[3], alone), (vec![3], vec![3]));
+        assert_eq!(divide(&[0, 1], alone), (vec![0], vec![1]));
+        assert_eq!(divide(&[0, 2, 5], alone), (vec![0, 2], vec![5]));
+        // CPUs n and n + 2 share a core, or next neighbours do.
+        let far = |cpu: usize| vec![cpu % 2, cpu % 2 + 2];
+        assert_eq!(divide(&[0, 1, 2, 3], far), (vec![0, 2], vec![1, 3]));
+        assert_eq!(divide(&[0, 2], far), (vec![0], vec![2]));
+        let near = |cpu: usize| vec![cpu & !1, cpu | 1];
+        assert_eq!(divide(&[0, 1, 2, 3, 4], near), (vec![0, 1, 2, 3], vec![4]));
     }
 }

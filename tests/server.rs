@@ -600,6 +600,7 @@ fn help_reads_well_on_80_columns() {
         &["serve", "--help"],
         &["load", "--help"],
         &["challenge", "--help"],
+        &["doctor", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
     ] {
@@ -621,7 +622,7 @@ fn shells_complete_and_man_shows_every_command() {
         assert!(script.contains("challenge") && script.contains("max-connections"), "{shell}");
     }
     assert!(text(&run(&["man"]).stdout).starts_with(".ie"));
-    for command in ["serve", "load", "challenge", "completions", "man"] {
+    for command in ["serve", "load", "challenge", "doctor", "completions", "man"] {
         let page = text(&run(&["man", command]).stdout);
         assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
     }

@@ -20,6 +20,8 @@
 mod buffers;
 #[cfg(test)]
 pub(super) mod faults;
+pub mod outgoing;
+mod probe;
 
 use super::gate::{bell, quiet};
 use super::{
@@ -33,7 +35,8 @@ use futures_lite::future::or;
 use glommio::io::PollableFd;
 use glommio::timer::sleep;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+pub use probe::{Feature, probe};
 use rustix::io::Errno;
 use socket2::Socket;
 use std::io;
@@ -91,36 +94,24 @@ const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2): runs deferred work.
 const ENTER_GETEVENTS: u32 = 1;
 
-/// Whether this kernel has all that the engine uses: tried, not read from a version. Multishot
-/// accept (Linux 5.19) and receive (6.0) cannot be probed, but are older than DEFER_TASKRUN (6.1).
+/// Whether this kernel has all that the engine uses.
 pub fn is_supported() -> bool {
-    let sizes = Sizes { submissions: 8, completions: 16, buffers: 8 };
-    let Ok(ring) = build(&sizes) else { return false };
-    let mut probe = Probe::new();
-    let operations = [
-        opcode::AcceptMulti::CODE,
-        opcode::RecvMulti::CODE,
-        opcode::Send::CODE,
-        opcode::AsyncCancel::CODE,
-        opcode::PollAdd::CODE,
-        opcode::Timeout::CODE,
-    ];
-    let has_operations = ring.submitter().register_probe(&mut probe).is_ok()
-        && operations.iter().all(|operation| probe.is_supported(*operation));
-    let buffers = Buffers::register(&ring, sizes.buffers);
-    // Before its buffers.
-    drop(ring);
-    has_operations && buffers.is_ok()
+    probe().iter().all(|feature| feature.result.is_ok())
 }
 
-fn build(sizes: &Sizes) -> io::Result<IoUring> {
-    IoUring::builder()
+/// Makes a ring for the calling thread, or a disabled one for the thread that enables it.
+fn build(sizes: &Sizes, is_disabled: bool) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_coop_taskrun()
         .setup_taskrun_flag()
-        .setup_cqsize(sizes.completions)
-        .build(sizes.submissions)
+        .setup_cqsize(sizes.completions);
+    if is_disabled {
+        builder.setup_r_disabled();
+    }
+    builder.build(sizes.submissions)
 }
 
 /// What a completion is of. The number of the place follows in the user data.
@@ -245,7 +236,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
 
 /// The same with a ring of other sizes.
 pub(super) async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
-    let ring = build(sizes)?;
+    let ring = build(sizes, false)?;
     let buffers = Buffers::register(&ring, sizes.buffers)?;
     let waker = bell()?;
     ring.submitter().register_eventfd(waker.as_raw_fd())?;

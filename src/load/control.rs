@@ -61,7 +61,8 @@ impl Server {
         Failure::Environment(format!("no server at http://{}: {hint} ({error})", self.host))
     }
 
-    /// Makes one request. `linger` waits for a connection that is closed against its promise.
+    /// Makes one request on a connection of its own. `linger` waits for one that is closed against
+    /// its promise.
     fn ask(
         &self,
         method: &str,
@@ -69,8 +70,19 @@ impl Server {
         timeout: Duration,
         linger: Duration,
     ) -> io::Result<Answer> {
-        let deadline = Instant::now() + timeout;
         let mut stream = TcpStream::connect_timeout(&self.address, timeout)?;
+        self.exchange(&mut stream, method, path, timeout, linger)
+    }
+
+    fn exchange(
+        &self,
+        stream: &mut TcpStream,
+        method: &str,
+        path: &str,
+        timeout: Duration,
+        linger: Duration,
+    ) -> io::Result<Answer> {
+        let deadline = Instant::now() + timeout;
         let request =
             format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n", self.host);
         stream.write_all(request.as_bytes())?;
@@ -92,7 +104,7 @@ impl Server {
                         false => wire.to_vec(),
                     };
                     let broke_keep_alive =
-                        !found.says_close && !linger.is_zero() && ends_within(&mut stream, linger);
+                        !found.says_close && !linger.is_zero() && ends_within(stream, linger);
                     let says_close = found.says_close;
                     return Ok(Answer { status: found.status, body, broke_keep_alive, says_close });
                 }
@@ -109,6 +121,19 @@ impl Server {
             .ask("GET", "/stats", timeout, Duration::ZERO)
             .map_err(|error| self.unreachable(&error))?;
         read_figures(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))
+    }
+
+    /// The server's totals, over a connection that is kept where the server keeps it. `None` where
+    /// there was no answer, or none with the totals.
+    pub fn figures_over(&self, kept: &mut Option<TcpStream>, timeout: Duration) -> Option<Figures> {
+        let opened = match kept.take() {
+            Some(stream) => Ok(stream),
+            None => TcpStream::connect_timeout(&self.address, timeout),
+        };
+        let mut stream = opened.ok()?;
+        let answer = self.exchange(&mut stream, "GET", "/stats", timeout, Duration::ZERO).ok()?;
+        *kept = (!answer.says_close).then_some(stream);
+        read_figures(&answer)
     }
 
     /// The server's totals, and whether a connection takes more than one request: a server

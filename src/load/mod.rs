@@ -1,33 +1,58 @@
 //! The client: sends the challenge's published events and checks what the server counted.
 //!
-//! It is an independent witness: it shares no HTTP, JSON or counting code with the server.
+//! It is an independent witness: it shares no HTTP, JSON or counting code with the server. What it
+//! shares is the ring that moves bytes.
 
 mod control;
+mod gates;
+mod html;
+mod latency;
+mod ledger;
+mod placement;
 mod report;
 mod response;
+mod schedule;
+mod timeline;
 mod verdict;
+mod view;
+mod watch;
 mod worker;
 mod workload;
 
+use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 use crate::topology;
 pub use control::Server;
+use crossbeam_utils::CachePadded;
+pub use gates::Gate;
+use latency::Slice;
+use ledger::Ledger;
+use procfs::{CurrentSI, KernelStats};
 use report::Outcome;
 pub use report::{Report, ServerCost, Setup, write_to};
-use std::collections::HashSet;
-use std::io::{IsTerminal, Write};
-use std::sync::Barrier;
+pub use schedule::RATE_MAX;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
+use timeline::Timeline;
 use verdict::Evidence;
 pub use verdict::Verdict;
-use worker::{Findings, Run, Worker};
+use view::View;
+use watch::Watched;
+use worker::{Findings, Progress, Run, Worker};
 use workload::Share;
 pub use workload::{EVENTS_MAX, Figures, Values, Workload};
 
-/// How often the progress line is renewed.
+/// How often the progress is shown anew.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How long a run looks at the machine before it starts.
+const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
+/// How long totals may take to become right, to be told from those that never do, and how often
+/// they are asked for.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+const SETTLE_EVERY: Duration = Duration::from_millis(2);
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -36,26 +61,47 @@ pub struct Config {
     pub server: Server,
     /// The events.
     pub workload: Workload,
+    /// Events to send before, which are not measured.
+    pub warm_up: u64,
     /// Connections, at least one.
     pub workers: usize,
-    /// Client threads, at least one and at most as many as connections.
-    pub threads: usize,
-    /// The CPUs that threads are pinned to, in turn.
-    pub cpus: Vec<usize>,
+    /// Client threads, at least one and at most as many as connections; `None` is one a CPU.
+    pub threads: Option<usize>,
+    /// The CPUs that threads are pinned to, in turn; `None` is those that keep off the server's.
+    pub cpus: Option<Vec<usize>>,
+    /// The CPUs of the server, where the caller knows.
+    pub server_cpus: Option<Vec<usize>>,
     /// Requests in flight on a connection.
     pub pipeline: usize,
+    /// Requests a second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
+    pub rate: Option<u64>,
     /// How long an answer, a connection or a server may take.
     pub timeout: Duration,
     /// Whether to reset the server before.
     pub reset: bool,
-    /// Whether to keep the progress line back.
-    pub quiet: bool,
+    /// Whether to poll the totals during the run.
+    pub watch: bool,
+    /// What the run must not be.
+    pub gates: Vec<Gate>,
+    /// How to show the progress.
+    pub progress: Show,
+}
+
+/// How to show the progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// Not at all.
+    Nothing,
+    /// One line, on a terminal.
+    Line,
+    /// The whole screen.
+    Screen,
 }
 
 /// A moment of a run that `challenge` looks at its server in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Everybody is connected, nothing is sent.
+    /// Everybody is connected and warm, nothing of what is measured is sent.
     Start,
     /// Everything is answered.
     End,
@@ -63,50 +109,108 @@ pub enum Moment {
 
 /// Sends the events, and compares what the server counted with what it acknowledged.
 pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failure> {
+    let environment = Environment::here(ENVIRONMENT_SAMPLE);
     let server = &config.server;
-    let (found, keeps_alive) = server.first_figures(config.timeout)?;
-    let was_reset = config.reset && server.reset(config.timeout)?;
-    let before = if was_reset { server.figures(config.timeout)? } else { found };
+    let (_, keeps_alive) = server.first_figures(config.timeout)?;
+    let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
+    let cpus = match &config.cpus {
+        Some(cpus) => cpus.clone(),
+        None => placement::choose(of_server.as_deref()),
+    };
+    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, config.workers);
     let run = Run {
         workload: config.workload,
         address: server.address,
         head: request_head(&server.host),
         depth: config.pipeline,
+        rate: config.rate,
         timeout: config.timeout,
+        warm_up: config.warm_up,
+        threads,
         one_shot: AtomicBool::new(!keeps_alive),
-        next: AtomicU64::new(0),
-        done: AtomicU64::new(0),
-        start: Barrier::new(config.threads + 1),
+        is_called_off: AtomicBool::new(false),
+        next: [AtomicU64::new(0), AtomicU64::new(0)],
+        progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
+        gate: Barrier::new(threads + 1),
     };
-    let sent = send_all(config, &run, &mut at)?;
-    let after = server.figures(config.timeout)?;
-    let (acknowledged, possible) = shares(&config.workload, &sent.findings);
+    let sent = send_all(config, &run, &cpus, &mut at)?;
+    let (acknowledged, mut possible) = shares(&config.workload, &sent.ledger);
+    // A warm-up's event that was not answered may be counted at any time.
+    let late = config.workload.share_of(&sent.warm_up.unknown);
+    possible.events += late.events;
+    possible.users = (possible.users + late.users).min(config.workload.users);
+    possible.sum_in_halves += late.sum_in_halves;
+    let (after, settled_after) = settle(config, sent.ended, |after| Evidence {
+        before: sent.before,
+        acknowledged,
+        possible,
+        after,
+    })?;
+    let evidence = Evidence { before: sent.before, acknowledged, possible, after };
+    let mut warnings: Vec<String> =
+        placement::warning(&cpus, of_server.as_deref()).into_iter().collect();
+    warnings.extend(sent.failure);
     Ok(Report::new(Outcome {
-        elapsed: sent.findings.ended.saturating_duration_since(sent.started),
+        elapsed: sent.ended.saturating_duration_since(sent.started),
         client_busy: sent.client_busy,
-        evidence: Evidence { before, acknowledged, possible, after },
+        client_cpu: sent.client_cpu,
+        held_up: sent.held_up,
+        machine: sent.machine,
+        total: sent.total,
+        seconds: sent.seconds,
+        evidence,
+        settled_after,
+        watched: sent.watched,
+        warm_up: config.warm_up,
         setup: Setup {
             url: format!("http://{}", server.host),
             workers: config.workers,
-            threads: config.threads,
+            threads,
+            cpus: topology::format_cpu_list(&cpus),
             pipeline: config.pipeline,
+            rate: config.rate,
             users: config.workload.users,
             values: config.workload.values,
             one_request_a_connection: run.one_shot.load(Ordering::Relaxed),
-            was_reset,
+            was_reset: sent.was_reset,
         },
         requests: config.workload.events,
-        findings: sent.findings,
+        ledger: sent.ledger,
+        warm_up_ledger: sent.warm_up,
+        warnings,
+        gates: config.gates.clone(),
+        environment,
     }))
 }
 
+/// Asks for the totals until they are right, or no longer worth waiting for. Returns them, with the
+/// time that they took since `ended` if the first were wrong and later ones right.
+fn settle(
+    config: &Config,
+    ended: Instant,
+    evidence: impl Fn(Figures) -> Evidence,
+) -> Result<(Figures, Option<Duration>), Failure> {
+    let first = config.server.figures(config.timeout)?;
+    let is_right = |figures| evidence(figures).judge().verdict != Verdict::Wrong;
+    if is_right(first) {
+        return Ok((first, None));
+    }
+    let patience = Instant::now() + SETTLE_MAX;
+    while Instant::now() < patience {
+        thread::sleep(SETTLE_EVERY);
+        let later = config.server.figures(config.timeout)?;
+        if is_right(later) {
+            return Ok((later, Some(ended.elapsed())));
+        }
+    }
+    Ok((config.server.figures(config.timeout)?, None))
+}
+
 /// What the acknowledged events add up to, without and with those whose outcome is unknown.
-fn shares(workload: &Workload, findings: &Findings) -> (Share, Share) {
-    let mut left_out: HashSet<u64> = findings.refused.values().flatten().copied().collect();
-    left_out.extend(&findings.unsent);
-    let possible = workload.share_without(&left_out);
-    left_out.extend(&findings.unknown);
-    (workload.share_without(&left_out), possible)
+fn shares(workload: &Workload, ledger: &Ledger) -> (Share, Share) {
+    let certain = || ledger.refused.values().flatten().copied().chain(ledger.unsent());
+    let possible = workload.share_without(certain());
+    (workload.share_without(certain().chain(ledger.unknown.iter().copied())), possible)
 }
 
 fn request_head(host: &str) -> Vec<u8> {
@@ -116,87 +220,166 @@ fn request_head(host: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What the client threads did.
+/// What the client threads did, and what was seen meanwhile.
 struct Sent {
-    findings: Findings,
-    /// The busiest thread's share of its time.
+    ledger: Ledger,
+    warm_up: Ledger,
+    before: Figures,
+    was_reset: bool,
+    total: Slice,
+    seconds: Vec<timeline::Second>,
+    watched: Option<Watched>,
+    /// The busiest thread's share of its time, without polling.
     client_busy: f64,
+    client_cpu: Duration,
+    held_up: u64,
+    machine: Option<CpuUse>,
     started: Instant,
+    ended: Instant,
+    /// Why a thread's ring failed.
+    failure: Option<String>,
 }
 
-/// Runs the client threads.
-fn send_all(config: &Config, run: &Run, at: &mut impl FnMut(Moment)) -> Result<Sent, Failure> {
+/// Ends the process where a client thread panics: the others would wait for it for ever.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // What went wrong was said by the panic.
+            std::process::exit(i32::from(Failure::Wrong(String::new()).exit_code()));
+        }
+    }
+}
+
+/// Runs the client threads, and the watch beside them.
+fn send_all(
+    config: &Config,
+    run: &Run,
+    cpus: &[usize],
+    at: &mut impl FnMut(Moment),
+) -> Result<Sent, Failure> {
     let cannot = |error: std::io::Error| {
         Failure::Environment(format!(
-            "cannot start a client thread: {error}: raise ulimit -n or lower --threads"
+            "cannot start a client thread: {error}: the client needs io_uring as of Linux 6.1 (see \
+             ringtally doctor), and ulimit -n above the number of workers"
         ))
     };
+    raise_descriptor_limit();
+    let (sender, slices) = channel();
     let mut workers = Vec::new();
-    for index in 0..config.threads {
+    for thread in 0..run.threads {
         let share =
-            config.workers / config.threads + usize::from(index < config.workers % config.threads);
-        workers.push(Worker::new(run, share).map_err(cannot)?);
+            config.workers / run.threads + usize::from(thread < config.workers % run.threads);
+        workers.push(Worker::new(run, thread, share, sender.clone()).map_err(cannot)?);
     }
+    drop(sender);
     thread::scope(|scope| {
         let threads: Vec<_> = workers
             .into_iter()
-            .zip(config.cpus.iter().cycle())
+            .zip(cpus.iter().cycle())
             .map(|(worker, cpu)| {
                 scope.spawn(move || {
+                    let _guard = EndOnPanic;
                     // Where it is refused the thread runs where the mask lets it.
                     topology::pin_to(*cpu);
                     worker.work()
                 })
             })
             .collect();
-        run.start.wait();
+        // Everybody is connected; the warm-up is sent.
+        run.gate.wait();
+        run.gate.wait();
+        // It is answered; the server is set back, or looked at. Nobody may be left waiting.
+        run.gate.wait();
+        let prepared = prepare(config);
+        let stat = KernelStats::current().ok();
         at(Moment::Start);
         let started = Instant::now();
-        let show = !config.quiet && std::io::stderr().is_terminal();
-        while !threads.iter().all(|thread| thread.is_finished()) {
-            if show {
-                show_progress(run, started);
-            }
-            wait_for(&threads);
-        }
-        if show {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
+        let (is_over, before) = (Arc::new(AtomicBool::new(false)), prepared.as_ref().ok().copied());
+        run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
+        let watcher = before.filter(|_| config.watch).map(|(before, _)| {
+            let is_over = Arc::clone(&is_over);
+            scope.spawn(move || {
+                let (server, values) = (&config.server, config.workload.values);
+                watch::watch(server, config.timeout, before, values, &run.progress, &is_over)
+            })
+        });
+        run.gate.wait();
+        let timeline = follow(config, run, &slices, started);
         at(Moment::End);
-        let (mut all, mut busy) = (Findings::new(), 0f64);
-        all.ended = started;
+        is_over.store(true, Ordering::Release);
+        let machine = stat.zip(KernelStats::current().ok());
+        let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
+        let panicked =
+            |_| Failure::Wrong("a client thread panicked; an error above says why".into());
+        let watched = watcher.map(|watcher| watcher.join().map_err(panicked)).transpose()?;
+        let (total, seconds) = timeline.finish();
+        let (before, was_reset) = prepared?;
+        let mut sent = Sent {
+            ledger: Ledger::default(),
+            warm_up: Ledger::default(),
+            before,
+            was_reset,
+            total,
+            seconds,
+            watched,
+            client_busy: 0.0,
+            client_cpu: Duration::ZERO,
+            held_up: 0,
+            machine,
+            started,
+            ended: started,
+            failure: None,
+        };
         for thread in threads {
-            let findings = thread.join().map_err(|_| {
-                Failure::Wrong("a client thread panicked; an error above says why".into())
-            })?;
-            let elapsed = findings.ended.saturating_duration_since(started).as_secs_f64();
-            if elapsed > 0.0 {
-                busy = busy.max(findings.cpu.as_secs_f64() / elapsed);
-            }
-            all.merge(findings);
+            let [warm_up, measured] = thread.join().map_err(panicked)?;
+            sent.warm_up.merge(warm_up.ledger);
+            sent.add(measured);
         }
-        Ok(Sent { findings: all, client_busy: busy, started })
+        Ok(sent)
     })
 }
 
-/// Waits for the threads, at most until the next progress line.
-fn wait_for<T>(threads: &[thread::ScopedJoinHandle<'_, T>]) {
-    let until = Instant::now() + PROGRESS_EVERY;
-    while Instant::now() < until && !threads.iter().all(|thread| thread.is_finished()) {
-        thread::sleep(Duration::from_millis(5));
+impl Sent {
+    /// Adds what a thread found.
+    fn add(&mut self, findings: Findings) {
+        let elapsed = findings.ended.saturating_duration_since(self.started).as_secs_f64();
+        if elapsed > 0.0 {
+            self.client_busy = self.client_busy.max(findings.busy.as_secs_f64() / elapsed);
+        }
+        self.client_cpu += findings.cpu;
+        self.held_up += findings.held_up;
+        self.ended = self.ended.max(findings.ended);
+        self.failure = self.failure.take().or(findings.failure);
+        self.ledger.merge(findings.ledger);
     }
 }
 
-fn show_progress(run: &Run, started: Instant) {
-    let done = run.done.load(Ordering::Relaxed);
-    let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-3);
-    let percent = done * 100 / run.workload.events.max(1);
-    // Progress that cannot be shown is not worth an error.
-    let _ = write!(
-        std::io::stderr(),
-        "\r\x1b[K{percent:3} %  {} of {} requests, {} requests/s",
-        report::grouped(done),
-        report::grouped(run.workload.events),
-        report::grouped(rate as u64),
-    );
+/// Resets the server where that is wanted and it can, and returns what it has counted, and whether
+/// it was reset.
+fn prepare(config: &Config) -> Result<(Figures, bool), Failure> {
+    let was_reset = config.reset && config.server.reset(config.timeout)?;
+    Ok((config.server.figures(config.timeout)?, was_reset))
+}
+
+/// Takes in what the threads hand over, and shows the progress, until all have ended.
+fn follow(config: &Config, run: &Run, slices: &Receiver<Box<Slice>>, started: Instant) -> Timeline {
+    let mut timeline = Timeline::new(config.rate.is_some());
+    let mut view = View::new(config, run, started);
+    loop {
+        match slices.recv_timeout(PROGRESS_EVERY) {
+            Ok(slice) => timeline.add(&slice),
+            Err(RecvTimeoutError::Timeout) => view.show(&timeline),
+            Err(RecvTimeoutError::Disconnected) => return timeline,
+        }
+    }
+}
+
+/// A connection takes a descriptor: allows as many as may be had.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Where it is refused connections fail, and are counted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -1,9 +1,15 @@
 //! What a run found, for people and for programs.
 
+use super::gates::{Gate, Measured};
+use super::latency::{Bound, Latencies, Slice};
+use super::ledger::Ledger;
+use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Verdict};
-use super::worker::Findings;
+use super::watch::Watched;
 use super::workload::{Figures, Values};
+use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
+use anstyle::{AnsiColor, Style};
 use hdrhistogram::Histogram;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -14,6 +20,13 @@ use std::time::Duration;
 
 /// From this share of its time on, a client thread that computes is taken for the limit.
 const CLIENT_LIMITED_FROM: f64 = 0.9;
+
+/// From this lag at the 99th percentile on, in microseconds, an open loop's client was too slow.
+const LAG_US_MAX: f64 = 1000.0;
+
+/// Colours of a verdict; whoever prints takes them out where it is no terminal.
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Bytes of a MiB.
 const MIB: f64 = 1048576.0;
@@ -27,8 +40,12 @@ pub struct Setup {
     pub workers: usize,
     /// Client threads.
     pub threads: usize,
+    /// The CPUs that they were pinned to, in turn.
+    pub cpus: String,
     /// Requests in flight on a connection.
     pub pipeline: usize,
+    /// Requests a second of an open loop.
+    pub rate: Option<u64>,
     /// Users that events come from.
     pub users: u64,
     /// Values that events carry.
@@ -44,6 +61,7 @@ fn lower_case<S: Serializer>(values: &Values, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(match values {
         Values::Integer => "integer",
         Values::Half => "half",
+        Values::One => "one",
     })
 }
 
@@ -62,52 +80,68 @@ impl Serialize for Figures {
 /// Latencies in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Latency {
-    mean: f64,
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p99_9: f64,
-    max: f64,
+    pub(super) mean: Bound,
+    pub(super) p50: Bound,
+    pub(super) p90: Bound,
+    pub(super) p99: Bound,
+    pub(super) p99_9: Bound,
+    pub(super) max: Bound,
+    /// Requests that were given up; they are in, with the time that they were waited for.
+    pub(super) censored: u64,
+    /// Which of the above are lower bounds for that reason.
+    pub(super) lower_bounds: Vec<&'static str>,
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Latency {
-        let micros = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        Latency {
-            mean: histogram.mean() / 1e3,
-            p50: micros(0.5),
-            p90: micros(0.9),
-            p99: micros(0.99),
-            p99_9: micros(0.999),
-            max: histogram.max() as f64 / 1e3,
-        }
+    fn of(latencies: &Latencies) -> Latency {
+        let [p50, p90, p99, p99_9] = [0.5, 0.9, 0.99, 0.999].map(|q| latencies.quantile(q));
+        let (mean, max) = (latencies.mean(), latencies.max());
+        let named = [
+            ("mean", mean),
+            ("p50", p50),
+            ("p90", p90),
+            ("p99", p99),
+            ("p99_9", p99_9),
+            ("max", max),
+        ];
+        let lower_bounds = named.iter().filter(|(_, bound)| bound.is_at_least);
+        let lower_bounds = lower_bounds.map(|(name, _)| *name).collect();
+        let censored = latencies.censored();
+        Latency { mean, p50, p90, p99, p99_9, max, censored, lower_bounds }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
+            time(self.p50),
+            time(self.p90),
+            time(self.p99),
+            time(self.p99_9),
+            time(self.max)
+        )
     }
 }
 
-/// Where a run was made.
+/// What an open loop was asked for, and how it was held.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Environment {
-    version: &'static str,
-    date: String,
-    kernel: String,
-    cpu_model: String,
-    cpus_allowed: String,
+pub(super) struct OpenLoop {
+    /// Requests a second that were asked for, and that were sent on average.
+    pub(super) rate: u64,
+    pub(super) rate_held: f64,
+    /// From the actual send time.
+    pub(super) latency_from_send_us: Latency,
+    /// How late the client came to requests that could have been sent.
+    pub(super) schedule_lag_us: Latency,
+    /// Requests that were due while every connection was taken.
+    pub(super) held_up: u64,
 }
 
-impl Environment {
-    /// This machine, now.
-    pub(super) fn here() -> Environment {
-        let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model =
-            cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        Environment {
-            version: env!("CARGO_PKG_VERSION"),
-            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cpu_model: model.map_or("unknown", |(_, model)| model).to_owned(),
-            cpus_allowed: crate::topology::format_cpu_list(&crate::topology::allowed_cpus()),
-        }
-    }
+/// What was sent before the measured part.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct WarmUp {
+    pub(super) requests: u64,
+    pub(super) acknowledged: u64,
+    pub(super) unknown: u64,
 }
 
 /// What `challenge` knows of its server.
@@ -128,84 +162,139 @@ pub struct ServerCost {
 /// What a run found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    requests: u64,
-    acknowledged: u64,
-    refused: u64,
-    refused_by_status: BTreeMap<u16, u64>,
-    unknown: u64,
-    unsent: u64,
-    reconnects: u64,
-    connect_failures: u64,
-    timeouts: u64,
-    broken_keep_alives: u64,
-    garbled: u64,
-    elapsed_s: f64,
-    requests_per_s: f64,
-    latency_us: Latency,
-    expected: Figures,
-    server: Figures,
-    verdict: Verdict,
-    reasons: Vec<String>,
-    client_limited: bool,
-    client_busy: f64,
-    client_cpu_us_per_request: f64,
-    setup: Setup,
+    pub(super) requests: u64,
+    pub(super) acknowledged: u64,
+    pub(super) refused: u64,
+    pub(super) refused_by_status: BTreeMap<u16, u64>,
+    pub(super) unknown: u64,
+    pub(super) unsent: u64,
+    pub(super) reconnects: u64,
+    pub(super) connect_failures: u64,
+    pub(super) timeouts: u64,
+    pub(super) broken_keep_alives: u64,
+    pub(super) garbled: u64,
+    pub(super) elapsed_s: f64,
+    pub(super) requests_per_s: f64,
+    /// From the intended send time, which in a closed loop is the actual one.
+    pub(super) latency_us: Latency,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) open_loop: Option<OpenLoop>,
+    pub(super) expected: Figures,
+    pub(super) server: Figures,
+    pub(super) verdict: Verdict,
+    pub(super) reasons: Vec<String>,
+    /// How long after the last acknowledgement the totals became right, if they were not at once.
+    pub(super) settled_after_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) watch: Option<Watched>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) warm_up: Option<WarmUp>,
+    pub(super) client_limited: bool,
+    pub(super) client_busy: f64,
+    pub(super) client_cpu_us_per_request: f64,
+    /// What the client's CPUs did meanwhile.
+    pub(super) client_cpus: Option<CpuUse>,
+    pub(super) warnings: Vec<String>,
+    pub(super) setup: Setup,
     /// The cost of the server, where `challenge` started it.
     #[serde(flatten)]
     pub cost: Option<ServerCost>,
-    environment: Environment,
+    pub(super) seconds: Vec<Second>,
+    pub(super) environment: Environment,
     #[serde(skip)]
-    histogram: Histogram<u64>,
+    pub(super) gates: Vec<Gate>,
+    #[serde(skip)]
+    pub(super) histogram: Histogram<u64>,
+    #[serde(skip)]
+    pub(super) histogram_from_send: Option<Histogram<u64>>,
 }
 
 /// What is known when a run has ended.
 pub(super) struct Outcome {
-    pub(super) findings: Findings,
+    pub(super) ledger: Ledger,
+    pub(super) warm_up_ledger: Ledger,
+    pub(super) warm_up: u64,
+    pub(super) total: Slice,
+    pub(super) seconds: Vec<Second>,
+    pub(super) held_up: u64,
     pub(super) elapsed: Duration,
-    /// The busiest thread's share of its time.
+    /// The busiest thread's share of its time, without polling.
     pub(super) client_busy: f64,
+    pub(super) client_cpu: Duration,
+    pub(super) machine: Option<CpuUse>,
     pub(super) evidence: Evidence,
+    pub(super) settled_after: Option<Duration>,
+    pub(super) watched: Option<Watched>,
+    pub(super) warnings: Vec<String>,
     pub(super) setup: Setup,
     pub(super) requests: u64,
+    pub(super) gates: Vec<Gate>,
+    pub(super) environment: Environment,
 }
 
 impl Report {
     pub(super) fn new(outcome: Outcome) -> Report {
-        let Outcome { findings, elapsed, client_busy, evidence, setup, requests } = outcome;
-        let Judgement { verdict, reasons } = evidence.judge();
-        let refused_by_status: BTreeMap<u16, u64> = findings
-            .refused
-            .iter()
-            .map(|(status, events)| (*status, events.len() as u64))
-            .collect();
+        let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
+        let judgement = evidence.judge();
+        let Judgement { verdict, reasons } =
+            judgement.with(outcome.settled_after, outcome.watched.as_ref());
+        let refused_by_status: BTreeMap<u16, u64> =
+            ledger.refused.iter().map(|(status, events)| (*status, events.len() as u64)).collect();
         let elapsed_s = elapsed.as_secs_f64();
-        let answered = findings.latency.len();
+        let answered = ledger.answered();
+        let sent = answered + ledger.unknown.len() as u64;
+        let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
+        let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
+            rate,
+            // The last request is due one step before the end of its own.
+            rate_held: ratio(sent as f64, elapsed_s),
+            latency_from_send_us: Latency::of(from_send),
+            schedule_lag_us: Latency::of(lag),
+            held_up: outcome.held_up,
+        });
+        let lags = total.lag.as_ref().is_some_and(|lag| lag.quantile(0.99).micros >= LAG_US_MAX);
         Report {
-            requests,
-            acknowledged: findings.acknowledged,
+            requests: outcome.requests,
+            acknowledged: ledger.acknowledged,
             refused: refused_by_status.values().sum(),
             refused_by_status,
-            unknown: findings.unknown.len() as u64,
-            unsent: findings.unsent.len() as u64,
-            reconnects: findings.reconnects,
-            connect_failures: findings.connect_failures,
-            timeouts: findings.timeouts,
-            broken_keep_alives: findings.broken_keep_alives,
-            garbled: findings.garbled,
+            unknown: ledger.unknown.len() as u64,
+            unsent: ledger.count_unsent(),
+            reconnects: ledger.trouble.reconnects,
+            connect_failures: ledger.trouble.connect_failures,
+            timeouts: ledger.trouble.timeouts,
+            broken_keep_alives: ledger.trouble.broken_keep_alives,
+            garbled: ledger.trouble.garbled,
             elapsed_s,
             requests_per_s: ratio(answered as f64, elapsed_s),
-            latency_us: Latency::of(&findings.latency),
+            latency_us: Latency::of(&total.latency),
+            open_loop,
             expected: evidence.expected(),
             server: evidence.after,
             verdict,
             reasons,
-            client_limited: client_busy >= CLIENT_LIMITED_FROM,
-            client_busy,
-            client_cpu_us_per_request: ratio(findings.cpu.as_secs_f64() * 1e6, answered as f64),
-            setup,
+            settled_after_ms: outcome.settled_after.map(|after| after.as_secs_f64() * 1e3),
+            watch: outcome.watched,
+            warm_up: (outcome.warm_up > 0).then_some(WarmUp {
+                requests: outcome.warm_up,
+                acknowledged: outcome.warm_up_ledger.acknowledged,
+                unknown: outcome.warm_up_ledger.unknown.len() as u64,
+            }),
+            client_limited: outcome.client_busy >= CLIENT_LIMITED_FROM || lags,
+            client_busy: outcome.client_busy,
+            client_cpu_us_per_request: ratio(
+                outcome.client_cpu.as_secs_f64() * 1e6,
+                answered as f64,
+            ),
+            client_cpus: outcome.machine,
+            warnings: outcome.warnings,
+            setup: outcome.setup,
             cost: None,
-            environment: Environment::here(),
-            histogram: findings.latency,
+            seconds: outcome.seconds,
+            environment: outcome.environment,
+            gates: outcome.gates,
+            histogram: total.latency.histogram().clone(),
+            histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
         }
     }
 
@@ -238,18 +327,33 @@ impl Report {
                 grouped(self.requests_per_s.round() as u64)
             ),
         );
-        let latency = &self.latency_us;
-        line(
-            "latency",
-            format!(
-                "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
-                time(latency.p50),
-                time(latency.p90),
-                time(latency.p99),
-                time(latency.p99_9),
-                time(latency.max)
-            ),
-        );
+        line("latency", self.latency_us.line());
+        if let Some(open_loop) = &self.open_loop {
+            line("from send", open_loop.latency_from_send_us.line());
+            let lag = &open_loop.schedule_lag_us;
+            line(
+                "schedule",
+                format!(
+                    "{} requests/s asked for, {} held; the client was late by p99 {}, max {}; {} \
+                     requests found every connection taken",
+                    grouped(open_loop.rate),
+                    grouped(open_loop.rate_held.round() as u64),
+                    time(lag.p99),
+                    time(lag.max),
+                    grouped(open_loop.held_up),
+                ),
+            );
+        }
+        if let Some(warm_up) = &self.warm_up {
+            line(
+                "warm-up",
+                format!(
+                    "{} requests before, {} acknowledged: not measured, not in the totals",
+                    grouped(warm_up.requests),
+                    grouped(warm_up.acknowledged)
+                ),
+            );
+        }
         if let Some(cost) = &self.cost {
             line(
                 "server",
@@ -271,9 +375,10 @@ impl Report {
         line(
             "client",
             format!(
-                "{} thread{}, the busiest {:.0} % busy, {:.2} µs CPU a request{limit}",
+                "{} thread{} on CPUs {}, the busiest {:.0} % busy, {:.2} µs CPU a request{limit}",
                 self.setup.threads,
                 plural(self.setup.threads as u64),
+                self.setup.cpus,
                 self.client_busy * 100.0,
                 self.client_cpu_us_per_request
             ),
@@ -297,22 +402,35 @@ impl Report {
                 line("trouble", format!("{} {what}", grouped(count)));
             }
         }
-        line(
-            "totals",
-            format!(
-                "totalRequests {}, uniqueUsers {}, sum {:?}, avg {:?}",
-                self.server.total_requests,
-                self.server.unique_users,
-                self.server.sum,
-                self.server.avg
-            ),
-        );
+        if let Some(CpuUse { steal, softirq, .. }) = self.client_cpus {
+            let percent = |share: f64| share * 100.0;
+            let (steal, softirq) = (percent(steal), percent(softirq));
+            line("", format!("softirq {softirq:.1} %, stolen {steal:.1} % of these CPUs' time"));
+        }
+        for warning in &self.warnings {
+            line("warning", warning.clone());
+        }
+        if let Some(watch) = &self.watch {
+            let (answers, unanswered) = (grouped(watch.answers), grouped(watch.unanswered));
+            line(
+                "watch",
+                format!("{answers} answers of /stats during the run, {unanswered} failed"),
+            );
+        }
+        let warnings = self.environment.warnings();
+        if warnings > 0 {
+            let what = format!("{warnings} warning{}", plural(warnings as u64));
+            line("machine", format!("{what} about what results depend on: see ringtally doctor"));
+        }
+        line("totals", self.server.to_string());
         line(
             "verdict",
             match self.verdict {
-                Verdict::Exact => "exact: every acknowledged event was counted once".into(),
-                Verdict::Wrong => "wrong".into(),
-                Verdict::Undecided => "undecided".into(),
+                Verdict::Exact => {
+                    format!("{GOOD}exact{GOOD:#}: every acknowledged event was counted once")
+                }
+                Verdict::Wrong => format!("{BAD}wrong{BAD:#}"),
+                Verdict::Undecided => format!("{BAD}undecided{BAD:#}"),
             },
         );
         for reason in &self.reasons {
@@ -351,29 +469,35 @@ impl Report {
         table
     }
 
-    /// Whether the run did what it was asked to: all events acknowledged, all totals right.
+    /// Whether the run did what it was asked to: all events acknowledged, all totals right, all
+    /// gates passed. A line for each that is not so.
     pub fn check(&self) -> Result<(), Failure> {
+        let mut failures = Vec::new();
         if self.verdict != Verdict::Exact {
-            return Err(Failure::Wrong(format!(
-                "the result is not exact: {}",
-                self.reasons.join("; ")
-            )));
+            failures.push(format!("the result is not exact: {}", self.reasons.join("; ")));
         }
-        let failed = self.requests - self.acknowledged;
-        if failed > 0 {
-            return Err(Failure::Wrong(format!(
-                "{failed} of {} requests were not acknowledged",
+        let not_acknowledged = self.requests - self.acknowledged;
+        if not_acknowledged > 0 {
+            failures.push(format!(
+                "{not_acknowledged} of {} requests were not acknowledged",
                 self.requests
-            )));
+            ));
         }
-        Ok(())
+        let of_gate = |gate: &Gate| gate.failure(self.figure(gate.figure()).as_ref());
+        let gates = self.gates.iter().filter_map(of_gate);
+        failures.extend(gates.map(|why| format!("--fail-if {why}")));
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Wrong(failures.join("\n"))),
+        }
     }
 }
 
 /// Writes a report's text to a file, or to standard output for `-`.
 pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
     let written = if path.as_os_str() == "-" {
-        std::io::stdout().write_all(text.as_bytes())
+        // Takes colours out where it is no terminal, or NO_COLOR is set.
+        anstream::stdout().write_all(text.as_bytes())
     } else {
         std::fs::write(path, text)
     };
@@ -383,6 +507,35 @@ pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
             path.display()
         ))
     })
+}
+
+impl Report {
+    /// A figure that a gate names.
+    fn figure(&self, name: &str) -> Option<Measured> {
+        let latency = &self.latency_us;
+        let exactly = |micros: f64| Bound { micros, is_at_least: false };
+        Some(match name {
+            "verdict" => Measured::Word(self.verdict.word()),
+            "client_limited" => Measured::Word(if self.client_limited { "true" } else { "false" }),
+            name => Measured::Number(match name {
+                "mean" => latency.mean,
+                "p50" => latency.p50,
+                "p90" => latency.p90,
+                "p99" => latency.p99,
+                "p99.9" => latency.p99_9,
+                "max" => latency.max,
+                "rps" => exactly(self.requests_per_s),
+                "refused" => exactly(self.refused as f64),
+                "unknown" => exactly(self.unknown as f64),
+                "unsent" => exactly(self.unsent as f64),
+                "reconnects" => exactly(self.reconnects as f64),
+                "timeouts" => exactly(self.timeouts as f64),
+                "client_cpu_us" => exactly(self.client_cpu_us_per_request),
+                "server_cpu_us" => exactly(self.cost.as_ref()?.server_cpu_us_per_request),
+                _ => return None,
+            }),
+        })
+    }
 }
 
 fn ratio(a: f64, b: f64) -> f64 {
@@ -402,12 +555,13 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// A time in microseconds, with its unit.
-fn time(micros: f64) -> String {
+/// A time with its unit, marked where it is a lower bound.
+pub(super) fn time(Bound { micros, is_at_least }: Bound) -> String {
+    let sign = if is_at_least { ">= " } else { "" };
     match micros {
-        ..1e3 => format!("{micros:.0} µs"),
-        ..1e6 => format!("{:.2} ms", micros / 1e3),
-        _ => format!("{:.2} s", micros / 1e6),
+        ..1e3 => format!("{sign}{micros:.0} µs"),
+        ..1e6 => format!("{sign}{:.2} ms", micros / 1e3),
+        _ => format!("{sign}{:.2} s", micros / 1e6),
     }
 }
 

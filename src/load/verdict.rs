@@ -1,7 +1,9 @@
 //! Whether the server counted what it acknowledged: equality, never a tolerance.
 
+use super::watch::Watched;
 use super::workload::{Figures, Share};
 use serde::Serialize;
+use std::time::Duration;
 
 /// What the server's totals say about the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +24,42 @@ pub(super) struct Judgement {
     pub(super) verdict: Verdict,
     /// What is off, by how much, or what is not known.
     pub(super) reasons: Vec<String>,
+}
+
+impl Verdict {
+    /// As programs read it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Verdict::Exact => "exact",
+            Verdict::Wrong => "wrong",
+            Verdict::Undecided => "undecided",
+        }
+    }
+}
+
+impl Judgement {
+    /// The judgement with what was seen besides the last totals: that they were wrong at first, and
+    /// answers during the run that cannot be.
+    pub(super) fn with(
+        mut self,
+        settled: Option<Duration>,
+        watched: Option<&Watched>,
+    ) -> Judgement {
+        let mut wrong = Vec::new();
+        if let Some(after) = settled {
+            let ms = after.as_secs_f64() * 1e3;
+            wrong.push(format!(
+                "the totals were wrong at first and right {ms:.1} ms after the last \
+                 acknowledgement: events are acknowledged before they are counted"
+            ));
+        }
+        wrong.extend(watched.map(Watched::reasons).unwrap_or_default());
+        if !wrong.is_empty() {
+            self.verdict = Verdict::Wrong;
+            self.reasons.extend(wrong);
+        }
+        self
+    }
 }
 
 /// What is known of a run.
@@ -135,15 +173,14 @@ fn range_of(name: &str, is: f64, least: f64, most: f64, wrong: &mut Vec<String>)
 mod tests {
     use super::*;
     use crate::load::workload::{Values, Workload};
-    use std::collections::HashSet;
 
     fn evidence(unknown: &[u64]) -> Evidence {
         let workload = Workload { events: 2000, users: 500, values: Values::Half };
-        let acknowledged = workload.share_without(&unknown.iter().copied().collect());
+        let acknowledged = workload.share_without(unknown.iter().copied());
         Evidence {
             before: Figures::ZERO,
             acknowledged,
-            possible: workload.share_without(&HashSet::new()),
+            possible: workload.share_without(std::iter::empty()),
             after: acknowledged.figures(),
         }
     }

@@ -1,39 +1,44 @@
-//! One client thread: its connections, on epoll, each with a bounded number of requests in flight.
+//! One client thread: its connections, on the ring, each with a bounded number of requests in flight.
 //!
-//! Closed loop: a connection sends the next request when it has the answer to an earlier one.
 //! Every event is sent once. When a connection ends, events of which nothing was sent go to
 //! another one; events that were sent and not answered may have been counted or not: they are
 //! unknown, and are not sent again.
 
+use super::latency::Slice;
+use super::ledger::Ledger;
 use super::response::{self, Malformed, Response};
+use super::schedule::{Due, Schedule};
 use super::workload::Workload;
-use hdrhistogram::Histogram;
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, ErrorKind, Read, Write};
+use crate::engine::ring::outgoing::{Filled, Happening, Outgoing, Wait};
+use crossbeam_utils::CachePadded;
+use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// Events that a thread takes from the common number at once.
-const EVENTS_A_GRAB: u64 = 32;
-/// Bytes that one read takes at most.
-const INPUT_BYTES: usize = 64 * 1024;
-/// How often timeouts are looked at.
-const TICK: Duration = Duration::from_millis(20);
 /// How long a connection that failed rests before it is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(20);
+const RETRY_AFTER_NS: u64 = 20_000_000;
 /// How long a server that closes after each answer may take to do so.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
-/// The longest latency that is told apart, in nanoseconds: an hour.
-const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
+const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
+/// Requests that are given to the kernel together. It sends them one by one, about 2 µs each, and
+/// their send time is read once for all of them.
+const SENDS_A_SUBMIT: usize = 16;
+/// From this time before an event is due on, an open loop polls: a sleep would end too late.
+const POLL_NS: u64 = 100_000;
+const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// A histogram of latencies in nanoseconds, to three significant digits.
-pub(super) fn histogram() -> Histogram<u64> {
-    // Constant bounds that the constructor accepts.
-    Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).unwrap_or_else(|_| unreachable!())
+/// How far a thread is. Written by it alone.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Requests that may have left. Written before they do.
+    pub(super) sent: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+    /// Requests that have ended, with an answer or without.
+    pub(super) ended: AtomicU64,
+    pub(super) connect_failures: AtomicU64,
 }
 
 /// What all threads of a run share.
@@ -44,132 +49,90 @@ pub(super) struct Run {
     pub(super) head: Vec<u8>,
     /// Requests in flight on a connection.
     pub(super) depth: usize,
+    /// Requests a second of an open loop; `None` is a closed loop.
+    pub(super) rate: Option<u64>,
     pub(super) timeout: Duration,
+    /// Events to send before those of the workload, which are measured.
+    pub(super) warm_up: u64,
+    pub(super) threads: usize,
     /// The server closes after each answer: one request a connection.
     pub(super) one_shot: AtomicBool,
-    /// The first event that no thread has taken.
-    pub(super) next: AtomicU64,
-    /// Events that have ended, for the progress line.
-    pub(super) done: AtomicU64,
-    /// Everybody is connected.
-    pub(super) start: Barrier,
+    /// The server cannot be talked to: nothing more is to be sent.
+    pub(super) is_called_off: AtomicBool,
+    /// The first event of the warm-up, and of the run, that no thread has taken.
+    pub(super) next: [AtomicU64; 2],
+    pub(super) progress: Vec<CachePadded<Progress>>,
+    /// Everybody is ready for the next phase, and everybody may start it: waited for twice.
+    pub(super) gate: Barrier,
 }
 
-/// What a thread found.
+/// What a thread did in a phase.
 #[derive(Debug)]
 pub(super) struct Findings {
-    pub(super) acknowledged: u64,
-    /// Events that were refused, by status.
-    pub(super) refused: BTreeMap<u16, Vec<u64>>,
-    /// Events that were sent and not answered.
-    pub(super) unknown: Vec<u64>,
-    /// Events that could not be sent.
-    pub(super) unsent: Vec<u64>,
-    /// Latencies of all answered requests, in nanoseconds.
-    pub(super) latency: Histogram<u64>,
-    /// Connections beyond the first of each worker.
-    pub(super) reconnects: u64,
-    pub(super) connect_failures: u64,
-    pub(super) timeouts: u64,
-    /// Connections that the server closed against its word.
-    pub(super) broken_keep_alives: u64,
-    /// Answers that were none, or that nobody had asked for.
-    pub(super) garbled: u64,
-    /// CPU time of the thread during the run.
+    pub(super) ledger: Ledger,
+    /// Requests of an open loop that were due while every connection was taken.
+    pub(super) held_up: u64,
+    /// CPU time of the thread, without the time that it polled.
+    pub(super) busy: Duration,
+    /// All of its CPU time.
     pub(super) cpu: Duration,
     pub(super) ended: Instant,
-}
-
-impl Findings {
-    pub(super) fn new() -> Self {
-        Findings {
-            acknowledged: 0,
-            refused: BTreeMap::new(),
-            unknown: Vec::new(),
-            unsent: Vec::new(),
-            latency: histogram(),
-            reconnects: 0,
-            connect_failures: 0,
-            timeouts: 0,
-            broken_keep_alives: 0,
-            garbled: 0,
-            cpu: Duration::ZERO,
-            ended: Instant::now(),
-        }
-    }
-
-    /// Adds what another thread found.
-    pub(super) fn merge(&mut self, other: Findings) {
-        self.acknowledged += other.acknowledged;
-        for (status, events) in other.refused {
-            self.refused.entry(status).or_default().extend(events);
-        }
-        self.unknown.extend(other.unknown);
-        self.unsent.extend(other.unsent);
-        // Histograms of one kind always add up.
-        let _ = self.latency.add(other.latency);
-        self.reconnects += other.reconnects;
-        self.connect_failures += other.connect_failures;
-        self.timeouts += other.timeouts;
-        self.broken_keep_alives += other.broken_keep_alives;
-        self.garbled += other.garbled;
-        self.cpu += other.cpu;
-        self.ended = self.ended.max(other.ended);
-    }
+    /// Why the ring failed, if it did.
+    pub(super) failure: Option<String>,
 }
 
 /// A request that waits for its answer.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     event: u64,
-    sent_at: Instant,
+    /// When it was to be sent, and when it was.
+    due_ns: u64,
+    sent_ns: u64,
     /// Where the request starts among the bytes of its connection.
     offset: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Connecting {
-        since: Instant,
+        since_ns: u64,
     },
     Open,
     /// Answered once; the server is expected to close.
     Closing {
-        since: Instant,
+        since_ns: u64,
     },
-    /// Failed; to be tried again.
+    /// Failed, or not needed; to be tried again.
     Down {
-        until: Instant,
+        until_ns: u64,
     },
 }
 
 #[derive(Debug)]
 struct Connection {
     state: State,
-    stream: Option<TcpStream>,
     flights: VecDeque<Flight>,
-    /// Requests made and not yet written.
-    out: Vec<u8>,
-    /// Bytes that were written on this connection.
-    written: u64,
+    /// Bytes of the requests that were made.
+    made: u64,
     /// The start of an answer.
     input: Vec<u8>,
     answered: u64,
     /// The server has said that it will close.
     says_close: bool,
+    /// It is among the free ones.
+    is_listed: bool,
 }
 
 impl Connection {
-    fn new() -> Self {
+    fn down(until_ns: u64) -> Self {
         Connection {
-            state: State::Down { until: Instant::now() },
-            stream: None,
+            state: State::Down { until_ns },
             flights: VecDeque::new(),
-            out: Vec::new(),
-            written: 0,
+            made: 0,
             input: Vec::new(),
             answered: 0,
             says_close: false,
+            is_listed: false,
         }
     }
 }
@@ -177,368 +140,551 @@ impl Connection {
 /// One client thread.
 pub(super) struct Worker<'a> {
     run: &'a Run,
-    poll: Poll,
+    thread: usize,
+    wire: Outgoing,
     connections: Vec<Connection>,
-    buffer: Vec<u8>,
-    /// Events taken from the common number, and events to be sent again.
-    grabbed: std::ops::Range<u64>,
-    again: Vec<u64>,
+    schedule: Schedule<'a>,
+    /// Events that were due and found no connection, or were given back by one that broke.
+    waiting: VecDeque<Due>,
+    /// Connections that take another request, those that waited longest first.
+    free: VecDeque<usize>,
     in_flight: u64,
+    /// Requests made since the last were given to the kernel.
+    unsubmitted: usize,
+    started: Instant,
+    /// The clock as of this turn, and as of the last submission, in nanoseconds since the start.
+    now_ns: u64,
+    stamp_ns: u64,
     /// When a connection last opened or an answer last came.
-    progress: Instant,
-    is_started: bool,
-    next_tick: Instant,
-    findings: Findings,
+    progress_ns: u64,
+    is_running: bool,
+    sent: u64,
+    ended: u64,
+    polled: Duration,
+    held_up: u64,
+    ledger: Ledger,
+    slice: Box<Slice>,
+    slices: Sender<Box<Slice>>,
 }
 
 impl<'a> Worker<'a> {
-    /// A thread with `connections` connections.
-    pub(super) fn new(run: &'a Run, connections: usize) -> io::Result<Self> {
+    /// Thread number `thread` with so many connections. Slices of the measured part go to `slices`.
+    pub(super) fn new(
+        run: &'a Run,
+        thread: usize,
+        connections: usize,
+        slices: Sender<Box<Slice>>,
+    ) -> io::Result<Self> {
         Ok(Worker {
             run,
-            poll: Poll::new()?,
-            connections: (0..connections).map(|_| Connection::new()).collect(),
-            buffer: vec![0; INPUT_BYTES],
-            grabbed: 0..0,
-            again: Vec::new(),
+            thread,
+            wire: Outgoing::new(run.address, connections)?,
+            connections: (0..connections).map(|_| Connection::down(0)).collect(),
+            schedule: Schedule::closed(&run.next[0], run.warm_up),
+            waiting: VecDeque::new(),
+            free: VecDeque::new(),
             in_flight: 0,
-            progress: Instant::now(),
-            is_started: false,
-            next_tick: Instant::now(),
-            findings: Findings::new(),
+            unsubmitted: 0,
+            started: Instant::now(),
+            now_ns: 0,
+            stamp_ns: 0,
+            progress_ns: 0,
+            is_running: false,
+            sent: 0,
+            ended: 0,
+            polled: Duration::ZERO,
+            held_up: 0,
+            ledger: Ledger::default(),
+            slice: Box::new(Slice::new(0, run.rate.is_some())),
+            slices,
         })
     }
 
-    /// Connects, waits for the others, sends its part of the events, and says what happened.
-    pub(super) fn work(mut self) -> Findings {
-        let mut events = Events::with_capacity(1024);
+    /// Connects, sends its part of the warm-up and of the run, waits for the others around each, and
+    /// says what happened in both.
+    pub(super) fn work(mut self) -> [Findings; 2] {
+        let connected = self.wire.enable().and_then(|()| self.connect_all());
+        let warm_up = self.phase(connected.as_ref().map_err(io::Error::to_string));
+        self.schedule = match self.run.rate {
+            None => Schedule::closed(&self.run.next[1], self.run.workload.events),
+            Some(rate) => Schedule::open(
+                self.thread as u64,
+                self.run.threads as u64,
+                self.run.workload.events,
+                rate,
+            ),
+        };
+        self.slice = Box::new(Slice::new(0, self.run.rate.is_some()));
+        let failed = warm_up.failure.clone();
+        let measured = self.phase(failed.map_or(Ok(&()), Err));
+        // Fails only where nobody wants it any more.
+        let _ = self.slices.send(self.slice);
+        [warm_up, measured]
+    }
+
+    /// Waits for the others, sends all there is to send, and says what happened.
+    fn phase(&mut self, before: Result<&(), String>) -> Findings {
+        (self.sent, self.ended) = (0, 0);
+        self.show_sent();
+        self.note_progress();
+        self.run.gate.wait();
+        self.run.gate.wait();
+        let (cpu_before, polled_before) = (thread_cpu(), self.polled);
+        let is_called_off = self.run.is_called_off.load(Ordering::Relaxed);
+        let result = match before {
+            Ok(()) if !is_called_off => self.send_all().map_err(|error| error.to_string()),
+            before => before.copied(),
+        };
+        self.abandon();
+        self.note_progress();
+        let ended = Instant::now();
+        let cpu = thread_cpu().saturating_sub(cpu_before);
+        Findings {
+            ledger: std::mem::take(&mut self.ledger),
+            held_up: std::mem::take(&mut self.held_up),
+            busy: cpu.saturating_sub(self.polled - polled_before),
+            cpu,
+            ended,
+            failure: result.err(),
+        }
+    }
+
+    fn connect_all(&mut self) -> io::Result<()> {
         for index in 0..self.connections.len() {
-            self.connect(index);
+            self.connect(index)?;
         }
         let patience = Instant::now() + self.run.timeout;
-        while !self.connections.iter().all(|connection| matches!(connection.state, State::Open))
+        while !self.connections.iter().all(|connection| connection.state == State::Open)
             && Instant::now() < patience
         {
-            self.turn(&mut events);
+            self.turn(Wait::One)?;
         }
-        self.run.start.wait();
-        self.is_started = true;
-        let cpu_before = thread_cpu();
-        self.progress = Instant::now();
+        Ok(())
+    }
+
+    fn send_all(&mut self) -> io::Result<()> {
+        self.started = Instant::now();
+        self.is_running = true;
+        self.read_clock();
+        self.progress_ns = self.now_ns;
+        for connection in &mut self.connections {
+            // The clock has started again.
+            if let State::Connecting { since_ns } = &mut connection.state {
+                *since_ns = 0;
+            }
+        }
+        self.free.clear();
         for index in 0..self.connections.len() {
-            self.fill_and_send(index, Instant::now());
+            self.connections[index].is_listed = false;
+            self.offer(index);
         }
-        while !self.is_done() {
-            self.turn(&mut events);
-            if self.has_given_up() {
-                self.abandon();
-                break;
+        self.dispatch()?;
+        while !self.is_done() && !self.has_given_up() {
+            let wait = self.wait();
+            self.turn(wait)?;
+        }
+        self.is_running = false;
+        Ok(())
+    }
+
+    /// How to wait: an open loop must be awake when the next event is due.
+    fn wait(&mut self) -> Wait {
+        let due_ns = match self.schedule {
+            Schedule::Open { .. } if !self.free.is_empty() => self.schedule.next_ns(),
+            _ => None,
+        };
+        let Some(due_ns) = due_ns else { return Wait::One };
+        let now = self.started.elapsed();
+        let left_ns = due_ns.saturating_sub(now.as_nanos() as u64);
+        match left_ns {
+            0 => Wait::No,
+            1..=POLL_NS => {
+                self.wire.poll(self.started + Duration::from_nanos(due_ns));
+                self.polled += self.started.elapsed().saturating_sub(now);
+                Wait::No
             }
+            _ => Wait::For(Duration::from_nanos(left_ns - POLL_NS / 2)),
         }
-        self.findings.ended = Instant::now();
-        self.findings.cpu = thread_cpu().saturating_sub(cpu_before);
-        self.findings
     }
 
-    /// Waits for sockets and handles what they have.
-    fn turn(&mut self, events: &mut Events) {
-        // An interrupted wait is an empty one.
-        if self.poll.poll(events, Some(TICK)).is_err() {
-            events.clear();
-        }
-        let before = self.ended_events();
-        for event in events.iter() {
-            let index = event.token().0;
-            if event.is_writable() {
-                self.on_writable(index);
+    fn read_clock(&mut self) {
+        self.now_ns = self.started.elapsed().as_nanos() as u64;
+        self.stamp_ns = self.now_ns;
+    }
+
+    /// Takes in what has happened, and sends what can be sent.
+    fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        self.wire.turn(wait)?;
+        self.unsubmitted = 0;
+        self.read_clock();
+        while let Some(happening) = self.wire.next_happening() {
+            match happening {
+                Happening::Received(index, filled) => self.take(index, filled),
+                Happening::Connected(index) => {
+                    self.connections[index].state = State::Open;
+                    self.progress_ns = self.now_ns;
+                    self.offer(index);
+                }
+                Happening::Failed(index, _) => self.note_failure_to_connect(index),
+                Happening::Ended(index, handed_over) => self.end(index, handed_over)?,
+                Happening::Tick => self.tick()?,
             }
-            if event.is_readable() || event.is_read_closed() || event.is_error() {
-                // With the end behind the bytes, no further event would tell of it.
-                self.on_readable(index, event.is_read_closed() || event.is_error());
-            }
+            self.dispatch()?;
         }
-        self.tick();
-        self.run.done.fetch_add(self.ended_events() - before, Ordering::Relaxed);
+        self.dispatch()?;
+        self.note_progress();
+        self.next_slice();
+        Ok(())
     }
 
-    fn ended_events(&self) -> u64 {
-        self.findings.latency.len() + self.findings.unknown.len() as u64
+    /// Shows how far this thread is.
+    fn note_progress(&mut self) {
+        let progress = &self.run.progress[self.thread];
+        progress.acknowledged.store(self.ledger.acknowledged, Ordering::Release);
+        progress.ended.store(self.ended, Ordering::Relaxed);
+        let failures = self.ledger.trouble.connect_failures;
+        progress.connect_failures.store(failures, Ordering::Relaxed);
     }
 
-    fn next_event(&mut self) -> Option<u64> {
-        if let Some(event) = self.again.pop() {
-            return Some(event);
+    /// Hands over what a second that is over has shown.
+    fn next_slice(&mut self) {
+        let second = self.now_ns / NS_PER_SECOND;
+        if self.is_running && second > self.slice.second {
+            let next = Box::new(Slice::new(second, self.run.rate.is_some()));
+            // Fails only where nobody wants it any more.
+            let _ = self.slices.send(std::mem::replace(&mut self.slice, next));
         }
-        if self.grabbed.is_empty() {
-            let events = self.run.workload.events;
-            let start = self.run.next.fetch_add(EVENTS_A_GRAB, Ordering::Relaxed).min(events);
-            self.grabbed = start..(start + EVENTS_A_GRAB).min(events);
-        }
-        self.grabbed.next()
-    }
-
-    fn has_work(&self) -> bool {
-        !self.again.is_empty()
-            || !self.grabbed.is_empty()
-            || self.run.next.load(Ordering::Relaxed) < self.run.workload.events
     }
 
     fn is_done(&self) -> bool {
         self.in_flight == 0 && !self.has_work()
     }
 
+    fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || self.schedule.next_ns().is_some()
+    }
+
     /// Nobody is connected, and nobody has been for too long.
     fn has_given_up(&self) -> bool {
         self.in_flight == 0
-            && self.progress.elapsed() > self.run.timeout
-            && !self.connections.iter().any(|connection| matches!(connection.state, State::Open))
+            && u128::from(self.now_ns - self.progress_ns) > self.run.timeout.as_nanos()
+            && !self.connections.iter().any(|connection| connection.state == State::Open)
     }
 
     /// Ends with events that were never sent.
     fn abandon(&mut self) {
-        while let Some(event) = self.next_event() {
-            self.findings.unsent.push(event);
-        }
+        self.ledger.given_back.extend(self.waiting.drain(..).map(|due| due.event));
+        self.ledger.left.extend(self.schedule.end());
     }
 
-    fn connect(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
-        *connection = Connection::new();
-        let opened = TcpStream::connect(self.run.address).and_then(|mut stream| {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(&mut stream, Token(index), interest)?;
-            Ok(stream)
-        });
-        match opened {
-            Ok(stream) => {
-                connection.stream = Some(stream);
-                connection.state = State::Connecting { since: Instant::now() };
+    fn connect(&mut self, index: usize) -> io::Result<()> {
+        self.connections[index] = Connection::down(0);
+        match self.wire.connect(index) {
+            Ok(()) => {
+                self.connections[index].state = State::Connecting { since_ns: self.now_ns };
             }
-            Err(_) => self.fail_to_connect(index),
+            Err(_) => self.note_failure_to_connect(index),
+        }
+        Ok(())
+    }
+
+    fn note_failure_to_connect(&mut self, index: usize) {
+        self.ledger.trouble.connect_failures += 1;
+        self.connections[index] = Connection::down(self.now_ns + RETRY_AFTER_NS);
+    }
+
+    /// Whether a connection takes another request now.
+    fn takes_more(&self, index: usize) -> bool {
+        let one_shot = self.run.one_shot.load(Ordering::Relaxed);
+        let depth = if one_shot { 1 } else { self.run.depth };
+        let connection = &self.connections[index];
+        connection.state == State::Open
+            && connection.flights.len() < depth
+            && !connection.says_close
+            && !(one_shot && connection.answered > 0)
+    }
+
+    /// Lists a connection as free, if it is.
+    fn offer(&mut self, index: usize) {
+        if self.takes_more(index) && !self.connections[index].is_listed {
+            self.connections[index].is_listed = true;
+            self.free.push_back(index);
         }
     }
 
-    fn fail_to_connect(&mut self, index: usize) {
-        self.findings.connect_failures += 1;
-        let connection = &mut self.connections[index];
-        *connection = Connection::new();
-        connection.state = State::Down { until: Instant::now() + RETRY_AFTER };
+    /// Gives free connections the events that are due.
+    fn dispatch(&mut self) -> io::Result<()> {
+        if !self.is_running {
+            return Ok(());
+        }
+        let is_open_loop = self.slice.lag.is_some();
+        loop {
+            while self.free.front().is_some_and(|index| !self.takes_more(*index)) {
+                self.unlist();
+            }
+            if self.free.is_empty() && !is_open_loop {
+                break;
+            }
+            let was_waiting = !self.waiting.is_empty();
+            let due = match self.waiting.front().copied() {
+                Some(due) if !self.free.is_empty() => {
+                    self.waiting.pop_front();
+                    due
+                }
+                _ => match self.schedule.take(self.stamp_ns) {
+                    Some(due) => due,
+                    None => break,
+                },
+            };
+            if self.free.is_empty() {
+                // Its latency goes on from when it was due.
+                self.held_up += 1;
+                self.waiting.push_back(due);
+                continue;
+            }
+            if let Some(lag) = &mut self.slice.lag
+                && !was_waiting
+            {
+                lag.record(self.stamp_ns - due.ns);
+            }
+            let index = self.unlist();
+            self.make(index, due);
+            self.offer(index);
+            if self.unsubmitted >= SENDS_A_SUBMIT {
+                self.show_sent();
+                self.wire.submit()?;
+                self.unsubmitted = 0;
+                self.stamp_ns = self.started.elapsed().as_nanos() as u64;
+            }
+        }
+        self.show_sent();
+        Ok(())
     }
 
-    fn on_writable(&mut self, index: usize) {
+    fn unlist(&mut self) -> usize {
+        // Its callers have seen one.
+        let index = self.free.pop_front().unwrap_or_else(|| unreachable!("no connection is free"));
+        self.connections[index].is_listed = false;
+        index
+    }
+
+    /// Says how many requests may have left, before they do.
+    fn show_sent(&self) {
+        self.run.progress[self.thread].sent.store(self.sent, Ordering::Release);
+    }
+
+    /// Makes the request of an event.
+    fn make(&mut self, index: usize, due: Due) {
         let connection = &mut self.connections[index];
-        let Some(stream) = &connection.stream else {
+        let Some(out) = self.wire.out(index) else {
+            // It has just closed, which is yet to be told.
+            self.waiting.push_front(due);
             return;
         };
-        if let State::Connecting { .. } = connection.state {
-            let has_failed = !matches!(stream.take_error(), Ok(None));
-            if has_failed || stream.peer_addr().is_err() {
-                if has_failed {
-                    self.fail_to_connect(index);
-                }
+        let before = out.len();
+        self.run.workload.append_request(due.event, &self.run.head, out);
+        let bytes = (out.len() - before) as u64;
+        let (event, due_ns, sent_ns) = (due.event, due.ns, self.stamp_ns);
+        connection.flights.push_back(Flight { event, due_ns, sent_ns, offset: connection.made });
+        connection.made += bytes;
+        self.in_flight += 1;
+        self.sent += 1;
+        self.unsubmitted += 1;
+        self.wire.send(index);
+    }
+
+    /// Takes received bytes: answers.
+    fn take(&mut self, index: usize, filled: Filled) {
+        let mut input = std::mem::take(&mut self.connections[index].input);
+        let read = if input.is_empty() {
+            let (at, read) = answers(self.wire.bytes(&filled), &mut |response| {
+                note_answer(
+                    &mut self.connections[index],
+                    &mut self.ledger,
+                    &mut self.slice,
+                    self.run,
+                    self.now_ns,
+                    response,
+                )
+            });
+            input.extend_from_slice(&self.wire.bytes(&filled)[at..]);
+            read
+        } else {
+            input.extend_from_slice(self.wire.bytes(&filled));
+            let (at, read) = answers(&input, &mut |response| {
+                note_answer(
+                    &mut self.connections[index],
+                    &mut self.ledger,
+                    &mut self.slice,
+                    self.run,
+                    self.now_ns,
+                    response,
+                )
+            });
+            input.drain(..at);
+            read
+        };
+        self.wire.give_back(filled);
+        self.connections[index].input = input;
+        let answered = match read {
+            Ok(answered) => answered,
+            Err(GarbledAfter(answered)) => {
+                self.ledger.trouble.garbled += 1;
+                let handed_over = self.wire.handed_over(index);
+                self.wire.close(index);
+                self.connections[index].input.clear();
+                self.note_answered(answered);
+                // A connection that cannot be opened again is counted there.
+                let _ = self.end(index, handed_over);
                 return;
             }
-            // Without it small requests would wait for each other.
-            let _ = stream.set_nodelay(true);
-            connection.state = State::Open;
-            self.progress = Instant::now();
-            if self.is_started {
-                self.fill_and_send(index, Instant::now());
-            }
-        } else {
-            self.send(index);
-        }
-    }
-
-    /// Makes requests up to the allowed number in flight, and sends them.
-    fn fill_and_send(&mut self, index: usize, now: Instant) {
-        let one_shot = self.run.one_shot.load(Ordering::Relaxed);
-        loop {
-            let connection = &self.connections[index];
-            let depth = if one_shot { 1 } else { self.run.depth };
-            let may_send = matches!(connection.state, State::Open)
-                && connection.flights.len() < depth
-                && !connection.says_close
-                && !(one_shot && connection.answered > 0);
-            if !may_send {
-                break;
-            }
-            let Some(event) = self.next_event() else {
-                break;
-            };
-            let connection = &mut self.connections[index];
-            let offset = connection.written + connection.out.len() as u64;
-            connection.flights.push_back(Flight { event, sent_at: now, offset });
-            self.in_flight += 1;
-            self.run.workload.append_request(event, &self.run.head, &mut connection.out);
-        }
-        self.send(index);
-    }
-
-    fn send(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
-        let Some(stream) = &mut connection.stream else {
-            return;
         };
-        let mut sent = 0;
-        while sent < connection.out.len() {
-            match stream.write(&connection.out[sent..]) {
-                Ok(written) => sent += written,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A failed connection is readable, and its end is handled there.
-                Err(_) => break,
-            }
-        }
-        connection.written += sent as u64;
-        connection.out.drain(..sent);
+        self.note_answered(answered);
+        self.offer(index);
     }
 
-    /// Takes what has arrived; with `to_end`, up to the end of the connection.
-    fn on_readable(&mut self, index: usize, to_end: bool) {
-        if matches!(self.connections[index].state, State::Connecting { .. }) {
-            return;
+    fn note_answered(&mut self, answered: u64) {
+        self.in_flight -= answered;
+        self.ended += answered;
+        if answered > 0 {
+            self.progress_ns = self.now_ns;
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        while let Some(stream) = &mut self.connections[index].stream {
-            match stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.end(index);
-                    break;
-                }
-                Ok(received) => {
-                    if self.take(index, &buffer[..received]).is_err() {
-                        self.findings.garbled += 1;
-                        self.end(index);
-                        break;
-                    }
-                    // epoll(7): a short read has taken all there was.
-                    if received < buffer.len() && !to_end {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    self.end(index);
-                    break;
-                }
-            }
-        }
-        self.buffer = buffer;
     }
 
-    /// Takes received bytes: answers, then the next requests.
-    fn take(&mut self, index: usize, received: &[u8]) -> Result<(), Malformed> {
-        let now = Instant::now();
-        let mut input = std::mem::take(&mut self.connections[index].input);
-        let data = if input.is_empty() {
-            received
-        } else {
-            input.extend_from_slice(received);
-            &input
-        };
-        let mut at = 0;
-        while at < data.len() {
-            let Some(response) = response::read(&data[at..], false)? else {
-                break;
-            };
-            at += response.end;
-            self.answer(index, response, now)?;
-        }
-        let rest = data[at..].to_vec();
-        self.connections[index].input = rest;
-        self.fill_and_send(index, now);
-        Ok(())
-    }
-
-    /// Notes the answer to the oldest request in flight.
-    fn answer(&mut self, index: usize, response: Response, now: Instant) -> Result<(), Malformed> {
-        let connection = &mut self.connections[index];
-        let flight = connection.flights.pop_front().ok_or(Malformed)?;
-        connection.answered += 1;
-        connection.says_close |= response.says_close;
-        let is_last = connection.says_close || self.run.one_shot.load(Ordering::Relaxed);
-        if is_last && connection.flights.is_empty() {
-            connection.state = State::Closing { since: now };
-        }
-        self.in_flight -= 1;
-        self.progress = now;
-        let latency = now.saturating_duration_since(flight.sent_at).as_nanos() as u64;
-        self.findings.latency.saturating_record(latency.max(1));
-        match response.status {
-            200..300 => self.findings.acknowledged += 1,
-            status => self.findings.refused.entry(status).or_default().push(flight.event),
-        }
-        Ok(())
-    }
-
-    /// Handles the end of a connection, and opens the next one where there is work.
-    fn end(&mut self, index: usize) {
-        let connection = &self.connections[index];
+    /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
+    /// next one where there is work.
+    fn end(&mut self, index: usize, handed_over: u64) -> io::Result<()> {
         // An answer that only the end of the connection ends.
-        let last = response::read(&connection.input, true);
-        if let Ok(Some(response)) = last
-            && self.answer(index, response, Instant::now()).is_err()
-        {
-            self.findings.garbled += 1;
+        if let Ok(Some(response)) = response::read(&self.connections[index].input, true) {
+            let (ledger, slice) = (&mut self.ledger, &mut self.slice);
+            let connection = &mut self.connections[index];
+            match note_answer(connection, ledger, slice, self.run, self.now_ns, response) {
+                Ok(()) => self.note_answered(1),
+                Err(Malformed) => self.ledger.trouble.garbled += 1,
+            }
+        } else if !self.connections[index].input.is_empty() {
+            self.ledger.trouble.garbled += 1;
         }
         let connection = &mut self.connections[index];
         let flights = std::mem::take(&mut connection.flights);
-        let was_sent = |flight: &Flight| flight.offset < connection.written;
+        let was_sent = |flight: &Flight| flight.offset < handed_over;
         if connection.answered > 0 && !connection.says_close && flights.iter().any(was_sent) {
-            self.findings.broken_keep_alives += 1;
+            self.ledger.trouble.broken_keep_alives += 1;
             self.run.one_shot.store(true, Ordering::Relaxed);
         }
         self.in_flight -= flights.len() as u64;
         for flight in flights {
-            match was_sent(&flight) {
-                true => self.findings.unknown.push(flight.event),
-                false => self.again.push(flight.event),
+            if was_sent(&flight) {
+                self.ledger.unknown.push(flight.event);
+                self.ended += 1;
+                self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
+                if let Some(from_send) = &mut self.slice.from_send {
+                    from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
+                }
+            } else {
+                self.sent -= 1;
+                self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
             }
         }
-        self.reconnect(index);
+        self.reconnect(index)
     }
 
-    fn reconnect(&mut self, index: usize) {
-        if self.has_work() {
-            self.findings.reconnects += 1;
-            self.connect(index);
+    fn reconnect(&mut self, index: usize) -> io::Result<()> {
+        if self.has_work() || !self.is_running {
+            self.ledger.trouble.reconnects += 1;
+            self.connect(index)
         } else {
-            self.connections[index] = Connection::new();
+            self.connections[index] = Connection::down(0);
+            Ok(())
         }
     }
 
     /// Ends what has waited too long.
-    fn tick(&mut self) {
-        let now = Instant::now();
-        if now < self.next_tick {
-            return;
-        }
-        self.next_tick = now + TICK;
+    fn tick(&mut self) -> io::Result<()> {
+        let timeout_ns = self.run.timeout.as_nanos() as u64;
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
-            let too_long = |since: Instant, limit| now.saturating_duration_since(since) > limit;
+            let is_over = |since_ns: u64, limit| self.now_ns.saturating_sub(since_ns) > limit;
             match connection.state {
                 State::Open => {
                     let oldest = connection.flights.front();
-                    if oldest.is_some_and(|flight| too_long(flight.sent_at, self.run.timeout)) {
-                        self.findings.timeouts += 1;
-                        self.end(index);
+                    if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
+                        self.ledger.trouble.timeouts += 1;
+                        let handed_over = self.wire.handed_over(index);
+                        self.wire.close(index);
+                        self.end(index, handed_over)?;
                     }
                 }
-                State::Connecting { since } if too_long(since, self.run.timeout) => {
-                    self.fail_to_connect(index);
+                State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
+                    self.wire.close(index);
+                    self.note_failure_to_connect(index);
                 }
-                State::Closing { since } if too_long(since, CLOSE_PATIENCE) => {
-                    self.reconnect(index);
+                State::Closing { since_ns } if is_over(since_ns, CLOSE_PATIENCE_NS) => {
+                    self.wire.close(index);
+                    self.reconnect(index)?;
                 }
-                State::Down { until } if now >= until && (self.has_work() || !self.is_started) => {
-                    self.connect(index);
+                State::Down { until_ns }
+                    if self.now_ns >= until_ns && (self.has_work() || !self.is_running) =>
+                {
+                    self.connect(index)?;
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
+}
+
+/// Bytes that are no answer came after so many answers.
+struct GarbledAfter(u64);
+
+/// Reads the whole answers at the start of `data`. Returns where they end, and how many they are.
+fn answers(
+    data: &[u8],
+    note: &mut impl FnMut(Response) -> Result<(), Malformed>,
+) -> (usize, Result<u64, GarbledAfter>) {
+    let (mut at, mut answered) = (0, 0);
+    while at < data.len() {
+        match response::read(&data[at..], false) {
+            Ok(None) => break,
+            Ok(Some(response)) => {
+                if note(response).is_err() {
+                    return (at, Err(GarbledAfter(answered)));
+                }
+                at += response.end;
+                answered += 1;
+            }
+            Err(Malformed) => return (at, Err(GarbledAfter(answered))),
+        }
+    }
+    (at, Ok(answered))
+}
+
+/// Notes the answer to the oldest request in flight. Fails where there is none.
+fn note_answer(
+    connection: &mut Connection,
+    ledger: &mut Ledger,
+    slice: &mut Slice,
+    run: &Run,
+    now_ns: u64,
+    response: Response,
+) -> Result<(), Malformed> {
+    let flight = connection.flights.pop_front().ok_or(Malformed)?;
+    connection.answered += 1;
+    connection.says_close |= response.says_close;
+    let is_last = connection.says_close || run.one_shot.load(Ordering::Relaxed);
+    if is_last && connection.flights.is_empty() {
+        connection.state = State::Closing { since_ns: now_ns };
+    }
+    slice.latency.record(now_ns.saturating_sub(flight.due_ns));
+    if let Some(from_send) = &mut slice.from_send {
+        from_send.record(now_ns.saturating_sub(flight.sent_ns));
+    }
+    match response.status {
+        200..300 => ledger.acknowledged += 1,
+        status => ledger.refused.entry(status).or_default().push(flight.event),
+    }
+    Ok(())
 }
 
 /// CPU time that the calling thread has used.

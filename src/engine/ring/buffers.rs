@@ -22,6 +22,9 @@ pub(super) struct Buffers {
     tail: u16,
 }
 
+// SAFETY: it owns the memory that it points to, and nothing in it is tied to a thread.
+unsafe impl Send for Buffers {}
+
 impl Buffers {
     fn layouts(count: u16) -> Result<(Layout, Layout), LayoutError> {
         let of = |bytes| Layout::from_size_align(usize::from(count) * bytes, PAGE_BYTES);

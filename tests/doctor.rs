@@ -1,0 +1,102 @@
+//! `ringtally doctor`, and what reports say of the machine.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{ringtally, run, text};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// A file of this test run, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str, content: &str) -> Scratch {
+        let name = format!("ringtally-{}-{name}", std::process::id());
+        let file = Scratch(std::env::temp_dir().join(name));
+        std::fs::write(&file.0, content).unwrap();
+        file
+    }
+
+    fn name(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn every_line_has_a_verdict_and_every_warning_a_fix() {
+    let output = run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = text(&output.stdout);
+    let (last, lines) = said.trim_end().rsplit_once('\n').map(|(a, b)| (b, a)).unwrap();
+    let mut warnings = 0;
+    for line in lines.lines() {
+        let verdict = line.split_ascii_whitespace().next().unwrap();
+        assert!(["OK", "WARN", "SKIP"].contains(&verdict), "{line}");
+        assert_eq!(line.contains("; fix: "), verdict == "WARN", "{line}");
+        warnings += usize::from(verdict == "WARN");
+    }
+    assert!(last.contains(&format!("{warnings} WARN")), "{last}");
+    let strict = run(&["doctor", "--strict"]).status.code();
+    assert_eq!(strict, Some(i32::from(warnings > 0)));
+}
+
+#[test]
+fn colours_are_for_a_terminal_only() {
+    for command in ["doctor", "--help", "load --help"] {
+        let output = run(&command.split(' ').collect::<Vec<_>>());
+        assert!(!output.stdout.contains(&0x1b), "{command}");
+    }
+    // A terminal is imitated by the variable that forces colours, and NO_COLOR overrules none of it.
+    let forced = ringtally().arg("doctor").env("CLICOLOR_FORCE", "1").output().unwrap();
+    assert!(forced.stdout.contains(&0x1b));
+    let never = ringtally().arg("doctor").env("NO_COLOR", "1").output().unwrap();
+    assert!(!never.stdout.contains(&0x1b));
+}
+
+#[test]
+fn reports_embed_what_the_doctor_says() {
+    let output = run(&["challenge", "1000", "4", "--quiet", "--json", "-"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let doctor: Value = serde_json::from_slice(&run(&["doctor", "--json"]).stdout).unwrap();
+    let names = |environment: &Value| -> Vec<String> {
+        let checks = environment["checks"].as_array().unwrap();
+        checks.iter().map(|check| check["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&report["environment"]), names(&doctor));
+    assert_eq!(report["environment"]["cpu_model"], doctor["cpu_model"]);
+}
+
+#[test]
+fn results_of_different_machines_are_told_apart() {
+    let here = text(&run(&["doctor", "--json"]).stdout);
+    let mut elsewhere: Value = serde_json::from_str(&here).unwrap();
+    elsewhere["cpu_model"] = "abacus".into();
+    let same = Scratch::new("same.json", &format!(r#"{{"environment":{here}}}"#));
+    let other = Scratch::new("other.json", &elsewhere.to_string());
+    let compare = |files: &[&str], code: i32| {
+        let output = run(&[&["doctor", "--strict", "--compare"], files].concat());
+        assert_eq!(output.status.code(), Some(code), "{files:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert!(compare(&[same.name(), same.name()], 0).starts_with("the same machine"));
+    assert!(compare(&[same.name()], 0).starts_with("the same machine"));
+    let said = compare(&[same.name(), other.name()], 1);
+    assert!(said.starts_with("different machines"), "{said}");
+    assert!(said.contains("abacus"), "{said}");
+
+    let broken = Scratch::new("broken.json", "{\"environment\":{}}");
+    for file in [broken.name(), "/nonexistent/report.json"] {
+        let output = run(&["doctor", "--compare", file]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("--compare"), "{}", text(&output.stderr));
+    }
+}
