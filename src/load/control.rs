@@ -93,7 +93,10 @@ impl Server {
                 return Err(ErrorKind::TimedOut.into());
             }
             stream.set_read_timeout(Some(left))?;
-            let received = stream.read(&mut buffer)?;
+            let received = match stream.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                received => received?,
+            };
             input.extend_from_slice(&buffer[..received]);
             let garbage = || io::Error::new(ErrorKind::InvalidData, "its answer is not HTTP/1.1");
             match response::read(&input, received == 0).map_err(|_| garbage())? {

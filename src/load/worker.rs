@@ -108,6 +108,13 @@ enum State {
     },
 }
 
+/// Who has ended a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Peer,
+    Us,
+}
+
 #[derive(Debug)]
 struct Connection {
     state: State,
@@ -326,7 +333,7 @@ impl<'a> Worker<'a> {
                     self.offer(index);
                 }
                 Happening::Failed(index, _) => self.note_failure_to_connect(index),
-                Happening::Ended(index, handed_over) => self.end(index, handed_over)?,
+                Happening::Ended(index, handed_over) => self.end(index, handed_over, By::Peer)?,
                 Happening::Tick => self.tick()?,
             }
             self.dispatch()?;
@@ -535,7 +542,7 @@ impl<'a> Worker<'a> {
                 self.connections[index].input.clear();
                 self.note_answered(answered);
                 // A connection that cannot be opened again is counted there.
-                let _ = self.end(index, handed_over);
+                let _ = self.end(index, handed_over, By::Us);
                 return;
             }
         };
@@ -553,7 +560,9 @@ impl<'a> Worker<'a> {
 
     /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
     /// next one where there is work.
-    fn end(&mut self, index: usize, handed_over: u64) -> io::Result<()> {
+    fn end(&mut self, index: usize, handed_over: u64, by: By) -> io::Result<()> {
+        // Until now it was there.
+        self.progress_ns = self.now_ns;
         // An answer that only the end of the connection ends.
         if let Ok(Some(response)) = response::read(&self.connections[index].input, true) {
             let (ledger, slice) = (&mut self.ledger, &mut self.slice);
@@ -568,7 +577,8 @@ impl<'a> Worker<'a> {
         let connection = &mut self.connections[index];
         let flights = std::mem::take(&mut connection.flights);
         let was_sent = |flight: &Flight| flight.offset < handed_over;
-        if connection.answered > 0 && !connection.says_close && flights.iter().any(was_sent) {
+        let was_promised = connection.answered > 0 && !connection.says_close;
+        if by == By::Peer && was_promised && flights.iter().any(was_sent) {
             self.ledger.trouble.broken_keep_alives += 1;
             self.run.one_shot.store(true, Ordering::Relaxed);
         }
@@ -612,7 +622,7 @@ impl<'a> Worker<'a> {
                         self.ledger.trouble.timeouts += 1;
                         let handed_over = self.wire.handed_over(index);
                         self.wire.close(index);
-                        self.end(index, handed_over)?;
+                        self.end(index, handed_over, By::Us)?;
                     }
                 }
                 State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {

@@ -8,6 +8,7 @@
 )]
 
 pub mod agreement;
+pub mod fake;
 pub mod reference;
 
 use rustix::process::{Pid, Signal, kill_process};

@@ -1,0 +1,235 @@
+//! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves as a
+//! client must find out.
+
+use super::{run, text};
+use serde_json::Value;
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+/// What a published server does, or does wrong.
+#[derive(Clone, Copy)]
+pub struct Habits {
+    pub status: u16,
+    pub body: &'static str,
+    /// The `Connection` field, and whether it closes after each answer.
+    pub connection: &'static str,
+    pub closes: bool,
+    pub has_reset: bool,
+    /// Writes sums as Java does.
+    pub java_floats: bool,
+    /// Of so many events, one is lost, counted twice, refused, or never answered; 0 is none.
+    pub loses: u64,
+    pub doubles: u64,
+    pub refuses: u64,
+    pub silent: u64,
+    /// Of so many answers, one is followed by bytes that nobody asked for; 0 is none.
+    pub trails: u64,
+    /// Of so many `/stats`, one is of an earlier moment; 0 is none.
+    pub forgets: u64,
+    /// `/stats` reads the sum, and some time later the count.
+    pub tears: bool,
+    /// Acknowledges first, and counts so long after.
+    pub counts_after: Duration,
+    /// Before this event everything stands still for so long.
+    pub stalls: Option<(u64, Duration)>,
+}
+
+pub const GOOD: Habits = Habits {
+    status: 200,
+    body: "",
+    connection: "keep-alive",
+    closes: false,
+    has_reset: true,
+    java_floats: false,
+    loses: 0,
+    doubles: 0,
+    refuses: 0,
+    silent: 0,
+    trails: 0,
+    forgets: 0,
+    tears: false,
+    counts_after: Duration::ZERO,
+    stalls: None,
+};
+
+#[derive(Clone, Default)]
+struct Counted {
+    events: u64,
+    users: HashSet<String>,
+    sum: f64,
+}
+
+/// What all connections of a server share.
+#[derive(Default)]
+struct State {
+    counted: Mutex<Counted>,
+    /// Totals of some time ago.
+    old: Mutex<Counted>,
+    seen: AtomicU64,
+    asked: AtomicU64,
+    /// Held for writing, nothing is answered.
+    stall: RwLock<()>,
+}
+
+/// A slow and obvious server: a thread a connection, one lock.
+pub struct Fake {
+    address: SocketAddr,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Fake {
+    pub fn start(habits: Habits) -> Fake {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(State::default());
+        let over = Arc::clone(&is_over);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if over.load(Ordering::Acquire) {
+                    return;
+                }
+                let state = Arc::clone(&state);
+                std::thread::spawn(move || serve(stream.unwrap(), habits, &state));
+            }
+        });
+        Fake { address, is_over }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
+    stream.set_nodelay(true).unwrap();
+    let mut input = Vec::new();
+    loop {
+        let Some((head, body)) = read_request(&mut stream, &mut input) else { return };
+        let answer = |status: u16, body: &str| {
+            format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
+                body.len(),
+                habits.connection
+            )
+        };
+        let is_turn = |number: u64, every: u64| every > 0 && number.is_multiple_of(every);
+        let response = if head.starts_with("POST /event ") {
+            let number = state.seen.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some((_, pause)) = habits.stalls.filter(|(at, _)| *at == number) {
+                let _all = state.stall.write().unwrap();
+                std::thread::sleep(pause);
+            }
+            drop(state.stall.read().unwrap());
+            if is_turn(number, habits.silent) {
+                continue;
+            }
+            if is_turn(number, habits.refuses) {
+                answer(500, "no")
+            } else {
+                let times = 1 + u64::from(is_turn(number, habits.doubles))
+                    - u64::from(is_turn(number, habits.loses));
+                if habits.counts_after.is_zero() {
+                    state.count(&body, times);
+                } else {
+                    let (state, body) = (Arc::clone(state), body.clone());
+                    std::thread::spawn(move || {
+                        std::thread::sleep(habits.counts_after);
+                        state.count(&body, times);
+                    });
+                }
+                let mut answer = answer(habits.status, habits.body);
+                if is_turn(number, habits.trails) {
+                    answer.push_str("and more");
+                }
+                answer
+            }
+        } else if head.starts_with("GET /stats ") {
+            let number = state.asked.fetch_add(1, Ordering::Relaxed) + 1;
+            let mut shown = state.counted.lock().unwrap().clone();
+            if habits.tears {
+                std::thread::sleep(Duration::from_millis(1));
+                shown.events = state.counted.lock().unwrap().events;
+            }
+            if is_turn(number, habits.forgets) {
+                shown = state.old.lock().unwrap().clone();
+            }
+            let avg = if shown.events == 0 { 0.0 } else { shown.sum / shown.events as f64 };
+            let sum = match habits.java_floats {
+                true => format!("{:?}", shown.sum * 1e-8) + "E8",
+                false => format!("{:?}", shown.sum),
+            };
+            answer(
+                200,
+                &format!(
+                    r#"{{"totalRequests":{},"uniqueUsers":{},"sum":{sum},"avg":{avg:?}}}"#,
+                    shown.events,
+                    shown.users.len()
+                ),
+            )
+        } else if head.starts_with("POST /reset ") && habits.has_reset {
+            *state.counted.lock().unwrap() = Counted::default();
+            answer(200, "")
+        } else {
+            answer(404, "")
+        };
+        if stream.write_all(response.as_bytes()).is_err() || habits.closes {
+            return;
+        }
+    }
+}
+
+impl State {
+    fn count(&self, body: &str, times: u64) {
+        let event: Value = serde_json::from_str(body).unwrap();
+        let mut counted = self.counted.lock().unwrap();
+        for _ in 0..times {
+            counted.events += 1;
+            counted.sum += event["value"].as_f64().unwrap();
+            counted.users.insert(event["userId"].as_str().unwrap().to_owned());
+            if counted.events == 100 {
+                *self.old.lock().unwrap() = counted.clone();
+            }
+        }
+    }
+}
+
+fn read_request(stream: &mut TcpStream, input: &mut Vec<u8>) -> Option<(String, String)> {
+    loop {
+        let all = text(input);
+        if let Some((head, rest)) = all.split_once("\r\n\r\n") {
+            let length = head
+                .split("Content-Length: ")
+                .nth(1)
+                .map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap());
+            if rest.len() >= length {
+                input.drain(..head.len() + 4 + length);
+                return Some((head.to_owned(), rest[..length].to_owned()));
+            }
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return None,
+            Ok(received) => input.extend_from_slice(&buffer[..received]),
+        }
+    }
+}
+
+/// Runs `load` and returns its exit code and its JSON report.
+pub fn load(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
+    let output = run(&[&["load", "--url", url, "--quiet", "--json", "-"], flags].concat());
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)));
+    (output.status.code(), report)
+}

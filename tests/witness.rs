@@ -1,0 +1,210 @@
+//! What `ringtally load` finds out of servers that are wrong in one way each, and what it says of
+//! time.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::fake::{Fake, GOOD, Habits, load};
+use common::{Server, ringtally, run, text};
+use serde_json::Value;
+use std::time::Duration;
+
+/// What a load of a server with such habits is judged, with its reasons.
+fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
+    load(&Fake::start(habits).url(), flags)
+}
+
+fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
+    let (code, report) = report;
+    assert_eq!((*code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
+    let reasons = report["reasons"].to_string();
+    assert!(reasons.contains(reason), "{reasons}");
+}
+
+#[test]
+fn one_event_in_ten_thousand_is_enough() {
+    let lost = judged(Habits { loses: 10_000, ..GOOD }, &["10000", "20"]);
+    assert_wrong(&lost, "1 events were lost");
+    let doubled = judged(Habits { doubles: 10_000, ..GOOD }, &["10000", "20"]);
+    assert_wrong(&doubled, "1 events too many");
+}
+
+#[test]
+fn torn_answers_are_seen_while_they_are_given() {
+    let flags = ["20000", "8", "--watch", "--values", "one"];
+    let torn = judged(Habits { tears: true, ..GOOD }, &flags);
+    assert_wrong(&torn, "the numbers did not belong together");
+    assert!(torn.1["watch"]["torn"].as_u64().unwrap() > 0);
+    // Without the watch nobody would know.
+    let unseen = judged(Habits { tears: true, ..GOOD }, &["2000", "8", "--values", "one"]);
+    assert_eq!(unseen.1["verdict"], "exact");
+}
+
+#[test]
+fn answers_that_go_back_are_seen() {
+    let flags = ["20000", "8", "--watch", "--values", "one"];
+    let forgetful = judged(Habits { forgets: 5, ..GOOD }, &flags);
+    assert_wrong(&forgetful, "totals went down");
+    assert_wrong(&forgetful, "acknowledged events were missing");
+}
+
+#[test]
+fn who_acknowledges_before_it_counts_is_found_out() {
+    let habits = Habits { counts_after: Duration::from_millis(300), ..GOOD };
+    let report = judged(habits, &["500", "8"]);
+    assert_wrong(&report, "acknowledged before they are counted");
+    let ms = report.1["settled_after_ms"].as_f64().unwrap();
+    assert!((100.0..2000.0).contains(&ms), "{ms}");
+    let watched = judged(habits, &["5000", "8", "--watch"]);
+    assert!(watched.1["watch"]["below_acknowledged"].as_u64().unwrap() > 0, "{}", watched.1);
+}
+
+#[test]
+fn bytes_behind_an_answer_are_counted_and_not_fatal() {
+    let (code, report) = judged(Habits { trails: 500, ..GOOD }, &["2000", "4", "--timeout", "2s"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+    assert!(report["garbled"].as_u64().unwrap() >= 3, "{report}");
+    assert_eq!(report["acknowledged"], 2000);
+}
+
+/// A server that stands still for a second, at the middle of ten seconds at 1,000 requests/s: a
+/// thousand of 10,000 requests are late, by a second for the first of them and evenly less for
+/// those that were due later. The 100 latest of all are 1 % of them, and were due in its first
+/// tenth of a second: p99 is 0.9 s; by the same reckoning p99.9 is 0.99 s, and p90 is next to nothing.
+#[test]
+fn a_stall_of_a_second_is_in_the_percentiles_that_arithmetic_gives() {
+    let habits = Habits { stalls: Some((5000, Duration::from_secs(1))), ..GOOD };
+    let (code, report) = judged(habits, &["10000", "16", "--rate", "1000", "--threads", "2"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+    let latency = &report["latency_us"];
+    let within = |value: &Value, least: f64, most: f64| {
+        let seconds = value.as_f64().unwrap() / 1e6;
+        assert!((least..most).contains(&seconds), "{seconds} in {report}");
+    };
+    within(&latency["p50"], 0.0, 0.05);
+    within(&latency["p99"], 0.88, 0.95);
+    within(&latency["p99_9"], 0.97, 1.04);
+    within(&latency["max"], 0.98, 1.06);
+    // What a closed loop would have seen: one late request a connection, 16 of 10,000.
+    within(&report["open_loop"]["latency_from_send_us"]["p99"], 0.0, 0.3);
+    within(&report["open_loop"]["latency_from_send_us"]["max"], 0.9, 1.06);
+    assert!(report["open_loop"]["held_up"].as_u64().unwrap() > 900, "{report}");
+    assert_eq!(report["open_loop"]["latency_from_send_us"]["censored"], 0);
+    let elapsed = report["elapsed_s"].as_f64().unwrap();
+    assert!((9.9..10.6).contains(&elapsed), "{elapsed}");
+}
+
+#[test]
+fn requests_that_were_given_up_are_lower_bounds_in_the_percentiles() {
+    let (code, report) =
+        judged(Habits { silent: 100, ..GOOD }, &["2000", "10", "--timeout", "300ms"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+    let latency = &report["latency_us"];
+    assert_eq!(latency["censored"], 20, "{report}");
+    assert_eq!((&report["timeouts"], &report["broken_keep_alives"]), (&20.into(), &0.into()));
+    let bounds = latency["lower_bounds"].to_string();
+    assert!(bounds.contains("p99_9") && bounds.contains("max"), "{bounds}");
+    assert!(!bounds.contains("p50") && !bounds.contains("p90"), "{bounds}");
+    assert!(latency["p99_9"].as_f64().unwrap() >= 300_000.0);
+    let fake = Fake::start(Habits { silent: 100, ..GOOD });
+    let output = run(&["load", "2000", "10", "--timeout", "300ms", "--url", &fake.url()]);
+    assert!(text(&output.stdout).contains("p99.9 >= 3"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn an_open_loop_sends_as_many_as_it_was_told_and_at_its_rate() {
+    let server = Server::start(&[]);
+    for (requests, rate, threads) in [("3000", "3000", "1"), ("1001", "2000", "2"), ("1", "5", "1")]
+    {
+        let flags = [requests, "4", "--rate", rate, "--threads", threads, "--watch"];
+        let (code, report) = load(&server.url(), &flags);
+        assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+        assert_eq!(report["acknowledged"].to_string(), requests);
+        let due = (requests.parse::<f64>().unwrap() - 1.0) / rate.parse::<f64>().unwrap();
+        let elapsed = report["elapsed_s"].as_f64().unwrap();
+        assert!((due..due + 0.3).contains(&elapsed), "{elapsed} of {due}");
+    }
+}
+
+#[test]
+fn a_warm_up_is_outside_of_what_is_measured_and_judged() {
+    let server = Server::start(&[]);
+    let (code, report) = load(&server.url(), &["500", "5", "--warmup", "3000"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+    assert_eq!(report["server"]["totalRequests"], 500);
+    assert_eq!(report["warm_up"]["acknowledged"], 3000);
+    assert_eq!(report["seconds"][0]["requests"], 500);
+    // A server that cannot be set back is measured from what the warm-up left.
+    let fake = Fake::start(Habits { has_reset: false, ..GOOD });
+    let (code, report) = load(&fake.url(), &["500", "5", "--warmup", "300", "--users", "50"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+    assert_eq!(report["server"]["totalRequests"], 800);
+}
+
+#[test]
+fn gates_fail_the_run_with_a_line_each() {
+    let server = Server::start(&[]);
+    let with = |gates: &[&str]| {
+        let url = server.url();
+        let mut flags = vec!["load", "500", "5", "--quiet", "--url", &url];
+        gates.iter().for_each(|gate| flags.extend(["--fail-if", gate]));
+        let output = run(&flags);
+        (output.status.code(), text(&output.stderr))
+    };
+    assert_eq!(with(&["p99>10s", "rps<1", "verdict!=exact"]), (Some(0), String::new()));
+    let (code, said) = with(&["p99>1ns", "rps>1", "verdict!=exact"]);
+    assert_eq!((code, said.lines().count()), (Some(1), 2), "{said}");
+    assert!(said.contains("p99>1ns: it is ") && said.contains("rps>1: it is "), "{said}");
+    let (code, said) = with(&["p98>1ms"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--fail-if"), "{said}");
+}
+
+#[test]
+fn the_page_has_everything_in_itself() {
+    let server = Server::start(&[]);
+    let output = run(&[
+        "load",
+        "3000",
+        "10",
+        "--quiet",
+        "--html",
+        "-",
+        "--rate",
+        "6000",
+        "--url",
+        &server.url(),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = text(&output.stdout);
+    assert_eq!(page.matches("<svg ").count(), 3);
+    for word in ["exact", "Latency spectrum", "99.9 %", "Environment", "scope=\"row\""] {
+        assert!(page.contains(word), "{word}");
+    }
+    for outside in ["<script", "src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn the_screen_needs_a_terminal() {
+    let output = ringtally().args(["load", "--tui"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--tui"));
+}
+
+#[test]
+fn a_client_on_the_servers_cpus_says_so() {
+    let allowed = ringtally::topology::allowed_cpus();
+    let first = allowed[0].to_string();
+    let server = Server::start(&["--cpus", &first]);
+    let (_, shared) = load(&server.url(), &["500", "2", "--cpus", &first]);
+    assert!(shared["warnings"][0].as_str().unwrap().contains("share"), "{shared}");
+    if allowed.len() > 1 {
+        let (_, apart) = load(&server.url(), &["500", "2"]);
+        assert_eq!(apart["warnings"], Value::Array(Vec::new()));
+        let cpus = apart["setup"]["cpus"].as_str().unwrap();
+        assert!(!cpus.split(',').any(|cpu| cpu == first), "{cpus}");
+    }
+}
