@@ -1,0 +1,3 @@
+module arena/go-nethttp
+
+go 1.23
