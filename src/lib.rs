@@ -26,6 +26,7 @@
 //! - [`event`]: one event from JSON.
 //! - [`tally`]: what is counted: the exact sum, the users, one writer a shard, merged on read.
 //! - [`metrics`]: counters with one writer a shard, and the text that Prometheus reads.
+//! - `page`: the live page, whose script reads the numbers of `tally` and [`metrics`] by itself.
 //! - [`topology`]: which CPUs this process may use, and which shard and client gets which.
 //! - [`log`] and [`failure`]: words for the operator, and exit codes.
 //!
@@ -42,6 +43,7 @@ pub mod http;
 pub mod load;
 pub mod log;
 pub mod metrics;
+mod page;
 mod primitives;
 pub mod server;
 pub mod service;

@@ -50,11 +50,13 @@ pub enum Endpoint {
     Reset,
     /// `/metrics`
     Metrics,
+    /// `/`
+    Page,
     /// Any other path, none, or a request refused before it had one.
     Other,
 }
 
-const ENDPOINTS: [&str; 6] = ["/event", "/stats", "/health", "/reset", "/metrics", "other"];
+const ENDPOINTS: [&str; 7] = ["/event", "/stats", "/health", "/reset", "/metrics", "/", "other"];
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "other", "unknown"];
 const STATUSES: [u16; 18] =
     [200, 201, 204, 400, 401, 403, 404, 405, 408, 413, 414, 417, 431, 501, 503, 505, 507, 0];

@@ -3,6 +3,7 @@
 use crate::event;
 use crate::http::{Date, Handler, Heads, Method, Prepared, Reply, Request, Target};
 use crate::metrics::{Endpoint, FAILURES, Reporter};
+use crate::page::Page;
 use crate::tally::{Totals, UsersFull, Writer};
 use serde::Serialize;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
         b"/health" => Endpoint::Health,
         b"/reset" => Endpoint::Reset,
         b"/metrics" => Endpoint::Metrics,
+        b"/" => Endpoint::Page,
         _ => Endpoint::Other,
     }
 }
@@ -68,7 +70,9 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
         Endpoint::Event | Endpoint::Reset => "POST, OPTIONS",
-        Endpoint::Stats | Endpoint::Health | Endpoint::Metrics => "GET, HEAD, OPTIONS",
+        Endpoint::Stats | Endpoint::Health | Endpoint::Metrics | Endpoint::Page => {
+            "GET, HEAD, OPTIONS"
+        }
         Endpoint::Other => METHODS,
     }
 }
@@ -87,6 +91,7 @@ pub struct Service {
     date: Date,
     heads: Heads,
     acknowledged: Prepared,
+    page: Page,
 }
 
 impl Service {
@@ -107,6 +112,7 @@ impl Service {
             date,
             heads: Heads::default(),
             acknowledged,
+            page: Page::new(),
         }
     }
 
@@ -281,7 +287,7 @@ impl Service {
                     reply.send_error(405, &[("Allow", METHODS)], "this server is no proxy")
                 }
                 Target::Path(_) => {
-                    let sentence = "use /event, /stats, /health, /reset or /metrics";
+                    let sentence = "use /event, /stats, /health, /reset, /metrics or /";
                     reply.send_error(404, &[], sentence)
                 }
             },
@@ -291,6 +297,7 @@ impl Service {
                 reply.send_json(200, br#"{"status":"healthy"}"#)
             }
             (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
+            (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),
             (Method::Options, endpoint) => {
                 reply.send(204, None, &[("Allow", methods(endpoint))], b"")

@@ -736,3 +736,18 @@ fn metrics_say_what_was_done() {
     assert_eq!(buckets.last().unwrap().1, samples["http_request_duration_seconds_count"]);
     assert_eq!(handled, samples["http_request_duration_seconds_count"]);
 }
+
+#[test]
+fn the_live_page_comes_from_memory_under_a_strict_policy() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    let page = client.get("/");
+    assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.field("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert!(page.body.starts_with("<!doctype html>") && page.body.ends_with("</html>\n"));
+    let asked = client.ask("OPTIONS / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!((asked.status, asked.field("allow")), (204, Some("GET, HEAD, OPTIONS")));
+    assert_eq!(client.post("/", "{}").status, 405);
+}
