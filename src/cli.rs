@@ -278,7 +278,8 @@ pub struct LoadArgs {
     /// The server
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     url: String,
-    /// CPUs that threads are pinned to, in taskset syntax [default: all allowed]
+    /// CPUs that threads are pinned to, in taskset syntax [default: those allowed that keep off the
+    /// cores of a server on this machine]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
     /// Measure from the totals found, without a reset

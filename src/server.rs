@@ -318,7 +318,8 @@ fn check_ring() -> Result<(), Failure> {
     };
     let advice = match error.kind() {
         ErrorKind::Unsupported => {
-            "this kernel has no io_uring: use Linux 5.11 or later, built with CONFIG_IO_URING"
+            "there is no io_uring: use Linux 5.11 or later, built with CONFIG_IO_URING, or allow the \
+             io_uring system calls in the container's seccomp profile"
         }
         ErrorKind::PermissionDenied => {
             "io_uring is blocked: set kernel.io_uring_disabled=0 with sysctl, or allow the \

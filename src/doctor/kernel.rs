@@ -18,6 +18,7 @@ const MEMORY_BYTES: u64 = 512 * 1024 * 1024;
 
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     let mut checks = vec![kernel(machine), io_uring_disabled(machine)];
+    let is_filtered = machine.status("Seccomp").is_some_and(|mode| mode != "0");
     let features = ring::probe();
     let ring_works = features.iter().all(|feature| feature.result.is_ok());
     for ring::Feature { name, since, result } in features {
@@ -26,11 +27,11 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
             Ok(()) => Check::ok(&name, format!("works (Linux {since})")),
             Err(error) => {
                 let fix = match error.kind() {
-                    ErrorKind::PermissionDenied => {
-                        "set kernel.io_uring_disabled=0, or allow the io_uring system calls in \
-                         the container's seccomp profile"
-                            .into()
+                    // A seccomp profile refuses with one or the other.
+                    ErrorKind::PermissionDenied | ErrorKind::Unsupported if is_filtered => {
+                        "allow the io_uring system calls in the container's seccomp profile".into()
                     }
+                    ErrorKind::PermissionDenied => "sysctl -w kernel.io_uring_disabled=0".into(),
                     ErrorKind::OutOfMemory => "raise ulimit -l".into(),
                     _ => format!("use Linux {since} or later, or --engine streams"),
                 };
