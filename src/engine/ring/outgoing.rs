@@ -506,3 +506,142 @@ impl Drop for Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    /// Sends back what it gets, a connection a thread; every so many is closed after
+    /// a few bytes.
+    fn echo(closes_every: usize) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let mut stream: TcpStream = stream.unwrap();
+                let closes = closes_every > 0 && number % closes_every == closes_every - 1;
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 20_000];
+                    while let Ok(received @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..received]).is_err() || closes {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    /// What the test knows of a connection.
+    #[derive(Default)]
+    struct Known {
+        is_open: bool,
+        is_opening: bool,
+        sent: Vec<u8>,
+        received: usize,
+    }
+
+    /// Random connects, sends small and far beyond a socket's buffer, and closes at any moment: what
+    /// comes back on a connection is what was sent on it since it was opened, and nothing is told
+    /// of one that is closed.
+    #[test]
+    fn every_connection_gets_its_own_bytes_whatever_happens_to_others() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let connections = 24;
+        let mut wire = Outgoing::new(echo(5), connections).unwrap();
+        wire.enable().unwrap();
+        let mut all: Vec<Known> = (0..connections).map(|_| Known::default()).collect();
+        let (mut bytes, mut ended) = (0, 0);
+        for _ in 0..6000 {
+            let index = random.usize(0..connections);
+            let known = &mut all[index];
+            match random.u8(0..20) {
+                0 if known.is_open || known.is_opening => {
+                    wire.close(index);
+                    *known = Known::default();
+                }
+                1..8 if known.is_open && known.sent.len() < 2_000_000 => {
+                    let len = if random.u8(0..20) == 0 { 400_000 } else { random.usize(1..200) };
+                    let piece: Vec<u8> = (0..len).map(|_| random.u8(..)).collect();
+                    wire.out(index).unwrap().extend_from_slice(&piece);
+                    wire.send(index);
+                    known.sent.extend(piece);
+                }
+                8 if !known.is_open && !known.is_opening => {
+                    wire.connect(index).unwrap();
+                    *known = Known { is_opening: true, ..Known::default() };
+                }
+                _ => {}
+            }
+            wire.turn(Wait::No).unwrap();
+            while let Some(happening) = wire.next_happening() {
+                match happening {
+                    Happening::Connected(index) => {
+                        assert!(all[index].is_opening && !all[index].is_open);
+                        (all[index].is_open, all[index].is_opening) = (true, false);
+                    }
+                    Happening::Failed(_, error) => panic!("{error}"),
+                    Happening::Received(index, filled) => {
+                        let known = &mut all[index];
+                        assert!(known.is_open, "of a closed connection");
+                        let got = wire.bytes(&filled);
+                        let end = known.received + got.len();
+                        assert_eq!(got, &known.sent[known.received..end]);
+                        known.received = end;
+                        bytes += got.len();
+                        wire.give_back(filled);
+                    }
+                    Happening::Ended(index, handed_over) => {
+                        assert!(all[index].is_open && handed_over <= all[index].sent.len() as u64);
+                        assert!(handed_over >= all[index].received as u64);
+                        all[index] = Known::default();
+                        ended += 1;
+                    }
+                    Happening::Tick => {}
+                }
+            }
+        }
+        assert!(bytes > 100_000 && ended > 3, "{bytes} bytes, {ended} ended");
+        // Whatever is still under way ends with the ring.
+        drop(wire);
+    }
+
+    #[test]
+    fn a_refused_connect_is_told_of_and_can_be_tried_again() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let mut wire = Outgoing::new(address, 1).unwrap();
+        wire.enable().unwrap();
+        for _ in 0..3 {
+            wire.connect(0).unwrap();
+            let error = loop {
+                wire.turn(Wait::One).unwrap();
+                if let Some(Happening::Failed(0, error)) = wire.next_happening() {
+                    break error;
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_in_its_time_and_ticks_go_on() {
+        let mut wire = Outgoing::new(echo(0), 1).unwrap();
+        wire.enable().unwrap();
+        let started = Instant::now();
+        wire.turn(Wait::For(Duration::from_millis(5))).unwrap();
+        assert!((4..19).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        let mut ticks = 0;
+        while started.elapsed() < Duration::from_millis(210) {
+            wire.turn(Wait::One).unwrap();
+            while let Some(Happening::Tick) = wire.next_happening() {
+                ticks += 1;
+            }
+        }
+        assert!((5..=11).contains(&ticks), "{ticks}");
+    }
+}
