@@ -582,6 +582,9 @@ mod tests {
                     Happening::Connected(index) => {
                         assert!(all[index].is_opening && !all[index].is_open);
                         (all[index].is_open, all[index].is_opening) = (true, false);
+                        // So little that a send takes a part of its bytes.
+                        let link = wire.links[wire.places[index] as usize].as_ref().unwrap();
+                        link.socket.set_send_buffer_size(4096).unwrap();
                     }
                     Happening::Failed(_, error) => panic!("{error}"),
                     Happening::Received(index, filled) => {
