@@ -54,7 +54,7 @@ fn colours_are_for_a_terminal_only() {
         let output = run(&command.split(' ').collect::<Vec<_>>());
         assert!(!output.stdout.contains(&0x1b), "{command}");
     }
-    // A terminal is imitated by the variable that forces colours, and NO_COLOR overrules none of it.
+    // This variable stands for a terminal.
     let forced = ringtally().arg("doctor").env("CLICOLOR_FORCE", "1").output().unwrap();
     assert!(forced.stdout.contains(&0x1b));
     let never = ringtally().arg("doctor").env("NO_COLOR", "1").output().unwrap();

@@ -502,36 +502,21 @@ impl<'a> Worker<'a> {
 
     /// Takes received bytes: answers.
     fn take(&mut self, index: usize, filled: Filled) {
-        let mut input = std::mem::take(&mut self.connections[index].input);
-        let read = if input.is_empty() {
-            let (at, read) = answers(self.wire.bytes(&filled), &mut |response| {
-                note_answer(
-                    &mut self.connections[index],
-                    &mut self.ledger,
-                    &mut self.slice,
-                    self.run,
-                    self.now_ns,
-                    response,
-                )
-            });
-            input.extend_from_slice(&self.wire.bytes(&filled)[at..]);
-            read
-        } else {
-            input.extend_from_slice(self.wire.bytes(&filled));
-            let (at, read) = answers(&input, &mut |response| {
-                note_answer(
-                    &mut self.connections[index],
-                    &mut self.ledger,
-                    &mut self.slice,
-                    self.run,
-                    self.now_ns,
-                    response,
-                )
-            });
-            input.drain(..at);
-            read
-        };
+        let connection = &mut self.connections[index];
+        let mut input = std::mem::take(&mut connection.input);
+        input.extend_from_slice(self.wire.bytes(&filled));
         self.wire.give_back(filled);
+        let (at, read) = answers(&input, &mut |response| {
+            note_answer(
+                connection,
+                &mut self.ledger,
+                &mut self.slice,
+                self.run,
+                self.now_ns,
+                response,
+            )
+        });
+        input.drain(..at);
         self.connections[index].input = input;
         let answered = match read {
             Ok(answered) => answered,

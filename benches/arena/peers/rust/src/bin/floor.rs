@@ -181,7 +181,11 @@ impl Loop {
         self.accept()?;
         let mut completions = Vec::with_capacity(COMPLETIONS as usize);
         loop {
-            self.ring.submit_and_wait(1)?;
+            match self.ring.submit_and_wait(1) {
+                // A tracer that attaches interrupts the wait.
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
             completions.extend(self.ring.completion());
             for completion in completions.drain(..) {
                 let descriptor = completion.user_data() as u32 as i32;

@@ -1,0 +1,116 @@
+//! The servers that are compared: ours, and those in `peers/`, each with its scripts.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The exit code of a `build` whose toolchain is missing.
+const TOOLCHAIN_IS_MISSING: i32 = 3;
+
+/// A server of the challenge.
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    /// What it stands for.
+    pub(crate) stands_for: String,
+    kind: Kind,
+}
+
+enum Kind {
+    /// The binary of this package with this engine.
+    Ours(&'static str),
+    /// A folder with scripts.
+    Peer(PathBuf),
+}
+
+/// What became of a build.
+pub(crate) enum Build {
+    Done,
+    /// What is missing.
+    Skipped(String),
+    Failed(String),
+}
+
+/// All entries, ours first.
+pub(crate) fn all() -> Vec<Entry> {
+    let ours = ["ring", "streams"].map(|engine| Entry {
+        name: format!("ringtally-{engine}"),
+        stands_for: match engine {
+            "ring" => "ringtally, an io_uring of its own a shard".into(),
+            _ => "ringtally, glommio's TCP streams".into(),
+        },
+        kind: Kind::Ours(engine),
+    });
+    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/arena/peers");
+    let folders = std::fs::read_dir(&peers).into_iter().flatten().flatten();
+    let mut found: Vec<Entry> = folders
+        .filter_map(|folder| {
+            let stands_for = std::fs::read_to_string(folder.path().join("entry")).ok()?;
+            Some(Entry {
+                name: folder.file_name().into_string().ok()?,
+                stands_for: stands_for.trim().to_owned(),
+                kind: Kind::Peer(folder.path()),
+            })
+        })
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    ours.into_iter().chain(found).collect()
+}
+
+/// Where an entry's build lies.
+pub(crate) fn build_folder(builds: &Path, name: &str) -> PathBuf {
+    builds.join(name)
+}
+
+impl Entry {
+    /// Whether it counts at all: the floor answers without reading.
+    pub(crate) fn counts(&self) -> bool {
+        self.name != "floor"
+    }
+
+    /// Builds it into a folder of its own outside of the checkout; quick where it was built before.
+    pub(crate) fn build(&self) -> Build {
+        let Kind::Peer(scripts) = &self.kind else { return Build::Done };
+        let folder = build_folder(&std::env::temp_dir().join("ringtally-peers"), &self.name);
+        let built = Command::new(scripts.join("build")).arg(&folder).stdin(Stdio::null()).output();
+        let output = match built {
+            Ok(output) => output,
+            Err(error) => return Build::Failed(format!("its build script does not run: {error}")),
+        };
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        match output.status.code() {
+            Some(0) => Build::Done,
+            Some(TOOLCHAIN_IS_MISSING) => Build::Skipped(said),
+            _ => Build::Failed(format!("its build failed: {said}")),
+        }
+    }
+
+    /// What serves it on a port of the loopback address.
+    pub(crate) fn serve(&self, builds: &Path, port: u16, cpus: &[usize]) -> Command {
+        let port = port.to_string();
+        match &self.kind {
+            Kind::Ours(engine) => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_ringtally"));
+                let cpus = ringtally::topology::format_cpu_list(cpus);
+                command.args(["serve", "--port", &port, "--engine", engine, "--cpus", &cpus]);
+                command
+            }
+            Kind::Peer(scripts) => {
+                let mut command = Command::new(scripts.join("serve"));
+                command.arg(build_folder(builds, &self.name)).args([port, cpus.len().to_string()]);
+                command
+            }
+        }
+    }
+
+    /// What it is made of, with versions.
+    pub(crate) fn version(&self, builds: &Path) -> String {
+        match &self.kind {
+            Kind::Ours(_) => format!("ringtally {}", env!("CARGO_PKG_VERSION")),
+            Kind::Peer(scripts) => {
+                let folder = build_folder(builds, &self.name);
+                let output = Command::new(scripts.join("version")).arg(folder).output();
+                let said = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+                said.unwrap_or_else(|error| format!("unknown: {error}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Every known server of the challenge side by side: `cargo bench --bench arena`.
+//!
+//! Each entry in turn is started on the server's CPUs, warmed up, loaded from the client's CPUs and
+//! stopped, in interleaved rounds, so that what changes on the machine changes for all. Compared
+//! is pair by pair within a round. `ci/arena` installs what the entries need.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
+
+mod document;
+mod entry;
+mod measure;
+mod plot;
+mod process;
+mod statistics;
+
+use clap::Parser;
+use entry::{Build, Entry};
+use measure::{Bench, Exactness, Run, Workload};
+use ringtally::topology::{allowed_cpus, choose, divide, parse_cpu_list, siblings};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Compares servers of the challenge, each checked for exactness
+#[derive(Parser)]
+struct Options {
+    /// Entries, a list [default: all]
+    #[arg(long, value_delimiter = ',')]
+    entries: Vec<String>,
+    /// Entries that must not be skipped, a list
+    #[arg(long, value_delimiter = ',')]
+    require: Vec<String>,
+    /// Runs of each entry
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Keep-alive connections, a list
+    #[arg(long, value_delimiter = ',', default_value = "64")]
+    connections: Vec<usize>,
+    /// Requests in flight on a connection, a list
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pipeline: Vec<usize>,
+    /// Also at these fixed rates in requests a second, a list
+    #[arg(long, value_delimiter = ',')]
+    rate: Vec<u64>,
+    /// Seconds of a measured run
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// CPUs of the server, in taskset syntax [default: half of the allowed cores]
+    #[arg(long)]
+    server_cpus: Option<String>,
+    /// CPUs of the client [default: the other half]
+    #[arg(long)]
+    client_cpus: Option<String>,
+    /// Write all runs as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a chart
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write the tables; - is standard output [default: -]
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    markdown: PathBuf,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// An entry that is not in the tables, and why.
+struct Absent {
+    name: String,
+    reason: String,
+    has_failed: bool,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let started = Instant::now();
+    let (bench, entries) = match prepare(&options) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let (entries, mut absent) = build(entries);
+    let mut runs: Vec<Run> = Vec::new();
+    for workload in workloads(&options) {
+        for round in 0..options.rounds {
+            for index in 0..entries.len() {
+                // Who comes first changes from round to round.
+                let entry = &entries[(index + round as usize) % entries.len()];
+                eprintln!("round {} of {}, {workload}: {}", round + 1, options.rounds, entry.name);
+                match bench.measure(entry, workload, round) {
+                    Ok(run) => runs.push(run),
+                    Err(reason) => note(&mut absent, entry, &format!("{workload}: {reason}")),
+                }
+            }
+        }
+    }
+    let mut exactness: Vec<(String, Exactness)> = Vec::new();
+    for entry in &entries {
+        eprintln!("exactness and system calls: {}", entry.name);
+        match bench.examine(entry) {
+            Ok(found) => exactness.push((entry.name.clone(), found)),
+            Err(reason) => note(&mut absent, entry, &reason),
+        }
+    }
+    eprintln!("done in {:.0} s", started.elapsed().as_secs_f64());
+
+    let environment = bench.environment();
+    let versions: Vec<(String, String)> =
+        entries.iter().map(|entry| (entry.name.clone(), entry.version(&bench.builds))).collect();
+    let document = document::Document {
+        environment: &environment,
+        versions: &versions,
+        entries: &entries,
+        runs: &runs,
+        exactness: &exactness,
+        absent: &absent,
+        bench: &bench,
+    };
+    write(&options.markdown, &document.markdown());
+    if let Some(path) = &options.json {
+        let all = json!({
+            "environment": environment,
+            "command": document::command(),
+            "versions": versions,
+            "runs": runs,
+            "exactness": exactness,
+            "absent": absent.iter().map(|a| json!({"entry": a.name, "reason": a.reason}))
+                .collect::<Vec<_>>(),
+        });
+        write(path, &(serde_json::to_string_pretty(&all).unwrap() + "\n"));
+    }
+    if let Some(path) = &options.svg {
+        write(path, &plot::svg(&runs));
+    }
+    let is_missed = |absent: &&Absent| absent.has_failed || options.require.contains(&absent.name);
+    let missed: Vec<&Absent> = absent.iter().filter(is_missed).collect();
+    for absent in &missed {
+        eprintln!("error: {}: {}", absent.name, absent.reason);
+    }
+    ExitCode::from(u8::from(!missed.is_empty()))
+}
+
+/// The flags, checked.
+fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
+    let allowed = allowed_cpus();
+    let (server, client) = divide(&allowed, siblings);
+    let cpus = |given: &Option<String>, default: Vec<usize>| match given {
+        Some(list) => choose(Some(&parse_cpu_list(list)?), &allowed),
+        None => Ok(default),
+    };
+    if !(options.seconds.is_finite() && options.seconds >= 0.1) {
+        return Err("--seconds: write 0.1 or more".into());
+    }
+    let entries = entry::all();
+    let named = options.entries.iter().chain(&options.require);
+    for name in named {
+        if !entries.iter().any(|entry| entry.name == *name) {
+            let known: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+            return Err(format!("there is no entry {name}: use {}", known.join(", ")));
+        }
+    }
+    let chosen =
+        |entry: &Entry| options.entries.is_empty() || options.entries.contains(&entry.name);
+    let bench = Bench {
+        server_cpus: cpus(&options.server_cpus, server)?,
+        client_cpus: cpus(&options.client_cpus, client)?,
+        length: Duration::from_secs_f64(options.seconds),
+        builds: std::env::temp_dir().join("ringtally-peers"),
+    };
+    Ok((bench, entries.into_iter().filter(chosen).collect()))
+}
+
+/// Builds the entries. Returns those that are there, and the others.
+fn build(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Absent>) {
+    let (mut there, mut absent) = (Vec::new(), Vec::new());
+    for entry in entries {
+        eprintln!("building {}", entry.name);
+        let (reason, has_failed) = match entry.build() {
+            Build::Done => {
+                there.push(entry);
+                continue;
+            }
+            Build::Skipped(reason) => (reason, false),
+            Build::Failed(reason) => (reason, true),
+        };
+        absent.push(Absent { name: entry.name, reason, has_failed });
+    }
+    (there, absent)
+}
+
+fn note(absent: &mut Vec<Absent>, entry: &Entry, reason: &str) {
+    eprintln!("{} failed: {reason}", entry.name);
+    absent.push(Absent { name: entry.name.clone(), reason: reason.into(), has_failed: true });
+}
+
+fn workloads(options: &Options) -> Vec<Workload> {
+    let mut workloads = Vec::new();
+    for connections in &options.connections {
+        for pipeline in &options.pipeline {
+            workloads.push(Workload { connections: *connections, pipeline: *pipeline, rate: None });
+        }
+        let at = |rate| Workload { connections: *connections, pipeline: 1, rate: Some(rate) };
+        workloads.extend(options.rate.iter().copied().map(at));
+    }
+    workloads
+}
+
+fn write(path: &std::path::Path, text: &str) {
+    if let Err(failure) = ringtally::load::write_to(path, text) {
+        eprintln!("error: {failure}");
+    }
+}

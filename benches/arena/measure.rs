@@ -1,0 +1,253 @@
+//! One run of one entry, and what is looked at apart from the runs.
+
+use super::entry::Entry;
+use super::process::{Server, free_port};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Events of the first look at how fast an entry is.
+const PROBE_EVENTS: u64 = 2000;
+/// Events whose system calls are counted: being traced is slow.
+const TRACED_EVENTS: u64 = 3000;
+/// How long an entry is warmed up, and one that compiles while it runs.
+const WARM_UP: Duration = Duration::from_millis(700);
+const WARM_UP_COMPILED: Duration = Duration::from_secs(4);
+/// The share of a rate that must be held for a row to count.
+const RATE_HELD_MIN: f64 = 0.98;
+
+/// What an entry is given to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Workload {
+    pub(crate) connections: usize,
+    pub(crate) pipeline: usize,
+    /// Requests a second of an open loop.
+    pub(crate) rate: Option<u64>,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Workload { connections, pipeline, rate } = self;
+        let plural = if *connections == 1 { "" } else { "s" };
+        write!(f, "{connections} connection{plural}")?;
+        match (rate, pipeline) {
+            (Some(rate), _) => write!(f, " at {rate} requests/s"),
+            (None, 1) => Ok(()),
+            (None, depth) => write!(f, ", {depth} requests in flight on each"),
+        }
+    }
+}
+
+/// What one run has shown.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Run {
+    pub(crate) entry: String,
+    pub(crate) round: u32,
+    pub(crate) workload: Workload,
+    pub(crate) requests: u64,
+    pub(crate) requests_per_s: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p99_9_us: f64,
+    pub(crate) user_us: f64,
+    pub(crate) system_us: f64,
+    pub(crate) peak_rss_bytes: u64,
+    pub(crate) start_up_ms: f64,
+    pub(crate) verdict: String,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) client_limited: bool,
+    /// Of an open loop: the share of the rate that was held.
+    pub(crate) rate_held: Option<f64>,
+}
+
+impl Run {
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.user_us + self.system_us
+    }
+
+    /// Whether an open loop did not get its rate.
+    pub(crate) fn is_void(&self) -> bool {
+        self.rate_held.is_some_and(|held| held < RATE_HELD_MIN)
+    }
+}
+
+/// What was looked at apart from the timed runs.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Exactness {
+    pub(crate) verdict: String,
+    pub(crate) reasons: Vec<String>,
+    /// Answers of `/stats` under load, and those that cannot be.
+    pub(crate) answers: u64,
+    pub(crate) torn: u64,
+    pub(crate) went_down: u64,
+    pub(crate) behind: u64,
+    pub(crate) ahead: u64,
+    pub(crate) syscalls_per_request: Result<f64, String>,
+}
+
+/// Where and how long is measured.
+pub(crate) struct Bench {
+    pub(crate) server_cpus: Vec<usize>,
+    pub(crate) client_cpus: Vec<usize>,
+    pub(crate) length: Duration,
+    pub(crate) builds: PathBuf,
+}
+
+impl Bench {
+    fn start(&self, entry: &Entry) -> Result<Server, String> {
+        let port = free_port()?;
+        let command = entry.serve(&self.builds, port, &self.server_cpus);
+        Server::start(command, port, &self.server_cpus)
+    }
+
+    /// Runs the client, and returns its report.
+    fn load(
+        &self,
+        server: &Server,
+        requests: u64,
+        workload: Workload,
+        flags: &[&str],
+    ) -> Result<Value, String> {
+        let cpus = ringtally::topology::format_cpu_list(&self.client_cpus);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringtally"));
+        command
+            .args(["load", &requests.to_string(), &workload.connections.to_string()])
+            .args(["--url", &format!("http://{}", server.address), "--cpus", &cpus])
+            .args(["--pipeline", &workload.pipeline.to_string(), "--quiet", "--json", "-"])
+            .args(flags);
+        if let Some(rate) = workload.rate {
+            command.args(["--rate", &rate.to_string()]);
+        }
+        let output = command.output().map_err(|error| error.to_string())?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|_| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+
+    /// Loads an entry until it is warm. Returns how many requests a second it takes.
+    fn warm_up(&self, entry: &Entry, server: &Server, workload: Workload) -> Result<f64, String> {
+        let closed = Workload { rate: None, ..workload };
+        let rate = |report: &Value| report["requests_per_s"].as_f64().unwrap_or(1.0).max(1.0);
+        let mut per_s = rate(&self.load(server, PROBE_EVENTS, closed, &[])?);
+        let compiles = entry.name.starts_with("java") || entry.name == "node";
+        let length = if compiles { WARM_UP_COMPILED } else { WARM_UP };
+        // In two parts: the first is faster at its end than the probe was.
+        for part in [0.4, 0.6] {
+            let events = (per_s * length.as_secs_f64() * part) as u64;
+            per_s = rate(&self.load(server, events.max(PROBE_EVENTS), closed, &[])?);
+        }
+        Ok(per_s)
+    }
+
+    /// Starts an entry, warms it up, measures it, and stops it.
+    pub(crate) fn measure(
+        &self,
+        entry: &Entry,
+        workload: Workload,
+        round: u32,
+    ) -> Result<Run, String> {
+        let server = self.start(entry)?;
+        let per_s = self.warm_up(entry, &server, workload)?;
+        let per_s = workload.rate.map_or(per_s, |rate| rate as f64);
+        let requests = ((per_s * self.length.as_secs_f64()) as u64).max(PROBE_EVENTS);
+        let before = server.cpu();
+        let report = self.load(&server, requests, workload, &[])?;
+        let after = server.cpu();
+        let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
+        let figure = |pointer: &str| {
+            number(pointer).ok_or_else(|| format!("the client's report lacks {pointer}"))
+        };
+        let answered = figure("/acknowledged")? + figure("/refused")?;
+        if answered == 0.0 {
+            return Err("it answered nothing".into());
+        }
+        let held = number("/open_loop/rate_held").zip(workload.rate);
+        Ok(Run {
+            entry: entry.name.clone(),
+            round,
+            workload,
+            requests,
+            requests_per_s: figure("/requests_per_s")?,
+            p50_us: figure("/latency_us/p50")?,
+            p99_us: figure("/latency_us/p99")?,
+            p99_9_us: figure("/latency_us/p99_9")?,
+            user_us: (after.user_us - before.user_us) / answered,
+            system_us: (after.system_us - before.system_us) / answered,
+            peak_rss_bytes: server.peak_rss_bytes(),
+            start_up_ms: server.start_up.as_secs_f64() * 1e3,
+            verdict: text(&report["verdict"]),
+            reasons: texts(&report["reasons"]),
+            client_limited: report["client_limited"] == true,
+            rate_held: held.map(|(held, rate)| held / rate as f64),
+        })
+    }
+
+    /// Polls an entry's totals under load, and counts its system calls.
+    pub(crate) fn examine(&self, entry: &Entry) -> Result<Exactness, String> {
+        let workload = Workload { connections: 64, pipeline: 1, rate: None };
+        let server = self.start(entry)?;
+        let per_s = self.load(&server, PROBE_EVENTS, workload, &[])?["requests_per_s"].as_f64();
+        let requests = (per_s.unwrap_or(1.0) as u64).max(PROBE_EVENTS);
+        let report = self.load(&server, requests, workload, &["--watch", "--values", "one"])?;
+        let watched = |name: &str| report["watch"][name].as_u64().unwrap_or(0);
+        Ok(Exactness {
+            verdict: text(&report["verdict"]),
+            reasons: texts(&report["reasons"]),
+            answers: watched("answers"),
+            torn: watched("torn"),
+            went_down: watched("went_down"),
+            behind: watched("below_acknowledged"),
+            ahead: watched("above_sent"),
+            syscalls_per_request: self.count_syscalls(&server, workload),
+        })
+    }
+
+    fn count_syscalls(&self, server: &Server, workload: Workload) -> Result<f64, String> {
+        let summary = self.builds.join(format!("strace-{}", std::process::id()));
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-o"]).arg(&summary);
+        for process in server.processes() {
+            strace.args(["-p", &process.pid.to_string()]);
+        }
+        std::fs::create_dir_all(&self.builds).map_err(|error| error.to_string())?;
+        let mut child = strace
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|_| "strace is not here".to_owned())?;
+        // It says nothing when it is attached.
+        std::thread::sleep(Duration::from_millis(700));
+        let report = self.load(server, TRACED_EVENTS, workload, &["--no-reset"]);
+        if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        }
+        let _ = child.wait();
+        let table = std::fs::read_to_string(&summary).unwrap_or_default();
+        let _ = std::fs::remove_file(&summary);
+        let answered = report?["acknowledged"].as_f64().unwrap_or(0.0).max(1.0);
+        let last = table.lines().rfind(|line| line.trim_end().ends_with("total"));
+        let calls = last.and_then(|line| line.split_ascii_whitespace().nth(3)?.parse::<f64>().ok());
+        calls.map(|calls| calls / answered).ok_or_else(|| "strace may not trace here".to_owned())
+    }
+
+    /// This machine, as the doctor sees it.
+    pub(crate) fn environment(&self) -> Value {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_ringtally")).args(["doctor", "--json"]).output();
+        output
+            .ok()
+            .and_then(|output| serde_json::from_slice(&output.stdout).ok())
+            .unwrap_or(Value::Null)
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().map(text).collect()
+}

@@ -1,0 +1,144 @@
+//! A server that runs, and what it costs: it and every process that it started.
+
+use procfs::process::{Process, all_processes};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to answer for the first time: a JVM takes seconds.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long it may take to end by itself.
+const STOP_MAX: Duration = Duration::from_secs(3);
+
+/// CPU time, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpu {
+    pub(crate) user_us: f64,
+    pub(crate) system_us: f64,
+}
+
+/// A server that runs. Dropped, it is ended.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From its start to its first answer.
+    pub(crate) start_up: Duration,
+}
+
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
+    Ok(listener.local_addr().map_err(|e| e.to_string())?.port())
+}
+
+impl Server {
+    /// Starts it on these CPUs, which it and its children inherit as their affinity mask, and waits
+    /// for its first answer.
+    pub(crate) fn start(mut command: Command, port: u16, cpus: &[usize]) -> Result<Server, String> {
+        let ours = sched_getaffinity(None).map_err(|error| error.to_string())?;
+        let mut theirs = CpuSet::new();
+        cpus.iter().for_each(|cpu| theirs.set(*cpu));
+        sched_setaffinity(None, &theirs).map_err(|error| error.to_string())?;
+        let started = Instant::now();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| error.to_string());
+        sched_setaffinity(None, &ours).map_err(|error| error.to_string())?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut server = Server { child: child?, address, start_up: Duration::ZERO };
+        while !is_healthy(address) {
+            if let Ok(Some(status)) = server.child.try_wait() {
+                return Err(format!("it ended with {status} before it answered"));
+            }
+            if started.elapsed() > START_MAX {
+                return Err(format!("it does not answer within {} s", START_MAX.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        server.start_up = started.elapsed();
+        Ok(server)
+    }
+
+    /// It and all that it started.
+    pub(crate) fn processes(&self) -> Vec<Process> {
+        let mut parents: HashMap<i32, i32> = HashMap::new();
+        let mut all: Vec<Process> = Vec::new();
+        for process in all_processes().into_iter().flatten().flatten() {
+            if let Ok(stat) = process.stat() {
+                parents.insert(stat.pid, stat.ppid);
+                all.push(process);
+            }
+        }
+        let root = self.child.id() as i32;
+        let is_ours = |process: &Process| {
+            let ancestors =
+                std::iter::successors(Some(process.pid), |pid| parents.get(pid).copied());
+            ancestors.take(64).any(|pid| pid == root)
+        };
+        all.into_iter().filter(is_ours).collect()
+    }
+
+    /// CPU time so far.
+    pub(crate) fn cpu(&self) -> Cpu {
+        let tick_us = 1e6 / procfs::ticks_per_second() as f64;
+        let mut cpu = Cpu { user_us: 0.0, system_us: 0.0 };
+        for stat in self.processes().iter().filter_map(|process| process.stat().ok()) {
+            cpu.user_us += stat.utime as f64 * tick_us;
+            cpu.system_us += stat.stime as f64 * tick_us;
+        }
+        cpu
+    }
+
+    /// The most memory that its processes held, in bytes.
+    pub(crate) fn peak_rss_bytes(&self) -> u64 {
+        let peak = |process: &Process| process.status().ok()?.vmhwm;
+        self.processes().iter().filter_map(peak).sum::<u64>() * 1024
+    }
+
+    fn signal(&self, signal: Signal) {
+        for process in self.processes() {
+            if let Some(pid) = Pid::from_raw(process.pid) {
+                // Fails where it has ended, which is what is wanted.
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let patience = Instant::now() + STOP_MAX;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > patience {
+                self.signal(Signal::KILL);
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether `GET /health` answers 200.
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
+        let mut start = [0; 12];
+        stream.read_exact(&mut start)?;
+        Ok(start.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
+}

@@ -1,0 +1,247 @@
+//! How many instructions a request costs apart from the kernel: parse, decode, count, publish,
+//! merge, encode. Counted by valgrind, so the same on a busy machine as on an idle one:
+//! `cargo bench --bench instructions`, which needs valgrind and gungraun-runner; `ci/perf` compares
+//! the counts of two commits. Each benchmark's result is checked after it was counted.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "gungraun's macros; a panic is a failure")]
+
+use gungraun::prelude::*;
+use ringtally::event;
+use ringtally::http::{
+    Connection, Date, Handler, Heads, Limits, Method, Outcome, Reply, Request, Target, Timeouts,
+};
+use ringtally::metrics::Reporter;
+use ringtally::service::{Dialect, Policy, Service, stats_json};
+use ringtally::tally::{Tally, Totals, Writer};
+use std::hint::black_box;
+use std::sync::Arc;
+
+/// Repetitions of what takes few instructions: the hasher is seeded anew in every process, so that
+/// one user's search may be longer or shorter, and the mean of many is not.
+const REPEATED: usize = 1_000;
+const USERS: usize = 10_000;
+const SHARDS: usize = 8;
+const BODY: &str = r#"{"userId":"user_12345","value":499.5}"#;
+const ESCAPED: &str = r#"{"id":[1,{"a":"b"}],"userId":"user_\u0031","value":4.995e2}"#;
+
+/// Takes requests without doing anything for them, so that only their parsing is counted.
+struct Sink {
+    date: Date,
+    heads: Heads,
+    handled: usize,
+}
+
+impl Handler for Sink {
+    fn date(&self) -> &Date {
+        &self.date
+    }
+
+    fn heads(&mut self) -> &mut Heads {
+        &mut self.heads
+    }
+
+    fn wants_body(&self, _: Method, _: &Target<'_>) -> bool {
+        true
+    }
+
+    fn handle(&mut self, request: &Request<'_>, _: Reply<'_>) {
+        black_box(request.body);
+        self.handled += 1;
+    }
+
+    fn refused(&mut self, _: u16) {}
+}
+
+fn request() -> Vec<u8> {
+    format!(
+        "POST /event HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    )
+    .into_bytes()
+}
+
+fn connection() -> Connection {
+    let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
+    Connection::new(Limits { body_bytes_max: 16 * 1024, timeouts }, true, 0)
+}
+
+/// What receives requests, and the requests.
+struct Receiver<H> {
+    connection: Connection,
+    handler: H,
+    input: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl<H: Handler> Receiver<H> {
+    fn new(handler: H, requests: usize) -> Self {
+        let input = request().repeat(requests);
+        Receiver { connection: connection(), handler, input, out: Vec::with_capacity(16 * 1024) }
+    }
+
+    fn receive(&mut self) {
+        let input = black_box(&self.input);
+        let outcome = self.connection.receive(input, 0, &mut self.handler, &mut self.out);
+        assert_eq!(outcome, Outcome::Receive);
+    }
+}
+
+fn sink() -> Receiver<Sink> {
+    Receiver::new(Sink { date: Date::from_unix(0), heads: Heads::default(), handled: 0 }, 1)
+}
+
+/// Knows the head of the request, as on every connection but the first.
+fn experienced_sink() -> Receiver<Sink> {
+    let mut receiver = sink();
+    receiver.receive();
+    receiver.handler.handled = 0;
+    receiver
+}
+
+fn handled_one(receiver: Receiver<Sink>) {
+    assert_eq!(receiver.handler.handled, 1);
+}
+
+#[library_benchmark(teardown = handled_one)]
+#[bench::new_head(sink())]
+#[bench::known_head(experienced_sink())]
+fn parse(mut receiver: Receiver<Sink>) -> Receiver<Sink> {
+    receiver.receive();
+    receiver
+}
+
+fn is_published_value(value: f64) {
+    assert_eq!(value, 499.5);
+}
+
+#[library_benchmark(teardown = is_published_value)]
+#[bench::as_published(BODY)]
+#[bench::with_escapes(ESCAPED)]
+fn decode(body: &str) -> f64 {
+    event::decode(black_box(body.as_bytes())).unwrap().value
+}
+
+/// A writer that knows its users, and nothing of whose is unpublished.
+fn writer() -> (Arc<Tally>, Writer, Vec<String>) {
+    let (tally, mut writers) = Tally::new(1, 10_000_000);
+    let mut writer = writers.remove(0);
+    let users: Vec<String> = (0..USERS).map(|user| format!("user_{user}")).collect();
+    for user in &users {
+        writer.count(user.as_bytes(), 0.5).unwrap();
+    }
+    writer.publish();
+    (tally, writer, users)
+}
+
+/// The same with an event to publish.
+fn writer_with_news() -> (Arc<Tally>, Writer) {
+    let (tally, mut writer, _) = writer();
+    writer.count(b"user_1", 0.5).unwrap();
+    (tally, writer)
+}
+
+fn counted_all((tally, mut writer, _): (Arc<Tally>, Writer, Vec<String>)) {
+    writer.publish();
+    let totals = tally.totals();
+    assert_eq!(totals.total_requests, (USERS + REPEATED) as u64);
+    assert_eq!((totals.unique_users, totals.avg()), (USERS as u64, 0.5));
+}
+
+#[library_benchmark(teardown = counted_all)]
+#[bench::known_users(writer())]
+fn count(
+    (tally, mut writer, users): (Arc<Tally>, Writer, Vec<String>),
+) -> (Arc<Tally>, Writer, Vec<String>) {
+    for user in users.iter().take(REPEATED) {
+        writer.count(black_box(user.as_bytes()), 0.5).unwrap();
+    }
+    (tally, writer, users)
+}
+
+fn published_one((tally, _): (Arc<Tally>, Writer)) {
+    assert_eq!(tally.totals().total_requests, USERS as u64 + 1);
+}
+
+#[library_benchmark(teardown = published_one)]
+#[bench::one_event(writer_with_news())]
+fn publish((tally, mut writer): (Arc<Tally>, Writer)) -> (Arc<Tally>, Writer) {
+    black_box(&mut writer).publish();
+    (tally, writer)
+}
+
+/// Every user on every shard, as after a long run.
+fn shards() -> Arc<Tally> {
+    let (tally, mut writers) = Tally::new(SHARDS, 10_000_000);
+    for writer in &mut writers {
+        for user in 0..USERS {
+            writer.count(format!("user_{user}").as_bytes(), 0.5).unwrap();
+        }
+        writer.publish();
+    }
+    tally
+}
+
+fn merged_all((_, totals): (Arc<Tally>, Totals)) {
+    assert_eq!(totals.total_requests, (SHARDS * USERS) as u64);
+    assert_eq!((totals.unique_users, totals.avg()), (USERS as u64, 0.5));
+}
+
+#[library_benchmark(teardown = merged_all)]
+#[bench::eight_shards(shards())]
+fn merge(tally: Arc<Tally>) -> (Arc<Tally>, Totals) {
+    let totals = black_box(&tally).totals();
+    (tally, totals)
+}
+
+fn totals() -> Totals {
+    Totals { total_requests: 1_000_000, unique_users: 75_000, sum: 499_500_000.0 }
+}
+
+fn is_the_published_answer(answer: String) {
+    assert!(answer.contains(r#""sum":499500000.0,"avg":499.5"#));
+}
+
+#[library_benchmark(teardown = is_the_published_answer)]
+#[bench::stats(totals())]
+fn encode(totals: Totals) -> String {
+    stats_json(black_box(&totals))
+}
+
+/// A service that has answered such requests before, and so many of them.
+fn service(requests: usize) -> (Arc<Tally>, Receiver<Service>) {
+    let (tally, mut writers) = Tally::new(1, 10_000_000);
+    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+    let reporter = Reporter::for_shards(1, "none").remove(0);
+    let service = Service::new(writers.remove(0), reporter, policy, 0);
+    let mut receiver = Receiver::new(service, requests);
+    receiver.receive();
+    receiver.handler.commit();
+    receiver.out.clear();
+    (tally, receiver)
+}
+
+fn answered_all((tally, receiver): (Arc<Tally>, Receiver<Service>)) {
+    let answers = receiver.out.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
+    assert_eq!(tally.totals().total_requests, 2 * answers as u64);
+    assert_eq!(receiver.input.len(), answers * request().len());
+}
+
+// All of it, as an engine drives it.
+#[library_benchmark(teardown = answered_all)]
+#[bench::one(service(1))]
+#[bench::sixteen_pipelined(service(16))]
+fn answer(
+    (tally, mut receiver): (Arc<Tally>, Receiver<Service>),
+) -> (Arc<Tally>, Receiver<Service>) {
+    receiver.receive();
+    receiver.handler.commit();
+    (tally, receiver)
+}
+
+library_benchmark_group!(
+    name = instructions,
+    benchmarks = [parse, decode, count, publish, merge, encode, answer]
+);
+
+main!(library_benchmark_groups = instructions);

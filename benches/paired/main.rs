@@ -1,0 +1,150 @@
+//! Whether the head's server is slower than the base's, on a machine that is shared and noisy:
+//! `cargo bench --bench paired -- --base BIN --head BIN`.
+//!
+//! The servers are compared in blocks A B B A on CPUs of their own, with the same client for both.
+//! What counts is the server's CPU time for a million events, which holds where the client is the
+//! limit; requests/s and p99 are told beside it. Each block gives one ratio, head to base. Between
+//! them, blocks of base and base once more show what the arrangement makes of no change: the noise
+//! floor. The verdict is in the module of that name.
+
+#![allow(missing_docs, reason = "a benchmark")]
+
+mod blocks;
+mod report;
+mod statistics;
+mod verdict;
+
+use blocks::{Block, Places};
+use clap::Parser;
+use report::Comparison;
+use ringtally::failure::Failure;
+use ringtally::topology;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use verdict::{Evidence, Pair, Verdict};
+
+/// The server of this build, which makes a run without arguments measure the machine's noise.
+const THIS_BUILD: &str = env!("CARGO_BIN_EXE_ringtally");
+
+/// Compares the CPU time of two ringtally servers, pair by pair
+#[derive(Parser)]
+#[command(
+    max_term_width = 80,
+    after_help = "\
+Exit codes:
+  0  same or faster
+  1  slower, or a server counted wrongly
+  2  bad usage
+  3  the environment cannot run it
+  4  inconclusive: the time limit came before a decision"
+)]
+pub(crate) struct Options {
+    /// The server to compare with [default: this build]
+    #[arg(long, value_name = "BIN", default_value = THIS_BUILD, hide_default_value = true)]
+    base: PathBuf,
+    /// The server that may be slower [default: this build]
+    #[arg(long, value_name = "BIN", default_value = THIS_BUILD, hide_default_value = true)]
+    head: PathBuf,
+    /// The client of both [default: the head]
+    #[arg(long, value_name = "BIN")]
+    client: Option<PathBuf>,
+    /// Events of one leg; a block has four. Short legs make many blocks, most of which nothing
+    /// else on the machine disturbs
+    #[arg(long, value_name = "N", default_value_t = 20_000,
+        value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    requests: u64,
+    /// Keep-alive connections
+    #[arg(long, value_name = "N", default_value_t = 64,
+        value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    connections: u64,
+    /// Requests in flight on a connection
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pipeline: u64,
+    /// No block is begun that would end later
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    time_limit: Duration,
+    /// Seed of the bootstrap
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Write everything as JSON; - is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a summary as Markdown; - is standard output
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Options {
+    fn client(&self) -> &Path {
+        self.client.as_deref().unwrap_or(&self.head)
+    }
+
+    /// As many of the events come from a new user as of a million from the challenge's 75,000.
+    fn users(&self) -> u64 {
+        self.requests * 75_000 / 1_000_000
+    }
+}
+
+/// Server and client on CPUs of their own: on a shared one, each would measure the other too.
+fn places() -> Result<Places, Failure> {
+    let (server, client) = topology::divide(&topology::allowed_cpus(), topology::siblings);
+    if server == client {
+        let reason = "a comparison needs two CPUs: widen the affinity mask";
+        return Err(Failure::Environment(reason.into()));
+    }
+    Ok(Places {
+        server_cpus: topology::format_cpu_list(&server),
+        client_cpus: topology::format_cpu_list(&client),
+    })
+}
+
+/// Adds blocks until there is a verdict, or no time for another block.
+fn compare(options: &Options) -> Result<Comparison, Failure> {
+    let started = Instant::now();
+    let mut evidence = Evidence::default();
+    let mut comparison = Comparison::new(places()?);
+    loop {
+        let block_started = Instant::now();
+        let pair = evidence.next();
+        let (other, blocks) = match pair {
+            Pair::Head => (&options.head, &mut comparison.head),
+            Pair::Floor => (&options.base, &mut comparison.floor),
+        };
+        let block = Block::run(&options.base, other, options, &comparison.places)?;
+        evidence.add(pair, block.log_ratio(|leg| leg.cpu));
+        blocks.push(block);
+        comparison.verdict = evidence.verdict(options.seed);
+        comparison.elapsed = started.elapsed();
+        let next_would_end = comparison.elapsed + block_started.elapsed();
+        if comparison.verdict != Verdict::Inconclusive || next_would_end > options.time_limit {
+            return Ok(comparison);
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<Verdict, Failure> {
+    let comparison = compare(options)?;
+    eprint!("{}", comparison.line(options.seed));
+    if let Some(file) = &options.markdown {
+        report::write(file, &comparison.markdown(options))?;
+    }
+    if let Some(file) = &options.json {
+        report::write(file, &format!("{:#}\n", comparison.json(options)))?;
+    }
+    Ok(comparison.verdict)
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

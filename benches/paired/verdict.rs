@@ -1,0 +1,115 @@
+//! What the ratios say about the head, and when they have said enough.
+
+use crate::statistics::Interval;
+
+/// The change that matters, as a ratio: 3 % more or, in logarithms as far the other way, less.
+pub(crate) const CHANGE: f64 = 1.03;
+/// Nothing is decided while the interval reaches farther than this to either side.
+pub(crate) const HALF_WIDTH_MAX: f64 = 0.02;
+/// Nothing is decided with fewer blocks of base and head: the bootstrap of a median of few values
+/// promises more than it keeps.
+pub(crate) const HEAD_BLOCKS_MIN: usize = 10;
+/// Nor with fewer blocks of base and base.
+pub(crate) const FLOOR_BLOCKS_MIN: usize = 5;
+/// Blocks of base and head for each block of base and base: the floor needs to be known less
+/// exactly than the change.
+const HEAD_BLOCKS_PER_FLOOR_BLOCK: usize = 2;
+
+const _: () = assert!(FLOOR_BLOCKS_MIN * HEAD_BLOCKS_PER_FLOOR_BLOCK <= HEAD_BLOCKS_MIN);
+
+/// What a comparison ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The whole interval lies below -3 % and below the noise floor.
+    Faster,
+    /// The whole interval lies within 3 %, and so does the noise floor.
+    Same,
+    /// The whole interval lies above 3 % and above the noise floor.
+    Slower,
+    /// None of these.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// The word for it in reports.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Verdict::Faster => "faster",
+            Verdict::Same => "same",
+            Verdict::Slower => "slower",
+            Verdict::Inconclusive => "inconclusive",
+        }
+    }
+
+    /// The process's exit code. The program's other failures have 1, 2 and 3.
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
+            Verdict::Faster | Verdict::Same => 0,
+            Verdict::Slower => 1,
+            Verdict::Inconclusive => 4,
+        }
+    }
+}
+
+/// Which servers a block compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pair {
+    /// Base and head.
+    Head,
+    /// Base and base once more, which shows what the arrangement itself makes of no change.
+    Floor,
+}
+
+/// The logarithms of the blocks' ratios so far.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    pub(crate) head: Vec<f64>,
+    pub(crate) floor: Vec<f64>,
+}
+
+impl Evidence {
+    /// What the next block should compare, so that both kinds are spread over the whole time.
+    pub(crate) fn next(&self) -> Pair {
+        if self.floor.len() * HEAD_BLOCKS_PER_FLOOR_BLOCK < self.head.len() {
+            Pair::Floor
+        } else {
+            Pair::Head
+        }
+    }
+
+    /// Takes the logarithm of a block's ratio.
+    pub(crate) fn add(&mut self, pair: Pair, log_ratio: f64) {
+        match pair {
+            Pair::Head => self.head.push(log_ratio),
+            Pair::Floor => self.floor.push(log_ratio),
+        }
+    }
+
+    /// What can be said by now. `Inconclusive` asks for more blocks, where there is time for them.
+    pub(crate) fn verdict(&self, seed: u64) -> Verdict {
+        if self.head.len() < HEAD_BLOCKS_MIN || self.floor.len() < FLOOR_BLOCKS_MIN {
+            return Verdict::Inconclusive;
+        }
+        match (Interval::of(&self.head, seed), Interval::of(&self.floor, seed)) {
+            (Some(head), Some(floor)) => judge(&head, &floor),
+            _ => Verdict::Inconclusive,
+        }
+    }
+}
+
+/// The noise floor is how far the interval of base against base reaches: a change that the same
+/// program shows against itself is none.
+fn judge(head: &Interval, floor: &Interval) -> Verdict {
+    let beyond = CHANGE.ln().max(floor.reach());
+    if head.half_width() > HALF_WIDTH_MAX {
+        Verdict::Inconclusive
+    } else if head.low > beyond {
+        Verdict::Slower
+    } else if head.high < -beyond {
+        Verdict::Faster
+    } else if head.reach().max(floor.reach()) < CHANGE.ln() {
+        Verdict::Same
+    } else {
+        Verdict::Inconclusive
+    }
+}
