@@ -51,6 +51,8 @@ fn answers_that_go_back_are_seen() {
 
 #[test]
 fn who_acknowledges_before_it_counts_is_found_out() {
+    let soon = Habits { counts_after: Duration::from_millis(40), ..GOOD };
+    assert_wrong(&judged(soon, &["500", "8"]), "acknowledged before they are counted");
     let habits = Habits { counts_after: Duration::from_millis(300), ..GOOD };
     let report = judged(habits, &["500", "8"]);
     assert_wrong(&report, "acknowledged before they are counted");
@@ -140,6 +142,52 @@ fn a_warm_up_is_outside_of_what_is_measured_and_judged() {
     let (code, report) = load(&fake.url(), &["500", "5", "--warmup", "300", "--users", "50"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
     assert_eq!(report["server"]["totalRequests"], 800);
+}
+
+#[test]
+fn nothing_of_a_long_warm_up_is_in_the_percentiles() {
+    let server = Server::start(&[]);
+    let flags = ["500", "16", "--warmup", "150000", "--threads", "2"];
+    let (code, report) = load(&server.url(), &flags);
+    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+    let seconds = report["seconds"].as_array().unwrap();
+    let counted: u64 = seconds.iter().map(|second| second["requests"].as_u64().unwrap()).sum();
+    assert_eq!(counted, 500, "{report}");
+}
+
+/// A connection that breaks once is no sign that each takes one request only.
+#[test]
+fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
+    for rate in [None, Some("2000")] {
+        let fake = Fake::start(Habits { hangs_up: 700, ..GOOD });
+        let mut flags = vec!["2000", "10", "--timeout", "2s"];
+        flags.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
+        let (code, report) = load(&fake.url(), &flags);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+        assert_eq!((&report["unknown"], &report["acknowledged"]), (&2.into(), &1998.into()));
+        assert_eq!(report["broken_keep_alives"], 2);
+        assert_eq!(report["setup"]["one_request_a_connection"], false);
+        assert!(report["elapsed_s"].as_f64().unwrap() < 1.9, "{report}");
+    }
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    for rate in [None, Some("500")] {
+        let fake = Fake::start(Habits { silent: 1, ..GOOD });
+        let mut flags = vec!["5000", "5", "--timeout", "200ms"];
+        flags.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
+        let (code, report) = load(&fake.url(), &flags);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+        let (unknown, unsent) =
+            (report["unknown"].as_u64().unwrap(), report["unsent"].as_u64().unwrap());
+        assert_eq!(unknown + unsent, 5000);
+        assert!((15..=40).contains(&unknown), "{unknown}");
+        assert!(report["elapsed_s"].as_f64().unwrap() < 3.0, "{report}");
+        // What was due and never sent has waited too.
+        let censored = report["latency_us"]["censored"].as_u64().unwrap();
+        assert_eq!(censored > unknown, rate.is_some(), "{report}");
+    }
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl Server {
         let address = with_port
             .to_socket_addrs()
             .ok()
-            .and_then(|mut addresses| addresses.next())
+            // Most servers listen on IPv4 alone, unless they are named by an IPv6 address.
+            .and_then(|addresses| addresses.min_by_key(SocketAddr::is_ipv6))
             .ok_or_else(|| wrong("this host has no address"))?;
         Ok(Server { address, host: host.to_owned() })
     }
@@ -129,12 +130,18 @@ impl Server {
     /// The server's totals, over a connection that is kept where the server keeps it. `None` where
     /// there was no answer, or none with the totals.
     pub fn figures_over(&self, kept: &mut Option<TcpStream>, timeout: Duration) -> Option<Figures> {
-        let opened = match kept.take() {
-            Some(stream) => Ok(stream),
-            None => TcpStream::connect_timeout(&self.address, timeout),
+        let ask = |stream: &mut TcpStream| {
+            self.exchange(stream, "GET", "/stats", timeout, Duration::ZERO).ok()
         };
-        let mut stream = opened.ok()?;
-        let answer = self.exchange(&mut stream, "GET", "/stats", timeout, Duration::ZERO).ok()?;
+        // A server may close what it was to keep: then a new connection is asked.
+        let answered = kept.take().and_then(|mut stream| Some((ask(&mut stream)?, stream)));
+        let (answer, stream) = match answered {
+            Some(answered) => answered,
+            None => {
+                let mut stream = TcpStream::connect_timeout(&self.address, timeout).ok()?;
+                (ask(&mut stream)?, stream)
+            }
+        };
         *kept = (!answer.says_close).then_some(stream);
         read_figures(&answer)
     }

@@ -1,7 +1,7 @@
 //! The report as one page: nothing of it comes from elsewhere, and nothing in it runs.
 
 use super::latency::Bound;
-use super::report::{Latency, Report, grouped, time};
+use super::report::{Report, grouped, time};
 use super::timeline::Second;
 use super::verdict::Verdict;
 use crate::doctor::Check;
@@ -113,10 +113,10 @@ impl Report {
             ("not sent", grouped(self.unsent)),
             ("reconnects", grouped(self.reconnects)),
             ("timeouts", grouped(self.timeouts)),
-            ("latency", latency_line(&self.latency_us)),
+            ("latency", self.latency_us.line()),
         ];
         if let Some(open_loop) = &self.open_loop {
-            rows.push(("from send", latency_line(&open_loop.latency_from_send_us)));
+            rows.push(("from send", open_loop.latency_from_send_us.line()));
             let lag = &open_loop.schedule_lag_us;
             rows.push(("client's lag", format!("p99 {}, max {}", time(lag.p99), time(lag.max))));
         }
@@ -176,12 +176,6 @@ fn put(page: &mut String, line: &str) {
 
 fn exactly(micros: f64) -> String {
     time(Bound { micros, is_at_least: false })
-}
-
-fn latency_line(latency: &Latency) -> String {
-    let Latency { p50, p90, p99, p99_9, max, .. } = latency;
-    let named = [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p99_9), ("max", max)];
-    named.map(|(name, bound)| format!("{name} {}", time(*bound))).join(", ")
 }
 
 fn figure(page: &mut String, svg: &str, caption: &str) {

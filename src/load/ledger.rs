@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::iter::StepBy;
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 /// The book of one thread, or of a run.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,16 @@ pub(super) struct Trouble {
     pub(super) garbled: u64,
 }
 
+impl AddAssign for Trouble {
+    fn add_assign(&mut self, other: Trouble) {
+        self.reconnects += other.reconnects;
+        self.connect_failures += other.connect_failures;
+        self.timeouts += other.timeouts;
+        self.broken_keep_alives += other.broken_keep_alives;
+        self.garbled += other.garbled;
+    }
+}
+
 impl Ledger {
     /// Events that have ended with an answer.
     pub(super) fn answered(&self) -> u64 {
@@ -59,11 +69,6 @@ impl Ledger {
         self.unknown.extend(other.unknown);
         self.given_back.extend(other.given_back);
         self.left.extend(other.left);
-        let (ours, theirs) = (&mut self.trouble, other.trouble);
-        ours.reconnects += theirs.reconnects;
-        ours.connect_failures += theirs.connect_failures;
-        ours.timeouts += theirs.timeouts;
-        ours.broken_keep_alives += theirs.broken_keep_alives;
-        ours.garbled += theirs.garbled;
+        self.trouble += other.trouble;
     }
 }

@@ -140,7 +140,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
     possible.events += late.events;
     possible.users = (possible.users + late.users).min(config.workload.users);
     possible.sum_in_halves += late.sum_in_halves;
-    let (after, settled_after) = settle(config, sent.ended, |after| Evidence {
+    let (after, settled_after) = settle(config, &sent, |after| Evidence {
         before: sent.before,
         acknowledged,
         possible,
@@ -184,26 +184,40 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
 }
 
 /// Asks for the totals until they are right, or no longer worth waiting for. Returns them, with the
-/// time that they took since `ended` if the first were wrong and later ones right.
+/// time that they took since the end if the first were wrong and later ones right. A server that
+/// does not answer is asked again for as long.
 fn settle(
     config: &Config,
-    ended: Instant,
+    sent: &Sent,
     evidence: impl Fn(Figures) -> Evidence,
 ) -> Result<(Figures, Option<Duration>), Failure> {
-    let first = config.server.figures(config.timeout)?;
-    let is_right = |figures| evidence(figures).judge().verdict != Verdict::Wrong;
-    if is_right(first) {
+    let is_right = |figures: Figures| evidence(figures).judge().verdict != Verdict::Wrong;
+    let mut last = sent.after.clone();
+    if let Ok(first) = last
+        && is_right(first)
+    {
         return Ok((first, None));
     }
     let patience = Instant::now() + SETTLE_MAX;
     while Instant::now() < patience {
         thread::sleep(SETTLE_EVERY);
-        let later = config.server.figures(config.timeout)?;
-        if is_right(later) {
-            return Ok((later, Some(ended.elapsed())));
+        last = config.server.figures(config.timeout);
+        if let Ok(later) = last
+            && is_right(later)
+        {
+            // Who did not answer at first has not counted late.
+            return Ok((later, sent.after.is_ok().then(|| sent.ended.elapsed())));
         }
     }
-    Ok((config.server.figures(config.timeout)?, None))
+    match last {
+        Ok(figures) => Ok((figures, None)),
+        Err(failure) => Err(Failure::Environment(format!(
+            "{failure}; until then {} requests were acknowledged, {} refused, and {} had no answer",
+            sent.ledger.acknowledged,
+            sent.ledger.answered() - sent.ledger.acknowledged,
+            sent.ledger.unknown.len()
+        ))),
+    }
 }
 
 /// What the acknowledged events add up to, without and with those whose outcome is unknown.
@@ -226,6 +240,8 @@ struct Sent {
     warm_up: Ledger,
     before: Figures,
     was_reset: bool,
+    /// What the server had counted when the last request had ended.
+    after: Result<Figures, Failure>,
     total: Slice,
     seconds: Vec<timeline::Second>,
     watched: Option<Watched>,
@@ -275,6 +291,7 @@ fn send_all(
     }
     drop(sender);
     thread::scope(|scope| {
+        let _guard = EndOnPanic;
         let threads: Vec<_> = workers
             .into_iter()
             .zip(cpus.iter().cycle())
@@ -308,6 +325,8 @@ fn send_all(
         run.gate.wait();
         let timeline = follow(config, run, &slices, started);
         at(Moment::End);
+        // At once: a server that counts late has no time for it.
+        let after = config.server.figures(config.timeout);
         is_over.store(true, Ordering::Release);
         let machine = stat.zip(KernelStats::current().ok());
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
@@ -321,6 +340,7 @@ fn send_all(
             warm_up: Ledger::default(),
             before,
             was_reset,
+            after,
             total,
             seconds,
             watched,
@@ -337,6 +357,13 @@ fn send_all(
             sent.warm_up.merge(warm_up.ledger);
             sent.add(measured);
         }
+        if run.rate.is_none() {
+            // What no thread took before it gave up.
+            let events = run.workload.events;
+            let next = run.next[1].load(Ordering::Relaxed).min(events);
+            sent.ledger.left.push((next..events).step_by(1));
+        }
+        sent.ledger.trouble += sent.warm_up.trouble;
         Ok(sent)
     })
 }

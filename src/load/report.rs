@@ -110,7 +110,8 @@ impl Latency {
         Latency { mean, p50, p90, p99, p99_9, max, censored, lower_bounds }
     }
 
-    fn line(&self) -> String {
+    /// In words.
+    pub(super) fn line(&self) -> String {
         format!(
             "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
             time(self.p50),
@@ -246,8 +247,8 @@ impl Report {
         let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
         let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
             rate,
-            // The last request is due one step before the end of its own.
-            rate_held: ratio(sent as f64, elapsed_s),
+            // The first is due at once: between n requests there are n - 1 steps.
+            rate_held: ratio(sent.saturating_sub(1) as f64, elapsed_s),
             latency_from_send_us: Latency::of(from_send),
             schedule_lag_us: Latency::of(lag),
             held_up: outcome.held_up,

@@ -75,9 +75,6 @@ pub(super) struct Evidence {
     pub(super) after: Figures,
 }
 
-/// Doubles below this are exact in halves, and so are their sums with the share of a run.
-const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
-
 impl Evidence {
     /// What the server has to report, if every unknown event was not counted.
     pub(super) fn expected(&self) -> Figures {
@@ -98,7 +95,8 @@ impl Evidence {
         let expected = self.expected();
         let mut wrong = Vec::new();
         let counted = self.after.total_requests;
-        let (least, most) = (expected.total_requests, expected.total_requests + unknown);
+        let (least, most) =
+            (expected.total_requests, expected.total_requests.saturating_add(unknown));
         if counted < least {
             wrong.push(format!("totalRequests is {counted}: {} events were lost", least - counted));
         } else if counted > most {
@@ -119,8 +117,7 @@ impl Evidence {
             most_users as f64,
             &mut wrong,
         );
-        let base_is_exact =
-            self.before.sum.abs() < HALVES_EXACT_BELOW && (self.before.sum * 2.0).fract() == 0.0;
+        let base_is_exact = self.before.sum_is_exact();
         if base_is_exact {
             let most_sum = self.before.sum + self.possible.figures().sum;
             range_of("sum", self.after.sum, expected.sum, most_sum, &mut wrong);

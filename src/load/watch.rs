@@ -91,7 +91,9 @@ impl Watch {
         };
         let torn = is.avg != quotient
             || is.unique_users.saturating_sub(before.unique_users) > ours
-            || (*values == Values::One && is.sum - before.sum != ours as f64);
+            || (*values == Values::One
+                && before.sum_is_exact()
+                && is.sum - before.sum != ours as f64);
         note(torn, |w| &mut w.torn, format!("torn: {is}"));
         *last = is;
     }

@@ -26,6 +26,10 @@ const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
 /// Requests that are given to the kernel together. It sends them one by one, about 2 µs each, and
 /// their send time is read once for all of them.
 const SENDS_A_SUBMIT: usize = 16;
+/// How often every connection may time out without a single answer before a thread gives up.
+const GIVE_UP_ROUNDS: usize = 3;
+/// Bytes of an answer.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// From this time before an event is due on, an open loop polls: a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -148,10 +152,12 @@ impl Connection {
 pub(super) struct Worker<'a> {
     run: &'a Run,
     thread: usize,
+    /// Before `wire`: the run is over before its connections are closed.
+    slices: Sender<Box<Slice>>,
     wire: Outgoing,
     connections: Vec<Connection>,
     schedule: Schedule<'a>,
-    /// Events that were due and found no connection, or were given back by one that broke.
+    /// Events that were given back by a connection that broke.
     waiting: VecDeque<Due>,
     /// Connections that take another request, those that waited longest first.
     free: VecDeque<usize>,
@@ -165,13 +171,18 @@ pub(super) struct Worker<'a> {
     /// When a connection last opened or an answer last came.
     progress_ns: u64,
     is_running: bool,
+    /// The warm-up is over.
+    is_measured: bool,
+    /// Until then no connection was free, so that nobody could have been sent.
+    blocked_ns: u64,
+    /// Requests given up since the last answer.
+    given_up: usize,
     sent: u64,
     ended: u64,
     polled: Duration,
     held_up: u64,
     ledger: Ledger,
     slice: Box<Slice>,
-    slices: Sender<Box<Slice>>,
 }
 
 impl<'a> Worker<'a> {
@@ -197,6 +208,9 @@ impl<'a> Worker<'a> {
             stamp_ns: 0,
             progress_ns: 0,
             is_running: false,
+            is_measured: false,
+            blocked_ns: 0,
+            given_up: 0,
             sent: 0,
             ended: 0,
             polled: Duration::ZERO,
@@ -222,6 +236,7 @@ impl<'a> Worker<'a> {
             ),
         };
         self.slice = Box::new(Slice::new(0, self.run.rate.is_some()));
+        self.is_measured = true;
         let failed = warm_up.failure.clone();
         let measured = self.phase(failed.map_or(Ok(&()), Err));
         // Fails only where nobody wants it any more.
@@ -258,7 +273,7 @@ impl<'a> Worker<'a> {
 
     fn connect_all(&mut self) -> io::Result<()> {
         for index in 0..self.connections.len() {
-            self.connect(index)?;
+            self.connect(index);
         }
         let patience = Instant::now() + self.run.timeout;
         while !self.connections.iter().all(|connection| connection.state == State::Open)
@@ -274,10 +289,14 @@ impl<'a> Worker<'a> {
         self.is_running = true;
         self.read_clock();
         self.progress_ns = self.now_ns;
+        self.blocked_ns = 0;
         for connection in &mut self.connections {
             // The clock has started again.
-            if let State::Connecting { since_ns } = &mut connection.state {
-                *since_ns = 0;
+            match &mut connection.state {
+                State::Open => {}
+                State::Connecting { since_ns: at_ns }
+                | State::Closing { since_ns: at_ns }
+                | State::Down { until_ns: at_ns } => *at_ns = 0,
             }
         }
         self.free.clear();
@@ -287,7 +306,7 @@ impl<'a> Worker<'a> {
         }
         self.dispatch()?;
         while !self.is_done() && !self.has_given_up() {
-            let wait = self.wait();
+            let wait = self.wait()?;
             self.turn(wait)?;
         }
         self.is_running = false;
@@ -295,23 +314,25 @@ impl<'a> Worker<'a> {
     }
 
     /// How to wait: an open loop must be awake when the next event is due.
-    fn wait(&mut self) -> Wait {
+    fn wait(&mut self) -> io::Result<Wait> {
         let due_ns = match self.schedule {
             Schedule::Open { .. } if !self.free.is_empty() => self.schedule.next_ns(),
             _ => None,
         };
-        let Some(due_ns) = due_ns else { return Wait::One };
+        let Some(due_ns) = due_ns else { return Ok(Wait::One) };
         let now = self.started.elapsed();
         let left_ns = due_ns.saturating_sub(now.as_nanos() as u64);
-        match left_ns {
+        Ok(match left_ns {
             0 => Wait::No,
             1..=POLL_NS => {
+                // What was made is not to wait for what is due next.
+                self.wire.submit()?;
                 self.wire.poll(self.started + Duration::from_nanos(due_ns));
                 self.polled += self.started.elapsed().saturating_sub(now);
                 Wait::No
             }
             _ => Wait::For(Duration::from_nanos(left_ns - POLL_NS / 2)),
-        }
+        })
     }
 
     fn read_clock(&mut self) {
@@ -324,6 +345,9 @@ impl<'a> Worker<'a> {
         self.wire.turn(wait)?;
         self.unsubmitted = 0;
         self.read_clock();
+        if self.free.is_empty() {
+            self.blocked_ns = self.now_ns;
+        }
         while let Some(happening) = self.wire.next_happening() {
             match happening {
                 Happening::Received(index, filled) => self.take(index, filled),
@@ -333,8 +357,8 @@ impl<'a> Worker<'a> {
                     self.offer(index);
                 }
                 Happening::Failed(index, _) => self.note_failure_to_connect(index),
-                Happening::Ended(index, handed_over) => self.end(index, handed_over, By::Peer)?,
-                Happening::Tick => self.tick()?,
+                Happening::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
+                Happening::Tick => self.tick(),
             }
             self.dispatch()?;
         }
@@ -356,7 +380,7 @@ impl<'a> Worker<'a> {
     /// Hands over what a second that is over has shown.
     fn next_slice(&mut self) {
         let second = self.now_ns / NS_PER_SECOND;
-        if self.is_running && second > self.slice.second {
+        if self.is_running && self.is_measured && second > self.slice.second {
             let next = Box::new(Slice::new(second, self.run.rate.is_some()));
             // Fails only where nobody wants it any more.
             let _ = self.slices.send(std::mem::replace(&mut self.slice, next));
@@ -371,20 +395,53 @@ impl<'a> Worker<'a> {
         !self.waiting.is_empty() || self.schedule.next_ns().is_some()
     }
 
-    /// Nobody is connected, and nobody has been for too long.
+    /// Nobody is connected, and nobody has been for too long; or nobody answers at all.
     fn has_given_up(&self) -> bool {
-        self.in_flight == 0
+        (self.in_flight == 0
             && u128::from(self.now_ns - self.progress_ns) > self.run.timeout.as_nanos()
-            && !self.connections.iter().any(|connection| connection.state == State::Open)
+            && !self.connections.iter().any(|connection| connection.state == State::Open))
+            || self.given_up >= GIVE_UP_ROUNDS * self.connections.len()
     }
 
-    /// Ends with events that were never sent.
+    /// Ends with events that have no answer, and those that were never sent.
     fn abandon(&mut self) {
+        for index in 0..self.connections.len() {
+            let handed_over = self.wire.handed_over(index);
+            let flights = std::mem::take(&mut self.connections[index].flights);
+            self.give_up(flights, handed_over);
+        }
+        if matches!(self.schedule, Schedule::Open { .. }) {
+            // What was due and found nobody has waited until now.
+            self.waiting.extend(std::iter::from_fn(|| self.schedule.take(self.now_ns)));
+            for due in &self.waiting {
+                let waited_ns = self.now_ns.saturating_sub(due.ns);
+                self.slice.latency.record_at_least(waited_ns);
+            }
+        }
         self.ledger.given_back.extend(self.waiting.drain(..).map(|due| due.event));
-        self.ledger.left.extend(self.schedule.end());
+        self.ledger.left.push(self.schedule.end());
     }
 
-    fn connect(&mut self, index: usize) -> io::Result<()> {
+    /// Books requests whose connection has ended: those of which the kernel had taken a byte are
+    /// unknown, the others wait for another connection.
+    fn give_up(&mut self, flights: VecDeque<Flight>, handed_over: u64) {
+        self.in_flight -= flights.len() as u64;
+        for flight in flights {
+            if flight.offset < handed_over {
+                self.ledger.unknown.push(flight.event);
+                self.ended += 1;
+                self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
+                if let Some(from_send) = &mut self.slice.from_send {
+                    from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
+                }
+            } else {
+                self.sent -= 1;
+                self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+            }
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
         self.connections[index] = Connection::down(0);
         match self.wire.connect(index) {
             Ok(()) => {
@@ -392,7 +449,6 @@ impl<'a> Worker<'a> {
             }
             Err(_) => self.note_failure_to_connect(index),
         }
-        Ok(())
     }
 
     fn note_failure_to_connect(&mut self, index: usize) {
@@ -424,36 +480,21 @@ impl<'a> Worker<'a> {
         if !self.is_running {
             return Ok(());
         }
-        let is_open_loop = self.slice.lag.is_some();
         loop {
             while self.free.front().is_some_and(|index| !self.takes_more(*index)) {
                 self.unlist();
             }
-            if self.free.is_empty() && !is_open_loop {
+            if self.free.is_empty() {
                 break;
             }
-            let was_waiting = !self.waiting.is_empty();
-            let due = match self.waiting.front().copied() {
-                Some(due) if !self.free.is_empty() => {
-                    self.waiting.pop_front();
-                    due
-                }
-                _ => match self.schedule.take(self.stamp_ns) {
-                    Some(due) => due,
-                    None => break,
-                },
+            let due = if let Some(due) = self.waiting.pop_front() {
+                due
+            } else if let Some(due) = self.schedule.take(self.stamp_ns) {
+                self.note_lag(due);
+                due
+            } else {
+                break;
             };
-            if self.free.is_empty() {
-                // Its latency goes on from when it was due.
-                self.held_up += 1;
-                self.waiting.push_back(due);
-                continue;
-            }
-            if let Some(lag) = &mut self.slice.lag
-                && !was_waiting
-            {
-                lag.record(self.stamp_ns - due.ns);
-            }
             let index = self.unlist();
             self.make(index, due);
             self.offer(index);
@@ -466,6 +507,17 @@ impl<'a> Worker<'a> {
         }
         self.show_sent();
         Ok(())
+    }
+
+    /// Notes how late an event is that could have been sent, or that it could not.
+    fn note_lag(&mut self, due: Due) {
+        if let (Schedule::Open { .. }, Some(lag)) = (&self.schedule, &mut self.slice.lag) {
+            if due.ns <= self.blocked_ns {
+                self.held_up += 1;
+            } else {
+                lag.record(self.stamp_ns - due.ns);
+            }
+        }
     }
 
     fn unlist(&mut self) -> usize {
@@ -483,11 +535,8 @@ impl<'a> Worker<'a> {
     /// Makes the request of an event.
     fn make(&mut self, index: usize, due: Due) {
         let connection = &mut self.connections[index];
-        let Some(out) = self.wire.out(index) else {
-            // It has just closed, which is yet to be told.
-            self.waiting.push_front(due);
-            return;
-        };
+        // What is free is open: it is closed here, or where its end is told.
+        let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
         self.run.workload.append_request(due.event, &self.run.head, out);
         let bytes = (out.len() - before) as u64;
@@ -517,6 +566,10 @@ impl<'a> Worker<'a> {
             )
         });
         input.drain(..at);
+        let read = match read {
+            Ok(answered) if input.len() > ANSWER_BYTES_MAX => Err(GarbledAfter(answered)),
+            read => read,
+        };
         self.connections[index].input = input;
         let answered = match read {
             Ok(answered) => answered,
@@ -526,8 +579,7 @@ impl<'a> Worker<'a> {
                 self.wire.close(index);
                 self.connections[index].input.clear();
                 self.note_answered(answered);
-                // A connection that cannot be opened again is counted there.
-                let _ = self.end(index, handed_over, By::Us);
+                self.end(index, handed_over, By::Us);
                 return;
             }
         };
@@ -539,17 +591,22 @@ impl<'a> Worker<'a> {
         self.in_flight -= answered;
         self.ended += answered;
         if answered > 0 {
+            self.given_up = 0;
             self.progress_ns = self.now_ns;
         }
     }
 
     /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
     /// next one where there is work.
-    fn end(&mut self, index: usize, handed_over: u64, by: By) -> io::Result<()> {
+    fn end(&mut self, index: usize, handed_over: u64, by: By) {
         // Until now it was there.
         self.progress_ns = self.now_ns;
         // An answer that only the end of the connection ends.
-        if let Ok(Some(response)) = response::read(&self.connections[index].input, true) {
+        let last = match by {
+            By::Peer => response::read(&self.connections[index].input, true),
+            By::Us => Ok(None),
+        };
+        if let Ok(Some(response)) = last {
             let (ledger, slice) = (&mut self.ledger, &mut self.slice);
             let connection = &mut self.connections[index];
             match note_answer(connection, ledger, slice, self.run, self.now_ns, response) {
@@ -561,41 +618,36 @@ impl<'a> Worker<'a> {
         }
         let connection = &mut self.connections[index];
         let flights = std::mem::take(&mut connection.flights);
-        let was_sent = |flight: &Flight| flight.offset < handed_over;
-        let was_promised = connection.answered > 0 && !connection.says_close;
-        if by == By::Peer && was_promised && flights.iter().any(was_sent) {
+        let was_cut = flights.iter().any(|flight| flight.offset < handed_over);
+        let (answered, says_close) = (connection.answered, connection.says_close);
+        if by == By::Peer && answered > 0 && !says_close && was_cut {
             self.ledger.trouble.broken_keep_alives += 1;
-            self.run.one_shot.store(true, Ordering::Relaxed);
-        }
-        self.in_flight -= flights.len() as u64;
-        for flight in flights {
-            if was_sent(&flight) {
-                self.ledger.unknown.push(flight.event);
-                self.ended += 1;
-                self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
-                if let Some(from_send) = &mut self.slice.from_send {
-                    from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
-                }
-            } else {
-                self.sent -= 1;
-                self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+            // One that took more than one request was kept for a while.
+            if answered == 1 {
+                self.run.one_shot.store(true, Ordering::Relaxed);
             }
         }
-        self.reconnect(index)
+        self.give_up(flights, handed_over);
+        if by == By::Peer && answered == 0 && self.has_work() {
+            // A server that ends what it has not answered is not asked again at once.
+            self.ledger.trouble.reconnects += 1;
+            self.connections[index] = Connection::down(self.now_ns + RETRY_AFTER_NS);
+        } else {
+            self.reconnect(index);
+        }
     }
 
-    fn reconnect(&mut self, index: usize) -> io::Result<()> {
+    fn reconnect(&mut self, index: usize) {
         if self.has_work() || !self.is_running {
             self.ledger.trouble.reconnects += 1;
-            self.connect(index)
+            self.connect(index);
         } else {
             self.connections[index] = Connection::down(0);
-            Ok(())
         }
     }
 
     /// Ends what has waited too long.
-    fn tick(&mut self) -> io::Result<()> {
+    fn tick(&mut self) {
         let timeout_ns = self.run.timeout.as_nanos() as u64;
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
@@ -603,11 +655,18 @@ impl<'a> Worker<'a> {
             match connection.state {
                 State::Open => {
                     let oldest = connection.flights.front();
-                    if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
+                    let is_spent = self.run.one_shot.load(Ordering::Relaxed)
+                        && oldest.is_none()
+                        && connection.answered > 0;
+                    if is_spent {
+                        self.wire.close(index);
+                        self.reconnect(index);
+                    } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
                         self.ledger.trouble.timeouts += 1;
+                        self.given_up += 1;
                         let handed_over = self.wire.handed_over(index);
                         self.wire.close(index);
-                        self.end(index, handed_over, By::Us)?;
+                        self.end(index, handed_over, By::Us);
                     }
                 }
                 State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
@@ -616,17 +675,16 @@ impl<'a> Worker<'a> {
                 }
                 State::Closing { since_ns } if is_over(since_ns, CLOSE_PATIENCE_NS) => {
                     self.wire.close(index);
-                    self.reconnect(index)?;
+                    self.reconnect(index);
                 }
                 State::Down { until_ns }
                     if self.now_ns >= until_ns && (self.has_work() || !self.is_running) =>
                 {
-                    self.connect(index)?;
+                    self.connect(index);
                 }
                 _ => {}
             }
         }
-        Ok(())
     }
 }
 

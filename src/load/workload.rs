@@ -17,6 +17,9 @@ pub enum Values {
 /// Values repeat after this many events.
 const VALUES: u64 = 1000;
 
+/// Doubles below this are exact in halves, and so are their sums with the share of a run.
+const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
+
 /// Most events of a run: up to here every sum of halves is exact in an `f64`.
 pub const EVENTS_MAX: u64 = 1 << 42;
 const _: () = assert!(EVENTS_MAX <= (1 << 53) / (2 * VALUES));
@@ -48,6 +51,11 @@ pub struct Figures {
 impl Figures {
     /// Nothing counted.
     pub const ZERO: Figures = Figures { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
+
+    /// Whether the sum, and that of it and a run's events, is exact in an `f64`.
+    pub(super) fn sum_is_exact(&self) -> bool {
+        self.sum.abs() < HALVES_EXACT_BELOW && (self.sum * 2.0).fract() == 0.0
+    }
 }
 
 impl fmt::Display for Figures {

@@ -28,6 +28,8 @@ pub struct Habits {
     pub silent: u64,
     /// Of so many answers, one is followed by bytes that nobody asked for; 0 is none.
     pub trails: u64,
+    /// Of so many events, one is not answered but its connection closed; 0 is none.
+    pub hangs_up: u64,
     /// Of so many `/stats`, one is of an earlier moment; 0 is none.
     pub forgets: u64,
     /// `/stats` reads the sum, and some time later the count.
@@ -50,6 +52,7 @@ pub const GOOD: Habits = Habits {
     refuses: 0,
     silent: 0,
     trails: 0,
+    hangs_up: 0,
     forgets: 0,
     tears: false,
     counts_after: Duration::ZERO,
@@ -134,6 +137,9 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
             drop(state.stall.read().unwrap());
             if is_turn(number, habits.silent) {
                 continue;
+            }
+            if is_turn(number, habits.hangs_up) {
+                return;
             }
             if is_turn(number, habits.refuses) {
                 answer(500, "no")

@@ -351,7 +351,9 @@ impl Outgoing {
                 self.receive(place);
                 None
             }
-            (Kind::Receive, _) | (Kind::Send, Err(_)) => {
+            // The receive tells of the end, behind the answers that have come.
+            (Kind::Send, Err(_)) => None,
+            (Kind::Receive, _) => {
                 let handed_over = link.handed_over;
                 self.close(connection);
                 Some(Happening::Ended(connection, handed_over))

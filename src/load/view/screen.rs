@@ -39,9 +39,12 @@ impl Screen {
         let title =
             format!(" ringtally load: http://{host}, {} connections, {rate} ", config.workers);
         enable_raw_mode()?;
-        execute!(stderr(), EnterAlternateScreen)?;
-        let terminal = Terminal::new(CrosstermBackend::new(stderr()))?;
-        Ok(Screen { terminal, title, seconds: Vec::new() })
+        let taken = execute!(stderr(), EnterAlternateScreen)
+            .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())));
+        if taken.is_err() {
+            give_back();
+        }
+        Ok(Screen { terminal: taken?, title, seconds: Vec::new() })
     }
 
     /// Draws how far the run is. Ctrl-C and q end the program, as a terminal in raw mode leaves that
