@@ -161,7 +161,9 @@ impl Document<'_> {
             return "does not count".into();
         }
         let wrong = self.runs_of(&entry.name, workload).find(|run| run.verdict != "exact");
-        wrong.map_or("exact".into(), |run| format!("{}: {}", run.verdict, run.reasons.join("; ")))
+        wrong.map_or("exact".into(), |run| {
+            cell(&format!("{}: {}", run.verdict, run.reasons.join("; ")))
+        })
     }
 
     fn put_exactness(&self, text: &mut String) {
@@ -186,12 +188,13 @@ impl Document<'_> {
                 .collect();
             let seen = match (counts, found.as_slice()) {
                 (false, _) => "does not count".into(),
+                (true, []) if *answers == 0 => format!("it gave no answer; {verdict}"),
                 (true, []) => format!("none of {answers}; {verdict}"),
                 (true, found) => format!("{} of {answers}", found.join(", ")),
             };
             let calls = match &exactness.syscalls_per_request {
                 Ok(calls) => format!("{calls:.2}"),
-                Err(reason) => format!("- ({reason})"),
+                Err(reason) => format!("- ({})", cell(reason)),
             };
             put(text, &format!("| {name} | {seen} | {calls} |"));
         }
@@ -207,10 +210,15 @@ impl Document<'_> {
         }
         for Absent { name, reason, has_failed } in self.absent {
             let word = if *has_failed { "failed" } else { "skipped" };
-            put(text, &format!("- {name}: {word}, {}", reason.replace('\n', " ")));
+            put(text, &format!("- {name}: {word}, {}", cell(reason)));
         }
         text.push('\n');
     }
+}
+
+/// Text of others on one line, with nothing in it that ends a cell.
+fn cell(text: &str) -> String {
+    text.replace('\n', " ").replace('|', "\\|")
 }
 
 fn put(text: &mut String, line: &str) {

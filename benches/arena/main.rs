@@ -16,7 +16,10 @@ mod statistics;
 use clap::Parser;
 use entry::{Build, Entry};
 use measure::{Bench, Exactness, Run, Workload};
-use ringtally::topology::{allowed_cpus, choose, divide, parse_cpu_list, siblings};
+use ringtally::load::write_to;
+use ringtally::topology::{
+    allowed_cpus, choose, divide, format_cpu_list, parse_cpu_list, siblings,
+};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,13 +38,13 @@ struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Keep-alive connections, a list
-    #[arg(long, value_delimiter = ',', default_value = "64")]
-    connections: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u64).range(1..))]
+    connections: Vec<u64>,
     /// Requests in flight on a connection, a list
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    pipeline: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    pipeline: Vec<u64>,
     /// Also at these fixed rates in requests a second, a list
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
     rate: Vec<u64>,
     /// Seconds of a measured run
     #[arg(long, default_value_t = 3.0)]
@@ -120,28 +123,37 @@ fn main() -> ExitCode {
         absent: &absent,
         bench: &bench,
     };
-    write(&options.markdown, &document.markdown());
+    let mut outputs = vec![(&options.markdown, document.markdown())];
     if let Some(path) = &options.json {
         let all = json!({
             "environment": environment,
             "command": document::command(),
+            "server_cpus": format_cpu_list(&bench.server_cpus),
+            "client_cpus": format_cpu_list(&bench.client_cpus),
             "versions": versions,
             "runs": runs,
             "exactness": exactness,
             "absent": absent.iter().map(|a| json!({"entry": a.name, "reason": a.reason}))
                 .collect::<Vec<_>>(),
         });
-        write(path, &(serde_json::to_string_pretty(&all).unwrap() + "\n"));
+        outputs.push((path, serde_json::to_string_pretty(&all).unwrap() + "\n"));
     }
     if let Some(path) = &options.svg {
-        write(path, &plot::svg(&runs));
+        outputs.push((path, plot::svg(&runs)));
+    }
+    let mut all_written = true;
+    for (path, text) in outputs {
+        if let Err(failure) = write_to(path, &text) {
+            eprintln!("error: {failure}");
+            all_written = false;
+        }
     }
     let is_missed = |absent: &&Absent| absent.has_failed || options.require.contains(&absent.name);
     let missed: Vec<&Absent> = absent.iter().filter(is_missed).collect();
     for absent in &missed {
         eprintln!("error: {}: {}", absent.name, absent.reason);
     }
-    ExitCode::from(u8::from(!missed.is_empty()))
+    ExitCode::from(u8::from(!(missed.is_empty() && all_written)))
 }
 
 /// The flags, checked.
@@ -163,8 +175,10 @@ fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
             return Err(format!("there is no entry {name}: use {}", known.join(", ")));
         }
     }
-    let chosen =
-        |entry: &Entry| options.entries.is_empty() || options.entries.contains(&entry.name);
+    let is_named = |entry: &Entry| {
+        options.entries.contains(&entry.name) || options.require.contains(&entry.name)
+    };
+    let chosen = |entry: &Entry| options.entries.is_empty() || is_named(entry);
     let bench = Bench {
         server_cpus: cpus(&options.server_cpus, server)?,
         client_cpus: cpus(&options.client_cpus, client)?,
@@ -207,10 +221,4 @@ fn workloads(options: &Options) -> Vec<Workload> {
         workloads.extend(options.rate.iter().copied().map(at));
     }
     workloads
-}
-
-fn write(path: &std::path::Path, text: &str) {
-    if let Err(failure) = ringtally::load::write_to(path, text) {
-        eprintln!("error: {failure}");
-    }
 }

@@ -1,29 +1,38 @@
 //! One run of one entry, and what is looked at apart from the runs.
 
-use super::entry::Entry;
-use super::process::{Server, free_port};
+use super::entry::{Entry, build_folder};
+use super::process::{Server, free_port, send, spawn_on};
+use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Events of the first look at how fast an entry is.
 const PROBE_EVENTS: u64 = 2000;
+/// How long the totals are polled under load.
+const WATCHED: Duration = Duration::from_secs(2);
 /// Events whose system calls are counted: being traced is slow.
 const TRACED_EVENTS: u64 = 3000;
 /// How long an entry is warmed up, and one that compiles while it runs.
 const WARM_UP: Duration = Duration::from_millis(700);
 const WARM_UP_COMPILED: Duration = Duration::from_secs(4);
+/// What a run of the client may take beyond its length: an entry that hangs is given up.
+const LOAD_MAX: Duration = Duration::from_secs(60);
+/// How long strace may take to attach to all threads.
+const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// The share of a rate that must be held for a row to count.
 const RATE_HELD_MIN: f64 = 0.98;
 
 /// What an entry is given to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Workload {
-    pub(crate) connections: usize,
-    pub(crate) pipeline: usize,
+    pub(crate) connections: u64,
+    pub(crate) pipeline: u64,
     /// Requests a second of an open loop.
     pub(crate) rate: Option<u64>,
 }
@@ -100,13 +109,15 @@ impl Bench {
     fn start(&self, entry: &Entry) -> Result<Server, String> {
         let port = free_port()?;
         let command = entry.serve(&self.builds, port, &self.server_cpus);
-        Server::start(command, port, &self.server_cpus)
+        let folder = build_folder(&self.builds, &entry.name);
+        std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        Server::start(command, port, &self.server_cpus, &folder.join("serve.log"))
     }
 
-    /// Runs the client, and returns its report.
+    /// Runs the client, and returns its report. A server that ended under it is an error.
     fn load(
         &self,
-        server: &Server,
+        server: &mut Server,
         requests: u64,
         workload: Workload,
         flags: &[&str],
@@ -121,13 +132,30 @@ impl Bench {
         if let Some(rate) = workload.rate {
             command.args(["--rate", &rate.to_string()]);
         }
-        let output = command.output().map_err(|error| error.to_string())?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let client = spawn_on(&self.client_cpus, &mut command)?;
+        let pid = client.id() as i32;
+        let (ended, end) = channel();
+        thread::spawn(move || ended.send(client.wait_with_output()));
+        let output = end.recv_timeout(self.length * 4 + LOAD_MAX).map_err(|_| {
+            send(Signal::KILL, pid);
+            "it does not answer in time"
+        })?;
+        let output = output.map_err(|error| error.to_string())?;
+        if let Some(status) = server.end() {
+            return Err(format!("it ended with {status} under load"));
+        }
         serde_json::from_slice(&output.stdout)
             .map_err(|_| String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 
     /// Loads an entry until it is warm. Returns how many requests a second it takes.
-    fn warm_up(&self, entry: &Entry, server: &Server, workload: Workload) -> Result<f64, String> {
+    fn warm_up(
+        &self,
+        entry: &Entry,
+        server: &mut Server,
+        workload: Workload,
+    ) -> Result<f64, String> {
         let closed = Workload { rate: None, ..workload };
         let rate = |report: &Value| report["requests_per_s"].as_f64().unwrap_or(1.0).max(1.0);
         let mut per_s = rate(&self.load(server, PROBE_EVENTS, closed, &[])?);
@@ -148,12 +176,12 @@ impl Bench {
         workload: Workload,
         round: u32,
     ) -> Result<Run, String> {
-        let server = self.start(entry)?;
-        let per_s = self.warm_up(entry, &server, workload)?;
+        let mut server = self.start(entry)?;
+        let per_s = self.warm_up(entry, &mut server, workload)?;
         let per_s = workload.rate.map_or(per_s, |rate| rate as f64);
         let requests = ((per_s * self.length.as_secs_f64()) as u64).max(PROBE_EVENTS);
         let before = server.cpu();
-        let report = self.load(&server, requests, workload, &[])?;
+        let report = self.load(&mut server, requests, workload, &[])?;
         let after = server.cpu();
         let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
         let figure = |pointer: &str| {
@@ -187,10 +215,10 @@ impl Bench {
     /// Polls an entry's totals under load, and counts its system calls.
     pub(crate) fn examine(&self, entry: &Entry) -> Result<Exactness, String> {
         let workload = Workload { connections: 64, pipeline: 1, rate: None };
-        let server = self.start(entry)?;
-        let per_s = self.load(&server, PROBE_EVENTS, workload, &[])?["requests_per_s"].as_f64();
-        let requests = (per_s.unwrap_or(1.0) as u64).max(PROBE_EVENTS);
-        let report = self.load(&server, requests, workload, &["--watch", "--values", "one"])?;
+        let mut server = self.start(entry)?;
+        let per_s = self.warm_up(entry, &mut server, workload)?;
+        let requests = ((per_s * WATCHED.as_secs_f64()) as u64).max(PROBE_EVENTS);
+        let report = self.load(&mut server, requests, workload, &["--watch", "--values", "one"])?;
         let watched = |name: &str| report["watch"][name].as_u64().unwrap_or(0);
         Ok(Exactness {
             verdict: text(&report["verdict"]),
@@ -200,11 +228,11 @@ impl Bench {
             went_down: watched("went_down"),
             behind: watched("below_acknowledged"),
             ahead: watched("above_sent"),
-            syscalls_per_request: self.count_syscalls(&server, workload),
+            syscalls_per_request: self.count_syscalls(&mut server, workload),
         })
     }
 
-    fn count_syscalls(&self, server: &Server, workload: Workload) -> Result<f64, String> {
+    fn count_syscalls(&self, server: &mut Server, workload: Workload) -> Result<f64, String> {
         let summary = self.builds.join(format!("strace-{}", std::process::id()));
         let mut strace = Command::new("strace");
         strace.args(["-f", "-c", "-o"]).arg(&summary);
@@ -218,19 +246,30 @@ impl Bench {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|_| "strace is not here".to_owned())?;
-        // It says nothing when it is attached.
-        std::thread::sleep(Duration::from_millis(700));
-        let report = self.load(server, TRACED_EVENTS, workload, &["--no-reset"]);
-        if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        let patience = Instant::now() + ATTACH_MAX;
+        while matches!(child.try_wait(), Ok(None))
+            && !server.is_traced()
+            && Instant::now() < patience
+        {
+            thread::sleep(Duration::from_millis(20));
         }
+        // It ends where it may not attach; the kernel's own threads of a ring cannot be traced at all.
+        let report = match child.try_wait() {
+            Ok(None) => {
+                let report = self.load(server, TRACED_EVENTS, workload, &["--no-reset"]);
+                send(Signal::INT, child.id() as i32);
+                report
+            }
+            _ => Err("strace may not trace here".into()),
+        };
         let _ = child.wait();
         let table = std::fs::read_to_string(&summary).unwrap_or_default();
         let _ = std::fs::remove_file(&summary);
-        let answered = report?["acknowledged"].as_f64().unwrap_or(0.0).max(1.0);
-        let last = table.lines().rfind(|line| line.trim_end().ends_with("total"));
-        let calls = last.and_then(|line| line.split_ascii_whitespace().nth(3)?.parse::<f64>().ok());
-        calls.map(|calls| calls / answered).ok_or_else(|| "strace may not trace here".to_owned())
+        let acknowledged = report?["acknowledged"].as_f64().unwrap_or(0.0);
+        match calls(&table) {
+            calls if calls > 0.0 && acknowledged > 0.0 => Ok(calls / acknowledged),
+            _ => Err("strace counted nothing".into()),
+        }
     }
 
     /// This machine, as the doctor sees it.
@@ -242,6 +281,13 @@ impl Bench {
             .and_then(|output| serde_json::from_slice(&output.stdout).ok())
             .unwrap_or(Value::Null)
     }
+}
+
+/// All calls in strace's table: the fourth column of its rows. That of the total is another one in
+/// older versions.
+fn calls(table: &str) -> f64 {
+    let rows = table.lines().filter(|line| !line.ends_with(" total"));
+    rows.filter_map(|row| row.split_ascii_whitespace().nth(3)?.parse::<f64>().ok()).sum()
 }
 
 fn text(value: &Value) -> String {

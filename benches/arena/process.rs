@@ -4,9 +4,11 @@ use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer for the first time: a JVM takes seconds.
@@ -36,26 +38,23 @@ pub(crate) fn free_port() -> Result<u16, String> {
 }
 
 impl Server {
-    /// Starts it on these CPUs, which it and its children inherit as their affinity mask, and waits
-    /// for its first answer.
-    pub(crate) fn start(mut command: Command, port: u16, cpus: &[usize]) -> Result<Server, String> {
-        let ours = sched_getaffinity(None).map_err(|error| error.to_string())?;
-        let mut theirs = CpuSet::new();
-        cpus.iter().for_each(|cpu| theirs.set(*cpu));
-        sched_setaffinity(None, &theirs).map_err(|error| error.to_string())?;
+    /// Starts it on these CPUs and waits for its first answer. What it says goes to `log`.
+    pub(crate) fn start(
+        mut command: Command,
+        port: u16,
+        cpus: &[usize],
+        log: &Path,
+    ) -> Result<Server, String> {
+        let said = File::create(log).map_err(|error| format!("{}: {error}", log.display()))?;
         let started = Instant::now();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| error.to_string());
-        sched_setaffinity(None, &ours).map_err(|error| error.to_string())?;
+        let child = spawn_on(cpus, command.stdout(Stdio::null()).stderr(said))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut server = Server { child: child?, address, start_up: Duration::ZERO };
+        let mut server = Server { child, address, start_up: Duration::ZERO };
         while !is_healthy(address) {
-            if let Ok(Some(status)) = server.child.try_wait() {
-                return Err(format!("it ended with {status} before it answered"));
+            if let Some(status) = server.end() {
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing");
+                return Err(format!("it ended with {status} before it answered, and said: {last}"));
             }
             if started.elapsed() > START_MAX {
                 return Err(format!("it does not answer within {} s", START_MAX.as_secs()));
@@ -85,13 +84,21 @@ impl Server {
         all.into_iter().filter(is_ours).collect()
     }
 
-    /// CPU time so far.
+    /// Whether a tracer is attached to every thread.
+    pub(crate) fn is_traced(&self) -> bool {
+        let processes = self.processes();
+        let mut tasks = processes.iter().filter_map(|process| process.tasks().ok()).flatten();
+        // A thread that has ended meanwhile counts for nothing.
+        tasks.all(|task| task.and_then(|task| task.status()).map_or(true, |s| s.tracerpid != 0))
+    }
+
+    /// CPU time so far, that of ended children included.
     pub(crate) fn cpu(&self) -> Cpu {
         let tick_us = 1e6 / procfs::ticks_per_second() as f64;
         let mut cpu = Cpu { user_us: 0.0, system_us: 0.0 };
         for stat in self.processes().iter().filter_map(|process| process.stat().ok()) {
-            cpu.user_us += stat.utime as f64 * tick_us;
-            cpu.system_us += stat.stime as f64 * tick_us;
+            cpu.user_us += (stat.utime as f64 + stat.cutime as f64) * tick_us;
+            cpu.system_us += (stat.stime as f64 + stat.cstime as f64) * tick_us;
         }
         cpu
     }
@@ -102,30 +109,43 @@ impl Server {
         self.processes().iter().filter_map(peak).sum::<u64>() * 1024
     }
 
-    fn signal(&self, signal: Signal) {
-        for process in self.processes() {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                // Fails where it has ended, which is what is wanted.
-                let _ = kill_process(pid, signal);
-            }
-        }
+    /// How it ended, if it has.
+    pub(crate) fn end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        // Once it has ended, nobody knows any more which were its children.
+        let processes = self.processes();
+        send(Signal::TERM, self.child.id() as i32);
         let patience = Instant::now() + STOP_MAX;
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > patience {
-                self.signal(Signal::KILL);
-                let _ = self.child.wait();
-                return;
-            }
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(5));
         }
+        for process in processes.iter().filter(|process| process.is_alive()) {
+            send(Signal::KILL, process.pid);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a process on these CPUs, which it and its children inherit as their affinity mask.
+pub(crate) fn spawn_on(cpus: &[usize], command: &mut Command) -> Result<Child, String> {
+    let ours = sched_getaffinity(None).map_err(|error| error.to_string())?;
+    let mut theirs = CpuSet::new();
+    cpus.iter().for_each(|cpu| theirs.set(*cpu));
+    sched_setaffinity(None, &theirs).map_err(|error| error.to_string())?;
+    let child = command.stdin(Stdio::null()).spawn().map_err(|error| error.to_string());
+    sched_setaffinity(None, &ours).map_err(|error| error.to_string())?;
+    child
+}
+
+/// Sends a signal; it fails where the process has ended, which is what is wanted.
+pub(crate) fn send(signal: Signal, pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
     }
 }
 
