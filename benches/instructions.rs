@@ -8,7 +8,7 @@
 use gungraun::prelude::*;
 use ringtally::event;
 use ringtally::http::{
-    Connection, Date, Handler, Heads, Limits, Method, Outcome, Reply, Request, Target, Timeouts,
+    Connection, Date, Handler, HeadCache, Limits, Method, Outcome, Reply, Request, Target, Timeouts,
 };
 use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Policy, Service, stats_json};
@@ -27,7 +27,7 @@ const ESCAPED: &str = r#"{"id":[1,{"a":"b"}],"userId":"user_\u0031","value":4.99
 /// Takes requests without doing anything for them, so that only their parsing is counted.
 struct Sink {
     date: Date,
-    heads: Heads,
+    head_cache: HeadCache,
     handled: usize,
 }
 
@@ -36,8 +36,8 @@ impl Handler for Sink {
         &self.date
     }
 
-    fn heads(&mut self) -> &mut Heads {
-        &mut self.heads
+    fn head_cache(&mut self) -> &mut HeadCache {
+        &mut self.head_cache
     }
 
     fn wants_body(&self, _: Method, _: &Target<'_>) -> bool {
@@ -88,7 +88,10 @@ impl<H: Handler> Receiver<H> {
 }
 
 fn sink() -> Receiver<Sink> {
-    Receiver::new(Sink { date: Date::from_unix(0), heads: Heads::default(), handled: 0 }, 1)
+    Receiver::new(
+        Sink { date: Date::from_unix(0), head_cache: HeadCache::default(), handled: 0 },
+        1,
+    )
 }
 
 /// Knows the head of the request, as on every connection but the first.

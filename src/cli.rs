@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
-use crate::load::{self, EVENTS_MAX, Gate, RATE_MAX, Show, Values};
+use crate::load::{self, EVENTS_MAX, RATE_MAX, Show, Threshold, Values};
 use crate::log::Log;
 use crate::server::Engine;
 use crate::service::{Dialect, Policy};
@@ -324,7 +324,7 @@ pub struct LoadTuning {
     watch: bool,
     /// Exit with 1 if this holds, such as p99>5ms, rps<100000 or verdict!=exact; repeatable
     #[arg(long, value_name = "GATE")]
-    fail_if: Vec<Gate>,
+    fail_if: Vec<Threshold>,
     /// Time for an answer, a connection, or a server that is gone
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
     timeout: Duration,
@@ -432,7 +432,7 @@ impl LoadTuning {
             timeout: self.timeout,
             reset,
             watch: self.watch,
-            gates: self.fail_if,
+            thresholds: self.fail_if,
             progress: match (self.quiet, self.tui) {
                 (true, _) => Show::Nothing,
                 (false, false) => Show::Line,

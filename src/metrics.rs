@@ -134,7 +134,7 @@ pub struct ShardMetrics {
 impl ShardMetrics {
     /// Counts an answer.
     #[inline]
-    pub fn note_answer(&self, method: Method, endpoint: Endpoint, status: u16) {
+    pub fn note_response(&self, method: Method, endpoint: Endpoint, status: u16) {
         // The common ones come first.
         let known = STATUSES.iter().position(|known| *known == status);
         let status = known.unwrap_or(STATUSES.len() - 1);

@@ -1,6 +1,6 @@
 //! The server as a whole: checks of the environment, shards, readiness, the stop.
 
-use crate::engine::{Gate, Shard, Spin, Stop, bells, ring, streams, unix_seconds};
+use crate::engine::{self, Admission, Shard, Spin, Stop, ring, unix_seconds, wakeups};
 use crate::failure::Failure;
 use crate::http::Limits;
 use crate::log::Log;
@@ -79,30 +79,30 @@ pub enum Engine {
 }
 
 /// What a shard's thread tells the main one.
-enum News {
+enum Lifecycle {
     Ready,
     Ended(usize, Result<(), String>),
 }
 
 /// Tells that a shard has ended, also when it panics.
-struct Obituary {
+struct ExitGuard {
     shard: usize,
-    news: Sender<News>,
+    lifecycle: Sender<Lifecycle>,
     result: Result<(), String>,
 }
 
-impl Obituary {
+impl ExitGuard {
     /// Tells how the shard has ended.
     fn tell(mut self, result: Result<(), String>) {
         self.result = result;
     }
 }
 
-impl Drop for Obituary {
+impl Drop for ExitGuard {
     fn drop(&mut self) {
         let result = std::mem::replace(&mut self.result, Ok(()));
         // Fails only when the main thread has ended already.
-        let _ = self.news.send(News::Ended(self.shard, result));
+        let _ = self.lifecycle.send(Lifecycle::Ended(self.shard, result));
     }
 }
 
@@ -119,11 +119,12 @@ pub fn run(config: Config) -> Result<(), Failure> {
 
     // Every thread that follows inherits the mask, so that the signals reach one shard's task.
     glommio::signal::block(&STOP_SIGNALS).map_err(cannot_start)?;
-    let bells = bells(shards).map_err(cannot_start)?;
-    let gate = Gate::new(usize::try_from(connections_max).unwrap_or(usize::MAX), &bells);
-    let stop = Stop::new(bells.clone());
+    let wakeups = wakeups(shards).map_err(cannot_start)?;
+    let admission =
+        Admission::new(usize::try_from(connections_max).unwrap_or(usize::MAX), &wakeups);
+    let stop = Stop::new(wakeups.clone());
     let (tally, writers) = Tally::new(shards, config.users_max);
-    let (sender, news) = channel();
+    let (sender, lifecycle) = channel();
     let mut threads = Vec::new();
     let metrics = Reporter::for_shards(shards, engine_name);
     for (index, ((listener, writer), metrics)) in
@@ -134,8 +135,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
             listener,
             service: service(&config, writer, metrics),
             limits: config.limits,
-            bell: Arc::clone(&bells[index]),
-            gate: Arc::clone(&gate),
+            wakeup: Arc::clone(&wakeups[index]),
+            admission: Arc::clone(&admission),
             stop: Arc::clone(&stop),
             drain_timeout: config.drain_timeout,
             spin: config.spin,
@@ -143,7 +144,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         threads.push(start_shard(shard, engine, config.placement[index], sender.clone())?);
     }
     drop(sender);
-    wait_until_ready(&news, &config.placement, &mut threads)?;
+    wait_until_ready(&lifecycle, &config.placement, &mut threads)?;
     if !config.host.is_loopback() && config.policy.admin_token.is_none() {
         config.log.warn(
             "POST /reset answers loopback peers only: set --admin-token-file to reset from elsewhere",
@@ -157,7 +158,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         format_cpu_list(&cpus),
         engine_name,
     ));
-    wait_for_the_end(&news, &config.placement)?;
+    wait_for_the_end(&lifecycle, &config.placement)?;
     for thread in threads {
         thread
             .join()
@@ -198,13 +199,13 @@ fn start_shard(
     shard: Shard,
     engine: Engine,
     cpu: usize,
-    news: Sender<News>,
+    lifecycle: Sender<Lifecycle>,
 ) -> Result<ExecutorJoinHandle<()>, Failure> {
     let index = shard.index;
     let stop = Arc::clone(&shard.stop);
-    let obituary = Obituary {
+    let exit_guard = ExitGuard {
         shard: index,
-        news: news.clone(),
+        lifecycle: lifecycle.clone(),
         result: Err("its thread ended before it was done; an error above may say why".into()),
     };
     // The ring polls by itself; glommio polls for the streams, where `auto` gained nothing.
@@ -222,11 +223,11 @@ fn start_shard(
             let thread = rustix::thread::gettid().as_raw_nonzero().get();
             shard.service.metrics().thread.set(thread as u64);
             let ready = || {
-                let _ = news.send(News::Ready);
+                let _ = lifecycle.send(Lifecycle::Ready);
             };
             let result = match engine {
                 Engine::Ring => ring::run(shard, ready).await,
-                Engine::Streams | Engine::Auto => streams::run(shard, ready).await,
+                Engine::Streams | Engine::Auto => engine::glommio::run(shard, ready).await,
             };
             let result = result.map_err(|error| error.to_string());
             stop.note_end();
@@ -234,7 +235,7 @@ fn start_shard(
             while index == 0 && result.is_ok() && stop.running() > 0 {
                 glommio::timer::sleep(LAST_SHARD_TICK).await;
             }
-            obituary.tell(result);
+            exit_guard.tell(result);
         })
         .map_err(cannot_start)
 }
@@ -250,14 +251,14 @@ async fn stop_on_signals(stop: Arc<Stop>) {
 }
 
 fn wait_until_ready(
-    news: &Receiver<News>,
+    lifecycle: &Receiver<Lifecycle>,
     placement: &[usize],
     threads: &mut Vec<ExecutorJoinHandle<()>>,
 ) -> Result<(), Failure> {
     for _ in placement {
-        match news.recv() {
-            Ok(News::Ready) => {}
-            Ok(News::Ended(shard, result)) => {
+        match lifecycle.recv() {
+            Ok(Lifecycle::Ready) => {}
+            Ok(Lifecycle::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
                 let cause = threads.swap_remove(shard).join().err().map(|error| error.to_string());
                 let cause = cause.or(result.err()).unwrap_or_default();
@@ -273,12 +274,12 @@ fn wait_until_ready(
 }
 
 /// Waits for every shard to end well. The first that does not ends the process.
-fn wait_for_the_end(news: &Receiver<News>, placement: &[usize]) -> Result<(), Failure> {
+fn wait_for_the_end(lifecycle: &Receiver<Lifecycle>, placement: &[usize]) -> Result<(), Failure> {
     for _ in placement {
-        let (shard, cause) = match news.recv() {
-            Ok(News::Ended(_, Ok(()))) => continue,
-            Ok(News::Ended(shard, Err(cause))) => (shard, cause),
-            Ok(News::Ready) | Err(_) => (0, "the shards lost touch".into()),
+        let (shard, cause) = match lifecycle.recv() {
+            Ok(Lifecycle::Ended(_, Ok(()))) => continue,
+            Ok(Lifecycle::Ended(shard, Err(cause))) => (shard, cause),
+            Ok(Lifecycle::Ready) | Err(_) => (0, "the shards lost touch".into()),
         };
         return Err(Failure::Wrong(format!(
             "shard {shard} on CPU {} died: {cause}; its connections are lost and the totals end here",
@@ -427,26 +428,26 @@ mod tests {
     use super::*;
 
     /// A shard's thread that ends as it is told to.
-    fn shard(news: &Sender<News>, end: impl FnOnce(Obituary) + Send + 'static) {
-        let obituary = Obituary {
+    fn shard(lifecycle: &Sender<Lifecycle>, end: impl FnOnce(ExitGuard) + Send + 'static) {
+        let exit_guard = ExitGuard {
             shard: 1,
-            news: news.clone(),
+            lifecycle: lifecycle.clone(),
             result: Err("its thread ended before it was done".into()),
         };
-        let ended = std::thread::spawn(move || end(obituary)).join();
+        let ended = std::thread::spawn(move || end(exit_guard)).join();
         assert!(ended.is_ok() || cfg!(panic = "unwind"));
     }
 
     #[test]
     fn a_shard_that_panics_or_fails_ends_the_server_with_its_name() {
         for (end, cause) in [
-            ((|_| panic!("on purpose")) as fn(Obituary), "before it was done"),
-            (|obituary| obituary.tell(Err("no listener".into())), "no listener"),
+            ((|_| panic!("on purpose")) as fn(ExitGuard), "before it was done"),
+            (|exit_guard| exit_guard.tell(Err("no listener".into())), "no listener"),
         ] {
-            let (sender, news) = channel();
-            shard(&sender, |obituary| obituary.tell(Ok(())));
+            let (sender, lifecycle) = channel();
+            shard(&sender, |exit_guard| exit_guard.tell(Ok(())));
             shard(&sender, end);
-            let failure = wait_for_the_end(&news, &[4, 7]).unwrap_err();
+            let failure = wait_for_the_end(&lifecycle, &[4, 7]).unwrap_err();
             assert_eq!(failure.exit_code(), 1);
             let said = failure.to_string();
             assert!(said.contains("shard 1 on CPU 7 died") && said.contains(cause), "{said}");
@@ -455,9 +456,9 @@ mod tests {
 
     #[test]
     fn shards_that_end_well_end_the_server_well() {
-        let (sender, news) = channel();
-        shard(&sender, |obituary| obituary.tell(Ok(())));
-        shard(&sender, |obituary| obituary.tell(Ok(())));
-        assert_eq!(wait_for_the_end(&news, &[0, 1]), Ok(()));
+        let (sender, lifecycle) = channel();
+        shard(&sender, |exit_guard| exit_guard.tell(Ok(())));
+        shard(&sender, |exit_guard| exit_guard.tell(Ok(())));
+        assert_eq!(wait_for_the_end(&lifecycle, &[0, 1]), Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 use crate::event;
-use crate::http::{Date, Handler, Heads, Method, Prepared, Reply, Request, Target};
+use crate::http::{Date, Handler, HeadCache, Method, Prepared, Reply, Request, Target};
 use crate::metrics::{Endpoint, FAILURES, Reporter};
 use crate::page::Page;
 use crate::tally::{Totals, UsersFull, Writer};
@@ -89,7 +89,7 @@ pub struct Service {
     answered: u64,
     policy: Policy,
     date: Date,
-    heads: Heads,
+    head_cache: HeadCache,
     acknowledged: Prepared,
     page: Page,
 }
@@ -110,7 +110,7 @@ impl Service {
             answered: 0,
             policy,
             date,
-            heads: Heads::default(),
+            head_cache: HeadCache::default(),
             acknowledged,
             page: Page::new(),
         }
@@ -244,8 +244,8 @@ impl Handler for Service {
         &self.date
     }
 
-    fn heads(&mut self) -> &mut Heads {
-        &mut self.heads
+    fn head_cache(&mut self) -> &mut HeadCache {
+        &mut self.head_cache
     }
 
     fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
@@ -262,12 +262,12 @@ impl Handler for Service {
             Target::Server | Target::Tunnel => Endpoint::Other,
         };
         let status = self.respond(request, endpoint, reply);
-        self.metrics.note_answer(request.method(), endpoint, status);
+        self.metrics.note_response(request.method(), endpoint, status);
         self.answered += 1;
     }
 
     fn refused(&mut self, status: u16) {
-        self.metrics.note_answer(Method::Unknown, Endpoint::Other, status);
+        self.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
 }
 

@@ -415,7 +415,7 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
     assert!(grown < 2048, "{grown} KiB");
     server.signal(Signal::TERM);
     let (code, printed) = server.wait();
-    assert_eq!((code, common::Stats::parse(&printed).total), (Some(0), total));
+    assert_eq!((code, common::Totals::parse(&printed).total), (Some(0), total));
 }
 
 #[test]

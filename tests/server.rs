@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Client, PATIENCE, Server, Stats, eventually, post, ringtally, run, text};
+use common::{Client, PATIENCE, Server, Totals, eventually, post, ringtally, run, text};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const EIGHT_SHARDS: [&str; 2] = ["--shards", "8"];
 
 /// Counts over many connections while readers on their own connections check every answer.
-fn read_during_load(user: impl Fn(usize, u64) -> String + Sync, check: impl Fn(&Stats) + Sync) {
+fn read_during_load(user: impl Fn(usize, u64) -> String + Sync, check: impl Fn(&Totals) + Sync) {
     const CONNECTIONS: usize = 16;
     const EVENTS: u64 = 1500;
     let server = Server::start(&EIGHT_SHARDS);
@@ -143,7 +143,7 @@ fn seventy_five_thousand_users_on_every_one_of_eight_shards() {
     });
     let stats = server.stop();
     let total = 24 * USERS as u64;
-    assert_eq!(stats, Stats { total, users: USERS as u64, sum: total as f64 / 2.0, avg: 0.5 });
+    assert_eq!(stats, Totals { total, users: USERS as u64, sum: total as f64 / 2.0, avg: 0.5 });
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_stopping_server_finishes_what_is_in_flight_and_closes_what_is_idle() {
     assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
     assert!(busy.is_closed());
     let (code, printed) = server.wait();
-    assert_eq!((code, Stats::parse(&printed).total), (Some(0), 2));
+    assert_eq!((code, Totals::parse(&printed).total), (Some(0), 2));
 }
 
 #[test]
@@ -401,7 +401,7 @@ fn the_sum_is_exact_over_shards_and_beyond_the_largest_float() {
         answer.contains(r#""sum":1.7976931348623157e+308,"#) || answer.contains("e308,"),
         "{answer}"
     );
-    assert_eq!(Stats::parse(&answer).sum, f64::MAX);
+    assert_eq!(Totals::parse(&answer).sum, f64::MAX);
     for _ in 0..4 {
         server.client().event("big", f64::MIN);
     }

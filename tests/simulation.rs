@@ -29,7 +29,7 @@ enum Item {
     /// A request on a sound connection that is refused with this status.
     Refused(u16, Vec<u8>),
     Health,
-    Stats,
+    Totals,
     Reset,
     /// An answer, and then the end.
     Last(u16, Vec<u8>),
@@ -56,7 +56,7 @@ impl Sent {
             }
             Item::Refused(_, bytes) | Item::Last(_, bytes) => bytes.clone(),
             Item::Health => get("/health"),
-            Item::Stats => get("/stats"),
+            Item::Totals => get("/stats"),
             Item::Reset => post("/reset", "").into_bytes(),
         };
         if rng.u8(..) < 20 {
@@ -74,7 +74,7 @@ impl Sent {
                 Item::Event(format!("user_{user}"), f64::from(rng.i32(-1000..1000)) / 8.0)
             }
             60..=69 => Item::Health,
-            70..=79 => Item::Stats,
+            70..=79 => Item::Totals,
             80..=81 => Item::Reset,
             82..=86 => Item::Refused(400, post("/event", "nonsense").into_bytes()),
             87..=89 => Item::Refused(404, post("/none", "{}").into_bytes()),
@@ -130,7 +130,7 @@ impl Model {
             }
             Item::Refused(status, _) | Item::Last(status, _) => (*status, None),
             Item::Health => (200, Some(r#"{"status":"healthy"}"#.into())),
-            Item::Stats => {
+            Item::Totals => {
                 let (total, users, sum) = (self.total, self.users.len(), self.sum);
                 let avg = if total == 0 { 0.0 } else { sum / total as f64 };
                 let body = format!(

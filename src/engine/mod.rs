@@ -1,12 +1,12 @@
 //! Moves bytes between sockets and `http`. There is no HTTP in here.
 
-mod gate;
+mod admission;
+pub mod glommio;
 pub mod ring;
-pub mod streams;
 #[cfg(test)]
 mod tests;
 
-pub use gate::{Arrival, Gate, Pass, TURNED_AWAY_MAX, bells};
+pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MAX, wakeups};
 
 use crate::http::Limits;
 use crate::service::Service;
@@ -51,9 +51,9 @@ pub struct Shard {
     /// What a connection may ask.
     pub limits: Limits,
     /// Rings when there is something to hear from one of the following two.
-    pub bell: Arc<OwnedFd>,
+    pub wakeup: Arc<OwnedFd>,
     /// Says which shard serves a connection.
-    pub gate: Arc<Gate>,
+    pub admission: Arc<Admission>,
     /// Says when to stop.
     pub stop: Arc<Stop>,
     /// How long connections may take to finish once it says so.
@@ -79,14 +79,14 @@ pub struct Stop {
     urgency: AtomicU8,
     /// Shards that have not come to their end.
     running: AtomicUsize,
-    bells: Vec<Arc<OwnedFd>>,
+    wakeups: Vec<Arc<OwnedFd>>,
 }
 
 impl Stop {
-    /// One for as many shards as there are bells.
-    pub fn new(bells: Vec<Arc<OwnedFd>>) -> Arc<Stop> {
-        let running = AtomicUsize::new(bells.len());
-        Arc::new(Stop { urgency: AtomicU8::new(0), running, bells })
+    /// One for as many shards as there are wakeups.
+    pub fn new(wakeups: Vec<Arc<OwnedFd>>) -> Arc<Stop> {
+        let running = AtomicUsize::new(wakeups.len());
+        Arc::new(Stop { urgency: AtomicU8::new(0), running, wakeups })
     }
 
     /// What was said last.
@@ -111,8 +111,8 @@ impl Stop {
     /// Drains; said again, aborts.
     pub fn escalate(&self) {
         self.urgency.fetch_add(1, Ordering::AcqRel);
-        for bell in &self.bells {
-            gate::ring(bell);
+        for wakeup in &self.wakeups {
+            admission::ring(wakeup);
         }
     }
 }

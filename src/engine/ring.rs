@@ -23,10 +23,10 @@ pub(super) mod faults;
 pub mod outgoing;
 mod probe;
 
-use super::gate::{bell, quiet};
+use super::admission::{quiet, wakeup};
 use super::{
-    Arrival, Gate, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, Spin, Stop, TICK, Urgency,
-    unix_seconds,
+    AcceptedConnection, Admission, LINGER_BYTES_MAX, LINGER_MS, Permit, Shard, Spin, Stop, TICK,
+    Urgency, unix_seconds,
 };
 use crate::http::{Connection, Limits, Outcome, UNSENT_BYTES_MAX};
 use crate::service::Service;
@@ -181,7 +181,7 @@ struct Peer {
     small_receives: u8,
     /// When the answers on their way are late, or the lingering ends.
     deadline_ms: u64,
-    _pass: Pass,
+    _permit: Permit,
 }
 
 /// The ring of one shard and its connections.
@@ -193,9 +193,9 @@ struct Plane {
     is_accepting: bool,
     service: Service,
     shard: usize,
-    bell: Arc<OwnedFd>,
+    wakeup: Arc<OwnedFd>,
     is_listening_to_bell: bool,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     stop: Arc<Stop>,
     limits: Limits,
     peers: Vec<Option<Box<Peer>>>,
@@ -238,7 +238,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
 pub(super) async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let ring = build(sizes, false)?;
     let buffers = Buffers::register(&ring, sizes.buffers)?;
-    let waker = bell()?;
+    let waker = wakeup()?;
     ring.submitter().register_eventfd(waker.as_raw_fd())?;
     let mut idle = Idle::new(shard.spin);
     let sleeper = PollableFd::new(waker)?;
@@ -251,9 +251,9 @@ pub(super) async fn run_with(sizes: &Sizes, shard: Shard, ready: impl FnOnce()) 
         is_accepting: false,
         service: shard.service,
         shard: shard.index,
-        bell: shard.bell,
+        wakeup: shard.wakeup,
         is_listening_to_bell: false,
-        gate: shard.gate,
+        admission: shard.admission,
         stop: shard.stop,
         limits: shard.limits,
         peers: Vec::new(),
@@ -511,7 +511,7 @@ impl Plane {
         false
     }
 
-    /// Starts to accept and to hear the bell, where it does not yet.
+    /// Starts to accept and to hear the wakeup, where it does not yet.
     fn listen(&mut self) {
         if !self.is_accepting
             && let Some(listener) = &self.listener
@@ -524,8 +524,8 @@ impl Plane {
             self.is_accepting = self.push(&entry);
         }
         if !self.is_listening_to_bell {
-            // The bell is open for as long as the ring; the poll points to no memory.
-            let entry = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), POLL_IN)
+            // The wakeup is open for as long as the ring; the poll points to no memory.
+            let entry = opcode::PollAdd::new(Fd(self.wakeup.as_raw_fd()), POLL_IN)
                 .multi(true)
                 .build()
                 .user_data(Kind::Bell.tag(0));
@@ -565,8 +565,9 @@ impl Plane {
         if result >= 0 {
             // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
             let socket = unsafe { Socket::from_raw_fd(result) };
-            if let Some(arrival) = self.gate.admit(self.shard, socket, self.service.metrics()) {
-                self.take_in(arrival);
+            if let Some(accepted) = self.admission.admit(self.shard, socket, self.service.metrics())
+            {
+                self.take_in(accepted);
             }
         }
         // Out of descriptors or memory, accepting rests until the next tick.
@@ -577,10 +578,10 @@ impl Plane {
 
     /// Takes in what other shards have accepted for this one, and lets the stop be seen.
     fn hear_bell(&mut self, is_last: bool) {
-        quiet(&self.bell);
+        quiet(&self.wakeup);
         self.is_interrupted = true;
-        for arrival in self.gate.collect(self.shard) {
-            self.take_in(arrival);
+        for accepted in self.admission.collect(self.shard) {
+            self.take_in(accepted);
         }
         if is_last {
             self.is_listening_to_bell = false;
@@ -591,10 +592,10 @@ impl Plane {
     }
 
     /// Starts to serve a connection.
-    fn take_in(&mut self, arrival: Arrival) {
+    fn take_in(&mut self, accepted: AcceptedConnection) {
         let mut peer = Box::new(Peer {
-            connection: Connection::new(self.limits, arrival.peer_is_loopback(), self.now_ms),
-            socket: arrival.socket,
+            connection: Connection::new(self.limits, accepted.peer_is_loopback(), self.now_ms),
+            socket: accepted.socket,
             phase: Phase::Serving,
             out: Vec::new(),
             sending: Vec::new(),
@@ -608,9 +609,9 @@ impl Plane {
             is_active: false,
             small_receives: 0,
             deadline_ms: u64::MAX,
-            _pass: arrival.pass,
+            _permit: accepted.permit,
         });
-        if arrival.is_turned_away {
+        if accepted.is_turned_away {
             peer.connection.turn_away(&mut self.service, &mut peer.out);
             peer.phase = Phase::Finishing;
         }
@@ -854,12 +855,13 @@ impl Plane {
     /// Takes who is in the queue, who has connected to a server that was there, and no more.
     fn stop_accepting(&mut self) {
         let Some(listener) = self.listener.take() else { return };
-        for arrival in self.gate.close(self.shard) {
-            self.take_in(arrival);
+        for accepted in self.admission.close(self.shard) {
+            self.take_in(accepted);
         }
         while let Ok((socket, _)) = listener.accept() {
-            if let Some(arrival) = self.gate.admit(self.shard, socket, self.service.metrics()) {
-                self.take_in(arrival);
+            if let Some(accepted) = self.admission.admit(self.shard, socket, self.service.metrics())
+            {
+                self.take_in(accepted);
             }
         }
         // Ends the accept under way, and listening, now.

@@ -10,7 +10,7 @@ use crate::http::Timeouts;
 use crate::metrics::Reporter;
 use crate::service::{Dialect, Policy};
 use crate::tally::{Tally, Totals};
-use glommio::{LocalExecutorBuilder, Placement};
+use ::glommio::{LocalExecutorBuilder, Placement};
 use proptest::prelude::*;
 use socket2::{Domain, SockRef, Type};
 use std::collections::BTreeSet;
@@ -36,11 +36,11 @@ fn with_shards(
     plane: Plane,
     shards: usize,
     send_buffer_bytes: Option<usize>,
-    client: impl FnOnce(SocketAddr, &Gate),
+    client: impl FnOnce(SocketAddr, &Admission),
 ) -> (Totals, BTreeSet<Fault>) {
-    let bells = bells(shards).unwrap();
-    let gate = Gate::new(1000, &bells);
-    let stop = Stop::new(bells.clone());
+    let wakeups = wakeups(shards).unwrap();
+    let admission = Admission::new(1000, &wakeups);
+    let stop = Stop::new(wakeups.clone());
     let (tally, writers) = Tally::new(shards, 1000);
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (ready, is_ready) = channel();
@@ -67,8 +67,8 @@ fn with_shards(
                 body_bytes_max: 1000,
                 timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
             },
-            bell: Arc::clone(&bells[index]),
-            gate: Arc::clone(&gate),
+            wakeup: Arc::clone(&wakeups[index]),
+            admission: Arc::clone(&admission),
             stop: Arc::clone(&stop),
             drain_timeout: Duration::from_secs(5),
             spin: Spin::Auto,
@@ -77,7 +77,7 @@ fn with_shards(
         let run = move || async move {
             let ready = || ready.send(()).unwrap();
             match plane {
-                Plane::Streams => streams::run(shard, ready).await.unwrap(),
+                Plane::Streams => glommio::run(shard, ready).await.unwrap(),
                 Plane::Ring { submissions, completions, buffers } => {
                     let sizes = Sizes { submissions, completions, buffers };
                     ring::run_with(&sizes, shard, ready).await.unwrap();
@@ -89,11 +89,11 @@ fn with_shards(
     }
     drop(met);
     (0..shards).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
-    client(address, &gate);
+    client(address, &admission);
     stop.escalate();
     let met = (0..shards).flat_map(|_| all_met.recv_timeout(PATIENCE).unwrap()).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert_eq!(Arc::strong_count(&gate), 1, "every connection has given its pass back");
+    assert_eq!(Arc::strong_count(&admission), 1, "every connection has given its permit back");
     (tally.totals(), met)
 }
 
@@ -140,7 +140,7 @@ fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<usize> {
 #[test]
 fn connections_are_spread_evenly_over_shards() {
     for plane in [RING, Plane::Streams] {
-        let (totals, _) = with_shards(plane, 4, None, |address, gate| {
+        let (totals, _) = with_shards(plane, 4, None, |address, admission| {
             let mut streams = Vec::new();
             for round in 1..=16 {
                 let mut stream = connect(address);
@@ -148,15 +148,15 @@ fn connections_are_spread_evenly_over_shards() {
                 stream.write_all(EVENT).unwrap();
                 read_answers(&mut stream, 1);
                 streams.push(stream);
-                let open = gate.open_by_shard();
+                let open = admission.open_by_shard();
                 let (fewest, most) = (open.iter().min().unwrap(), open.iter().max().unwrap());
                 assert!(most - fewest <= 1, "{plane:?} after {round}: {open:?}");
             }
             // Those of one shard leave; who comes takes their place.
             drop(streams.split_off(8));
             let end = Instant::now() + PATIENCE;
-            while gate.open_by_shard().iter().sum::<usize>() > 8 {
-                assert!(Instant::now() < end, "{:?}", gate.open_by_shard());
+            while admission.open_by_shard().iter().sum::<usize>() > 8 {
+                assert!(Instant::now() < end, "{:?}", admission.open_by_shard());
                 std::thread::sleep(Duration::from_millis(1));
             }
             for _ in 0..8 {
@@ -165,7 +165,7 @@ fn connections_are_spread_evenly_over_shards() {
                 read_answers(&mut stream, 1);
                 streams.push(stream);
             }
-            assert_eq!(gate.open_by_shard(), [4; 4], "{plane:?}");
+            assert_eq!(admission.open_by_shard(), [4; 4], "{plane:?}");
         });
         assert_eq!(totals.total_requests, 24, "{plane:?}");
     }
@@ -297,16 +297,16 @@ fn streams_lose_and_repeat_nothing_either() {
 
 #[test]
 fn stopping_is_heard_by_every_shard_and_escalates() {
-    let bells = bells(2).unwrap();
-    let stop = Stop::new(bells.clone());
+    let wakeups = wakeups(2).unwrap();
+    let stop = Stop::new(wakeups.clone());
     assert_eq!(stop.urgency(), Urgency::Serve);
     stop.escalate();
     assert_eq!(stop.urgency(), Urgency::Drain);
     stop.escalate();
     assert_eq!(stop.urgency(), Urgency::Abort);
-    for bell in bells {
+    for wakeup in wakeups {
         let mut count = [0; 8];
-        rustix::io::read(bell, &mut count).unwrap();
+        rustix::io::read(wakeup, &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 2);
     }
 }

@@ -5,10 +5,10 @@
 //! its deadline has passed. While a request is incomplete its bytes are kept here; between
 //! requests a connection keeps none.
 
-use super::answer::{Date, Persistence, Reply};
 use super::chunked::{Chunked, Progress};
 use super::head::{Field, Framing, Head, Method, Scan};
-use super::heads::Heads;
+use super::head_cache::HeadCache;
+use super::response::{Date, Persistence, Reply};
 use super::target::Target;
 use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX};
 
@@ -84,7 +84,7 @@ pub trait Handler {
     fn date(&self) -> &Date;
 
     /// What its connections share, so that a repeated head is not parsed again.
-    fn heads(&mut self) -> &mut Heads;
+    fn head_cache(&mut self) -> &mut HeadCache;
 
     /// Whether the body of such a request is of use, so that a client that waits for
     /// `100 Continue` should send it.
@@ -313,7 +313,7 @@ impl Connection {
                     let allowed = data[1] == b'\n' && *empty_lines <= EMPTY_LINES_MAX;
                     return if allowed { Ok(Some(2)) } else { Err(Refusal::Malformed) };
                 }
-                let known = if self.begun { None } else { handler.heads().find(data) };
+                let known = if self.begun { None } else { handler.head_cache().find(data) };
                 let head = match known {
                     Some(head) => head,
                     None => {
@@ -321,7 +321,7 @@ impl Connection {
                             self.begin(now_ms);
                             return Ok(None);
                         };
-                        handler.heads().keep(&head, &data[..head.bytes]);
+                        handler.head_cache().keep(&head, &data[..head.bytes]);
                         head
                     }
                 };
@@ -484,7 +484,7 @@ impl Connection {
     /// Answers with an error after which the end of the request cannot be known.
     fn refuse(&mut self, refusal: Refusal, handler: &mut impl Handler, out: &mut Vec<u8>) {
         self.closing = true;
-        let (status, sentence) = refusal.answer();
+        let (status, sentence) = refusal.response();
         let reply = Reply::new(out, handler.date(), Persistence::Close, false);
         reply.send_error(status, &[], sentence);
         handler.refused(status);

@@ -5,17 +5,17 @@
 //! RFC 9112's, read strictly: where two readers of the same bytes could disagree on where a
 //! request ends, the request is refused and the connection closed.
 
-mod answer;
 mod chunked;
 mod connection;
 mod head;
-mod heads;
+mod head_cache;
+mod response;
 mod target;
 
-pub use answer::{Date, Prepared, Reply};
 pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts, Waited};
 pub use head::Method;
-pub use heads::Heads;
+pub use head_cache::HeadCache;
+pub use response::{Date, Prepared, Reply};
 pub use target::Target;
 
 /// Longest request line in bytes, its line end not counted. RFC 9112 section 3 asks for 8,000 at least.
@@ -71,7 +71,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The status code and one sentence that says what to do.
-    pub fn answer(self) -> (u16, &'static str) {
+    pub fn response(self) -> (u16, &'static str) {
         match self {
             Refusal::Malformed => (400, "send a request in the grammar of HTTP/1.1 (RFC 9112)"),
             Refusal::BareLineFeed => (400, "end lines with CR LF"),

@@ -1,7 +1,7 @@
 //! The few requests around a run: what the server has counted, and its reset.
 
 use super::response::{self, join_chunks};
-use super::workload::Figures;
+use super::workload::Totals;
 use crate::failure::Failure;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -120,16 +120,16 @@ impl Server {
     }
 
     /// The server's totals.
-    pub fn figures(&self, timeout: Duration) -> Result<Figures, Failure> {
+    pub fn totals(&self, timeout: Duration) -> Result<Totals, Failure> {
         let answer = self
             .ask("GET", "/stats", timeout, Duration::ZERO)
             .map_err(|error| self.unreachable(&error))?;
-        read_figures(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))
+        read_totals(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))
     }
 
     /// The server's totals, over a connection that is kept where the server keeps it. `None` where
     /// there was no answer, or none with the totals.
-    pub fn figures_over(&self, kept: &mut Option<TcpStream>, timeout: Duration) -> Option<Figures> {
+    pub fn totals_over(&self, kept: &mut Option<TcpStream>, timeout: Duration) -> Option<Totals> {
         let ask = |stream: &mut TcpStream| {
             self.exchange(stream, "GET", "/stats", timeout, Duration::ZERO).ok()
         };
@@ -143,16 +143,16 @@ impl Server {
             }
         };
         *kept = (!answer.says_close).then_some(stream);
-        read_figures(&answer)
+        read_totals(&answer)
     }
 
     /// The server's totals, and whether a connection takes more than one request: a server
     /// that closes gets a connection a request, whether it says so or not.
-    pub fn first_figures(&self, timeout: Duration) -> Result<(Figures, bool), Failure> {
+    pub fn first_totals(&self, timeout: Duration) -> Result<(Totals, bool), Failure> {
         let answer = self
             .ask("GET", "/stats", timeout, FALSE_KEEP_ALIVE_WAIT)
             .map_err(|error| self.unreachable(&error))?;
-        let figures = read_figures(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))?;
+        let figures = read_totals(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))?;
         Ok((figures, !answer.says_close && !answer.broke_keep_alive))
     }
 
@@ -180,7 +180,7 @@ fn ends_within(stream: &mut TcpStream, wait: Duration) -> bool {
     is_set && !still_open
 }
 
-fn read_figures(answer: &Answer) -> Option<Figures> {
+fn read_totals(answer: &Answer) -> Option<Totals> {
     if answer.status != 200 {
         return None;
     }
@@ -191,7 +191,7 @@ fn read_figures(answer: &Answer) -> Option<Figures> {
         let float = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
         number.as_u64().or(float.map(|float| float as u64))
     };
-    Some(Figures {
+    Some(Totals {
         total_requests: whole("totalRequests")?,
         unique_users: whole("uniqueUsers")?,
         sum: json.get("sum")?.as_f64()?,
@@ -207,10 +207,10 @@ mod tests {
     fn totals_are_read_as_servers_of_any_language_write_them() {
         let read = |text: &str| {
             let body = text.as_bytes().to_vec();
-            read_figures(&Answer { status: 200, body, broke_keep_alive: false, says_close: false })
+            read_totals(&Answer { status: 200, body, broke_keep_alive: false, says_close: false })
         };
         let expected =
-            Figures { total_requests: 1_000_000, unique_users: 75_000, sum: 5e8, avg: 500.0 };
+            Totals { total_requests: 1_000_000, unique_users: 75_000, sum: 5e8, avg: 500.0 };
         for text in [
             r#"{"totalRequests":1000000,"uniqueUsers":75000,"sum":5.0E8,"avg":500.0}"#,
             r#"{"avg":500,"sum":500000000,"uniqueUsers":75000,"totalRequests":1e6,"extra":null}"#,

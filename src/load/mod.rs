@@ -4,7 +4,6 @@
 //! shares is the ring that moves bytes.
 
 mod control;
-mod gates;
 mod html;
 mod latency;
 mod ledger;
@@ -12,6 +11,7 @@ mod placement;
 mod report;
 mod response;
 mod schedule;
+mod thresholds;
 mod timeline;
 mod verdict;
 mod view;
@@ -24,7 +24,6 @@ use crate::failure::Failure;
 use crate::topology;
 pub use control::Server;
 use crossbeam_utils::CachePadded;
-pub use gates::Gate;
 use latency::Slice;
 use ledger::Ledger;
 use procfs::{CurrentSI, KernelStats};
@@ -36,6 +35,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
+pub use thresholds::Threshold;
 use timeline::Timeline;
 use verdict::Evidence;
 pub use verdict::Verdict;
@@ -43,7 +43,7 @@ use view::View;
 use watch::Watched;
 use worker::{Findings, Progress, Run, Worker};
 use workload::Share;
-pub use workload::{EVENTS_MAX, Figures, Values, Workload};
+pub use workload::{EVENTS_MAX, Totals, Values, Workload};
 
 /// How often the progress is shown anew.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -82,7 +82,7 @@ pub struct Config {
     /// Whether to poll the totals during the run.
     pub watch: bool,
     /// What the run must not be.
-    pub gates: Vec<Gate>,
+    pub thresholds: Vec<Threshold>,
     /// How to show the progress.
     pub progress: Show,
 }
@@ -111,7 +111,7 @@ pub enum Moment {
 pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let environment = Environment::here(ENVIRONMENT_SAMPLE);
     let server = &config.server;
-    let (_, keeps_alive) = server.first_figures(config.timeout)?;
+    let (_, keeps_alive) = server.first_totals(config.timeout)?;
     let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
     let cpus = match &config.cpus {
         Some(cpus) => cpus.clone(),
@@ -178,7 +178,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         ledger: sent.ledger,
         warm_up_ledger: sent.warm_up,
         warnings,
-        gates: config.gates.clone(),
+        thresholds: config.thresholds.clone(),
         environment,
     }))
 }
@@ -189,9 +189,9 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
 fn settle(
     config: &Config,
     sent: &Sent,
-    evidence: impl Fn(Figures) -> Evidence,
-) -> Result<(Figures, Option<Duration>), Failure> {
-    let is_right = |figures: Figures| evidence(figures).judge().verdict != Verdict::Wrong;
+    evidence: impl Fn(Totals) -> Evidence,
+) -> Result<(Totals, Option<Duration>), Failure> {
+    let is_right = |figures: Totals| evidence(figures).judge().verdict != Verdict::Wrong;
     let mut last = sent.after.clone();
     if let Ok(first) = last
         && is_right(first)
@@ -201,7 +201,7 @@ fn settle(
     let patience = Instant::now() + SETTLE_MAX;
     while Instant::now() < patience {
         thread::sleep(SETTLE_EVERY);
-        last = config.server.figures(config.timeout);
+        last = config.server.totals(config.timeout);
         if let Ok(later) = last
             && is_right(later)
         {
@@ -238,10 +238,10 @@ fn request_head(host: &str) -> Vec<u8> {
 struct Sent {
     ledger: Ledger,
     warm_up: Ledger,
-    before: Figures,
+    before: Totals,
     was_reset: bool,
     /// What the server had counted when the last request had ended.
-    after: Result<Figures, Failure>,
+    after: Result<Totals, Failure>,
     total: Slice,
     seconds: Vec<timeline::Second>,
     watched: Option<Watched>,
@@ -326,7 +326,7 @@ fn send_all(
         let timeline = follow(config, run, &slices, started);
         at(Moment::End);
         // At once: a server that counts late has no time for it.
-        let after = config.server.figures(config.timeout);
+        let after = config.server.totals(config.timeout);
         is_over.store(true, Ordering::Release);
         let machine = stat.zip(KernelStats::current().ok());
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
@@ -385,9 +385,9 @@ impl Sent {
 
 /// Resets the server where that is wanted and it can, and returns what it has counted, and whether
 /// it was reset.
-fn prepare(config: &Config) -> Result<(Figures, bool), Failure> {
+fn prepare(config: &Config) -> Result<(Totals, bool), Failure> {
     let was_reset = config.reset && config.server.reset(config.timeout)?;
-    Ok((config.server.figures(config.timeout)?, was_reset))
+    Ok((config.server.totals(config.timeout)?, was_reset))
 }
 
 /// Takes in what the threads hand over, and shows the progress, until all have ended.

@@ -1,12 +1,12 @@
 //! What a run found, for people and for programs.
 
-use super::gates::{Gate, Measured};
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
+use super::thresholds::{Measured, Threshold};
 use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Verdict};
 use super::watch::Watched;
-use super::workload::{Figures, Values};
+use super::workload::{Totals, Values};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
@@ -65,7 +65,7 @@ fn lower_case<S: Serializer>(values: &Values, serializer: S) -> Result<S::Ok, S:
     })
 }
 
-impl Serialize for Figures {
+impl Serialize for Totals {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let figures = serde_json::json!({
             "totalRequests": self.total_requests,
@@ -180,8 +180,8 @@ pub struct Report {
     pub(super) latency_us: Latency,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) open_loop: Option<OpenLoop>,
-    pub(super) expected: Figures,
-    pub(super) server: Figures,
+    pub(super) expected: Totals,
+    pub(super) server: Totals,
     pub(super) verdict: Verdict,
     pub(super) reasons: Vec<String>,
     /// How long after the last acknowledgement the totals became right, if they were not at once.
@@ -203,7 +203,7 @@ pub struct Report {
     pub(super) seconds: Vec<Second>,
     pub(super) environment: Environment,
     #[serde(skip)]
-    pub(super) gates: Vec<Gate>,
+    pub(super) thresholds: Vec<Threshold>,
     #[serde(skip)]
     pub(super) histogram: Histogram<u64>,
     #[serde(skip)]
@@ -229,7 +229,7 @@ pub(super) struct Outcome {
     pub(super) warnings: Vec<String>,
     pub(super) setup: Setup,
     pub(super) requests: u64,
-    pub(super) gates: Vec<Gate>,
+    pub(super) thresholds: Vec<Threshold>,
     pub(super) environment: Environment,
 }
 
@@ -293,7 +293,7 @@ impl Report {
             cost: None,
             seconds: outcome.seconds,
             environment: outcome.environment,
-            gates: outcome.gates,
+            thresholds: outcome.thresholds,
             histogram: total.latency.histogram().clone(),
             histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
         }
@@ -471,7 +471,7 @@ impl Report {
     }
 
     /// Whether the run did what it was asked to: all events acknowledged, all totals right, all
-    /// gates passed. A line for each that is not so.
+    /// thresholds passed. A line for each that is not so.
     pub fn check(&self) -> Result<(), Failure> {
         let mut failures = Vec::new();
         if self.verdict != Verdict::Exact {
@@ -484,9 +484,9 @@ impl Report {
                 self.requests
             ));
         }
-        let of_gate = |gate: &Gate| gate.failure(self.figure(gate.figure()).as_ref());
-        let gates = self.gates.iter().filter_map(of_gate);
-        failures.extend(gates.map(|why| format!("--fail-if {why}")));
+        let of_threshold = |gate: &Threshold| gate.failure(self.figure(gate.figure()).as_ref());
+        let thresholds = self.thresholds.iter().filter_map(of_threshold);
+        failures.extend(thresholds.map(|why| format!("--fail-if {why}")));
         match failures.is_empty() {
             true => Ok(()),
             false => Err(Failure::Wrong(failures.join("\n"))),

@@ -1,7 +1,7 @@
 //! Whether the server counted what it acknowledged: equality, never a tolerance.
 
 use super::watch::Watched;
-use super::workload::{Figures, Share};
+use super::workload::{Share, Totals};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -66,22 +66,22 @@ impl Judgement {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evidence {
     /// What the server reported before the run: zero after a reset.
-    pub(super) before: Figures,
+    pub(super) before: Totals,
     /// What the acknowledged events add up to.
     pub(super) acknowledged: Share,
     /// The same with the events whose outcome is not known.
     pub(super) possible: Share,
     /// What the server reports after the run.
-    pub(super) after: Figures,
+    pub(super) after: Totals,
 }
 
 impl Evidence {
     /// What the server has to report, if every unknown event was not counted.
-    pub(super) fn expected(&self) -> Figures {
-        let ours = self.acknowledged.figures();
+    pub(super) fn expected(&self) -> Totals {
+        let ours = self.acknowledged.totals();
         let total_requests = self.before.total_requests.saturating_add(ours.total_requests);
         let sum = self.before.sum + ours.sum;
-        Figures {
+        Totals {
             total_requests,
             unique_users: self.before.unique_users.max(ours.unique_users),
             sum,
@@ -119,7 +119,7 @@ impl Evidence {
         );
         let base_is_exact = self.before.sum_is_exact();
         if base_is_exact {
-            let most_sum = self.before.sum + self.possible.figures().sum;
+            let most_sum = self.before.sum + self.possible.totals().sum;
             range_of("sum", self.after.sum, expected.sum, most_sum, &mut wrong);
         }
         let quotient = match counted {
@@ -175,14 +175,14 @@ mod tests {
         let workload = Workload { events: 2000, users: 500, values: Values::Half };
         let acknowledged = workload.share_without(unknown.iter().copied());
         Evidence {
-            before: Figures::ZERO,
+            before: Totals::ZERO,
             acknowledged,
             possible: workload.share_without(std::iter::empty()),
-            after: acknowledged.figures(),
+            after: acknowledged.totals(),
         }
     }
 
-    fn with(change: impl FnOnce(&mut Figures)) -> Judgement {
+    fn with(change: impl FnOnce(&mut Totals)) -> Judgement {
         let mut evidence = evidence(&[]);
         change(&mut evidence.after);
         evidence.judge()
@@ -212,7 +212,7 @@ mod tests {
     fn an_unknown_outcome_leaves_exactly_its_own_room() {
         let mut evidence = evidence(&[7]);
         assert_eq!(evidence.judge().verdict, Verdict::Undecided);
-        evidence.after = evidence.possible.figures();
+        evidence.after = evidence.possible.totals();
         assert_eq!(evidence.judge().verdict, Verdict::Undecided);
         evidence.after.total_requests += 1;
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn totals_that_were_there_before_are_added() {
         let mut evidence = evidence(&[]);
-        evidence.before = Figures { total_requests: 10, unique_users: 3, sum: 5.5, avg: 0.55 };
+        evidence.before = Totals { total_requests: 10, unique_users: 3, sum: 5.5, avg: 0.55 };
         evidence.after = evidence.expected();
         assert_eq!(evidence.judge().verdict, Verdict::Exact);
         evidence.after.unique_users += 3;

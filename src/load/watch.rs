@@ -2,7 +2,7 @@
 
 use super::control::Server;
 use super::worker::Progress;
-use super::workload::{Figures, Values};
+use super::workload::{Totals, Values};
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,20 +51,20 @@ impl Watched {
 
 /// Judges answers as they come.
 struct Watch {
-    before: Figures,
+    before: Totals,
     values: Values,
-    last: Figures,
+    last: Totals,
     watched: Watched,
 }
 
 impl Watch {
-    fn new(before: Figures, values: Values) -> Watch {
+    fn new(before: Totals, values: Values) -> Watch {
         Watch { before, values, last: before, watched: Watched::default() }
     }
 
     /// Judges an answer. So many events were acknowledged before it was asked for, and so many sent
     /// by the time it had come.
-    fn judge(&mut self, is: Figures, acknowledged: u64, sent: u64) {
+    fn judge(&mut self, is: Totals, acknowledged: u64, sent: u64) {
         let Watch { before, values, last, watched } = self;
         watched.answers += 1;
         let ours = is.total_requests.saturating_sub(before.total_requests);
@@ -103,7 +103,7 @@ impl Watch {
 pub(super) fn watch(
     server: &Server,
     timeout: Duration,
-    before: Figures,
+    before: Totals,
     values: Values,
     progress: &[CachePadded<Progress>],
     is_over: &AtomicBool,
@@ -113,7 +113,7 @@ pub(super) fn watch(
     while !is_over.load(Ordering::Acquire) {
         let acknowledged =
             progress.iter().map(|thread| thread.acknowledged.load(Ordering::Acquire)).sum();
-        let figures = server.figures_over(&mut kept, timeout);
+        let figures = server.totals_over(&mut kept, timeout);
         let sent = progress.iter().map(|thread| thread.sent.load(Ordering::Acquire)).sum();
         match figures {
             Some(figures) => watch.judge(figures, acknowledged, sent),
@@ -128,15 +128,15 @@ pub(super) fn watch(
 mod tests {
     use super::*;
 
-    fn ones(count: u64, users: u64) -> Figures {
+    fn ones(count: u64, users: u64) -> Totals {
         let sum = count as f64;
         let avg = if count == 0 { 0.0 } else { 1.0 };
-        Figures { total_requests: count, unique_users: users, sum, avg }
+        Totals { total_requests: count, unique_users: users, sum, avg }
     }
 
     /// What a watch finds in one answer after a good one of ten events.
-    fn found(is: Figures) -> [u64; 4] {
-        let mut watch = Watch::new(Figures::ZERO, Values::One);
+    fn found(is: Totals) -> [u64; 4] {
+        let mut watch = Watch::new(Totals::ZERO, Values::One);
         watch.judge(ones(10, 5), 10, 12);
         watch.judge(is, 10, 12);
         let Watched { went_down, above_sent, below_acknowledged, torn, .. } = watch.watched;
@@ -151,16 +151,16 @@ mod tests {
         assert_eq!(found(ones(9, 5)), [1, 0, 1, 0]);
         assert_eq!(found(ones(10, 4)), [1, 0, 0, 0]);
         assert_eq!(found(ones(11, 12)), [0, 0, 0, 1]);
-        assert_eq!(found(Figures { sum: 11.0, avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
-        assert_eq!(found(Figures { avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
+        assert_eq!(found(Totals { sum: 11.0, avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
+        assert_eq!(found(Totals { avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
     }
 
     #[test]
     fn totals_from_before_the_run_are_nobodys_fault() {
-        let before = Figures { total_requests: 4, unique_users: 2, sum: 9.0, avg: 2.25 };
+        let before = Totals { total_requests: 4, unique_users: 2, sum: 9.0, avg: 2.25 };
         let mut watch = Watch::new(before, Values::One);
         watch.judge(before, 0, 0);
-        let grown = Figures { total_requests: 5, unique_users: 2, sum: 10.0, avg: 2.0 };
+        let grown = Totals { total_requests: 5, unique_users: 2, sum: 10.0, avg: 2.0 };
         watch.judge(grown, 1, 1);
         assert_eq!(watch.watched.reasons(), Vec::<String>::new());
         watch.judge(grown, 2, 2);

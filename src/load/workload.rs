@@ -37,7 +37,7 @@ pub struct Workload {
 
 /// The four numbers that a server reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Figures {
+pub struct Totals {
     /// Events counted.
     pub total_requests: u64,
     /// Distinct users.
@@ -48,9 +48,9 @@ pub struct Figures {
     pub avg: f64,
 }
 
-impl Figures {
+impl Totals {
     /// Nothing counted.
-    pub const ZERO: Figures = Figures { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
+    pub const ZERO: Totals = Totals { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
 
     /// Whether the sum, and that of it and a run's events, is exact in an `f64`.
     pub(super) fn sum_is_exact(&self) -> bool {
@@ -58,9 +58,9 @@ impl Figures {
     }
 }
 
-impl fmt::Display for Figures {
+impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Figures { total_requests, unique_users, sum, avg } = self;
+        let Totals { total_requests, unique_users, sum, avg } = self;
         write!(
             f,
             "totalRequests {total_requests}, uniqueUsers {unique_users}, sum {sum:?}, avg {avg:?}"
@@ -152,9 +152,9 @@ impl Workload {
 
 impl Share {
     /// The share as a server that held nothing before has to report it.
-    pub(super) fn figures(&self) -> Figures {
+    pub(super) fn totals(&self) -> Totals {
         let sum = self.sum_in_halves as f64 / 2.0;
-        Figures {
+        Totals {
             total_requests: self.events,
             unique_users: self.users,
             sum,
@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn the_published_totals_come_out() {
-        let integer = workload(1_000_000, Values::Integer).whole().figures();
-        let half = workload(1_000_000, Values::Half).whole().figures();
+        let integer = workload(1_000_000, Values::Integer).whole().totals();
+        let half = workload(1_000_000, Values::Half).whole().totals();
         assert_eq!(
             (integer.unique_users, integer.sum, integer.avg),
             (75_000, 499_500_000.0, 499.5)
         );
         assert_eq!((half.total_requests, half.sum, half.avg), (1_000_000, 500_000_000.0, 500.0));
-        assert_eq!(workload(0, Values::Half).whole().figures(), Figures::ZERO);
+        assert_eq!(workload(0, Values::Half).whole().totals(), Totals::ZERO);
     }
 
     /// Against a count of every event that is left.

@@ -1,20 +1,20 @@
 //! What is counted, exactly: one writer a shard, merged when somebody reads.
 //!
 //! A [`Writer`] counts into memory of its own and publishes once a batch; [`Tally::totals`]
-//! merges what the shards have published into one moment (see `board`). The value of every
+//! merges what the shards have published into one moment (see `snapshot`). The value of every
 //! event goes into an exact accumulator (`sum`); a user is counted by the shard that is first to
 //! put it into the shared set (`users`), in the same publication as the event.
 //!
 //! A reset is one number, the generation, raised by one. A writer compares it before each
 //! event, and everything that belongs to an older generation counts as nothing from then on.
 
-mod board;
+mod snapshot;
 mod sum;
 mod users;
 
 use crate::primitives::{AtomicU64, Mutex, Ordering, fence, yield_now};
-use board::{Board, Counts, Publisher, Reading};
 use crossbeam_utils::CachePadded;
+use snapshot::{Counts, Reading, Snapshot, SnapshotWriter};
 use std::sync::Arc;
 pub use sum::ExactSum;
 use sum::Extent;
@@ -61,7 +61,7 @@ pub struct Tally {
     generation: CachePadded<AtomicU64>,
     /// Held by a reset, so that resets happen one after the other.
     resetting: Mutex<()>,
-    boards: Vec<Board>,
+    snapshots: Vec<Snapshot>,
     users: Users,
     hasher: Hasher,
 }
@@ -75,7 +75,7 @@ impl Tally {
             epoch: CachePadded::new(AtomicU64::new(0)),
             generation: CachePadded::new(AtomicU64::new(0)),
             resetting: Mutex::new(()),
-            boards: (0..shards).map(|_| Board::new()).collect(),
+            snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
             users: Users::new(users_max),
             hasher: Hasher::default(),
         });
@@ -100,12 +100,12 @@ impl Tally {
 
     fn try_totals(&self) -> Option<Totals> {
         let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
-        // Pairs with the fence in `Publisher::publish`.
+        // Pairs with the fence in `SnapshotWriter::publish`.
         fence(Ordering::SeqCst);
         let generation = self.generation.load(Ordering::Acquire);
         let mut cut = Counts { generation, ..Counts::default() };
-        for board in &self.boards {
-            match board.read(epoch, &mut cut) {
+        for snapshot in &self.snapshots {
+            match snapshot.read(epoch, &mut cut) {
                 Reading::Taken | Reading::Older => {}
                 Reading::Overtaken => return None,
             }
@@ -135,7 +135,7 @@ pub struct Writer {
     shard: usize,
     seen: Seen,
     counts: Counts,
-    publisher: Publisher,
+    publisher: SnapshotWriter,
     /// Limbs of the sum that have changed since the last publication.
     changed: Extent,
     /// Events counted since the last publication.
@@ -149,7 +149,7 @@ impl Writer {
             shard,
             seen: Seen::new(),
             counts: Counts::default(),
-            publisher: Publisher::new(),
+            publisher: SnapshotWriter::new(),
             changed: Extent::EMPTY,
             unpublished: 0,
         }
@@ -226,8 +226,8 @@ impl Writer {
     #[inline]
     pub fn publish(&mut self) {
         if self.unpublished > 0 {
-            let board = &self.tally.boards[self.shard];
-            self.publisher.publish(board, &self.tally.epoch, &self.counts, self.changed);
+            let snapshot = &self.tally.snapshots[self.shard];
+            self.publisher.publish(snapshot, &self.tally.epoch, &self.counts, self.changed);
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
         }

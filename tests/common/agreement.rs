@@ -3,7 +3,7 @@
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
     CHUNK_FRAMING_BYTES_MAX, Connection, Date, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
-    Handler, Heads, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Target,
+    Handler, HeadCache, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Target,
     Timeouts,
 };
 
@@ -12,7 +12,7 @@ const BODY_BYTES_MAX: usize = 200;
 /// Notes what reaches it.
 struct Recorder {
     date: Date,
-    heads: Heads,
+    head_cache: HeadCache,
     accepted: Vec<Accepted>,
 }
 
@@ -21,8 +21,8 @@ impl Handler for Recorder {
         &self.date
     }
 
-    fn heads(&mut self) -> &mut Heads {
-        &mut self.heads
+    fn head_cache(&mut self) -> &mut HeadCache {
+        &mut self.head_cache
     }
 
     fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
@@ -52,8 +52,11 @@ pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
 pub fn ours_and_last_answer(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
     let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
     let limits = Limits { body_bytes_max: BODY_BYTES_MAX, timeouts };
-    let mut recorder =
-        Recorder { date: Date::from_unix(0), heads: Heads::default(), accepted: Vec::new() };
+    let mut recorder = Recorder {
+        date: Date::from_unix(0),
+        head_cache: HeadCache::default(),
+        accepted: Vec::new(),
+    };
     let mut connection = Connection::new(limits, true, 0);
     let mut out = Vec::new();
     let mut outcome = Outcome::Receive;

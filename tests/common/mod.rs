@@ -81,7 +81,7 @@ impl Server {
         Client::connect(self.address)
     }
 
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> Totals {
         self.client().stats()
     }
 
@@ -105,12 +105,12 @@ impl Server {
     }
 
     /// SIGTERM, and the final totals.
-    pub fn stop(self) -> Stats {
+    pub fn stop(self) -> Totals {
         self.signal(Signal::TERM);
         let (code, text) = self.wait();
         assert_eq!(code, Some(0), "{text}");
         assert_eq!(text.lines().count(), 1, "one JSON line: {text}");
-        Stats::parse(&text)
+        Totals::parse(&text)
     }
 
     /// A size of `/proc/PID/status`, such as `VmRSS:`, in KiB.
@@ -152,17 +152,17 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stats {
+pub struct Totals {
     pub total: u64,
     pub users: u64,
     pub sum: f64,
     pub avg: f64,
 }
 
-impl Stats {
-    pub fn parse(text: &str) -> Stats {
+impl Totals {
+    pub fn parse(text: &str) -> Totals {
         let json: serde_json::Value = serde_json::from_str(text).unwrap();
-        Stats {
+        Totals {
             total: json["totalRequests"].as_u64().unwrap(),
             users: json["uniqueUsers"].as_u64().unwrap(),
             sum: json["sum"].as_f64().unwrap(),
@@ -272,10 +272,10 @@ impl Client {
         assert_eq!(self.post("/event", &body).status, 200);
     }
 
-    pub fn stats(&mut self) -> Stats {
+    pub fn stats(&mut self) -> Totals {
         let answer = self.get("/stats");
         assert_eq!(answer.status, 200);
-        Stats::parse(&answer.body)
+        Totals::parse(&answer.body)
     }
 
     /// Whether the server ends the connection without another word.

@@ -2,7 +2,7 @@
 
 use super::{POLL_IN, SIZES, Sizes, build, cqueue, squeue};
 use super::{buffers::BUFFER_GROUP, buffers::Buffers, opcode};
-use crate::engine::gate::bell;
+use crate::engine::admission::wakeup;
 use io_uring::IoUring;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use rustix::io::Errno;
@@ -84,12 +84,12 @@ pub fn probe() -> Vec<Feature> {
     features
 }
 
-/// A listener, both sides of a connection, and a bell to poll.
+/// A listener, both sides of a connection, and a wakeup to poll.
 struct Sockets {
     listener: TcpListener,
     client: TcpStream,
     server: TcpStream,
-    bell: OwnedFd,
+    wakeup: OwnedFd,
 }
 
 impl Sockets {
@@ -97,7 +97,7 @@ impl Sockets {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let client = TcpStream::connect(listener.local_addr()?)?;
         let (server, _) = listener.accept()?;
-        Ok(Sockets { listener, client, server, bell: bell()? })
+        Ok(Sockets { listener, client, server, wakeup: wakeup()? })
     }
 }
 
@@ -140,7 +140,7 @@ impl Trial {
     }
 
     fn eventfd(&mut self) -> io::Result<()> {
-        self.ring.submitter().register_eventfd(self.sockets.bell.as_raw_fd())?;
+        self.ring.submitter().register_eventfd(self.sockets.wakeup.as_raw_fd())?;
         self.ring.submitter().unregister_eventfd()
     }
 
@@ -181,12 +181,12 @@ impl Trial {
     }
 
     fn poll(&mut self) -> io::Result<()> {
-        let bell = Fd(self.sockets.bell.as_raw_fd());
-        self.push(opcode::PollAdd::new(bell, POLL_IN).multi(true).build(), POLL)?;
+        let wakeup = Fd(self.sockets.wakeup.as_raw_fd());
+        self.push(opcode::PollAdd::new(wakeup, POLL_IN).multi(true).build(), POLL)?;
         for _ in 0..2 {
-            rustix::io::write(&self.sockets.bell, &1u64.to_ne_bytes())?;
+            rustix::io::write(&self.sockets.wakeup, &1u64.to_ne_bytes())?;
             must_go_on(self.complete(POLL)?.1)?;
-            rustix::io::read(&self.sockets.bell, &mut [0; 8])?;
+            rustix::io::read(&self.sockets.wakeup, &mut [0; 8])?;
         }
         Ok(())
     }

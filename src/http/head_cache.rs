@@ -1,4 +1,4 @@
-//! Heads seen lately: a keep-alive client repeats its head, and equal bytes say the same again.
+//! Request heads seen recently: a keep-alive client repeats its head, so equal bytes need no second parse.
 
 use super::head::{Field, Framing, Head};
 
@@ -10,7 +10,7 @@ const KEPT_BYTES_MAX: usize = 1024;
 /// The heads that the connections of one shard have sent lately, and what they said. A request
 /// that begins with one of them, but for the digits of its Content-Length, is not parsed again.
 #[derive(Debug, Default)]
-pub struct Heads {
+pub struct HeadCache {
     kept: Vec<Kept>,
     /// Where the last one was found.
     last: usize,
@@ -24,7 +24,7 @@ struct Kept {
     bytes: Vec<u8>,
 }
 
-impl Heads {
+impl HeadCache {
     /// What the head at the start of `input` says, if it is known.
     #[inline]
     pub(super) fn find(&mut self, input: &[u8]) -> Option<Head> {

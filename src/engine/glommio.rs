@@ -1,7 +1,8 @@
 //! The data plane on glommio's own TCP streams: one task a connection.
 
 use super::{
-    Arrival, Gate, LINGER_BYTES_MAX, LINGER_MS, Pass, Shard, TICK, Urgency, gate, unix_seconds,
+    AcceptedConnection, Admission, LINGER_BYTES_MAX, LINGER_MS, Permit, Shard, TICK, Urgency,
+    admission, unix_seconds,
 };
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
@@ -103,13 +104,13 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         urgency: Cell::new(Urgency::Serve),
         watches: RefCell::new(Vec::new()),
     });
-    let (gate, index) = (shard.gate, shard.index);
+    let (admission, index) = (shard.admission, shard.index);
     let listener = Rc::new(PollableFd::new(shard.listener)?);
     let accepting = glommio::spawn_local({
-        let (hub, gate, listener) = (Rc::clone(&hub), gate.clone(), Rc::clone(&listener));
+        let (hub, admission, listener) = (Rc::clone(&hub), admission.clone(), Rc::clone(&listener));
         async move {
             loop {
-                accept_all(&hub, &gate, index, &listener).await;
+                accept_all(&hub, &admission, index, &listener).await;
                 if listener.readable().await.is_err() {
                     sleep(ACCEPT_BACKOFF).await;
                 }
@@ -126,18 +127,18 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         }
     });
     ready();
-    let bell = PollableFd::new(shard.bell)?;
+    let wakeup = PollableFd::new(shard.wakeup)?;
     while shard.stop.urgency() == Urgency::Serve {
-        bell.readable().await?;
-        gate::quiet(bell.get_ref());
-        gate.collect(index).into_iter().for_each(|arrival| serve(&hub, arrival));
+        wakeup.readable().await?;
+        admission::quiet(wakeup.get_ref());
+        admission.collect(index).into_iter().for_each(|accepted| serve(&hub, accepted));
     }
 
     accepting.cancel().await;
     ticking.cancel().await;
     // Who is in the queue has connected to a server that was there.
-    gate.close(index).into_iter().for_each(|arrival| serve(&hub, arrival));
-    accept_all(&hub, &gate, index, &listener).await;
+    admission.close(index).into_iter().for_each(|accepted| serve(&hub, accepted));
+    accept_all(&hub, &admission, index, &listener).await;
     // Ends listening now: a poll that the ring still holds would keep the port for a moment.
     let _ = listener.get_ref().shutdown(Shutdown::Read);
     drop(listener);
@@ -155,15 +156,20 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
 }
 
 /// Accepts until nobody is waiting.
-async fn accept_all(hub: &Rc<Hub>, gate: &Arc<Gate>, shard: usize, listener: &PollableFd<Socket>) {
+async fn accept_all(
+    hub: &Rc<Hub>,
+    admission: &Arc<Admission>,
+    shard: usize,
+    listener: &PollableFd<Socket>,
+) {
     let mut backoff = ACCEPT_BACKOFF;
     for turn in 1.. {
         match listener.get_ref().accept() {
             Ok((socket, _)) => {
                 backoff = ACCEPT_BACKOFF;
-                let arrival = gate.admit(shard, socket, hub.service.borrow().metrics());
-                if let Some(arrival) = arrival {
-                    serve(hub, arrival);
+                let accepted = admission.admit(shard, socket, hub.service.borrow().metrics());
+                if let Some(accepted) = accepted {
+                    serve(hub, accepted);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -196,16 +202,16 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 }
 
 /// Starts the task of a connection.
-fn serve(hub: &Rc<Hub>, arrival: Arrival) {
-    let is_turned_away = arrival.is_turned_away;
-    let connection = Connection::new(hub.limits, arrival.peer_is_loopback(), hub.now_ms.get());
+fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
+    let is_turned_away = accepted.is_turned_away;
+    let connection = Connection::new(hub.limits, accepted.peer_is_loopback(), hub.now_ms.get());
     let task = Task {
         watch: hub.watch(),
         hub: Rc::clone(hub),
-        stream: TcpStream::from(arrival.socket),
+        stream: TcpStream::from(accepted.socket),
         connection,
         out: Vec::new(),
-        _pass: arrival.pass,
+        _permit: accepted.permit,
     };
     task.hub.service.borrow().metrics().connections.add(1);
     glommio::spawn_local(task.run(is_turned_away)).detach();
@@ -219,7 +225,7 @@ struct Task {
     connection: Connection,
     /// Answers that are not sent yet.
     out: Vec<u8>,
-    _pass: Pass,
+    _permit: Permit,
 }
 
 /// Why a task stops waiting for its socket.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// A condition under which a run fails.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gate {
+pub struct Threshold {
     /// As it was typed.
     text: String,
     figure: String,
@@ -40,7 +40,7 @@ enum Limit {
     Word(String),
 }
 
-/// A figure of a run that gates may name.
+/// A figure of a run that thresholds may name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Measured {
     /// A number, which may be a lower bound.
@@ -64,10 +64,10 @@ pub(super) const NUMBERS: [&str; 8] = [
 /// Those that are words.
 pub(super) const WORDS: [&str; 2] = ["verdict", "client_limited"];
 
-impl FromStr for Gate {
+impl FromStr for Threshold {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Gate, String> {
+    fn from_str(text: &str) -> Result<Threshold, String> {
         let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
         let (figure, rest) = (text[..at].trim(), &text[at..]);
         let (sign, operator) = OPERATORS
@@ -98,11 +98,11 @@ impl FromStr for Gate {
             let known = [&TIMES[..], &NUMBERS, &WORDS].concat().join(", ");
             return Err(format!("there is no figure '{figure}': use {known}"));
         };
-        Ok(Gate { text: text.to_owned(), figure: figure.to_owned(), operator, limit })
+        Ok(Threshold { text: text.to_owned(), figure: figure.to_owned(), operator, limit })
     }
 }
 
-impl Gate {
+impl Threshold {
     /// The name of the figure.
     pub(super) fn figure(&self) -> &str {
         &self.figure
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn fails(gate: &str, micros: f64, is_at_least: bool) -> bool {
-        let gate: Gate = gate.parse().unwrap();
+        let gate: Threshold = gate.parse().unwrap();
         gate.failure(Some(&Measured::Number(Bound { micros, is_at_least }))).is_some()
     }
 
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn words_are_compared_for_equality() {
         let of = |gate: &str, word| {
-            gate.parse::<Gate>().unwrap().failure(Some(&Measured::Word(word))).is_some()
+            gate.parse::<Threshold>().unwrap().failure(Some(&Measured::Word(word))).is_some()
         };
         assert!(of("verdict!=exact", "wrong") && !of("verdict!=exact", "exact"));
         assert!(of("client_limited==true", "true") && !of("client_limited==true", "false"));
-        assert!("rps<1".parse::<Gate>().unwrap().failure(None).is_some());
+        assert!("rps<1".parse::<Threshold>().unwrap().failure(None).is_some());
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
             ("verdict!=good", "exact, wrong"),
             ("p99=5ms", "such as"),
         ] {
-            let said = gate.parse::<Gate>().unwrap_err();
+            let said = gate.parse::<Threshold>().unwrap_err();
             assert!(said.contains(says), "{gate}: {said}");
         }
     }

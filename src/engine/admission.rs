@@ -15,33 +15,33 @@ pub const TURNED_AWAY_MAX: usize = 32;
 
 /// Admits connections for all shards.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Admission {
     open: AtomicUsize,
     connections_max: usize,
-    desks: Vec<Desk>,
+    inboxes: Vec<Inbox>,
 }
 
-/// What the gate knows of one shard.
+/// What the admission knows of one shard.
 #[derive(Debug)]
-struct Desk {
+struct Inbox {
     open: CachePadded<AtomicUsize>,
     /// Connections that other shards have accepted for this one; `None` once it takes no more.
-    inbox: Mutex<Option<Vec<Arrival>>>,
-    bell: Arc<OwnedFd>,
+    inbox: Mutex<Option<Vec<AcceptedConnection>>>,
+    wakeup: Arc<OwnedFd>,
 }
 
 /// A connection that a shard is to serve.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct AcceptedConnection {
     /// The accepted socket.
     pub socket: Socket,
     /// The right to it.
-    pub pass: Pass,
+    pub permit: Permit,
     /// There is no room: it is to be told so, and no more.
     pub is_turned_away: bool,
 }
 
-impl Arrival {
+impl AcceptedConnection {
     /// Whether the peer's address is a loopback address.
     pub fn peer_is_loopback(&self) -> bool {
         let address = self.socket.peer_addr().ok().and_then(|address| address.as_socket());
@@ -51,109 +51,109 @@ impl Arrival {
 
 /// The right to an open connection, given back when it is dropped.
 #[derive(Debug)]
-pub struct Pass {
-    gate: Arc<Gate>,
+pub struct Permit {
+    admission: Arc<Admission>,
     shard: usize,
 }
 
-impl Pass {
+impl Permit {
     /// Counts a connection, which is one of `open` already, as the shard's.
-    fn new(gate: &Arc<Gate>, shard: usize) -> Pass {
-        gate.desks[shard].open.fetch_add(1, Ordering::Relaxed);
-        Pass { gate: Arc::clone(gate), shard }
+    fn new(admission: &Arc<Admission>, shard: usize) -> Permit {
+        admission.inboxes[shard].open.fetch_add(1, Ordering::Relaxed);
+        Permit { admission: Arc::clone(admission), shard }
     }
 
     fn move_to(&mut self, shard: usize) {
-        self.gate.desks[shard].open.fetch_add(1, Ordering::Relaxed);
-        self.gate.desks[self.shard].open.fetch_sub(1, Ordering::Relaxed);
+        self.admission.inboxes[shard].open.fetch_add(1, Ordering::Relaxed);
+        self.admission.inboxes[self.shard].open.fetch_sub(1, Ordering::Relaxed);
         self.shard = shard;
     }
 }
 
-impl Drop for Pass {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.desks[self.shard].open.fetch_sub(1, Ordering::Relaxed);
-        self.gate.open.fetch_sub(1, Ordering::Relaxed);
+        self.admission.inboxes[self.shard].open.fetch_sub(1, Ordering::Relaxed);
+        self.admission.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One descriptor a shard that becomes readable when somebody wants its attention: the stop, or
-/// the gate with connections for it.
-pub fn bells(shards: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
-    (0..shards).map(|_| Ok(Arc::new(bell()?))).collect()
+/// the admission with connections for it.
+pub fn wakeups(shards: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
+    (0..shards).map(|_| Ok(Arc::new(wakeup()?))).collect()
 }
 
-/// A bell that was not rung.
-pub(super) fn bell() -> io::Result<OwnedFd> {
+/// A wakeup that was not rung.
+pub(super) fn wakeup() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Makes a bell readable.
-pub(super) fn ring(bell: &OwnedFd) {
+/// Makes a wakeup readable.
+pub(super) fn ring(wakeup: &OwnedFd) {
     // An eventfd can only refuse when its count is near 2^64, and is readable then.
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
 }
 
-/// Makes a bell unreadable until it is rung again.
-pub(super) fn quiet(bell: &OwnedFd) {
+/// Makes a wakeup unreadable until it is rung again.
+pub(super) fn quiet(wakeup: &OwnedFd) {
     // It may not have been rung.
-    let _ = rustix::io::read(bell, &mut [0; 8]);
+    let _ = rustix::io::read(wakeup, &mut [0; 8]);
 }
 
-impl Gate {
-    /// A gate for at most `connections_max` connections, on as many shards as there are bells.
-    pub fn new(connections_max: usize, bells: &[Arc<OwnedFd>]) -> Arc<Gate> {
-        let desk = |bell| Desk {
+impl Admission {
+    /// A admission for at most `connections_max` connections, on as many shards as there are wakeups.
+    pub fn new(connections_max: usize, wakeups: &[Arc<OwnedFd>]) -> Arc<Admission> {
+        let inbox = |wakeup| Inbox {
             open: CachePadded::new(AtomicUsize::new(0)),
             inbox: Mutex::new(Some(Vec::new())),
-            bell: Arc::clone(bell),
+            wakeup: Arc::clone(wakeup),
         };
-        let desks = bells.iter().map(desk).collect();
-        Arc::new(Gate { open: AtomicUsize::new(0), connections_max, desks })
+        let inboxes = wakeups.iter().map(inbox).collect();
+        Arc::new(Admission { open: AtomicUsize::new(0), connections_max, inboxes })
     }
 
     /// Admits what `shard` has accepted. Returns it where that shard is to serve it, and `None`
     /// where another one has fewer connections and got it, or where it was closed.
     ///
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
-    /// connection after each arrival, plus what arrives on several shards in the same instant.
+    /// connection after each accepted, plus what arrives on several shards in the same instant.
     pub fn admit(
         self: &Arc<Self>,
         shard: usize,
         socket: Socket,
         metrics: &ShardMetrics,
-    ) -> Option<Arrival> {
+    ) -> Option<AcceptedConnection> {
         metrics.accepted.add(1);
         let emptiest = self.emptiest(shard);
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         let is_turned_away = before >= self.connections_max;
         metrics.refused.add(u64::from(is_turned_away));
-        let pass = Pass::new(self, if is_turned_away { shard } else { emptiest });
+        let permit = Permit::new(self, if is_turned_away { shard } else { emptiest });
         if before >= self.connections_max.saturating_add(TURNED_AWAY_MAX) {
             return None;
         }
-        let mut arrival = Arrival { socket, pass, is_turned_away };
-        if arrival.pass.shard == shard {
-            return Some(arrival);
+        let mut accepted = AcceptedConnection { socket, permit, is_turned_away };
+        if accepted.permit.shard == shard {
+            return Some(accepted);
         }
-        let desk = &self.desks[emptiest];
-        match &mut *desk.inbox() {
-            Some(inbox) => inbox.push(arrival),
+        let inbox = &self.inboxes[emptiest];
+        match &mut *inbox.inbox() {
+            Some(inbox) => inbox.push(accepted),
             // It has ended in the meantime.
             None => {
-                arrival.pass.move_to(shard);
-                return Some(arrival);
+                accepted.permit.move_to(shard);
+                return Some(accepted);
             }
         }
-        ring(&desk.bell);
+        ring(&inbox.wakeup);
         metrics.handed_over.add(1);
         None
     }
 
     /// The shard with the fewest connections; `shard` itself where none has fewer.
     fn emptiest(&self, shard: usize) -> usize {
-        let open = |shard: usize| self.desks[shard].open.load(Ordering::Relaxed);
-        (0..self.desks.len()).fold(shard, |emptiest, other| {
+        let open = |shard: usize| self.inboxes[shard].open.load(Ordering::Relaxed);
+        (0..self.inboxes.len()).fold(shard, |emptiest, other| {
             if open(other) < open(emptiest) { other } else { emptiest }
         })
     }
@@ -161,26 +161,26 @@ impl Gate {
     /// Connections of each shard.
     #[cfg(test)]
     pub(super) fn open_by_shard(&self) -> Vec<usize> {
-        self.desks.iter().map(|desk| desk.open.load(Ordering::Relaxed)).collect()
+        self.inboxes.iter().map(|inbox| inbox.open.load(Ordering::Relaxed)).collect()
     }
 
-    /// Takes what other shards have accepted for `shard`. To be called after its bell rang.
-    pub fn collect(&self, shard: usize) -> Vec<Arrival> {
-        self.desks[shard].inbox().as_mut().map(std::mem::take).unwrap_or_default()
+    /// Takes what other shards have accepted for `shard`. To be called after its wakeup rang.
+    pub fn collect(&self, shard: usize) -> Vec<AcceptedConnection> {
+        self.inboxes[shard].inbox().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes it for the last time: from now on others keep what they accept.
-    pub fn close(&self, shard: usize) -> Vec<Arrival> {
-        let desk = &self.desks[shard];
-        let last = desk.inbox().take().unwrap_or_default();
+    pub fn close(&self, shard: usize) -> Vec<AcceptedConnection> {
+        let inbox = &self.inboxes[shard];
+        let last = inbox.inbox().take().unwrap_or_default();
         // No shard is ever emptier.
-        desk.open.fetch_add(usize::MAX / 2, Ordering::Relaxed);
+        inbox.open.fetch_add(usize::MAX / 2, Ordering::Relaxed);
         last
     }
 }
 
-impl Desk {
-    fn inbox(&self) -> MutexGuard<'_, Option<Vec<Arrival>>> {
+impl Inbox {
+    fn inbox(&self) -> MutexGuard<'_, Option<Vec<AcceptedConnection>>> {
         // A list is whole at every moment, whoever panicked.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,8 +192,8 @@ mod tests {
     use proptest::prelude::*;
     use socket2::{Domain, Type};
 
-    fn gate(connections_max: usize, shards: usize) -> Arc<Gate> {
-        Gate::new(connections_max, &bells(shards).unwrap())
+    fn admission(connections_max: usize, shards: usize) -> Arc<Admission> {
+        Admission::new(connections_max, &wakeups(shards).unwrap())
     }
 
     fn socket() -> Socket {
@@ -202,10 +202,11 @@ mod tests {
 
     #[test]
     fn a_gate_admits_up_to_its_limit_and_takes_passes_back() {
-        let gate = gate(2, 1);
+        let admission = admission(2, 1);
         let admit = || {
-            gate.admit(0, socket(), &ShardMetrics::default())
-                .map(|arrival| (arrival.is_turned_away, arrival))
+            admission
+                .admit(0, socket(), &ShardMetrics::default())
+                .map(|accepted| (accepted.is_turned_away, accepted))
         };
         let first = admit();
         let second = admit();
@@ -215,44 +216,49 @@ mod tests {
         assert!(admit().is_none());
         drop((told, first));
         assert!(matches!(admit(), Some((false, _))));
-        assert_eq!(gate.open.load(Ordering::Relaxed), 1, "only the second is still open");
+        assert_eq!(admission.open.load(Ordering::Relaxed), 1, "only the second is still open");
     }
 
     #[test]
     fn a_shard_that_has_ended_gets_nothing() {
-        let gate = gate(100, 2);
-        let _first = gate.admit(0, socket(), &ShardMetrics::default());
-        assert!(gate.admit(0, socket(), &ShardMetrics::default()).is_none(), "shard 1 is emptier");
-        assert_eq!(gate.close(1).len(), 1, "it takes what it was given");
+        let admission = admission(100, 2);
+        let _first = admission.admit(0, socket(), &ShardMetrics::default());
+        assert!(
+            admission.admit(0, socket(), &ShardMetrics::default()).is_none(),
+            "shard 1 is emptier"
+        );
+        assert_eq!(admission.close(1).len(), 1, "it takes what it was given");
         for _ in 0..3 {
             std::mem::forget(
-                gate.admit(0, socket(), &ShardMetrics::default()).expect("nobody else is there"),
+                admission
+                    .admit(0, socket(), &ShardMetrics::default())
+                    .expect("nobody else is there"),
             );
         }
-        assert!(gate.collect(1).is_empty());
+        assert!(admission.collect(1).is_empty());
     }
 
     #[test]
     fn a_shard_that_ends_while_it_is_given_a_connection_leaves_it_to_the_giver() {
-        let gate = gate(100, 2);
-        let _first = gate.admit(0, socket(), &ShardMetrics::default());
+        let admission = admission(100, 2);
+        let _first = admission.admit(0, socket(), &ShardMetrics::default());
         // Ended after it was found to be the emptiest.
-        *gate.desks[1].inbox() = None;
+        *admission.inboxes[1].inbox() = None;
         let second =
-            gate.admit(0, socket(), &ShardMetrics::default()).expect("the giver serves it");
-        assert_eq!(second.pass.shard, 0);
-        assert_eq!(gate.desks[1].open.load(Ordering::Relaxed), 0);
+            admission.admit(0, socket(), &ShardMetrics::default()).expect("the giver serves it");
+        assert_eq!(second.permit.shard, 0);
+        assert_eq!(admission.inboxes[1].open.load(Ordering::Relaxed), 0);
     }
 
     proptest! {
-        /// Whoever accepts and whoever leaves: an arrival is on a shard that had the fewest.
+        /// Whoever accepts and whoever leaves: an accepted connection is on a shard that had the fewest.
         #[test]
         fn arrivals_go_where_the_fewest_are(
             shards in 1..9usize,
             steps in prop::collection::vec((any::<bool>(), 0..1000usize), 1..200),
         ) {
-            let gate = gate(usize::MAX, shards);
-            let mut held: Vec<Vec<Arrival>> = (0..shards).map(|_| Vec::new()).collect();
+            let admission = admission(usize::MAX, shards);
+            let mut held: Vec<Vec<AcceptedConnection>> = (0..shards).map(|_| Vec::new()).collect();
             for (arrives, pick) in steps {
                 let shard = pick % shards;
                 if !arrives {
@@ -261,14 +267,14 @@ mod tests {
                 }
                 let fewest = held.iter().map(Vec::len).min();
                 let before = held[shard].len();
-                match gate.admit(shard, socket(), &ShardMetrics::default()) {
-                    Some(arrival) => {
+                match admission.admit(shard, socket(), &ShardMetrics::default()) {
+                    Some(accepted) => {
                         prop_assert_eq!(Some(before), fewest);
-                        held[shard].push(arrival);
+                        held[shard].push(accepted);
                     }
                     None => {
                         let given: Vec<_> =
-                            (0..shards).map(|shard| gate.collect(shard)).collect();
+                            (0..shards).map(|shard| admission.collect(shard)).collect();
                         let to = given.iter().position(|given| given.len() == 1).unwrap();
                         prop_assert_eq!(Some(held[to].len()), fewest);
                         held[to].extend(given.into_iter().flatten());

@@ -22,7 +22,7 @@ use super::sum::{ExactSum, Extent, LIMBS};
 use crate::primitives::{AtomicU64, Ordering, fence};
 use crossbeam_utils::CachePadded;
 
-/// Slots of a board: two that alternate and two that keep the ends of earlier epochs.
+/// Slots of a snapshot: two that alternate and two that keep the ends of earlier epochs.
 const SLOTS: usize = 4;
 
 /// One published state, behind its sequence lock.
@@ -30,7 +30,7 @@ const SLOTS: usize = 4;
 struct Slot {
     /// Odd while the slot is being written.
     sequence: AtomicU64,
-    /// Counts the publications of the board: the larger, the later.
+    /// Counts the publications of the snapshot: the larger, the later.
     order: AtomicU64,
     /// The epoch that the writer saw just before it wrote.
     epoch: AtomicU64,
@@ -83,11 +83,11 @@ pub(crate) struct Counts {
 
 /// The published state of one shard.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct Snapshot {
     slots: [CachePadded<Slot>; SLOTS],
 }
 
-/// What a reader found on a board.
+/// What a reader found on a snapshot.
 #[derive(Debug)]
 pub(crate) enum Reading {
     /// The shard's state in the cut, added to the totals.
@@ -98,9 +98,9 @@ pub(crate) enum Reading {
     Overtaken,
 }
 
-impl Board {
+impl Snapshot {
     pub(crate) fn new() -> Self {
-        Board { slots: std::array::from_fn(|_| CachePadded::new(Slot::new())) }
+        Snapshot { slots: std::array::from_fn(|_| CachePadded::new(Slot::new())) }
     }
 
     /// Adds the last state from before `epoch` to `totals`, if it is of their generation.
@@ -140,9 +140,9 @@ impl Board {
     }
 }
 
-/// The writer's side of a board: which slot is which, and how far each has fallen behind.
+/// The writer's side of a snapshot: which slot is which, and how far each has fallen behind.
 #[derive(Debug)]
-pub(crate) struct Publisher {
+pub(crate) struct SnapshotWriter {
     order: u64,
     /// The epoch and generation of the latest slot.
     epoch: u64,
@@ -156,9 +156,9 @@ pub(crate) struct Publisher {
     behind: [Extent; SLOTS],
 }
 
-impl Publisher {
+impl SnapshotWriter {
     pub(crate) fn new() -> Self {
-        Publisher {
+        SnapshotWriter {
             order: 0,
             epoch: 0,
             generation: 0,
@@ -173,7 +173,7 @@ impl Publisher {
     /// Everything counted before the call is visible to every reader after it.
     pub(crate) fn publish(
         &mut self,
-        board: &Board,
+        snapshot: &Snapshot,
         epoch: &AtomicU64,
         counts: &Counts,
         changed: Extent,
@@ -188,7 +188,7 @@ impl Publisher {
             *behind = behind.hull(changed);
         }
         let target = self.spare;
-        let slot = &board.slots[target];
+        let slot = &snapshot.slots[target];
         self.order += 1;
         let sequence = slot.sequence.load(Ordering::Relaxed);
         slot.sequence.store(sequence + 1, Ordering::Relaxed);
