@@ -17,10 +17,9 @@
 
 #![allow(unsafe_code, reason = "the kernel reads and writes memory that it was given")]
 
-mod buffers;
+pub(crate) mod buffers;
 #[cfg(test)]
 pub(super) mod faults;
-pub mod outgoing;
 mod probe;
 
 use super::admission::{quiet, wakeup};
@@ -47,13 +46,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How much a ring holds at once.
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     /// Entries of the submission queue. A full one is submitted in the middle of a turn.
-    pub(super) submissions: u32,
+    pub(crate) submissions: u32,
     /// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
-    pub(super) completions: u32,
+    pub(crate) completions: u32,
     /// Receive buffers, a power of two.
-    pub(super) buffers: u16,
+    pub(crate) buffers: u16,
 }
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
@@ -92,7 +91,7 @@ const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
 const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
 
 /// `IORING_ENTER_GETEVENTS` of io_uring_enter(2): runs deferred work.
-const ENTER_GETEVENTS: u32 = 1;
+pub(crate) const ENTER_GETEVENTS: u32 = 1;
 
 /// Whether this kernel has all that the engine uses.
 pub fn is_supported() -> bool {
@@ -100,7 +99,7 @@ pub fn is_supported() -> bool {
 }
 
 /// Makes a ring for the calling thread, or a disabled one for the thread that enables it.
-fn build(sizes: &Sizes, is_disabled: bool) -> io::Result<IoUring> {
+pub(crate) fn build(sizes: &Sizes, is_disabled: bool) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()

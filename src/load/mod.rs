@@ -13,6 +13,7 @@ mod response;
 mod schedule;
 mod thresholds;
 mod timeline;
+mod transport;
 mod verdict;
 mod view;
 mod watch;

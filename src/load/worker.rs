@@ -8,8 +8,8 @@ use super::latency::Slice;
 use super::ledger::Ledger;
 use super::response::{self, Malformed, Response};
 use super::schedule::{Due, Schedule};
+use super::transport::{Event, Filled, Transport, Wait};
 use super::workload::Workload;
-use crate::engine::ring::outgoing::{Filled, Happening, Outgoing, Wait};
 use crossbeam_utils::CachePadded;
 use std::collections::VecDeque;
 use std::io;
@@ -154,7 +154,7 @@ pub(super) struct Worker<'a> {
     thread: usize,
     /// Before `wire`: the run is over before its connections are closed.
     slices: Sender<Box<Slice>>,
-    wire: Outgoing,
+    wire: Transport,
     connections: Vec<Connection>,
     schedule: Schedule<'a>,
     /// Events that were given back by a connection that broke.
@@ -196,7 +196,7 @@ impl<'a> Worker<'a> {
         Ok(Worker {
             run,
             thread,
-            wire: Outgoing::new(run.address, connections)?,
+            wire: Transport::new(run.address, connections)?,
             connections: (0..connections).map(|_| Connection::down(0)).collect(),
             schedule: Schedule::closed(&run.next[0], run.warm_up),
             waiting: VecDeque::new(),
@@ -348,17 +348,17 @@ impl<'a> Worker<'a> {
         if self.free.is_empty() {
             self.blocked_ns = self.now_ns;
         }
-        while let Some(happening) = self.wire.next_happening() {
-            match happening {
-                Happening::Received(index, filled) => self.take(index, filled),
-                Happening::Connected(index) => {
+        while let Some(event) = self.wire.next_event() {
+            match event {
+                Event::Received(index, filled) => self.take(index, filled),
+                Event::Connected(index) => {
                     self.connections[index].state = State::Open;
                     self.progress_ns = self.now_ns;
                     self.offer(index);
                 }
-                Happening::Failed(index, _) => self.note_failure_to_connect(index),
-                Happening::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
-                Happening::Tick => self.tick(),
+                Event::Failed(index, _) => self.note_failure_to_connect(index),
+                Event::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
+                Event::Tick => self.tick(),
             }
             self.dispatch()?;
         }

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Bytes of a buffer. They are taken for the moment between a completion and its handling, so a
 /// burst needs one a connection at most.
-pub(super) const BUFFER_BYTES: usize = 4096;
+pub(crate) const BUFFER_BYTES: usize = 4096;
 /// The kernel wants the ring of buffers on a page.
 const PAGE_BYTES: usize = 4096;
 /// The buffer group of all of them.
-pub(super) const BUFFER_GROUP: u16 = 0;
+pub(crate) const BUFFER_GROUP: u16 = 0;
 
 /// As many buffers as were asked for, a power of two.
-pub(super) struct Buffers {
+pub(crate) struct Buffers {
     entries: *mut BufRingEntry,
     bytes: *mut u8,
     count: u16,
@@ -32,7 +32,7 @@ impl Buffers {
     }
 
     /// Gives the kernel all buffers. They must outlive `ring`.
-    pub(super) fn register(ring: &IoUring, count: u16) -> io::Result<Buffers> {
+    pub(crate) fn register(ring: &IoUring, count: u16) -> io::Result<Buffers> {
         assert!(count.is_power_of_two(), "the kernel wants a power of two");
         let (of_entries, of_bytes) = Self::layouts(count).map_err(io::Error::other)?;
         // SAFETY: both layouts have a size.
@@ -59,7 +59,7 @@ impl Buffers {
     }
 
     /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
-    pub(super) fn filled(&self, id: u16, len: usize) -> &[u8] {
+    pub(crate) fn filled(&self, id: u16, len: usize) -> &[u8] {
         assert!(id < self.count && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
         // SAFETY: in bounds by the line above, initialised since it was zeroed, and the kernel does
         // not write to a buffer between its completion and `put`, which needs `&mut self`.
@@ -67,7 +67,7 @@ impl Buffers {
     }
 
     /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
-    pub(super) fn put(&mut self, id: u16) {
+    pub(crate) fn put(&mut self, id: u16) {
         assert!(id < self.count, "the kernel names a buffer of ours");
         // SAFETY: both indices are below the count, and the kernel does not look at entries at or
         // behind the tail. The fields are written one by one because the tail lies in the first
@@ -82,7 +82,7 @@ impl Buffers {
     }
 
     /// Shows the kernel what was put back.
-    pub(super) fn publish(&self) {
+    pub(crate) fn publish(&self) {
         // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
         // the kernel only reads it.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };

@@ -5,10 +5,13 @@
 //! completion can never be taken for that of a later one. Who owns what the kernel may touch is as
 //! in the ring of the server.
 
-use super::buffers::{BUFFER_GROUP, Buffers};
-use super::{ENTER_GETEVENTS, Sizes, build, cqueue, opcode};
+#![allow(unsafe_code, reason = "the kernel reads and writes memory that it was given")]
+
+use crate::engine::ring::buffers::{BUFFER_GROUP, Buffers};
+use crate::engine::ring::{ENTER_GETEVENTS, Sizes, build};
 use io_uring::IoUring;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{cqueue, opcode};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
@@ -58,12 +61,12 @@ impl Kind {
 
 /// Something that happened to a connection, by its number.
 #[derive(Debug)]
-pub enum Happening {
+pub(super) enum Event {
     /// It is open.
     Connected(usize),
     /// It could not be opened. It is closed.
     Failed(usize, io::Error),
-    /// Bytes have come: see [`Outgoing::bytes`].
+    /// Bytes have come: see [`Transport::bytes`].
     Received(usize, Filled),
     /// The peer has ended it, or it broke. It is closed; of its bytes the kernel had taken so many.
     Ended(usize, u64),
@@ -73,14 +76,14 @@ pub enum Happening {
 
 /// A buffer with received bytes, to be given back.
 #[derive(Debug)]
-pub struct Filled {
+pub(super) struct Filled {
     buffer: u16,
     len: usize,
 }
 
 /// How to wait for something to happen.
 #[derive(Clone, Copy, Debug)]
-pub enum Wait {
+pub(super) enum Wait {
     /// Not at all.
     No,
     /// As long as it takes, which is a tick at most.
@@ -108,7 +111,7 @@ struct Link {
 }
 
 /// Connections to one server.
-pub struct Outgoing {
+pub(super) struct Transport {
     /// Dropped by hand, before its buffers, or leaked with them.
     ring: ManuallyDrop<IoUring>,
     buffers: ManuallyDrop<Buffers>,
@@ -128,17 +131,17 @@ pub struct Outgoing {
     is_enabled: bool,
 }
 
-impl Outgoing {
+impl Transport {
     /// So many closed connections to `address`. Another thread may use them than the one that
     /// calls this.
     ///
     /// # Errors
     ///
     /// Where the kernel has no such ring: before Linux 6.1, or where io_uring is blocked.
-    pub fn new(address: SocketAddr, connections: usize) -> io::Result<Outgoing> {
+    pub(super) fn new(address: SocketAddr, connections: usize) -> io::Result<Transport> {
         let ring = build(&SIZES, true)?;
         let buffers = Buffers::register(&ring, SIZES.buffers)?;
-        Ok(Outgoing {
+        Ok(Transport {
             ring: ManuallyDrop::new(ring),
             buffers: ManuallyDrop::new(buffers),
             address: ManuallyDrop::new(Box::new(address.into())),
@@ -155,7 +158,7 @@ impl Outgoing {
     }
 
     /// Makes the calling thread the only one that uses the ring, and starts its ticks.
-    pub fn enable(&mut self) -> io::Result<()> {
+    pub(super) fn enable(&mut self) -> io::Result<()> {
         self.ring.submitter().register_enable_rings()?;
         self.is_enabled = true;
         self.start_tick()
@@ -172,7 +175,7 @@ impl Outgoing {
     /// # Errors
     ///
     /// Where there is no socket to be had.
-    pub fn connect(&mut self, connection: usize) -> io::Result<()> {
+    pub(super) fn connect(&mut self, connection: usize) -> io::Result<()> {
         let socket = Socket::new(self.domain, Type::STREAM, Some(Protocol::TCP))?;
         // Small requests must not wait for each other.
         socket.set_tcp_nodelay(true)?;
@@ -200,14 +203,14 @@ impl Outgoing {
         self.begin(Kind::Connect, place, opcode::Connect::new(descriptor, pointer, len).build())
     }
 
-    /// The bytes that a connection sends next, to be appended to; they leave after [`Outgoing::send`].
-    pub fn out(&mut self, connection: usize) -> Option<&mut Vec<u8>> {
+    /// The bytes that a connection sends next, to be appended to; they leave after [`Transport::send`].
+    pub(super) fn out(&mut self, connection: usize) -> Option<&mut Vec<u8>> {
         let place = self.places[connection] as usize;
         Some(&mut self.links.get_mut(place)?.as_mut()?.out)
     }
 
     /// Sends what was appended, once the kernel is next entered.
-    pub fn send(&mut self, connection: usize) {
+    pub(super) fn send(&mut self, connection: usize) {
         let place = self.places[connection] as usize;
         if let Some(Some(link)) = self.links.get_mut(place)
             && !link.is_queued
@@ -218,13 +221,13 @@ impl Outgoing {
     }
 
     /// How many bytes of a connection the kernel was ever given: none behind them can have left.
-    pub fn handed_over(&self, connection: usize) -> u64 {
+    pub(super) fn handed_over(&self, connection: usize) -> u64 {
         let link = self.links.get(self.places[connection] as usize).and_then(Option::as_ref);
         link.map_or(0, |link| link.handed_over)
     }
 
     /// Closes a connection, open or opening. Nothing more happens to it.
-    pub fn close(&mut self, connection: usize) {
+    pub(super) fn close(&mut self, connection: usize) {
         let place = std::mem::replace(&mut self.places[connection], NOBODY) as usize;
         if let Some(Some(link)) = self.links.get_mut(place) {
             link.owner = NOBODY;
@@ -241,24 +244,24 @@ impl Outgoing {
     }
 
     /// The bytes in a buffer.
-    pub fn bytes(&self, filled: &Filled) -> &[u8] {
+    pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
         self.buffers.filled(filled.buffer, filled.len)
     }
 
     /// Gives a buffer back to the kernel.
-    pub fn give_back(&mut self, filled: Filled) {
+    pub(super) fn give_back(&mut self, filled: Filled) {
         self.buffers.put(filled.buffer);
     }
 
     /// Gives the kernel what is to be sent, without waiting for anything.
-    pub fn submit(&mut self) -> io::Result<()> {
+    pub(super) fn submit(&mut self) -> io::Result<()> {
         self.send_queued()?;
         self.enter(None)
     }
 
     /// Gives the kernel what is to be sent, waits, and takes in what has completed: it is told by
-    /// [`Outgoing::next_happening`]. Returns whether there was anything.
-    pub fn turn(&mut self, wait: Wait) -> io::Result<bool> {
+    /// [`Transport::next_event`]. Returns whether there was anything.
+    pub(super) fn turn(&mut self, wait: Wait) -> io::Result<bool> {
         self.send_queued()?;
         self.buffers.publish();
         self.enter(Some(wait))?;
@@ -272,7 +275,7 @@ impl Outgoing {
 
     /// Polls for something to happen until `until` without entering the kernel. Returns whether it
     /// did: a turn without a wait takes it in.
-    pub fn poll(&mut self, until: Instant) -> bool {
+    pub(super) fn poll(&mut self, until: Instant) -> bool {
         loop {
             for _ in 0..16 {
                 if self.ring.submission().taskrun() {
@@ -287,17 +290,17 @@ impl Outgoing {
     }
 
     /// The next thing that happened in the last turn.
-    pub fn next_happening(&mut self) -> Option<Happening> {
+    pub(super) fn next_event(&mut self) -> Option<Event> {
         while let Some((tag, result, flags)) = self.completions.get(self.looked_at).copied() {
             self.looked_at += 1;
-            if let Some(happening) = self.complete(tag, result, flags) {
-                return Some(happening);
+            if let Some(event) = self.complete(tag, result, flags) {
+                return Some(event);
             }
         }
         None
     }
 
-    fn complete(&mut self, tag: u64, result: i32, flags: u32) -> Option<Happening> {
+    fn complete(&mut self, tag: u64, result: i32, flags: u32) -> Option<Event> {
         let (kind, place) = Kind::of(tag);
         let has_ended = !cqueue::more(flags);
         if has_ended {
@@ -306,7 +309,7 @@ impl Outgoing {
         if kind == Kind::Tick {
             let restarted = self.start_tick();
             debug_assert!(restarted.is_ok(), "a ring that takes nothing fails its next turn too");
-            return Some(Happening::Tick);
+            return Some(Event::Tick);
         }
         let filled = || {
             let buffer = cqueue::buffer_select(flags)?;
@@ -334,17 +337,17 @@ impl Outgoing {
         match (kind, u32::try_from(result)) {
             (Kind::Connect, Ok(_)) => {
                 self.receive(place);
-                Some(Happening::Connected(connection))
+                Some(Event::Connected(connection))
             }
             (Kind::Connect, Err(_)) => {
                 self.close(connection);
-                Some(Happening::Failed(connection, io::Error::from_raw_os_error(-result)))
+                Some(Event::Failed(connection, io::Error::from_raw_os_error(-result)))
             }
             (Kind::Receive, Ok(1..)) => {
                 if has_ended {
                     self.receive(place);
                 }
-                filled().map(|filled| Happening::Received(connection, filled))
+                filled().map(|filled| Event::Received(connection, filled))
             }
             (Kind::Receive, Err(_)) if result == -Errno::NOBUFS.raw_os_error() => {
                 // All of them are here, and are given back before the next turn.
@@ -356,7 +359,7 @@ impl Outgoing {
             (Kind::Receive, _) => {
                 let handed_over = link.handed_over;
                 self.close(connection);
-                Some(Happening::Ended(connection, handed_over))
+                Some(Event::Ended(connection, handed_over))
             }
             (Kind::Send, Ok(sent)) => {
                 link.sent += sent as usize;
@@ -482,7 +485,7 @@ impl Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for Transport {
     /// Ends everything. What does not end in time keeps its memory.
     fn drop(&mut self) {
         for connection in 0..self.places.len() {
@@ -494,7 +497,7 @@ impl Drop for Outgoing {
             if self.turn(Wait::One).is_err() {
                 break;
             }
-            while self.next_happening().is_some() {}
+            while self.next_event().is_some() {}
         }
         if self.operations > 1 {
             std::mem::take(&mut self.links).into_iter().for_each(std::mem::forget);
@@ -553,7 +556,7 @@ mod tests {
     fn every_connection_gets_its_own_bytes_whatever_happens_to_others() {
         let mut random = fastrand::Rng::with_seed(11);
         let connections = 24;
-        let mut wire = Outgoing::new(echo(5), connections).unwrap();
+        let mut wire = Transport::new(echo(5), connections).unwrap();
         wire.enable().unwrap();
         let mut all: Vec<Known> = (0..connections).map(|_| Known::default()).collect();
         let (mut bytes, mut ended) = (0, 0);
@@ -579,17 +582,17 @@ mod tests {
                 _ => {}
             }
             wire.turn(Wait::No).unwrap();
-            while let Some(happening) = wire.next_happening() {
-                match happening {
-                    Happening::Connected(index) => {
+            while let Some(event) = wire.next_event() {
+                match event {
+                    Event::Connected(index) => {
                         assert!(all[index].is_opening && !all[index].is_open);
                         (all[index].is_open, all[index].is_opening) = (true, false);
                         // So little that a send takes a part of its bytes.
                         let link = wire.links[wire.places[index] as usize].as_ref().unwrap();
                         link.socket.set_send_buffer_size(4096).unwrap();
                     }
-                    Happening::Failed(_, error) => panic!("{error}"),
-                    Happening::Received(index, filled) => {
+                    Event::Failed(_, error) => panic!("{error}"),
+                    Event::Received(index, filled) => {
                         let known = &mut all[index];
                         assert!(known.is_open, "of a closed connection");
                         let got = wire.bytes(&filled);
@@ -599,13 +602,13 @@ mod tests {
                         bytes += got.len();
                         wire.give_back(filled);
                     }
-                    Happening::Ended(index, handed_over) => {
+                    Event::Ended(index, handed_over) => {
                         assert!(all[index].is_open && handed_over <= all[index].sent.len() as u64);
                         assert!(handed_over >= all[index].received as u64);
                         all[index] = Known::default();
                         ended += 1;
                     }
-                    Happening::Tick => {}
+                    Event::Tick => {}
                 }
             }
         }
@@ -619,13 +622,13 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let mut wire = Outgoing::new(address, 1).unwrap();
+        let mut wire = Transport::new(address, 1).unwrap();
         wire.enable().unwrap();
         for _ in 0..3 {
             wire.connect(0).unwrap();
             let error = loop {
                 wire.turn(Wait::One).unwrap();
-                if let Some(Happening::Failed(0, error)) = wire.next_happening() {
+                if let Some(Event::Failed(0, error)) = wire.next_event() {
                     break error;
                 }
             };
@@ -635,7 +638,7 @@ mod tests {
 
     #[test]
     fn a_wait_ends_in_its_time_and_ticks_go_on() {
-        let mut wire = Outgoing::new(echo(0), 1).unwrap();
+        let mut wire = Transport::new(echo(0), 1).unwrap();
         wire.enable().unwrap();
         let started = Instant::now();
         wire.turn(Wait::For(Duration::from_millis(5))).unwrap();
@@ -643,7 +646,7 @@ mod tests {
         let mut ticks = 0;
         while started.elapsed() < Duration::from_millis(210) {
             wire.turn(Wait::One).unwrap();
-            while let Some(Happening::Tick) = wire.next_happening() {
+            while let Some(Event::Tick) = wire.next_event() {
                 ticks += 1;
             }
         }
