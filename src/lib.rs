@@ -49,3 +49,4 @@ pub mod server;
 pub mod service;
 pub mod tally;
 pub mod topology;
+pub mod uring;

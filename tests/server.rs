@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -215,8 +216,10 @@ fn a_stopping_server_finishes_what_is_in_flight_and_closes_what_is_idle() {
 
 #[test]
 fn a_stalled_client_holds_the_stop_until_the_deadline_or_a_second_signal() {
-    for (flag, second_signal) in [("300ms", false), ("60s", true)] {
-        let server = Server::start(&["--drain-timeout", flag, "--header-timeout", "60s"]);
+    for (timeout, second_signal, code, said) in
+        [("300ms", false, 0, "drain timed out"), ("60s", true, 1, "stopped by a second signal")]
+    {
+        let server = Server::start(&["--drain-timeout", timeout, "--header-timeout", "60s"]);
         let mut stalled = server.client();
         stalled.send(b"GET /sta");
         std::thread::sleep(Duration::from_millis(50));
@@ -226,10 +229,127 @@ fn a_stalled_client_holds_the_stop_until_the_deadline_or_a_second_signal() {
             std::thread::sleep(Duration::from_millis(250));
             server.signal(Signal::INT);
         }
-        assert_eq!(server.wait().0, Some(0));
+        let (ended, printed, log) = server.wait_with_log();
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(200) && took < PATIENCE, "{took:?}");
+        assert_eq!(ended, Some(code), "{log}");
+        assert_eq!(Totals::parse(&printed).total, 0);
+        assert!(log.contains("SIGTERM: draining 1 connection, for"), "{log}");
+        assert!(log.contains(said) && log.contains("1 connection "), "{log}");
     }
+}
+
+/// They are in the backlog, or accepted and not looked at, when the server hears the signal.
+#[test]
+fn whoever_connected_before_the_signal_gets_every_response() {
+    const CLIENTS: usize = 300;
+    let server = Server::start(&["--shards", "4"]);
+    server.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = server.client();
+            client.send(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n");
+            client.send(b"{\"userId\":\"u\",\"value\":1}");
+            client
+        })
+        .collect();
+    server.signal(Signal::TERM);
+    server.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.read().status, 200);
+        assert!(client.is_closed());
+    }
+    let (code, printed) = server.wait();
+    assert_eq!((code, Totals::parse(&printed).total), (Some(0), CLIENTS as u64));
+}
+
+/// A request that is sent on a connection without anything in flight, just as the server is told to stop.
+#[test]
+fn a_request_that_crosses_the_signal_is_answered() {
+    let server = Server::start(&["--shards", "2"]);
+    let mut clients: Vec<_> = (0..8).map(|_| server.client()).collect();
+    clients.iter_mut().for_each(|client| client.event("u", 1.0));
+    server.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(3));
+    for client in &mut clients {
+        client.send(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.read().status, 200);
+    }
+    assert_eq!(server.wait().0, Some(0));
+}
+
+/// A flood of connections does not keep a stop from its deadline.
+#[test]
+fn a_flood_of_connections_does_not_hold_up_the_stop() {
+    let server = Server::start(&["--shards", "2", "--drain-timeout", "500ms"]);
+    let address = server.address;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let flood: Vec<_> = (0..4)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                let mut held = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    // Half a request each, so that none is idle.
+                    if let Ok(mut stream) = TcpStream::connect(address) {
+                        let _ = stream.write_all(b"GET /he");
+                        held.push(stream);
+                    }
+                    if held.len() == 100 {
+                        held.clear();
+                    }
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    server.signal(Signal::TERM);
+    let (code, ..) = server.wait();
+    let took = start.elapsed();
+    is_over.store(true, Ordering::Relaxed);
+    flood.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn a_hangup_drains_unless_it_was_ignored_at_the_start() {
+    let server = Server::start(&[]);
+    server.client().event("u", 1.0);
+    server.signal(Signal::HUP);
+    let (code, printed) = server.wait();
+    assert_eq!((code, Totals::parse(&printed).total), (Some(0), 1));
+
+    let server = Server::start_ignoring_hangups();
+    server.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(100));
+    server.client().event("u", 1.0);
+    assert_eq!(server.stop().total, 1);
+}
+
+#[test]
+fn a_full_server_says_so_once() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let held: Vec<_> = (0..2)
+        .map(|_| {
+            let mut client = server.client();
+            client.event("u", 1.0);
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(server.client().read().status, 503);
+    }
+    drop(held);
+    server.signal(Signal::TERM);
+    let (code, _, log) = server.wait_with_log();
+    assert_eq!(code, Some(0));
+    let said =
+        log.matches("refused 1 connection: all 2 are in use: raise --max-connections").count();
+    assert_eq!(said, 1, "{log}");
 }
 
 #[test]
@@ -491,7 +611,8 @@ fn a_taken_port_is_refused_also_when_another_ringtally_has_it() {
     for port in [other.address.port(), plain.local_addr().unwrap().port()] {
         let (code, said) = serve(&["--port", &port.to_string()]);
         assert_eq!(code, Some(3), "{said}");
-        assert!(said.contains("taken") && said.contains("--port"), "{said}");
+        let expected = format!("error: port {port} is in use: stop the process that uses it");
+        assert!(said.starts_with(&expected) && said.contains("--port"), "{said}");
     }
     // The one that was there has noticed nothing.
     other.client().event("u", 1.0);
@@ -558,7 +679,7 @@ fn too_few_descriptors_are_refused_and_the_soft_limit_is_raised() {
 fn a_kernel_that_blocks_io_uring_is_told_of() {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
     const SYS_IO_URING_SETUP: i64 = 425;
-    for (error, advice) in [(1, "kernel.io_uring_disabled"), (38, "CONFIG_IO_URING")] {
+    for (error, advice) in [(1, "io_uring is blocked"), (38, "CONFIG_IO_URING")] {
         // The filter is for the thread and for what it starts.
         let (code, said) = std::thread::spawn(move || {
             let filter = SeccompFilter::new(
@@ -573,7 +694,7 @@ fn a_kernel_that_blocks_io_uring_is_told_of() {
         .join()
         .unwrap();
         assert_eq!(code, Some(3), "{said}");
-        assert!(said.contains(advice), "{said}");
+        assert!(said.contains(advice) && said.contains("seccomp profile"), "{said}");
     }
 }
 

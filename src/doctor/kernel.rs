@@ -2,7 +2,7 @@
 
 use super::machine::{Machine, limit};
 use super::{Check, Verdict};
-use crate::engine::ring;
+use crate::uring;
 use std::io::ErrorKind;
 
 /// The first Linux on which the ring engine works: it has DEFER_TASKRUN.
@@ -19,9 +19,9 @@ const MEMORY_BYTES: u64 = 512 * 1024 * 1024;
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     let mut checks = vec![kernel(machine), io_uring_disabled(machine)];
     let is_filtered = machine.status("Seccomp").is_some_and(|mode| mode != "0");
-    let features = ring::probe();
+    let features = uring::probe();
     let ring_works = features.iter().all(|feature| feature.result.is_ok());
-    for ring::Feature { name, since, result } in features {
+    for uring::Feature { name, since, result } in features {
         let name = format!("ring {name}");
         checks.push(match result {
             Ok(()) => Check::ok(&name, format!("works (Linux {since})")),

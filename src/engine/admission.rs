@@ -1,17 +1,20 @@
 //! Admits connections: up to a limit over all shards, and to the shard that has the fewest.
 
+use crate::log::Log;
 use crate::metrics::ShardMetrics;
+use crate::uring::Wakeup;
 use crossbeam_utils::CachePadded;
-use rustix::event::{EventfdFlags, eventfd};
 use socket2::Socket;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Connections over the limit that may be told so at the same time. Any further one is closed
-/// without a word.
+/// without a response.
 pub const TURNED_AWAY_MAX: usize = 32;
+
+/// Seconds between two log lines about refused connections.
+const REFUSALS_LOGGED_EVERY_S: u64 = 10;
 
 /// Admits connections for all shards.
 #[derive(Debug)]
@@ -19,15 +22,23 @@ pub struct Admission {
     open: AtomicUsize,
     connections_max: usize,
     inboxes: Vec<Inbox>,
+    log: Log,
+    started: Instant,
+    /// Connections refused since the last log line about it.
+    refused: AtomicU64,
+    /// Seconds since the start before which no line is logged again.
+    silent_until_s: AtomicU64,
 }
 
-/// What the admission knows of one shard.
+/// What is known of one shard.
 #[derive(Debug)]
 struct Inbox {
     open: CachePadded<AtomicUsize>,
+    /// The shard takes no more: it is not looked at.
+    is_closed: AtomicBool,
     /// Connections that other shards have accepted for this one; `None` once it takes no more.
-    inbox: Mutex<Option<Vec<AcceptedConnection>>>,
-    wakeup: Arc<OwnedFd>,
+    waiting: Mutex<Option<Vec<AcceptedConnection>>>,
+    wakeup: Arc<Wakeup>,
 }
 
 /// A connection that a shard is to serve.
@@ -77,46 +88,32 @@ impl Drop for Permit {
     }
 }
 
-/// One descriptor a shard that becomes readable when somebody wants its attention: the stop, or
-/// the admission with connections for it.
-pub fn wakeups(shards: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
-    (0..shards).map(|_| Ok(Arc::new(wakeup()?))).collect()
-}
-
-/// A wakeup that was not rung.
-pub(super) fn wakeup() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-/// Makes a wakeup readable.
-pub(super) fn ring(wakeup: &OwnedFd) {
-    // An eventfd can only refuse when its count is near 2^64, and is readable then.
-    let _ = rustix::io::write(wakeup, &1u64.to_ne_bytes());
-}
-
-/// Makes a wakeup unreadable until it is rung again.
-pub(super) fn quiet(wakeup: &OwnedFd) {
-    // It may not have been rung.
-    let _ = rustix::io::read(wakeup, &mut [0; 8]);
-}
-
 impl Admission {
-    /// A admission for at most `connections_max` connections, on as many shards as there are wakeups.
-    pub fn new(connections_max: usize, wakeups: &[Arc<OwnedFd>]) -> Arc<Admission> {
+    /// Admits at most `connections_max` connections, to as many shards as there are wake-ups, and logs
+    /// what it refuses.
+    pub fn new(connections_max: usize, wakeups: &[Arc<Wakeup>], log: Log) -> Arc<Admission> {
         let inbox = |wakeup| Inbox {
             open: CachePadded::new(AtomicUsize::new(0)),
-            inbox: Mutex::new(Some(Vec::new())),
+            is_closed: AtomicBool::new(false),
+            waiting: Mutex::new(Some(Vec::new())),
             wakeup: Arc::clone(wakeup),
         };
-        let inboxes = wakeups.iter().map(inbox).collect();
-        Arc::new(Admission { open: AtomicUsize::new(0), connections_max, inboxes })
+        Arc::new(Admission {
+            open: AtomicUsize::new(0),
+            connections_max,
+            inboxes: wakeups.iter().map(inbox).collect(),
+            log,
+            started: Instant::now(),
+            refused: AtomicU64::new(0),
+            silent_until_s: AtomicU64::new(0),
+        })
     }
 
     /// Admits what `shard` has accepted. Returns it where that shard is to serve it, and `None`
     /// where another one has fewer connections and got it, or where it was closed.
     ///
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
-    /// connection after each accepted, plus what arrives on several shards in the same instant.
+    /// connection after each that is accepted, plus what several shards accept in the same instant.
     pub fn admit(
         self: &Arc<Self>,
         shard: usize,
@@ -127,7 +124,10 @@ impl Admission {
         let emptiest = self.emptiest(shard);
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         let is_turned_away = before >= self.connections_max;
-        metrics.refused.add(u64::from(is_turned_away));
+        if is_turned_away {
+            metrics.refused.add(1);
+            self.log_refusal();
+        }
         let permit = Permit::new(self, if is_turned_away { shard } else { emptiest });
         if before >= self.connections_max.saturating_add(TURNED_AWAY_MAX) {
             return None;
@@ -137,25 +137,54 @@ impl Admission {
             return Some(accepted);
         }
         let inbox = &self.inboxes[emptiest];
-        match &mut *inbox.inbox() {
-            Some(inbox) => inbox.push(accepted),
+        match &mut *inbox.waiting() {
+            Some(waiting) => waiting.push(accepted),
             // It has ended in the meantime.
             None => {
                 accepted.permit.move_to(shard);
                 return Some(accepted);
             }
         }
-        ring(&inbox.wakeup);
+        inbox.wakeup.wake();
         metrics.handed_over.add(1);
         None
+    }
+
+    /// Logs that connections are refused: the first at once, then one line per
+    /// [`REFUSALS_LOGGED_EVERY_S`].
+    fn log_refusal(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let now_s = self.started.elapsed().as_secs();
+        let until_s = self.silent_until_s.load(Ordering::Relaxed);
+        let next_s = now_s + REFUSALS_LOGGED_EVERY_S;
+        let is_due = now_s >= until_s
+            && self
+                .silent_until_s
+                .compare_exchange(until_s, next_s, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if is_due {
+            let refused = self.refused.swap(0, Ordering::Relaxed);
+            let plural = if refused == 1 { "" } else { "s" };
+            self.log.warn(&format!(
+                "refused {refused} connection{plural}: all {} are in use: raise --max-connections, \
+                 or ulimit -n where it is the file limit",
+                self.connections_max
+            ));
+        }
     }
 
     /// The shard with the fewest connections; `shard` itself where none has fewer.
     fn emptiest(&self, shard: usize) -> usize {
         let open = |shard: usize| self.inboxes[shard].open.load(Ordering::Relaxed);
-        (0..self.inboxes.len()).fold(shard, |emptiest, other| {
+        let takes_more = |shard: &usize| !self.inboxes[*shard].is_closed.load(Ordering::Relaxed);
+        (0..self.inboxes.len()).filter(takes_more).fold(shard, |emptiest, other| {
             if open(other) < open(emptiest) { other } else { emptiest }
         })
+    }
+
+    /// Connections that are open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Connections of each shard.
@@ -164,25 +193,23 @@ impl Admission {
         self.inboxes.iter().map(|inbox| inbox.open.load(Ordering::Relaxed)).collect()
     }
 
-    /// Takes what other shards have accepted for `shard`. To be called after its wakeup rang.
+    /// Takes what other shards have accepted for `shard`. To be called after its wake-up.
     pub fn collect(&self, shard: usize) -> Vec<AcceptedConnection> {
-        self.inboxes[shard].inbox().as_mut().map(std::mem::take).unwrap_or_default()
+        self.inboxes[shard].waiting().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Takes it for the last time: from now on others keep what they accept.
+    /// Takes it for the last time: from here on others keep what they accept.
     pub fn close(&self, shard: usize) -> Vec<AcceptedConnection> {
         let inbox = &self.inboxes[shard];
-        let last = inbox.inbox().take().unwrap_or_default();
-        // No shard is ever emptier.
-        inbox.open.fetch_add(usize::MAX / 2, Ordering::Relaxed);
-        last
+        inbox.is_closed.store(true, Ordering::Relaxed);
+        inbox.waiting().take().unwrap_or_default()
     }
 }
 
 impl Inbox {
-    fn inbox(&self) -> MutexGuard<'_, Option<Vec<AcceptedConnection>>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<AcceptedConnection>>> {
         // A list is whole at every moment, whoever panicked.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,7 +220,8 @@ mod tests {
     use socket2::{Domain, Type};
 
     fn admission(connections_max: usize, shards: usize) -> Arc<Admission> {
-        Admission::new(connections_max, &wakeups(shards).unwrap())
+        let wakeups: Vec<_> = (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
+        Admission::new(connections_max, &wakeups, Log::Text)
     }
 
     fn socket() -> Socket {
@@ -201,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_admits_up_to_its_limit_and_takes_passes_back() {
+    fn connections_are_admitted_up_to_the_limit_and_permits_come_back() {
         let admission = admission(2, 1);
         let admit = || {
             admission
@@ -243,7 +271,7 @@ mod tests {
         let admission = admission(100, 2);
         let _first = admission.admit(0, socket(), &ShardMetrics::default());
         // Ended after it was found to be the emptiest.
-        *admission.inboxes[1].inbox() = None;
+        *admission.inboxes[1].waiting() = None;
         let second =
             admission.admit(0, socket(), &ShardMetrics::default()).expect("the giver serves it");
         assert_eq!(second.permit.shard, 0);

@@ -1,8 +1,12 @@
-//! The data plane on glommio's own TCP streams: one task a connection.
+//! The data plane on glommio's own TCP streams: one task per connection.
+//!
+//! glommio's rings have none of the flags that make a registered eventfd go silent (DEFER_TASKRUN), and
+//! glommio registers none: it waits for its wake-ups, and this shard's, by polling their descriptors in
+//! the ring that it sleeps in.
 
 use super::{
-    AcceptedConnection, Admission, LINGER_BYTES_MAX, LINGER_MS, Permit, Shard, TICK, Urgency,
-    admission, unix_seconds,
+    AcceptedConnection, Admission, BACKLOG, DRAIN_QUIET_MS, Drained, LINGER_BYTES_MAX, LINGER_MS,
+    Permit, Shard, TICK, Urgency, unix_seconds,
 };
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
@@ -25,7 +29,7 @@ use std::time::{Duration, Instant};
 const INPUT_BYTES: usize = 16 * 1024;
 
 /// Connections accepted in a row before others get their turn.
-const ACCEPTS_A_TURN: usize = 64;
+const ACCEPTS_PER_TURN: usize = 64;
 
 /// How long accepting rests when the kernel is out of descriptors or memory: at first, and at
 /// most after doubling.
@@ -44,6 +48,10 @@ struct Hub {
     /// Milliseconds since `started`, as of the last tick.
     now_ms: Cell<u64>,
     urgency: Cell<Urgency>,
+    /// When draining began.
+    drain_ms: Cell<u64>,
+    /// Connections that the stop has closed with something in flight.
+    cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
 }
 
@@ -86,6 +94,23 @@ impl Hub {
         Poll::Pending
     }
 
+    /// Whether the stop ends a connection that waits for input: at once when it aborts, and while it
+    /// drains when nothing is in flight and nothing has come for a while.
+    fn is_over(&self, connection: &Connection, received_ms: u64) -> bool {
+        match self.urgency.get() {
+            Urgency::Serve => false,
+            Urgency::Drain => {
+                let quiet_since_ms = received_ms.max(self.drain_ms.get());
+                connection.is_idle()
+                    && self.now_ms.get() >= quiet_since_ms.saturating_add(DRAIN_QUIET_MS)
+            }
+            Urgency::Abort => {
+                self.cut.set(self.cut.get() + usize::from(!connection.is_idle()));
+                true
+            }
+        }
+    }
+
     fn watch(&self) -> Rc<Watch> {
         let watch = Rc::new(Watch { deadline_ms: Cell::new(u64::MAX), waker: Cell::new(None) });
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
@@ -94,7 +119,11 @@ impl Hub {
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
-pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
+///
+/// # Errors
+///
+/// The listener or the wake-up cannot be polled.
+pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     let hub = Rc::new(Hub {
         service: RefCell::new(shard.service),
         input: RefCell::new(vec![0; INPUT_BYTES]),
@@ -102,6 +131,8 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         started: Instant::now(),
         now_ms: Cell::new(0),
         urgency: Cell::new(Urgency::Serve),
+        drain_ms: Cell::new(0),
+        cut: Cell::new(0),
         watches: RefCell::new(Vec::new()),
     });
     let (admission, index) = (shard.admission, shard.index);
@@ -110,7 +141,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         let (hub, admission, listener) = (Rc::clone(&hub), admission.clone(), Rc::clone(&listener));
         async move {
             loop {
-                accept_all(&hub, &admission, index, &listener).await;
+                accept_all(&hub, &admission, index, &listener, usize::MAX).await;
                 if listener.readable().await.is_err() {
                     sleep(ACCEPT_BACKOFF).await;
                 }
@@ -130,7 +161,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     let wakeup = PollableFd::new(shard.wakeup)?;
     while shard.stop.urgency() == Urgency::Serve {
         wakeup.readable().await?;
-        admission::quiet(wakeup.get_ref());
+        wakeup.get_ref().clear();
         admission.collect(index).into_iter().for_each(|accepted| serve(&hub, accepted));
     }
 
@@ -138,7 +169,11 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
     ticking.cancel().await;
     // Who is in the queue has connected to a server that was there.
     admission.close(index).into_iter().for_each(|accepted| serve(&hub, accepted));
-    accept_all(&hub, &admission, index, &listener).await;
+    hub.tick();
+    hub.urgency.set(Urgency::Drain);
+    hub.drain_ms.set(hub.now_ms.get());
+    // As many as a backlog holds: a flood of connections does not hold up the stop.
+    accept_all(&hub, &admission, index, &listener, usize::from(BACKLOG)).await;
     // Ends listening now: a poll that the ring still holds would keep the port for a moment.
     let _ = listener.get_ref().shutdown(Shutdown::Read);
     drop(listener);
@@ -149,21 +184,22 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<()> {
         hub.urgency.set(if late { Urgency::Abort } else { Urgency::Drain });
         hub.tick();
         if hub.watches.borrow().iter().all(|watch| watch.strong_count() == 0) {
-            return Ok(());
+            return Ok(Drained { cut: hub.cut.get() });
         }
         sleep(DRAIN_TICK).await;
     }
 }
 
-/// Accepts until nobody is waiting.
+/// Accepts until nobody is waiting, `accepts_max` connections at most.
 async fn accept_all(
     hub: &Rc<Hub>,
     admission: &Arc<Admission>,
     shard: usize,
     listener: &PollableFd<Socket>,
+    accepts_max: usize,
 ) {
     let mut backoff = ACCEPT_BACKOFF;
-    for turn in 1.. {
+    for turn in 1..=accepts_max {
         match listener.get_ref().accept() {
             Ok((socket, _)) => {
                 backoff = ACCEPT_BACKOFF;
@@ -184,7 +220,7 @@ async fn accept_all(
                 backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
             }
         }
-        if turn % ACCEPTS_A_TURN == 0 {
+        if turn % ACCEPTS_PER_TURN == 0 {
             glommio::executor().yield_now().await;
         }
     }
@@ -211,6 +247,7 @@ fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
         stream: TcpStream::from(accepted.socket),
         connection,
         out: Vec::new(),
+        received_ms: hub.now_ms.get(),
         _permit: accepted.permit,
     };
     task.hub.service.borrow().metrics().connections.add(1);
@@ -225,6 +262,8 @@ struct Task {
     connection: Connection,
     /// Answers that are not sent yet.
     out: Vec<u8>,
+    /// When something was last received; at first, when it was accepted.
+    received_ms: u64,
     _permit: Permit,
 }
 
@@ -292,7 +331,7 @@ impl Task {
 
     /// Waits for input and handles it in place.
     async fn receive(&mut self, waited: &mut bool) -> Turn {
-        let Task { hub, watch, stream, connection, out, .. } = self;
+        let Task { hub, watch, stream, connection, out, received_ms, .. } = self;
         watch.deadline_ms.set(connection.deadline_ms());
         poll_fn(|cx| {
             let mut input = hub.input.borrow_mut();
@@ -302,6 +341,7 @@ impl Task {
                     if hub.urgency.get() != Urgency::Serve {
                         connection.drain();
                     }
+                    *received_ms = hub.now_ms.get();
                     let received_at = Instant::now();
                     let mut service = hub.service.borrow_mut();
                     let now_ms = hub.now_ms.get();
@@ -314,10 +354,7 @@ impl Task {
                     Poll::Ready(Turn::Handled(outcome))
                 }
                 Poll::Pending => {
-                    let urgency = hub.urgency.get();
-                    if urgency == Urgency::Abort
-                        || urgency == Urgency::Drain && connection.is_idle()
-                    {
+                    if hub.is_over(connection, *received_ms) {
                         return Poll::Ready(Turn::Stopped);
                     }
                     if hub.now_ms.get() >= watch.deadline_ms.get() {
@@ -348,7 +385,12 @@ impl Task {
                     hub.service.borrow().metrics().note_timeout(None);
                     return false;
                 }
-                Ok(0) | Err(_) => return false,
+                Ok(0) => {
+                    // Only a stop that aborts ends the wait before its deadline.
+                    hub.cut.set(hub.cut.get() + 1);
+                    return false;
+                }
+                Err(_) => return false,
                 Ok(written) => {
                     hub.service.borrow().metrics().sent_bytes.add(written as u64);
                     sent += written;

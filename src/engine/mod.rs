@@ -1,19 +1,24 @@
 //! Moves bytes between sockets and `http`. There is no HTTP in here.
+//!
+//! Two engines drive the same [`http::Connection`](crate::http::Connection): [`reactor`] on an io_uring
+//! of its own, and [`mod@glommio`] on glommio's streams.
 
 mod admission;
+mod connection;
 pub mod glommio;
-pub mod ring;
+mod idle;
+pub mod reactor;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MAX, wakeups};
+pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MAX};
 
 use crate::http::Limits;
 use crate::service::Service;
+use crate::uring::Wakeup;
 use socket2::Socket;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Seconds of the Unix epoch, for dates.
@@ -26,18 +31,26 @@ pub fn unix_seconds() -> u64 {
 pub enum Spin {
     /// As long as it seems to pay.
     Auto,
-    /// So long, every time.
+    /// For this long, every time.
     Fixed(Duration),
 }
 
 /// How often timeouts and the date are looked at. Timeouts are late by this at most.
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// Connections that may wait to be accepted, for each shard. The kernel cuts it to
+/// net.core.somaxconn. A stop takes in at most as many.
+pub const BACKLOG: u16 = 4096;
+
 /// How long a closing connection's input is read and discarded, so that the peer can read
-/// the last answer (RFC 9112 section 9.6).
+/// the last response (RFC 9112 section 9.6).
 pub const LINGER_MS: u64 = 2_000;
-/// How much of it is discarded.
+/// How many bytes of it are discarded.
 pub const LINGER_BYTES_MAX: usize = 4 << 20;
+
+/// How long a connection without anything in flight must have been quiet before a stop closes it. A
+/// request that its peer sent before it could know of the stop has arrived by then.
+pub const DRAIN_QUIET_MS: u64 = 20;
 
 /// Everything that a shard's engine needs.
 #[derive(Debug)]
@@ -50,8 +63,8 @@ pub struct Shard {
     pub service: Service,
     /// What a connection may ask.
     pub limits: Limits,
-    /// Rings when there is something to hear from one of the following two.
-    pub wakeup: Arc<OwnedFd>,
+    /// Pending when one of the following two has news.
+    pub wakeup: Arc<Wakeup>,
     /// Says which shard serves a connection.
     pub admission: Arc<Admission>,
     /// Says when to stop.
@@ -60,6 +73,13 @@ pub struct Shard {
     pub drain_timeout: Duration,
     /// How long it polls before it sleeps.
     pub spin: Spin,
+}
+
+/// How a shard has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were closed while a request or a response was in flight.
+    pub cut: usize,
 }
 
 /// How urgently the server is to stop.
@@ -77,42 +97,28 @@ pub enum Urgency {
 #[derive(Debug)]
 pub struct Stop {
     urgency: AtomicU8,
-    /// Shards that have not come to their end.
-    running: AtomicUsize,
-    wakeups: Vec<Arc<OwnedFd>>,
+    wakeups: Vec<Arc<Wakeup>>,
 }
 
 impl Stop {
-    /// One for as many shards as there are wakeups.
-    pub fn new(wakeups: Vec<Arc<OwnedFd>>) -> Arc<Stop> {
-        let running = AtomicUsize::new(wakeups.len());
-        Arc::new(Stop { urgency: AtomicU8::new(0), running, wakeups })
+    /// One for as many shards as there are wake-ups.
+    pub fn new(wakeups: Vec<Arc<Wakeup>>) -> Arc<Stop> {
+        Arc::new(Stop { urgency: AtomicU8::new(Urgency::Serve as u8), wakeups })
     }
 
     /// What was said last.
     pub fn urgency(&self) -> Urgency {
+        const DRAIN: u8 = Urgency::Drain as u8;
         match self.urgency.load(Ordering::Acquire) {
             0 => Urgency::Serve,
-            1 => Urgency::Drain,
+            DRAIN => Urgency::Drain,
             _ => Urgency::Abort,
         }
     }
 
-    /// Notes that a shard has come to its end.
-    pub fn note_end(&self) {
-        self.running.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// How many shards have not.
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Acquire)
-    }
-
-    /// Drains; said again, aborts.
-    pub fn escalate(&self) {
-        self.urgency.fetch_add(1, Ordering::AcqRel);
-        for wakeup in &self.wakeups {
-            admission::ring(wakeup);
-        }
+    /// Drains, or aborts. It never becomes less urgent.
+    pub fn escalate_to(&self, urgency: Urgency) {
+        self.urgency.fetch_max(urgency as u8, Ordering::AcqRel);
+        self.wakeups.iter().for_each(|wakeup| wakeup.wake());
     }
 }

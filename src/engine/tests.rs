@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
-use super::ring::faults::Fault;
-use super::ring::{self, Sizes};
 use super::*;
 use crate::http::Timeouts;
+use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::{Dialect, Policy};
 use crate::tally::{Tally, Totals};
+use crate::uring::Sizes;
+use crate::uring::faults::{self, Fault};
 use ::glommio::{LocalExecutorBuilder, Placement};
 use proptest::prelude::*;
 use socket2::{Domain, SockRef, Type};
@@ -23,23 +24,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which engine, and how much its ring holds.
 #[derive(Clone, Copy, Debug)]
-enum Plane {
+enum Engine {
     Streams,
     Ring { submissions: u32, completions: u32, buffers: u16 },
 }
 
-const RING: Plane = Plane::Ring { submissions: 64, completions: 256, buffers: 64 };
+const RING: Engine = Engine::Ring { submissions: 64, completions: 256, buffers: 64 };
+
+fn wakeups(shards: usize) -> Vec<Arc<Wakeup>> {
+    (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect()
+}
 
 /// Runs shards while `client` talks to them, then stops them. Returns what they have counted and
 /// the faults that they have met.
 fn with_shards(
-    plane: Plane,
+    engine: Engine,
     shards: usize,
     send_buffer_bytes: Option<usize>,
     client: impl FnOnce(SocketAddr, &Admission),
 ) -> (Totals, BTreeSet<Fault>) {
-    let wakeups = wakeups(shards).unwrap();
-    let admission = Admission::new(1000, &wakeups);
+    let wakeups = wakeups(shards);
+    let admission = Admission::new(1000, &wakeups, Log::Text);
     let stop = Stop::new(wakeups.clone());
     let (tally, writers) = Tally::new(shards, 1000);
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -76,21 +81,22 @@ fn with_shards(
         let (ready, met) = (ready.clone(), met.clone());
         let run = move || async move {
             let ready = || ready.send(()).unwrap();
-            match plane {
-                Plane::Streams => glommio::run(shard, ready).await.unwrap(),
-                Plane::Ring { submissions, completions, buffers } => {
+            match engine {
+                Engine::Streams => drop(glommio::run(shard, ready).await.unwrap()),
+                Engine::Ring { submissions, completions, buffers } => {
                     let sizes = Sizes { submissions, completions, buffers };
-                    ring::run_with(&sizes, shard, ready).await.unwrap();
+                    faults::begin();
+                    reactor::run_with(&sizes, shard, ready).await.unwrap();
                 }
             }
-            met.send(ring::faults::met()).unwrap();
+            met.send(faults::met()).unwrap();
         };
         threads.push(LocalExecutorBuilder::new(Placement::Unbound).spawn(run).unwrap());
     }
     drop(met);
     (0..shards).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
     client(address, &admission);
-    stop.escalate();
+    stop.escalate_to(Urgency::Drain);
     let met = (0..shards).flat_map(|_| all_met.recv_timeout(PATIENCE).unwrap()).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(Arc::strong_count(&admission), 1, "every connection has given its permit back");
@@ -139,8 +145,8 @@ fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<usize> {
 
 #[test]
 fn connections_are_spread_evenly_over_shards() {
-    for plane in [RING, Plane::Streams] {
-        let (totals, _) = with_shards(plane, 4, None, |address, admission| {
+    for engine in [RING, Engine::Streams] {
+        let (totals, _) = with_shards(engine, 4, None, |address, admission| {
             let mut streams = Vec::new();
             for round in 1..=16 {
                 let mut stream = connect(address);
@@ -150,7 +156,7 @@ fn connections_are_spread_evenly_over_shards() {
                 streams.push(stream);
                 let open = admission.open_by_shard();
                 let (fewest, most) = (open.iter().min().unwrap(), open.iter().max().unwrap());
-                assert!(most - fewest <= 1, "{plane:?} after {round}: {open:?}");
+                assert!(most - fewest <= 1, "{engine:?} after {round}: {open:?}");
             }
             // Those of one shard leave; who comes takes their place.
             drop(streams.split_off(8));
@@ -165,9 +171,9 @@ fn connections_are_spread_evenly_over_shards() {
                 read_answers(&mut stream, 1);
                 streams.push(stream);
             }
-            assert_eq!(admission.open_by_shard(), [4; 4], "{plane:?}");
+            assert_eq!(admission.open_by_shard(), [4; 4], "{engine:?}");
         });
-        assert_eq!(totals.total_requests, 24, "{plane:?}");
+        assert_eq!(totals.total_requests, 24, "{engine:?}");
     }
 }
 
@@ -225,9 +231,13 @@ impl Script {
 }
 
 /// Plays scripts side by side. Returns the faults that the shard has met.
-fn play_all(plane: Plane, send_buffer_bytes: Option<usize>, scripts: &[Script]) -> BTreeSet<Fault> {
+fn play_all(
+    engine: Engine,
+    send_buffer_bytes: Option<usize>,
+    scripts: &[Script],
+) -> BTreeSet<Fault> {
     let mut acknowledged = 0;
-    let (totals, met) = with_shards(plane, 1, send_buffer_bytes, |address, _| {
+    let (totals, met) = with_shards(engine, 1, send_buffer_bytes, |address, _| {
         acknowledged = std::thread::scope(|scope| {
             let clients: Vec<_> =
                 scripts.iter().map(|script| scope.spawn(|| script.play(address))).collect();
@@ -253,19 +263,19 @@ proptest! {
         send_buffer_bytes in 1000..20_000usize,
         scripts in prop::collection::vec(script(), 1..8),
     ) {
-        let plane = Plane::Ring {
+        let engine = Engine::Ring {
             submissions: 1 << submissions,
             completions: 1 << (submissions + completions),
             buffers: 1 << buffers,
         };
-        play_all(plane, Some(send_buffer_bytes), &scripts);
+        play_all(engine, Some(send_buffer_bytes), &scripts);
     }
 }
 
 /// The test above cannot pass because nothing went wrong: each fault is met here.
 #[test]
 fn a_tiny_ring_meets_every_fault_and_goes_on() {
-    let plane = Plane::Ring { submissions: 1, completions: 2, buffers: 1 };
+    let engine = Engine::Ring { submissions: 1, completions: 2, buffers: 1 };
     let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
     let mut scripts = vec![script.clone(); 12];
     scripts.push(Script { resets: true, ..script });
@@ -279,7 +289,7 @@ fn a_tiny_ring_meets_every_fault_and_goes_on() {
     ]);
     let mut met = BTreeSet::new();
     for _ in 0..10 {
-        met.append(&mut play_all(plane, Some(1000), &scripts));
+        met.append(&mut play_all(engine, Some(1000), &scripts));
         if met == all {
             return;
         }
@@ -292,21 +302,22 @@ fn streams_lose_and_repeat_nothing_either() {
     let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
     let mut scripts = vec![script.clone(); 4];
     scripts.push(Script { resets: true, ..script });
-    play_all(Plane::Streams, Some(1000), &scripts);
+    play_all(Engine::Streams, Some(1000), &scripts);
 }
 
 #[test]
-fn stopping_is_heard_by_every_shard_and_escalates() {
-    let wakeups = wakeups(2).unwrap();
+fn a_stop_wakes_every_shard_and_never_becomes_less_urgent() {
+    let wakeups = wakeups(2);
     let stop = Stop::new(wakeups.clone());
     assert_eq!(stop.urgency(), Urgency::Serve);
-    stop.escalate();
+    stop.escalate_to(Urgency::Drain);
     assert_eq!(stop.urgency(), Urgency::Drain);
-    stop.escalate();
+    stop.escalate_to(Urgency::Abort);
+    stop.escalate_to(Urgency::Drain);
     assert_eq!(stop.urgency(), Urgency::Abort);
     for wakeup in wakeups {
         let mut count = [0; 8];
         rustix::io::read(wakeup, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), 2);
+        assert_eq!(u64::from_ne_bytes(count), 3);
     }
 }

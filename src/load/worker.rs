@@ -356,7 +356,7 @@ impl<'a> Worker<'a> {
                     self.progress_ns = self.now_ns;
                     self.offer(index);
                 }
-                Event::Failed(index, _) => self.note_failure_to_connect(index),
+                Event::Failed(index) => self.note_failure_to_connect(index),
                 Event::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
                 Event::Tick => self.tick(),
             }

@@ -12,15 +12,30 @@ pub mod fake;
 pub mod reference;
 
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT};
+use signal_hook::flag::register_conditional_shutdown;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything that must happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A command that runs the real binary, with signals as a shell's foreground job has them: a
+/// background job of a script inherits an ignored SIGINT, and so would its children.
 pub fn ringtally() -> Command {
+    static HANDLED: Once = Once::new();
+    // A signal that is caught here has its default disposition in what is started from here.
+    HANDLED.call_once(|| {
+        for signal in [SIGINT, SIGHUP] {
+            let is_armed = Arc::new(AtomicBool::new(true));
+            register_conditional_shutdown(signal, 128 + signal, is_armed).unwrap();
+        }
+    });
     Command::new(env!("CARGO_BIN_EXE_ringtally"))
 }
 
@@ -35,6 +50,8 @@ pub struct Server {
     pub address: SocketAddr,
     pub ready_line: String,
     stdout: ChildStdout,
+    /// Reads what the server logs after that line, so that it never waits for us.
+    log: Option<JoinHandle<String>>,
 }
 
 impl Server {
@@ -42,6 +59,14 @@ impl Server {
     pub fn start(flags: &[&str]) -> Server {
         let mut command = ringtally();
         command.args(["serve", "--port", "0", "--engine", &engine()]).args(flags);
+        Server::start_command(command)
+    }
+
+    /// Starts it as `nohup` would.
+    pub fn start_ignoring_hangups() -> Server {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"trap "" HUP; exec "$0" serve --port 0"#]);
+        command.arg(ringtally().get_program());
         Server::start_command(command)
     }
 
@@ -61,12 +86,14 @@ impl Server {
                 None => panic!("the server did not start: {said:?}"),
             }
         };
-        // What it says later is read, so that it never waits for us.
-        std::thread::spawn(move || lines.for_each(drop));
+        let log = std::thread::spawn(move || {
+            let lines: Vec<String> = lines.map_while(Result::ok).collect();
+            lines.join("\n")
+        });
         let url = ready_line.split("http://").nth(1).unwrap();
         let address = url.split([' ', '"']).next().unwrap().parse().unwrap();
         let stdout = child.stdout.take().unwrap();
-        Server { child, address, ready_line, stdout }
+        Server { child, address, ready_line, stdout, log: Some(log) }
     }
 
     pub fn url(&self) -> String {
@@ -90,7 +117,13 @@ impl Server {
     }
 
     /// Waits for the end. Returns the exit code and what was printed.
-    pub fn wait(mut self) -> (Option<i32>, String) {
+    pub fn wait(self) -> (Option<i32>, String) {
+        let (code, printed, _) = self.wait_with_log();
+        (code, printed)
+    }
+
+    /// The same, and what it logged since it was ready.
+    pub fn wait_with_log(mut self) -> (Option<i32>, String, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -101,7 +134,8 @@ impl Server {
         };
         let mut text = String::new();
         self.stdout.read_to_string(&mut text).unwrap();
-        (status.code(), text)
+        let log = self.log.take().unwrap().join().unwrap();
+        (status.code(), text, log)
     }
 
     /// SIGTERM, and the final totals.

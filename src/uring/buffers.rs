@@ -1,4 +1,6 @@
-//! The receive buffers of a shard, and the ring through which the kernel is given them.
+//! The receive buffers of a ring, and the ring through which the kernel is given them.
+
+#![allow(unsafe_code, reason = "the kernel writes to the buffers that it was given")]
 
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
@@ -6,16 +8,20 @@ use std::alloc::{Layout, LayoutError, alloc_zeroed, dealloc, handle_alloc_error}
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Bytes of a buffer. They are taken for the moment between a completion and its handling, so a
-/// burst needs one a connection at most.
+/// Bytes per buffer. A buffer is taken only between a completion and its handling, so a burst needs
+/// at most one per connection.
 pub(crate) const BUFFER_BYTES: usize = 4096;
+/// [`BUFFER_BYTES`] as the kernel counts them.
+const BUFFER_BYTES_U32: u32 = 4096;
+const _: () = assert!(BUFFER_BYTES == BUFFER_BYTES_U32 as usize);
 /// The kernel wants the ring of buffers on a page.
 const PAGE_BYTES: usize = 4096;
-/// The buffer group of all of them.
-pub(crate) const BUFFER_GROUP: u16 = 0;
+/// The buffer group that all of them belong to.
+pub(super) const BUFFER_GROUP: u16 = 0;
 
 /// As many buffers as were asked for, a power of two.
-pub(crate) struct Buffers {
+#[derive(Debug)]
+pub(super) struct Buffers {
     entries: *mut BufRingEntry,
     bytes: *mut u8,
     count: u16,
@@ -31,8 +37,8 @@ impl Buffers {
         Ok((of(size_of::<BufRingEntry>())?, of(BUFFER_BYTES)?))
     }
 
-    /// Gives the kernel all buffers. They must outlive `ring`.
-    pub(crate) fn register(ring: &IoUring, count: u16) -> io::Result<Buffers> {
+    /// Allocates buffers that the kernel does not know yet: see [`Buffers::register`].
+    pub(super) fn new(count: u16) -> io::Result<Buffers> {
         assert!(count.is_power_of_two(), "the kernel wants a power of two");
         let (of_entries, of_bytes) = Self::layouts(count).map_err(io::Error::other)?;
         // SAFETY: both layouts have a size.
@@ -40,34 +46,42 @@ impl Buffers {
         if entries.is_null() || bytes.is_null() {
             handle_alloc_error(of_bytes);
         }
-        let mut buffers = Buffers { entries: entries.cast(), bytes, count, tail: 0 };
-        // SAFETY: the entries are valid, on a page and zeroed, and the caller keeps `buffers` for
+        Ok(Buffers { entries: entries.cast(), bytes, count, tail: 0 })
+    }
+
+    /// Gives the kernel all buffers.
+    ///
+    /// # Safety
+    ///
+    /// `self` must outlive `ring`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no buffer rings (before Linux 5.19), or may not lock so much memory.
+    pub(super) unsafe fn register(&mut self, ring: &IoUring) -> io::Result<()> {
+        let entries = self.entries as u64;
+        // SAFETY: the entries are valid, on a page, and zeroed, and the caller keeps `self` for
         // longer than the ring.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                entries as u64,
-                count,
-                BUFFER_GROUP,
-                0,
-            )?;
+            ring.submitter().register_buf_ring_with_flags(entries, self.count, BUFFER_GROUP, 0)?;
         }
-        for id in 0..count {
-            buffers.put(id);
+        for id in 0..self.count {
+            self.put(id);
         }
-        buffers.publish();
-        Ok(buffers)
+        self.publish();
+        Ok(())
     }
 
     /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
-    pub(crate) fn filled(&self, id: u16, len: usize) -> &[u8] {
+    pub(super) fn filled(&self, id: u16, len: usize) -> &[u8] {
         assert!(id < self.count && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
-        // SAFETY: in bounds by the line above, initialised since it was zeroed, and the kernel does
-        // not write to a buffer between its completion and `put`, which needs `&mut self`.
+        // SAFETY: in bounds by the line above, initialized because it was zeroed, and the kernel
+        // does not write to a buffer between its completion and `put`, which needs `&mut self`.
         unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * BUFFER_BYTES), len) }
     }
 
     /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
-    pub(crate) fn put(&mut self, id: u16) {
+    pub(super) fn put(&mut self, id: u16) {
         assert!(id < self.count, "the kernel names a buffer of ours");
         // SAFETY: both indices are below the count, and the kernel does not look at entries at or
         // behind the tail. The fields are written one by one because the tail lies in the first
@@ -75,14 +89,14 @@ impl Buffers {
         unsafe {
             let entry = &mut *self.entries.add(usize::from(self.tail & (self.count - 1)));
             entry.set_addr(self.bytes.add(usize::from(id) * BUFFER_BYTES) as u64);
-            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_len(BUFFER_BYTES_U32);
             entry.set_bid(id);
         }
         self.tail = self.tail.wrapping_add(1);
     }
 
     /// Shows the kernel what was put back.
-    pub(crate) fn publish(&self) {
+    pub(super) fn publish(&self) {
         // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
         // the kernel only reads it.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };
@@ -93,8 +107,7 @@ impl Buffers {
 impl Drop for Buffers {
     fn drop(&mut self) {
         let Ok((of_entries, of_bytes)) = Self::layouts(self.count) else { return };
-        // SAFETY: allocated with these layouts. The ring is gone: it is declared, and so dropped,
-        // before its buffers, or it is leaked together with them.
+        // SAFETY: allocated with these layouts, and by the contract of `register` the ring is gone.
         unsafe {
             dealloc(self.entries.cast(), of_entries);
             dealloc(self.bytes, of_bytes);

@@ -1,0 +1,259 @@
+//! One connection as the reactor drives it: what it owes, what it wants next, and how it ends. It
+//! knows no socket and no ring.
+
+use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
+use crate::http::{self, Limits, Outcome, UNSENT_BYTES_MAX};
+use crate::service::Service;
+use crate::uring::BUFFER_BYTES;
+
+/// Receives in a row that leave room in their buffer, after which a connection's receive is
+/// multishot. One multishot receive may fill 32 buffers before it can be canceled: who sends in
+/// bulk is received from one buffer at a time, so that a peer that never reads its responses holds
+/// little here.
+const SMALL_BEFORE_MULTISHOT: u8 = 4;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Requests are handled as they come.
+    Serving,
+    /// Requests are here that wait until the peer has taken responses.
+    Held,
+    /// The last responses are on their way.
+    Finishing,
+    /// Our side is shut; input is discarded until the deadline, so that the peer can read
+    /// (RFC 9112 section 9.6).
+    Lingering { discarded: usize },
+}
+
+/// What a connection wants of its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// To receive.
+    Receive,
+    /// Not to receive: the peer has responses to take first.
+    Wait,
+    /// To end this side of the connection: then [`Connection::linger`].
+    ShutDownSending,
+    /// To be closed.
+    Close,
+}
+
+/// What the clock has to say about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Nothing.
+    No,
+    /// It has something to send, its last.
+    Finish,
+    /// It is to be closed, since it has nothing in flight.
+    CloseIdle,
+    /// It is to be closed, and requests or responses are lost with it.
+    Cut,
+}
+
+/// A connection that is served.
+#[derive(Debug)]
+pub(super) struct Connection {
+    http: http::Connection,
+    phase: Phase,
+    /// Responses made and not yet given to the kernel.
+    pub(super) out: Vec<u8>,
+    /// The peer has ended its side.
+    has_peer_closed: bool,
+    /// It is on the reactor's list for the end of the turn.
+    pub(super) is_queued: bool,
+    /// Something was received since the last tick.
+    is_active: bool,
+    /// Receives in a row that left room in their buffer.
+    small_receives: u8,
+    /// When something was last received; at first, when it was accepted.
+    received_ms: u64,
+    /// When the responses on their way are late, or the lingering ends.
+    deadline_ms: u64,
+    _permit: Permit,
+}
+
+impl Connection {
+    pub(super) fn new(
+        limits: Limits,
+        peer_is_loopback: bool,
+        now_ms: u64,
+        permit: Permit,
+    ) -> Connection {
+        Connection {
+            http: http::Connection::new(limits, peer_is_loopback, now_ms),
+            phase: Phase::Serving,
+            out: Vec::new(),
+            has_peer_closed: false,
+            is_queued: false,
+            is_active: false,
+            small_receives: 0,
+            received_ms: now_ms,
+            deadline_ms: u64::MAX,
+            _permit: permit,
+        }
+    }
+
+    /// Tells the peer that there is no room for it.
+    pub(super) fn turn_away(&mut self, service: &mut Service) {
+        self.http.turn_away(service, &mut self.out);
+        self.phase = Phase::Finishing;
+    }
+
+    /// Handles received bytes.
+    pub(super) fn receive(
+        &mut self,
+        input: &[u8],
+        now_ms: u64,
+        urgency: Urgency,
+        service: &mut Service,
+    ) {
+        self.is_active = true;
+        self.received_ms = now_ms;
+        self.small_receives = match input.len() {
+            BUFFER_BYTES => 0,
+            _ => self.small_receives.saturating_add(1),
+        };
+        match &mut self.phase {
+            Phase::Serving | Phase::Held => self.handle(input, now_ms, urgency, service),
+            Phase::Lingering { discarded } => *discarded += input.len(),
+            Phase::Finishing => {}
+        }
+    }
+
+    /// Goes on with requests that were held back, where the peer has taken enough.
+    pub(super) fn resume(
+        &mut self,
+        unsent: usize,
+        now_ms: u64,
+        urgency: Urgency,
+        service: &mut Service,
+    ) {
+        if self.phase == Phase::Held && self.unsent(unsent) < UNSENT_BYTES_MAX {
+            self.handle(&[], now_ms, urgency, service);
+            service.commit();
+        }
+    }
+
+    fn handle(&mut self, input: &[u8], now_ms: u64, urgency: Urgency, service: &mut Service) {
+        if urgency != Urgency::Serve {
+            self.http.drain();
+        }
+        self.phase = match self.http.receive(input, now_ms, service, &mut self.out) {
+            Outcome::Receive => Phase::Serving,
+            Outcome::Resume => Phase::Held,
+            Outcome::Close => Phase::Finishing,
+        };
+    }
+
+    /// Notes that the peer will send nothing more.
+    pub(super) fn note_peer_closed(&mut self) {
+        self.has_peer_closed = true;
+    }
+
+    /// Whether the next receive is to be multishot.
+    pub(super) fn receives_multishot(&self) -> bool {
+        self.small_receives >= SMALL_BEFORE_MULTISHOT
+    }
+
+    /// Takes the responses that are to be sent now. They are late after the send time-out.
+    pub(super) fn take_responses(&mut self, now_ms: u64) -> Vec<u8> {
+        self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
+        std::mem::take(&mut self.out)
+    }
+
+    /// What it wants next, where the kernel has yet to take `unsent` bytes of a send under way.
+    pub(super) fn next(&mut self, unsent: usize) -> Next {
+        if self.phase == Phase::Serving && self.has_peer_closed {
+            // It has its responses coming.
+            self.phase = Phase::Finishing;
+        }
+        let unsent = self.unsent(unsent);
+        match self.phase {
+            Phase::Serving if unsent < UNSENT_BYTES_MAX => Next::Receive,
+            Phase::Serving | Phase::Held => Next::Wait,
+            Phase::Finishing if unsent > 0 => Next::Wait,
+            Phase::Finishing if self.has_peer_closed => Next::Close,
+            Phase::Finishing => Next::ShutDownSending,
+            Phase::Lingering { discarded }
+                if self.has_peer_closed || discarded >= LINGER_BYTES_MAX =>
+            {
+                Next::Close
+            }
+            Phase::Lingering { .. } => Next::Receive,
+        }
+    }
+
+    /// Discards input from here on: our side is shut.
+    pub(super) fn linger(&mut self, now_ms: u64) {
+        self.phase = Phase::Lingering { discarded: 0 };
+        self.deadline_ms = now_ms.saturating_add(LINGER_MS);
+    }
+
+    /// Bytes of responses that the peer has not taken.
+    fn unsent(&self, unsent: usize) -> usize {
+        self.out.len() + unsent
+    }
+
+    /// Whether nothing of a request is here, nor of a response.
+    pub(super) fn is_idle(&self, unsent: usize) -> bool {
+        self.http.is_idle() && self.unsent(unsent) == 0
+    }
+
+    /// Whether something was received since this was last called.
+    pub(super) fn take_activity(&mut self) -> bool {
+        std::mem::take(&mut self.is_active)
+    }
+
+    /// When the clock has something to say at the earliest, while the server serves.
+    pub(super) fn deadline_ms(&self, unsent: usize) -> u64 {
+        if self.waits_for_peer(unsent) { self.http.deadline_ms() } else { self.deadline_ms }
+    }
+
+    /// Whether it is the peer's turn to send.
+    fn waits_for_peer(&self, unsent: usize) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Held) && self.unsent(unsent) == 0
+    }
+
+    /// Says what is late, and while the server drains since `drain_ms`, what has nothing in flight.
+    pub(super) fn check_deadline(
+        &mut self,
+        unsent: usize,
+        now_ms: u64,
+        urgency: Urgency,
+        drain_ms: u64,
+        service: &mut Service,
+    ) -> Due {
+        let close = if self.is_idle(unsent) { Due::CloseIdle } else { Due::Cut };
+        if urgency == Urgency::Abort {
+            return close;
+        }
+        let is_late = now_ms >= self.deadline_ms(unsent);
+        if is_late && self.waits_for_peer(unsent) {
+            service.metrics().note_timeout(Some(self.http.waited()));
+            self.http.expire(service, &mut self.out);
+            self.phase = Phase::Finishing;
+            self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
+            return if self.out.is_empty() { Due::CloseIdle } else { Due::Finish };
+        }
+        if is_late {
+            return match self.phase {
+                Phase::Lingering { .. } => Due::CloseIdle,
+                _ => {
+                    service.metrics().note_timeout(None);
+                    Due::Cut
+                }
+            };
+        }
+        let is_quiet = now_ms >= self.received_ms.max(drain_ms).saturating_add(DRAIN_QUIET_MS);
+        match urgency == Urgency::Drain
+            && matches!(self.phase, Phase::Serving)
+            && self.is_idle(unsent)
+            && is_quiet
+        {
+            true => Due::CloseIdle,
+            false => Due::No,
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The data plane on an io_uring of our own, inside the shard's glommio executor.
+//!
+//! One ring carries accept, receive, and send. A turn submits what the last one queued and collects
+//! what has completed, in one `io_uring_enter`; handles all completions; publishes; and queues the
+//! responses. The shard always waits in that ring, asleep or not. Whatever wakes it from outside, the
+//! stop or a connection that another shard hands over, comes through its [`Wakeup`](crate::uring::Wakeup),
+//! which the ring watches. glommio gets its turn between waits; nothing here waits for it.
+
+use super::connection::{Connection, Due, Next};
+use super::idle::{IDLE_AFTER, Lull, Polling};
+use super::{
+    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Stop, TICK, Urgency, unix_seconds,
+};
+use crate::http::Limits;
+use crate::service::Service;
+use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
+use socket2::Socket;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
+
+/// How seldom a sleeping shard looks at the clock while nothing falls due.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+/// How long it waits at a time while it drains, so that the deadline is looked at.
+const DRAIN_WAIT: Duration = Duration::from_millis(2);
+/// Turns and completions after which glommio's other tasks get theirs.
+const TURNS_BEFORE_YIELD: u32 = 128;
+const COMPLETIONS_BEFORE_YIELD: usize = 1024;
+
+/// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
+const SPARE_BUFFERS_MAX: usize = 2048;
+const SPARE_BUFFER_BYTES_MAX: usize = 4096;
+
+/// One shard: its ring, its connections, and its clock.
+struct Reactor {
+    ring: Uring<Connection>,
+    service: Service,
+    shard: usize,
+    admission: Arc<Admission>,
+    stop: Arc<Stop>,
+    limits: Limits,
+    /// Connections with something to send or to look at, at the end of the turn.
+    queue: Vec<Key>,
+    spare: Vec<Vec<u8>>,
+    started: Instant,
+    now_ms: u64,
+    /// When the clock was last looked at for all connections, and when it is to be again.
+    ticked_ms: u64,
+    next_tick_ms: u64,
+    urgency: Urgency,
+    /// When draining began.
+    drain_ms: u64,
+    /// Connections that the stop has closed with something in flight.
+    cut: usize,
+    polling: Polling,
+    lull: Lull,
+    /// Others are to have their turn now: glommio's tasks, or the stop.
+    is_interrupted: bool,
+    /// Connections with input, between the last two ticks.
+    active: usize,
+    /// Calls of `io_uring_enter` that the metrics know of.
+    enters: u64,
+}
+
+/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+///
+/// # Errors
+///
+/// The ring cannot be made, or has failed.
+pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
+    run_with(&SIZES, shard, ready).await
+}
+
+/// The same with a ring of other sizes.
+pub(super) async fn run_with(
+    sizes: &Sizes,
+    shard: Shard,
+    ready: impl FnOnce(),
+) -> io::Result<Drained> {
+    let mut ring = Uring::new(sizes, Issuer::ThisThread)?;
+    ring.watch(shard.wakeup);
+    ring.listen(shard.listener);
+    let mut reactor = Reactor {
+        ring,
+        service: shard.service,
+        shard: shard.index,
+        admission: shard.admission,
+        stop: shard.stop,
+        limits: shard.limits,
+        queue: Vec::new(),
+        spare: Vec::new(),
+        started: Instant::now(),
+        now_ms: 0,
+        ticked_ms: 0,
+        next_tick_ms: 0,
+        urgency: Urgency::Serve,
+        drain_ms: 0,
+        cut: 0,
+        polling: Polling::new(shard.spin),
+        lull: Lull::Unmeasured,
+        is_interrupted: false,
+        active: 0,
+        enters: 0,
+    };
+    // The kernel accepts from here on.
+    reactor.turn(Wait::No)?;
+    ready();
+    while reactor.stop.urgency() == Urgency::Serve {
+        reactor.serve()?;
+        glommio::executor().yield_now().await;
+    }
+    reactor.stop_accepting();
+    let end = Instant::now() + shard.drain_timeout;
+    loop {
+        let is_late = Instant::now() >= end || reactor.stop.urgency() == Urgency::Abort;
+        reactor.urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
+        reactor.tick();
+        if is_late || reactor.ring.is_empty() && !reactor.ring.is_accepting() {
+            // Dropping the ring ends what is still under way.
+            return Ok(Drained { cut: reactor.cut });
+        }
+        reactor.turn(Wait::For(DRAIN_WAIT))?;
+        glommio::executor().yield_now().await;
+    }
+}
+
+impl Reactor {
+    /// Works until there is nothing to do, then polls, waits, and sleeps until there is, and returns
+    /// when somebody else is to have a turn.
+    fn serve(&mut self) -> io::Result<()> {
+        if self.lull == Lull::Asleep {
+            self.sleep()?;
+        } else {
+            self.work()?;
+        }
+        self.read_clocks();
+        if self.now_ms >= self.next_tick_ms {
+            self.tick();
+        }
+        Ok(())
+    }
+
+    fn work(&mut self) -> io::Result<()> {
+        let (mut turns, mut completed) = (0, 0);
+        self.is_interrupted = false;
+        while !self.is_interrupted
+            && turns < TURNS_BEFORE_YIELD
+            && completed < COMPLETIONS_BEFORE_YIELD
+        {
+            turns += 1;
+            if self.lull == Lull::Unmeasured {
+                self.ring.set_timer(IDLE_AFTER);
+                self.lull = Lull::Quiet;
+            }
+            let polls_for = self.polling.duration(self.active);
+            let waiting_since = Instant::now();
+            let mut done = 0;
+            if !polls_for.is_zero() {
+                done = self.turn(Wait::No)?;
+                if done == 0 {
+                    let has_come = self.ring.poll(waiting_since + polls_for);
+                    self.service.metrics().polled_ns.add(nanoseconds(waiting_since.elapsed()));
+                    if has_come {
+                        done = self.turn(Wait::No)?;
+                    }
+                }
+            }
+            if done == 0 {
+                done = self.turn(Wait::One)?;
+            }
+            if self.lull != Lull::Asleep {
+                self.polling.learn(waiting_since.elapsed());
+            }
+            completed += done;
+        }
+        Ok(())
+    }
+
+    /// Waits for work, at most until the clock is to be looked at.
+    fn sleep(&mut self) -> io::Result<()> {
+        self.service.metrics().sleeps.add(1);
+        let pause = Duration::from_millis(self.next_tick_ms.saturating_sub(self.now_ms));
+        self.turn(Wait::For(pause))?;
+        Ok(())
+    }
+
+    /// One turn: submits, waits, handles what has completed, and queues the responses. Returns
+    /// how many completions there were, the idle timer aside.
+    fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+        // What is left of the last turn does not wait for anything.
+        let mut done = self.ring.turn(if self.queue.is_empty() { wait } else { Wait::No })?;
+        let received_at = Instant::now();
+        while let Some(event) = self.ring.next_event() {
+            done -= usize::from(matches!(event, Event::Timer));
+            self.handle(event);
+        }
+        let enters = self.ring.enters();
+        self.service.metrics().enters.add(enters - self.enters);
+        self.enters = enters;
+        if done > 0 {
+            self.lull = match self.lull {
+                Lull::Unmeasured | Lull::Asleep => Lull::Unmeasured,
+                Lull::Quiet | Lull::Busy => Lull::Busy,
+            };
+            // Deadlines are new.
+            self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + milliseconds(TICK));
+        }
+        if done > 0 || !self.queue.is_empty() {
+            // Nothing is acknowledged before it can be read.
+            self.service.commit();
+            self.advance_queued();
+            self.service.metrics().completions.add(done as u64);
+            self.service.note_turn(received_at.elapsed());
+        }
+        Ok(done)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Accepted(socket) => self.admit(socket),
+            // Out of descriptors or memory, accepting rests until the next tick.
+            Event::AcceptStopped { is_exhausted: false } => self.ring.accept(),
+            Event::AcceptStopped { is_exhausted: true } => {}
+            Event::Received(key, filled) => {
+                if let Some((connection, bytes)) = self.ring.received(key, &filled) {
+                    self.service.metrics().received_bytes.add(bytes.len() as u64);
+                    if connection.out.capacity() == 0
+                        && let Some(spare) = self.spare.pop()
+                    {
+                        connection.out = spare;
+                    }
+                    connection.receive(bytes, self.now_ms, self.urgency, &mut self.service);
+                }
+                self.ring.give_back(filled);
+                self.queue_up(key);
+            }
+            // All buffers are back at the end of this turn.
+            Event::ReceiveStopped(key, NoBuffers(is_so)) => {
+                self.service.metrics().exhausted.add(u64::from(is_so));
+                self.queue_up(key);
+            }
+            Event::PeerClosed(key) => {
+                if let Some(connection) = self.ring.get_mut(key) {
+                    connection.note_peer_closed();
+                }
+                self.queue_up(key);
+            }
+            Event::ReceiveFailed(key) | Event::SendFailed(key) => self.close(key),
+            Event::Sent(key, mut sent) => {
+                self.service.metrics().sent_bytes.add(sent.len() as u64);
+                sent.clear();
+                if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX
+                {
+                    self.spare.push(sent);
+                }
+                self.queue_up(key);
+            }
+            Event::Woken => {
+                self.is_interrupted = true;
+                for accepted in self.admission.collect(self.shard) {
+                    self.take_in(accepted);
+                }
+            }
+            Event::Timer => {
+                let had_work = self.lull == Lull::Busy;
+                self.lull = if had_work { Lull::Unmeasured } else { Lull::Asleep };
+                self.is_interrupted = true;
+            }
+            Event::Connected(_) | Event::ConnectFailed(..) => {
+                unreachable!("a server connects to nobody")
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: Socket) {
+        if let Some(accepted) = self.admission.admit(self.shard, socket, self.service.metrics()) {
+            self.take_in(accepted);
+        }
+    }
+
+    /// Starts to serve a connection.
+    fn take_in(&mut self, accepted: AcceptedConnection) {
+        let peer_is_loopback = accepted.peer_is_loopback();
+        let mut connection =
+            Connection::new(self.limits, peer_is_loopback, self.now_ms, accepted.permit);
+        if accepted.is_turned_away {
+            connection.turn_away(&mut self.service);
+        }
+        let key = self.ring.insert(accepted.socket, connection);
+        self.service.metrics().connections.add(1);
+        self.queue_up(key);
+    }
+
+    fn close(&mut self, key: Key) {
+        if self.ring.get_mut(key).is_some() {
+            self.ring.close(key);
+            self.service.metrics().connections.subtract(1);
+        }
+    }
+
+    /// Puts a connection on the list for the end of the turn.
+    fn queue_up(&mut self, key: Key) {
+        if let Some(connection) = self.ring.get_mut(key)
+            && !connection.is_queued
+        {
+            connection.is_queued = true;
+            self.queue.push(key);
+        }
+    }
+
+    /// At the end of a turn: starts what each connection that had an event needs next.
+    fn advance_queued(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.drain(..).for_each(|key| self.advance(key));
+        // Nothing is queued by what advances; the room is kept.
+        self.queue = queue;
+    }
+
+    fn advance(&mut self, key: Key) {
+        let Some(OpenSlot { data: connection, mut unsent, is_sending, is_receiving, .. }) =
+            self.ring.slot(key)
+        else {
+            return;
+        };
+        connection.is_queued = false;
+        connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
+        let mut responses = None;
+        if !is_sending && !connection.out.is_empty() {
+            let taken = connection.take_responses(self.now_ms);
+            unsent = taken.len();
+            responses = Some(taken);
+        }
+        let mut next = connection.next(unsent);
+        let is_multishot = connection.receives_multishot();
+        if next == Next::ShutDownSending {
+            connection.linger(self.now_ms);
+            let is_open = self.ring.shut_down_sending(key).is_ok();
+            next = if is_open { Next::Receive } else { Next::Close };
+        }
+        if let Some(responses) = responses {
+            self.ring.send(key, responses);
+        }
+        match next {
+            Next::Receive if is_receiving => {}
+            Next::Receive if is_multishot => self.ring.receive_multishot(key),
+            Next::Receive => self.ring.receive(key),
+            Next::Wait => self.ring.stop_receiving(key),
+            Next::ShutDownSending | Next::Close => self.close(key),
+        }
+    }
+
+    fn read_clocks(&mut self) {
+        self.now_ms = milliseconds(self.started.elapsed());
+        self.service.set_time(unix_seconds());
+    }
+
+    /// Reads the clocks, and ends what has waited too long.
+    fn tick(&mut self) {
+        self.read_clocks();
+        self.ticked_ms = self.now_ms;
+        self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
+        self.active = 0;
+        let mut in_flight = 0;
+        let mut to_close = Vec::new();
+        for slot in self.ring.open_slots() {
+            let connection = slot.data;
+            self.active += usize::from(connection.take_activity());
+            in_flight += u64::from(!connection.is_idle(slot.unsent));
+            let due = connection.check_deadline(
+                slot.unsent,
+                self.now_ms,
+                self.urgency,
+                self.drain_ms,
+                &mut self.service,
+            );
+            match due {
+                Due::No => {
+                    let deadline_ms = connection.deadline_ms(slot.unsent);
+                    self.next_tick_ms = self.next_tick_ms.min(deadline_ms);
+                }
+                Due::Finish => {
+                    if !std::mem::replace(&mut connection.is_queued, true) {
+                        self.queue.push(slot.key);
+                    }
+                }
+                // What has arrived unseen is seen first.
+                Due::CloseIdle if self.urgency == Urgency::Drain && has_unread(slot.socket) => {}
+                Due::CloseIdle => to_close.push(slot.key),
+                Due::Cut => {
+                    self.cut += usize::from(self.urgency != Urgency::Serve);
+                    to_close.push(slot.key);
+                }
+            }
+        }
+        to_close.into_iter().for_each(|key| self.close(key));
+        self.service.metrics().in_flight.set(in_flight);
+        self.ring.accept();
+        if !self.queue.is_empty() {
+            self.next_tick_ms = 0;
+        }
+        self.next_tick_ms = self.next_tick_ms.max(self.now_ms + milliseconds(TICK));
+        self.service.commit();
+        self.advance_queued();
+    }
+
+    /// Takes in who has connected before the server stopped, as many as a backlog holds: a flood of
+    /// connections does not hold up the stop.
+    fn stop_accepting(&mut self) {
+        self.read_clocks();
+        self.urgency = Urgency::Drain;
+        self.drain_ms = self.now_ms;
+        for accepted in self.admission.close(self.shard) {
+            self.take_in(accepted);
+        }
+        for _ in 0..BACKLOG {
+            let Some(Ok((socket, _))) = self.ring.listener().map(Socket::accept) else { break };
+            self.admit(socket);
+        }
+        self.ring.close_listener();
+    }
+}
+
+/// Whether bytes have arrived on a socket that nobody has received.
+fn has_unread(socket: &Socket) -> bool {
+    rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
+}
+
+/// Milliseconds of a time since the start, which fits for half a billion years.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds of a time, which fits for five centuries.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,89 @@
+//! What the process must be allowed before it serves: io_uring, locked memory, and open files.
+
+use super::{Config, Engine};
+use crate::failure::Failure;
+use crate::uring;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors that are not connections: of the process, and of each shard (its rings, event
+/// descriptors, listener, and the files that glommio opens).
+const DESCRIPTORS_BASE: u64 = 64;
+const DESCRIPTORS_PER_SHARD: u64 = 24;
+
+/// The default connection limit where the file limit allows more than anybody has.
+const CONNECTIONS_DEFAULT_MAX: u64 = 1_000_000;
+
+/// What glommio wants to be allowed to lock before it starts an executor, in bytes. It checks the
+/// limit on every kernel, also where the memory of rings is accounted otherwise (Linux 5.12).
+const LOCKED_BYTES_MIN: u64 = 512 << 10;
+
+/// Raises the soft limit of a resource to the hard one. Returns the limit, `u64::MAX` for none.
+fn raise(resource: Resource) -> u64 {
+    let limit = getrlimit(resource);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let allowed = match setrlimit(resource, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    allowed.unwrap_or(u64::MAX)
+}
+
+/// Raises the limit of open files as far as it goes, and returns how many connections fit.
+pub(super) fn check_descriptors(config: &Config) -> Result<u64, Failure> {
+    let allowed = raise(Resource::Nofile);
+    let shards = config.placement.len();
+    let reserved = DESCRIPTORS_BASE + DESCRIPTORS_PER_SHARD * shards as u64;
+    let wanted = config.connections_max.unwrap_or(1);
+    let needed = reserved.saturating_add(wanted);
+    if needed > allowed {
+        let shard_plural = if shards == 1 { "" } else { "s" };
+        let plural = if wanted == 1 { "" } else { "s" };
+        return Err(Failure::Environment(format!(
+            "{shards} shard{shard_plural} and {wanted} connection{plural} need {needed} open files, and \
+             the limit is {allowed}: raise it with ulimit -n, or lower --shards or --max-connections",
+        )));
+    }
+    let fitting = (allowed - reserved).min(CONNECTIONS_DEFAULT_MAX);
+    Ok(config.connections_max.unwrap_or(fitting))
+}
+
+/// Raises the limit of locked memory as far as it goes, and refuses one that glommio refuses.
+pub(super) fn check_locked_memory() -> Result<(), Failure> {
+    let allowed = raise(Resource::Memlock);
+    if allowed >= LOCKED_BYTES_MIN {
+        return Ok(());
+    }
+    Err(Failure::Environment(format!(
+        "this process may lock {} KiB of memory, and glommio needs {} KiB: raise the limit with \
+         ulimit -l, LimitMEMLOCK= in a systemd unit, or --ulimit memlock= for a container",
+        allowed >> 10,
+        LOCKED_BYTES_MIN >> 10,
+    )))
+}
+
+/// Sets up and drops a small ring, so that a machine without io_uring is reported in a sentence.
+pub(super) fn check_ring() -> Result<(), Failure> {
+    uring::check().map_err(|error| Failure::Environment(uring::advice(&error)))
+}
+
+/// The data plane that was asked for, or the best that works here.
+pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
+    if config.engine == Engine::Streams {
+        return Ok(Engine::Streams);
+    }
+    let features = uring::probe();
+    let Some(missing) = features.iter().find(|feature| feature.result.is_err()) else {
+        return Ok(Engine::Ring);
+    };
+    let lacks = format!(
+        "the ring engine does not work here: it needs {} (Linux {})",
+        missing.name, missing.since
+    );
+    if config.engine == Engine::Ring {
+        return Err(Failure::Environment(format!(
+            "{lacks}: use Linux 6.1 or later, or pass --engine streams"
+        )));
+    }
+    config.log.warn(&format!("{lacks}: using the streams engine"));
+    Ok(Engine::Streams)
+}

@@ -1,0 +1,86 @@
+//! Listening sockets: one per shard, all on one port that nobody else listens on.
+
+use crate::engine::BACKLOG;
+use crate::failure::Failure;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// How long a port that is in use may take to become free: after a server's end the kernel can
+/// hold its listener a moment longer.
+const PORT_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a stopped server waits for its port to become free.
+const FREE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Opens one listening socket per shard, all on one port that nobody else listens on.
+pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, Failure> {
+    let refused = |error: io::Error| refusal(address, &error);
+    let patience = Instant::now() + PORT_PATIENCE;
+    let first = loop {
+        match listen_alone(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => break result.map_err(refused)?,
+        }
+    };
+    let bound = first.local_addr().map_err(refused)?;
+    let mut listeners = vec![first];
+    for _ in 1..shards {
+        let socket = open(address).map_err(refused)?;
+        socket
+            .set_reuse_port(true)
+            .and_then(|()| socket.bind(&bound))
+            .and_then(|()| socket.listen(BACKLOG.into()))
+            .map_err(refused)?;
+        listeners.push(socket);
+    }
+    Ok(listeners)
+}
+
+fn refusal(address: SocketAddr, error: &io::Error) -> Failure {
+    let port = address.port();
+    let what = match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "port {port} is in use: stop the process that uses it, or pass another --port (0 picks a \
+             free one)"
+        ),
+        ErrorKind::AddrNotAvailable => {
+            format!("no interface here has the address {}: pass another --host", address.ip())
+        }
+        ErrorKind::PermissionDenied => format!(
+            "port {port} is reserved for root: pass a --port from 1024, or grant CAP_NET_BIND_SERVICE"
+        ),
+        _ => format!("cannot listen on {address}: pass another --host or --port"),
+    };
+    Failure::Environment(format!("{what} ({error})"))
+}
+
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run in TIME_WAIT do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Linux passes it on to every connection that is accepted.
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+/// Listens on a port that must be free. SO_REUSEPORT comes after the bind: set before, it
+/// would let this server share the port of another one that has it, silently.
+fn listen_alone(address: SocketAddr) -> io::Result<Socket> {
+    let socket = open(address)?;
+    socket.bind(&address.into())?;
+    socket.set_reuse_port(true)?;
+    socket.listen(BACKLOG.into())?;
+    Ok(socket)
+}
+
+/// Waits until the port can be listened on, so that it is free when this process has ended.
+pub(super) fn wait_until_free(address: SocketAddr) {
+    let patience = Instant::now() + FREE_PATIENCE;
+    while listen_alone(address).is_err() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

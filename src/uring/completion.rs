@@ -1,0 +1,159 @@
+//! From a completion to an event.
+
+#[cfg(test)]
+use super::faults;
+use super::{Event, Filled, Key, NoBuffers, Operation, Receiving, Uring};
+use io_uring::cqueue;
+use rustix::io::Errno;
+use socket2::Socket;
+use std::io;
+use std::os::fd::FromRawFd;
+
+/// A receive that has ended on a connection that has not.
+pub(super) const NOT_THE_END: &[Errno] =
+    &[Errno::NOBUFS, Errno::CANCELED, Errno::AGAIN, Errno::INTR, Errno::NOMEM];
+
+/// A send that is to be tried again.
+const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
+
+/// The process, the machine, or its memory is at its limit.
+const EXHAUSTED: &[Errno] = &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
+/// Whether a completion's result is one of these errors.
+pub(super) fn is_one_of(result: i32, errors: &[Errno]) -> bool {
+    errors.iter().any(|error| result == -error.raw_os_error())
+}
+
+impl<T> Uring<T> {
+    /// Makes an event of a completion, where there is something to report.
+    pub(super) fn complete(&mut self, tag: u64, result: i32, flags: u32) -> Option<Event> {
+        let (operation, key) = Operation::of(tag);
+        #[cfg(test)]
+        faults::note_completion(self, operation, key, result);
+        let has_ended = !cqueue::more(flags);
+        if has_ended {
+            self.under_way = self.under_way.checked_sub(1).expect("only what has begun ends");
+        }
+        if operation.is_of_slot() {
+            return self.complete_of_slot(operation, key, result, flags);
+        }
+        match operation {
+            Operation::Accept => self.accepted(result, has_ended),
+            Operation::Watch => {
+                self.is_watching = !has_ended;
+                self.wakeup.as_ref()?.clear();
+                if has_ended && !self.is_ending {
+                    self.is_watching = true;
+                    self.begin(Operation::Watch, 0);
+                }
+                Some(Event::Woken)
+            }
+            Operation::Timer => {
+                self.is_timer_set = false;
+                Some(Event::Timer)
+            }
+            _ => None,
+        }
+    }
+
+    fn accepted(&mut self, result: i32, has_ended: bool) -> Option<Event> {
+        if has_ended {
+            self.is_accepting = false;
+            if self.is_listener_closing {
+                self.listener = None;
+            }
+        }
+        if result >= 0 {
+            #[expect(unsafe_code, reason = "the kernel returns a bare descriptor")]
+            // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
+            let socket = unsafe { Socket::from_raw_fd(result) };
+            if has_ended {
+                // It goes on by itself.
+                self.accept();
+            }
+            return Some(Event::Accepted(socket));
+        }
+        has_ended.then(|| Event::AcceptStopped { is_exhausted: is_one_of(result, EXHAUSTED) })
+    }
+
+    fn complete_of_slot(
+        &mut self,
+        operation: Operation,
+        key: Key,
+        result: i32,
+        flags: u32,
+    ) -> Option<Event> {
+        let slot = &mut self.slots[key.index()];
+        let has_ended = !cqueue::more(flags);
+        if has_ended {
+            slot.operations = slot.operations.checked_sub(1).expect("only what has begun ends");
+            match operation {
+                Operation::Connect => slot.address = None,
+                Operation::Receive => slot.receiving = Receiving::No,
+                Operation::Send => slot.is_sending = false,
+                _ => {}
+            }
+        }
+        let is_closed = slot.is_closed;
+        let buffer = cqueue::buffer_select(flags);
+        let event = match (operation, usize::try_from(result)) {
+            (Operation::Connect, Ok(_)) => Some(Event::Connected(key)),
+            (Operation::Connect, Err(_)) => {
+                Some(Event::ConnectFailed(key, io::Error::from_raw_os_error(-result)))
+            }
+            (Operation::Receive, Ok(len @ 1..)) if !is_closed => {
+                let buffer = buffer.expect("bytes are received in a buffer");
+                return Some(Event::Received(key, Filled { buffer, len }));
+            }
+            (Operation::Receive, Ok(_)) => Some(Event::PeerClosed(key)),
+            (Operation::Receive, Err(_)) if is_one_of(result, NOT_THE_END) => {
+                let no_buffers = NoBuffers(is_one_of(result, &[Errno::NOBUFS]));
+                Some(Event::ReceiveStopped(key, no_buffers))
+            }
+            (Operation::Receive, Err(_)) => Some(Event::ReceiveFailed(key)),
+            (Operation::Send, Ok(sent)) => {
+                slot.sent += sent;
+                assert!(slot.sent <= slot.sending.len(), "the kernel took what there was");
+                if slot.sent == slot.sending.len() {
+                    slot.sent = 0;
+                    Some(Event::Sent(key, std::mem::take(&mut slot.sending)))
+                } else {
+                    self.send_rest(key)
+                }
+            }
+            (Operation::Send, Err(_)) if is_one_of(result, INTERRUPTED) => self.send_rest(key),
+            (Operation::Send, Err(_)) => {
+                (slot.sending, slot.sent) = (Vec::new(), 0);
+                Some(Event::SendFailed(key))
+            }
+            _ => None,
+        };
+        if let Some(buffer) = buffer {
+            self.kernel.buffers.put(buffer);
+        }
+        if is_closed {
+            self.vacate(key);
+            return None;
+        }
+        event
+    }
+
+    /// Sends what a send has left.
+    fn send_rest(&mut self, key: Key) -> Option<Event> {
+        if let Some(slot) = self.open_slot(key) {
+            slot.is_sending = true;
+            self.begin(Operation::Send, key.0);
+        }
+        None
+    }
+
+    /// Vacates a slot that is closed and whose operations have all ended.
+    pub(super) fn vacate(&mut self, key: Key) {
+        if let Some(slot) = self.slots.get(key.index())
+            && slot.is_closed
+            && slot.operations == 0
+        {
+            self.slots.remove(key.index());
+        }
+    }
+}

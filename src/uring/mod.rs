@@ -1,0 +1,609 @@
+//! io_uring with typed operations: the bottom layer, on which the server's reactor and the client's
+//! transport stand side by side.
+//!
+//! A [`Uring`] owns a table of slots. A slot holds one connected or connecting socket, what its
+//! owner keeps beside it, and everything that the kernel may touch for it. Operations are started
+//! by naming a slot, never by a raw submission entry, and end as an [`Event`].
+//!
+//! # Who owns what the kernel may touch
+//!
+//! - Receive buffers and their ring outlive the io_uring.
+//! - The bytes of a send belong to the slot from [`Uring::send`] until [`Event::Sent`] gives them
+//!   back. Nobody can change, move, or free them in between.
+//! - The address of a connect belongs to the slot until the connect has ended.
+//! - A slot is vacated, and its descriptor closed, only when it has no operation under way, so a
+//!   completion is never taken for another connection's.
+//! - A dropped ring brings every operation to completion. One that does not complete in time keeps
+//!   its memory: it is leaked, not freed under the kernel.
+//!
+//! # A full submission queue
+//!
+//! There is one policy, and callers never see it: an operation that finds no room waits in line,
+//! and the next turn submits it before it waits for anything. No operation is refused or lost.
+//!
+//! # Waiting
+//!
+//! A thread waits for its ring in `io_uring_enter` on it and nowhere else. With DEFER_TASKRUN, no
+//! other descriptor tells reliably that the ring has work: an eventfd registered with it goes silent
+//! for good once the kernel has deferred a signal to it (Linux 6.12 and 6.18). Whatever is to wake the
+//! thread from outside arrives as a completion: see [`Wakeup`].
+
+mod buffers;
+mod completion;
+#[cfg(test)]
+pub(crate) mod faults;
+mod probe;
+mod submission;
+#[cfg(test)]
+mod tests;
+mod wakeup;
+
+pub(crate) use buffers::BUFFER_BYTES;
+pub use probe::{Feature, advice, check, probe};
+pub use wakeup::Wakeup;
+
+use buffers::{BUFFER_GROUP, Buffers};
+use io_uring::types::Timespec;
+use io_uring::{EnterFlags, IoUring};
+use slab::Slab;
+use socket2::{SockAddr, Socket};
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use submission::Operation;
+
+/// How long a dropped ring waits for operations that it has cancelled.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+/// How long it waits at a time.
+const LAST_WAIT_STEP: Duration = Duration::from_millis(2);
+
+/// Reads of the task-run flag between two looks at the clock while polling.
+const POLLS_PER_CLOCK_READ: u32 = 32;
+
+/// How much a ring holds at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Entries of the submission queue.
+    pub(crate) submissions: u32,
+    /// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
+    pub(crate) completions: u32,
+    /// Receive buffers, a power of two.
+    pub(crate) buffers: u16,
+}
+
+/// Which thread will use a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Issuer {
+    /// The one that makes it.
+    ThisThread,
+    /// The one that calls [`Uring::enable`].
+    Later,
+}
+
+/// How to wait for completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// For one, as long as it takes.
+    One,
+    /// For one, at most this long. It makes the kernel program a timer.
+    For(Duration),
+}
+
+/// Names a slot of a ring. A slot that was closed may be given to another connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u32);
+
+impl Key {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A buffer with received bytes. It goes back to the kernel through [`Uring::give_back`].
+#[derive(Debug)]
+#[must_use = "a buffer that is not given back is lost to the ring"]
+pub(crate) struct Filled {
+    buffer: u16,
+    len: usize,
+}
+
+/// What an operation has come to.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A connection was accepted; accepting goes on.
+    Accepted(Socket),
+    /// Accepting has stopped, because descriptors or memory ran out or for a passing reason.
+    AcceptStopped {
+        /// They ran out: accepting at once would fail again.
+        is_exhausted: bool,
+    },
+    /// The socket of a slot is connected.
+    Connected(Key),
+    /// It could not be connected.
+    ConnectFailed(Key, io::Error),
+    /// Bytes were received: see [`Uring::received`].
+    Received(Key, Filled),
+    /// The receive has ended although the peer may still send: it was cancelled or interrupted, or no
+    /// buffer was free.
+    ReceiveStopped(Key, NoBuffers),
+    /// The peer will send nothing more.
+    PeerClosed(Key),
+    /// The connection was reset, or failed in another way.
+    ReceiveFailed(Key),
+    /// The kernel has taken all bytes of a send: these.
+    Sent(Key, Vec<u8>),
+    /// A send failed. Its bytes are gone.
+    SendFailed(Key),
+    /// The watched [`Wakeup`] was pending, and was cleared.
+    Woken,
+    /// The timer has run out.
+    Timer,
+}
+
+/// Whether a receive has ended because all receive buffers were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoBuffers(pub(crate) bool);
+
+/// The io_uring, and the receive buffers that it knows of: dropped in this order.
+struct Kernel {
+    ring: IoUring,
+    buffers: Buffers,
+}
+
+impl Kernel {
+    fn new(sizes: &Sizes, issuer: Issuer) -> io::Result<Kernel> {
+        let buffers = Buffers::new(sizes.buffers)?;
+        let mut kernel = Kernel { ring: build(sizes, issuer)?, buffers };
+        #[expect(unsafe_code, reason = "the kernel is given memory")]
+        // SAFETY: the ring is declared before the buffers and so dropped before them, here and
+        // wherever `kernel` is dropped.
+        unsafe {
+            kernel.buffers.register(&kernel.ring)?;
+        }
+        Ok(kernel)
+    }
+}
+
+/// How a slot stands with receiving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    No,
+    UnderWay,
+    Cancelling,
+}
+
+/// One socket and what its operations need.
+struct Slot<T> {
+    socket: Socket,
+    data: T,
+    /// Its owner has closed it: it waits for its operations to end, and reports nothing more.
+    is_closed: bool,
+    /// The bytes of the send under way, and how many of them the kernel has taken.
+    sending: Vec<u8>,
+    sent: usize,
+    is_sending: bool,
+    receiving: Receiving,
+    /// Where a connect under way goes.
+    address: Option<Box<SockAddr>>,
+    /// Operations under way, cancellations included.
+    operations: u32,
+}
+
+/// An open slot, as its owner sees it.
+pub(crate) struct OpenSlot<'a, T> {
+    pub(crate) key: Key,
+    /// What the owner keeps for it.
+    pub(crate) data: &'a mut T,
+    pub(crate) socket: &'a Socket,
+    /// Bytes given to [`Uring::send`] that the kernel has not taken.
+    pub(crate) unsent: usize,
+    pub(crate) is_sending: bool,
+    pub(crate) is_receiving: bool,
+}
+
+impl<'a, T> OpenSlot<'a, T> {
+    fn new(index: usize, slot: &'a mut Slot<T>) -> Option<Self> {
+        #[expect(clippy::cast_possible_truncation, reason = "made of a u32 by `Uring::insert`")]
+        let key = Key(index as u32);
+        (!slot.is_closed).then_some(OpenSlot {
+            key,
+            data: &mut slot.data,
+            socket: &slot.socket,
+            unsent: slot.sending.len() - slot.sent,
+            is_sending: slot.is_sending,
+            is_receiving: slot.receiving != Receiving::No,
+        })
+    }
+}
+
+/// An io_uring, and the sockets that it serves. `T` is what their owner keeps for each.
+pub(crate) struct Uring<T> {
+    /// Dropped by hand, or leaked.
+    kernel: ManuallyDrop<Kernel>,
+    slots: Slab<Box<Slot<T>>>,
+    listener: Option<Socket>,
+    is_accepting: bool,
+    /// Its listener is closed as soon as accepting has ended.
+    is_listener_closing: bool,
+    wakeup: Option<Arc<Wakeup>>,
+    is_watching: bool,
+    /// The kernel reads it when the timer's entry is submitted.
+    timer: Box<Timespec>,
+    is_timer_set: bool,
+    /// Operations that found the submission queue full, in order.
+    waiting: VecDeque<(Operation, u32)>,
+    /// Operations under way, those that wait for room included.
+    under_way: usize,
+    completions: Vec<(u64, i32, u32)>,
+    /// How many of them were looked at.
+    looked_at: usize,
+    /// Calls of `io_uring_enter`.
+    enters: u64,
+    /// With what to wait.
+    wait_flags: EnterFlags,
+    /// It is being dropped: nothing is started again.
+    is_ending: bool,
+}
+
+impl<T> Uring<T> {
+    /// A ring without slots.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no such ring (before Linux 6.1), io_uring is blocked, or the process may lock
+    /// too little memory.
+    pub(crate) fn new(sizes: &Sizes, issuer: Issuer) -> io::Result<Self> {
+        let kernel = Kernel::new(sizes, issuer)?;
+        let mut wait_flags = EnterFlags::GETEVENTS;
+        if kernel.ring.params().is_feature_no_iowait() {
+            // Linux 6.15. Without it an idle thread counts as waiting for a disk.
+            wait_flags |= EnterFlags::NO_IOWAIT;
+        }
+        Ok(Uring {
+            kernel: ManuallyDrop::new(kernel),
+            slots: Slab::new(),
+            listener: None,
+            is_accepting: false,
+            is_listener_closing: false,
+            wakeup: None,
+            is_watching: false,
+            timer: Box::new(Timespec::new()),
+            is_timer_set: false,
+            waiting: VecDeque::new(),
+            under_way: 0,
+            completions: Vec::new(),
+            looked_at: 0,
+            enters: 0,
+            wait_flags,
+            is_ending: false,
+        })
+    }
+
+    /// Makes the calling thread the only one that uses a ring of [`Issuer::Later`].
+    pub(crate) fn enable(&mut self) -> io::Result<()> {
+        self.kernel.ring.submitter().register_enable_rings()
+    }
+
+    /// Puts a socket in a slot of its own.
+    pub(crate) fn insert(&mut self, socket: Socket, data: T) -> Key {
+        let index = self.slots.insert(Box::new(Slot {
+            socket,
+            data,
+            is_closed: false,
+            sending: Vec::new(),
+            sent: 0,
+            is_sending: false,
+            receiving: Receiving::No,
+            address: None,
+            operations: 0,
+        }));
+        Key(u32::try_from(index).expect("there are fewer descriptors than 2^32"))
+    }
+
+    /// What the owner keeps for a slot; `None` once it is closed.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        self.open_slot(key).map(|slot| &mut slot.data)
+    }
+
+    /// What the owner keeps for a slot, and the bytes that were received on it.
+    pub(crate) fn received(&mut self, key: Key, filled: &Filled) -> Option<(&mut T, &[u8])> {
+        let slot = self.slots.get_mut(key.index()).filter(|slot| !slot.is_closed)?;
+        Some((&mut slot.data, self.kernel.buffers.filled(filled.buffer, filled.len)))
+    }
+
+    /// The bytes in a buffer.
+    pub(crate) fn bytes(&self, filled: &Filled) -> &[u8] {
+        self.kernel.buffers.filled(filled.buffer, filled.len)
+    }
+
+    /// An open slot.
+    pub(crate) fn slot(&mut self, key: Key) -> Option<OpenSlot<'_, T>> {
+        OpenSlot::new(key.index(), self.slots.get_mut(key.index())?)
+    }
+
+    /// All slots that are open.
+    pub(crate) fn open_slots(&mut self) -> impl Iterator<Item = OpenSlot<'_, T>> {
+        self.slots.iter_mut().filter_map(|(index, slot)| OpenSlot::new(index, slot))
+    }
+
+    /// Whether no slot is taken, closed ones that wait for their operations included.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// How often the kernel was entered so far.
+    pub(crate) fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    fn open_slot(&mut self, key: Key) -> Option<&mut Slot<T>> {
+        self.slots.get_mut(key.index()).map(Box::as_mut).filter(|slot| !slot.is_closed)
+    }
+
+    /// Accepts on a listener until [`Uring::close_listener`].
+    pub(crate) fn listen(&mut self, listener: Socket) {
+        assert!(self.listener.is_none(), "a ring has one listener");
+        self.listener = Some(listener);
+        self.accept();
+    }
+
+    /// The listener, while there is one.
+    pub(crate) fn listener(&self) -> Option<&Socket> {
+        self.listener.as_ref()
+    }
+
+    /// Goes on accepting after [`Event::AcceptStopped`].
+    pub(crate) fn accept(&mut self) {
+        if self.listener.is_some() && !self.is_accepting && !self.is_listener_closing {
+            self.is_accepting = true;
+            self.begin(Operation::Accept, 0);
+        }
+    }
+
+    /// Whether the listener is accepting.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.is_accepting
+    }
+
+    /// Stops listening. What was accepted before is still reported.
+    pub(crate) fn close_listener(&mut self) {
+        if let Some(listener) = &self.listener {
+            // Frees a TCP port at once. Fails only where that is so.
+            let _ = listener.shutdown(Shutdown::Read);
+            if !self.is_accepting {
+                self.listener = None;
+            } else if !std::mem::replace(&mut self.is_listener_closing, true) {
+                self.begin(Operation::CancelAccept, 0);
+            }
+        }
+    }
+
+    /// Watches for wake-ups until the ring is dropped.
+    pub(crate) fn watch(&mut self, wakeup: Arc<Wakeup>) {
+        assert!(self.wakeup.is_none(), "a ring has one wake-up");
+        self.wakeup = Some(wakeup);
+        self.is_watching = true;
+        self.begin(Operation::Watch, 0);
+    }
+
+    /// Sets the ring's only timer, which must not be set.
+    pub(crate) fn set_timer(&mut self, after: Duration) {
+        assert!(!self.is_timer_set, "a ring has one timer");
+        *self.timer = Timespec::from(after);
+        self.is_timer_set = true;
+        self.begin(Operation::Timer, 0);
+    }
+
+    /// Connects the socket of a slot.
+    pub(crate) fn connect(&mut self, key: Key, address: SockAddr) {
+        if let Some(slot) = self.open_slot(key) {
+            assert!(slot.address.is_none(), "a socket is connected once");
+            slot.address = Some(Box::new(address));
+            self.begin(Operation::Connect, key.0);
+        }
+    }
+
+    /// Receives once on a slot.
+    pub(crate) fn receive(&mut self, key: Key) {
+        self.start_receiving(key, Operation::Receive);
+    }
+
+    /// Receives on a slot until [`Uring::stop_receiving`], the end of the stream, or a lack of buffers.
+    pub(crate) fn receive_multishot(&mut self, key: Key) {
+        self.start_receiving(key, Operation::ReceiveMultishot);
+    }
+
+    fn start_receiving(&mut self, key: Key, how: Operation) {
+        if let Some(slot) = self.open_slot(key) {
+            assert!(slot.receiving == Receiving::No, "a socket has one receive at a time");
+            slot.receiving = Receiving::UnderWay;
+            self.begin(how, key.0);
+        }
+    }
+
+    /// Stops receiving on a slot. What arrived before is still reported.
+    pub(crate) fn stop_receiving(&mut self, key: Key) {
+        if let Some(slot) = self.open_slot(key)
+            && slot.receiving == Receiving::UnderWay
+        {
+            slot.receiving = Receiving::Cancelling;
+            self.begin(Operation::CancelReceive, key.0);
+        }
+    }
+
+    /// Sends all of `bytes` on a slot that is not sending.
+    pub(crate) fn send(&mut self, key: Key, bytes: Vec<u8>) {
+        if let Some(slot) = self.open_slot(key) {
+            assert!(!slot.is_sending && !bytes.is_empty(), "a socket has one send at a time");
+            (slot.sending, slot.sent) = (bytes, 0);
+            slot.is_sending = true;
+            self.begin(Operation::Send, key.0);
+        }
+    }
+
+    /// Ends this side of a connection: the peer sees the end of the stream behind what was sent.
+    ///
+    /// # Errors
+    ///
+    /// The connection is gone.
+    pub(crate) fn shut_down_sending(&mut self, key: Key) -> io::Result<()> {
+        self.open_slot(key).map_or(Ok(()), |slot| slot.socket.shutdown(Shutdown::Write))
+    }
+
+    /// Closes a slot, connected or connecting. It reports nothing more, and its descriptor is closed
+    /// once its operations have ended.
+    pub(crate) fn close(&mut self, key: Key) {
+        let Some(slot) = self.open_slot(key) else { return };
+        slot.is_closed = true;
+        // Ends the operations of a connected one. Fails only where it has ended already.
+        let _ = slot.socket.shutdown(Shutdown::Both);
+        if slot.address.is_some() {
+            self.begin(Operation::CancelConnect, key.0);
+        }
+        self.vacate(key);
+    }
+
+    /// Gives a buffer back to the kernel, which sees it in the next turn.
+    pub(crate) fn give_back(&mut self, filled: Filled) {
+        self.kernel.buffers.put(filled.buffer);
+    }
+
+    /// Gives the kernel what was started, without waiting for or looking at anything.
+    ///
+    /// # Errors
+    ///
+    /// The ring is broken.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        self.submit_waiting()?;
+        if self.kernel.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.enter(EnterFlags::empty(), Wait::No)
+    }
+
+    /// Gives the kernel what was started, waits, and takes in what has completed, for
+    /// [`Uring::next_event`] to report. Returns how many completions there were. The events of the
+    /// turn before must have been taken.
+    ///
+    /// # Errors
+    ///
+    /// The ring is broken.
+    pub(crate) fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+        assert!(self.looked_at == self.completions.len(), "events of the last turn are left");
+        self.kernel.buffers.publish();
+        match (self.submit_waiting()?, wait) {
+            // What found no room waits for nothing.
+            (false, _) | (true, Wait::No) => self.enter(EnterFlags::GETEVENTS, Wait::No)?,
+            (true, wait) => self.enter(self.wait_flags, wait)?,
+        }
+        #[cfg(test)]
+        faults::inject(self);
+        self.completions.clear();
+        self.looked_at = 0;
+        self.completions.extend(
+            self.kernel
+                .ring
+                .completion()
+                .map(|done| (done.user_data(), done.result(), done.flags())),
+        );
+        Ok(self.completions.len())
+    }
+
+    /// Polls for work until `until` without entering the kernel. Returns whether there is some, for a
+    /// turn without a wait to take in.
+    pub(crate) fn poll(&mut self, until: Instant) -> bool {
+        loop {
+            for _ in 0..POLLS_PER_CLOCK_READ {
+                if self.kernel.ring.submission().taskrun() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+        }
+    }
+
+    /// The next event of the last turn.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        while let Some((tag, result, flags)) = self.completions.get(self.looked_at).copied() {
+            self.looked_at += 1;
+            if let Some(event) = self.complete(tag, result, flags) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Brings every operation to its end, or to the end of our patience.
+    fn end_operations(&mut self) {
+        self.is_ending = true;
+        self.close_listener();
+        let open: Vec<Key> = self.open_slots().map(|slot| slot.key).collect();
+        open.into_iter().for_each(|key| self.close(key));
+        if self.is_watching {
+            self.begin(Operation::CancelWatch, 0);
+        }
+        if self.is_timer_set {
+            self.begin(Operation::CancelTimer, 0);
+        }
+        let patience = Instant::now() + LAST_WAIT;
+        loop {
+            while let Some(event) = self.next_event() {
+                if let Event::Received(_, filled) = event {
+                    self.give_back(filled);
+                }
+            }
+            if self.under_way == 0
+                || Instant::now() >= patience
+                || self.turn(Wait::For(LAST_WAIT_STEP)).is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Uring<T> {
+    fn drop(&mut self) {
+        // A thread that panics ends the process or leaves it at once; nothing may hold it up.
+        if !std::thread::panicking() {
+            self.end_operations();
+        }
+        if self.under_way > 0 {
+            std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(self.listener.take());
+            std::mem::forget(self.wakeup.take());
+            std::mem::forget(std::mem::take(&mut self.timer));
+            return;
+        }
+        #[expect(
+            unsafe_code,
+            reason = "the other way to leak it is to check for it in every access"
+        )]
+        // SAFETY: it is not used again, and nothing is under way that could touch what `self` owns.
+        unsafe {
+            ManuallyDrop::drop(&mut self.kernel);
+        }
+    }
+}
+
+fn build(sizes: &Sizes, issuer: Issuer) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_cqsize(sizes.completions);
+    if issuer == Issuer::Later {
+        builder.setup_r_disabled();
+    }
+    builder.build(sizes.submissions)
+}

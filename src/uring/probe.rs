@@ -1,0 +1,303 @@
+//! A live trial of everything that server and client ask of io_uring, in the form in which they ask:
+//! tried, not read from a version.
+//!
+//! The sockets are Unix-domain sockets, so that the trial does not depend on a network interface.
+
+use super::{Event, Issuer, Key, Sizes, Uring, Wait, Wakeup, build};
+use io_uring::IoUring;
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A feature of the kernel, and whether it works here.
+#[derive(Debug)]
+pub struct Feature {
+    /// What it is called.
+    pub name: &'static str,
+    /// The first Linux that has it.
+    pub since: &'static str,
+    /// Whether it did what it must, or what went wrong.
+    pub result: io::Result<()>,
+}
+
+/// A ring for the trial: as small as can be.
+const PROBE_SIZES: Sizes = Sizes { submissions: 8, completions: 16, buffers: 8 };
+
+/// How long a completion may take that is due at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The time that the timer of the trial takes.
+const SHORT: Duration = Duration::from_micros(1);
+/// How often the ring is woken: a kernel that loses wake-ups does not lose the first.
+const WAKEUPS: usize = 4;
+/// How long the thread that wakes lets the other one fall asleep.
+const SLEEP_BEFORE_WAKEUP: Duration = Duration::from_micros(200);
+
+/// Tries every feature, in the order in which they build on each other. What cannot be tried because
+/// an earlier one failed is not listed. Takes a few milliseconds where all is well, and at most
+/// [`PATIENCE`] per feature where one does not answer.
+pub fn probe() -> Vec<Feature> {
+    let mut features = Vec::new();
+    let mut note = |name, since, result: io::Result<()>| {
+        let works = result.is_ok();
+        features.push(Feature { name, since, result });
+        works
+    };
+    if !note("setup", "5.1", check()) {
+        return features;
+    }
+    if !note("deferred task work", "6.1", build(&PROBE_SIZES, Issuer::ThisThread).map(drop)) {
+        return features;
+    }
+    let (trial, result) = match Trial::new() {
+        Ok(trial) => (Some(trial), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    note("buffer rings", "5.19", result);
+    let Some(mut trial) = trial else { return features };
+    note("wake-ups from another thread", "5.13", trial.wake_up());
+    note("multishot accept", "5.19", trial.accept());
+    note("connect", "5.5", trial.connect());
+    note("multishot receive", "6.0", trial.receive());
+    note("send", "5.6", trial.send());
+    note("timer", "5.4", trial.timer());
+    note("bounded wait", "5.11", trial.bounded_wait());
+    note("cancel", "5.5", trial.cancel());
+    features
+}
+
+/// Whether there is any io_uring at all, of which glommio needs no more.
+///
+/// # Errors
+///
+/// What the kernel says: see [`advice`].
+pub fn check() -> io::Result<()> {
+    IoUring::new(2).map(drop)
+}
+
+/// Says in one sentence why io_uring cannot be set up, and what to do.
+pub fn advice(error: &io::Error) -> String {
+    const ALLOW: &str =
+        "allow io_uring_setup, io_uring_enter, and io_uring_register in the seccomp profile";
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    let why = match errno {
+        Some(Errno::NOSYS) => format!(
+            "there is no io_uring here: use Linux 5.11 or later built with CONFIG_IO_URING, or, in a \
+             container, {ALLOW}"
+        ),
+        Some(Errno::PERM | Errno::ACCESS) => match disabled_by_sysctl() {
+            Some(value) => format!(
+                "io_uring is disabled by kernel.io_uring_disabled={value}: set it to 0 with sysctl"
+            ),
+            None => format!("io_uring is blocked: in a container, {ALLOW}"),
+        },
+        Some(Errno::NOMEM) => {
+            "io_uring may lock too little memory: raise the limit with ulimit -l".to_owned()
+        }
+        Some(Errno::MFILE | Errno::NFILE) => {
+            "there are too few open files for io_uring: raise the limit with ulimit -n".to_owned()
+        }
+        _ => "io_uring does not work here: ringtally doctor says what does".to_owned(),
+    };
+    format!("{why} ({error})")
+}
+
+/// The value of `kernel.io_uring_disabled` (Linux 6.6) where it disables io_uring.
+fn disabled_by_sysctl() -> Option<u32> {
+    let value = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?;
+    value.trim().parse().ok().filter(|value| *value > 0)
+}
+
+struct Trial {
+    ring: Uring<()>,
+    wakeup: Arc<Wakeup>,
+    /// Both sides of a connection, of which the ring has one.
+    client: Socket,
+    server: Key,
+    /// Events that have come and not been waited for.
+    events: Vec<Event>,
+}
+
+impl Trial {
+    fn new() -> io::Result<Trial> {
+        let mut ring = Uring::new(&PROBE_SIZES, Issuer::ThisThread)?;
+        let (client, server) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+        let server = ring.insert(server, ());
+        Ok(Trial { ring, wakeup: Arc::new(Wakeup::new()?), client, server, events: Vec::new() })
+    }
+
+    /// Waits for an event that `wanted` makes something of.
+    fn wait_for<T>(&mut self, wanted: impl Fn(Event) -> Result<T, Event>) -> io::Result<T> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            for event in std::mem::take(&mut self.events) {
+                match wanted(event) {
+                    Ok(found) => return Ok(found),
+                    Err(event) => self.events.push(event),
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Errno::TIMEDOUT.into());
+            }
+            self.ring.turn(Wait::For(left))?;
+            while let Some(event) = self.ring.next_event() {
+                self.events.push(event);
+            }
+        }
+    }
+
+    /// The ring is woken while it waits, as often as it takes to find a kernel that forgets.
+    fn wake_up(&mut self) -> io::Result<()> {
+        self.ring.watch(Arc::clone(&self.wakeup));
+        let (waits, hears) = channel();
+        let wakeup = Arc::clone(&self.wakeup);
+        let waker = thread::spawn(move || {
+            while hears.recv().is_ok() {
+                thread::sleep(SLEEP_BEFORE_WAKEUP);
+                wakeup.wake();
+            }
+        });
+        let mut result = Ok(());
+        for _ in 0..WAKEUPS {
+            // It hears until this side is dropped.
+            let _ = waits.send(());
+            result = self.wait_for(|event| match event {
+                Event::Woken => Ok(()),
+                other => Err(other),
+            });
+            if result.is_err() {
+                break;
+            }
+        }
+        drop(waits);
+        must_be(waker.join().is_ok())?;
+        result
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        let (listener, address) = listen()?;
+        self.ring.listen(listener);
+        for _ in 0..2 {
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            client.connect(&address)?;
+            self.wait_for(|event| match event {
+                Event::Accepted(_) => Ok(()),
+                other => Err(other),
+            })?;
+            must_be(self.ring.is_accepting())?;
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> io::Result<()> {
+        let (_listener, address) = listen()?;
+        let key = self.ring.insert(Socket::new(Domain::UNIX, Type::STREAM, None)?, ());
+        self.ring.connect(key, address);
+        self.wait_for(|event| match event {
+            Event::Connected(of) if of == key => Ok(Ok(())),
+            Event::ConnectFailed(of, error) if of == key => Ok(Err(error)),
+            other => Err(other),
+        })??;
+        self.ring.close(key);
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        self.ring.receive_multishot(self.server);
+        for text in ["one", "three"] {
+            self.client.write_all(text.as_bytes())?;
+            let filled = self.wait_for(|event| match event {
+                Event::Received(_, filled) => Ok(filled),
+                other => Err(other),
+            })?;
+            let is_right = self
+                .ring
+                .received(self.server, &filled)
+                .is_some_and(|(_, bytes)| bytes == text.as_bytes());
+            self.ring.give_back(filled);
+            must_be(is_right && self.is_receiving())?;
+        }
+        // The end of the stream ends it.
+        self.client.shutdown(Shutdown::Write)?;
+        self.wait_for(|event| match event {
+            Event::PeerClosed(_) => Ok(()),
+            other => Err(other),
+        })?;
+        must_be(!self.is_receiving())
+    }
+
+    fn is_receiving(&mut self) -> bool {
+        self.ring.slot(self.server).is_some_and(|slot| slot.is_receiving)
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        self.ring.send(self.server, b"probe".to_vec());
+        self.wait_for(|event| match event {
+            Event::Sent(..) => Ok(()),
+            other => Err(other),
+        })?;
+        let mut got = [0; 5];
+        self.client.read_exact(&mut got)?;
+        must_be(got == *b"probe")
+    }
+
+    fn timer(&mut self) -> io::Result<()> {
+        self.ring.set_timer(SHORT);
+        self.wait_for(|event| match event {
+            Event::Timer => Ok(()),
+            other => Err(other),
+        })
+    }
+
+    /// A wait ends in its time although nothing completes.
+    fn bounded_wait(&mut self) -> io::Result<()> {
+        let started = Instant::now();
+        self.ring.turn(Wait::For(SHORT))?;
+        while let Some(event) = self.ring.next_event() {
+            self.events.push(event);
+        }
+        must_be(started.elapsed() < PATIENCE)
+    }
+
+    /// Ends everything that is under way: the accept and the poll of the wake-up.
+    fn cancel(&mut self) -> io::Result<()> {
+        self.ring.end_operations();
+        must_be(self.ring.under_way == 0)
+    }
+}
+
+/// A listener, and its address, which nobody else has: an abstract one, so that no file is left.
+fn listen() -> io::Result<(Socket, SockAddr)> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let address = SockAddr::unix(format!("\0ringtally-probe-{}-{number}", std::process::id()))?;
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    listener.set_nonblocking(true)?;
+    listener.bind(&address)?;
+    listener.listen(1)?;
+    Ok((listener, address))
+}
+
+fn must_be(is_so: bool) -> io::Result<()> {
+    is_so.then_some(()).ok_or_else(|| io::Error::other("it did not do what it must"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_tried_and_works_where_the_ring_engine_is_tested() {
+        let features = probe();
+        assert_eq!(features.len(), 11);
+        for feature in features {
+            assert!(feature.result.is_ok(), "{feature:?}");
+        }
+    }
+}

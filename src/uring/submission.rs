@@ -1,0 +1,196 @@
+//! From an operation to the kernel: entries, the line for a full queue, and `io_uring_enter`.
+
+#[cfg(test)]
+use super::faults;
+use super::{BUFFER_BYTES, BUFFER_GROUP, Key, Uring, Wait};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, opcode, squeue};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// `POLLIN` of poll(2).
+const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
+
+/// Everything that a ring is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Operation {
+    Accept,
+    Connect,
+    Receive,
+    ReceiveMultishot,
+    Send,
+    CancelReceive,
+    CancelConnect,
+    Watch,
+    Timer,
+    CancelAccept,
+    CancelWatch,
+    CancelTimer,
+}
+
+impl Operation {
+    const ALL: [Operation; 12] = [
+        Operation::Accept,
+        Operation::Connect,
+        Operation::Receive,
+        Operation::ReceiveMultishot,
+        Operation::Send,
+        Operation::CancelReceive,
+        Operation::CancelConnect,
+        Operation::Watch,
+        Operation::Timer,
+        Operation::CancelAccept,
+        Operation::CancelWatch,
+        Operation::CancelTimer,
+    ];
+
+    /// The user data of its entry. Both ways of receiving have one: a slot has one at a time, and
+    /// what cancels it need not know which.
+    pub(super) fn tag(self, slot: u32) -> u64 {
+        let operation = match self {
+            Operation::ReceiveMultishot => Operation::Receive,
+            other => other,
+        };
+        u64::from(operation as u32) << 32 | u64::from(slot)
+    }
+
+    pub(super) fn of(tag: u64) -> (Operation, Key) {
+        let operation = usize::try_from(tag >> 32).ok().and_then(|at| Self::ALL.get(at));
+        let operation = operation.expect("the kernel returns the user data of an entry of ours");
+        #[expect(clippy::cast_possible_truncation, reason = "the low half of the tag")]
+        (*operation, Key(tag as u32))
+    }
+
+    /// Whether it belongs to a slot.
+    pub(super) fn is_of_slot(self) -> bool {
+        use Operation::{CancelConnect, CancelReceive, Connect, Receive, ReceiveMultishot, Send};
+        matches!(self, Connect | Receive | ReceiveMultishot | Send | CancelReceive | CancelConnect)
+    }
+}
+
+impl<T> Uring<T> {
+    /// Starts an operation. From here on it is under way, also where it waits for room.
+    pub(super) fn begin(&mut self, operation: Operation, slot: u32) {
+        self.under_way += 1;
+        if operation.is_of_slot() {
+            self.slots[slot as usize].operations += 1;
+        }
+        if !self.waiting.is_empty() || !self.push(operation, slot) {
+            self.waiting.push_back((operation, slot));
+        }
+    }
+
+    /// Queues an operation. Returns whether there was room.
+    fn push(&mut self, operation: Operation, slot: u32) -> bool {
+        #[cfg(test)]
+        if faults::refuses() {
+            return false;
+        }
+        let entry = self.entry(operation, slot).user_data(operation.tag(slot));
+        #[expect(unsafe_code, reason = "the kernel is given an entry that points to memory")]
+        // SAFETY: what the entry points to, and the descriptor that it names, belong to `self` and
+        // stay as they are until the operation has ended, as the module's documentation says: the
+        // slot is not vacated, `sending`, `address`, and `timer` are not touched, and the listener
+        // and the wake-up are not closed. A ring that is dropped before leaks all of them.
+        let has_room = unsafe { self.kernel.ring.submission().push(&entry) }.is_ok();
+        #[cfg(test)]
+        if !has_room {
+            faults::note(faults::Fault::FullSubmissionQueue);
+        }
+        has_room
+    }
+
+    fn entry(&self, operation: Operation, slot: u32) -> squeue::Entry {
+        let cancel = |operation: Operation| opcode::AsyncCancel::new(operation.tag(slot)).build();
+        let slot = || &self.slots[slot as usize];
+        let socket = || Fd(slot().socket.as_raw_fd());
+        match operation {
+            Operation::Accept => {
+                let listener = self.listener.as_ref().expect("accepting has a listener");
+                opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
+                    .flags(rustix::net::SocketFlags::CLOEXEC.bits().cast_signed())
+                    .build()
+            }
+            Operation::Connect => {
+                let address = slot().address.as_ref().expect("a connect has an address");
+                opcode::Connect::new(socket(), address.as_ptr().cast(), address.len()).build()
+            }
+            Operation::Receive => {
+                #[expect(clippy::cast_possible_truncation, reason = "a buffer is a page")]
+                let entry = opcode::Recv::new(socket(), std::ptr::null_mut(), BUFFER_BYTES as u32);
+                entry.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+            }
+            Operation::ReceiveMultishot => opcode::RecvMulti::new(socket(), BUFFER_GROUP).build(),
+            Operation::Send => {
+                let rest = &slot().sending[slot().sent..];
+                // The rest of a longer one follows as after any short send.
+                let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+                opcode::Send::new(socket(), rest.as_ptr(), len)
+                    .flags(rustix::net::SendFlags::NOSIGNAL.bits().cast_signed())
+                    .build()
+            }
+            Operation::Watch => {
+                let wakeup = self.wakeup.as_ref().expect("watching has a wake-up");
+                opcode::PollAdd::new(Fd(wakeup.as_raw_fd()), POLL_IN).multi(true).build()
+            }
+            Operation::Timer => opcode::Timeout::new(&raw const *self.timer).build(),
+            Operation::CancelAccept => cancel(Operation::Accept),
+            Operation::CancelReceive => cancel(Operation::Receive),
+            Operation::CancelConnect => cancel(Operation::Connect),
+            Operation::CancelWatch => cancel(Operation::Watch),
+            Operation::CancelTimer => cancel(Operation::Timer),
+        }
+    }
+
+    /// Queues operations that found no room. Returns whether all of them have.
+    pub(super) fn submit_waiting(&mut self) -> io::Result<bool> {
+        while let Some((operation, slot)) = self.waiting.front().copied() {
+            if self.push(operation, slot) {
+                self.waiting.pop_front();
+                continue;
+            }
+            let queued = self.kernel.ring.submission().len();
+            self.enter(EnterFlags::empty(), Wait::No)?;
+            if self.kernel.ring.submission().len() == queued {
+                // The kernel wants completions to be taken first.
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    #[expect(unsafe_code, reason = "io_uring_enter(2) takes a raw argument")]
+    pub(super) fn enter(&mut self, flags: EnterFlags, wait: Wait) -> io::Result<()> {
+        self.enters += 1;
+        #[expect(clippy::cast_possible_truncation, reason = "the queue's size is a u32")]
+        let queued = self.kernel.ring.submission().len() as u32;
+        let submitter = self.kernel.ring.submitter();
+        let flags_bits = flags.bits();
+        let entered = match wait {
+            // SAFETY: no argument is passed, and what the entries point to was settled by `push`.
+            Wait::No => unsafe { submitter.enter::<u64>(queued, 0, flags_bits, None) },
+            // SAFETY: as above.
+            Wait::One => unsafe { submitter.enter::<u64>(queued, 1, flags_bits, None) },
+            Wait::For(time) => {
+                let time = Timespec::from(time);
+                let arguments = SubmitArgs::new().timespec(&time);
+                let flags = (flags | EnterFlags::EXT_ARG).bits();
+                // SAFETY: EXT_ARG says that the argument is what `SubmitArgs` is, and it and the
+                // time live until the call returns.
+                unsafe { submitter.enter(queued, 1, flags, Some(&arguments)) }
+            }
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                // Late, interrupted, or with completions to take first: the next turn goes on.
+                Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN | Errno::NOMEM) => {
+                    Ok(())
+                }
+                _ => Err(error),
+            },
+        }
+    }
+}

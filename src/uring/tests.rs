@@ -1,0 +1,163 @@
+//! The ring itself: wake-ups, timers, a full queue, and an end with everything under way.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+use super::*;
+use socket2::{Domain, Type};
+use std::io::{Read, Write};
+use std::sync::mpsc::channel;
+
+const SMALL: Sizes = Sizes { submissions: 2, completions: 4, buffers: 2 };
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pair(ring: &mut Uring<usize>, number: usize) -> (Socket, Key) {
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+    theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+    (theirs, ring.insert(ours, number))
+}
+
+/// Turns until `wanted` has counted this many events.
+fn count_events(ring: &mut Uring<usize>, count: usize, mut wanted: impl FnMut(&Event) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    let mut found = 0;
+    while found < count {
+        assert!(Instant::now() < end, "{found} of {count}");
+        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        while let Some(event) = ring.next_event() {
+            found += usize::from(wanted(&event));
+            if let Event::Received(_, filled) = event {
+                ring.give_back(filled);
+            }
+        }
+    }
+}
+
+/// The defect that this layer is made against: a kernel that loses wake-ups loses most of them.
+#[test]
+fn a_waiting_ring_hears_every_wakeup_at_once() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let wakeup = Arc::new(Wakeup::new().unwrap());
+    ring.watch(Arc::clone(&wakeup));
+    let (waits, hears) = channel::<()>();
+    let waker = std::thread::spawn(move || {
+        while hears.recv().is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+            wakeup.wake();
+        }
+    });
+    let mut late = 0;
+    for _ in 0..100 {
+        waits.send(()).unwrap();
+        let started = Instant::now();
+        while !matches!(ring.next_event(), Some(Event::Woken)) {
+            ring.turn(Wait::For(Duration::from_secs(1))).unwrap();
+        }
+        late += usize::from(started.elapsed() > Duration::from_millis(500));
+    }
+    drop(waits);
+    waker.join().unwrap();
+    assert_eq!(late, 0, "of 100 wake-ups");
+}
+
+#[test]
+fn a_wakeup_that_comes_before_the_wait_is_kept_and_several_count_as_one() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let wakeup = Arc::new(Wakeup::new().unwrap());
+    (0..3).for_each(|_| wakeup.wake());
+    ring.watch(Arc::clone(&wakeup));
+    count_events(&mut ring, 1, |event| matches!(event, Event::Woken));
+    ring.turn(Wait::For(Duration::from_millis(20))).unwrap();
+    assert!(ring.next_event().is_none());
+    wakeup.wake();
+    count_events(&mut ring, 1, |event| matches!(event, Event::Woken));
+}
+
+#[test]
+fn a_bounded_wait_ends_in_its_time_and_the_timer_can_be_set_again() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let started = Instant::now();
+    ring.turn(Wait::For(Duration::from_millis(30))).unwrap();
+    assert!(ring.next_event().is_none());
+    assert!(started.elapsed() >= Duration::from_millis(30));
+    for _ in 0..3 {
+        ring.set_timer(Duration::from_millis(1));
+        count_events(&mut ring, 1, |event| matches!(event, Event::Timer));
+    }
+}
+
+/// Forty connections on a submission queue of two: nothing is refused, nothing is lost.
+#[test]
+fn operations_that_find_no_room_wait_in_line() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let mut peers: Vec<_> = (0..40).map(|number| pair(&mut ring, number)).collect();
+    for (number, (_, key)) in peers.iter().enumerate() {
+        ring.receive(*key);
+        ring.send(*key, vec![u8::try_from(number).unwrap(); 100]);
+    }
+    assert!(!ring.waiting.is_empty());
+    count_events(&mut ring, 40, |event| matches!(event, Event::Sent(..)));
+    assert!(ring.waiting.is_empty());
+    for (number, (peer, _)) in peers.iter_mut().enumerate() {
+        let mut got = [0; 100];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(usize::from(got[99]), number);
+        peer.write_all(b"x").unwrap();
+    }
+    // More come at once than there are buffers: who found none receives again.
+    let (mut received, end) = (0, Instant::now() + PATIENCE);
+    while received < 40 {
+        assert!(Instant::now() < end, "{received} of 40");
+        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        while let Some(event) = ring.next_event() {
+            match event {
+                Event::Received(_, filled) => {
+                    received += 1;
+                    ring.give_back(filled);
+                }
+                Event::ReceiveStopped(key, NoBuffers(true)) => ring.receive(key),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slot_is_vacated_only_when_its_operations_have_ended_and_reports_nothing_more() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let (mut peer, key) = pair(&mut ring, 7);
+    ring.receive_multishot(key);
+    ring.turn(Wait::No).unwrap();
+    peer.write_all(b"late").unwrap();
+    ring.close(key);
+    assert!(ring.get_mut(key).is_none(), "closed for its owner");
+    assert!(!ring.is_empty(), "the receive is under way");
+    while !ring.is_empty() {
+        ring.turn(Wait::For(PATIENCE)).unwrap();
+        assert!(ring.next_event().is_none());
+    }
+    assert_eq!(ring.under_way, 0);
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the descriptor is closed");
+}
+
+#[test]
+fn a_dropped_ring_ends_everything_that_is_under_way() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    ring.watch(Arc::new(Wakeup::new().unwrap()));
+    ring.set_timer(Duration::from_secs(3600));
+    let mut peers: Vec<_> = (0..10).map(|number| pair(&mut ring, number)).collect();
+    for (_, key) in &peers {
+        ring.receive(*key);
+        // More than a socket takes.
+        ring.send(*key, vec![0; 4 << 20]);
+    }
+    ring.turn(Wait::No).unwrap();
+    ring.end_operations();
+    assert_eq!(ring.under_way, 0);
+    drop(ring);
+    for (peer, _) in &mut peers {
+        // What was sent, and then the end.
+        let mut rest = Vec::new();
+        peer.read_to_end(&mut rest).unwrap();
+    }
+}

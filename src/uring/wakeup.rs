@@ -1,0 +1,46 @@
+//! An eventfd with which one thread wakes another that waits in its ring.
+
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Wakes the thread whose ring watches it. A wake-up that comes before the thread waits is kept, and
+/// several that come before it looks count as one.
+#[derive(Debug)]
+pub struct Wakeup(OwnedFd);
+
+impl Wakeup {
+    /// A wake-up that is not pending.
+    ///
+    /// # Errors
+    ///
+    /// The process or the system has no descriptor left.
+    pub fn new() -> io::Result<Wakeup> {
+        Ok(Wakeup(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Wakes the thread, from any thread.
+    pub fn wake(&self) {
+        // An eventfd refuses a write only when its count is close to 2^64, and is readable then.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
+    }
+
+    /// Makes it not pending. To be called before the reason for the wake-up is looked at: what is
+    /// added after that wakes again.
+    pub fn clear(&self) {
+        // It may not have been pending.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0; 8]));
+    }
+}
+
+impl AsFd for Wakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Wakeup {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
