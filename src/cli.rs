@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
-use crate::load::{self, EVENTS_MAX, RATE_MAX, Show, Threshold, Values};
+use crate::load::{self, EVENTS_MAX, Output, RATE_MAX, Show, Threshold, Values};
 use crate::log::Log;
 use crate::server::Engine;
 use crate::service::{Dialect, Policy};
@@ -350,61 +350,25 @@ const WORKERS_MAX: i64 = 64_511;
 /// Most requests in flight on a connection.
 const PIPELINE_MAX: i64 = 1024;
 
-/// Where a run's report goes.
-#[derive(Clone, Debug)]
-pub struct Output {
-    json: Option<PathBuf>,
-    hdr: Option<PathBuf>,
-    html: Option<PathBuf>,
-    quiet: bool,
-}
-
-impl Output {
-    /// Writes the report to every place that was asked for, and the summary to standard output,
-    /// or to standard error where something else goes there.
-    pub fn write(&self, report: &load::Report) -> Result<(), Failure> {
-        if let Some(path) = &self.json {
-            load::write_to(path, &(report.json() + "\n"))?;
-        }
-        if let Some(path) = &self.hdr {
-            load::write_to(path, &report.percentile_table())?;
-        }
-        if let Some(path) = &self.html {
-            load::write_to(path, &report.html())?;
-        }
-        let is_taken = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        let is_taken = [&self.json, &self.hdr, &self.html].into_iter().any(is_taken);
-        match (self.quiet, is_taken) {
-            (true, _) => Ok(()),
-            (false, false) => load::write_to(Path::new("-"), &report.summary()),
-            (false, true) => {
-                // Nobody is left to tell when standard error is closed.
-                let _ = write!(anstream::stderr(), "{}", report.summary());
-                Ok(())
-            }
-        }
-    }
-}
-
 impl LoadArgs {
     /// Checks the flags against the machine.
     pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
         let allowed = topology::allowed_cpus();
-        self.tuning.check()?;
+        let output = self.tuning.output()?;
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
         let cpus = self.cpus.map(choose).transpose().map_err(Failure::Usage)?;
-        Ok(self.tuning.into_config(server, cpus, None, !self.no_reset))
+        Ok((self.tuning.into_config(server, cpus, None, !self.no_reset), output))
     }
 }
 
 impl LoadTuning {
-    /// Checks what only the environment can tell.
-    fn check(&self) -> Result<(), Failure> {
-        match self.tui && !std::io::stderr().is_terminal() {
-            true => Err(Failure::Usage("--tui needs a terminal on standard error".into())),
-            false => Ok(()),
+    /// Where the report goes. Fails if a place that was asked for cannot be had.
+    fn output(&self) -> Result<Output, Failure> {
+        if self.tui && !std::io::stderr().is_terminal() {
+            return Err(Failure::Usage("--tui needs a terminal on standard error".into()));
         }
+        Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), self.quiet)
     }
 
     fn into_config(
@@ -413,9 +377,9 @@ impl LoadTuning {
         cpus: Option<Vec<usize>>,
         server_cpus: Option<Vec<usize>>,
         reset: bool,
-    ) -> (load::Config, Output) {
+    ) -> load::Config {
         let workers = (self.workers as usize).min(self.requests as usize);
-        let config = load::Config {
+        load::Config {
             server,
             workload: load::Workload {
                 events: self.requests,
@@ -438,9 +402,7 @@ impl LoadTuning {
                 (false, false) => Show::Line,
                 (false, true) => Show::Screen,
             },
-        };
-        let output = Output { json: self.json, hdr: self.hdr, html: self.html, quiet: self.quiet };
-        (config, output)
+        }
     }
 }
 
@@ -503,7 +465,7 @@ impl ChallengeArgs {
                 (None, Some(client)) => (without(&client), client),
                 (None, None) => topology::divide(&allowed, topology::siblings),
             };
-        self.load.check()?;
+        let output = self.load.output()?;
         let server_flags = self.server.to_flags();
         let of_server = server_cpus.clone();
         let load = self.load;
@@ -511,7 +473,7 @@ impl ChallengeArgs {
             server_flags,
             server_cpus,
             load: Box::new(move |server| {
-                load.into_config(server, Some(client_cpus), Some(of_server), true)
+                (load.into_config(server, Some(client_cpus), Some(of_server), true), output)
             }),
         })
     }
