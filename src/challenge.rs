@@ -1,9 +1,8 @@
 //! The whole challenge in one command: a server process and this one as its client, on disjoint
 //! CPUs where there are two or more, and one report.
 
-use crate::cli::Output;
 use crate::failure::Failure;
-use crate::load::{self, Moment, Server, ServerCost};
+use crate::load::{self, Moment, Output, Server, ServerCost};
 use crate::topology::format_cpu_list;
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, Signal, kill_process};

@@ -1,7 +1,7 @@
 //! Reads the command line and calls one function a subcommand.
 
 use clap::Parser;
-use ringtally::cli::{self, Cli, Command, Output};
+use ringtally::cli::{self, Cli, Command};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
 use ringtally::{challenge, doctor, load, server};
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     ExitCode::from(failure.exit_code())
 }
 
-fn run_load((config, output): (load::Config, Output)) -> Result<(), Failure> {
+fn run_load((config, output): (load::Config, load::Output)) -> Result<(), Failure> {
     let report = load::run(&config, |_| {})?;
     output.write(&report)?;
     report.check()

@@ -50,7 +50,7 @@ impl ChallengeArgs {
                 (None, Some(client)) => (without(&client), client),
                 (None, None) => topology::divide(&allowed, topology::siblings),
             };
-        self.load.check()?;
+        let output = self.load.output()?;
         let server_flags = self.server.to_flags();
         let of_server = server_cpus.clone();
         let load = self.load;
@@ -58,7 +58,7 @@ impl ChallengeArgs {
             server_flags,
             server_cpus,
             load: Box::new(move |server| {
-                load.into_config(server, Some(client_cpus), Some(of_server), true)
+                (load.into_config(server, Some(client_cpus), Some(of_server), true), output)
             }),
         })
     }

@@ -1,9 +1,8 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
-use super::output::Output;
 use super::values::{CpuList, cpu_list, duration};
 use crate::failure::Failure;
-use crate::load::{self, EVENTS_MAX, RATE_MAX, Show, Threshold, Values};
+use crate::load::{self, EVENTS_MAX, Output, RATE_MAX, Show, Threshold, Values};
 use crate::topology;
 use clap::Args;
 use std::io::IsTerminal;
@@ -100,20 +99,20 @@ impl LoadArgs {
     pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
         let allowed = topology::allowed_cpus();
-        self.tuning.check()?;
+        let output = self.tuning.output()?;
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
         let cpus = self.cpus.map(choose).transpose().map_err(Failure::Usage)?;
-        Ok(self.tuning.into_config(server, cpus, None, !self.no_reset))
+        Ok((self.tuning.into_config(server, cpus, None, !self.no_reset), output))
     }
 }
 
 impl LoadTuning {
-    /// Checks what only the environment can tell.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        match self.tui && !std::io::stderr().is_terminal() {
-            true => Err(Failure::Usage("--tui needs a terminal on standard error".into())),
-            false => Ok(()),
+    /// Where the report goes. Fails if a place that was asked for cannot be had.
+    pub(super) fn output(&self) -> Result<Output, Failure> {
+        if self.tui && !std::io::stderr().is_terminal() {
+            return Err(Failure::Usage("--tui needs a terminal on standard error".into()));
         }
+        Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), self.quiet)
     }
 
     pub(super) fn into_config(
@@ -122,9 +121,9 @@ impl LoadTuning {
         cpus: Option<Vec<usize>>,
         server_cpus: Option<Vec<usize>>,
         reset: bool,
-    ) -> (load::Config, Output) {
+    ) -> load::Config {
         let workers = (self.workers as usize).min(self.requests as usize);
-        let config = load::Config {
+        load::Config {
             server,
             workload: load::Workload {
                 events: self.requests,
@@ -147,8 +146,6 @@ impl LoadTuning {
                 (false, false) => Show::Line,
                 (false, true) => Show::Screen,
             },
-        };
-        let output = Output { json: self.json, hdr: self.hdr, html: self.html, quiet: self.quiet };
-        (config, output)
+        }
     }
 }

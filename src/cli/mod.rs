@@ -5,7 +5,6 @@ mod completions;
 mod doctor;
 mod load;
 mod man;
-mod output;
 mod serve;
 mod values;
 
@@ -17,7 +16,6 @@ pub use completions::print_completions;
 pub use doctor::DoctorArgs;
 pub use load::LoadArgs;
 pub use man::print_man;
-pub use output::Output;
 pub use serve::ServeArgs;
 use std::io::Write;
 

@@ -4,7 +4,6 @@
 //! shares is the ring that moves bytes.
 
 mod control;
-mod html;
 mod latency;
 mod ledger;
 mod placement;
@@ -29,7 +28,7 @@ use latency::Slice;
 use ledger::Ledger;
 use procfs::{CurrentSI, KernelStats};
 use report::Outcome;
-pub use report::{Report, ServerCost, Setup, write_to};
+pub use report::{Output, Report, ServerCost, Setup, write_to};
 pub use schedule::RATE_MAX;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

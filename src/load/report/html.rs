@@ -1,9 +1,9 @@
 //! The report as one page: nothing of it comes from elsewhere, and nothing in it runs.
 
-use super::latency::Bound;
-use super::report::{Report, grouped, time};
-use super::timeline::Second;
-use super::verdict::Verdict;
+use super::super::latency::Bound;
+use super::super::timeline::Second;
+use super::super::verdict::Verdict;
+use super::{Report, grouped, time};
 use crate::doctor::Check;
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;

@@ -1,5 +1,8 @@
 //! What a run found, for people and for programs.
 
+mod html;
+mod output;
+
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
 use super::thresholds::{Measured, Threshold};
@@ -11,11 +14,10 @@ use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
 use hdrhistogram::Histogram;
+pub use output::{Output, write_to};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 /// From this share of its time on, a client thread that computes is taken for the limit.
@@ -492,22 +494,6 @@ impl Report {
             false => Err(Failure::Wrong(failures.join("\n"))),
         }
     }
-}
-
-/// Writes a report's text to a file, or to standard output for `-`.
-pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
-    let written = if path.as_os_str() == "-" {
-        // Takes colours out where it is no terminal, or NO_COLOR is set.
-        anstream::stdout().write_all(text.as_bytes())
-    } else {
-        std::fs::write(path, text)
-    };
-    written.map_err(|error| {
-        Failure::Environment(format!(
-            "cannot write {}: {error}: name a file that can be written",
-            path.display()
-        ))
-    })
 }
 
 impl Report {
