@@ -102,7 +102,8 @@ class Processes(contextlib.ExitStack):
     def browse(self, playwright):
         """Starts the browser and connects to it. Started by Playwright itself, it would keep every tab visible."""
         folder = self.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        self.start(BROWSER, *BROWSER_FLAGS, f"--user-data-dir={folder}", stderr=subprocess.DEVNULL)
+        self.start(BROWSER, *BROWSER_FLAGS, f"--user-data-dir={folder}", "about:blank",
+                   stderr=subprocess.DEVNULL)
         port_file = pathlib.Path(folder, "DevToolsActivePort")
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
