@@ -102,7 +102,7 @@ impl Drop for ExitGuard {
 pub fn run(config: Config) -> Result<(), Failure> {
     let connections_max = environment::check_descriptors(&config)?;
     environment::check_ring()?;
-    environment::check_locked_memory()?;
+    environment::check_locked_memory(&config)?;
     let engine = environment::choose_engine(&config)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();

@@ -1,4 +1,4 @@
-//! `ringtally doctor`, and what reports say of the machine.
+//! `ringtally doctor`, and what reports say about the machine.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -7,8 +7,9 @@ mod common;
 use common::{ringtally, run, text};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::process::Command;
 
-/// A file of this test run, removed at the end.
+/// A file of this test run. Dropped, it is removed.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -49,12 +50,24 @@ fn every_line_has_a_verdict_and_every_warning_a_fix() {
 }
 
 #[test]
-fn colours_are_for_a_terminal_only() {
+fn a_limit_of_locked_memory_below_what_a_shard_needs_is_a_warning() {
+    // One KiB less than glommio requires, on each kernel and for each user.
+    let script = r#"ulimit -l 511 && exec "$0" doctor"#;
+    let output =
+        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_ringtally")]).output().unwrap();
+    let said = text(&output.stdout);
+    let line = said.lines().find(|line| line.contains(" memlock ")).unwrap();
+    assert!(line.starts_with("WARN") && line.contains("511 KiB"), "{line}");
+    assert!(line.contains("; fix: raise the limit with ulimit -l "), "{line}");
+}
+
+#[test]
+fn only_a_terminal_gets_color() {
     for command in ["doctor", "--help", "load --help"] {
         let output = run(&command.split(' ').collect::<Vec<_>>());
         assert!(!output.stdout.contains(&0x1b), "{command}");
     }
-    // This variable stands for a terminal.
+    // This variable makes any output count as a terminal.
     let forced = ringtally().arg("doctor").env("CLICOLOR_FORCE", "1").output().unwrap();
     assert!(forced.stdout.contains(&0x1b));
     let never = ringtally().arg("doctor").env("NO_COLOR", "1").output().unwrap();
@@ -62,7 +75,7 @@ fn colours_are_for_a_terminal_only() {
 }
 
 #[test]
-fn reports_embed_what_the_doctor_says() {
+fn reports_embed_the_checks_of_the_doctor() {
     let output = run(&["challenge", "1000", "4", "--quiet", "--json", "-"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -76,7 +89,7 @@ fn reports_embed_what_the_doctor_says() {
 }
 
 #[test]
-fn results_of_different_machines_are_told_apart() {
+fn results_of_different_machines_are_distinguished() {
     let here = text(&run(&["doctor", "--json"]).stdout);
     let mut elsewhere: Value = serde_json::from_str(&here).unwrap();
     elsewhere["cpu_model"] = "abacus".into();
@@ -97,6 +110,26 @@ fn results_of_different_machines_are_told_apart() {
     for file in [broken.name(), "/nonexistent/report.json"] {
         let output = run(&["doctor", "--compare", file]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(text(&output.stderr).contains("--compare"), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(file), "{}", text(&output.stderr));
     }
+}
+
+#[test]
+fn reports_of_different_runs_differ_in_their_setup() {
+    let challenge = |workers: &str, more: &[&str]| {
+        let flags = [&["challenge", "1000", workers, "--quiet", "--json", "-"], more].concat();
+        let output = run(&flags);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let one = Scratch::new("one.json", &challenge("4", &[]));
+    let again = Scratch::new("again.json", &challenge("4", &[]));
+    let other = Scratch::new("other-run.json", &challenge("5", &["--values", "half"]));
+    let compare =
+        |second: &Scratch| text(&run(&["doctor", "--compare", one.name(), second.name()]).stdout);
+    let said = compare(&again);
+    assert!(said.starts_with("the same machine with the same settings\n"), "{said}");
+    let said = compare(&other);
+    assert!(said.starts_with("the same machine, but these settings differ\n"), "{said}");
+    assert!(said.contains("workers: 4 | 5") && said.contains("values: integer | half"), "{said}");
 }

@@ -679,7 +679,7 @@ fn too_few_descriptors_are_refused_and_the_soft_limit_is_raised() {
 fn a_kernel_that_blocks_io_uring_is_told_of() {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
     const SYS_IO_URING_SETUP: i64 = 425;
-    for (error, advice) in [(1, "io_uring is blocked"), (38, "CONFIG_IO_URING")] {
+    for error in [1, 38] {
         // The filter is for the thread and for what it starts.
         let (code, said) = std::thread::spawn(move || {
             let filter = SeccompFilter::new(
@@ -694,7 +694,8 @@ fn a_kernel_that_blocks_io_uring_is_told_of() {
         .join()
         .unwrap();
         assert_eq!(code, Some(3), "{said}");
-        assert!(said.contains(advice) && said.contains("seccomp profile"), "{said}");
+        let expected = "error: a seccomp filter blocks io_uring: allow io_uring_setup";
+        assert!(said.starts_with(expected), "{said}");
     }
 }
 

@@ -1,16 +1,39 @@
-//! Whether two results were made on one machine, and what changed on it.
+//! Whether two results were obtained on the same machine in the same way, and what differs.
 
-use super::{Environment, SAMPLE};
+use super::{Environment, SAMPLE, json_of};
 use crate::failure::Failure;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Something that is not the same in two environments.
+/// What describes how a run was set up in a report, besides the members of its `setup`: what it is
+/// called, and where it is.
+const SETUP_ELSEWHERE: [(&str, &str); 3] = [
+    ("requests", "/requests"),
+    ("warm-up requests", "/warm_up/requests"),
+    ("server_cpus", "/server_cpus"),
+];
+
+/// The figures of a report that are compared: what they are called, and where they are.
+const FIGURES: [(&str, &str); 4] = [
+    ("requests_per_s", "/requests_per_s"),
+    ("p50 µs", "/latency_us/p50"),
+    ("p99 µs", "/latency_us/p99"),
+    ("server_cpu_us_per_request", "/server_cpu_us_per_request"),
+];
+
+/// Something that is not the same on both sides.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Difference {
     what: String,
     values: [String; 2],
+}
+
+impl Difference {
+    /// The difference between two values, if there is one.
+    fn between(what: &str, values: [String; 2]) -> Option<Difference> {
+        (values[0] != values[1]).then(|| Difference { what: what.into(), values })
+    }
 }
 
 /// A figure of two results.
@@ -18,23 +41,25 @@ struct Difference {
 struct Figure {
     what: &'static str,
     values: [f64; 2],
-    /// The second by the first.
-    ratio: f64,
+    /// The second divided by the first, unless that is zero.
+    ratio: Option<f64>,
 }
 
-/// Two environments, side by side.
+/// What differs between two environments, and between the two runs if both sides are reports.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     is_same_machine: bool,
-    /// What makes them two machines.
+    /// What shows that these are two machines.
     machine: Vec<Difference>,
-    /// What is set or running otherwise.
+    /// What is configured differently on the machine, or running there.
     settings: Vec<Difference>,
-    /// What was measured, where both are reports of a run.
+    /// What was requested differently for the runs.
+    setup: Vec<Difference>,
+    /// What was measured.
     figures: Vec<Figure>,
 }
 
-/// What was read from a file: a report, or what the doctor printed.
+/// The content of a file: a report, or the output of `doctor --json`.
 struct Side {
     environment: Environment,
     report: Option<Value>,
@@ -42,123 +67,180 @@ struct Side {
 
 impl Side {
     fn read(path: &Path) -> Result<Side, Failure> {
-        let wrong = |why: String| {
+        let unusable = |why: String| {
             Failure::Usage(format!(
-                "--compare {}: {why}: name a file that --json of load, challenge or doctor wrote",
+                "cannot compare {}: {why}: pass a file that --json of load, challenge, or doctor \
+                 wrote",
                 path.display()
             ))
         };
-        let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
         let json: Value =
-            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         let (environment, report) = match json.get("environment") {
             Some(environment) => (environment.clone(), Some(json)),
             None => (json, None),
         };
         let environment =
-            serde_json::from_value(environment).map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_value(environment).map_err(|error| unusable(error.to_string()))?;
         Ok(Side { environment, report })
     }
 }
 
-/// Compares two reports, or one with this machine as it is now.
+/// Compares two reports, or one with this machine as it is.
+///
+/// # Errors
+///
+/// If there are not one or two paths, or a file cannot be read or has another format.
 pub fn compare(paths: &[PathBuf]) -> Result<Comparison, Failure> {
     let mut sides = paths.iter().map(|path| Side::read(path)).collect::<Result<Vec<_>, _>>()?;
     if sides.len() == 1 {
         sides.push(Side { environment: Environment::here(SAMPLE), report: None });
     }
     let [first, second] = <[Side; 2]>::try_from(sides)
-        .map_err(|_| Failure::Usage("--compare takes one file or two".into()))?;
+        .map_err(|_| Failure::Usage("--compare takes one or two files".into()))?;
     Ok(Comparison::of(&first, &second))
 }
 
 impl Comparison {
     fn of(first: &Side, second: &Side) -> Comparison {
-        let (a, b) = (&first.environment, &second.environment);
-        let difference = |what: &str, a: String, b: String| {
-            (a != b).then(|| Difference { what: what.into(), values: [a, b] })
-        };
-        let of = |what, part: fn(&Environment) -> String| difference(what, part(a), part(b));
-        let machine: Vec<Difference> = [
-            of("host", |e| e.host.clone()),
-            of("cpu_model", |e| e.cpu_model.clone()),
-            of("cpus_online", |e| e.cpus_online.clone()),
-            of("memory_bytes", |e| e.memory_bytes.to_string()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        let mut settings: Vec<Difference> = [
-            of("ringtally", |e| e.version.clone()),
-            of("kernel", |e| e.kernel.clone()),
-            of("cpus_allowed", |e| e.cpus_allowed.clone()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        // The kernel is named above.
-        let lasting = |e: &Environment| {
-            let checks = e.checks.iter().filter(|check| !check.is_momentary);
-            let pairs = checks.map(|check| (check.name.clone(), check.value.clone()));
-            pairs.filter(|(name, _)| name != "kernel").collect::<Vec<_>>()
-        };
-        let (of_a, of_b) = (lasting(a), lasting(b));
-        let value = |checks: &[(String, String)], name: &str| {
-            let found = checks.iter().find(|(own, _)| own == name);
-            found.map_or("not checked".to_owned(), |(_, value)| value.clone())
-        };
-        let only_b = of_b.iter().filter(|(name, _)| of_a.iter().all(|(own, _)| own != name));
-        for (name, _) in of_a.iter().chain(only_b) {
-            settings.extend(difference(name, value(&of_a, name), value(&of_b, name)));
+        let machine = differing_machine(&first.environment, &second.environment);
+        let reports = first.report.as_ref().zip(second.report.as_ref());
+        Comparison {
+            is_same_machine: machine.is_empty(),
+            machine,
+            settings: differing_settings(&first.environment, &second.environment),
+            setup: reports.map_or(Vec::new(), |(a, b)| differing_setup(a, b)),
+            figures: reports.map_or(Vec::new(), |(a, b)| figures(a, b)),
         }
-        let mut figures = Vec::new();
-        for (what, pointer) in [
-            ("requests_per_s", "/requests_per_s"),
-            ("p50 µs", "/latency_us/p50"),
-            ("p99 µs", "/latency_us/p99"),
-            ("server_cpu_us_per_request", "/server_cpu_us_per_request"),
-        ] {
-            let number = |side: &Side| side.report.as_ref()?.pointer(pointer)?.as_f64();
-            if let (Some(a), Some(b)) = (number(first), number(second)) {
-                figures.push(Figure { what, values: [a, b], ratio: b / a });
-            }
-        }
-        Comparison { is_same_machine: machine.is_empty(), machine, settings, figures }
     }
 
-    /// Whether nothing says that these are two machines.
+    /// Whether nothing shows that these are two machines.
     pub fn is_same_machine(&self) -> bool {
         self.is_same_machine
     }
 
     /// As one JSON object.
     pub fn json(&self) -> String {
-        // Numbers and strings only: it has a JSON form.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        json_of(self)
     }
 
-    /// A few lines.
+    /// As text: a verdict, then one line per difference and per figure.
     pub fn lines(&self) -> String {
-        let mut text = match (self.is_same_machine, self.settings.is_empty()) {
-            (false, _) => "different machines: their results do not compare\n",
-            (true, false) => "the same machine, but for these settings\n",
-            (true, true) => "the same machine with the same settings\n",
+        let has_differences = !self.settings.is_empty() || !self.setup.is_empty();
+        let mut text = match (self.is_same_machine, has_differences) {
+            (false, _) => "different machines: their results cannot be compared\n",
+            (true, true) => "the same machine, but these settings differ\n",
+            (true, false) => "the same machine with the same settings\n",
         }
         .to_owned();
-        for Difference { what, values: [a, b] } in self.machine.iter().chain(&self.settings) {
+        let differences = self.machine.iter().chain(&self.settings).chain(&self.setup);
+        for Difference { what, values: [a, b] } in differences {
             text += &format!("  {what}: {a} | {b}\n");
         }
         for Figure { what, values: [a, b], ratio } in &self.figures {
-            text += &format!("  {what}: {a:.2} | {b:.2} ({ratio:.3})\n");
+            let ratio = ratio.map_or(String::new(), |ratio| format!(" ({ratio:.3})"));
+            text += &format!("  {what}: {a:.2} | {b:.2}{ratio}\n");
         }
         text
     }
+}
+
+fn differing_machine(a: &Environment, b: &Environment) -> Vec<Difference> {
+    let memory = |e: &Environment| e.memory_bytes.map_or("unknown".into(), |b| b.to_string());
+    let of = |what, part: fn(&Environment) -> String| Difference::between(what, [part(a), part(b)]);
+    [
+        of("host", |e| e.host.clone()),
+        of("cpu_model", |e| e.cpu_model.clone()),
+        of("cpus_online", |e| e.cpus_online.clone()),
+        of("memory_bytes", memory),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn differing_settings(a: &Environment, b: &Environment) -> Vec<Difference> {
+    let of = |what, part: fn(&Environment) -> &String| {
+        Difference::between(what, [part(a).clone(), part(b).clone()])
+    };
+    let mut differences: Vec<Difference> = [
+        of("ringtally", |e| &e.version),
+        of("kernel", |e| &e.kernel),
+        of("cpus_allowed", |e| &e.cpus_allowed),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // The kernel is named above.
+    let lasting = |e: &Environment| {
+        let checks = e.checks.iter().filter(|check| !check.is_momentary && check.name != "kernel");
+        checks.map(|check| (check.name.clone(), check.value.clone())).collect::<Vec<_>>()
+    };
+    let [of_a, of_b] = [a, b].map(lasting);
+    let value = |checks: &[(String, String)], name: &str| {
+        let found = checks.iter().find(|(own, _)| own == name);
+        found.map_or("not checked".to_owned(), |(_, value)| value.clone())
+    };
+    let only_b = of_b.iter().filter(|(name, _)| of_a.iter().all(|(own, _)| own != name));
+    for (name, _) in of_a.iter().chain(only_b) {
+        differences.extend(Difference::between(name, [value(&of_a, name), value(&of_b, name)]));
+    }
+    differences
+}
+
+fn differing_setup(a: &Value, b: &Value) -> Vec<Difference> {
+    let setups = [a, b].map(setup);
+    let only_b = setups[1].iter().filter(|(name, _)| !setups[0].contains_key(*name));
+    let names = setups[0].iter().chain(only_b).map(|(name, _)| name);
+    names
+        .filter_map(|name| {
+            Difference::between(name, [&setups[0], &setups[1]].map(|of| in_words(of.get(name))))
+        })
+        .collect()
+}
+
+/// How the run of a report was set up, whatever its version records.
+fn setup(report: &Value) -> Map<String, Value> {
+    let mut setup = report.get("setup").and_then(Value::as_object).cloned().unwrap_or_default();
+    if report.get("server_cpus").is_some() {
+        // The server of a challenge is its own, on a port that happened to be free.
+        setup.remove("url");
+    }
+    for (name, pointer) in SETUP_ELSEWHERE {
+        if let Some(value) = report.pointer(pointer) {
+            setup.insert(name.into(), value.clone());
+        }
+    }
+    setup
+}
+
+fn in_words(value: Option<&Value>) -> String {
+    match value {
+        None => "not recorded".into(),
+        Some(Value::Null) => "none".into(),
+        Some(Value::Bool(true)) => "yes".into(),
+        Some(Value::Bool(false)) => "no".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn figures(a: &Value, b: &Value) -> Vec<Figure> {
+    let figure = |(what, pointer): (&'static str, &str)| {
+        let number = |report: &Value| report.pointer(pointer)?.as_f64();
+        let values = [number(a)?, number(b)?];
+        let ratio = (values[0] != 0.0).then(|| values[1] / values[0]);
+        Some(Figure { what, values, ratio })
+    };
+    FIGURES.into_iter().filter_map(figure).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Check;
     use super::*;
+    use serde_json::json;
 
     fn side(change: impl FnOnce(&mut Environment)) -> Side {
         let mut environment = Environment {
@@ -169,7 +251,7 @@ mod tests {
             cpu_model: "x".into(),
             cpus_online: "0-1".into(),
             cpus_allowed: "0-1".into(),
-            memory_bytes: 1,
+            memory_bytes: Some(1),
             checks: vec![
                 Check::ok("governor", "performance"),
                 Check::ok("load now", "1 %").momentary(),
@@ -180,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn two_machines_are_told_from_two_moments_of_one() {
+    fn two_machines_are_distinguished_from_two_moments_on_one() {
         let same = Comparison::of(
             &side(|_| {}),
             &side(|e| {
@@ -193,7 +275,7 @@ mod tests {
             (|e| e.host = "b".into()) as fn(&mut Environment),
             |e| e.cpu_model = "y".into(),
             |e| e.cpus_online = "0-3".into(),
-            |e| e.memory_bytes = 2,
+            |e| e.memory_bytes = Some(2),
         ] {
             let other = Comparison::of(&side(|_| {}), &side(change));
             assert!(!other.is_same_machine && other.lines().starts_with("different machines"));
@@ -213,5 +295,72 @@ mod tests {
         let lines = changed.lines();
         assert!(lines.contains("governor: performance | powersave"), "{lines}");
         assert!(lines.contains("turbo: not checked | on"), "{lines}");
+    }
+
+    /// A report with this setup, made on the same machine as all others.
+    fn report(setup: Value) -> Side {
+        Side { report: Some(json!({"requests": 1000, "setup": setup})), ..side(|_| {}) }
+    }
+
+    #[test]
+    fn each_difference_between_the_setups_of_two_runs_is_named() {
+        let setup = json!({
+            "url": "http://127.0.0.1:8000", "workers": 64, "threads": 1, "pipeline": 1,
+            "rate": null, "users": 75000, "values": "integer", "engine": "ring",
+            "was_reset": true,
+        });
+        let same = Comparison::of(&report(setup.clone()), &report(setup.clone()));
+        assert_eq!(same.lines(), "the same machine with the same settings\n");
+        for (name, other, line) in [
+            ("url", json!("http://[::1]:1"), "url: http://127.0.0.1:8000 | http://[::1]:1"),
+            ("workers", json!(65), "workers: 64 | 65"),
+            ("threads", json!(2), "threads: 1 | 2"),
+            ("pipeline", json!(16), "pipeline: 1 | 16"),
+            ("rate", json!(20_000), "rate: none | 20000"),
+            ("users", json!(1), "users: 75000 | 1"),
+            ("values", json!("half"), "values: integer | half"),
+            ("engine", json!("streams"), "engine: ring | streams"),
+            ("was_reset", json!(false), "was_reset: yes | no"),
+            ("burst", json!(1), "burst: not recorded | 1"),
+        ] {
+            let mut changed = setup.clone();
+            changed[name] = other;
+            let comparison = Comparison::of(&report(setup.clone()), &report(changed));
+            assert!(comparison.is_same_machine, "{line}");
+            let expected = format!("the same machine, but these settings differ\n  {line}\n");
+            assert_eq!(comparison.lines(), expected);
+        }
+        let mut shorter = report(setup.clone());
+        shorter.report.as_mut().unwrap()["requests"] = json!(999);
+        let lines = Comparison::of(&report(setup), &shorter).lines();
+        assert!(lines.contains("requests: 1000 | 999"), "{lines}");
+    }
+
+    #[test]
+    fn the_port_of_a_challenge_is_no_difference() {
+        let challenge = |url: &str, cpus: &str| {
+            let mut side = report(json!({"url": url}));
+            side.report.as_mut().unwrap()["server_cpus"] = json!(cpus);
+            side
+        };
+        let [first, second] = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
+        let same = Comparison::of(&challenge(first, "0"), &challenge(second, "0"));
+        assert_eq!(same.lines(), "the same machine with the same settings\n");
+        let lines = Comparison::of(&challenge(first, "0"), &challenge(first, "1")).lines();
+        assert!(lines.contains("server_cpus: 0 | 1"), "{lines}");
+    }
+
+    #[test]
+    fn figures_are_compared_where_both_reports_have_them() {
+        let with = |rate: f64| Side {
+            report: Some(json!({"requests_per_s": rate, "latency_us": {"p50": 2.0}})),
+            ..side(|_| {})
+        };
+        let lines = Comparison::of(&with(100.0), &with(150.0)).lines();
+        assert!(lines.contains("requests_per_s: 100.00 | 150.00 (1.500)"), "{lines}");
+        assert!(lines.contains("p50 µs: 2.00 | 2.00 (1.000)") && !lines.contains("p99"), "{lines}");
+        let lines = Comparison::of(&with(0.0), &with(150.0)).lines();
+        assert!(lines.contains("requests_per_s: 0.00 | 150.00\n"), "{lines}");
+        assert!(Comparison::of(&with(1.0), &side(|_| {})).figures.is_empty());
     }
 }

@@ -1,4 +1,5 @@
-//! The processors: which of them, what they share, how fast they run, and who else uses them.
+//! The CPUs: which ones this process may use, what they share, how fast they run, and what else uses
+//! them.
 
 use super::Check;
 use super::machine::Machine;
@@ -9,11 +10,12 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// From this share of the time on, others who use the CPUs blur a result.
+/// If other work takes more than this share of the CPU time, results are noisy.
 const BUSY_SHARE_MAX: f64 = 0.05;
-/// The same for time that the host gives to other machines.
+/// The same for the time that the host gives to other virtual machines.
 const STEAL_SHARE_MAX: f64 = 0.01;
-/// The slowest way back from an idle state that a loopback latency does not show, in microseconds.
+/// An idle state that takes longer to leave than this, in microseconds, shows in latencies over
+/// loopback.
 const IDLE_EXIT_US_MAX: u64 = 10;
 
 pub(super) fn checks(machine: &Machine, sample: Duration) -> Vec<Check> {
@@ -41,23 +43,26 @@ fn affinity(machine: &Machine) -> Check {
     let (Some(allowed), Some(online)) =
         (machine.cpus_allowed(), machine.cpus("sys/devices/system/cpu/online"))
     else {
-        return Check::skip(name, "the mask of this process or the CPUs cannot be read");
+        return Check::skip(
+            name,
+            "the affinity mask of this process, or the list of CPUs, cannot be read",
+        );
     };
     let files = ["cpuset.cpus.effective", "cpuset.effective_cpus"];
     let set = files.iter().find_map(|file| {
         machine.cgroup_files("cpuset", file).into_iter().find(|set| !set.is_empty())
     });
     let value = format!(
-        "{} of {} online; cpuset {}",
+        "CPUs {} of {} online, cpuset {}",
         machine.cpus_allowed_text(),
         format_ranges(&online),
         set.unwrap_or_else(|| "none".into())
     );
-    let fix = "give it two CPUs or more (taskset, cpuset.cpus): client and server share one here";
+    let fix = "allow two CPUs or more (taskset, cpuset.cpus): client and server share one here";
     Check::warn_if(allowed.len() < 2, name, value, fix)
 }
 
-/// CPUs as taskset reads them, with ranges.
+/// A list of CPUs in taskset's syntax, as a range if it is one.
 fn format_ranges(cpus: &[usize]) -> String {
     match cpus {
         [first, .., last] if last - first + 1 == cpus.len() => format!("{first}-{last}"),
@@ -82,12 +87,12 @@ fn quota(machine: &Machine, cpus: &[usize]) -> Check {
     if !machine.exists("proc/self/cgroup") {
         return Check::skip(name, "/proc/self/cgroup cannot be read");
     }
-    let fix = "lift cpu.max, or allow no more CPUs than it pays for: a server that runs into its \
-               quota stands still for the rest of the period";
+    let fix = "raise cpu.max, or allow only as many CPUs as it pays for: a server that reaches its \
+               quota stops for the rest of the period";
     match least {
         None => Check::ok(name, "none"),
         Some(share) => {
-            let value = format!("{share:.2} CPUs for {} that are allowed", cpus.len());
+            let value = format!("{share:.2} CPUs' worth of time for {} allowed CPUs", cpus.len());
             Check::warn_if(share < cpus.len() as f64, name, value, fix)
         }
     }
@@ -102,15 +107,16 @@ fn siblings(machine: &Machine, cpus: &[usize]) -> Check {
         })
         .collect();
     if cores.is_empty() {
-        return Check::skip(name, "the kernel does not tell which CPUs share a core");
+        return Check::skip(name, "the kernel does not say which CPUs share a core");
     }
     let shared = cores.iter().filter(|core| core.iter().filter(|c| cpus.contains(c)).count() > 1);
     let shared: Vec<String> = shared.map(|core| format_cpu_list(core)).collect();
+    let count = format!("{} core{}", cores.len(), if cores.len() == 1 { "" } else { "s" });
     let value = match shared.as_slice() {
-        [] => format!("none share a core ({} cores)", cores.len()),
-        shared => format!("{} cores; these share one: {}", cores.len(), shared.join(" ")),
+        [] => format!("{count}, none shared"),
+        shared => format!("{count}; CPUs that share one: {}", shared.join(" ")),
     };
-    let fix = "keep client and server off each other's siblings with --cpus, or turn SMT off";
+    let fix = "give client and server different cores with --cpus, or turn SMT off";
     Check::warn_if(!shared.is_empty(), name, value, fix)
 }
 
@@ -129,12 +135,13 @@ fn nodes(machine: &Machine, cpus: &[usize]) -> Check {
         of_node.iter().any(|cpu| cpus.contains(cpu))
     };
     let used = nodes.iter().filter(has_ours).count();
-    let value = format!("the allowed CPUs are on {used} of {} nodes", nodes.len());
-    let fix = "stay on one node: numactl --cpunodebind=0 --membind=0";
+    let plural = if nodes.len() == 1 { "" } else { "s" };
+    let value = format!("the allowed CPUs are on {used} of {} node{plural}", nodes.len());
+    let fix = "stay on one node with numactl --cpunodebind=0 --membind=0";
     Check::warn_if(used > 1, "NUMA", value, fix)
 }
 
-/// What a file says for each of the CPUs, without repetitions.
+/// The distinct values of a file over the CPUs.
 fn of_each(machine: &Machine, cpus: &[usize], file: &str) -> BTreeSet<String> {
     let path = |cpu| format!("sys/devices/system/cpu/cpu{cpu}/{file}");
     cpus.iter().filter_map(|cpu| machine.text(&path(cpu))).collect()
@@ -143,22 +150,34 @@ fn of_each(machine: &Machine, cpus: &[usize], file: &str) -> BTreeSet<String> {
 fn governor(machine: &Machine, cpus: &[usize]) -> Check {
     let governors = of_each(machine, cpus, "cpufreq/scaling_governor");
     if governors.is_empty() {
-        return Check::skip("governor", "no cpufreq here: the host or the firmware decides");
+        return Check::skip(
+            "governor",
+            "there is no cpufreq here: the host or the firmware decides",
+        );
     }
     let is_slow = governors.iter().any(|governor| governor != "performance");
     let value = governors.into_iter().collect::<Vec<_>>().join(" ");
-    Check::warn_if(is_slow, "governor", value, "cpupower frequency-set -g performance")
+    Check::warn_if(is_slow, "governor", value, "run cpupower frequency-set -g performance")
 }
 
 fn turbo(machine: &Machine) -> Check {
     let intel = machine.number("sys/devices/system/cpu/intel_pstate/no_turbo").map(|no| no == 0);
     let is_on = intel.or(machine.number("sys/devices/system/cpu/cpufreq/boost").map(|on| on == 1));
-    let fix = "for equal clocks from run to run: echo 1 > \
-               /sys/devices/system/cpu/intel_pstate/no_turbo, or echo 0 > \
-               /sys/devices/system/cpu/cpufreq/boost";
+    let fix = match intel {
+        Some(_) => {
+            "run echo 1 > /sys/devices/system/cpu/intel_pstate/no_turbo, so that the clock rate \
+                    is the same in each run"
+        }
+        None => {
+            "run echo 0 > /sys/devices/system/cpu/cpufreq/boost, so that the clock rate is the same \
+                 in each run"
+        }
+    };
     match is_on {
         Some(is_on) => Check::warn_if(is_on, "turbo", if is_on { "on" } else { "off" }, fix),
-        None => Check::skip("turbo", "no setting here: the host or the firmware decides"),
+        None => {
+            Check::skip("turbo", "there is no such setting here: the host or the firmware decides")
+        }
     }
 }
 
@@ -180,13 +199,13 @@ fn idle_states(machine: &Machine, cpus: &[usize]) -> Check {
         }
     }
     match slowest {
-        _ if !is_known => Check::skip(name, "no cpuidle here: the host decides"),
+        _ if !is_known => Check::skip(name, "there is no cpuidle here: the host decides"),
         None => Check::ok(name, "all disabled"),
         Some((exit_us, state)) => Check::warn_if(
             exit_us > IDLE_EXIT_US_MAX,
             name,
-            format!("down to {state}, {exit_us} µs to leave it"),
-            "cpupower idle-set -D 10: a sleeping core answers its first request late",
+            format!("down to {state}, which takes {exit_us} µs to leave"),
+            "run cpupower idle-set -D 10, because a sleeping core delays the first response",
         ),
     }
 }
@@ -198,12 +217,14 @@ fn isolation(machine: &Machine, name: &str, path: &str, cpus: &[usize]) -> Check
     let isolated = machine.cpus(path).unwrap_or_default();
     let used = cpus.iter().filter(|cpu| isolated.contains(cpu)).count();
     let fix = match isolated.is_empty() {
-        true => format!("boot with {name}=LIST and run on LIST with taskset, for the least noise"),
-        false => format!("run on them: taskset -c {text}"),
+        true => {
+            format!("for the least noise, boot with {name}=LIST and run on it (taskset -c LIST)")
+        }
+        false => format!("run on these CPUs (taskset -c {text})"),
     };
     let value = match isolated.is_empty() {
-        true => "none: the scheduler and its tick use every CPU".into(),
-        false => format!("{text}, of which this process may use {used}"),
+        true => "none: the kernel may interrupt every CPU for other work".into(),
+        false => format!("CPUs {text}, of which this process may use {used}"),
     };
     Check::warn_if(used == 0, name, value, &fix)
 }
@@ -214,14 +235,15 @@ fn irqbalance(machine: &Machine) -> Check {
             && machine.text(&format!("proc/{pid}/comm")).as_deref() == Some("irqbalance")
     };
     let runs = machine.names("proc").iter().any(is_it);
-    let value = if runs { "runs: it moves interrupts while you measure" } else { "does not run" };
-    Check::warn_if(runs, "irqbalance", value, "stop it for the run: systemctl stop irqbalance")
+    let value = if runs { "running: it moves interrupts between CPUs" } else { "not running" };
+    let fix = "stop it while you measure (systemctl stop irqbalance)";
+    Check::warn_if(runs, "irqbalance", value, fix)
 }
 
 fn clock_source(machine: &Machine) -> Check {
     let name = "clock source";
     let path = "sys/devices/system/clocksource/clocksource0/current_clocksource";
-    // These are read without a system call.
+    // Those that the vDSO reads without a system call.
     const FAST: [&str; 5] = [
         "tsc",
         "kvm-clock",
@@ -232,15 +254,15 @@ fn clock_source(machine: &Machine) -> Check {
     match machine.text(path) {
         Some(source) => {
             let is_slow = !FAST.contains(&source.as_str());
-            let fix = "boot with clocksource=tsc where the TSC is stable: reading this one enters \
-                       the kernel";
+            let fix = "boot with clocksource=tsc if the TSC is stable, because each read of this \
+                       clock is a system call";
             Check::warn_if(is_slow, name, source, fix)
         }
-        None => Check::skip(name, "the kernel does not tell"),
+        None => Check::skip(name, "the kernel does not say"),
     }
 }
 
-/// What the CPUs did between two looks: time taken by other machines, and by everybody here.
+/// The CPU time that other virtual machines, and all processes here, took during `sample`.
 fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2] {
     let (steal, load) = ("steal time", "load now");
     let before = machine.stat();
@@ -257,35 +279,36 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
             stolen.max(boot_steal) > STEAL_SHARE_MAX,
             steal,
             format!("{} now, {} since boot", percent(stolen), percent(boot_steal)),
-            "move to a host of your own, or compare in pairs: the host runs others on these CPUs",
+            "use a dedicated host, or compare pairs of interleaved runs: the host runs other virtual \
+             machines on these CPUs",
         )
         .momentary(),
         Check::warn_if(
             busy > BUSY_SHARE_MAX,
             load,
-            format!("{} of the allowed CPUs' time", percent(busy)),
-            "stop what else runs here (top), or choose free CPUs with taskset",
+            format!("{} of the time of the allowed CPUs", percent(busy)),
+            "stop what else is running (see top), or choose idle CPUs with taskset",
         )
         .momentary(),
     ]
 }
 
-/// What CPUs did between two looks, as shares of their time.
+/// How CPUs spent their time between two readings, as shares from 0 to 1.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CpuUse {
-    /// Given by the host to other machines.
+    /// Given by the host to other virtual machines.
     pub steal: f64,
-    /// Spent in soft interrupts, of which most is the network's.
+    /// Spent in soft interrupts, most of them for the network.
     pub softirq: f64,
-    /// Everything but idle.
+    /// Everything except idle time.
     pub busy: f64,
 }
 
 impl CpuUse {
-    /// From two readings of proc/stat.
+    /// From two readings of proc/stat. The shares are 0 if no time has passed.
     pub(crate) fn between(before: &KernelStats, after: &KernelStats, cpus: &[usize]) -> CpuUse {
         let of = |stat: &[CpuTime], part: fn(&CpuTime) -> u64| -> u64 {
-            // Where CPUs are offline their places shift; then all are looked at.
+            // If CPUs are offline, the indices of the others shift; then all CPUs count.
             let is_ours =
                 |index: &usize| cpus.contains(index) || cpus.iter().any(|c| *c >= stat.len());
             stat.iter().enumerate().filter(|(i, _)| is_ours(i)).map(|(_, time)| part(time)).sum()
@@ -304,7 +327,7 @@ fn idle(time: &CpuTime) -> u64 {
     time.idle + time.iowait.unwrap_or(0)
 }
 
-/// All time of a CPU. Guests are in `user` already (proc_stat(5)).
+/// All time of a CPU. The time of guests is part of `user` (proc_stat(5)).
 fn all(time: &CpuTime) -> u64 {
     let of_interrupts = time.irq.unwrap_or(0) + time.softirq.unwrap_or(0);
     time.user + time.nice + time.system + idle(time) + of_interrupts + time.steal.unwrap_or(0)
@@ -342,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_below_the_cpus_is_found_in_both_hierarchies() {
+    fn a_quota_below_the_allowed_cpus_is_found_in_both_hierarchies() {
         let new = |max: &str| {
             verdict(
                 |m| quota(m, &[0, 1]),
@@ -368,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_cores_and_nodes_are_found_among_the_allowed_cpus_only() {
+    fn shared_cores_and_nodes_count_among_the_allowed_cpus_only() {
         let files = [
             ("sys/devices/system/cpu/cpu0/topology/thread_siblings_list", "0,2"),
             ("sys/devices/system/cpu/cpu1/topology/thread_siblings_list", "1,3"),
@@ -384,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_and_their_changes_are_read() {
+    fn clock_rates_and_clock_sources_are_judged() {
         let file = |path: &'static str, text: &'static str| [(path, text)];
         let cpu0 = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor";
         assert_eq!(verdict(|m| governor(m, &[0]), &file(cpu0, "performance\n")), Verdict::Ok);
@@ -404,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_states_count_where_they_are_enabled_and_slow() {
+    fn only_slow_idle_states_that_are_enabled_count() {
         let with = |latency: &str, disable: &str| {
             verdict(
                 |m| idle_states(m, &[0]),
@@ -422,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn isolated_cpus_help_only_who_runs_on_them() {
+    fn isolated_cpus_count_only_if_this_process_may_use_them() {
         let path = "sys/devices/system/cpu/isolated";
         let with =
             |list: &str| verdict(|m| isolation(m, "isolcpus", path, &[2, 3]), &[(path, list)]);
@@ -433,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn stolen_time_is_told_from_busy_time() {
+    fn stolen_time_and_busy_time_are_distinguished() {
         let stat = |user: u64, idle: u64, steal: u64| {
             let times = format!("{user} 0 0 {idle} 0 0 0 {steal} 0 0");
             format!(

@@ -1,11 +1,18 @@
-//! What the kernel tells of a machine in files: below `/`, or below a folder that stands for an odd
-//! machine in a test.
+//! The files in which the kernel describes a machine: below `/`, or below a folder that stands for
+//! an unusual machine in a test.
+//!
+//! What is split by hand is what the parsers of `procfs` refuse in part: its `Status`, `Meminfo`, and
+//! `CpuInfo` require fields that other architectures, sandboxes, and fixtures lack, and its
+//! `KernelVersion` requires three numbers.
 
 use crate::topology::parse_cpu_list;
 use procfs::process::{LimitValue, Limits};
 use procfs::{FromBufRead, FromBufReadSI, KernelStats, ProcessCGroups, current_system_info};
 use std::fs::{read, read_dir, read_to_string};
 use std::path::PathBuf;
+
+/// The first two numbers of a kernel release.
+pub(super) type Release = (u32, u32);
 
 /// The files of a machine.
 pub(super) struct Machine {
@@ -17,8 +24,7 @@ impl Machine {
         Machine { root: "/".into() }
     }
 
-    /// A file's text without white space around it; `None` where it cannot be read. A setting that
-    /// is empty is there.
+    /// The text of a file without surrounding white space, empty or not; `None` if it cannot be read.
     pub(super) fn text(&self, path: &str) -> Option<String> {
         Some(read_to_string(self.root.join(path)).ok()?.trim().to_owned())
     }
@@ -31,7 +37,7 @@ impl Machine {
         self.root.join(path).exists()
     }
 
-    /// The names in a folder, sorted.
+    /// The names in a folder, sorted; none if it cannot be read.
     pub(super) fn names(&self, folder: &str) -> Vec<String> {
         let entries = read_dir(self.root.join(folder)).into_iter().flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -52,6 +58,23 @@ impl Machine {
         Some(line.trim().to_owned())
     }
 
+    /// Whether this process has a capability in effect, given its number (capabilities(7)).
+    pub(super) fn has_capability(&self, number: u32) -> bool {
+        let mask = self.status("CapEff").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
+        mask.is_some_and(|mask| mask >> number & 1 == 1)
+    }
+
+    /// The release of the kernel.
+    pub(super) fn release(&self) -> Option<Release> {
+        Machine::parse_release(&self.text("proc/sys/kernel/osrelease")?)
+    }
+
+    /// The first two numbers in a text such as `6.12.9-amd64` or `6.1`.
+    pub(super) fn parse_release(text: &str) -> Option<Release> {
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    }
+
     /// The CPUs that this process may use, as the kernel writes them.
     pub(super) fn cpus_allowed_text(&self) -> String {
         self.status("Cpus_allowed_list").unwrap_or_else(|| "unknown".into())
@@ -61,20 +84,18 @@ impl Machine {
         parse_cpu_list(&self.status("Cpus_allowed_list")?).ok()
     }
 
-    /// The first field of that name in proc/cpuinfo.
+    /// The first field with this name in proc/cpuinfo.
     pub(super) fn cpu_field(&self, name: &str) -> Option<String> {
         let info = self.text("proc/cpuinfo")?;
         let is_it = |line: &&str| line.split(':').next().is_some_and(|key| key.trim() == name);
         Some(info.lines().find(is_it)?.split_once(':')?.1.trim().to_owned())
     }
 
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let read = || {
-            let info = self.text("proc/meminfo")?;
-            let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-        };
-        read().unwrap_or(0) * 1024
+    /// The size of the memory.
+    pub(super) fn memory_bytes(&self) -> Option<u64> {
+        let info = self.text("proc/meminfo")?;
+        let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
     }
 
     pub(super) fn limits(&self) -> Option<Limits> {
@@ -86,8 +107,8 @@ impl Machine {
         KernelStats::from_buf_read(bytes.as_slice(), current_system_info()).ok()
     }
 
-    /// Every file of that name that bounds this process, from its own cgroup up to the top one:
-    /// below the unified hierarchy, or below that of a controller (cgroups(7)).
+    /// The text of each file with this name that applies to this process, from its own cgroup up to
+    /// the root: in the unified hierarchy, or in that of a controller (cgroups(7)).
     pub(super) fn cgroup_files(&self, controller: &str, name: &str) -> Vec<String> {
         let bytes = read(self.root.join("proc/self/cgroup")).unwrap_or_default();
         let Ok(groups) = ProcessCGroups::from_buf_read(bytes.as_slice()) else {
@@ -117,11 +138,11 @@ impl Machine {
     }
 }
 
-/// A limit as a number; the largest for none.
-pub(super) fn limit(value: LimitValue) -> u64 {
+/// A limit as a number; `None` if there is no limit.
+pub(super) fn limit(value: LimitValue) -> Option<u64> {
     match value {
-        LimitValue::Unlimited => u64::MAX,
-        LimitValue::Value(value) => value,
+        LimitValue::Unlimited => None,
+        LimitValue::Value(value) => Some(value),
     }
 }
 
@@ -131,7 +152,7 @@ pub(super) mod fixture {
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// A folder with the files of a machine, removed at the end.
+    /// A folder with the files of a machine. Dropped, it is removed.
     pub(in crate::doctor) struct Fixture(PathBuf);
 
     impl Fixture {
@@ -158,5 +179,28 @@ pub(super) mod fixture {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+
+    /// A proc/self/limits with this hard limit of open files and this limit of locked memory.
+    pub(in crate::doctor) fn limits(open: &str, locked: &str) -> String {
+        format!(
+            "Limit                     Soft Limit           Hard Limit           Units     \n\
+             Max cpu time              unlimited            unlimited            seconds   \n\
+             Max file size             unlimited            unlimited            bytes     \n\
+             Max data size             unlimited            unlimited            bytes     \n\
+             Max stack size            8388608              unlimited            bytes     \n\
+             Max core file size        0                    unlimited            bytes     \n\
+             Max resident set          unlimited            unlimited            bytes     \n\
+             Max processes             95886                95886                processes \n\
+             Max open files            1024                 {open:<20} files     \n\
+             Max locked memory         {locked:<20} {locked:<20} bytes     \n\
+             Max address space         unlimited            unlimited            bytes     \n\
+             Max file locks            unlimited            unlimited            locks     \n\
+             Max pending signals       95886                95886                signals   \n\
+             Max msgqueue size         819200               819200               bytes     \n\
+             Max nice priority         0                    0                    \n\
+             Max realtime priority     0                    0                    \n\
+             Max realtime timeout      unlimited            unlimited            us        \n"
+        )
     }
 }

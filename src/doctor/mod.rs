@@ -1,11 +1,12 @@
-//! What a benchmark on this machine depends on: a value, a verdict and a fix each. Nothing is
-//! changed, and nothing needs root.
+//! What a benchmark on this machine depends on: for each thing a value, a verdict, and a fix.
+//! Nothing is changed, and nothing needs root.
 
 mod compare;
 mod cpu;
 mod kernel;
 mod machine;
 mod network;
+mod ring;
 
 use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
@@ -14,33 +15,33 @@ pub use cpu::CpuUse;
 use machine::Machine;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the doctor looks at what the CPUs do.
+/// How long the doctor watches the CPUs.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// What the command was asked for.
+/// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// One JSON object in place of lines.
+    /// Print one JSON object instead of lines.
     pub json: bool,
-    /// A warning, or a machine that differs, is a failure.
+    /// Fail on a warning, or when the compared machines differ.
     pub strict: bool,
-    /// Reports to compare: with each other, or one with this machine.
+    /// Two reports to compare with each other, or one to compare with this machine.
     pub compare: Vec<PathBuf>,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
-    /// As a benchmark wants it.
+    /// Good for a benchmark.
     Ok,
-    /// It changes or blurs results.
+    /// Changes results, or makes them noisy.
     Warn,
-    /// It cannot be read here.
+    /// Cannot be read here, or does not exist.
     Skip,
 }
 
@@ -57,15 +58,15 @@ impl fmt::Display for Verdict {
 /// One thing that a benchmark depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: String,
-    /// What to think of it.
+    /// Whether it is good for a benchmark.
     pub verdict: Verdict,
-    /// What it is, or why it cannot be read.
+    /// What was found, or why nothing could be read.
     pub value: String,
     /// What to do about a warning.
     pub fix: Option<String>,
-    /// It is another one each time, and says nothing about whether two machines are alike.
+    /// Whether it changes from moment to moment, so that it does not tell machines apart.
     pub is_momentary: bool,
 }
 
@@ -82,10 +83,14 @@ impl Check {
         Check::new(name, Verdict::Skip, reason, None)
     }
 
-    /// A warning with its fix where `is_bad`.
+    fn warn(name: &str, value: impl Into<String>, fix: impl Into<String>) -> Check {
+        Check::new(name, Verdict::Warn, value, Some(fix.into()))
+    }
+
+    /// A warning with its fix if `is_bad`.
     fn warn_if(is_bad: bool, name: &str, value: impl Into<String>, fix: &str) -> Check {
         match is_bad {
-            true => Check::new(name, Verdict::Warn, value, Some(fix.into())),
+            true => Check::warn(name, value, fix),
             false => Check::ok(name, value),
         }
     }
@@ -96,37 +101,38 @@ impl Check {
     }
 }
 
-/// Where a run was made, and what its result depends on.
+/// The machine that a run was made on, and what the result depends on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Environment {
-    /// Of ringtally.
+    /// The version of ringtally.
     pub version: String,
-    /// When it was looked at, in RFC 3339.
+    /// When the machine was checked, in RFC 3339 format.
     pub date: String,
-    /// The machine's own name.
+    /// The host name.
     pub host: String,
-    /// The kernel's release.
+    /// The kernel release.
     pub kernel: String,
-    /// The processor.
+    /// The CPU model.
     pub cpu_model: String,
-    /// The CPUs that are there.
+    /// The CPUs that are online.
     pub cpus_online: String,
     /// The CPUs that this process may use.
     pub cpus_allowed: String,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// What was checked.
+    /// The size of the memory in bytes, if it can be read.
+    pub memory_bytes: Option<u64>,
+    /// The results of all checks.
     pub checks: Vec<Check>,
 }
 
 impl Environment {
-    /// This machine, now. Takes as long as `sample`, in which it watches the CPUs.
+    /// Checks this machine. Takes at least as long as `sample`, for which it watches the CPUs.
     pub fn here(sample: Duration) -> Environment {
         Environment::of(&Machine::here(), sample)
     }
 
     fn of(machine: &Machine, sample: Duration) -> Environment {
         let mut checks = kernel::checks(machine);
+        checks.extend(ring::checks(machine));
         checks.extend(cpu::checks(machine, sample));
         checks.extend(network::checks(machine));
         let text = |path: &str| machine.text(path).unwrap_or_else(|| "unknown".into());
@@ -143,18 +149,17 @@ impl Environment {
         }
     }
 
-    /// How many checks warn.
+    /// The number of warnings.
     pub fn warnings(&self) -> usize {
         self.checks.iter().filter(|check| check.verdict == Verdict::Warn).count()
     }
 
     /// As one JSON object.
     pub fn json(&self) -> String {
-        // Numbers and strings only: it has a JSON form.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        json_of(self)
     }
 
-    /// A line a check. Colours are for a terminal; whoever prints takes them out elsewhere.
+    /// One line per check, in color; `print` removes the color where it does not belong.
     fn lines(&self) -> String {
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -183,7 +188,24 @@ impl Environment {
     }
 }
 
-/// Looks at the machine, or compares what was seen of two, and says so on standard output.
+/// Describes `error`, which setting up or using an io_uring returned, and says what to do about it
+/// on this machine: one sentence for the operator.
+pub fn explain_ring_error(error: &io::Error) -> String {
+    ring::explain_error(&Machine::here(), error)
+}
+
+/// Whether this process may lock the memory that `shards` shards need. The error is one sentence
+/// that says what to do.
+pub fn check_memlock(shards: usize) -> Result<(), String> {
+    ring::check_memlock(&Machine::here(), shards)
+}
+
+/// Checks the machine, or compares two environments, and prints the result on standard output.
+///
+/// # Errors
+///
+/// If a file to compare cannot be read, standard output cannot be written to, or `strict` is set
+/// and there is a warning or the machines differ.
 pub fn run(config: Config) -> Result<(), Failure> {
     if !config.compare.is_empty() {
         let comparison = compare(&config.compare)?;
@@ -197,14 +219,19 @@ pub fn run(config: Config) -> Result<(), Failure> {
     print(&if config.json { environment.json() + "\n" } else { environment.lines() })?;
     match environment.warnings() {
         warnings if config.strict && warnings > 0 => {
-            Err(Failure::Wrong(format!("{warnings} warnings, and --strict was given")))
+            let plural = if warnings == 1 { "" } else { "s" };
+            Err(Failure::Wrong(format!("{warnings} warning{plural}, and --strict was given")))
         }
         _ => Ok(()),
     }
 }
 
+fn json_of(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("structs of numbers and strings have a JSON form")
+}
+
 fn print(text: &str) -> Result<(), Failure> {
-    // Takes the colours out where it is no terminal, or NO_COLOR is set.
+    // Removes the color if this is not a terminal or NO_COLOR is set.
     anstream::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::Environment(format!("cannot write to standard output: {error}")))
@@ -216,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_a_line_for_everything_and_reads_back_from_json() {
+    fn each_check_of_this_machine_has_one_line_and_survives_json() {
         let here = Environment::here(Duration::from_millis(20));
         assert!(here.checks.len() > 30, "{}", here.lines());
         for check in &here.checks {
@@ -228,14 +255,14 @@ mod tests {
         let mut names: Vec<&str> = here.checks.iter().map(|check| check.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), here.checks.len(), "each has a name of its own");
+        assert_eq!(names.len(), here.checks.len(), "names are unique");
     }
 
     #[test]
-    fn a_machine_of_which_nothing_can_be_read_is_skipped_not_trusted() {
+    fn what_cannot_be_read_is_skipped() {
         let nothing = Environment::of(&Fixture::new(&[]).machine(), Duration::ZERO);
         for check in &nothing.checks {
-            // The ring is tried, not read, and what a missing file proves is all right.
+            // The ring is tried, not read, and a missing file can prove that all is well.
             let may_be_known = check.name.starts_with("ring ")
                 || ["conntrack", "irqbalance", "container"].contains(&check.name.as_str());
             assert!(may_be_known || check.verdict == Verdict::Skip, "{check:?}");

@@ -1,31 +1,35 @@
-//! The network: queues, ports, loopback, and what looks at every packet.
+//! The network: loopback, queues, ports, and what inspects each packet.
 
 use super::Check;
 use super::machine::Machine;
 use crate::topology::{format_cpu_list, parse_cpu_list};
 
-/// The backlog that a shard asks for; the kernel cuts it to somaxconn.
+/// The backlog that a shard requests; the kernel reduces it to somaxconn.
 const BACKLOG: u64 = 4096;
-/// Connections of the challenge, which come all at once.
+/// The connections of the challenge, which are all opened at once.
 const CONNECTIONS: u64 = 1000;
-/// The MTU of the loopback interface as Linux sets it: one segment takes any answer.
+/// The default MTU of the loopback interface: each response fits into one segment.
 const LOOPBACK_MTU: u64 = 65536;
+/// The flag of an interface that is up (netdevice(7)).
+const IFF_UP: u64 = 1;
 
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     vec![
+        loopback(machine),
         at_least(
             machine,
             "somaxconn",
             "proc/sys/net/core/somaxconn",
             BACKLOG,
-            "sysctl -w net.core.somaxconn=4096: connections beyond it wait for a second",
+            "run sysctl -w net.core.somaxconn=4096, because a connection that does not fit waits for a \
+             second",
         ),
         at_least(
             machine,
             "SYN backlog",
             "proc/sys/net/ipv4/tcp_max_syn_backlog",
             CONNECTIONS,
-            "sysctl -w net.ipv4.tcp_max_syn_backlog=4096",
+            "run sysctl -w net.ipv4.tcp_max_syn_backlog=4096",
         ),
         ports(machine),
         at_least(
@@ -33,12 +37,29 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
             "loopback MTU",
             "sys/class/net/lo/mtu",
             LOOPBACK_MTU,
-            "ip link set lo mtu 65536: large answers are cut into more segments",
+            "run ip link set lo mtu 65536, because large responses are split into more segments",
         ),
         congestion_control(machine),
         conntrack(machine),
         interrupts(machine),
     ]
+}
+
+/// Whether the loopback interface is up. If it is not, connections over it fail or time out.
+fn loopback(machine: &Machine) -> Check {
+    let name = "loopback";
+    let path = "sys/class/net/lo/flags";
+    let flags =
+        machine.text(path).and_then(|text| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok());
+    match flags {
+        Some(flags) if flags & IFF_UP != 0 => Check::ok(name, "up"),
+        Some(_) => Check::warn(
+            name,
+            "down: nothing here can connect to 127.0.0.1",
+            "run ip link set lo up",
+        ),
+        None => Check::skip(name, format!("/{path} cannot be read")),
+    }
 }
 
 fn at_least(machine: &Machine, name: &str, path: &str, least: u64, fix: &str) -> Check {
@@ -59,12 +80,12 @@ fn ports(machine: &Machine) -> Check {
         return Check::skip(name, "/proc/sys/net/ipv4/ip_local_port_range cannot be read");
     };
     let ports = (last + 1).saturating_sub(first);
-    // A connection that was closed keeps its port for a minute.
+    // A closed connection keeps its port for a minute (TIME_WAIT).
     Check::warn_if(
         ports < 10 * CONNECTIONS,
         name,
-        format!("{first}-{last}: {ports} connections to one address"),
-        "sysctl -w net.ipv4.ip_local_port_range='1024 65535'",
+        format!("{first}-{last}: {ports} connections to one address and port"),
+        "run sysctl -w net.ipv4.ip_local_port_range='1024 65535'",
     )
 }
 
@@ -75,8 +96,8 @@ fn congestion_control(machine: &Machine) -> Check {
             control.starts_with("bbr"),
             name,
             control,
-            "sysctl -w net.ipv4.tcp_congestion_control=cubic: bbr sets a timer to pace packets, \
-             over loopback too",
+            "run sysctl -w net.ipv4.tcp_congestion_control=cubic, because bbr sets timers to pace \
+             packets, over loopback too",
         ),
         None => Check::skip(name, "/proc/sys/net/ipv4/tcp_congestion_control cannot be read"),
     }
@@ -85,25 +106,26 @@ fn congestion_control(machine: &Machine) -> Check {
 fn conntrack(machine: &Machine) -> Check {
     let name = "conntrack";
     match machine.number("proc/sys/net/netfilter/nf_conntrack_count") {
-        None => Check::ok(name, "not there"),
-        // Loaded without a rule that wants it, it tracks nothing.
+        None => Check::ok(name, "not loaded"),
+        // It tracks connections only if a rule needs it.
         Some(0) => Check::ok(name, "loaded, tracks nothing"),
         Some(count) => Check::warn_if(
             true,
             name,
-            format!("tracks {count} connections: each packet pays a look-up"),
-            "iptables -t raw -A OUTPUT -o lo -j NOTRACK, or remove the rules that need it",
+            format!("tracks {count} connection{}", if count == 1 { "" } else { "s" }),
+            "run iptables -t raw -A OUTPUT -o lo -j NOTRACK, or remove the rules that need it, because \
+             it looks each packet up",
         ),
     }
 }
 
-/// Where the interrupts of network cards go. A run over loopback does not cause them; other
-/// traffic of the machine does.
+/// Which CPUs handle the interrupts of network cards. A run over loopback causes none, but other
+/// traffic does.
 fn interrupts(machine: &Machine) -> Check {
     let name = "NIC interrupts";
     let mut numbers = Vec::new();
     for card in machine.names("sys/class/net") {
-        // A virtio card is a device below the one that interrupts.
+        // A virtio card is a child of the device that has the interrupts.
         for folder in ["device/msi_irqs", "device/../msi_irqs"] {
             numbers.extend(machine.names(&format!("sys/class/net/{card}/{folder}")));
         }
@@ -122,11 +144,12 @@ fn interrupts(machine: &Machine) -> Check {
     cpus.sort_unstable();
     cpus.dedup();
     let (Some(allowed), false) = (machine.cpus_allowed(), cpus.is_empty()) else {
-        return Check::skip(name, "no card whose interrupts can be read");
+        return Check::skip(name, "there is no network card whose interrupts can be read");
     };
     let hits = cpus.iter().any(|cpu| allowed.contains(cpu));
-    let value = format!("on CPUs {}", format_cpu_list(&cpus));
-    let fix = "keep traffic away while you measure, or write other CPUs to \
+    let plural = if cpus.len() == 1 { "" } else { "s" };
+    let value = format!("on CPU{plural} {}", format_cpu_list(&cpus));
+    let fix = "avoid other network traffic while you measure, or write other CPUs to \
                /proc/irq/N/smp_affinity_list";
     Check::warn_if(hits, name, value, fix)
 }
@@ -142,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_are_judged_at_their_edges() {
+    fn queues_and_port_ranges_are_judged_at_their_limits() {
         let path = "proc/sys/net/core/somaxconn";
         for (value, expected) in [("4095", Verdict::Warn), ("4096", Verdict::Ok)] {
             let fixture = Fixture::new(&[(path, value)]);
@@ -157,7 +180,16 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_at_every_packet_is_found() {
+    fn a_loopback_interface_that_is_down_is_found() {
+        let with = |flags| verdict(loopback, &[("sys/class/net/lo/flags", flags)]);
+        assert_eq!(
+            [with("0x9\n"), with("0x8\n"), with("odd"), verdict(loopback, &[])],
+            [Verdict::Ok, Verdict::Warn, Verdict::Skip, Verdict::Skip]
+        );
+    }
+
+    #[test]
+    fn what_inspects_each_packet_is_found() {
         let control = "proc/sys/net/ipv4/tcp_congestion_control";
         assert_eq!(verdict(congestion_control, &[(control, "cubic\n")]), Verdict::Ok);
         assert_eq!(verdict(congestion_control, &[(control, "bbr\n")]), Verdict::Warn);
@@ -168,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_on_our_cpus_are_found() {
+    fn interrupts_on_the_allowed_cpus_are_found() {
         let with = |list: &str| {
             verdict(
                 interrupts,

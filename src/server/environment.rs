@@ -1,6 +1,7 @@
 //! What the process must be allowed before it serves: io_uring, locked memory, and open files.
 
 use super::{Config, Engine};
+use crate::doctor;
 use crate::failure::Failure;
 use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,10 +13,6 @@ const DESCRIPTORS_PER_SHARD: u64 = 24;
 
 /// The default connection limit where the file limit allows more than anybody has.
 const CONNECTIONS_DEFAULT_MAX: u64 = 1_000_000;
-
-/// What glommio wants to be allowed to lock before it starts an executor, in bytes. It checks the
-/// limit on every kernel, also where the memory of rings is accounted otherwise (Linux 5.12).
-const LOCKED_BYTES_MIN: u64 = 512 << 10;
 
 /// Raises the soft limit of a resource to the hard one. Returns the limit, `u64::MAX` for none.
 fn raise(resource: Resource) -> u64 {
@@ -47,23 +44,15 @@ pub(super) fn check_descriptors(config: &Config) -> Result<u64, Failure> {
     Ok(config.connections_max.unwrap_or(fitting))
 }
 
-/// Raises the limit of locked memory as far as it goes, and refuses one that glommio refuses.
-pub(super) fn check_locked_memory() -> Result<(), Failure> {
-    let allowed = raise(Resource::Memlock);
-    if allowed >= LOCKED_BYTES_MIN {
-        return Ok(());
-    }
-    Err(Failure::Environment(format!(
-        "this process may lock {} KiB of memory, and glommio needs {} KiB: raise the limit with \
-         ulimit -l, LimitMEMLOCK= in a systemd unit, or --ulimit memlock= for a container",
-        allowed >> 10,
-        LOCKED_BYTES_MIN >> 10,
-    )))
+/// Raises the limit of locked memory as far as it goes, and refuses one that is too low.
+pub(super) fn check_locked_memory(config: &Config) -> Result<(), Failure> {
+    raise(Resource::Memlock);
+    doctor::check_memlock(config.placement.len()).map_err(Failure::Environment)
 }
 
 /// Sets up and drops a small ring, so that a machine without io_uring is reported in a sentence.
 pub(super) fn check_ring() -> Result<(), Failure> {
-    uring::check().map_err(|error| Failure::Environment(uring::advice(&error)))
+    uring::check().map_err(|error| Failure::Environment(doctor::explain_ring_error(&error)))
 }
 
 /// The data plane that was asked for, or the best that works here.

@@ -39,7 +39,7 @@ mod tests;
 mod wakeup;
 
 pub(crate) use buffers::BUFFER_BYTES;
-pub use probe::{Feature, advice, check, probe};
+pub use probe::{Feature, check, probe};
 pub use wakeup::Wakeup;
 
 use buffers::{BUFFER_GROUP, Buffers};

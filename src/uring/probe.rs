@@ -75,42 +75,9 @@ pub fn probe() -> Vec<Feature> {
 ///
 /// # Errors
 ///
-/// What the kernel says: see [`advice`].
+/// What the kernel says.
 pub fn check() -> io::Result<()> {
     IoUring::new(2).map(drop)
-}
-
-/// Says in one sentence why io_uring cannot be set up, and what to do.
-pub fn advice(error: &io::Error) -> String {
-    const ALLOW: &str =
-        "allow io_uring_setup, io_uring_enter, and io_uring_register in the seccomp profile";
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    let why = match errno {
-        Some(Errno::NOSYS) => format!(
-            "there is no io_uring here: use Linux 5.11 or later built with CONFIG_IO_URING, or, in a \
-             container, {ALLOW}"
-        ),
-        Some(Errno::PERM | Errno::ACCESS) => match disabled_by_sysctl() {
-            Some(value) => format!(
-                "io_uring is disabled by kernel.io_uring_disabled={value}: set it to 0 with sysctl"
-            ),
-            None => format!("io_uring is blocked: in a container, {ALLOW}"),
-        },
-        Some(Errno::NOMEM) => {
-            "io_uring may lock too little memory: raise the limit with ulimit -l".to_owned()
-        }
-        Some(Errno::MFILE | Errno::NFILE) => {
-            "there are too few open files for io_uring: raise the limit with ulimit -n".to_owned()
-        }
-        _ => "io_uring does not work here: ringtally doctor says what does".to_owned(),
-    };
-    format!("{why} ({error})")
-}
-
-/// The value of `kernel.io_uring_disabled` (Linux 6.6) where it disables io_uring.
-fn disabled_by_sysctl() -> Option<u32> {
-    let value = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?;
-    value.trim().parse().ok().filter(|value| *value > 0)
 }
 
 struct Trial {
