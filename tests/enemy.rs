@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Client, Server, eventually, post, ringtally};
+use common::{Client, Server, eventually, post, run};
 use ringtally::tally::Tally;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, nice, setrlimit};
 use std::hash::BuildHasher;
@@ -35,11 +35,12 @@ fn client_cpus() -> String {
 /// The requests/s that a normal client gets. Every event is counted.
 fn load(server: &Server, requests: usize, connections: usize) -> f64 {
     let (requests, connections) = (requests.to_string(), connections.to_string());
-    let output = ringtally()
-        .args(["load", &requests, &connections, "--url", &server.url(), "--cpus", &client_cpus()])
-        .args(["--threads", "1", "--json", "-", "--quiet"])
-        .output()
-        .unwrap();
+    let (url, cpus) = (server.url(), client_cpus());
+    let output = run(&[
+        &["load", &requests, &connections, "--url", &url, "--cpus", &cpus][..],
+        &["--threads", "1", "--json", "-", "--quiet"],
+    ]
+    .concat());
     assert!(output.status.success(), "{}", common::text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     report["requests_per_s"].as_f64().unwrap()

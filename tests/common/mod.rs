@@ -18,6 +18,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -176,9 +177,32 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// How long a command that only measures may take.
+pub const LOAD_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Runs the binary to its end.
 pub fn run(args: &[&str]) -> Output {
-    ringtally().args(args).stdin(Stdio::null()).output().unwrap()
+    output_within(ringtally().args(args), LOAD_PATIENCE)
+}
+
+/// Runs a command to its end, which must come in time.
+pub fn output_within(command: &mut Command, patience: Duration) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = Pid::from_raw(child.id() as i32).unwrap();
+    let (has_ended, ended) = channel::<()>();
+    let killer = std::thread::spawn(move || {
+        let is_late = ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+        if is_late {
+            // It may end in this moment.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        is_late
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(has_ended);
+    assert!(!killer.join().unwrap(), "it took over {patience:?}: {}", text(&output.stderr));
+    output
 }
 
 pub fn text(bytes: &[u8]) -> String {
