@@ -1,7 +1,7 @@
 //! How many instructions a request costs apart from the kernel: parse, decode, count, publish,
-//! merge, encode. Counted by valgrind, so the same on a busy machine as on an idle one:
-//! `cargo bench --bench instructions`, which needs valgrind and gungraun-runner; `ci/perf` compares
-//! the counts of two commits. Each benchmark's result is checked after it was counted.
+//! merge, encode. valgrind counts them, so they are the same on a busy machine as on an idle one.
+//! `cargo bench --bench instructions` needs valgrind and gungraun-runner; `ci/perf` compares the
+//! counts of two commits. The result of each benchmark is checked after it was counted.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "gungraun's macros; a panic is a failure")]
 
@@ -16,15 +16,15 @@ use ringtally::tally::{Tally, Totals, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
 
-/// Repetitions of what takes few instructions: the hasher is seeded anew in every process, so that
-/// one user's search may be longer or shorter, and the mean of many is not.
+/// Repetitions of an operation of few instructions. The hasher has a new seed in every process, so that
+/// the search for one user may be longer or shorter; the mean over many is stable.
 const REPEATED: usize = 1_000;
 const USERS: usize = 10_000;
 const SHARDS: usize = 8;
 const BODY: &str = r#"{"userId":"user_12345","value":499.5}"#;
 const ESCAPED: &str = r#"{"id":[1,{"a":"b"}],"userId":"user_\u0031","value":4.995e2}"#;
 
-/// Takes requests without doing anything for them, so that only their parsing is counted.
+/// Accepts requests and does nothing with them, so that only their parsing is counted.
 struct Sink {
     date: Date,
     head_cache: HeadCache,
@@ -66,7 +66,7 @@ fn connection() -> Connection {
     Connection::new(Limits { body_bytes_max: 16 * 1024, timeouts }, true, 0)
 }
 
-/// What receives requests, and the requests.
+/// A connection, its handler, and the requests that it receives.
 struct Receiver<H> {
     connection: Connection,
     handler: H,
@@ -94,7 +94,7 @@ fn sink() -> Receiver<Sink> {
     )
 }
 
-/// Knows the head of the request, as on every connection but the first.
+/// The head of the request is cached, as on every connection but the first.
 fn experienced_sink() -> Receiver<Sink> {
     let mut receiver = sink();
     receiver.receive();
@@ -125,7 +125,7 @@ fn decode(body: &str) -> f64 {
     event::decode(black_box(body.as_bytes())).unwrap().value
 }
 
-/// A writer that knows its users, and nothing of whose is unpublished.
+/// A writer that has seen its users and has published everything.
 fn writer() -> (Arc<Tally>, Writer, Vec<String>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let mut writer = writers.remove(0);
@@ -137,7 +137,7 @@ fn writer() -> (Arc<Tally>, Writer, Vec<String>) {
     (tally, writer, users)
 }
 
-/// The same with an event to publish.
+/// The same with one event to publish.
 fn writer_with_news() -> (Arc<Tally>, Writer) {
     let (tally, mut writer, _) = writer();
     writer.count(b"user_1", 0.5).unwrap();
@@ -201,17 +201,17 @@ fn totals() -> Totals {
     Totals { total_requests: 1_000_000, unique_users: 75_000, sum: 499_500_000.0 }
 }
 
-fn is_the_published_answer(answer: String) {
-    assert!(answer.contains(r#""sum":499500000.0,"avg":499.5"#));
+fn is_the_published_response(response: String) {
+    assert!(response.contains(r#""sum":499500000.0,"avg":499.5"#));
 }
 
-#[library_benchmark(teardown = is_the_published_answer)]
+#[library_benchmark(teardown = is_the_published_response)]
 #[bench::stats(totals())]
 fn encode(totals: Totals) -> String {
     stats_json(black_box(&totals))
 }
 
-/// A service that has answered such requests before, and so many of them.
+/// A service that has handled the same requests before.
 fn service(requests: usize) -> (Arc<Tally>, Receiver<Service>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
@@ -224,14 +224,14 @@ fn service(requests: usize) -> (Arc<Tally>, Receiver<Service>) {
     (tally, receiver)
 }
 
-fn answered_all((tally, receiver): (Arc<Tally>, Receiver<Service>)) {
-    let answers = receiver.out.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
-    assert_eq!(tally.totals().total_requests, 2 * answers as u64);
-    assert_eq!(receiver.input.len(), answers * request().len());
+fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Service>)) {
+    let responses = receiver.out.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
+    assert_eq!(tally.totals().total_requests, 2 * responses as u64);
+    assert_eq!(receiver.input.len(), responses * request().len());
 }
 
-// All of it, as an engine drives it.
-#[library_benchmark(teardown = answered_all)]
+// The whole path of a request, as an engine drives it.
+#[library_benchmark(teardown = responded_to_all)]
 #[bench::one(service(1))]
 #[bench::sixteen_pipelined(service(16))]
 fn answer(

@@ -1,8 +1,8 @@
-//! The server over real sockets, the data planes side by side: `cargo bench --bench macro`.
+//! The server over real sockets, with the engines side by side: `cargo bench --bench macro`.
 //!
-//! Each round runs `challenge` once on every engine, in turning order, and every run must be
-//! exact. Compared is the server's CPU time a request, pair by pair: it holds where the client is
-//! the limit, and where requests/s says little.
+//! Each round runs `challenge` once with every engine, in alternating order, and every run must be
+//! exact. The server's CPU time per request is compared pair by pair: it is meaningful even if the
+//! client is the limit, when requests/s says little.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -12,27 +12,27 @@ use std::process::{Command, Stdio};
 
 const ENGINES: [&str; 2] = ["ring", "streams"];
 
-/// Compares the data planes over loopback
+/// Compares the engines over loopback
 #[derive(Parser)]
 struct Options {
-    /// Keep-alive connections, a list
+    /// Numbers of keep-alive connections, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "1,64,1000")]
     connections: Vec<usize>,
-    /// Requests in flight on a connection, a list
+    /// Requests in flight per connection, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "1")]
     pipeline: Vec<usize>,
-    /// Runs of each engine
+    /// Runs per engine
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Events a run
+    /// Events per run
     #[arg(long, default_value_t = 200_000)]
     requests: usize,
-    /// Cargo says so
+    /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What one run says.
+/// What one run measured.
 struct Run {
     requests_per_s: f64,
     p50_us: f64,
@@ -58,7 +58,7 @@ fn run(engine: &str, requests: usize, connections: usize, pipeline: usize) -> Ru
     }
 }
 
-/// The median, and how far the values lie apart.
+/// The median, the lowest, and the highest value.
 fn summary(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[values.len() / 2], values[0], values[values.len() - 1])

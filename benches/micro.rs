@@ -1,5 +1,5 @@
-//! What a request costs apart from the kernel: parse, decode, count, publish, merge. Each
-//! benchmark checks its own result. `cargo bench --bench micro`; `cargo test` runs each once.
+//! What a request costs apart from the kernel: parse, decode, count, publish, merge. Each benchmark
+//! checks its own result. Run by `cargo bench --bench micro`; `cargo test` runs each once.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a panic is a failure")]
 
@@ -39,7 +39,7 @@ fn core() -> (Arc<Tally>, Service, Connection) {
     )
 }
 
-/// Bytes in, answers out.
+/// Receives bytes and returns what is to be done next; the responses are in `out`.
 fn feed(
     connection: &mut Connection,
     service: &mut Service,
@@ -72,7 +72,7 @@ fn requests(c: &mut Criterion) {
         let (mut out, mut fed) = (Vec::new(), 0);
         group.throughput(Throughput::Elements(pipelined as u64));
         group.bench_function(
-            format!("parse, decode, count, publish, answer; {pipelined} at once"),
+            format!("parse, decode, count, publish, respond; {pipelined} at once"),
             |b| {
                 b.iter(|| {
                     assert_eq!(
@@ -88,7 +88,7 @@ fn requests(c: &mut Criterion) {
     let (_, mut service, mut connection) = core();
     let (input, mut out) = (request("/none", ""), Vec::new());
     group.throughput(Throughput::Elements(1));
-    group.bench_function("parse and answer 404", |b| {
+    group.bench_function("parse and respond 404", |b| {
         b.iter(|| feed(&mut connection, &mut service, &input, &mut out));
     });
     assert!(out.starts_with(b"HTTP/1.1 404 "));
@@ -114,13 +114,13 @@ fn counting(c: &mut Criterion) {
     let before = tally.totals();
     let mut next = users.iter().cycle();
     let mut counted = 0u64;
-    c.bench_function("count/a known user of 75,000", |b| {
+    c.bench_function("count/one of 75,000 known users", |b| {
         b.iter(|| {
             counted += 1;
             writers[0].count(black_box(next.next().unwrap().as_bytes()), 0.5)
         });
     });
-    c.bench_function("count/and publish", |b| {
+    c.bench_function("count/one event, and publish", |b| {
         b.iter(|| {
             counted += 1;
             writers[0].count(black_box(b"user_1"), 0.5).unwrap();
@@ -148,7 +148,7 @@ fn counting(c: &mut Criterion) {
 
 fn merging(c: &mut Criterion) {
     let (tally, writers) = full();
-    c.bench_function("merge/8 shards, 75,000 users on each", |b| b.iter(|| tally.totals()));
+    c.bench_function("merge/8 shards with 75,000 users each", |b| b.iter(|| tally.totals()));
     let totals = tally.totals();
     assert_eq!((totals.unique_users, totals.avg()), (USERS as u64, 0.5));
     c.bench_function("encode/stats", |b| b.iter(|| stats_json(black_box(&totals))));
@@ -156,9 +156,9 @@ fn merging(c: &mut Criterion) {
     percentiles(&tally, writers);
 }
 
-/// The tail of a `/stats` answer's own cost while a shard counts, which a mean does not show.
+/// The tail of the cost of a `/stats` response while shards count, which a mean does not show.
 fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
-    // Constant bounds that the constructor accepts.
+    // The constructor accepts these constant bounds.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).unwrap();
     let is_test = std::env::args().any(|argument| argument == "--test");
     for i in 0..if is_test { 1_000 } else { 1_000_000 } {

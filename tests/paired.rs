@@ -1,5 +1,5 @@
-//! The decision of `benches/paired` on ratios made up with a known truth: its very source, on
-//! synthetic machines that are noisy, drift, and are disturbed now and then.
+//! The verdict of `benches/paired` on synthetic ratios whose true value is known. Its source is included
+//! here, and tested on simulated machines that are noisy, drift, and are disturbed from time to time.
 
 #[allow(dead_code, unreachable_pub, reason = "the bench uses the rest of it")]
 #[path = "../benches/paired/statistics.rs"]
@@ -11,14 +11,14 @@ mod verdict;
 use statistics::{Interval, log_ratio, median};
 use verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict};
 
-/// A machine on which a leg costs what a quiet one would take, with noise.
+/// A simulated machine, which adds noise to the cost of each leg.
 struct Machine {
     random: fastrand::Rng,
     /// Relative standard deviation of a leg.
     noise: f64,
     /// Relative growth of every cost from one leg to the next.
     drift: f64,
-    /// The share of legs that something else makes half as dear again.
+    /// The share of legs that something else on the machine makes 50 % more expensive.
     disturbed: f64,
     legs: usize,
 }
@@ -41,12 +41,12 @@ impl Machine {
         cost * drifted * disturbed * (1.0 + self.noise * self.normal())
     }
 
-    /// A block's log ratio, of a server that costs `times` as much as the base.
+    /// The log ratio of a block for a server that costs `times` as much as the base.
     fn block(&mut self, times: f64) -> f64 {
         log_ratio([1.0, times, times, 1.0].map(|cost| self.leg(cost)))
     }
 
-    /// Compares until there is a verdict, or there are so many blocks of head and base.
+    /// Compares until there is a verdict, or `blocks_max` blocks of head and base.
     fn compare(&mut self, times: f64, blocks_max: usize) -> Verdict {
         let mut evidence = Evidence::default();
         while evidence.head.len() < blocks_max {
@@ -62,7 +62,7 @@ impl Machine {
     }
 }
 
-/// The verdicts of so many comparisons.
+/// The verdicts of `tries` comparisons with different seeds.
 fn verdicts(tries: u64, compare: impl Fn(u64) -> Verdict) -> Vec<Verdict> {
     (0..tries).map(compare).collect()
 }
@@ -72,7 +72,7 @@ fn count(verdicts: &[Verdict], wanted: Verdict) -> usize {
 }
 
 #[test]
-fn the_interval_holds_the_truth_19_times_of_20() {
+fn the_interval_contains_the_truth_19_times_in_20() {
     for blocks in [HEAD_BLOCKS_MIN, 25] {
         let holds = (0..400).filter(|seed| {
             let mut machine = Machine::quiet(*seed);
@@ -86,7 +86,7 @@ fn the_interval_holds_the_truth_19_times_of_20() {
 }
 
 #[test]
-fn the_interval_narrows_with_blocks_and_holds_the_median() {
+fn the_interval_narrows_with_more_blocks_and_contains_the_median() {
     let mut machine = Machine::quiet(7);
     let ratios: Vec<f64> = (0..160).map(|_| machine.block(1.0)).collect();
     let [few, many] = [10, 160].map(|blocks| Interval::of(&ratios[..blocks], 1).expect("ratios"));
@@ -125,7 +125,7 @@ fn even_drift_within_a_block_cancels() {
 
 #[test]
 fn no_change_on_a_drifting_and_disturbed_machine_is_no_change() {
-    // 15 % over the 60 legs of the shortest comparison, and every twentieth leg spoiled.
+    // 15 % over the 60 legs of the shortest comparison, and every twentieth leg disturbed.
     let machine = |seed| Machine { drift: 0.15 / 60.0, disturbed: 0.05, ..Machine::quiet(seed) };
     let few = verdicts(1_000, |seed| machine(seed).compare(1.0, 14));
     assert_eq!(count(&few, Verdict::Slower) + count(&few, Verdict::Faster), 0);
@@ -134,7 +134,7 @@ fn no_change_on_a_drifting_and_disturbed_machine_is_no_change() {
 }
 
 #[test]
-fn five_per_cent_are_found_in_both_directions() {
+fn a_change_of_five_percent_is_found_in_both_directions() {
     for (times, wanted) in [(1.05, Verdict::Slower), (0.95, Verdict::Faster)] {
         let verdicts = verdicts(100, |seed| Machine::quiet(seed).compare(times, 40));
         assert!(count(&verdicts, wanted) >= 97, "{}", count(&verdicts, wanted));
@@ -164,13 +164,13 @@ fn too_few_blocks_are_inconclusive() {
 }
 
 #[test]
-fn a_wide_interval_is_inconclusive_wherever_it_lies() {
-    let scattered = |centre: f64| -> Vec<f64> {
-        (0..20).map(|block| centre + 0.01 * (f64::from(block) - 9.5)).collect()
+fn a_wide_interval_is_inconclusive_wherever_its_center_is() {
+    let scattered = |center: f64| -> Vec<f64> {
+        (0..20).map(|block| center + 0.01 * (f64::from(block) - 9.5)).collect()
     };
-    for centre in [-0.5, 0.0, 0.5] {
-        let evidence = Evidence { head: scattered(centre), floor: vec![0.0; 10] };
-        assert_eq!(evidence.verdict(1), Verdict::Inconclusive, "{centre}");
+    for center in [-0.5, 0.0, 0.5] {
+        let evidence = Evidence { head: scattered(center), floor: vec![0.0; 10] };
+        assert_eq!(evidence.verdict(1), Verdict::Inconclusive, "{center}");
     }
 }
 
@@ -189,7 +189,7 @@ fn nothing_is_decided_below_the_noise_floor() {
 }
 
 #[test]
-fn blocks_of_base_and_base_lie_between_the_others() {
+fn blocks_of_the_base_against_itself_are_spread_between_the_others() {
     let mut evidence = Evidence::default();
     for _ in 0..30 {
         let pair = evidence.next();
@@ -200,7 +200,7 @@ fn blocks_of_base_and_base_lie_between_the_others() {
 }
 
 #[test]
-fn each_verdict_has_its_word_and_only_a_sound_one_passes() {
+fn each_verdict_has_its_word_and_only_faster_and_same_pass() {
     let verdicts = [Verdict::Faster, Verdict::Same, Verdict::Slower, Verdict::Inconclusive];
     assert_eq!(verdicts.map(Verdict::word), ["faster", "same", "slower", "inconclusive"]);
     assert_eq!(verdicts.map(Verdict::exit_code), [0, 0, 1, 4]);

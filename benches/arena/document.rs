@@ -1,4 +1,4 @@
-//! The tables, and what is unfair about them.
+//! The tables, and what is unfair about the comparison.
 
 use super::Absent;
 use super::entry::Entry;
@@ -8,10 +8,10 @@ use ringtally::topology::format_cpu_list;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// What every pair is compared with.
+/// The entry that every other is compared with.
 const REFERENCE: &str = "ringtally-ring";
 
-/// Everything that is written down.
+/// Everything that the tables are made from.
 pub(crate) struct Document<'a> {
     pub(crate) environment: &'a Value,
     pub(crate) versions: &'a [(String, String)],
@@ -22,7 +22,7 @@ pub(crate) struct Document<'a> {
     pub(crate) bench: &'a Bench,
 }
 
-/// The command as it was given.
+/// The command that was run.
 pub(crate) fn command() -> String {
     let flags: Vec<String> = std::env::args().skip(1).filter(|flag| flag != "--bench").collect();
     match flags.as_slice() {
@@ -86,7 +86,7 @@ impl Document<'_> {
         spread(ratios).map(|spread| spread.median)
     }
 
-    /// A table of a workload, the fastest first; of an open loop, the cheapest.
+    /// The table of a workload: the fastest entry first, or in an open loop the cheapest.
     fn put_table(&self, text: &mut String, workload: Workload) {
         let is_open_loop = workload.rate.is_some();
         let order: fn(&Run) -> f64 =
@@ -100,7 +100,7 @@ impl Document<'_> {
         put(text, &format!("**{workload}**\n"));
         put(
             text,
-            "| entry | requests/s | ratio | p50 µs | p99 µs | p99.9 µs | CPU µs a request (user + system) \
+            "| entry | requests/s | ratio | p50 µs | p99 µs | p99.9 µs | CPU µs per request (user + system) \
              | ratio | peak RSS MiB | start ms | counted | limit |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
         );
         for (entry, _) in rows {
@@ -115,7 +115,7 @@ impl Document<'_> {
             let percent = held.rate_held.unwrap_or(0.0) * 100.0;
             put(
                 text,
-                &format!("| {name} | void: {percent:.0} % of the rate | | | | | | | | | | |"),
+                &format!("| {name} | void: held {percent:.0} % of the rate | | | | | | | | | | |"),
             );
             return;
         }
@@ -155,7 +155,7 @@ impl Document<'_> {
         );
     }
 
-    /// Whether an entry counted right in every run of a workload, or what was wrong first.
+    /// Whether an entry counted correctly in every run of a workload, or the first thing that was wrong.
     fn counted(&self, entry: &Entry, workload: Workload) -> String {
         if !entry.counts() {
             return "does not count".into();
@@ -167,13 +167,10 @@ impl Document<'_> {
     }
 
     fn put_exactness(&self, text: &mut String) {
-        put(
-            text,
-            "**`/stats` under load, and system calls** (64 connections, runs of their own)\n",
-        );
-        put(text, "| entry | answers that cannot be | system calls a request |\n|---|---|--:|");
+        put(text, "**`/stats` under load, and system calls** (64 connections, separate runs)\n");
+        put(text, "| entry | impossible responses | system calls per request |\n|---|---|--:|");
         for (name, exactness) in self.exactness {
-            let Exactness { answers, torn, went_down, behind, ahead, verdict, .. } = exactness;
+            let Exactness { responses, torn, went_down, behind, ahead, verdict, .. } = exactness;
             let counts = self.entries.iter().any(|entry| entry.name == *name && entry.counts());
             let kinds = [
                 (torn, "torn"),
@@ -188,9 +185,9 @@ impl Document<'_> {
                 .collect();
             let seen = match (counts, found.as_slice()) {
                 (false, _) => "does not count".into(),
-                (true, []) if *answers == 0 => format!("it gave no answer; {verdict}"),
-                (true, []) => format!("none of {answers}; {verdict}"),
-                (true, found) => format!("{} of {answers}", found.join(", ")),
+                (true, []) if *responses == 0 => format!("no response; {verdict}"),
+                (true, []) => format!("none of {responses}; {verdict}"),
+                (true, found) => format!("{} of {responses}", found.join(", ")),
             };
             let calls = match &exactness.syscalls_per_request {
                 Ok(calls) => format!("{calls:.2}"),
@@ -216,36 +213,38 @@ impl Document<'_> {
     }
 }
 
-/// Text of others on one line, with nothing in it that ends a cell.
+/// Another program's text on one line, with nothing in it that ends a table cell.
 fn cell(text: &str) -> String {
     text.replace('\n', " ").replace('|', "\\|")
 }
 
 fn put(text: &mut String, line: &str) {
-    // A string can always be written to.
+    // Writing to a string cannot fail.
     let _ = writeln!(text, "{line}");
 }
 
 const UNFAIR: &str = "\
 **What is unfair about it**
 
-- Client and server share one machine and its loopback: no card, no wire, and caches and memory bandwidth in
-  common. Where `limit` says so the client was the bottleneck, and the entry's requests/s are a lower bound.
-- The client is ringtally's own. It sends the challenge's events and waits for each answer; it favours nobody, but it is
-  the one that ringtally was built with. CPU a request is the figure that depends on it least.
-- Every entry has as many threads as the server has CPUs; with one CPU nobody shows how it scales.
+- Client and server share one machine and its loopback device: there is no network card and no wire, and both use the
+  same caches and memory bandwidth. Where `limit` says so, the client was the bottleneck, and the entry's requests/s are a
+  lower bound.
+- The client is ringtally's own. It sends the challenge's events and waits for each response; it favors no entry, but it is
+  the one that ringtally was developed with. CPU time per request depends on it least.
+- Every entry has as many threads as the server has CPUs; with one CPU, no entry shows how it scales.
 - ringtally is made for this challenge alone. The others are what users of a general framework would write, and do more
-  than they are asked for here: routing, extractors, header maps.
-- Of the others only those with one loop (node, fastapi-uvicorn) can answer `/stats` at one moment; the rest keep their
-  totals in separate atomics, as their users do, and are exact only when nothing is under way. Sums are plain floats.
-- The Rust peers read the body as bytes with serde and share one DashSet and one float that is exchanged by compare and
-  swap. may-minihttp takes 16 headers at most. Go's encoding/json does not tell upper from lower case in names.
-- cpp-epoll is hand-made for this arena, sends no Date and has no timeouts: the nearest to a rival built for the job.
-  cpp-threads closes each connection, so it pays for a connection and a thread a request.
-- fastapi-uvicorn is one process with one loop however many threads it is given; fastapi-granian gives its threads to its
-  Rust side alone; node is one process.
-- The JVMs were warmed up for seconds and run compiler and collector threads beside those that they are given.
+  than the challenge asks for: routing, extractors, header maps.
+- Of the others, only those with a single loop (node, fastapi-uvicorn) can report `/stats` at one moment. The rest keep
+  their totals in separate atomics, as their users would, and are exact only while no event is in flight. Their sums
+  are plain floats.
+- The Rust peers read the body as bytes with serde, and share one DashSet and one float that is updated by compare and
+  swap. may-minihttp accepts 16 headers at most. Go's encoding/json ignores case in member names.
+- cpp-epoll was written by hand for this arena, sends no Date header, and has no timeouts: it is the closest to a rival built
+  for the job. cpp-threads closes each connection, so it pays for a connection and a thread per request.
+- fastapi-uvicorn is one process with one loop, whatever number of threads it is given; fastapi-granian uses its threads
+  only for its Rust side; node is one process.
+- The JVMs were warmed up for seconds only, and run compiler and collector threads besides those that they are given.
   Spring's limits on kept connections were raised.
-- CPU time is read in the kernel's ticks of 10 ms: at 5,000 requests/s for two seconds a step is 1 µs a request.
-- floor reads no request and counts nothing: it is the limit of the kernel, not an entry.
+- CPU time is read in the kernel's ticks of 10 ms: at 5,000 requests/s for two seconds, one tick is 1 µs per request.
+- floor reads no request and counts nothing: it is the limit that the kernel sets, not an entry.
 ";

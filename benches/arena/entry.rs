@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The exit code of a `build` whose toolchain is missing.
+/// The exit code of a `build` script whose toolchain is missing.
 const TOOLCHAIN_IS_MISSING: i32 = 3;
 
-/// A server of the challenge.
+/// A server for the challenge.
 pub(crate) struct Entry {
     pub(crate) name: String,
     /// What it stands for.
@@ -21,7 +21,7 @@ enum Kind {
     Peer(PathBuf),
 }
 
-/// What became of a build.
+/// The result of a build.
 pub(crate) enum Build {
     Done,
     /// What is missing.
@@ -34,7 +34,7 @@ pub(crate) fn all() -> Vec<Entry> {
     let ours = ["ring", "streams"].map(|engine| Entry {
         name: format!("ringtally-{engine}"),
         stands_for: match engine {
-            "ring" => "ringtally, an io_uring of its own a shard".into(),
+            "ring" => "ringtally, one io_uring per shard".into(),
             _ => "ringtally, glommio's TCP streams".into(),
         },
         kind: Kind::Ours(engine),
@@ -55,25 +55,25 @@ pub(crate) fn all() -> Vec<Entry> {
     ours.into_iter().chain(found).collect()
 }
 
-/// Where an entry's build lies.
+/// The folder of an entry's build.
 pub(crate) fn build_folder(builds: &Path, name: &str) -> PathBuf {
     builds.join(name)
 }
 
 impl Entry {
-    /// Whether it counts at all: the floor answers without reading.
+    /// Whether it counts events at all: the floor responds without reading them.
     pub(crate) fn counts(&self) -> bool {
         self.name != "floor"
     }
 
-    /// Builds it into a folder of its own outside of the checkout; quick where it was built before.
+    /// Builds it into its own folder outside of the checkout, which is quick if it was built before.
     pub(crate) fn build(&self) -> Build {
         let Kind::Peer(scripts) = &self.kind else { return Build::Done };
         let folder = build_folder(&std::env::temp_dir().join("ringtally-peers"), &self.name);
         let built = Command::new(scripts.join("build")).arg(&folder).stdin(Stdio::null()).output();
         let output = match built {
             Ok(output) => output,
-            Err(error) => return Build::Failed(format!("its build script does not run: {error}")),
+            Err(error) => return Build::Failed(format!("its build script cannot be run: {error}")),
         };
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         match output.status.code() {
@@ -83,7 +83,7 @@ impl Entry {
         }
     }
 
-    /// What serves it on a port of the loopback address.
+    /// The command that serves it on a port of the loopback address.
     pub(crate) fn serve(&self, builds: &Path, port: u16, cpus: &[usize]) -> Command {
         let port = port.to_string();
         match &self.kind {
@@ -101,7 +101,7 @@ impl Entry {
         }
     }
 
-    /// What it is made of, with versions.
+    /// Its components and their versions.
     pub(crate) fn version(&self, builds: &Path) -> String {
         match &self.kind {
             Kind::Ours(_) => format!("ringtally {}", env!("CARGO_PKG_VERSION")),

@@ -1,8 +1,8 @@
-//! Every known server of the challenge side by side: `cargo bench --bench arena`.
+//! Every known server for the challenge side by side: `cargo bench --bench arena`.
 //!
-//! Each entry in turn is started on the server's CPUs, warmed up, loaded from the client's CPUs and
-//! stopped, in interleaved rounds, so that what changes on the machine changes for all. Compared
-//! is pair by pair within a round. `ci/arena` installs what the entries need.
+//! Each entry in turn is started on the server's CPUs, warmed up, loaded from the client's CPUs, and
+//! stopped. Rounds are interleaved, so that what changes on the machine changes for all, and ratios
+//! are taken within a round. `ci/arena` installs what the entries need.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -25,28 +25,28 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Compares servers of the challenge, each checked for exactness
+/// Compares servers for the challenge, and checks each for exactness
 #[derive(Parser)]
 struct Options {
-    /// Entries, a list [default: all]
+    /// Entries, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     entries: Vec<String>,
-    /// Entries that must not be skipped, a list
+    /// Entries that must not be skipped, separated by commas
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
     /// Runs of each entry
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Keep-alive connections, a list
+    /// Numbers of keep-alive connections, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u64).range(1..))]
     connections: Vec<u64>,
-    /// Requests in flight on a connection, a list
+    /// Requests in flight per connection, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     pipeline: Vec<u64>,
-    /// Also at these fixed rates in requests a second, a list
+    /// Also measure at these fixed rates in requests per second, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
     rate: Vec<u64>,
-    /// Seconds of a measured run
+    /// Length of a measured run in seconds, 0.1 or more
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// CPUs of the server, in taskset syntax [default: half of the allowed cores]
@@ -58,18 +58,18 @@ struct Options {
     /// Write all runs as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a chart
+    /// Write a chart as SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Write the tables; - is standard output [default: -]
+    /// Write the tables as Markdown; - is standard output
     #[arg(long, value_name = "FILE", default_value = "-")]
     markdown: PathBuf,
-    /// Cargo says so
+    /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// An entry that is not in the tables, and why.
+/// An entry that is missing from the tables, and why.
 struct Absent {
     name: String,
     reason: String,
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
     for workload in workloads(&options) {
         for round in 0..options.rounds {
             for index in 0..entries.len() {
-                // Who comes first changes from round to round.
+                // The entry that comes first changes from round to round.
                 let entry = &entries[(index + round as usize) % entries.len()];
                 eprintln!("round {} of {}, {workload}: {}", round + 1, options.rounds, entry.name);
                 match bench.measure(entry, workload, round) {
@@ -156,7 +156,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(!(missed.is_empty() && all_written)))
 }
 
-/// The flags, checked.
+/// Checks the flags.
 fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
     let allowed = allowed_cpus();
     let (server, client) = divide(&allowed, siblings);
@@ -165,14 +165,14 @@ fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
         None => Ok(default),
     };
     if !(options.seconds.is_finite() && options.seconds >= 0.1) {
-        return Err("--seconds: write 0.1 or more".into());
+        return Err("--seconds must be 0.1 or more".into());
     }
     let entries = entry::all();
     let named = options.entries.iter().chain(&options.require);
     for name in named {
         if !entries.iter().any(|entry| entry.name == *name) {
             let known: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-            return Err(format!("there is no entry {name}: use {}", known.join(", ")));
+            return Err(format!("unknown entry {name}: use {}", known.join(", ")));
         }
     }
     let is_named = |entry: &Entry| {
@@ -188,7 +188,7 @@ fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
     Ok((bench, entries.into_iter().filter(chosen).collect()))
 }
 
-/// Builds the entries. Returns those that are there, and the others.
+/// Builds the entries. Returns those that were built, and the others.
 fn build(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Absent>) {
     let (mut there, mut absent) = (Vec::new(), Vec::new());
     for entry in entries {

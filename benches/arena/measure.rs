@@ -1,4 +1,4 @@
-//! One run of one entry, and what is looked at apart from the runs.
+//! One run of one entry, and what is examined apart from the timed runs.
 
 use super::entry::{Entry, build_folder};
 use super::process::{Server, free_port, send, spawn_on};
@@ -12,28 +12,28 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Events of the first look at how fast an entry is.
+/// Events of the first, rough measurement of how fast an entry is.
 const PROBE_EVENTS: u64 = 2000;
 /// How long the totals are polled under load.
 const WATCHED: Duration = Duration::from_secs(2);
-/// Events whose system calls are counted: being traced is slow.
+/// Events whose system calls are counted: a traced server is slow.
 const TRACED_EVENTS: u64 = 3000;
-/// How long an entry is warmed up, and one that compiles while it runs.
+/// How long an entry is warmed up; the second is for one that compiles while it runs.
 const WARM_UP: Duration = Duration::from_millis(700);
 const WARM_UP_COMPILED: Duration = Duration::from_secs(4);
-/// What a run of the client may take beyond its length: an entry that hangs is given up.
+/// How much longer than planned a run of the client may take before the entry is given up.
 const LOAD_MAX: Duration = Duration::from_secs(60);
 /// How long strace may take to attach to all threads.
 const ATTACH_MAX: Duration = Duration::from_secs(5);
-/// The share of a rate that must be held for a row to count.
+/// The share of a rate that must be held for a row to be valid.
 const RATE_HELD_MIN: f64 = 0.98;
 
-/// What an entry is given to do.
+/// What an entry is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Workload {
     pub(crate) connections: u64,
     pub(crate) pipeline: u64,
-    /// Requests a second of an open loop.
+    /// Requests per second of an open loop.
     pub(crate) rate: Option<u64>,
 }
 
@@ -45,12 +45,12 @@ impl fmt::Display for Workload {
         match (rate, pipeline) {
             (Some(rate), _) => write!(f, " at {rate} requests/s"),
             (None, 1) => Ok(()),
-            (None, depth) => write!(f, ", {depth} requests in flight on each"),
+            (None, depth) => write!(f, ", {depth} requests in flight per connection"),
         }
     }
 }
 
-/// What one run has shown.
+/// What one run measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Run {
     pub(crate) entry: String,
@@ -68,7 +68,7 @@ pub(crate) struct Run {
     pub(crate) verdict: String,
     pub(crate) reasons: Vec<String>,
     pub(crate) client_limited: bool,
-    /// Of an open loop: the share of the rate that was held.
+    /// The share of the rate that was held, in an open loop.
     pub(crate) rate_held: Option<f64>,
 }
 
@@ -77,19 +77,19 @@ impl Run {
         self.user_us + self.system_us
     }
 
-    /// Whether an open loop did not get its rate.
+    /// Whether an open loop did not hold its rate.
     pub(crate) fn is_void(&self) -> bool {
         self.rate_held.is_some_and(|held| held < RATE_HELD_MIN)
     }
 }
 
-/// What was looked at apart from the timed runs.
+/// What was examined apart from the timed runs.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Exactness {
     pub(crate) verdict: String,
     pub(crate) reasons: Vec<String>,
-    /// Answers of `/stats` under load, and those that cannot be.
-    pub(crate) answers: u64,
+    /// Responses to `/stats` under load, and how many of them were impossible.
+    pub(crate) responses: u64,
     pub(crate) torn: u64,
     pub(crate) went_down: u64,
     pub(crate) behind: u64,
@@ -97,7 +97,7 @@ pub(crate) struct Exactness {
     pub(crate) syscalls_per_request: Result<f64, String>,
 }
 
-/// Where and how long is measured.
+/// Where entries run, and for how long they are measured.
 pub(crate) struct Bench {
     pub(crate) server_cpus: Vec<usize>,
     pub(crate) client_cpus: Vec<usize>,
@@ -114,7 +114,7 @@ impl Bench {
         Server::start(command, port, &self.server_cpus, &folder.join("serve.log"))
     }
 
-    /// Runs the client, and returns its report. A server that ended under it is an error.
+    /// Runs the client and returns its report. It is an error if the server ends meanwhile.
     fn load(
         &self,
         server: &mut Server,
@@ -139,7 +139,7 @@ impl Bench {
         thread::spawn(move || ended.send(client.wait_with_output()));
         let output = end.recv_timeout(self.length * 4 + LOAD_MAX).map_err(|_| {
             send(Signal::KILL, pid);
-            "it does not answer in time"
+            "the client did not finish in time"
         })?;
         let output = output.map_err(|error| error.to_string())?;
         if let Some(status) = server.end() {
@@ -149,7 +149,7 @@ impl Bench {
             .map_err(|_| String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 
-    /// Loads an entry until it is warm. Returns how many requests a second it takes.
+    /// Loads an entry until it is warm. Returns its requests per second.
     fn warm_up(
         &self,
         entry: &Entry,
@@ -161,7 +161,7 @@ impl Bench {
         let mut per_s = rate(&self.load(server, PROBE_EVENTS, closed, &[])?);
         let compiles = entry.name.starts_with("java") || entry.name == "node";
         let length = if compiles { WARM_UP_COMPILED } else { WARM_UP };
-        // In two parts: the first is faster at its end than the probe was.
+        // In two parts, because the entry is faster at the end of the first than it was in the probe.
         for part in [0.4, 0.6] {
             let events = (per_s * length.as_secs_f64() * part) as u64;
             per_s = rate(&self.load(server, events.max(PROBE_EVENTS), closed, &[])?);
@@ -187,9 +187,9 @@ impl Bench {
         let figure = |pointer: &str| {
             number(pointer).ok_or_else(|| format!("the client's report lacks {pointer}"))
         };
-        let answered = figure("/acknowledged")? + figure("/refused")?;
-        if answered == 0.0 {
-            return Err("it answered nothing".into());
+        let responses = figure("/acknowledged")? + figure("/refused")?;
+        if responses == 0.0 {
+            return Err("it responded to no request".into());
         }
         let held = number("/open_loop/rate_held").zip(workload.rate);
         Ok(Run {
@@ -201,8 +201,8 @@ impl Bench {
             p50_us: figure("/latency_us/p50")?,
             p99_us: figure("/latency_us/p99")?,
             p99_9_us: figure("/latency_us/p99_9")?,
-            user_us: (after.user_us - before.user_us) / answered,
-            system_us: (after.system_us - before.system_us) / answered,
+            user_us: (after.user_us - before.user_us) / responses,
+            system_us: (after.system_us - before.system_us) / responses,
             peak_rss_bytes: server.peak_rss_bytes(),
             start_up_ms: server.start_up.as_secs_f64() * 1e3,
             verdict: text(&report["verdict"]),
@@ -219,15 +219,18 @@ impl Bench {
         let per_s = self.warm_up(entry, &mut server, workload)?;
         let requests = ((per_s * WATCHED.as_secs_f64()) as u64).max(PROBE_EVENTS);
         let report = self.load(&mut server, requests, workload, &["--watch", "--values", "one"])?;
-        let watched = |name: &str| report["watch"][name].as_u64().unwrap_or(0);
+        let watched = |name: &str| {
+            let count = report["watch"][name].as_u64();
+            count.ok_or_else(|| format!("the client's report lacks /watch/{name}"))
+        };
         Ok(Exactness {
             verdict: text(&report["verdict"]),
             reasons: texts(&report["reasons"]),
-            answers: watched("answers"),
-            torn: watched("torn"),
-            went_down: watched("went_down"),
-            behind: watched("below_acknowledged"),
-            ahead: watched("above_sent"),
+            responses: watched("answers")?,
+            torn: watched("torn")?,
+            went_down: watched("went_down")?,
+            behind: watched("below_acknowledged")?,
+            ahead: watched("above_sent")?,
             syscalls_per_request: self.count_syscalls(&mut server, workload),
         })
     }
@@ -245,7 +248,7 @@ impl Bench {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|_| "strace is not here".to_owned())?;
+            .map_err(|_| "strace is not installed".to_owned())?;
         let patience = Instant::now() + ATTACH_MAX;
         while matches!(child.try_wait(), Ok(None))
             && !server.is_traced()
@@ -253,14 +256,14 @@ impl Bench {
         {
             thread::sleep(Duration::from_millis(20));
         }
-        // It ends where it may not attach; the kernel's own threads of a ring cannot be traced at all.
+        // strace ends if it may not attach. The kernel's own threads of a ring cannot be traced at all.
         let report = match child.try_wait() {
             Ok(None) => {
                 let report = self.load(server, TRACED_EVENTS, workload, &["--no-reset"]);
                 send(Signal::INT, child.id() as i32);
                 report
             }
-            _ => Err("strace may not trace here".into()),
+            _ => Err("strace is not allowed to trace here".into()),
         };
         let _ = child.wait();
         let table = std::fs::read_to_string(&summary).unwrap_or_default();
@@ -272,7 +275,7 @@ impl Bench {
         }
     }
 
-    /// This machine, as the doctor sees it.
+    /// This machine, as the doctor describes it.
     pub(crate) fn environment(&self) -> Value {
         let output =
             Command::new(env!("CARGO_BIN_EXE_ringtally")).args(["doctor", "--json"]).output();
@@ -283,8 +286,8 @@ impl Bench {
     }
 }
 
-/// All calls in strace's table: the fourth column of its rows. That of the total is another one in
-/// older versions.
+/// The sum of all calls in strace's table: the fourth column of its rows. The row of the total has other
+/// columns in older versions.
 fn calls(table: &str) -> f64 {
     let rows = table.lines().filter(|line| !line.ends_with(" total"));
     rows.filter_map(|row| row.split_ascii_whitespace().nth(3)?.parse::<f64>().ok()).sum()

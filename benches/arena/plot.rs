@@ -1,4 +1,4 @@
-//! A chart of requests/s and CPU time a request.
+//! A chart of requests/s and CPU time per request.
 
 use super::measure::{Run, Workload};
 use super::statistics::spread;
@@ -12,7 +12,7 @@ const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const TEXT: RGBColor = RGBColor(0x22, 0x26, 0x2b);
 
-/// Bars of the first closed-loop workload: how many requests a second, and what each cost.
+/// Bars for the first closed-loop workload: requests per second, and CPU time per request.
 pub(crate) fn svg(runs: &[Run]) -> String {
     let Some(workload) = runs.iter().map(|run| run.workload).find(|w| w.rate.is_none()) else {
         return String::new();
@@ -23,7 +23,7 @@ pub(crate) fn svg(runs: &[Run]) -> String {
     let height = HEADING_HEIGHT + ROW_HEIGHT * rows.len() as u32 + 12;
     {
         let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
-        // Drawing into a string does not fail.
+        // Drawing into a string cannot fail.
         draw(&area, &rows, workload).unwrap();
         area.present().unwrap();
     }
@@ -61,7 +61,7 @@ fn draw(
     let (names, left, right) = (150, 170, 570);
     area.draw_text(&format!("{workload}: medians"), &bold, (10, 8))?;
     area.draw_text("requests/s", &plain, (left, 36))?;
-    area.draw_text("server CPU µs a request, on a logarithmic axis", &plain, (right, 36))?;
+    area.draw_text("server CPU µs per request, on a logarithmic axis", &plain, (right, 36))?;
     let most = rows.iter().map(|row| row.1).fold(1.0, f64::max);
     let costs = || rows.iter().map(|row| row.2.max(0.1));
     let (cheapest, dearest) = (costs().fold(f64::MAX, f64::min), costs().fold(1.0, f64::max));
@@ -79,7 +79,7 @@ fn draw(
             &plain,
             (left + 6 + (share * 300.0) as i32, top + 3),
         )?;
-        // From a tenth of the width on, so that the cheapest has a bar too.
+        // The bars begin at a tenth of the width, so that the cheapest entry has one too.
         let scale = (dearest / cheapest).ln().max(1e-9);
         let share = 0.1 + 0.9 * (cpu_us.max(0.1) / cheapest).ln() / scale;
         area.draw(&bar(right, share, SECOND_INK))?;

@@ -1,4 +1,4 @@
-//! A server that runs, and what it costs: it and every process that it started.
+//! A running server, and what it and every process that it started cost.
 
 use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a server may take to answer for the first time: a JVM takes seconds.
+/// How long a server may take until its first response: a JVM takes seconds.
 const START_MAX: Duration = Duration::from_secs(60);
-/// How long it may take to end by itself.
+/// How long it may take to end after SIGTERM.
 const STOP_MAX: Duration = Duration::from_secs(3);
 
 /// CPU time, in microseconds.
@@ -23,22 +23,22 @@ pub(crate) struct Cpu {
     pub(crate) system_us: f64,
 }
 
-/// A server that runs. Dropped, it is ended.
+/// A running server. It is stopped when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// From its start to its first answer.
+    /// From its start to its first response.
     pub(crate) start_up: Duration,
 }
 
-/// A port that nobody listens on now.
+/// A port that nothing listens on at the moment.
 pub(crate) fn free_port() -> Result<u16, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
     Ok(listener.local_addr().map_err(|e| e.to_string())?.port())
 }
 
 impl Server {
-    /// Starts it on these CPUs and waits for its first answer. What it says goes to `log`.
+    /// Starts it on these CPUs and waits for its first response. Its standard error goes to `log`.
     pub(crate) fn start(
         mut command: Command,
         port: u16,
@@ -54,10 +54,12 @@ impl Server {
             if let Some(status) = server.end() {
                 let said = std::fs::read_to_string(log).unwrap_or_default();
                 let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing");
-                return Err(format!("it ended with {status} before it answered, and said: {last}"));
+                return Err(format!(
+                    "it ended with {status} before its first response, and wrote: {last}"
+                ));
             }
             if started.elapsed() > START_MAX {
-                return Err(format!("it does not answer within {} s", START_MAX.as_secs()));
+                return Err(format!("it did not respond within {} s", START_MAX.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -65,7 +67,7 @@ impl Server {
         Ok(server)
     }
 
-    /// It and all that it started.
+    /// Its process and all processes that it started.
     pub(crate) fn processes(&self) -> Vec<Process> {
         let mut parents: HashMap<i32, i32> = HashMap::new();
         let mut all: Vec<Process> = Vec::new();
@@ -88,11 +90,11 @@ impl Server {
     pub(crate) fn is_traced(&self) -> bool {
         let processes = self.processes();
         let mut tasks = processes.iter().filter_map(|process| process.tasks().ok()).flatten();
-        // A thread that has ended meanwhile counts for nothing.
+        // A thread that has ended meanwhile does not matter.
         tasks.all(|task| task.and_then(|task| task.status()).map_or(true, |s| s.tracerpid != 0))
     }
 
-    /// CPU time so far, that of ended children included.
+    /// CPU time so far, including that of children that have ended.
     pub(crate) fn cpu(&self) -> Cpu {
         let tick_us = 1e6 / procfs::ticks_per_second() as f64;
         let mut cpu = Cpu { user_us: 0.0, system_us: 0.0 };
@@ -109,7 +111,7 @@ impl Server {
         self.processes().iter().filter_map(peak).sum::<u64>() * 1024
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub(crate) fn end(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -117,7 +119,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Once it has ended, nobody knows any more which were its children.
+        // Once it has ended, its children cannot be found.
         let processes = self.processes();
         send(Signal::TERM, self.child.id() as i32);
         let patience = Instant::now() + STOP_MAX;
@@ -142,14 +144,14 @@ pub(crate) fn spawn_on(cpus: &[usize], command: &mut Command) -> Result<Child, S
     child
 }
 
-/// Sends a signal; it fails where the process has ended, which is what is wanted.
+/// Sends a signal. It fails if the process has ended, which is what is wanted.
 pub(crate) fn send(signal: Signal, pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Whether `GET /health` answers 200.
+/// Whether the response to `GET /health` is 200.
 fn is_healthy(address: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;

@@ -1,6 +1,6 @@
-//! Medians, spreads and ratios.
+//! Medians and spreads.
 
-/// The middle of some figures, and how far they spread.
+/// The median of some figures, and how far they spread.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -8,7 +8,7 @@ pub(crate) struct Spread {
     pub(crate) highest: f64,
 }
 
-/// `None` of nothing.
+/// Returns `None` if there are no values.
 pub(crate) fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! One block: two servers, started for it, under the same load in the order A B B A.
+//! One block: two servers, started for it and loaded alike in the order A B B A.
 
 use crate::Options;
 use crate::statistics::log_ratio;
@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Where servers and clients run.
+/// The CPUs of servers and clients.
 pub(crate) struct Places {
     pub(crate) server_cpus: String,
     pub(crate) client_cpus: String,
@@ -18,7 +18,7 @@ pub(crate) struct Places {
 /// What one load measured.
 #[derive(Clone, Copy)]
 pub(crate) struct Leg {
-    /// The server's CPU seconds for a million events: microseconds for one.
+    /// The server's CPU seconds per million events, which is microseconds per event.
     pub(crate) cpu: f64,
     pub(crate) requests_per_s: f64,
     pub(crate) p99_us: f64,
@@ -29,9 +29,9 @@ pub(crate) struct Leg {
 pub(crate) struct Block(pub(crate) [Leg; 4]);
 
 impl Block {
-    /// Servers are started anew for every block: where a process's memory happens to lie stays
-    /// with it for its life, and would be a difference between the sides that no number of
-    /// blocks averages out. It costs a tenth of a second.
+    /// Starts new servers for every block. The place of a process's memory is fixed for its life, and
+    /// would be a difference between the sides that no number of blocks averages out. It costs a
+    /// tenth of a second.
     pub(crate) fn run(
         a: &Path,
         b: &Path,
@@ -53,7 +53,7 @@ impl Block {
     }
 }
 
-/// A server that this process started. Dropped, it is killed.
+/// A server that this process started. It is killed when dropped.
 struct Server {
     child: Child,
     url: String,
@@ -124,8 +124,8 @@ impl Server {
         })
     }
 
-    /// CPU time of all threads: the first number of `schedstat` is in nanoseconds, where
-    /// proc_pid_stat(5) counts in hundredths of a second. Threads live as long as the server.
+    /// CPU time of all threads. The first number of `schedstat` is in nanoseconds, whereas
+    /// proc_pid_stat(5) counts hundredths of a second. Threads live as long as the server.
     fn cpu_ns(&self) -> Result<u64, Failure> {
         let threads = format!("/proc/{}/task", self.child.id());
         let of_thread = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -135,7 +135,9 @@ impl Server {
         std::fs::read_dir(threads).ok().and_then(|threads| threads.map(of_thread).sum()).ok_or_else(
             || {
                 let name = &self.name;
-                Failure::Environment(format!("{name} is gone, or /proc has no schedstat here"))
+                Failure::Environment(format!(
+                    "{name} has ended, or this kernel has no schedstat in /proc"
+                ))
             },
         )
     }
@@ -143,19 +145,19 @@ impl Server {
     /// Stops the server as an operator would.
     fn stop(mut self) -> Result<(), Failure> {
         if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
-            // Fails when it has ended already, which its status tells.
+            // Fails if it has already ended, which its status shows.
             let _ = kill_process(pid, Signal::TERM);
         }
         match self.child.wait() {
             Ok(status) if status.success() => Ok(()),
-            ended => Err(Failure::Wrong(format!("{} ended badly: {ended:?}", self.name))),
+            ended => Err(Failure::Wrong(format!("{} did not stop cleanly: {ended:?}", self.name))),
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail if it has ended, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

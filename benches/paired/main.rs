@@ -1,11 +1,11 @@
-//! Whether the head's server is slower than the base's, on a machine that is shared and noisy:
-//! `cargo bench --bench paired -- --base BIN --head BIN`.
+//! Whether the server of one commit, the head, is slower than that of another, the base, on a machine
+//! that may be shared and noisy: `cargo bench --bench paired -- --base BIN --head BIN`.
 //!
-//! The servers are compared in blocks A B B A on CPUs of their own, with the same client for both.
-//! What counts is the server's CPU time for a million events, which holds where the client is the
-//! limit; requests/s and p99 are told beside it. Each block gives one ratio, head to base. Between
-//! them, blocks of base and base once more show what the arrangement makes of no change: the noise
-//! floor. The verdict is in the module of that name.
+//! The servers are compared in blocks A B B A on their own CPUs, with the same client for both. The
+//! server's CPU time per million events decides, because it is meaningful even if the client is the
+//! limit; requests/s and p99 are reported beside it. Each block gives one ratio, head to base. Blocks
+//! that compare the base with itself are spread between them, and show what the setup makes of no
+//! change: the noise floor. The rules are in the module `verdict`.
 
 #![allow(missing_docs, reason = "a benchmark")]
 
@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use verdict::{Evidence, Pair, Verdict};
 
-/// The server of this build, which makes a run without arguments measure the machine's noise.
+/// The server of this build: a run without arguments measures the machine's noise.
 const THIS_BUILD: &str = env!("CARGO_BIN_EXE_ringtally");
 
 /// Compares the CPU time of two ringtally servers, pair by pair
@@ -34,10 +34,10 @@ const THIS_BUILD: &str = env!("CARGO_BIN_EXE_ringtally");
     after_help = "\
 Exit codes:
   0  same or faster
-  1  slower, or a server counted wrongly
+  1  slower, or a server counted incorrectly
   2  bad usage
   3  the environment cannot run it
-  4  inconclusive: the time limit came before a decision"
+  4  inconclusive: no decision within the time limit"
 )]
 pub(crate) struct Options {
     /// The server to compare with [default: this build]
@@ -46,10 +46,10 @@ pub(crate) struct Options {
     /// The server that may be slower [default: this build]
     #[arg(long, value_name = "BIN", default_value = THIS_BUILD, hide_default_value = true)]
     head: PathBuf,
-    /// The client of both [default: the head]
+    /// The client for both servers [default: the head]
     #[arg(long, value_name = "BIN")]
     client: Option<PathBuf>,
-    /// Events of one leg; a block has four. Short legs make many blocks, most of which nothing
+    /// Events per leg; a block has four legs. Short legs make many blocks, most of which nothing
     /// else on the machine disturbs
     #[arg(long, value_name = "N", default_value_t = 20_000,
         value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
@@ -58,11 +58,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 64,
         value_parser = clap::value_parser!(u64).range(1..=1_000))]
     connections: u64,
-    /// Requests in flight on a connection
+    /// Requests in flight per connection
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pipeline: u64,
-    /// No block is begun that would end later
+    /// Start no block that would end after this time
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     time_limit: Duration,
     /// Seed of the bootstrap
@@ -74,7 +74,7 @@ pub(crate) struct Options {
     /// Write a summary as Markdown; - is standard output
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
-    /// Cargo says so
+    /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -84,17 +84,18 @@ impl Options {
         self.client.as_deref().unwrap_or(&self.head)
     }
 
-    /// As many of the events come from a new user as of a million from the challenge's 75,000.
+    /// The share of events with a new user is that of the challenge: 75,000 per million.
     fn users(&self) -> u64 {
         self.requests * 75_000 / 1_000_000
     }
 }
 
-/// Server and client on CPUs of their own: on a shared one, each would measure the other too.
+/// Server and client get separate CPUs: on a shared one, each would also measure the other.
 fn places() -> Result<Places, Failure> {
     let (server, client) = topology::divide(&topology::allowed_cpus(), topology::siblings);
     if server == client {
-        let reason = "a comparison needs two CPUs: widen the affinity mask";
+        let reason =
+            "a comparison needs two CPUs, and this process may use one: widen its affinity mask";
         return Err(Failure::Environment(reason.into()));
     }
     Ok(Places {
@@ -103,7 +104,7 @@ fn places() -> Result<Places, Failure> {
     })
 }
 
-/// Adds blocks until there is a verdict, or no time for another block.
+/// Runs blocks until there is a verdict, or no time for another block.
 fn compare(options: &Options) -> Result<Comparison, Failure> {
     let started = Instant::now();
     let mut evidence = Evidence::default();

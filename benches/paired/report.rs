@@ -1,4 +1,4 @@
-//! A finished comparison as a line, as Markdown for people and as JSON for everything else.
+//! A finished comparison: as one line, as Markdown for people, and as JSON for everything else.
 
 use crate::Options;
 use crate::blocks::{Block, Leg, Places};
@@ -18,11 +18,11 @@ struct Figure {
     decimals: usize,
 }
 
-/// The first decides; the others are told beside it.
+/// The first decides; the others are reported beside it.
 const FIGURES: [Figure; 3] = [
     Figure {
         key: "server_cpu_s_per_million_events",
-        name: "server CPU s a million events",
+        name: "server CPU s per million events",
         of: |leg| leg.cpu,
         decimals: 3,
     },
@@ -30,7 +30,7 @@ const FIGURES: [Figure; 3] = [
     Figure { key: "p99_us", name: "p99 µs", of: |leg| leg.p99_us, decimals: 0 },
 ];
 
-/// All blocks, and what they say.
+/// All blocks, and the verdict on them.
 pub(crate) struct Comparison {
     pub(crate) places: Places,
     pub(crate) head: Vec<Block>,
@@ -50,7 +50,7 @@ impl Comparison {
         }
     }
 
-    /// The verdict and its reason, in one line.
+    /// The verdict and its reason, on one line.
     pub(crate) fn line(&self, seed: u64) -> String {
         let of_cpu = |blocks| percent(interval(blocks, &FIGURES[0], seed));
         format!(
@@ -88,7 +88,7 @@ impl Comparison {
         let limited = self.client_limited();
         text.push_str(&format!(
             "\nMedians of blocks A B B A, with the 95 % interval of the change; {} events from {} \
-             connections a leg; server on CPUs {}, client on {}; the client was the limit in \
+             connections per leg; server on CPUs {}, client on CPUs {}; the client was the limit in \
              {limited} of {} legs. The first line decides, at {:.0} %.\n",
             options.requests,
             options.connections,
@@ -151,7 +151,7 @@ impl Comparison {
     }
 }
 
-/// Where in a block the base's legs are, and the head's.
+/// The indexes of the base's legs in a block, and of the head's.
 const BASE_LEGS: [usize; 2] = [0, 3];
 const HEAD_LEGS: [usize; 2] = [1, 2];
 
@@ -160,7 +160,7 @@ fn interval(blocks: &[Block], figure: &Figure, seed: u64) -> Option<Interval> {
     Interval::of(&ratios, seed)
 }
 
-/// A change and its interval as people read them.
+/// A change and its interval in percent.
 fn percent(interval: Option<Interval>) -> String {
     let Some(interval) = interval else {
         return "unknown".into();
@@ -181,7 +181,7 @@ fn ratio(interval: Option<Interval>) -> Value {
     })
 }
 
-/// What was measured, leg by leg in the order A B B A.
+/// Every measurement, leg by leg in the order A B B A.
 fn raw(blocks: &[Block]) -> Value {
     let leg = |leg: &Leg| FIGURES.iter().map(|figure| (figure.of)(leg)).collect::<Vec<_>>();
     blocks

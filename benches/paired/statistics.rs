@@ -1,12 +1,12 @@
-//! The centre of noisy ratios, and how surely it is known. Ratios are held as natural logarithms,
-//! in which twice as much and half as much lie equally far from no change.
+//! The center of noisy ratios, and how precisely it is known. Ratios are kept as natural logarithms,
+//! in which twice as much and half as much are equally far from no change.
 
-/// How often the values are drawn anew. With 2,000 draws, 50 lie beyond each bound.
+/// How often the values are resampled. With 2,000 resamples, 50 medians lie beyond each bound.
 const RESAMPLES: usize = 2_000;
 /// The share of resampled medians that lie below the interval, and above it.
 const TAIL: f64 = 0.025;
 
-/// A median of logarithms of ratios, and the bounds between which it lies at 95 %.
+/// A median of logarithms of ratios, and the bounds of its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Interval {
     pub(crate) low: f64,
@@ -15,9 +15,9 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
-    /// Percentile bootstrap of the median of `log_ratios`. It has no opinion on their distribution,
-    /// and a block that something else on the machine spoiled moves it little. The same values in
-    /// another order give the same interval.
+    /// Percentile bootstrap of the median of `log_ratios`. It assumes nothing about their distribution,
+    /// and a block that something else on the machine disturbed moves it little. The same values in
+    /// another order give the same interval. Returns `None` if there are no values.
     pub(crate) fn of(log_ratios: &[f64], seed: u64) -> Option<Interval> {
         let mut sorted = log_ratios.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -42,19 +42,19 @@ impl Interval {
         (self.high - self.low) / 2.0
     }
 
-    /// How far from no change the farther bound lies.
+    /// How far the farther bound is from no change.
     pub(crate) fn reach(&self) -> f64 {
         self.low.abs().max(self.high.abs())
     }
 }
 
-/// The logarithm of B's mean over A's in a block A B B A. What grows evenly during a block grows
-/// for both alike.
+/// The logarithm of B's mean over A's in a block A B B A. What grows evenly during a block affects
+/// both alike.
 pub(crate) fn log_ratio([a_first, b_first, b_second, a_second]: [f64; 4]) -> f64 {
     ((b_first + b_second) / (a_first + a_second)).ln()
 }
 
-/// The middle value, or the mean of the two in the middle. Changes the order of `values`.
+/// The middle value, or the mean of the two in the middle. Reorders `values`.
 pub(crate) fn median(values: &mut [f64]) -> Option<f64> {
     if values.is_empty() {
         return None;

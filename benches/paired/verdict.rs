@@ -1,23 +1,23 @@
-//! What the ratios say about the head, and when they have said enough.
+//! What the ratios say about the head, and when there are enough of them.
 
 use crate::statistics::Interval;
 
-/// The change that matters, as a ratio: 3 % more or, in logarithms as far the other way, less.
+/// The change that matters, as a ratio: 3 % more, or the same distance less on a logarithmic scale.
 pub(crate) const CHANGE: f64 = 1.03;
-/// Nothing is decided while the interval reaches farther than this to either side.
+/// Nothing is decided while the half-width of the interval exceeds this.
 pub(crate) const HALF_WIDTH_MAX: f64 = 0.02;
-/// Nothing is decided with fewer blocks of base and head: the bootstrap of a median of few values
-/// promises more than it keeps.
+/// Nothing is decided with fewer blocks of base and head: the bootstrap of a median of few values is
+/// too confident.
 pub(crate) const HEAD_BLOCKS_MIN: usize = 10;
-/// Nor with fewer blocks of base and base.
+/// Nothing is decided with fewer blocks of the base against itself.
 pub(crate) const FLOOR_BLOCKS_MIN: usize = 5;
-/// Blocks of base and head for each block of base and base: the floor needs to be known less
-/// exactly than the change.
+/// Blocks of base and head per block of the base against itself: the noise floor need not be known as
+/// precisely as the change.
 const HEAD_BLOCKS_PER_FLOOR_BLOCK: usize = 2;
 
 const _: () = assert!(FLOOR_BLOCKS_MIN * HEAD_BLOCKS_PER_FLOOR_BLOCK <= HEAD_BLOCKS_MIN);
 
-/// What a comparison ends with.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The whole interval lies below -3 % and below the noise floor.
@@ -31,7 +31,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    /// The word for it in reports.
+    /// Its word in reports.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Verdict::Faster => "faster",
@@ -41,7 +41,7 @@ impl Verdict {
         }
     }
 
-    /// The process's exit code. The program's other failures have 1, 2 and 3.
+    /// The exit code of the process. Other failures of the program have 1, 2, and 3.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Verdict::Faster | Verdict::Same => 0,
@@ -56,7 +56,7 @@ impl Verdict {
 pub(crate) enum Pair {
     /// Base and head.
     Head,
-    /// Base and base once more, which shows what the arrangement itself makes of no change.
+    /// The base against itself, which shows what the setup makes of no change.
     Floor,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Evidence {
 }
 
 impl Evidence {
-    /// What the next block should compare, so that both kinds are spread over the whole time.
+    /// What the next block should compare, so that both kinds are spread over the whole run.
     pub(crate) fn next(&self) -> Pair {
         if self.floor.len() * HEAD_BLOCKS_PER_FLOOR_BLOCK < self.head.len() {
             Pair::Floor
@@ -77,7 +77,7 @@ impl Evidence {
         }
     }
 
-    /// Takes the logarithm of a block's ratio.
+    /// Adds the logarithm of a block's ratio.
     pub(crate) fn add(&mut self, pair: Pair, log_ratio: f64) {
         match pair {
             Pair::Head => self.head.push(log_ratio),
@@ -85,7 +85,7 @@ impl Evidence {
         }
     }
 
-    /// What can be said by now. `Inconclusive` asks for more blocks, where there is time for them.
+    /// The verdict so far. `Inconclusive` asks for more blocks, if there is time for them.
     pub(crate) fn verdict(&self, seed: u64) -> Verdict {
         if self.head.len() < HEAD_BLOCKS_MIN || self.floor.len() < FLOOR_BLOCKS_MIN {
             return Verdict::Inconclusive;
@@ -97,8 +97,8 @@ impl Evidence {
     }
 }
 
-/// The noise floor is how far the interval of base against base reaches: a change that the same
-/// program shows against itself is none.
+/// The noise floor is the reach of the interval of the base against itself: a change no larger than
+/// what a program shows against itself is not a change.
 fn judge(head: &Interval, floor: &Interval) -> Verdict {
     let beyond = CHANGE.ln().max(floor.reach());
     if head.half_width() > HALF_WIDTH_MAX {

@@ -1,5 +1,5 @@
-// C++20 with no library: an epoll loop and a listener (SO_REUSEPORT) a thread, keep-alive and
-// pipelining, an HTTP and a JSON parser of its own.
+// C++20 with no library: one epoll loop and one listener (SO_REUSEPORT) per thread, keep-alive and
+// pipelining, its own HTTP and JSON parsers.
 
 #include "../cpp/service.hpp"
 #include "../cpp/socket.hpp"
@@ -19,7 +19,7 @@ using namespace arena;
 constexpr size_t receive_bytes = 65536;
 constexpr int events_max = 512;
 
-// Answers that a peer does not take stop its reading, so neither buffer grows without end.
+// While a peer does not read its responses nothing is read from it, so neither buffer grows without bound.
 struct Connection {
     Descriptor socket;
     std::string in;
@@ -68,12 +68,12 @@ private:
             auto connection = std::make_unique<Connection>(Descriptor(number));
             set_option(connection->socket, IPPROTO_TCP, TCP_NODELAY);
             watch(EPOLL_CTL_ADD, connection->socket, EPOLLIN, connection.get());
-            // From here it is the loop's, which deletes it after its last event.
+            // From here on the loop owns it, and deletes it after its last event.
             connection.release();
         }
     }
 
-    // False once the connection is over.
+    // Returns false once the connection has ended.
     bool serve(Connection& connection) {
         if (connection.waits_to_send) return send_out(connection);
         const ssize_t count =
@@ -81,7 +81,7 @@ private:
         if (count == 0) return false;
         if (count < 0) return errno == EAGAIN || errno == EINTR;
         const std::string_view bytes(received_.data(), static_cast<size_t>(count));
-        // Most requests come whole and are read where they lie.
+        // Most requests arrive whole and are parsed in place.
         if (connection.in.empty()) {
             connection.in.assign(bytes.substr(answer_all(connection, bytes)));
         } else {
@@ -91,7 +91,7 @@ private:
         return send_out(connection);
     }
 
-    // Returns how many bytes are done with.
+    // Returns how many bytes were consumed.
     size_t answer_all(Connection& connection, std::string_view bytes) {
         size_t done = 0;
         while (connection.keep_alive && done < bytes.size()) {

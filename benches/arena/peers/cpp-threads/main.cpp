@@ -1,4 +1,4 @@
-// C++20 with no library, the oldest shape: a thread a connection, which answers one request and
+// C++20 with no library, the oldest design: one thread per connection, which responds to one request and
 // closes. THREADS is how many threads accept.
 
 #include "../cpp/service.hpp"
@@ -57,7 +57,7 @@ void serve(Service& service, const Descriptor& socket) {
             std::thread([&service, socket = Descriptor(number)] { serve(service, socket); })
                 .detach();
         } catch (const std::system_error&) {
-            // No thread is to be had: the connection was closed with the closure that held it.
+            // No thread could be created: the connection was closed with the closure that held it.
         }
     }
 }

@@ -1,4 +1,4 @@
-// The event as JSON (RFC 8259), read in one pass and strictly: what is not an event is refused.
+// The event as JSON (RFC 8259), read strictly and in one pass: anything that is not an event is refused.
 #pragma once
 
 #include <charconv>
@@ -27,7 +27,7 @@ public:
 
 private:
     static constexpr size_t user_bytes_max = 256;
-    // Ignored members may nest; the parser recurses, so something has to bound it.
+    // Ignored members may nest, and the parser recurses, so the depth must be bounded.
     static constexpr int depth_max = 64;
 
     explicit EventParser(std::string_view body) : at_(body.data()), end_(at_ + body.size()) {}
@@ -119,7 +119,7 @@ private:
         return false;
     }
 
-    // Well-formed sequences only, Unicode 16 table 3-7: no surrogates and nothing overlong.
+    // Well-formed sequences only, Unicode 16 table 3-7: no surrogates and no overlong forms.
     bool multibyte(std::string& text) {
         const auto first = static_cast<unsigned char>(*at_);
         const size_t length = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
@@ -188,7 +188,7 @@ private:
         return true;
     }
 
-    // from_chars takes more than JSON does ("01", "1.", "inf"), so the grammar is walked first.
+    // from_chars accepts more than JSON does ("01", "1.", "inf"), so the grammar is walked first.
     bool number(double& value) {
         const char* start = at_;
         take('-');

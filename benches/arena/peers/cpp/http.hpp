@@ -1,5 +1,5 @@
-// HTTP/1.1 requests (RFC 9112) with a Content-Length, from bytes that may end anywhere. What is
-// not understood is refused, transfer codings among it.
+// HTTP/1.1 requests (RFC 9112) with a Content-Length, from bytes that may end anywhere. Anything that
+// is not understood is refused, transfer codings included.
 #pragma once
 
 #include <charconv>
@@ -109,7 +109,7 @@ private:
         return text.substr(start, text.find_last_not_of(" \t") + 1 - start);
     }
 
-    // `right` is in lower case.
+    // `right` must be in lower case.
     static bool equals(std::string_view left, std::string_view right) {
         if (left.size() != right.size()) return false;
         for (size_t index = 0; index < left.size(); ++index) {

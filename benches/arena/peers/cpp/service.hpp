@@ -1,5 +1,5 @@
-// The totals, and the answer to each request. The totals are separate atomics beside sharded sets
-// of users, so /stats is exact only when no event is under way.
+// The totals, and the response to each request. The totals are separate atomics beside sharded sets
+// of users, so /stats is exact only while no event is in flight.
 #pragma once
 
 #include "event.hpp"
@@ -51,7 +51,7 @@ public:
     }
 
 private:
-    // A cache line or more each, so that neighbours' locks do not share one.
+    // At least a cache line each, so that neighboring locks do not share one.
     struct alignas(64) Shard {
         std::mutex mutex;
         std::unordered_set<std::string> users;
@@ -70,7 +70,7 @@ private:
 
 class Service {
 public:
-    // Appends the answer; `keep_alive` says whether the connection goes on after it.
+    // Appends the response; `keep_alive` says whether the connection stays open after it.
     void answer(const Request& request, bool keep_alive, std::string& out) {
         const bool get = request.method == "GET";
         const bool post = request.method == "POST";

@@ -1,4 +1,4 @@
-// Sockets that close themselves, and the listener and arguments that both servers start with.
+// Sockets that close themselves, and the listener and arguments that both servers use.
 #pragma once
 
 #include <arpa/inet.h>

@@ -1,7 +1,7 @@
 """FastAPI as its users write it: a pydantic model and async handlers, for any ASGI server.
 
 All handlers run on one event loop and none awaits, so each is a critical section without a lock:
-the four totals always belong together. That holds for one process only, so one is what is served.
+the four totals always belong together. That holds only within one process, so there is one.
 """
 
 from fastapi import FastAPI, Request, Response
@@ -30,14 +30,14 @@ class Tally:
         self.users = set()
 
 
-# The challenge asks for no content type, so none is insisted on.
+# The challenge requires no content type.
 app = FastAPI(openapi_url=None, strict_content_type=False)
 tally = Tally()
 
 
 @app.exception_handler(RequestValidationError)
 async def refuse(_request: Request, _error: RequestValidationError) -> Response:
-    """FastAPI's own answer would be 422, where the challenge says 400."""
+    """FastAPI's own response would be 422; the challenge requires 400."""
     return Response(status_code=400)
 
 

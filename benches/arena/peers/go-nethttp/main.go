@@ -1,5 +1,5 @@
-// Go's net/http as its users write it: a goroutine a connection, encoding/json, a sync.Map of
-// users and atomics. The totals are separate, so /stats is exact only when no event is under way.
+// Go's net/http as its users write it: one goroutine per connection, encoding/json, a sync.Map of
+// users, and atomics. The totals are separate, so /stats is exact only while no event is in flight.
 package main
 
 import (
@@ -20,7 +20,7 @@ const (
 	userIDBytesMax = 256
 )
 
-// Pointers tell a missing member from a zero one.
+// Pointers distinguish a missing member from one that is zero.
 type event struct {
 	UserID *string  `json:"userId"`
 	Value  *float64 `json:"value"`
@@ -77,7 +77,7 @@ func (t *tally) serveEvent(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyBytesMax))
 	var e event
 	if err == nil {
-		// Unlike a Decoder, Unmarshal refuses what trails the object.
+		// Unlike a Decoder, Unmarshal rejects trailing data.
 		err = json.Unmarshal(body, &e)
 	}
 	if err != nil || e.UserID == nil || e.Value == nil ||
@@ -91,7 +91,7 @@ func (t *tally) serveEvent(w http.ResponseWriter, r *http.Request) {
 
 func answerJSON(w http.ResponseWriter, value any) {
 	w.Header().Set("Content-Type", "application/json")
-	// An error is a peer that went away.
+	// An error means that the peer has gone.
 	_ = json.NewEncoder(w).Encode(value)
 }
 

@@ -1,7 +1,7 @@
-// Node.js with its own HTTP server, which is what its frameworks stand on and the fastest that the
-// registry has without a native build. One process and one thread, whatever THREADS says: handlers
-// run to their end, so the totals are exact, where `cluster` would have to gather them from
-// processes and could neither answer nor reset them at one point in time.
+// Node.js with its own HTTP server, which its frameworks are built on and which is the fastest in the
+// registry without a native build. One process and one thread, whatever THREADS says: handlers run to
+// completion, so the totals are exact. `cluster` would have to gather them from several processes and
+// could neither report nor reset them at one point in time.
 import { createServer } from 'node:http';
 
 const BODY_BYTES_MAX = 16384;
@@ -12,7 +12,7 @@ let totalRequests = 0;
 let sum = 0;
 const users = new Set();
 
-/** Counts the event in `text`; false is a body to refuse. */
+/** Counts the event in `text`; returns false for a body to refuse. */
 function count(text) {
   let event;
   try {
@@ -30,7 +30,7 @@ function count(text) {
   return true;
 }
 
-function answer(response, status, body) {
+function respond(response, status, body) {
   if (body === undefined) {
     response.writeHead(status, { 'Content-Length': 0 });
     response.end();
@@ -51,8 +51,8 @@ function receiveEvent(request, response) {
     if (text.length <= BODY_BYTES_MAX) text += chunk;
   });
   request.on('end', () => {
-    if (text.length > BODY_BYTES_MAX) answer(response, 413);
-    else answer(response, count(text) ? 200 : 400);
+    if (text.length > BODY_BYTES_MAX) respond(response, 413);
+    else respond(response, count(text) ? 200 : 400);
   });
 }
 
@@ -66,20 +66,20 @@ const server = createServer((request, response) => {
   switch (route) {
     case 'GET /stats': {
       const avg = totalRequests === 0 ? 0 : sum / totalRequests;
-      answer(response, 200, { totalRequests, uniqueUsers: users.size, sum, avg });
+      respond(response, 200, { totalRequests, uniqueUsers: users.size, sum, avg });
       break;
     }
     case 'GET /health':
-      answer(response, 200, { status: 'healthy' });
+      respond(response, 200, { status: 'healthy' });
       break;
     case 'POST /reset':
       totalRequests = 0;
       sum = 0;
       users.clear();
-      answer(response, 200, { status: 'reset' });
+      respond(response, 200, { status: 'reset' });
       break;
     default:
-      answer(response, 404);
+      respond(response, 404);
   }
 });
 

@@ -1,5 +1,5 @@
 //! What the Rust peers share: the arguments, the event as serde reads it, and totals as most users
-//! of these frameworks write them, with atomics and a concurrent set.
+//! of these frameworks would write them, with atomics and a concurrent set.
 
 #[cfg(feature = "tally")]
 mod tally;

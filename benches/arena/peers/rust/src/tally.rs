@@ -1,5 +1,5 @@
-//! The event and the totals. The four totals are separate atomics, so `/stats` is exact only when
-//! no event is under way; each total alone is always exact for the published workloads.
+//! The event and the totals. The four totals are separate atomics, so `/stats` is exact only while
+//! no event is in flight; each total by itself is always exact for the published workloads.
 
 use dashmap::DashSet;
 use serde::{Deserialize, Serialize};
@@ -14,14 +14,14 @@ const USER_ID_BYTES_MAX: usize = 256;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event<'body> {
-    // Borrowed unless it holds an escape.
+    // Borrowed unless it contains an escape.
     #[serde(borrow)]
     user_id: Cow<'body, str>,
     value: f64,
 }
 
 impl<'body> Event<'body> {
-    /// `None` is a body to refuse with 400.
+    /// Returns `None` for a body to refuse with 400.
     pub fn parse(body: &'body [u8]) -> Option<Event<'body>> {
         let event: Event = serde_json::from_slice(body).ok()?;
         (1..=USER_ID_BYTES_MAX).contains(&event.user_id.len()).then_some(event)
@@ -46,7 +46,7 @@ pub struct Tally {
 
 impl Tally {
     pub fn add(&self, event: &Event) {
-        // Most events are of a user already seen: those take no exclusive lock and no allocation.
+        // Most events belong to a user seen before: they need no exclusive lock and no allocation.
         if !self.users.contains(event.user_id.as_ref()) {
             self.users.insert(event.user_id.clone().into_owned());
         }

@@ -1,11 +1,11 @@
-//! actix-web 4 as its users write it: a single-threaded runtime a worker, shared totals.
+//! actix-web 4 as its users write it: one single-threaded runtime per worker, shared totals.
 
 use actix_web::{App, HttpResponse, HttpServer, http::header::ContentType, web};
 use arena_peers::{Event, HEALTHY, RESET, Tally};
 
 type State = web::Data<Tally>;
 
-// The body is taken as bytes: `web::Json` would insist on a content type, which the challenge
+// The body is taken as bytes: `web::Json` would require a content type, which the challenge
 // does not.
 async fn event(tally: State, body: web::Bytes) -> HttpResponse {
     match Event::parse(&body) {

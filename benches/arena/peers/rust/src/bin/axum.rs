@@ -10,8 +10,8 @@ use std::sync::Arc;
 type Totals = State<Arc<Tally>>;
 type Json<Body> = ([(HeaderName, &'static str); 1], Body);
 
-// The body is taken as bytes: the `Json` extractor would insist on a content type, which the
-// challenge does not, and answers 422 where the challenge says 400.
+// The body is taken as bytes: the `Json` extractor would require a content type, which the
+// challenge does not, and responds 422 where the challenge requires 400.
 async fn event(State(tally): Totals, body: Bytes) -> StatusCode {
     match Event::parse(&body) {
         Some(event) => {
@@ -48,7 +48,7 @@ async fn serve(port: u16) -> std::io::Result<()> {
         .with_state(Arc::new(Tally::default()));
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let listener = listener.tap_io(|stream| {
-        // Only a delay is lost where it cannot be set.
+        // If it cannot be set, responses are only slower.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, app).await

@@ -1,8 +1,8 @@
-//! The floor: what the kernel alone costs. A raw ring a thread (multishot accept and receive, a
-//! ring of buffers, DEFER_TASKRUN) answers each end of a request head it sees and counts nothing.
+//! The floor: what the kernel alone costs. One raw ring per thread (multishot accept and receive, a
+//! buffer ring, DEFER_TASKRUN) responds to every end of a request head that it sees and counts nothing.
 //!
-//! It is no server of the challenge: it looks at no method or path but at the start of a receive,
-//! answers before the body of a request came, and its totals are always zero.
+//! It is not a server for the challenge: it recognizes a method and path only at the start of a
+//! receive, responds before the body of a request has arrived, and its totals are always zero.
 
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU16, Ordering::Release};
 
 const COUNTED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// What a receive starts with, and the answer to it; all else is an event.
+/// What a receive starts with, and the response to it; everything else is an event.
 const FIXED: [(&[u8], &[u8]); 3] = [
     (
         b"GET /stats ",
@@ -40,7 +40,7 @@ const BACKLOG: i32 = 4096;
 const SUBMISSIONS: u32 = 4096;
 const COMPLETIONS: u32 = 16_384;
 
-/// A power of two, as the kernel asks of a buffer ring.
+/// A power of two, as the kernel requires for a buffer ring.
 const BUFFERS: u16 = 2048;
 const BUFFER_BYTES: usize = 4096;
 const PAGE_BYTES: usize = 4096;
@@ -50,7 +50,7 @@ const ACCEPT: u64 = 0;
 const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
 
-/// Buffers that the kernel picks from as bytes come in.
+/// Buffers from which the kernel picks as bytes arrive.
 struct Buffers {
     entries: *mut BufRingEntry,
     bytes: Vec<u8>,
@@ -61,8 +61,8 @@ impl Buffers {
     fn register(ring: &IoUring) -> io::Result<Buffers> {
         let size = usize::from(BUFFERS) * size_of::<BufRingEntry>();
         let layout = Layout::from_size_align(size, PAGE_BYTES).map_err(io::Error::other)?;
-        // SAFETY: the layout is not empty; the memory is never freed, as the kernel goes on using
-        // it until the process ends.
+        // SAFETY: the layout is not empty; the memory is never freed, because the kernel keeps
+        // using it until the process ends.
         let entries = unsafe { alloc_zeroed(layout) }.cast::<BufRingEntry>();
         assert!(!entries.is_null());
         // SAFETY: as above, and `entries` is as large as the ring that is registered.
@@ -93,10 +93,10 @@ impl Buffers {
     }
 }
 
-/// A connection; dropped, and so closed, only when the kernel holds nothing of it.
+/// A connection. It is dropped, and so closed, only once the kernel refers to nothing in it.
 struct Connection {
     socket: Socket,
-    /// The last bytes received, for a head whose end came in two receives.
+    /// The last bytes received, for a head whose end is split over two receives.
     last: Vec<u8>,
     pending: Vec<u8>,
     sending: Vec<u8>,
@@ -114,7 +114,7 @@ impl Connection {
         self.sent < self.sending.len()
     }
 
-    fn answer(&mut self, bytes: &[u8]) {
+    fn respond(&mut self, bytes: &[u8]) {
         if let Some((_, fixed)) = FIXED.iter().find(|(start, _)| bytes.starts_with(start)) {
             self.pending.extend_from_slice(fixed);
             self.last.clear();
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// The next send, where there is something to send and none is under way.
+    /// The next send, if there is something to send and no send is in flight.
     fn next_send(&mut self) -> Option<squeue::Entry> {
         if !self.is_sending() {
             self.sending.clear();
@@ -152,12 +152,12 @@ fn tagged(kind: u64, descriptor: i32) -> u64 {
     kind << 32 | u64::from(descriptor.unsigned_abs())
 }
 
-/// One thread's ring, with what it listens on and serves.
+/// One thread's ring, its listener, and its connections.
 struct Loop {
     ring: IoUring,
     listener: Socket,
     buffers: Buffers,
-    /// By descriptor: the kernel gives out the lowest free one, so there are few gaps.
+    /// Indexed by descriptor: the kernel assigns the lowest free one, so there are few gaps.
     connections: Vec<Option<Connection>>,
 }
 
@@ -199,8 +199,8 @@ impl Loop {
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: what an entry points to is a `sending` buffer, which its connection leaves as it
-        // is until the send completed.
+        // SAFETY: an entry points to a `sending` buffer, which its connection does not change
+        // until the send has completed.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             self.ring.submit()?;
         }
@@ -225,7 +225,7 @@ impl Loop {
         if descriptor < 0 {
             return Ok(());
         }
-        // SAFETY: the kernel just handed this descriptor over, and nothing else owns it.
+        // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
         let socket = unsafe { Socket::from_raw_fd(descriptor) };
         socket.set_tcp_nodelay(true)?;
         let slot = descriptor as usize;
@@ -242,7 +242,7 @@ impl Loop {
         let buffer = cqueue::buffer_select(completion.flags());
         let mut send = None;
         if let (Some(buffer), 1..) = (buffer, length) {
-            connection.answer(self.buffers.filled(buffer, length));
+            connection.respond(self.buffers.filled(buffer, length));
             if !connection.is_sending() {
                 send = connection.next_send();
             }
@@ -256,7 +256,7 @@ impl Loop {
         if cqueue::more(completion.flags()) {
             return Ok(());
         }
-        // Out of buffers is no fault of the peer's: they are given back within this round.
+        // Running out of buffers is not the peer's fault: they are returned within this iteration.
         if length > 0 || completion.result() == -libc::ENOBUFS {
             return self.receive(descriptor);
         }
@@ -269,7 +269,7 @@ impl Loop {
         match usize::try_from(result) {
             Ok(length) => connection.sent += length,
             Err(_) => {
-                // The peer is gone: nothing more is sent, and its receive ends by itself.
+                // The peer has gone: nothing more is sent, and its receive ends by itself.
                 connection.pending.clear();
                 connection.sent = connection.sending.len();
             }

@@ -1,11 +1,11 @@
-//! may_minihttp as its users write it: a stackful coroutine a connection, no async.
+//! may_minihttp as its users write it: one stackful coroutine per connection, no async.
 
 use arena_peers::{Event, HEALTHY, RESET, Tally};
 use may_minihttp::{HttpService, HttpServiceFactory, Request, Response};
 use std::io::{self, Read};
 use std::sync::Arc;
 
-/// In machine words; serde_json's recursion limit bounds what an event can need of it.
+/// In machine words; serde_json's recursion limit bounds how much of it an event can need.
 const STACK_WORDS: usize = 0x4000;
 
 struct Connection {

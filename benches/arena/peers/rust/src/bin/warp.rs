@@ -8,7 +8,7 @@ use warp::{Filter, Reply};
 
 const BODY_BYTES_MAX: u64 = 16_384;
 
-// The body is taken as bytes: `body::json` wants an event that owns all its text.
+// The body is taken as bytes: `body::json` requires an event that owns all its text.
 fn event(tally: &Tally, body: &Bytes) -> StatusCode {
     match Event::parse(body) {
         Some(event) => {

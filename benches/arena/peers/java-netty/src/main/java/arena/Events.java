@@ -27,11 +27,11 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 
-/** The routes of the challenge. Answers are flushed together once all that came in is handled. */
+/** The routes of the challenge. Responses are flushed together once everything that arrived is handled. */
 final class Events extends SimpleChannelInboundHandler<FullHttpRequest> {
     private static final int USER_ID_BYTES_MAX = 256;
 
-    /** Strict: no number from a text, no text from a number, nothing behind the object. */
+    /** Strict: no number from a string, no string from a number, nothing after the object. */
     private static final JsonMapper JSON = JsonMapper.builder()
         .disable(MapperFeature.ALLOW_COERCION_OF_SCALARS)
         .disable(DeserializationFeature.FAIL_ON_UNKNOWN_PROPERTIES)
@@ -88,7 +88,7 @@ final class Events extends SimpleChannelInboundHandler<FullHttpRequest> {
         context.close();
     }
 
-    /** False is a body to refuse. */
+    /** Returns false for a body to refuse. */
     private boolean count(ByteBuf body) {
         Event event;
         try (InputStream bytes = new ByteBufInputStream(body)) {
@@ -96,7 +96,7 @@ final class Events extends SimpleChannelInboundHandler<FullHttpRequest> {
         } catch (IOException malformed) {
             return false;
         }
-        // `null` is JSON, and no event; so is an empty body.
+        // `null` is JSON but not an event, and neither is an empty body.
         if (event == null || !event.isWellFormed()) {
             return false;
         }

@@ -8,14 +8,14 @@ import org.springframework.boot.autoconfigure.SpringBootApplication;
 import org.springframework.boot.autoconfigure.jackson.Jackson2ObjectMapperBuilderCustomizer;
 import org.springframework.context.annotation.Bean;
 
-/** Spring Boot 3 on Tomcat as its users write it: a virtual thread a request, where there are. */
+/** Spring Boot 3 on Tomcat as its users write it: one virtual thread per request, if the JDK has them. */
 @SpringBootApplication
 public class Application {
     public static void main(String[] arguments) {
         SpringApplication.run(Application.class, arguments);
     }
 
-    /** The property that forbids coercion leaves out texts, which Jackson reads from any scalar. */
+    /** The property that forbids coercion does not cover strings, which Jackson reads from any scalar. */
     @Bean
     Jackson2ObjectMapperBuilderCustomizer textsAreTexts() {
         return builder -> builder.postConfigurer(mapper -> mapper

@@ -8,7 +8,7 @@ import org.springframework.web.bind.annotation.PostMapping;
 import org.springframework.web.bind.annotation.RequestBody;
 import org.springframework.web.bind.annotation.RestController;
 
-/** The routes of the challenge; Spring itself refuses what is no JSON. */
+/** The routes of the challenge; Spring itself refuses what is not JSON. */
 @RestController
 public class Events {
     private static final int USER_ID_BYTES_MAX = 256;

@@ -6,8 +6,8 @@ import java.util.concurrent.atomic.DoubleAdder;
 import java.util.concurrent.atomic.LongAdder;
 
 /**
- * The totals. They are separate, so they belong together only when no event is under way; the sum
- * does not depend on the order of events while every partial sum is exact, as those published are.
+ * The totals. They are separate, so they belong together only while no event is in flight. The sum
+ * does not depend on the order of events as long as every partial sum is exact, as in the published workloads.
  */
 public final class Tally {
     public record Stats(long totalRequests, int uniqueUsers, double sum, double avg) {}
