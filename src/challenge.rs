@@ -2,7 +2,7 @@
 //! CPUs where there are two or more, and one report.
 
 use crate::failure::Failure;
-use crate::load::{self, Moment, Output, Server, ServerCost};
+use crate::load::{self, Moment, Output, Server, ServerUse};
 use crate::topology::format_cpu_list;
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A checked configuration.
 pub struct Config {
@@ -27,19 +28,16 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
     let (load, output) = (config.load)(Server::parse(&server.url)?);
     let mut cpu = Vec::new();
-    let report = load::run(&load, |moment| cpu.push((moment, server.cpu_seconds())));
+    let report = load::run(&load, |moment| cpu.push((moment, server.cpu_time())));
     let peak = server.peak_rss_bytes();
     let last_words = server.stop();
     let mut report = report?;
-    let answered = report.answered().max(1) as f64;
     if let [(Moment::Start, Some(before)), (Moment::End, Some(after))] = cpu[..] {
-        let micros = |part: fn(CpuSeconds) -> f64| (part(after) - part(before)) * 1e6 / answered;
-        report.cost = Some(ServerCost {
-            server_cpu_us_per_request: micros(|cpu| cpu.user + cpu.system),
-            server_user_us_per_request: micros(|cpu| cpu.user),
-            server_system_us_per_request: micros(|cpu| cpu.system),
-            server_peak_rss_bytes: peak.unwrap_or(0),
-            server_cpus,
+        report.add_server(ServerUse {
+            user: after.user.saturating_sub(before.user),
+            system: after.system.saturating_sub(before.system),
+            peak_rss_bytes: peak,
+            cpus: server_cpus,
         });
     }
     output.write(&report)?;
@@ -49,9 +47,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
 
 /// CPU time of a process.
 #[derive(Clone, Copy, Debug)]
-struct CpuSeconds {
-    user: f64,
-    system: f64,
+struct CpuTime {
+    user: Duration,
+    system: Duration,
 }
 
 /// A server that this process started. Dropped, it is killed.
@@ -108,15 +106,15 @@ impl ServerProcess {
     }
 
     /// User and system time so far (proc_pid_stat(5)).
-    fn cpu_seconds(&self) -> Option<CpuSeconds> {
+    fn cpu_time(&self) -> Option<CpuTime> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
         // The name may hold spaces and parentheses; the fields follow its last one.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-        let mut seconds = || {
+        let mut time = || {
             let ticks: u64 = fields.next()?.parse().ok()?;
-            Some(ticks as f64 / clock_ticks_per_second() as f64)
+            Some(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
         };
-        Some(CpuSeconds { user: seconds()?, system: seconds()? })
+        Some(CpuTime { user: time()?, system: time()? })
     }
 
     /// The most memory that the process held (proc_pid_status(5)).

@@ -78,7 +78,7 @@ fn published_habits_are_no_obstacle() {
             assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
             let total = if habits.has_reset { 3000 } else { 3000 * (round + 1) };
             assert_eq!(report["server"]["totalRequests"], total);
-            assert_eq!(report["setup"]["one_request_a_connection"], habits.closes);
+            assert_eq!(report["setup"]["one_request_per_connection"], habits.closes);
             assert_eq!(report["unknown"], 0);
             assert_eq!(report["reconnects"].as_u64().unwrap() > 0, habits.closes);
         }

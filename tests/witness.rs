@@ -166,7 +166,7 @@ fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
         assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
         assert_eq!((&report["unknown"], &report["acknowledged"]), (&2.into(), &1998.into()));
         assert_eq!(report["broken_keep_alives"], 2);
-        assert_eq!(report["setup"]["one_request_a_connection"], false);
+        assert_eq!(report["setup"]["one_request_per_connection"], false);
         assert!(report["elapsed_s"].as_f64().unwrap() < 1.9, "{report}");
     }
 }

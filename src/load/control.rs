@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How long a server that promised to keep a connection may take to break the promise.
 const FALSE_KEEP_ALIVE_WAIT: Duration = Duration::from_millis(50);
+/// How long a server may take to name its engine: the run does not depend on it.
+const ENGINE_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of an answer to a control request.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -156,6 +158,12 @@ impl Server {
         Ok((figures, !answer.says_close && !answer.broke_keep_alive))
     }
 
+    /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
+    pub(super) fn engine(&self, timeout: Duration) -> Option<String> {
+        let answer = self.ask("GET", "/metrics", timeout.min(ENGINE_WAIT), Duration::ZERO).ok()?;
+        (answer.status == 200).then(|| engine_of(&answer.body)).flatten()
+    }
+
     fn not_a_challenge_server(&self, answer: &Answer) -> Failure {
         Failure::Environment(format!(
             "http://{}/stats answers {} without the four totals: is this a server of the challenge?",
@@ -178,6 +186,14 @@ fn ends_within(stream: &mut TcpStream, wait: Duration) -> bool {
     let still_open = waited
         .is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
     is_set && !still_open
+}
+
+/// The `engine` label of `ringtally_build_info` among Prometheus metrics.
+fn engine_of(metrics: &[u8]) -> Option<String> {
+    let metrics = std::str::from_utf8(metrics).ok()?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("ringtally_build_info{"))?;
+    let (name, _) = line.split_once("engine=\"")?.1.split_once('"')?;
+    Some(name.to_owned())
 }
 
 fn read_totals(answer: &Answer) -> Option<Totals> {
@@ -219,6 +235,16 @@ mod tests {
         }
         for text in ["", "[]", r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#] {
             assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_engine_is_read_from_the_metrics() {
+        let metrics = "# TYPE ringtally_build_info gauge\n\
+            ringtally_build_info{version=\"1\",engine=\"ring\"} 1\n";
+        assert_eq!(engine_of(metrics.as_bytes()).as_deref(), Some("ring"));
+        for other in ["", "build_info{engine=\"ring\"} 1\n", "ringtally_build_info{engine=\"r"] {
+            assert_eq!(engine_of(other.as_bytes()), None, "{other}");
         }
     }
 

@@ -1,26 +1,33 @@
-//! Latencies, and what is known of those that never ended.
+//! Latencies, and what is known about requests that never ended.
 //!
-//! A request that was given up has a latency of at least the time that it was waited for: it is
-//! censored (on the right, as statistics calls it), and stays in. The k-th smallest of the recorded
-//! values is never above the k-th smallest of the true ones, and is equal to it where it is below
-//! every censored value; so a quantile from there on is known as a lower bound only.
+//! A request that was given up took at least as long as the client waited for it. It is censored (on
+//! the right, as statisticians say) and stays in the data. The k-th smallest recorded value is never
+//! above the k-th smallest true value, and equals it if it is below every censored value. From the
+//! first censored value on, a quantile is therefore known only as a lower bound.
 
 use hdrhistogram::Histogram;
 use serde::{Serialize, Serializer};
 
-/// The longest latency that is told apart, in nanoseconds: an hour.
+/// The longest latency that is distinguished, in nanoseconds: an hour.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 
-/// A latency, or the least that it can have been.
+/// A figure, or the least that it can have been.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Bound {
-    /// Microseconds.
+    /// Microseconds, if it is a latency.
     pub micros: f64,
-    /// It may have been longer.
+    /// It may have been more.
     pub is_at_least: bool,
 }
 
-/// As its number alone, which programs expect; which of them are bounds is told beside them.
+impl Bound {
+    /// A figure that is known.
+    pub(super) fn exactly(micros: f64) -> Bound {
+        Bound { micros, is_at_least: false }
+    }
+}
+
+/// As the number alone, which programs expect; the report says beside it which numbers are bounds.
 impl Serialize for Bound {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.micros)
@@ -32,16 +39,15 @@ impl Serialize for Bound {
 pub(super) struct Latencies {
     histogram: Histogram<u64>,
     censored: u64,
-    /// The least time after which one was given up.
-    least_censored_ns: u64,
+    /// The shortest time after which a request was given up.
+    least_censored_ns: Option<u64>,
 }
 
 impl Latencies {
     pub(super) fn new() -> Latencies {
-        // Constant bounds that the constructor accepts.
-        let histogram =
-            Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).unwrap_or_else(|_| unreachable!());
-        Latencies { histogram, censored: 0, least_censored_ns: u64::MAX }
+        let histogram = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
+            .unwrap_or_else(|error| unreachable!("these bounds are constant and valid: {error}"));
+        Latencies { histogram, censored: 0, least_censored_ns: None }
     }
 
     /// Records a latency.
@@ -50,47 +56,58 @@ impl Latencies {
         self.histogram.saturating_record(ns.max(1));
     }
 
-    /// Records a request that was given up after so long.
+    /// Records a request that was given up after this time.
     pub(super) fn record_at_least(&mut self, ns: u64) {
         self.record(ns);
         self.censored += 1;
-        // As coarse as the histogram has it, so that no value of its bucket passes for known.
-        self.least_censored_ns =
-            self.least_censored_ns.min(self.histogram.lowest_equivalent(ns.max(1)));
+        // Rounded as the histogram rounds, so that no value in the same bucket counts as known.
+        self.note_censored(self.histogram.lowest_equivalent(ns.max(1)));
     }
 
-    /// Adds what another has.
+    fn note_censored(&mut self, ns: u64) {
+        self.least_censored_ns = Some(self.least_censored_ns.map_or(ns, |least| least.min(ns)));
+    }
+
+    /// Adds all latencies of `other`.
     pub(super) fn merge(&mut self, other: &Latencies) {
-        // Histograms of one kind always add up.
-        let _ = self.histogram.add(&other.histogram);
+        self.histogram
+            .add(&other.histogram)
+            .unwrap_or_else(|error| unreachable!("all histograms have the same bounds: {error}"));
         self.censored += other.censored;
-        self.least_censored_ns = self.least_censored_ns.min(other.least_censored_ns);
+        if let Some(ns) = other.least_censored_ns {
+            self.note_censored(ns);
+        }
     }
 
-    /// How many requests are in it.
+    /// The number of requests recorded, those that were given up included.
     pub(super) fn len(&self) -> u64 {
         self.histogram.len()
     }
 
-    /// How many of them were given up.
+    /// The number of requests that were given up.
     pub(super) fn censored(&self) -> u64 {
         self.censored
     }
 
-    pub(super) fn quantile(&self, quantile: f64) -> Bound {
+    /// A quantile from 0 to 1; `None` if nothing was recorded.
+    pub(super) fn quantile(&self, quantile: f64) -> Option<Bound> {
         self.bound(self.histogram.value_at_quantile(quantile))
     }
 
-    pub(super) fn max(&self) -> Bound {
+    /// The longest; `None` if nothing was recorded.
+    pub(super) fn max(&self) -> Option<Bound> {
         self.bound(self.histogram.max())
     }
 
-    pub(super) fn mean(&self) -> Bound {
-        Bound { micros: self.histogram.mean() / 1e3, is_at_least: self.censored > 0 }
+    /// The mean; `None` if nothing was recorded.
+    pub(super) fn mean(&self) -> Option<Bound> {
+        let mean = Bound { micros: self.histogram.mean() / 1e3, is_at_least: self.censored > 0 };
+        (self.len() > 0).then_some(mean)
     }
 
-    fn bound(&self, ns: u64) -> Bound {
-        Bound { micros: ns as f64 / 1e3, is_at_least: ns >= self.least_censored_ns }
+    fn bound(&self, ns: u64) -> Option<Bound> {
+        let is_at_least = self.least_censored_ns.is_some_and(|least| ns >= least);
+        (self.len() > 0).then_some(Bound { micros: ns as f64 / 1e3, is_at_least })
     }
 
     /// The histogram itself, in nanoseconds.
@@ -99,16 +116,16 @@ impl Latencies {
     }
 }
 
-/// What the requests that ended in one second took.
+/// The latencies of the requests that ended within one second.
 #[derive(Clone, Debug)]
 pub(super) struct Slice {
     /// Seconds since the start.
     pub(super) second: u64,
-    /// From the intended send time; in a closed loop from the actual one, which is the same there.
+    /// From the intended send time, which in a closed loop is the actual one.
     pub(super) latency: Latencies,
     /// In an open loop, from the actual send time.
     pub(super) from_send: Option<Latencies>,
-    /// In an open loop, how late the client came to requests that could have been sent.
+    /// In an open loop, how late the client sent requests for which a connection was free.
     pub(super) lag: Option<Latencies>,
 }
 
@@ -118,7 +135,7 @@ impl Slice {
         Slice { second, latency: Latencies::new(), from_send: latencies(), lag: latencies() }
     }
 
-    /// Adds what another has, of any second.
+    /// Adds all latencies of `other`, whatever its second.
     pub(super) fn merge(&mut self, other: &Slice) {
         self.latency.merge(&other.latency);
         for (ours, theirs) in [(&mut self.from_send, &other.from_send), (&mut self.lag, &other.lag)]
@@ -135,22 +152,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_known_up_to_the_first_that_was_given_up() {
+    fn quantiles_are_known_up_to_the_first_request_that_was_given_up() {
         let mut latencies = Latencies::new();
         for micros in 1..=98 {
             latencies.record(micros * 1000);
         }
         latencies.record_at_least(50_000_000);
         latencies.record(90_000_000);
-        assert!(!latencies.quantile(0.98).is_at_least);
-        assert!(latencies.quantile(0.985).is_at_least);
-        assert!(latencies.max().is_at_least && latencies.mean().is_at_least);
+        assert!(!latencies.quantile(0.98).unwrap().is_at_least);
+        assert!(latencies.quantile(0.985).unwrap().is_at_least);
+        assert!(latencies.max().unwrap().is_at_least && latencies.mean().unwrap().is_at_least);
         assert_eq!((latencies.len(), latencies.censored()), (100, 1));
     }
 
-    /// Whatever the true latencies are: what is said to be known is true, the rest is no more.
+    /// Whatever the true latencies are, a known quantile is right, and a bound is not above it.
     #[test]
-    fn a_quantile_is_true_or_a_lower_bound() {
+    fn a_quantile_is_right_or_a_lower_bound() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..300 {
             let mut latencies = Latencies::new();
@@ -167,13 +184,19 @@ mod tests {
             for quantile in [0.01, 0.5, 0.9, 0.99, 1.0] {
                 let rank = ((quantile * truth.len() as f64).ceil() as usize).max(1);
                 let true_ns = truth[rank - 1] as f64;
-                let Bound { micros, is_at_least } = latencies.quantile(quantile);
-                // The histogram rounds up by less than a thousandth.
+                let Bound { micros, is_at_least } = latencies.quantile(quantile).unwrap();
+                // The histogram rounds up by less than one part in a thousand.
                 let (least, most) = (true_ns * 0.999, true_ns * 1.001 + 1.0);
                 assert!(micros * 1e3 <= most, "{quantile}");
                 assert!(is_at_least || micros * 1e3 >= least, "{quantile}");
             }
         }
+    }
+
+    #[test]
+    fn nothing_recorded_has_no_quantiles() {
+        let nothing = Latencies::new();
+        assert_eq!((nothing.quantile(0.5), nothing.max(), nothing.mean()), (None, None, None));
     }
 
     #[test]

@@ -28,25 +28,22 @@ use latency::Slice;
 use ledger::Ledger;
 use procfs::{CurrentSI, KernelStats};
 use report::Outcome;
-pub use report::{Output, Report, ServerCost, Setup, write_to};
+pub use report::{Output, Report, ServerUse, Setup, write_to};
 pub use schedule::RATE_MAX;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 pub use thresholds::Threshold;
-use timeline::Timeline;
 use verdict::Evidence;
 pub use verdict::Verdict;
-use view::View;
+use view::{Phase, Stage, View};
 use watch::Watched;
 use worker::{Findings, Progress, Run, Worker};
 use workload::Share;
 pub use workload::{EVENTS_MAX, Totals, Values, Workload};
 
-/// How often the progress is shown anew.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// How long a run looks at the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 /// How long totals may take to become right, to be told from those that never do, and how often
@@ -109,9 +106,11 @@ pub enum Moment {
 
 /// Sends the events, and compares what the server counted with what it acknowledged.
 pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failure> {
+    let view = View::open(config);
     let environment = Environment::here(ENVIRONMENT_SAMPLE);
     let server = &config.server;
     let (_, keeps_alive) = server.first_totals(config.timeout)?;
+    let engine = server.engine(config.timeout);
     let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
     let cpus = match &config.cpus {
         Some(cpus) => cpus.clone(),
@@ -133,7 +132,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
         gate: Barrier::new(threads + 1),
     };
-    let sent = send_all(config, &run, &cpus, &mut at)?;
+    let sent = send_all(config, &run, &cpus, view, &mut at)?;
     let (acknowledged, mut possible) = shares(&config.workload, &sent.ledger);
     // A warm-up's event that was not answered may be counted at any time.
     let late = config.workload.share_of(&sent.warm_up.unknown);
@@ -154,6 +153,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         elapsed: sent.ended.saturating_duration_since(sent.started),
         client_busy: sent.client_busy,
         client_cpu: sent.client_cpu,
+        client_poll: sent.client_poll,
         held_up: sent.held_up,
         machine: sent.machine,
         total: sent.total,
@@ -164,6 +164,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         warm_up: config.warm_up,
         setup: Setup {
             url: format!("http://{}", server.host),
+            engine,
             workers: config.workers,
             threads,
             cpus: topology::format_cpu_list(&cpus),
@@ -171,7 +172,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
             rate: config.rate,
             users: config.workload.users,
             values: config.workload.values,
-            one_request_a_connection: run.one_shot.load(Ordering::Relaxed),
+            one_request_per_connection: run.one_shot.load(Ordering::Relaxed),
             was_reset: sent.was_reset,
         },
         requests: config.workload.events,
@@ -247,7 +248,9 @@ struct Sent {
     watched: Option<Watched>,
     /// The busiest thread's share of its time, without polling.
     client_busy: f64,
+    /// CPU time of all threads without polling, and the time that they polled.
     client_cpu: Duration,
+    client_poll: Duration,
     held_up: u64,
     machine: Option<CpuUse>,
     started: Instant,
@@ -273,6 +276,7 @@ fn send_all(
     config: &Config,
     run: &Run,
     cpus: &[usize],
+    view: View,
     at: &mut impl FnMut(Moment),
 ) -> Result<Sent, Failure> {
     let cannot = |error: std::io::Error| {
@@ -290,6 +294,7 @@ fn send_all(
         workers.push(Worker::new(run, thread, share, sender.clone()).map_err(cannot)?);
     }
     drop(sender);
+    let stage = Stage::new();
     thread::scope(|scope| {
         let _guard = EndOnPanic;
         let threads: Vec<_> = workers
@@ -304,8 +309,16 @@ fn send_all(
                 })
             })
             .collect();
+        let stage = &stage;
+        let follower = scope.spawn(move || {
+            let _guard = EndOnPanic;
+            view.follow(run, stage, &slices)
+        });
         // Everybody is connected; the warm-up is sent.
         run.gate.wait();
+        if run.warm_up > 0 {
+            stage.begin(Phase::WarmingUp);
+        }
         run.gate.wait();
         // It is answered; the server is set back, or looked at. Nobody may be left waiting.
         run.gate.wait();
@@ -323,15 +336,16 @@ fn send_all(
             })
         });
         run.gate.wait();
-        let timeline = follow(config, run, &slices, started);
+        stage.begin(Phase::Measuring);
+        let panicked =
+            |_| Failure::Wrong("a client thread panicked; an error above says why".into());
+        let timeline = follower.join().map_err(panicked)?;
         at(Moment::End);
         // At once: a server that counts late has no time for it.
         let after = config.server.totals(config.timeout);
         is_over.store(true, Ordering::Release);
         let machine = stat.zip(KernelStats::current().ok());
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
-        let panicked =
-            |_| Failure::Wrong("a client thread panicked; an error above says why".into());
         let watched = watcher.map(|watcher| watcher.join().map_err(panicked)).transpose()?;
         let (total, seconds) = timeline.finish();
         let (before, was_reset) = prepared?;
@@ -346,6 +360,7 @@ fn send_all(
             watched,
             client_busy: 0.0,
             client_cpu: Duration::ZERO,
+            client_poll: Duration::ZERO,
             held_up: 0,
             machine,
             started,
@@ -375,7 +390,8 @@ impl Sent {
         if elapsed > 0.0 {
             self.client_busy = self.client_busy.max(findings.busy.as_secs_f64() / elapsed);
         }
-        self.client_cpu += findings.cpu;
+        self.client_cpu += findings.busy;
+        self.client_poll += findings.cpu.saturating_sub(findings.busy);
         self.held_up += findings.held_up;
         self.ended = self.ended.max(findings.ended);
         self.failure = self.failure.take().or(findings.failure);
@@ -388,19 +404,6 @@ impl Sent {
 fn prepare(config: &Config) -> Result<(Totals, bool), Failure> {
     let was_reset = config.reset && config.server.reset(config.timeout)?;
     Ok((config.server.totals(config.timeout)?, was_reset))
-}
-
-/// Takes in what the threads hand over, and shows the progress, until all have ended.
-fn follow(config: &Config, run: &Run, slices: &Receiver<Box<Slice>>, started: Instant) -> Timeline {
-    let mut timeline = Timeline::new(config.rate.is_some());
-    let mut view = View::new(config, run, started);
-    loop {
-        match slices.recv_timeout(PROGRESS_EVERY) {
-            Ok(slice) => timeline.add(&slice),
-            Err(RecvTimeoutError::Timeout) => view.show(&timeline),
-            Err(RecvTimeoutError::Disconnected) => return timeline,
-        }
-    }
 }
 
 /// A connection takes a descriptor: allows as many as may be had.

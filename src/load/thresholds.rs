@@ -1,6 +1,8 @@
-//! What a run must not be: `p99>5ms`, `rps<100000`, `verdict!=exact`.
+//! Conditions under which a run fails: `p99>5ms`, `rps<100k`, `verdict!=exact`.
 
 use super::latency::Bound;
+use super::report::{grouped, time_in_full};
+use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
 use std::str::FromStr;
 
@@ -9,7 +11,7 @@ use std::str::FromStr;
 pub struct Threshold {
     /// As it was typed.
     text: String,
-    figure: String,
+    figure: Figure,
     operator: Operator,
     limit: Limit,
 }
@@ -24,7 +26,7 @@ enum Operator {
     NotEqual,
 }
 
-/// In the order that they are looked for: the longer ones first.
+/// In the order in which they are tried: longer ones first.
 const OPERATORS: [(&str, Operator); 6] = [
     ("<=", Operator::LessOrEqual),
     (">=", Operator::GreaterOrEqual),
@@ -36,135 +38,226 @@ const OPERATORS: [(&str, Operator); 6] = [
 
 #[derive(Clone, Debug, PartialEq)]
 enum Limit {
+    /// Microseconds for a time.
     Number(f64),
     Word(String),
 }
 
-/// A figure of a run that thresholds may name.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Measured {
-    /// A number, which may be a lower bound.
-    Number(Bound),
-    Word(&'static str),
+/// A figure that a threshold may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Figure {
+    pub(super) name: &'static str,
+    kind: Kind,
 }
 
-/// The figures that are times; their limits have a unit.
-pub(super) const TIMES: [&str; 6] = ["mean", "p50", "p90", "p99", "p99.9", "max"];
-/// Those that are counts and rates.
-pub(super) const NUMBERS: [&str; 8] = [
-    "rps",
-    "refused",
-    "unknown",
-    "unsent",
-    "reconnects",
-    "timeouts",
-    "client_cpu_us",
-    "server_cpu_us",
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A time; its limit has a unit.
+    Time,
+    /// A count, a rate, or a ratio.
+    Number,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+const fn figure(name: &'static str, kind: Kind) -> Figure {
+    Figure { name, kind }
+}
+
+/// Every figure that a threshold may name.
+pub(super) const FIGURES: [Figure; 20] = [
+    figure("mean", Kind::Time),
+    figure("p50", Kind::Time),
+    figure("p90", Kind::Time),
+    figure("p95", Kind::Time),
+    figure("p99", Kind::Time),
+    figure("p99.9", Kind::Time),
+    figure("p99.99", Kind::Time),
+    figure("max", Kind::Time),
+    figure("rps", Kind::Number),
+    figure("held", Kind::Number),
+    figure("refused", Kind::Number),
+    figure("unknown", Kind::Number),
+    figure("unsent", Kind::Number),
+    figure("reconnects", Kind::Number),
+    figure("timeouts", Kind::Number),
+    figure("client_cpu_us", Kind::Number),
+    figure("client_poll_us", Kind::Number),
+    figure("server_cpu_us", Kind::Number),
+    figure("verdict", Kind::Word(&["exact", "wrong", "undecided"])),
+    figure("client_limited", Kind::Word(&["true", "false"])),
 ];
-/// Those that are words.
-pub(super) const WORDS: [&str; 2] = ["verdict", "client_limited"];
+
+/// The units of a time, in microseconds.
+const TIME_UNITS: [(&str, f64); 7] =
+    [("ns", 1e-3), ("us", 1.0), ("µs", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 60e6), ("min", 60e6)];
+
+/// The suffixes of a number.
+const NUMBER_SUFFIXES: [(&str, f64); 5] =
+    [("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9)];
+
+/// What a figure was in a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Measured {
+    /// A number, which may be a lower bound; microseconds for a time.
+    Number(Bound),
+    Word(&'static str),
+    /// The run has no such figure, for this reason.
+    Unknown(&'static str),
+}
+
+/// As the number or the word alone; null if it is not known.
+impl Serialize for Measured {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Measured::Number(bound) => bound.serialize(serializer),
+            Measured::Word(word) => serializer.serialize_str(word),
+            Measured::Unknown(_) => serializer.serialize_none(),
+        }
+    }
+}
+
+/// A threshold, and whether the run passed it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Checked {
+    /// The threshold as it was typed.
+    pub(super) fail_if: String,
+    /// The name of its figure.
+    pub(super) figure: &'static str,
+    /// What the figure was; times are in microseconds.
+    pub(super) value: Measured,
+    /// The figure was this or more.
+    pub(super) is_lower_bound: bool,
+    /// The condition does not hold, and it is certain that it does not.
+    pub(super) passed: bool,
+    /// What the figure was, as a sentence.
+    #[serde(skip)]
+    pub(super) sentence: String,
+}
 
 impl FromStr for Threshold {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Threshold, String> {
         let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
-        let (figure, rest) = (text[..at].trim(), &text[at..]);
-        let (sign, operator) = OPERATORS
-            .into_iter()
-            .find(|(sign, _)| rest.starts_with(sign))
-            .ok_or_else(|| "write a figure, an operator and a limit, such as p99>5ms".to_owned())?;
+        let (name, rest) = (text[..at].trim(), &text[at..]);
+        let operator = OPERATORS.into_iter().find(|(sign, _)| rest.starts_with(sign));
+        let (sign, operator) = operator.ok_or_else(|| {
+            let signs = OPERATORS.map(|(sign, _)| sign).join(" ");
+            format!("write a figure, an operator ({signs}), and a limit, such as p99>5ms")
+        })?;
+        let figure = FIGURES.into_iter().find(|figure| figure.name == name).ok_or_else(|| {
+            format!("there is no figure '{name}': use {}", FIGURES.map(|f| f.name).join(", "))
+        })?;
         let limit = rest[sign.len()..].trim();
-        let limit = if TIMES.contains(&figure) {
-            let time = humantime::parse_duration(limit)
-                .map_err(|_| format!("{figure} is a time: write a limit such as 5ms or 300us"))?;
-            Limit::Number(time.as_secs_f64() * 1e6)
-        } else if NUMBERS.contains(&figure) {
-            let number = limit.parse().ok().filter(|limit: &f64| limit.is_finite());
-            Limit::Number(number.ok_or_else(|| format!("{figure} is a number: write one"))?)
-        } else if WORDS.contains(&figure) {
-            if !matches!(operator, Operator::Equal | Operator::NotEqual) {
-                return Err(format!("{figure} is a word: compare it with == or !="));
+        let limit = match figure.kind {
+            Kind::Time => Limit::Number(scaled(limit, &TIME_UNITS).ok_or_else(|| {
+                format!("{name} is a time: write a number and its unit, such as 300us or 1.5s")
+            })?),
+            Kind::Number => Limit::Number(scaled(limit, &NUMBER_SUFFIXES).ok_or_else(|| {
+                format!("{name} is a number: write one such as 100000, 100k, 1e5, or 0.99")
+            })?),
+            Kind::Word(_) if !matches!(operator, Operator::Equal | Operator::NotEqual) => {
+                return Err(format!("{name} is a word: compare it with == or !="));
             }
-            let words: &[&str] = match figure {
-                "verdict" => &["exact", "wrong", "undecided"],
-                _ => &["true", "false"],
-            };
-            if !words.contains(&limit) {
-                return Err(format!("{figure} is one of {}", words.join(", ")));
+            Kind::Word(words) if !words.contains(&limit) => {
+                return Err(format!("{name} is one of {}", words.join(", ")));
             }
-            Limit::Word(limit.to_owned())
-        } else {
-            let known = [&TIMES[..], &NUMBERS, &WORDS].concat().join(", ");
-            return Err(format!("there is no figure '{figure}': use {known}"));
+            Kind::Word(_) => Limit::Word(limit.to_owned()),
         };
-        Ok(Threshold { text: text.to_owned(), figure: figure.to_owned(), operator, limit })
+        Ok(Threshold { text: text.to_owned(), figure, operator, limit })
     }
 }
 
+/// A number such as `1.5`, `1e6`, or `-3`, followed by one of the units.
+fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    // What follows the last digit is the unit: the exponent of 1e6 belongs to the number.
+    let end = text.rfind(|character: char| character.is_ascii_digit())? + 1;
+    let (_, factor) = units.iter().find(|(unit, _)| *unit == text[end..].trim_start())?;
+    let number: f64 = text[..end].parse().ok()?;
+    Some(number * factor).filter(|value| value.is_finite())
+}
+
 impl Threshold {
-    /// The name of the figure.
-    pub(super) fn figure(&self) -> &str {
-        &self.figure
+    /// The figure that it is about.
+    pub(super) fn figure(&self) -> Figure {
+        self.figure
     }
 
-    /// Whether the run fails for it, in words. A figure that is not there, or is known as a bound
-    /// that does not decide, fails: a gate is passed where it is known to be.
-    pub(super) fn failure(&self, measured: Option<&Measured>) -> Option<String> {
-        let text = &self.text;
-        let Some(measured) = measured else {
-            return Some(format!("{text}: {} is not known of this run", self.figure));
-        };
-        match (measured, &self.limit) {
+    /// Whether a run passes, given what the figure was. A figure that is not known passes nothing.
+    pub(super) fn check(&self, value: Measured) -> Checked {
+        let name = self.figure.name;
+        let (holds, sentence) = match (&value, &self.limit) {
+            (Measured::Unknown(why), _) => (true, format!("{name} is not known: {why}")),
             (Measured::Word(word), Limit::Word(limit)) => {
-                let fails = (word == limit) == (self.operator == Operator::Equal);
-                fails.then(|| format!("{text}: it is {word}"))
+                let holds = (word == limit) == (self.operator == Operator::Equal);
+                (holds, format!("{name} is {word}"))
             }
-            (Measured::Number(Bound { micros: value, is_at_least }), Limit::Number(limit)) => {
-                let sign = if *is_at_least { ">= " } else { "" };
-                let unit = if TIMES.contains(&self.figure.as_str()) { " µs" } else { "" };
-                let said = format!("{text}: it is {sign}{value:.2}{unit}");
-                let order = value.partial_cmp(limit);
-                let is_so = match self.operator {
-                    Operator::Less => order == Some(Ordering::Less),
-                    Operator::LessOrEqual => {
-                        matches!(order, Some(Ordering::Less | Ordering::Equal))
-                    }
-                    Operator::Greater => order == Some(Ordering::Greater),
-                    Operator::GreaterOrEqual => {
-                        matches!(order, Some(Ordering::Greater | Ordering::Equal))
-                    }
-                    Operator::Equal => order == Some(Ordering::Equal),
-                    Operator::NotEqual => order != Some(Ordering::Equal),
+            (Measured::Number(bound), Limit::Number(limit)) => {
+                let is = if bound.is_at_least { "is at least" } else { "is" };
+                let value = match self.figure.kind {
+                    Kind::Time => time_in_full(bound.micros),
+                    _ => number(bound.micros),
                 };
-                // What is at least the value is above the limit, or nobody knows.
-                let is_above = order == Some(Ordering::Greater);
-                let fails_below = matches!(
-                    self.operator,
-                    Operator::Less | Operator::LessOrEqual | Operator::Equal
-                );
-                let is_undecided = *is_at_least && !(is_above && fails_below);
-                (is_so || is_undecided).then_some(said)
+                (self.may_hold(*bound, *limit), format!("{name} {is} {value}"))
             }
             (Measured::Number(_), Limit::Word(_)) | (Measured::Word(_), Limit::Number(_)) => {
-                unreachable!("a figure is always of one kind")
+                unreachable!("{name} is always of one kind")
             }
+        };
+        Checked {
+            fail_if: self.text.clone(),
+            figure: name,
+            is_lower_bound: matches!(value, Measured::Number(Bound { is_at_least: true, .. })),
+            value,
+            passed: !holds,
+            sentence,
         }
     }
+
+    /// Whether the condition holds, or may hold because the value is only a lower bound.
+    fn may_hold(&self, Bound { micros: value, is_at_least }: Bound, limit: f64) -> bool {
+        let order = value.partial_cmp(&limit);
+        let holds = match self.operator {
+            Operator::Less => order == Some(Ordering::Less),
+            Operator::LessOrEqual => matches!(order, Some(Ordering::Less | Ordering::Equal)),
+            Operator::Greater => order == Some(Ordering::Greater),
+            Operator::GreaterOrEqual => matches!(order, Some(Ordering::Greater | Ordering::Equal)),
+            Operator::Equal => order == Some(Ordering::Equal),
+            Operator::NotEqual => order != Some(Ordering::Equal),
+        };
+        // A lower bound decides only if it is above the limit and the condition asks for less.
+        let is_above = order == Some(Ordering::Greater);
+        let asks_for_less =
+            matches!(self.operator, Operator::Less | Operator::LessOrEqual | Operator::Equal);
+        holds || (is_at_least && !(is_above && asks_for_less))
+    }
+}
+
+/// A number with up to four decimals, and its digits in groups of three.
+fn number(value: f64) -> String {
+    let text = format!("{value:.4}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    let (whole, decimals) = text.split_at(text.find('.').unwrap_or(text.len()));
+    // A negative number, or one beyond 64 bits, stays as it is.
+    whole.parse().map_or_else(|_| text.to_owned(), |whole| grouped(whole) + decimals)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fails(gate: &str, micros: f64, is_at_least: bool) -> bool {
-        let gate: Threshold = gate.parse().unwrap();
-        gate.failure(Some(&Measured::Number(Bound { micros, is_at_least }))).is_some()
+    fn check(threshold: &str, value: Measured) -> Checked {
+        threshold.parse::<Threshold>().unwrap().check(value)
+    }
+
+    fn fails(threshold: &str, micros: f64, is_at_least: bool) -> bool {
+        !check(threshold, Measured::Number(Bound { micros, is_at_least })).passed
     }
 
     #[test]
-    fn gates_fail_at_their_edges() {
-        for (gate, below, at, above) in [
+    fn thresholds_fail_at_their_edges() {
+        for (threshold, below, at, above) in [
             ("p99>5ms", false, false, true),
             ("p99>=5ms", false, true, true),
             ("p99<5ms", true, false, false),
@@ -172,47 +265,96 @@ mod tests {
             ("p99==5ms", false, true, false),
             ("p99!=5000us", true, false, true),
             ("rps<5000", true, false, false),
+            ("p95>5ms", false, false, true),
+            ("p99.99>5ms", false, false, true),
         ] {
-            let found = [4999.0, 5000.0, 5001.0].map(|value| fails(gate, value, false));
-            assert_eq!(found, [below, at, above], "{gate}");
+            let found = [4999.0, 5000.0, 5001.0].map(|value| fails(threshold, value, false));
+            assert_eq!(found, [below, at, above], "{threshold}");
+        }
+        assert!(fails("held<0.99", 0.9899, false) && !fails("held<0.99", 0.99, false));
+    }
+
+    #[test]
+    fn limits_are_read_as_people_write_them() {
+        for (threshold, limit) in [
+            ("rps<100k", 1e5),
+            ("rps<1e6", 1e6),
+            ("rps<1E6", 1e6),
+            ("rps<1.5M", 1.5e6),
+            ("rps<0.2M", 2e5),
+            ("held<0.99", 0.99),
+            ("p99>1.5s", 1.5e6),
+            ("p99>1e3us", 1e3),
+            ("p99>2500ns", 2.5),
+            ("p99>300µs", 300.0),
+            ("p99> 5 ms", 5e3),
+            ("max>1m", 60e6),
+            ("max>2min", 120e6),
+        ] {
+            let read = threshold.parse::<Threshold>().unwrap().limit;
+            assert_eq!(read, Limit::Number(limit), "{threshold}");
         }
     }
 
     #[test]
-    fn a_lower_bound_passes_only_where_it_decides() {
+    fn a_lower_bound_passes_only_if_it_decides() {
         assert!(fails("p99>5ms", 1.0, true), "it may be longer");
         assert!(fails("p99>5ms", 6000.0, true));
-        assert!(!fails("p99<5ms", 6000.0, true), "it is longer for sure");
+        assert!(!fails("p99<5ms", 6000.0, true), "it is certainly longer");
         assert!(fails("p99<5ms", 4000.0, true));
         assert!(fails("p99!=5ms", 6000.0, true));
     }
 
     #[test]
     fn words_are_compared_for_equality() {
-        let of = |gate: &str, word| {
-            gate.parse::<Threshold>().unwrap().failure(Some(&Measured::Word(word))).is_some()
-        };
-        assert!(of("verdict!=exact", "wrong") && !of("verdict!=exact", "exact"));
-        assert!(of("client_limited==true", "true") && !of("client_limited==true", "false"));
-        assert!("rps<1".parse::<Threshold>().unwrap().failure(None).is_some());
+        let fails = |threshold: &str, word| !check(threshold, Measured::Word(word)).passed;
+        assert!(fails("verdict!=exact", "wrong") && !fails("verdict!=exact", "exact"));
+        assert!(fails("client_limited==true", "true") && !fails("client_limited==true", "false"));
     }
 
     #[test]
-    fn what_is_no_gate_is_refused_with_what_to_write() {
-        for (gate, says) in [
-            ("", "such as p99>5ms"),
+    fn what_is_not_known_passes_nothing() {
+        let checked = check("held<0.99", Measured::Unknown("it needs --rate"));
+        assert!(!checked.passed);
+        assert_eq!(checked.sentence, "held is not known: it needs --rate");
+        let json = serde_json::to_value(&checked).unwrap();
+        assert_eq!(json["value"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_result_says_what_the_figure_was() {
+        let number = |micros, is_at_least| Measured::Number(Bound { micros, is_at_least });
+        for (threshold, value, sentence) in [
+            ("p99>5ms", number(5001.215, false), "p99 is 5.001215 ms"),
+            ("p99>5ms", number(7.5e6, true), "p99 is at least 7.5 s"),
+            ("rps<1k", number(205_262.5, false), "rps is 205,262.5"),
+            ("refused>0", number(12_345.0, false), "refused is 12,345"),
+            ("held<0.99", number(0.98994, false), "held is 0.9899"),
+            ("verdict!=exact", Measured::Word("wrong"), "verdict is wrong"),
+        ] {
+            assert_eq!(check(threshold, value).sentence, sentence);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_threshold_is_refused_with_what_to_write() {
+        for (threshold, says) in [
+            ("", "an operator (<= >= != == < >)"),
             ("p99", "such as p99>5ms"),
-            ("p98>5ms", "use mean, p50"),
-            ("p99>5", "5ms"),
-            ("p99>fast", "5ms"),
-            ("rps<1k", "number"),
-            ("rps<NaN", "number"),
+            ("p98>5ms", "use mean, p50, p90, p95, p99, p99.9, p99.99, max, rps, held"),
+            ("p99>5", "a number and its unit"),
+            ("p99>fast", "such as 300us or 1.5s"),
+            ("p99>5k", "a number and its unit"),
+            ("rps<1q", "is a number"),
+            ("rps<5ms", "is a number"),
+            ("rps<NaN", "is a number"),
+            ("rps<1e999", "is a number"),
             ("verdict>exact", "== or !="),
             ("verdict!=good", "exact, wrong"),
             ("p99=5ms", "such as"),
         ] {
-            let said = gate.parse::<Threshold>().unwrap_err();
-            assert!(said.contains(says), "{gate}: {said}");
+            let said = threshold.parse::<Threshold>().unwrap_err();
+            assert!(said.contains(says), "{threshold}: {said}");
         }
     }
 }

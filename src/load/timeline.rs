@@ -1,22 +1,22 @@
-//! A run second by second, from the slices that its threads hand over.
+//! A run second by second, from the slices that its threads send.
 
 use super::latency::{Bound, Latencies, Slice};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Seconds whose histograms are kept for threads that come late.
+/// How many seconds of histograms are kept for threads that report late.
 const OPEN_SECONDS: u64 = 10;
 
-/// A second of a run.
+/// One second of a run. Its latencies are `None` if no request ended in it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Second {
     /// Its number, from 0.
     pub(super) second: u64,
-    /// Requests that were answered in it.
+    /// Requests that got their response in it.
     pub(super) requests: u64,
-    pub(super) p50_us: Bound,
-    pub(super) p99_us: Bound,
-    pub(super) max_us: Bound,
+    pub(super) p50_us: Option<Bound>,
+    pub(super) p99_us: Option<Bound>,
+    pub(super) max_us: Option<Bound>,
 }
 
 impl Second {
@@ -31,9 +31,10 @@ impl Second {
     }
 }
 
-/// What all slices of a run add up to.
+/// The slices of a run, added up over the whole run and over each second.
 pub(super) struct Timeline {
-    pub(super) total: Slice,
+    total: Slice,
+    /// Seconds that threads may still report, with their histograms.
     open: BTreeMap<u64, Latencies>,
     closed: Vec<Second>,
 }
@@ -54,27 +55,31 @@ impl Timeline {
         }
     }
 
-    /// Adds a second that is over. Of one that was over before, the larger times stay.
+    /// Adds a second that is over. If a thread reports more than [`OPEN_SECONDS`] late, the histogram
+    /// of that second is gone: its larger latencies are kept.
     fn close(&mut self, new: Second) {
         match self.closed.iter_mut().rev().find(|old| old.second == new.second) {
             Some(old) => {
                 old.requests += new.requests;
-                let larger = |a: Bound, b: Bound| if a.micros < b.micros { b } else { a };
-                old.p50_us = larger(old.p50_us, new.p50_us);
-                old.p99_us = larger(old.p99_us, new.p99_us);
-                old.max_us = larger(old.max_us, new.max_us);
+                for (old, new) in [
+                    (&mut old.p50_us, new.p50_us),
+                    (&mut old.p99_us, new.p99_us),
+                    (&mut old.max_us, new.max_us),
+                ] {
+                    *old = larger(*old, new);
+                }
             }
             None => self.closed.push(new),
         }
     }
 
-    /// The latest second that every thread has likely told of.
+    /// The latest second that a thread has reported; other threads may add to it.
     pub(super) fn latest(&self) -> Option<Second> {
         let (second, latency) = self.open.iter().next_back()?;
         Some(Second::of(*second, latency))
     }
 
-    /// Everything, and every second in which a request ended.
+    /// The whole run, and every second in which a request ended.
     pub(super) fn finish(mut self) -> (Slice, Vec<Second>) {
         while let Some((second, latency)) = self.open.pop_first() {
             if latency.len() > 0 {
@@ -86,14 +91,21 @@ impl Timeline {
     }
 }
 
+fn larger(a: Option<Bound>, b: Option<Bound>) -> Option<Bound> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.micros < b.micros { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_request_is_in_one_second_and_in_the_whole() {
+    fn every_request_is_in_one_second_and_in_the_total() {
         let mut timeline = Timeline::new(false);
-        // Two threads, of which one is late by more than is waited for.
+        // Two threads, one of which reports seconds 0 and 1 when their histograms are gone.
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);
             slice.latency.record(1000 * (second + 1));

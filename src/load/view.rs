@@ -1,20 +1,60 @@
-//! What is shown while a run goes on: a line, or the whole screen. It reads what the threads hand
-//! over anyway, on a thread of its own.
+//! What is shown while a run goes on: one line, or the whole screen. It is drawn on a thread of its
+//! own, from what the client threads publish for other purposes.
 
 mod screen;
 
-use super::report::grouped;
+use super::latency::Slice;
+use super::report::{counted, grouped, rounded, time};
 use super::timeline::{Second, Timeline};
 use super::worker::{Progress, Run};
 use super::{Config, Show};
+use rustix::termios::tcgetwinsize;
 use screen::Screen;
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How often the progress is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+
+/// What a run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It looks for the server and opens connections.
+    Connecting,
+    /// It sends what is not measured.
+    WarmingUp,
+    /// It sends what is measured.
+    Measuring,
+}
+
+/// The phase of a run, and when it began: the main thread sets it, the view reads it.
+pub(super) struct Stage(Mutex<(Phase, Instant)>);
+
+impl Stage {
+    /// A run that is about to connect.
+    pub(super) fn new() -> Stage {
+        Stage(Mutex::new((Phase::Connecting, Instant::now())))
+    }
+
+    /// Begins a phase.
+    pub(super) fn begin(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+    }
+
+    fn get(&self) -> (Phase, Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// How far a run is.
 struct Status {
+    phase: Phase,
+    /// Since the phase began.
     elapsed: Duration,
+    /// Requests that have ended in this phase, and how many it has.
     ended: u64,
     of: u64,
     connect_failures: u64,
@@ -26,30 +66,45 @@ impl Status {
         self.ended as f64 / self.elapsed.as_secs_f64().max(1e-3)
     }
 
-    /// One line of text.
-    fn line(&self) -> String {
-        let p99 = self.latest.as_ref().map_or(String::new(), |second| {
-            format!(", p99 {}", super::report::time(second.p99_us))
-        });
-        let failures = match self.connect_failures {
-            0 => String::new(),
-            failures => format!(", {} failures to connect", grouped(failures)),
-        };
-        format!(
-            "{:3} %  {} of {} requests, {} requests/s{p99}{failures}",
-            self.ended * 100 / self.of.max(1),
-            grouped(self.ended),
-            grouped(self.of),
-            grouped(self.requests_per_s() as u64),
-        )
+    /// What has been done, without how fast.
+    fn progress(&self) -> String {
+        let (ended, of) = (grouped(self.ended), counted(self.of, "request", "requests"));
+        match self.phase {
+            Phase::Connecting => format!("connecting ({:.0} s)", self.elapsed.as_secs_f64()),
+            Phase::WarmingUp => format!("warming up: {ended} of {of}"),
+            Phase::Measuring => format!("{ended} of {of}"),
+        }
+    }
+
+    /// One line of text that fits into a number of columns: what matters least is left out first.
+    fn line(&self, columns: usize) -> String {
+        let mut parts = vec![self.progress()];
+        if self.phase == Phase::Measuring {
+            parts[0] = format!("{:3} %  {}", self.ended * 100 / self.of.max(1), parts[0]);
+            parts.push(format!("{} requests/s", rounded(self.requests_per_s())));
+        }
+        if self.connect_failures > 0 {
+            parts.push(self.failures());
+        }
+        if let Some(p99) = self.latest.as_ref().and_then(|second| second.p99_us) {
+            parts.push(format!("p99 {}", time(p99)));
+        }
+        while parts.len() > 1 && parts.join(", ").chars().count() > columns {
+            parts.pop();
+        }
+        parts.join(", ").chars().take(columns).collect()
+    }
+
+    fn failures(&self) -> String {
+        counted(self.connect_failures, "failed attempt to connect", "failed attempts to connect")
     }
 }
 
 /// The progress of a run, on standard error.
-pub(super) struct View<'a> {
-    run: &'a Run,
-    started: Instant,
+pub(super) struct View {
     form: Form,
+    requests: u64,
+    warm_up: u64,
 }
 
 enum Form {
@@ -58,40 +113,79 @@ enum Form {
     Screen(Box<Screen>),
 }
 
-impl View<'_> {
-    pub(super) fn new<'a>(config: &Config, run: &'a Run, started: Instant) -> View<'a> {
+impl View {
+    /// Begins to show a run that is about to connect.
+    pub(super) fn open(config: &Config) -> View {
         let form = match config.progress {
             Show::Screen => Screen::open(config).map_or(Form::Line, |s| Form::Screen(Box::new(s))),
             Show::Line if stderr().is_terminal() => Form::Line,
             Show::Line | Show::Nothing => Form::Nothing,
         };
-        View { run, started, form }
+        let mut view = View { form, requests: config.workload.events, warm_up: config.warm_up };
+        view.draw(|| Status {
+            phase: Phase::Connecting,
+            elapsed: Duration::ZERO,
+            ended: 0,
+            of: config.workload.events,
+            connect_failures: 0,
+            latest: None,
+        });
+        view
     }
 
-    /// Shows how far the run is.
-    pub(super) fn show(&mut self, timeline: &Timeline) {
+    /// Adds up the slices of the client threads and shows the progress, until all threads have ended.
+    pub(super) fn follow(
+        mut self,
+        run: &Run,
+        stage: &Stage,
+        slices: &Receiver<Box<Slice>>,
+    ) -> Timeline {
+        let mut timeline = Timeline::new(run.rate.is_some());
+        let mut next_draw = Instant::now();
+        loop {
+            if Instant::now() >= next_draw {
+                self.show(run, stage, &timeline);
+                next_draw = Instant::now() + DRAW_EVERY;
+            }
+            match slices.recv_timeout(next_draw.saturating_duration_since(Instant::now())) {
+                Ok(slice) => timeline.add(&slice),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return timeline,
+            }
+        }
+    }
+
+    fn show(&mut self, run: &Run, stage: &Stage, timeline: &Timeline) {
         let sum = |of: fn(&Progress) -> &AtomicU64| -> u64 {
-            self.run.progress.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum()
+            run.progress.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum()
         };
-        let status = || Status {
-            elapsed: self.started.elapsed(),
-            ended: sum(|progress| &progress.ended),
-            of: self.run.workload.events,
-            connect_failures: sum(|progress| &progress.connect_failures),
-            latest: timeline.latest(),
-        };
+        let (requests, warm_up) = (self.requests, self.warm_up);
+        self.draw(|| {
+            let (phase, since) = stage.get();
+            Status {
+                phase,
+                elapsed: since.elapsed(),
+                ended: sum(|progress| &progress.ended),
+                of: if phase == Phase::WarmingUp { warm_up } else { requests },
+                connect_failures: sum(|progress| &progress.connect_failures),
+                latest: timeline.latest(),
+            }
+        });
+    }
+
+    /// Progress that cannot be drawn is not worth ending the run.
+    fn draw(&mut self, status: impl FnOnce() -> Status) {
         match &mut self.form {
             Form::Nothing => {}
             Form::Line => {
-                // Progress that cannot be shown is not worth an error.
-                let _ = write!(stderr(), "\r\x1b[K{}", status().line());
+                let _ = write!(stderr(), "\r\x1b[K{}", status().line(columns()));
             }
             Form::Screen(screen) => screen.show(&status()),
         }
     }
 }
 
-impl Drop for View<'_> {
+impl Drop for View {
     fn drop(&mut self) {
         if matches!(self.form, Form::Line) {
             let _ = write!(stderr(), "\r\x1b[K");
@@ -99,21 +193,63 @@ impl Drop for View<'_> {
     }
 }
 
+/// The columns of a line that does not wrap: one less than the terminal has, because some terminals
+/// wrap at the last one.
+fn columns() -> usize {
+    match tcgetwinsize(stderr()) {
+        Ok(size) if size.ws_col > 1 => usize::from(size.ws_col) - 1,
+        // Terminals that do not tell their width have at least 80.
+        _ => 79,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::latency::Bound;
     use super::*;
 
-    #[test]
-    fn the_line_names_what_goes_wrong_at_once() {
-        let mut status = Status {
+    fn status(phase: Phase) -> Status {
+        let p99_us = Some(Bound::exactly(1230.0));
+        Status {
+            phase,
             elapsed: Duration::from_secs(2),
-            ended: 1000,
-            of: 4000,
+            ended: 1_000_000,
+            of: 4_000_000,
             connect_failures: 0,
-            latest: None,
-        };
-        assert_eq!(status.line(), " 25 %  1,000 of 4,000 requests, 500 requests/s");
-        status.connect_failures = 7;
-        assert!(status.line().ends_with(", 7 failures to connect"));
+            latest: Some(Second { second: 1, requests: 1, p50_us: p99_us, p99_us, max_us: p99_us }),
+        }
+    }
+
+    #[test]
+    fn the_line_names_what_goes_wrong_before_how_fast_it_is() {
+        let mut status = status(Phase::Measuring);
+        let rest = "1,000,000 of 4,000,000 requests, 500,000 requests/s";
+        assert_eq!(status.line(200), format!(" 25 %  {rest}, p99 1.23 ms"));
+        status.connect_failures = 1;
+        let failed = format!(" 25 %  {rest}, 1 failed attempt to connect");
+        assert_eq!(status.line(200), format!("{failed}, p99 1.23 ms"));
+        assert_eq!(status.line(failed.len()), failed);
+    }
+
+    #[test]
+    fn the_line_is_never_wider_than_the_terminal() {
+        for phase in [Phase::Connecting, Phase::WarmingUp, Phase::Measuring] {
+            for columns in 0..120 {
+                let line = status(phase).line(columns);
+                assert!(line.chars().count() <= columns, "{columns}: {line}");
+            }
+        }
+        let line = status(Phase::Measuring).line(59);
+        assert_eq!(line, " 25 %  1,000,000 of 4,000,000 requests, 500,000 requests/s");
+    }
+
+    #[test]
+    fn connecting_and_warming_up_are_shown() {
+        let mut connecting = Status { ended: 0, latest: None, ..status(Phase::Connecting) };
+        assert_eq!(connecting.line(80), "connecting (2 s)");
+        connecting.connect_failures = 7;
+        assert_eq!(connecting.line(80), "connecting (2 s), 7 failed attempts to connect");
+        let warm_up = Status { ended: 1000, of: 4000, latest: None, ..status(Phase::WarmingUp) };
+        assert_eq!(warm_up.line(80), "warming up: 1,000 of 4,000 requests");
     }
 }

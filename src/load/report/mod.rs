@@ -1,215 +1,254 @@
-//! What a run found, for people and for programs.
+//! What a run found. JSON is the form of the report itself; the text, the HTML page, and the
+//! percentile table are written from it.
 
+mod chart;
+mod hdr;
 mod html;
 mod output;
+mod text;
 
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
-use super::thresholds::{Measured, Threshold};
+use super::thresholds::{Checked, Figure, Measured, Threshold};
 use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Verdict};
 use super::watch::Watched;
 use super::workload::{Totals, Values};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
-use anstyle::{AnsiColor, Style};
 use hdrhistogram::Histogram;
 pub use output::{Output, write_to};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
+pub(super) use text::{counted, grouped, rounded, time, time_in_full};
 
-/// From this share of its time on, a client thread that computes is taken for the limit.
-const CLIENT_LIMITED_FROM: f64 = 0.9;
+/// A client thread that is busy for this share of the time or more limits the result.
+const CLIENT_BUSY_MAX: f64 = 0.9;
 
-/// From this lag at the 99th percentile on, in microseconds, an open loop's client was too slow.
+/// An open loop whose client is this late at the 99th percentile is limited by the client, in
+/// microseconds.
 const LAG_US_MAX: f64 = 1000.0;
 
-/// Colours of a verdict; whoever prints takes them out where it is no terminal.
-const GOOD: Style = AnsiColor::Green.on_default().bold();
-const BAD: Style = AnsiColor::Red.on_default().bold();
+/// An open loop that sends less than this share of its rate did not hold it.
+const HELD_MIN: f64 = 0.99;
 
-/// Bytes of a MiB.
-const MIB: f64 = 1048576.0;
+/// The least CPU time of a server that is worth stating: the kernel counts it in ticks of 10 ms, so
+/// that of ten ticks one more or less is 10 %.
+const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
+
+/// The shortest run whose shares of CPU time are worth stating: the kernel counts them in ticks of
+/// 10 ms, so that one tick is 1 % of a CPU.
+const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
 /// How a run was set up.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setup {
     /// The server.
     pub url: String,
+    /// The server's engine, if it says so in its metrics.
+    pub engine: Option<String>,
     /// Connections.
     pub workers: usize,
     /// Client threads.
     pub threads: usize,
-    /// The CPUs that they were pinned to, in turn.
+    /// The CPUs that the threads were pinned to, in turn.
     pub cpus: String,
-    /// Requests in flight on a connection.
+    /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests a second of an open loop.
+    /// Requests per second of an open loop; `None` is a closed loop.
     pub rate: Option<u64>,
-    /// Users that events come from.
+    /// Distinct users.
     pub users: u64,
-    /// Values that events carry.
-    #[serde(serialize_with = "lower_case")]
+    /// The values of the events.
+    #[serde(serialize_with = "serialize_word")]
     pub values: Values,
-    /// Whether each connection took one request only, as the server wants it.
-    pub one_request_a_connection: bool,
-    /// Whether the server was reset before.
+    /// Whether the server closes each connection after one response.
+    pub one_request_per_connection: bool,
+    /// Whether the server was reset before the run.
     pub was_reset: bool,
 }
 
-fn lower_case<S: Serializer>(values: &Values, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match values {
+fn word(values: Values) -> &'static str {
+    match values {
         Values::Integer => "integer",
         Values::Half => "half",
         Values::One => "one",
-    })
+    }
+}
+
+fn serialize_word<S: Serializer>(values: &Values, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(word(*values))
 }
 
 impl Serialize for Totals {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let figures = serde_json::json!({
+        let totals = serde_json::json!({
             "totalRequests": self.total_requests,
             "uniqueUsers": self.unique_users,
             "sum": self.sum,
             "avg": self.avg,
         });
-        figures.serialize(serializer)
+        totals.serialize(serializer)
     }
 }
 
-/// Latencies in microseconds.
+/// Latencies in microseconds; null if there are none.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Latency {
-    pub(super) mean: Bound,
-    pub(super) p50: Bound,
-    pub(super) p90: Bound,
-    pub(super) p99: Bound,
-    pub(super) p99_9: Bound,
-    pub(super) max: Bound,
-    /// Requests that were given up; they are in, with the time that they were waited for.
-    pub(super) censored: u64,
-    /// Which of the above are lower bounds for that reason.
-    pub(super) lower_bounds: Vec<&'static str>,
+    mean: Option<Bound>,
+    p50: Option<Bound>,
+    p90: Option<Bound>,
+    p95: Option<Bound>,
+    p99: Option<Bound>,
+    p99_9: Option<Bound>,
+    p99_99: Option<Bound>,
+    max: Option<Bound>,
+    /// Requests that were given up. They are included, with the time that the client waited.
+    censored: u64,
+    /// The figures above that are lower bounds for this reason.
+    lower_bounds: Vec<&'static str>,
 }
 
 impl Latency {
     fn of(latencies: &Latencies) -> Latency {
-        let [p50, p90, p99, p99_9] = [0.5, 0.9, 0.99, 0.999].map(|q| latencies.quantile(q));
+        let [p50, p90, p95, p99, p99_9, p99_99] =
+            [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999].map(|quantile| latencies.quantile(quantile));
         let (mean, max) = (latencies.mean(), latencies.max());
-        let named = [
-            ("mean", mean),
-            ("p50", p50),
-            ("p90", p90),
-            ("p99", p99),
-            ("p99_9", p99_9),
-            ("max", max),
-        ];
-        let lower_bounds = named.iter().filter(|(_, bound)| bound.is_at_least);
-        let lower_bounds = lower_bounds.map(|(name, _)| *name).collect();
         let censored = latencies.censored();
-        Latency { mean, p50, p90, p99, p99_9, max, censored, lower_bounds }
+        let lower_bounds = Vec::new();
+        let mut latency =
+            Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds };
+        let is_bound =
+            |(_, figure): &(_, Option<Bound>)| figure.is_some_and(|bound| bound.is_at_least);
+        let figures = latency.figures().into_iter();
+        latency.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
+        latency
     }
 
-    /// In words.
-    pub(super) fn line(&self) -> String {
-        format!(
-            "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
-            time(self.p50),
-            time(self.p90),
-            time(self.p99),
-            time(self.p99_9),
-            time(self.max)
-        )
+    /// Each figure with its name in JSON.
+    fn figures(&self) -> [(&'static str, Option<Bound>); 8] {
+        [
+            ("mean", self.mean),
+            ("p50", self.p50),
+            ("p90", self.p90),
+            ("p95", self.p95),
+            ("p99", self.p99),
+            ("p99_9", self.p99_9),
+            ("p99_99", self.p99_99),
+            ("max", self.max),
+        ]
     }
 }
 
-/// What an open loop was asked for, and how it was held.
+/// What an open loop was asked for, and what it did.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct OpenLoop {
-    /// Requests a second that were asked for, and that were sent on average.
-    pub(super) rate: u64,
-    pub(super) rate_held: f64,
+    /// Requests per second that were asked for.
+    rate: u64,
+    /// Requests per second that were sent on average; null for a single request, which has no rate.
+    rate_held: Option<f64>,
+    /// `rate_held / rate`.
+    held: Option<f64>,
     /// From the actual send time.
-    pub(super) latency_from_send_us: Latency,
-    /// How late the client came to requests that could have been sent.
-    pub(super) schedule_lag_us: Latency,
-    /// Requests that were due while every connection was taken.
-    pub(super) held_up: u64,
+    latency_from_send_us: Latency,
+    /// How late the client sent requests for which a connection was free.
+    schedule_lag_us: Latency,
+    /// Requests that came due while every connection was busy.
+    held_up: u64,
 }
 
-/// What was sent before the measured part.
+/// What was sent before the measured run.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WarmUp {
-    pub(super) requests: u64,
-    pub(super) acknowledged: u64,
-    pub(super) unknown: u64,
+    requests: u64,
+    acknowledged: u64,
+    unknown: u64,
 }
 
-/// What `challenge` knows of its server.
+/// What `challenge` measured of its server.
+#[derive(Clone, Debug)]
+pub struct ServerUse {
+    /// CPU time in user mode during the run, in ticks of 10 ms.
+    pub user: Duration,
+    /// CPU time in the kernel during the run, in ticks of 10 ms.
+    pub system: Duration,
+    /// The most memory that the server held, if it could be read.
+    pub peak_rss_bytes: Option<u64>,
+    /// The CPUs that the server ran on.
+    pub cpus: String,
+}
+
+/// What the requests cost the server. Times are null if the run was too short to tell.
 #[derive(Clone, Debug, Serialize)]
-pub struct ServerCost {
-    /// CPU time of the server process for each request, in microseconds, and its parts.
-    pub server_cpu_us_per_request: f64,
-    /// In user mode.
-    pub server_user_us_per_request: f64,
-    /// In the kernel.
-    pub server_system_us_per_request: f64,
-    /// The most memory that the server held.
-    pub server_peak_rss_bytes: u64,
-    /// The CPUs that it ran on.
-    pub server_cpus: String,
+struct ServerCost {
+    server_cpu_us_per_request: Option<f64>,
+    server_user_us_per_request: Option<f64>,
+    server_system_us_per_request: Option<f64>,
+    server_peak_rss_bytes: Option<u64>,
+    server_cpus: String,
 }
 
 /// What a run found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    pub(super) requests: u64,
-    pub(super) acknowledged: u64,
-    pub(super) refused: u64,
-    pub(super) refused_by_status: BTreeMap<u16, u64>,
-    pub(super) unknown: u64,
-    pub(super) unsent: u64,
-    pub(super) reconnects: u64,
-    pub(super) connect_failures: u64,
-    pub(super) timeouts: u64,
-    pub(super) broken_keep_alives: u64,
-    pub(super) garbled: u64,
-    pub(super) elapsed_s: f64,
-    pub(super) requests_per_s: f64,
+    requests: u64,
+    acknowledged: u64,
+    refused: u64,
+    refused_by_status: BTreeMap<u16, u64>,
+    unknown: u64,
+    unsent: u64,
+    reconnects: u64,
+    connect_failures: u64,
+    timeouts: u64,
+    broken_keep_alives: u64,
+    garbled: u64,
+    elapsed_s: f64,
+    requests_per_s: f64,
     /// From the intended send time, which in a closed loop is the actual one.
-    pub(super) latency_us: Latency,
+    latency_us: Latency,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) open_loop: Option<OpenLoop>,
-    pub(super) expected: Totals,
-    pub(super) server: Totals,
-    pub(super) verdict: Verdict,
-    pub(super) reasons: Vec<String>,
-    /// How long after the last acknowledgement the totals became right, if they were not at once.
-    pub(super) settled_after_ms: Option<f64>,
+    open_loop: Option<OpenLoop>,
+    expected: Totals,
+    server: Totals,
+    verdict: Verdict,
+    reasons: Vec<String>,
+    /// How long after the last acknowledgement the totals became right, if they were wrong at first.
+    settled_after_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) watch: Option<Watched>,
+    watch: Option<Watched>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) warm_up: Option<WarmUp>,
-    pub(super) client_limited: bool,
-    pub(super) client_busy: f64,
-    pub(super) client_cpu_us_per_request: f64,
-    /// What the client's CPUs did meanwhile.
-    pub(super) client_cpus: Option<CpuUse>,
-    pub(super) warnings: Vec<String>,
-    pub(super) setup: Setup,
-    /// The cost of the server, where `challenge` started it.
+    warm_up: Option<WarmUp>,
+    client_limited: bool,
+    /// The share of the time that the busiest client thread was busy, polling excluded.
+    client_busy: f64,
+    /// CPU time of all client threads per request, polling excluded.
+    client_cpu_us_per_request: f64,
+    /// CPU time per request that client threads of an open loop spent polling until the next request
+    /// was due.
+    client_poll_us_per_request: f64,
+    /// What the client's CPUs did during the run; null if it was too short to tell.
+    client_cpus: Option<CpuUse>,
+    warnings: Vec<String>,
+    setup: Setup,
     #[serde(flatten)]
-    pub cost: Option<ServerCost>,
-    pub(super) seconds: Vec<Second>,
-    pub(super) environment: Environment,
+    cost: Option<ServerCost>,
+    seconds: Vec<Second>,
+    environment: Environment,
     #[serde(skip)]
-    pub(super) thresholds: Vec<Threshold>,
+    thresholds: Vec<Threshold>,
     #[serde(skip)]
-    pub(super) histogram: Histogram<u64>,
+    histogram: Histogram<u64>,
     #[serde(skip)]
-    pub(super) histogram_from_send: Option<Histogram<u64>>,
+    histogram_from_send: Option<Histogram<u64>>,
+}
+
+/// The report with what is derived from it, as JSON has it.
+#[derive(Serialize)]
+struct Json<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    thresholds: Vec<Checked>,
 }
 
 /// What is known when a run has ended.
@@ -221,9 +260,12 @@ pub(super) struct Outcome {
     pub(super) seconds: Vec<Second>,
     pub(super) held_up: u64,
     pub(super) elapsed: Duration,
-    /// The busiest thread's share of its time, without polling.
+    /// The share of the time that the busiest thread was busy, polling excluded.
     pub(super) client_busy: f64,
+    /// CPU time of all threads, polling excluded.
     pub(super) client_cpu: Duration,
+    /// CPU time that all threads spent polling.
+    pub(super) client_poll: Duration,
     pub(super) machine: Option<CpuUse>,
     pub(super) evidence: Evidence,
     pub(super) settled_after: Option<Duration>,
@@ -247,15 +289,21 @@ impl Report {
         let answered = ledger.answered();
         let sent = answered + ledger.unknown.len() as u64;
         let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
-        let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
-            rate,
-            // The first is due at once: between n requests there are n - 1 steps.
-            rate_held: ratio(sent.saturating_sub(1) as f64, elapsed_s),
-            latency_from_send_us: Latency::of(from_send),
-            schedule_lag_us: Latency::of(lag),
-            held_up: outcome.held_up,
+        let open_loop = open_loop.map(|((rate, from_send), lag)| {
+            // The first request is due at once: there are n - 1 steps between n requests.
+            let rate_held = (sent > 1).then(|| ratio((sent - 1) as f64, elapsed_s));
+            OpenLoop {
+                rate,
+                rate_held,
+                held: rate_held.map(|held| ratio(held, rate as f64)),
+                latency_from_send_us: Latency::of(from_send),
+                schedule_lag_us: Latency::of(lag),
+                held_up: outcome.held_up,
+            }
         });
-        let lags = total.lag.as_ref().is_some_and(|lag| lag.quantile(0.99).micros >= LAG_US_MAX);
+        let lag = total.lag.as_ref().and_then(|lag| lag.quantile(0.99));
+        let is_late = lag.is_some_and(|lag| lag.micros >= LAG_US_MAX);
+        let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
         Report {
             requests: outcome.requests,
             acknowledged: ledger.acknowledged,
@@ -283,13 +331,11 @@ impl Report {
                 acknowledged: outcome.warm_up_ledger.acknowledged,
                 unknown: outcome.warm_up_ledger.unknown.len() as u64,
             }),
-            client_limited: outcome.client_busy >= CLIENT_LIMITED_FROM || lags,
+            client_limited: outcome.client_busy >= CLIENT_BUSY_MAX || is_late,
             client_busy: outcome.client_busy,
-            client_cpu_us_per_request: ratio(
-                outcome.client_cpu.as_secs_f64() * 1e6,
-                answered as f64,
-            ),
-            client_cpus: outcome.machine,
+            client_cpu_us_per_request: us_per_request(outcome.client_cpu),
+            client_poll_us_per_request: us_per_request(outcome.client_poll),
+            client_cpus: outcome.machine.filter(|_| elapsed >= CPU_USE_RUN_MIN),
             warnings: outcome.warnings,
             setup: outcome.setup,
             cost: None,
@@ -301,179 +347,30 @@ impl Report {
         }
     }
 
-    /// How many requests were answered.
-    pub fn answered(&self) -> u64 {
-        self.acknowledged + self.refused
+    /// Adds what the run cost the server.
+    pub fn add_server(&mut self, server: ServerUse) {
+        let answered = (self.acknowledged + self.refused) as f64;
+        let is_enough = server.user + server.system >= SERVER_CPU_MIN && answered > 0.0;
+        let us_per_request =
+            |time: Duration| is_enough.then(|| time.as_secs_f64() * 1e6 / answered);
+        self.cost = Some(ServerCost {
+            server_cpu_us_per_request: us_per_request(server.user + server.system),
+            server_user_us_per_request: us_per_request(server.user),
+            server_system_us_per_request: us_per_request(server.system),
+            server_peak_rss_bytes: server.peak_rss_bytes,
+            server_cpus: server.cpus,
+        });
     }
 
     /// The report as one JSON object.
-    pub fn json(&self) -> String {
-        // Numbers and strings only: it has a JSON form.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+    pub fn json(&self) -> Result<String, Failure> {
+        let json = Json { report: self, thresholds: self.check_thresholds() };
+        serde_json::to_string_pretty(&json)
+            .map_err(|error| Failure::Wrong(format!("the report cannot be made JSON: {error}")))
     }
 
-    /// The report as a few lines.
-    pub fn summary(&self) -> String {
-        let mut text = String::new();
-        let mut line = |name: &str, rest: String| {
-            // A string can always be written to.
-            let _ = writeln!(text, "{name:<10}{rest}");
-        };
-        let plural = |count: u64| if count == 1 { "" } else { "s" };
-        line(
-            "requests",
-            format!(
-                "{} over {} connections in {:.2} s: {} requests/s",
-                grouped(self.requests),
-                grouped(self.setup.workers as u64),
-                self.elapsed_s,
-                grouped(self.requests_per_s.round() as u64)
-            ),
-        );
-        line("latency", self.latency_us.line());
-        if let Some(open_loop) = &self.open_loop {
-            line("from send", open_loop.latency_from_send_us.line());
-            let lag = &open_loop.schedule_lag_us;
-            line(
-                "schedule",
-                format!(
-                    "{} requests/s asked for, {} held; the client was late by p99 {}, max {}; {} \
-                     requests found every connection taken",
-                    grouped(open_loop.rate),
-                    grouped(open_loop.rate_held.round() as u64),
-                    time(lag.p99),
-                    time(lag.max),
-                    grouped(open_loop.held_up),
-                ),
-            );
-        }
-        if let Some(warm_up) = &self.warm_up {
-            line(
-                "warm-up",
-                format!(
-                    "{} requests before, {} acknowledged: not measured, not in the totals",
-                    grouped(warm_up.requests),
-                    grouped(warm_up.acknowledged)
-                ),
-            );
-        }
-        if let Some(cost) = &self.cost {
-            line(
-                "server",
-                format!(
-                    "{:.2} µs CPU a request (user {:.2}, system {:.2}), peak {:.1} MiB, CPUs {}",
-                    cost.server_cpu_us_per_request,
-                    cost.server_user_us_per_request,
-                    cost.server_system_us_per_request,
-                    cost.server_peak_rss_bytes as f64 / MIB,
-                    cost.server_cpus
-                ),
-            );
-        }
-        let limit = if self.client_limited {
-            ": the client was the limit, the result is a lower bound"
-        } else {
-            ""
-        };
-        line(
-            "client",
-            format!(
-                "{} thread{} on CPUs {}, the busiest {:.0} % busy, {:.2} µs CPU a request{limit}",
-                self.setup.threads,
-                plural(self.setup.threads as u64),
-                self.setup.cpus,
-                self.client_busy * 100.0,
-                self.client_cpu_us_per_request
-            ),
-        );
-        for (status, count) in &self.refused_by_status {
-            line(
-                "refused",
-                format!("{} request{} with status {status}", grouped(*count), plural(*count)),
-            );
-        }
-        for (count, what) in [
-            (self.unknown, "unknown: sent and not answered"),
-            (self.unsent, "not sent: nobody to send to"),
-            (self.timeouts, "connections timed out"),
-            (self.reconnects, "reconnects"),
-            (self.connect_failures, "failures to connect"),
-            (self.broken_keep_alives, "connections closed against the server's word"),
-            (self.garbled, "answers that were none, or that nobody had asked for"),
-        ] {
-            if count > 0 {
-                line("trouble", format!("{} {what}", grouped(count)));
-            }
-        }
-        if let Some(CpuUse { steal, softirq, .. }) = self.client_cpus {
-            let percent = |share: f64| share * 100.0;
-            let (steal, softirq) = (percent(steal), percent(softirq));
-            line("", format!("softirq {softirq:.1} %, stolen {steal:.1} % of these CPUs' time"));
-        }
-        for warning in &self.warnings {
-            line("warning", warning.clone());
-        }
-        if let Some(watch) = &self.watch {
-            let (answers, unanswered) = (grouped(watch.answers), grouped(watch.unanswered));
-            line(
-                "watch",
-                format!("{answers} answers of /stats during the run, {unanswered} failed"),
-            );
-        }
-        let warnings = self.environment.warnings();
-        if warnings > 0 {
-            let what = format!("{warnings} warning{}", plural(warnings as u64));
-            line("machine", format!("{what} about what results depend on: see ringtally doctor"));
-        }
-        line("totals", self.server.to_string());
-        line(
-            "verdict",
-            match self.verdict {
-                Verdict::Exact => {
-                    format!("{GOOD}exact{GOOD:#}: every acknowledged event was counted once")
-                }
-                Verdict::Wrong => format!("{BAD}wrong{BAD:#}"),
-                Verdict::Undecided => format!("{BAD}undecided{BAD:#}"),
-            },
-        );
-        for reason in &self.reasons {
-            line("", reason.clone());
-        }
-        text
-    }
-
-    /// Writes the latencies as a percentile table, in milliseconds, in the form that
-    /// HdrHistogram's plotter reads.
-    pub fn percentile_table(&self) -> String {
-        let mut table = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
-        let millis = |nanos: u64| nanos as f64 / 1e6;
-        let mut count = 0;
-        for step in self.histogram.iter_quantiles(5) {
-            count += step.count_since_last_iteration();
-            let (quantile, value) = (step.quantile_iterated_to(), millis(step.value_iterated_to()));
-            // The last line has no odds: nothing is beyond it.
-            let odds = match quantile < 1.0 {
-                true => format!(" {:14.2}", 1.0 / (1.0 - quantile)),
-                false => String::new(),
-            };
-            let _ = writeln!(table, "{value:12.6} {quantile:14.12} {count:10}{odds}");
-        }
-        let _ = write!(
-            table,
-            "#[Mean    = {:12.6}, StdDeviation   = {:12.6}]\n#[Max     = {:12.6}, Total count    = {:12}]\n\
-             #[Buckets = {:12}, SubBuckets     = {:12}]\n",
-            self.histogram.mean() / 1e6,
-            self.histogram.stdev() / 1e6,
-            millis(self.histogram.max()),
-            self.histogram.len(),
-            self.histogram.buckets(),
-            2048
-        );
-        table
-    }
-
-    /// Whether the run did what it was asked to: all events acknowledged, all totals right, all
-    /// thresholds passed. A line for each that is not so.
+    /// Whether all events were acknowledged, the totals are exact, and all thresholds passed. The
+    /// failure has a line for each that is not so.
     pub fn check(&self) -> Result<(), Failure> {
         let mut failures = Vec::new();
         if self.verdict != Verdict::Exact {
@@ -481,47 +378,76 @@ impl Report {
         }
         let not_acknowledged = self.requests - self.acknowledged;
         if not_acknowledged > 0 {
+            let verb = if not_acknowledged == 1 { "was" } else { "were" };
             failures.push(format!(
-                "{not_acknowledged} of {} requests were not acknowledged",
-                self.requests
+                "{} of {} {verb} not acknowledged",
+                grouped(not_acknowledged),
+                text::counted(self.requests, "request", "requests")
             ));
         }
-        let of_threshold = |gate: &Threshold| gate.failure(self.figure(gate.figure()).as_ref());
-        let thresholds = self.thresholds.iter().filter_map(of_threshold);
-        failures.extend(thresholds.map(|why| format!("--fail-if {why}")));
+        let failed = self.check_thresholds().into_iter().filter(|checked| !checked.passed);
+        failures.extend(
+            failed.map(|Checked { fail_if, sentence, .. }| {
+                format!("--fail-if {fail_if}: {sentence}")
+            }),
+        );
         match failures.is_empty() {
             true => Ok(()),
             false => Err(Failure::Wrong(failures.join("\n"))),
         }
     }
-}
 
-impl Report {
-    /// A figure that a gate names.
-    fn figure(&self, name: &str) -> Option<Measured> {
-        let latency = &self.latency_us;
-        let exactly = |micros: f64| Bound { micros, is_at_least: false };
-        Some(match name {
+    fn check_thresholds(&self) -> Vec<Checked> {
+        let thresholds = self.thresholds.iter();
+        thresholds.map(|threshold| threshold.check(self.measured(threshold.figure()))).collect()
+    }
+
+    /// What a figure was in this run.
+    fn measured(&self, figure: Figure) -> Measured {
+        let exactly = |number: f64| Measured::Number(Bound::exactly(number));
+        match figure.name {
             "verdict" => Measured::Word(self.verdict.word()),
             "client_limited" => Measured::Word(if self.client_limited { "true" } else { "false" }),
-            name => Measured::Number(match name {
-                "mean" => latency.mean,
-                "p50" => latency.p50,
-                "p90" => latency.p90,
-                "p99" => latency.p99,
-                "p99.9" => latency.p99_9,
-                "max" => latency.max,
-                "rps" => exactly(self.requests_per_s),
-                "refused" => exactly(self.refused as f64),
-                "unknown" => exactly(self.unknown as f64),
-                "unsent" => exactly(self.unsent as f64),
-                "reconnects" => exactly(self.reconnects as f64),
-                "timeouts" => exactly(self.timeouts as f64),
-                "client_cpu_us" => exactly(self.client_cpu_us_per_request),
-                "server_cpu_us" => exactly(self.cost.as_ref()?.server_cpu_us_per_request),
-                _ => return None,
-            }),
-        })
+            "rps" => exactly(self.requests_per_s),
+            "held" => match &self.open_loop {
+                None => Measured::Unknown("a closed loop has no rate to hold, pass --rate"),
+                Some(OpenLoop { held: None, .. }) => {
+                    Measured::Unknown("the run was too short to tell")
+                }
+                Some(OpenLoop { held: Some(held), .. }) => exactly(*held),
+            },
+            "refused" => exactly(self.refused as f64),
+            "unknown" => exactly(self.unknown as f64),
+            "unsent" => exactly(self.unsent as f64),
+            "reconnects" => exactly(self.reconnects as f64),
+            "timeouts" => exactly(self.timeouts as f64),
+            "client_cpu_us" => exactly(self.client_cpu_us_per_request),
+            "client_poll_us" => exactly(self.client_poll_us_per_request),
+            "server_cpu_us" => match &self.cost {
+                None => Measured::Unknown("only the challenge command measures its server"),
+                Some(ServerCost { server_cpu_us_per_request: None, .. }) => {
+                    Measured::Unknown("the run was too short to tell")
+                }
+                Some(ServerCost { server_cpu_us_per_request: Some(us), .. }) => exactly(*us),
+            },
+            // In JSON a name has no dot.
+            latency => {
+                let name = latency.replace('.', "_");
+                let found = self.latency_us.figures().into_iter().find(|(own, _)| *own == name);
+                let (_, bound) =
+                    found.unwrap_or_else(|| unreachable!("{latency} is a figure of the report"));
+                bound.map_or(Measured::Unknown("no request ended"), Measured::Number)
+            }
+        }
+    }
+
+    /// What it means for the result that the client was the limit, if it was.
+    fn limit(&self) -> Option<&'static str> {
+        match (self.client_limited, &self.open_loop) {
+            (false, _) => None,
+            (true, None) => Some("the client was the limit, so requests/s is a lower bound"),
+            (true, Some(_)) => Some("the client was the limit, so latencies are upper bounds"),
+        }
     }
 }
 
@@ -529,37 +455,186 @@ fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
 
-/// A number with its digits in groups of three.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A time with its unit, marked where it is a lower bound.
-pub(super) fn time(Bound { micros, is_at_least }: Bound) -> String {
-    let sign = if is_at_least { ">= " } else { "" };
-    match micros {
-        ..1e3 => format!("{sign}{micros:.0} µs"),
-        ..1e6 => format!("{sign}{:.2} ms", micros / 1e3),
-        _ => format!("{sign}{:.2} s", micros / 1e6),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::thresholds::FIGURES;
+    use super::super::workload::Workload;
     use super::*;
 
-    #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
+    /// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
+    pub(super) fn outcome() -> Outcome {
+        let workload = Workload { events: 1000, users: 100, values: Values::Integer };
+        let share = workload.share_without(std::iter::empty());
+        let mut total = Slice::new(0, false);
+        (0..1000).for_each(|_| total.latency.record(1_000_000));
+        let second = |second| Second {
+            second,
+            requests: 500,
+            p50_us: total.latency.quantile(0.5),
+            p99_us: total.latency.quantile(0.99),
+            max_us: total.latency.max(),
+        };
+        Outcome {
+            ledger: Ledger { acknowledged: 1000, ..Ledger::default() },
+            warm_up_ledger: Ledger::default(),
+            warm_up: 0,
+            seconds: vec![second(0), second(1)],
+            total,
+            held_up: 0,
+            elapsed: Duration::from_secs(2),
+            client_busy: 0.5,
+            client_cpu: Duration::from_millis(3),
+            client_poll: Duration::ZERO,
+            machine: Some(CpuUse { steal: 0.0, softirq: 0.25, busy: 0.5 }),
+            evidence: Evidence {
+                before: Totals::ZERO,
+                acknowledged: share,
+                possible: share,
+                after: share.totals(),
+            },
+            settled_after: None,
+            watched: None,
+            warnings: Vec::new(),
+            setup: Setup {
+                url: "http://127.0.0.1:8000".into(),
+                engine: Some("ring".into()),
+                workers: 10,
+                threads: 1,
+                cpus: "1".into(),
+                pipeline: 1,
+                rate: None,
+                users: 100,
+                values: Values::Integer,
+                one_request_per_connection: false,
+                was_reset: true,
+            },
+            requests: 1000,
+            thresholds: Vec::new(),
+            environment: Environment {
+                version: "1".into(),
+                date: "2026-01-01T00:00:00Z".into(),
+                host: "host".into(),
+                kernel: "6.18".into(),
+                cpu_model: "<model>".into(),
+                cpus_online: "0-1".into(),
+                cpus_allowed: "0-1".into(),
+                memory_bytes: 1 << 30,
+                checks: Vec::new(),
+            },
         }
+    }
+
+    /// The same in an open loop that was asked for 500 requests per second.
+    pub(super) fn open_loop(lag_ns: u64) -> Outcome {
+        let mut outcome = outcome();
+        outcome.setup.rate = Some(500);
+        let mut total = Slice::new(0, true);
+        for _ in 0..1000 {
+            total.latency.record(1_000_000);
+            total.from_send.as_mut().unwrap().record(900_000);
+            total.lag.as_mut().unwrap().record(lag_ns);
+        }
+        outcome.total = total;
+        outcome
+    }
+
+    fn json(report: &Report) -> serde_json::Value {
+        serde_json::from_str(&report.json().unwrap()).unwrap()
+    }
+
+    fn server_use(cpu: Duration) -> ServerUse {
+        let (user, system) = (cpu / 4, cpu - cpu / 4);
+        ServerUse { user, system, peak_rss_bytes: Some(1 << 20), cpus: "0".into() }
+    }
+
+    #[test]
+    fn json_has_each_threshold_with_its_value_and_whether_it_passed() {
+        let mut outcome = open_loop(1000);
+        outcome.thresholds = ["p99>0.5ms", "p99.99>5ms", "held<0.99", "verdict!=exact"]
+            .map(|threshold| threshold.parse().unwrap())
+            .to_vec();
+        let report = Report::new(outcome);
+        let thresholds = json(&report)["thresholds"].clone();
+        let found: Vec<_> = thresholds.as_array().unwrap().iter().collect();
+        assert_eq!(
+            *found[0],
+            serde_json::json!({"fail_if": "p99>0.5ms", "figure": "p99", "value": 1000.447,
+                "is_lower_bound": false, "passed": false})
+        );
+        assert_eq!((&found[1]["figure"], &found[1]["passed"]), (&"p99.99".into(), &true.into()));
+        assert_eq!((&found[2]["value"], &found[2]["passed"]), (&0.999.into(), &true.into()));
+        assert_eq!((&found[3]["value"], &found[3]["passed"]), (&"exact".into(), &true.into()));
+        let failure = report.check().unwrap_err().to_string();
+        assert_eq!(failure, "--fail-if p99>0.5ms: p99 is 1.000447 ms");
+    }
+
+    #[test]
+    fn every_figure_is_measured() {
+        let mut report = Report::new(open_loop(1000));
+        report.add_server(server_use(Duration::from_millis(200)));
+        for figure in FIGURES {
+            let measured = report.measured(figure);
+            assert!(!matches!(measured, Measured::Unknown(_)), "{figure:?}: {measured:?}");
+        }
+    }
+
+    #[test]
+    fn a_figure_that_a_run_does_not_have_is_unknown_and_fails() {
+        for (threshold, says) in [
+            ("held<0.99", "pass --rate"),
+            ("server_cpu_us>5", "only the challenge"),
+            ("p95>1s", "no request ended"),
+        ] {
+            let mut outcome = outcome();
+            outcome.total = Slice::new(0, false);
+            outcome.thresholds = vec![threshold.parse().unwrap()];
+            let failure = Report::new(outcome).check().unwrap_err().to_string();
+            assert!(failure.contains(says), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_run_without_responses_has_no_latencies() {
+        let mut outcome = outcome();
+        outcome.total = Slice::new(0, false);
+        let latency = json(&Report::new(outcome))["latency_us"].clone();
+        for figure in ["mean", "p50", "p90", "p95", "p99", "p99_9", "p99_99", "max"] {
+            assert_eq!(latency[figure], serde_json::Value::Null, "{figure}");
+        }
+    }
+
+    #[test]
+    fn what_ticks_cannot_tell_is_not_told() {
+        for (ms, is_told) in [(99, false), (100, true), (101, true)] {
+            let mut report = Report::new(outcome());
+            report.add_server(server_use(Duration::from_millis(ms)));
+            let us = &json(&report)["server_cpu_us_per_request"];
+            assert_eq!(us.as_f64(), is_told.then_some(ms as f64), "{ms} ms");
+        }
+        for (ms, is_told) in [(999, false), (1000, true), (1001, true)] {
+            let elapsed = Duration::from_millis(ms);
+            let report = Report::new(Outcome { elapsed, ..outcome() });
+            assert_eq!(json(&report)["client_cpus"].is_object(), is_told, "{ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_the_limit_bounds_what_it_limits() {
+        let closed = Report::new(Outcome { client_busy: 0.95, ..outcome() });
+        assert!(closed.limit().unwrap().contains("requests/s is a lower bound"));
+        let late = Report::new(open_loop(2_000_000));
+        assert!(late.client_limited);
+        assert!(late.limit().unwrap().contains("latencies are upper bounds"));
+        assert_eq!(Report::new(open_loop(1000)).limit(), None);
+        assert_eq!(Report::new(outcome()).limit(), None);
+    }
+
+    #[test]
+    fn cpu_time_is_told_apart_from_polling() {
+        let report =
+            Report::new(Outcome { client_poll: Duration::from_secs(1), ..open_loop(1000) });
+        let json = json(&report);
+        assert_eq!(json["client_cpu_us_per_request"], 3.0);
+        assert_eq!(json["client_poll_us_per_request"], 1000.0);
     }
 }

@@ -40,13 +40,13 @@ impl Output {
     /// or to standard error where one of the reports goes to standard output.
     pub fn write(&self, report: &Report) -> Result<(), Failure> {
         if let Some(path) = &self.json {
-            write_to(path, &(report.json() + "\n"))?;
+            write_to(path, &(report.json()? + "\n"))?;
         }
         if let Some(path) = &self.hdr {
             write_to(path, &report.percentile_table())?;
         }
         if let Some(path) = &self.html {
-            write_to(path, &report.html())?;
+            write_to(path, &report.html()?)?;
         }
         match (self.quiet, [&self.json, &self.hdr, &self.html].into_iter().any(is_stdout)) {
             (true, _) => Ok(()),

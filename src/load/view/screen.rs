@@ -1,12 +1,13 @@
 //! A run on the whole terminal.
 
-use super::super::report::{grouped, time};
+use super::super::report::{counted, grouped, rounded, time};
 use super::super::timeline::Second;
 use super::super::{Config, Server};
-use super::Status;
+use super::{Phase, Status};
 use ratatui::Frame;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
@@ -14,18 +15,23 @@ use ratatui::crossterm::terminal::{
 };
 use ratatui::layout::{Constraint, Layout};
 use ratatui::text::Line;
-use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline};
+use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline, Wrap};
+use rustix::process::{Signal, getpid, kill_process};
 use std::io::{self, Stderr, stderr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-/// The exit code of a program that Ctrl-C has ended, as shells have it.
-const INTERRUPTED: i32 = 130;
+/// How long a panic waits for a frame that is being drawn. The thread that panics may be the one that
+/// draws it.
+const FRAME_MAX: Duration = Duration::from_millis(100);
 
 /// The terminal, until it is dropped.
 pub(super) struct Screen {
     terminal: Terminal<CrosstermBackend<Stderr>>,
+    taken: Arc<Taken>,
     title: String,
-    /// The seconds that were seen, oldest first.
+    /// The seconds seen so far, oldest first.
     seconds: Vec<Second>,
 }
 
@@ -36,19 +42,21 @@ impl Screen {
         let rate = config.rate.map_or("closed loop".into(), |rate| {
             format!("open loop at {} requests/s", grouped(rate))
         });
-        let title =
-            format!(" ringtally load: http://{host}, {} connections, {rate} ", config.workers);
+        let connections = counted(config.workers as u64, "connection", "connections");
+        let title = format!(" ringtally load: http://{host}, {connections}, {rate} ");
         enable_raw_mode()?;
-        let taken = execute!(stderr(), EnterAlternateScreen)
+        // From here on, every way out restores the terminal.
+        let taken = Taken::new(give_back);
+        let opened = execute!(stderr(), EnterAlternateScreen)
             .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())));
-        if taken.is_err() {
-            give_back();
+        if opened.is_err() {
+            taken.give_back();
         }
-        Ok(Screen { terminal: taken?, title, seconds: Vec::new() })
+        Ok(Screen { terminal: opened?, taken, title, seconds: Vec::new() })
     }
 
-    /// Draws how far the run is. Ctrl-C and q end the program, as a terminal in raw mode leaves that
-    /// to it.
+    /// Draws how far the run is. A terminal in raw mode leaves Ctrl-C to the program: it restores the
+    /// terminal, and interrupts the run as in any other mode. So does q.
     pub(super) fn show(&mut self, status: &Status) {
         if let Some(latest) = &status.latest {
             match self.seconds.last_mut() {
@@ -57,15 +65,19 @@ impl Screen {
             }
         }
         let (title, seconds) = (self.title.as_str(), self.seconds.as_slice());
-        // A screen that cannot be drawn on is not worth an error.
-        let _ = self.terminal.draw(|frame| draw(frame, title, status, seconds));
-        while event::poll(Duration::ZERO).unwrap_or(false) {
+        let terminal = &mut self.terminal;
+        self.taken.draw(|| {
+            // A frame that cannot be drawn is not worth ending the run.
+            let _ = terminal.draw(|frame| draw(frame, title, status, seconds));
+        });
+        while self.taken.is_taken() && event::poll(Duration::ZERO).unwrap_or(false) {
             let Ok(Event::Key(key)) = event::read() else { continue };
             let is_interrupt =
                 key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
             if is_interrupt || key.code == KeyCode::Char('q') {
-                give_back();
-                std::process::exit(INTERRUPTED);
+                self.taken.give_back();
+                // A process may always signal itself.
+                let _ = kill_process(getpid(), Signal::INT);
             }
         }
     }
@@ -73,56 +85,117 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        give_back();
+        self.taken.give_back();
     }
 }
 
-/// Gives the terminal back. What fails here cannot be mended here.
+/// Restores the terminal. If that fails, there is nothing else to try.
 fn give_back() {
-    let _ = execute!(stderr(), LeaveAlternateScreen);
+    let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
 }
 
+/// Whether the screen still has the terminal, which is given back once: when the run ends, when it is
+/// interrupted, or when any thread panics. The lock is held while a frame is drawn, so that none is
+/// drawn later.
+struct Taken {
+    is_taken: Mutex<bool>,
+    give_back: fn(),
+}
+
+impl Taken {
+    /// Has `give_back` called before the message of the next panic, so that it can be read.
+    fn new(give_back: fn()) -> Arc<Taken> {
+        let taken = Arc::new(Taken { is_taken: Mutex::new(true), give_back });
+        let (of_hook, previous) = (Arc::clone(&taken), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            of_hook.give_back();
+            previous(panic);
+        }));
+        taken
+    }
+
+    fn is_taken(&self) -> bool {
+        *self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Draws a frame, unless the terminal was given back.
+    fn draw(&self, frame: impl FnOnce()) {
+        let is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_taken {
+            frame();
+        }
+    }
+
+    fn give_back(&self) {
+        let deadline = Instant::now() + FRAME_MAX;
+        let locked = loop {
+            match self.is_taken.try_lock() {
+                Ok(locked) => break Some(locked),
+                Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => break None,
+                Err(TryLockError::WouldBlock) => sleep(Duration::from_millis(1)),
+            }
+        };
+        let was_taken = locked.is_none_or(|mut is_taken| std::mem::replace(&mut *is_taken, false));
+        if was_taken {
+            (self.give_back)();
+        }
+    }
+}
+
 fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second]) {
-    let rows = [3, 4].map(Constraint::Length).into_iter().chain([Constraint::Fill(1); 2]);
+    let rows = [3, 5].map(Constraint::Length).into_iter().chain([Constraint::Fill(1); 2]);
     let [progress, figures, rate, p99] = Layout::vertical(rows).areas(frame.area());
-    let share = status.ended as f64 / status.of.max(1) as f64;
-    let label = format!("{} of {}", grouped(status.ended), grouped(status.of));
-    let gauge = Gauge::default().ratio(share.clamp(0.0, 1.0)).label(label);
+    let share = match status.phase {
+        Phase::Connecting => 0.0,
+        Phase::WarmingUp | Phase::Measuring => status.ended as f64 / status.of.max(1) as f64,
+    };
+    let gauge = Gauge::default().ratio(share.clamp(0.0, 1.0)).label(status.progress());
     frame.render_widget(gauge.block(Block::bordered().title(title)), progress);
 
-    let latest = status.latest.as_ref().map_or("no second is over yet".into(), |second| {
-        format!(
-            "second {}: {} requests, p50 {}, p99 {}, max {}",
-            second.second,
-            grouped(second.requests),
-            time(second.p50_us),
-            time(second.p99_us),
-            time(second.max_us)
-        )
-    });
-    let lines = vec![
-        Line::from(format!(
-            "{} requests/s on average, {:.0} s, {} failures to connect",
-            grouped(status.requests_per_s() as u64),
-            status.elapsed.as_secs_f64(),
-            grouped(status.connect_failures)
-        )),
-        Line::from(latest),
-        Line::from("q or Ctrl-C ends the run without a report"),
-    ];
-    frame.render_widget(Paragraph::new(lines), figures);
+    let mut lines = Vec::new();
+    if status.phase == Phase::Measuring {
+        let per_s = rounded(status.requests_per_s());
+        let elapsed = status.elapsed.as_secs_f64();
+        lines.push(Line::from(format!("{per_s} requests/s on average over {elapsed:.0} s")));
+        lines.extend(status.latest.as_ref().map(|second| Line::from(of_second(second))));
+    }
+    if status.connect_failures > 0 {
+        lines.push(Line::from(status.failures()));
+    }
+    lines.push(Line::from("press q or Ctrl-C to end the run"));
+    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), figures);
 
-    let width = frame.area().width.saturating_sub(2) as usize;
+    let width = usize::from(frame.area().width.saturating_sub(2));
     let recent = &seconds[seconds.len().saturating_sub(width)..];
     let rates: Vec<u64> = recent.iter().map(|second| second.requests).collect();
-    let p99s: Vec<u64> = recent.iter().map(|second| second.p99_us.micros as u64).collect();
+    let p99s: Vec<u64> = recent.iter().map(whole_p99_us).collect();
     for (area, name, values) in
-        [(rate, " requests in each second ", rates), (p99, " p99 of each second ", p99s)]
+        [(rate, " responses per second ", rates), (p99, " p99 of each second ", p99s)]
     {
         let chart = Sparkline::default().data(&values).block(Block::bordered().title(name));
         frame.render_widget(chart, area);
     }
+}
+
+fn of_second(second: &Second) -> String {
+    let mut parts = vec![format!(
+        "second {}: {}",
+        second.second,
+        counted(second.requests, "response", "responses")
+    )];
+    let latencies = [("p50", second.p50_us), ("p99", second.p99_us), ("max", second.max_us)];
+    parts.extend(
+        latencies.into_iter().filter_map(|(name, us)| Some(format!("{name} {}", time(us?)))),
+    );
+    parts.join(", ")
+}
+
+/// For a bar: zero if no request ended in the second.
+fn whole_p99_us(second: &Second) -> u64 {
+    #[allow(clippy::cast_possible_truncation, reason = "at most an hour in microseconds")]
+    second.p99_us.map_or(0, |p99| p99.micros as u64)
 }
 
 #[cfg(test)]
@@ -130,36 +203,71 @@ mod tests {
     use super::*;
     use crate::load::latency::Bound;
     use ratatui::backend::TestBackend;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn shown(width: u16, height: u16, status: &Status, seconds: &[Second]) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, " title ", status, seconds)).unwrap();
+        terminal.backend().buffer().content().iter().map(|cell| cell.symbol()).collect()
+    }
+
+    fn second(second: u64) -> Second {
+        let us = Some(Bound::exactly(1234.0));
+        Second { second, requests: 100 * second, p50_us: us, p99_us: us, max_us: us }
+    }
+
+    fn status(phase: Phase, ended: u64, latest: Option<Second>) -> Status {
+        let elapsed = Duration::from_secs(5);
+        Status { phase, elapsed, ended, of: 1_000_000, connect_failures: 3, latest }
+    }
 
     #[test]
     fn a_screen_of_any_size_shows_the_run() {
-        let bound = Bound { micros: 1234.0, is_at_least: false };
-        let second = |second| Second {
-            second,
-            requests: 100 * second,
-            p50_us: bound,
-            p99_us: bound,
-            max_us: bound,
-        };
         let seconds: Vec<Second> = (0..200).map(second).collect();
-        for (width, height) in [(80, 24), (200, 60), (20, 5), (1, 1)] {
-            let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        for (width, height) in [(80, 24), (60, 24), (200, 60), (20, 5), (1, 1)] {
             for (ended, latest) in [(0, None), (500_000, Some(second(3))), (1_000_001, None)] {
-                let status = Status {
-                    elapsed: Duration::from_secs(5),
-                    ended,
-                    of: 1_000_000,
-                    connect_failures: 0,
-                    latest,
-                };
-                terminal.draw(|frame| draw(frame, " title ", &status, &seconds)).unwrap();
-            }
-            let shown: String =
-                terminal.backend().buffer().content().iter().map(|cell| cell.symbol()).collect();
-            if width >= 80 {
-                assert!(shown.contains("1,000,001 of 1,000,000"), "{shown}");
-                assert!(shown.contains("p99 of each second"), "{shown}");
+                let shown =
+                    shown(width, height, &status(Phase::Measuring, ended, latest), &seconds);
+                if width >= 60 {
+                    assert!(shown.contains("of 1,000,000 requests"), "{shown}");
+                    assert!(shown.contains("p99 of each second"), "{shown}");
+                    assert!(shown.contains("to end the run"), "{shown}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn connecting_and_warming_up_are_shown() {
+        let connecting = shown(80, 24, &status(Phase::Connecting, 0, None), &[]);
+        assert!(connecting.contains("connecting (5 s)"), "{connecting}");
+        assert!(connecting.contains("3 failed attempts to connect"), "{connecting}");
+        let warm_up = shown(80, 24, &status(Phase::WarmingUp, 1000, None), &[]);
+        assert!(warm_up.contains("warming up: 1,000 of 1,000,000 requests"), "{warm_up}");
+    }
+
+    /// Nothing else in this process may panic meanwhile, or it would give back the terminal first: that
+    /// is what the hook is for.
+    #[test]
+    fn a_panic_in_any_thread_gives_the_terminal_back_once() {
+        static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);
+        let count = || {
+            GIVEN_BACK.fetch_add(1, Ordering::SeqCst);
+        };
+        let taken = Taken::new(count);
+        let mut frames = 0;
+        taken.draw(|| frames += 1);
+        assert!(std::thread::spawn(|| panic!("a client thread, on purpose")).join().is_err());
+        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 1);
+        taken.draw(|| frames += 1);
+        assert_eq!(frames, 1, "nothing is drawn on a terminal that was given back");
+        taken.give_back();
+        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 1);
+        // The thread that draws may panic, too.
+        let taken = Taken::new(count);
+        let of_thread = Arc::clone(&taken);
+        let drawing = std::thread::spawn(move || of_thread.draw(|| panic!("a frame, on purpose")));
+        assert!(drawing.join().is_err());
+        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 2);
     }
 }

@@ -1,0 +1,63 @@
+//! The latencies as a percentile table, in the form that HdrHistogram's plotter reads.
+
+use super::Report;
+use hdrhistogram::Histogram;
+use std::fmt::Write as _;
+
+/// Lines per halving of what is left to 100 %.
+const TICKS_PER_HALF_DISTANCE: u32 = 5;
+/// Values per bucket that three significant digits need, as HdrHistogram rounds it up.
+const SUB_BUCKETS: u32 = 2048;
+
+impl Report {
+    /// Writes the latencies as a percentile table, in milliseconds.
+    pub fn percentile_table(&self) -> String {
+        table(&self.histogram)
+    }
+}
+
+fn table(histogram: &Histogram<u64>) -> String {
+    let mut table = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
+    let millis = |nanos: u64| nanos as f64 / 1e6;
+    let mut count = 0;
+    for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
+        count += step.count_since_last_iteration();
+        let (quantile, value) = (step.quantile_iterated_to(), millis(step.value_iterated_to()));
+        // The last line has no such quotient, because nothing is beyond it.
+        let quotient = match quantile < 1.0 {
+            true => format!(" {:14.2}", 1.0 / (1.0 - quantile)),
+            false => String::new(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "{value:12.6} {quantile:14.12} {count:10}{quotient}");
+    }
+    let _ = write!(
+        table,
+        "#[Mean    = {:12.6}, StdDeviation   = {:12.6}]\n#[Max     = {:12.6}, Total count    = {:12}]\n\
+         #[Buckets = {:12}, SubBuckets     = {:12}]\n",
+        histogram.mean() / 1e6,
+        histogram.stdev() / 1e6,
+        millis(histogram.max()),
+        histogram.len(),
+        histogram.buckets(),
+        SUB_BUCKETS
+    );
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::latency::Latencies;
+    use super::*;
+
+    #[test]
+    fn the_table_ends_with_every_request() {
+        let mut latencies = Latencies::new();
+        (1..=5000).for_each(|us| latencies.record(us * 1000));
+        let table = table(latencies.histogram());
+        let last = table.lines().rfind(|line| !line.starts_with('#')).unwrap();
+        assert!(last.ends_with("1.000000000000       5000"), "{last}");
+        let columns = table.lines().nth(2).unwrap().split_whitespace().count();
+        assert_eq!(columns, 4, "{table}");
+    }
+}

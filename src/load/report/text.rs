@@ -1,0 +1,418 @@
+//! The report as lines of text, and how numbers are written.
+
+use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost};
+use crate::doctor::CpuUse;
+use crate::load::latency::Bound;
+use crate::load::thresholds::Checked;
+use crate::load::verdict::Verdict;
+use anstyle::{AnsiColor, Style};
+use std::fmt::Write as _;
+
+/// Colors of words; whoever prints strips them if the output is not a terminal.
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// Bytes of a MiB.
+const MIB: f64 = 1048576.0;
+
+/// Something that the report says, on one line or more.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) lines: Vec<String>,
+}
+
+impl Report {
+    /// The report as a few lines, with colors.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        let verdict = self.verdict.word();
+        let style = if self.verdict == Verdict::Exact { GOOD } else { BAD };
+        for Row { name, lines } in self.rows() {
+            for (index, line) in lines.iter().enumerate() {
+                let name = if index == 0 { name } else { "" };
+                let line = match line.strip_prefix(verdict) {
+                    Some(rest) if name == "verdict" => format!("{style}{verdict}{style:#}{rest}"),
+                    _ => line.clone(),
+                };
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "{name:<10}{line}");
+            }
+        }
+        text
+    }
+
+    /// What the report says: what was measured, what it took, and what to think of it.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        let mut rows = vec![
+            Row { name: "requests", lines: self.speed() },
+            Row { name: "latency", lines: self.latency_us.lines() },
+        ];
+        let mut row = |name, lines: Vec<String>| {
+            if !lines.is_empty() {
+                rows.push(Row { name, lines });
+            }
+        };
+        if let Some(open_loop) = &self.open_loop {
+            row("from send", open_loop.latency_from_send_us.lines());
+            row("schedule", open_loop.lines(self.client_limited));
+        }
+        row("warm-up", self.warm_up_lines());
+        row("refused", self.refusals());
+        row("trouble", self.trouble());
+        row("server", self.cost.as_ref().map(ServerCost::lines).unwrap_or_default());
+        row("client", self.client());
+        row("watch", self.watch_lines());
+        row("machine", self.machine());
+        row("warning", self.warnings.clone());
+        row("threshold", self.check_thresholds().iter().map(threshold_line).collect());
+        row("totals", vec![self.server.to_string()]);
+        row("verdict", self.verdict_lines());
+        rows
+    }
+
+    fn speed(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{} over {} in {:.2} s: {} requests/s",
+            grouped(self.requests),
+            counted(self.setup.workers as u64, "connection", "connections"),
+            self.elapsed_s,
+            rounded(self.requests_per_s)
+        )];
+        if self.setup.one_request_per_connection {
+            lines.push("one request per connection: the server closes it after a response".into());
+        }
+        lines
+    }
+
+    fn warm_up_lines(&self) -> Vec<String> {
+        let line = |warm_up: &super::WarmUp| {
+            format!(
+                "{}, {} acknowledged: not measured and not in the totals",
+                counted(warm_up.requests, "request", "requests"),
+                grouped(warm_up.acknowledged)
+            )
+        };
+        self.warm_up.iter().map(line).collect()
+    }
+
+    fn refusals(&self) -> Vec<String> {
+        let line = |(status, count): (&u16, &u64)| {
+            format!("{} with status {status}", counted(*count, "request", "requests"))
+        };
+        self.refused_by_status.iter().map(line).collect()
+    }
+
+    /// What went wrong with requests and connections.
+    fn trouble(&self) -> Vec<String> {
+        let kinds = [
+            (self.unknown, "request sent without a response", "requests sent without a response"),
+            (self.unsent, "request not sent", "requests not sent"),
+            (self.timeouts, "connection timed out", "connections timed out"),
+            (self.reconnects, "reconnect", "reconnects"),
+            (self.connect_failures, "failed attempt to connect", "failed attempts to connect"),
+            (
+                self.broken_keep_alives,
+                "connection closed by the server without notice",
+                "connections closed by the server without notice",
+            ),
+            (self.garbled, "malformed or unexpected response", "malformed or unexpected responses"),
+        ];
+        let found = kinds.into_iter().filter(|(count, _, _)| *count > 0);
+        found.map(|(count, one, many)| counted(count, one, many)).collect()
+    }
+
+    fn client(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{} on CPU{} {}, the busiest {:.0} % busy",
+            counted(self.setup.threads as u64, "thread", "threads"),
+            if self.setup.cpus.contains([',', '-']) { "s" } else { "" },
+            self.setup.cpus,
+            self.client_busy * 100.0,
+        )];
+        let polling = match self.open_loop {
+            Some(_) => {
+                format!(", {:.2} µs polling for the next due time", self.client_poll_us_per_request)
+            }
+            None => String::new(),
+        };
+        let us = self.client_cpu_us_per_request;
+        lines.push(format!("{us:.2} µs CPU time per request{polling}"));
+        if let Some(CpuUse { steal, softirq, .. }) = self.client_cpus {
+            let (steal, softirq) = (steal * 100.0, softirq * 100.0);
+            let line = format!("{softirq:.1} % of its CPUs' time in softirq, {steal:.1} % stolen");
+            lines.push(line);
+        }
+        lines.extend(self.limit().map(str::to_owned));
+        lines
+    }
+
+    fn watch_lines(&self) -> Vec<String> {
+        let line = |watch: &crate::load::watch::Watched| {
+            format!(
+                "{} from /stats during the run, {} without one",
+                counted(watch.answers, "response", "responses"),
+                counted(watch.unanswered, "request", "requests")
+            )
+        };
+        self.watch.iter().map(line).collect()
+    }
+
+    fn machine(&self) -> Vec<String> {
+        match self.environment.warnings() as u64 {
+            0 => Vec::new(),
+            warnings => vec![format!(
+                "{} about what results depend on: run ringtally doctor",
+                counted(warnings, "warning", "warnings")
+            )],
+        }
+    }
+
+    fn verdict_lines(&self) -> Vec<String> {
+        let meaning = match self.verdict {
+            Verdict::Exact => "every acknowledged event was counted once",
+            Verdict::Wrong => "the totals are not those of the acknowledged events",
+            Verdict::Undecided => "the totals are possible, but not all of them could be checked",
+        };
+        let verdict = format!("{}: {meaning}", self.verdict.word());
+        std::iter::once(verdict).chain(self.reasons.iter().cloned()).collect()
+    }
+}
+
+impl Latency {
+    /// Two lines, because one would be wider than a terminal of 80 columns.
+    fn lines(&self) -> Vec<String> {
+        let (Some(p50), Some(p90), Some(p95), Some(p99)) = (self.p50, self.p90, self.p95, self.p99)
+        else {
+            return vec!["not known: no request ended".into()];
+        };
+        let first =
+            format!("p50 {}, p90 {}, p95 {}, p99 {}", time(p50), time(p90), time(p95), time(p99));
+        let rest = [("p99.9", self.p99_9), ("p99.99", self.p99_99), ("max", self.max)];
+        let rest: Vec<String> = rest
+            .into_iter()
+            .filter_map(|(name, figure)| Some(format!("{name} {}", time(figure?))))
+            .collect();
+        vec![first, rest.join(", ")]
+    }
+}
+
+impl OpenLoop {
+    fn lines(&self, client_limited: bool) -> Vec<String> {
+        let asked = grouped(self.rate);
+        let mut lines = vec![match (self.rate_held, self.held) {
+            (Some(rate_held), Some(held)) => format!(
+                "{asked} requests/s asked for, {} sent ({:.1} %)",
+                rounded(rate_held),
+                held * 100.0
+            ),
+            _ => format!("{asked} requests/s asked for, too short to tell whether they were sent"),
+        }];
+        let lag = &self.schedule_lag_us;
+        if let (Some(p99), Some(max)) = (lag.p99, lag.max) {
+            lines.push(format!("the client sent late by p99 {}, max {}", time(p99), time(max)));
+        }
+        if self.held_up > 0 {
+            let waited = counted(self.held_up, "request", "requests");
+            lines.push(format!("{waited} waited for a free connection"));
+        }
+        if self.held.is_some_and(|held| held < HELD_MIN) && self.held_up > 0 && !client_limited {
+            lines.push("the rate was not held: use more connections or a lower --rate".into());
+        }
+        lines
+    }
+}
+
+impl ServerCost {
+    fn lines(&self) -> Vec<String> {
+        let cpu = match (
+            self.server_cpu_us_per_request,
+            self.server_user_us_per_request,
+            self.server_system_us_per_request,
+        ) {
+            (Some(all), Some(user), Some(system)) => {
+                format!("{all:.2} µs CPU time per request (user {user:.2}, system {system:.2})")
+            }
+            _ => {
+                format!("CPU time too short to tell (less than {} ms)", SERVER_CPU_MIN.as_millis())
+            }
+        };
+        let memory = self
+            .server_peak_rss_bytes
+            .map_or(String::new(), |bytes| format!("peak memory {:.1} MiB, ", bytes as f64 / MIB));
+        let plural = if self.server_cpus.contains([',', '-']) { "s" } else { "" };
+        vec![cpu, format!("{memory}on CPU{plural} {}", self.server_cpus)]
+    }
+}
+
+fn threshold_line(checked: &Checked) -> String {
+    let Checked { fail_if, sentence, passed, .. } = checked;
+    format!("{} {fail_if}: {sentence}", if *passed { "passed" } else { "failed" })
+}
+
+/// A number with its digits in groups of three.
+pub(in crate::load) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A rate, rounded, with its digits in groups of three.
+pub(in crate::load) fn rounded(rate: f64) -> String {
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "rates are far below 2^64, and a cast clamps"
+    )]
+    let whole = rate.round() as u64;
+    grouped(whole)
+}
+
+/// A count with its noun.
+pub(in crate::load) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(count), if count == 1 { one } else { many })
+}
+
+/// A time with its unit, marked if it is a lower bound.
+pub(in crate::load) fn time(Bound { micros, is_at_least }: Bound) -> String {
+    let sign = if is_at_least { ">= " } else { "" };
+    match micros {
+        ..1e3 => format!("{sign}{micros:.0} µs"),
+        ..1e6 => format!("{sign}{:.2} ms", micros / 1e3),
+        _ => format!("{sign}{:.2} s", micros / 1e6),
+    }
+}
+
+/// A time with its unit and every digit down to a nanosecond.
+pub(in crate::load) fn time_in_full(micros: f64) -> String {
+    let (text, unit) = match micros {
+        ..1e3 => (format!("{micros:.3}"), "µs"),
+        ..1e6 => (format!("{:.6}", micros / 1e3), "ms"),
+        _ => (format!("{:.9}", micros / 1e6), "s"),
+    };
+    format!("{} {unit}", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{open_loop, outcome};
+    use super::super::{Outcome, ServerUse};
+    use super::*;
+    use crate::load::watch::Watched;
+    use std::time::Duration;
+
+    /// The summary without colors.
+    fn summary(report: &Report) -> String {
+        anstream::adapter::strip_str(&report.summary()).to_string()
+    }
+
+    #[test]
+    fn numbers_are_grouped_and_agree_with_their_nouns() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+        for (count, text) in [(0, "0 events"), (1, "1 event"), (2000, "2,000 events")] {
+            assert_eq!(counted(count, "event", "events"), text);
+        }
+        assert_eq!(rounded(205_261.5), "205,262");
+    }
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        for (micros, short, full) in [
+            (0.25, "0 µs", "0.25 µs"),
+            (999.0, "999 µs", "999 µs"),
+            (1000.0, "1.00 ms", "1 ms"),
+            (5001.215, "5.00 ms", "5.001215 ms"),
+            (1.5e6, "1.50 s", "1.5 s"),
+        ] {
+            assert_eq!(time(Bound::exactly(micros)), short);
+            assert_eq!(time_in_full(micros), full);
+        }
+        assert_eq!(time(Bound { micros: 2e6, is_at_least: true }), ">= 2.00 s");
+    }
+
+    #[test]
+    fn the_summary_reads_in_order() {
+        let mut outcome = outcome();
+        outcome.ledger.acknowledged = 996;
+        outcome.ledger.refused.insert(507, vec![1, 2, 3]);
+        outcome.ledger.unknown = vec![4];
+        outcome.ledger.trouble.timeouts = 1;
+        outcome.ledger.trouble.reconnects = 2;
+        outcome.warm_up = 1;
+        outcome.warm_up_ledger.acknowledged = 1;
+        outcome.watched = Some(Watched { answers: 1, ..Watched::default() });
+        outcome.warnings = vec!["client and server share CPU 1".into()];
+        outcome.thresholds = vec!["p99>5ms".parse().unwrap(), "rps<1k".parse().unwrap()];
+        let mut report = Report::new(outcome);
+        report.add_server(ServerUse {
+            user: Duration::from_millis(500),
+            system: Duration::from_millis(1500),
+            peak_rss_bytes: Some(12 << 20),
+            cpus: "0,2".into(),
+        });
+        let text = summary(&report);
+        let expected = "\
+requests  1,000 over 10 connections in 2.00 s: 500 requests/s
+latency   p50 1.00 ms, p90 1.00 ms, p95 1.00 ms, p99 1.00 ms
+          p99.9 1.00 ms, p99.99 1.00 ms, max 1.00 ms
+warm-up   1 request, 1 acknowledged: not measured and not in the totals
+refused   3 requests with status 507
+trouble   1 request sent without a response
+          1 connection timed out
+          2 reconnects
+server    2002.00 µs CPU time per request (user 500.50, system 1501.50)
+          peak memory 12.0 MiB, on CPUs 0,2
+client    1 thread on CPU 1, the busiest 50 % busy
+          3.00 µs CPU time per request
+          25.0 % of its CPUs' time in softirq, 0.0 % stolen
+watch     1 response from /stats during the run, 0 requests without one
+warning   client and server share CPU 1
+threshold passed p99>5ms: p99 is 1.000447 ms
+          failed rps<1k: rps is 499.5
+totals    totalRequests 1000, uniqueUsers 100, sum 499500.0, avg 499.5
+verdict   exact: every acknowledged event was counted once
+";
+        assert_eq!(text, expected);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn an_open_loop_says_what_it_sent_and_what_it_took() {
+        let outcome =
+            Outcome { client_poll: Duration::from_secs(1), held_up: 1, ..open_loop(9000) };
+        let text = summary(&Report::new(outcome));
+        for line in [
+            "from send p50 900 µs,",
+            "schedule  500 requests/s asked for, 500 sent (99.9 %)\n",
+            "the client sent late by p99 9 µs, max 9 µs\n",
+            "1 request waited for a free connection\n",
+            "3.00 µs CPU time per request, 1000.00 µs polling for the next due time\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert!(!text.contains("not held"), "{text}");
+        let slow = Outcome { elapsed: Duration::from_secs(4), held_up: 9, ..open_loop(9000) };
+        let text = summary(&Report::new(slow));
+        assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
+    }
+
+    #[test]
+    fn a_short_run_is_too_short_to_tell() {
+        let mut report = Report::new(Outcome { elapsed: Duration::from_millis(16), ..outcome() });
+        report.add_server(ServerUse {
+            user: Duration::ZERO,
+            system: Duration::from_millis(10),
+            peak_rss_bytes: None,
+            cpus: "0".into(),
+        });
+        let text = summary(&report);
+        assert!(!text.contains("softirq") && !text.contains("memory"), "{text}");
+        assert!(text.contains("server    CPU time too short to tell"), "{text}");
+    }
+}

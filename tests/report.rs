@@ -1,0 +1,264 @@
+//! What `load` and `challenge` tell: on the terminal while a run goes on, and in its reports.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::fake::{Fake, GOOD, Habits, load};
+use common::{PATIENCE, Server, ringtally, run, text};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// `ringtally` on a terminal, with standard output apart.
+struct OnTerminal {
+    child: Child,
+    terminal: File,
+    shown: Receiver<Vec<u8>>,
+    so_far: String,
+}
+
+impl OnTerminal {
+    fn start(columns: u16, args: &[&str]) -> OnTerminal {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&controller, size).unwrap();
+        let path = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let child = ringtally()
+            .args(args)
+            .stdin(open())
+            .stdout(Stdio::piped())
+            .stderr(open())
+            .spawn()
+            .unwrap();
+        let terminal = File::from(controller);
+        let (sender, shown) = channel();
+        let mut reader = terminal.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Ends with an error once the child has closed its side.
+            while let Ok(read) = reader.read(&mut buffer) {
+                if sender.send(buffer[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        OnTerminal { child, terminal, shown, so_far: String::new() }
+    }
+
+    /// Waits until something is shown.
+    fn shows(&mut self, what: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.so_far.contains(what) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.shown.recv_timeout(left) {
+                Ok(bytes) => self.so_far.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(_) => panic!("{what} is not shown: {:?}", self.so_far),
+            }
+        }
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.terminal.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for the end. Returns everything that was shown, and standard output.
+    fn end(mut self) -> (String, String) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it does not end: {:?}", self.so_far);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while let Ok(bytes) = self.shown.recv_timeout(Duration::from_secs(1)) {
+            self.so_far.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        let mut stdout = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        (std::mem::take(&mut self.so_far), stdout)
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const ENTER_ALTERNATE: &str = "\x1b[?1049h";
+const LEAVE_ALTERNATE: &str = "\x1b[?1049l";
+const SHOW_CURSOR: &str = "\x1b[?25h";
+
+/// The lines that were drawn over each other.
+fn drawn(shown: &str) -> Vec<&str> {
+    shown.split("\r\x1b[K").filter(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn the_progress_line_shows_every_phase_and_never_wraps() {
+    let server = Server::start(&[]);
+    let url = server.url();
+    for columns in [60, 80] {
+        let args = ["load", "9000", "4", "--rate", "9000", "--warmup", "90000", "--url", &url];
+        let mut run = OnTerminal::start(columns, &args);
+        for phase in ["connecting", "warming up: ", " %  "] {
+            run.shows(phase);
+        }
+        let (shown, stdout) = run.end();
+        assert!(stdout.contains("exact"), "{stdout}");
+        for line in drawn(&shown) {
+            assert!(line.chars().count() < usize::from(columns), "{columns}: {line}");
+            assert!(!line.contains('\n'), "{line}");
+        }
+        assert!(shown.ends_with("\r\x1b[K"), "the line is erased: {shown:?}");
+    }
+}
+
+#[test]
+fn something_is_shown_while_a_server_does_not_answer() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    for (flag, phase) in [("--watch", "connecting"), ("--tui", "connecting (0 s)")] {
+        let mut run = OnTerminal::start(80, &["load", "--timeout", "1s", flag, "--url", &url]);
+        run.shows(phase);
+        let (shown, _) = run.end();
+        assert_eq!(shown.contains(ENTER_ALTERNATE), shown.contains(LEAVE_ALTERNATE), "{shown:?}");
+    }
+}
+
+#[test]
+fn the_whole_screen_is_given_back_however_the_run_ends() {
+    let server = Server::start(&[]);
+    let url = server.url();
+    for (columns, key) in [(80, None), (60, Some("q")), (80, Some("\x03"))] {
+        let args = ["load", "6000", "4", "--rate", "3000", "--tui", "--url", &url];
+        let mut run = OnTerminal::start(columns, &args);
+        run.shows("requests/s on average");
+        run.shows("q or Ctrl-C");
+        if let Some(key) = key {
+            run.types(key);
+        }
+        let (shown, stdout) = run.end();
+        let (_, after) = shown.rsplit_once(LEAVE_ALTERNATE).unwrap();
+        assert!(after.contains(SHOW_CURSOR), "{after:?}");
+        assert!(!after.contains("average"), "nothing is drawn later: {after:?}");
+        assert!(key.is_some() || stdout.contains("exact"), "{stdout}");
+    }
+}
+
+#[test]
+fn two_reports_on_standard_output_are_refused() {
+    for (flags, says) in [
+        (&["--json", "-", "--hdr", "-"][..], "--json - and --hdr - would be mixed"),
+        (&["--html", "-", "--hdr", "-"], "--hdr - and --html - would be mixed"),
+    ] {
+        for command in ["load", "challenge"] {
+            let output = run(&[&[command, "10", "1"], flags].concat());
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            assert!(text(&output.stderr).contains(says), "{output:?}");
+            assert!(output.stdout.is_empty());
+        }
+    }
+}
+
+#[test]
+fn every_report_has_the_thresholds_and_the_setup() {
+    let server = Server::start(&[]);
+    let page = std::env::temp_dir().join(format!("ringtally-page-{}.html", std::process::id()));
+    let (url, path) = (server.url(), page.to_str().unwrap());
+    let output = run(&[
+        "load",
+        "3000",
+        "4",
+        "--rate",
+        "2000",
+        "--warmup",
+        "100",
+        "--watch",
+        "--url",
+        &url,
+        "--fail-if",
+        "held<0.5",
+        "--fail-if",
+        "p95>1.5s",
+        "--fail-if",
+        "rps<1M",
+        "--fail-if",
+        "p99.99>1h",
+        "--json",
+        "-",
+        "--html",
+        path,
+    ]);
+    // An hour has no unit here: usage.
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let output = run(&[
+        "load",
+        "3000",
+        "4",
+        "--rate",
+        "2000",
+        "--warmup",
+        "100",
+        "--watch",
+        "--url",
+        &url,
+        "--fail-if",
+        "held<0.5",
+        "--fail-if",
+        "p95>1.5s",
+        "--fail-if",
+        "rps<1M",
+        "--json",
+        "-",
+        "--html",
+        path,
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("--fail-if rps<1M: rps is "), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let passed: Vec<bool> = report["thresholds"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|threshold| threshold["passed"].as_bool().unwrap())
+        .collect();
+    assert_eq!(passed, [true, true, false], "{report}");
+    assert!(report["thresholds"][0]["value"].as_f64().unwrap() > 0.9, "{report}");
+    assert!(report["latency_us"]["p95"].is_number() && report["latency_us"]["p99_99"].is_number());
+    assert_eq!(report["setup"]["engine"], common::engine());
+    let html = std::fs::read_to_string(&page).unwrap();
+    std::fs::remove_file(&page).unwrap();
+    for words in [
+        "passed held&lt;0.5",
+        "failed rps&lt;1M",
+        "100 requests, 100 acknowledged",
+        "from /stats during the run",
+        "2,000 requests/s asked for",
+    ] {
+        assert!(html.contains(words), "{words}");
+    }
+}
+
+#[test]
+fn a_server_that_names_no_engine_has_none() {
+    let fake = Fake::start(Habits { refuses: 2, ..GOOD });
+    let (_, report) = load(&fake.url(), &["10", "1"]);
+    assert_eq!(report["setup"]["engine"], Value::Null);
+    let output = run(&["load", "10", "1", "--url", &fake.url()]);
+    let summary = text(&output.stdout);
+    let names: Vec<&str> = summary.lines().map(|line| line[..10].trim()).collect();
+    let place = |name| names.iter().position(|own| *own == name).unwrap();
+    assert!(place("refused") < place("client"), "{summary}");
+    let client = &names[place("client") + 1..place("totals")];
+    assert!(client.iter().all(|name| ["", "machine", "warning"].contains(name)), "{summary}");
+    assert!(!summary.contains("softirq"), "{summary}");
+}
