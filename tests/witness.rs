@@ -25,9 +25,9 @@ fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
 #[test]
 fn one_event_in_ten_thousand_is_enough() {
     let lost = judged(Habits { loses: 10_000, ..GOOD }, &["10000", "20"]);
-    assert_wrong(&lost, "1 events were lost");
+    assert_wrong(&lost, "1 event was lost");
     let doubled = judged(Habits { doubles: 10_000, ..GOOD }, &["10000", "20"]);
-    assert_wrong(&doubled, "1 events too many");
+    assert_wrong(&doubled, "1 event too many");
 }
 
 #[test]
@@ -137,8 +137,8 @@ fn a_warm_up_is_outside_of_what_is_measured_and_judged() {
     assert_eq!(report["server"]["totalRequests"], 500);
     assert_eq!(report["warm_up"]["acknowledged"], 3000);
     assert_eq!(report["seconds"][0]["requests"], 500);
-    // A server that cannot be set back is measured from what the warm-up left.
-    let fake = Fake::start(Habits { has_reset: false, ..GOOD });
+    // A server without a reset is measured from what the warm-up left.
+    let fake = Fake::start(Habits { reset_status: 404, ..GOOD });
     let (code, report) = load(&fake.url(), &["500", "5", "--warmup", "300", "--users", "50"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
     assert_eq!(report["server"]["totalRequests"], 800);

@@ -1,12 +1,13 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
+use super::serve::read_token;
 use super::values::{CpuList, cpu_list, duration};
 use crate::failure::Failure;
 use crate::load::{self, EVENTS_MAX, Output, RATE_MAX, Show, Threshold, Values};
 use crate::topology;
 use clap::Args;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(super) const HELP: &str = "Examples:
@@ -29,6 +30,9 @@ pub struct LoadArgs {
     /// Measure from the totals found, without a reset
     #[arg(long)]
     no_reset: bool,
+    /// File with the token that the server requires for POST /reset (its --admin-token-file)
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: LoadTuning,
@@ -102,7 +106,10 @@ impl LoadArgs {
         let output = self.tuning.output()?;
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
         let cpus = self.cpus.map(choose).transpose().map_err(Failure::Usage)?;
-        Ok((self.tuning.into_config(server, cpus, None, !self.no_reset), output))
+        let read = |file: &Path| read_token("--token-file", file);
+        let reset_token = self.token_file.as_deref().map(read).transpose()?;
+        let config = self.tuning.into_config(server, cpus, None, !self.no_reset);
+        Ok((load::Config { reset_token, ..config }, output))
     }
 }
 
@@ -122,7 +129,6 @@ impl LoadTuning {
         server_cpus: Option<Vec<usize>>,
         reset: bool,
     ) -> load::Config {
-        let workers = (self.workers as usize).min(self.requests as usize);
         load::Config {
             server,
             workload: load::Workload {
@@ -130,7 +136,7 @@ impl LoadTuning {
                 users: self.users,
                 values: self.values,
             },
-            workers,
+            connections: self.workers as usize,
             warm_up: self.warmup,
             threads: self.threads.map(|threads| threads as usize),
             cpus,
@@ -139,6 +145,7 @@ impl LoadTuning {
             rate: self.rate,
             timeout: self.timeout,
             reset,
+            reset_token: None,
             watch: self.watch,
             thresholds: self.fail_if,
             progress: match (self.quiet, self.tui) {

@@ -118,7 +118,8 @@ impl ServeArgs {
         if let Some(parent) = self.parent {
             server::end_with(parent)?;
         }
-        let admin_token = self.admin_token_file.as_deref().map(read_token).transpose()?;
+        let read = |file: &Path| read_token("--admin-token-file", file);
+        let admin_token = self.admin_token_file.as_deref().map(read).transpose()?;
         let tuning = self.tuning;
         let wanted = tuning.cpus.as_ref().map(|list| list.0.as_slice());
         let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
@@ -184,14 +185,14 @@ impl ServerTuning {
 }
 
 /// Reads a token: the file's text without white space around it.
-fn read_token(file: &Path) -> Result<Arc<[u8]>, Failure> {
+pub(super) fn read_token(flag: &str, file: &Path) -> Result<Arc<[u8]>, Failure> {
     let text = std::fs::read(file).map_err(|error| {
-        Failure::Usage(format!("cannot read --admin-token-file {}: {error}", file.display()))
+        Failure::Usage(format!("cannot read {flag} {}: {error}", file.display()))
     })?;
     let token = text.trim_ascii();
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
         return Err(Failure::Usage(format!(
-            "--admin-token-file {} must hold one token of visible ASCII characters",
+            "{flag} {} must hold one token of visible ASCII characters",
             file.display()
         )));
     }

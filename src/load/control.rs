@@ -5,14 +5,17 @@ use super::workload::Totals;
 use crate::failure::Failure;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a server that promised to keep a connection may take to break the promise.
+/// How long a server that promised to keep a connection may take to close it all the same.
 const FALSE_KEEP_ALIVE_WAIT: Duration = Duration::from_millis(50);
+/// Bytes of a response to a control request.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 /// How long a server may take to name its engine: the run does not depend on it.
 const ENGINE_WAIT: Duration = Duration::from_secs(1);
-/// Bytes of an answer to a control request.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// The shortest wait for a socket: what has arrived is read, even if the time is over.
+const WAIT_MIN: Duration = Duration::from_millis(1);
 
 /// A server, as named by `--url`.
 #[derive(Clone, Debug)]
@@ -23,58 +26,210 @@ pub struct Server {
     pub host: String,
 }
 
-/// What a control request was answered with.
-struct Answer {
-    status: u16,
-    body: Vec<u8>,
-    /// The server closed the connection without having said so.
-    broke_keep_alive: bool,
-    says_close: bool,
-}
-
 impl Server {
     /// Reads `http://host:port`.
+    ///
+    /// # Errors
+    ///
+    /// If the URL is not of that form, or if its host has no address.
     pub fn parse(url: &str) -> Result<Server, Failure> {
-        let wrong =
-            |why: &str| Failure::Usage(format!("--url {url}: {why}, write http://host:port"));
-        let rest = url.strip_prefix("http://").ok_or_else(|| wrong("only http is spoken"))?;
+        let invalid =
+            |why: &str| Failure::Usage(format!("--url {url}: {why}: pass http://host:port"));
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or_else(|| invalid("only http:// URLs are supported"))?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
-        if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b)) {
-            return Err(wrong("this is no host"));
+        if host.contains(['/', '?', '#']) {
+            return Err(invalid("the URL of a server has no path"));
         }
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let with_port = if has_port { host.to_owned() } else { format!("{host}:80") };
+        if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic() && b != b'@') {
+            return Err(invalid("invalid host"));
+        }
+        // What follows the brackets of an IPv6 address, or a name.
+        let after_address = host.rsplit(']').next().unwrap_or(host);
+        let with_port = match after_address.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
+            Some(_) => return Err(invalid("invalid port")),
+            None => format!("{host}:80"),
+        };
         let address = with_port
             .to_socket_addrs()
             .ok()
             // Most servers listen on IPv4 alone, unless they are named by an IPv6 address.
             .and_then(|addresses| addresses.min_by_key(SocketAddr::is_ipv6))
-            .ok_or_else(|| wrong("this host has no address"))?;
+            .ok_or_else(|| invalid("the host has no address"))?;
         Ok(Server { address, host: host.to_owned() })
     }
+}
 
-    fn unreachable(&self, error: &io::Error) -> Failure {
-        let hint = match error.kind() {
-            ErrorKind::ConnectionRefused => {
-                "nobody listens there: start the server, or change --url"
-            }
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => "it does not answer in time",
-            _ => "it cannot be talked to",
-        };
-        Failure::Environment(format!("no server at http://{}: {hint} ({error})", self.host))
+/// Why a control request failed.
+#[derive(Debug)]
+pub(super) enum ControlError {
+    /// There is no connection, or it broke.
+    Io(io::Error),
+    /// No response within the time.
+    Silent(Duration),
+    /// The connection ended before a whole response.
+    Closed,
+    /// The response is not HTTP/1.1.
+    Garbled,
+    /// The server refused the request with 503.
+    Unavailable(&'static str),
+    /// A response to `GET /stats` without the four totals.
+    NoTotals(u16),
+}
+
+impl From<io::Error> for ControlError {
+    fn from(error: io::Error) -> ControlError {
+        ControlError::Io(error)
+    }
+}
+
+impl ControlError {
+    /// What happened, and what to do.
+    pub(super) fn sentence(&self, server: &Server) -> String {
+        let host = &server.host;
+        match self {
+            ControlError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => format!(
+                "no server listens at http://{host}: start the server, or pass its address with --url"
+            ),
+            ControlError::Io(error) => format!(
+                "cannot talk to the server at http://{host}: {error}: check that it is running, or \
+                 pass its address with --url"
+            ),
+            ControlError::Silent(timeout) => format!(
+                "the server at http://{host} did not respond within {}: check what it is doing, or \
+                 raise --timeout",
+                humantime::format_duration(*timeout)
+            ),
+            ControlError::Closed => format!(
+                "the server at http://{host} closed the connection without a response: check its \
+                 log, and whether it has room for more connections"
+            ),
+            ControlError::Garbled => format!(
+                "what responds at http://{host} is not an HTTP/1.1 server: pass the address of one \
+                 with --url"
+            ),
+            ControlError::Unavailable(path) => format!(
+                "the server at http://{host} refused {path} with status 503: it has no room for \
+                 another connection, or cannot count events: use fewer connections, or raise its \
+                 limit"
+            ),
+            ControlError::NoTotals(status) => format!(
+                "http://{host}/stats responded with status {status}, without the four totals: pass \
+                 the address of a server of the challenge with --url"
+            ),
+        }
     }
 
-    /// Makes one request on a connection of its own. `linger` waits for one that is closed against
-    /// its promise.
-    fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        timeout: Duration,
-        linger: Duration,
-    ) -> io::Result<Answer> {
-        let mut stream = TcpStream::connect_timeout(&self.address, timeout)?;
-        self.exchange(&mut stream, method, path, timeout, linger)
+    /// As the reason why a command ends.
+    pub(super) fn into_failure(self, server: &Server) -> Failure {
+        Failure::Environment(self.sentence(server))
+    }
+}
+
+/// What came of a `POST /reset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reset {
+    /// The totals are zero.
+    Done,
+    /// The server has no reset.
+    Missing,
+    /// The server did not do it, and responded with this status.
+    Refused(u16),
+}
+
+/// A response to a control request.
+struct Response {
+    status: u16,
+    body: Vec<u8>,
+    says_close: bool,
+}
+
+/// Makes control requests to one server, one at a time.
+pub(super) struct Control<'a> {
+    server: &'a Server,
+    timeout: Duration,
+    /// The token of `POST /reset`.
+    token: Option<Arc<[u8]>>,
+    /// Whether to keep the connection: a server may have room for none when it is needed. A server
+    /// that serves one connection at a time needs it to be closed.
+    keeps: bool,
+    kept: Option<TcpStream>,
+}
+
+impl<'a> Control<'a> {
+    /// For a server that may take so long to respond.
+    pub(super) fn new(server: &'a Server, timeout: Duration, keeps: bool) -> Control<'a> {
+        Control { server, timeout, token: None, keeps, kept: None }
+    }
+
+    /// With a token for `POST /reset`.
+    pub(super) fn with_token(mut self, token: Option<Arc<[u8]>>) -> Control<'a> {
+        self.token = token;
+        self
+    }
+
+    /// The server's totals, and whether a connection takes more than one request: a server that
+    /// closes gets a connection per request, whether or not it says that it closes.
+    pub(super) fn first_totals(&mut self) -> Result<(Totals, bool), ControlError> {
+        let (response, keeps_alive) = self.probe()?;
+        let totals = read_totals(&response)?;
+        // One connection that ends may have been a mishap.
+        let keeps_alive = keeps_alive || (!response.says_close && self.probe()?.1);
+        Ok((totals, keeps_alive))
+    }
+
+    /// Asks for the totals on a new connection, and whether the server keeps it afterwards.
+    fn probe(&mut self) -> Result<(Response, bool), ControlError> {
+        let mut stream = TcpStream::connect_timeout(&self.server.address, self.timeout)?;
+        let response = self.exchange(&mut stream, "GET", "/stats")?;
+        let keeps_alive = !response.says_close && !ends_within(&stream, FALSE_KEEP_ALIVE_WAIT)?;
+        self.kept = (self.keeps && keeps_alive).then_some(stream);
+        Ok((response, keeps_alive))
+    }
+
+    /// The server's totals.
+    pub(super) fn totals(&mut self) -> Result<Totals, ControlError> {
+        read_totals(&self.ask("GET", "/stats")?)
+    }
+
+    /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
+    pub(super) fn engine(&mut self) -> Option<String> {
+        let timeout = self.timeout;
+        self.timeout = timeout.min(ENGINE_WAIT);
+        let response = self.ask("GET", "/metrics");
+        self.timeout = timeout;
+        response.ok().filter(|response| response.status == 200).and_then(|r| engine_of(&r.body))
+    }
+
+    /// Resets the server.
+    pub(super) fn reset(&mut self) -> Result<Reset, ControlError> {
+        Ok(match self.ask("POST", "/reset")?.status {
+            200..300 => Reset::Done,
+            404 | 405 | 501 => Reset::Missing,
+            503 => return Err(ControlError::Unavailable("POST /reset")),
+            status => Reset::Refused(status),
+        })
+    }
+
+    /// Makes a request that may be repeated, on the connection that was kept or on a new one.
+    fn ask(&mut self, method: &str, path: &str) -> Result<Response, ControlError> {
+        if let Some(mut stream) = self.kept.take() {
+            match self.exchange(&mut stream, method, path) {
+                // The server may have closed it meanwhile.
+                Err(ControlError::Io(_) | ControlError::Closed) => {}
+                answered => return self.keep(stream, answered?),
+            }
+        }
+        let mut stream = TcpStream::connect_timeout(&self.server.address, self.timeout)?;
+        let response = self.exchange(&mut stream, method, path)?;
+        self.keep(stream, response)
+    }
+
+    fn keep(&mut self, stream: TcpStream, response: Response) -> Result<Response, ControlError> {
+        self.kept = (self.keeps && !response.says_close).then_some(stream);
+        Ok(response)
     }
 
     fn exchange(
@@ -82,110 +237,81 @@ impl Server {
         stream: &mut TcpStream,
         method: &str,
         path: &str,
-        timeout: Duration,
-        linger: Duration,
-    ) -> io::Result<Answer> {
-        let deadline = Instant::now() + timeout;
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n", self.host);
-        stream.write_all(request.as_bytes())?;
+    ) -> Result<Response, ControlError> {
+        let deadline = Instant::now() + self.timeout;
+        let host = &self.server.host;
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
+        if let Some(token) = self.token.as_deref().filter(|_| path == "/reset") {
+            request.extend_from_slice(&[b"Authorization: Bearer ", token, b"\r\n"].concat());
+        }
+        request.extend_from_slice(b"Content-Length: 0\r\n\r\n");
+        stream.set_write_timeout(Some(self.timeout))?;
+        stream.write_all(&request)?;
         let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ErrorKind::TimedOut.into());
-            }
+            // If this process was suspended the time may be over, with a response to be read.
+            let left = deadline.saturating_duration_since(Instant::now()).max(WAIT_MIN);
             stream.set_read_timeout(Some(left))?;
             let received = match stream.read(&mut buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                received => received?,
+                Ok(received) => received,
+                Err(error) if is_time_out(&error) && Instant::now() >= deadline => {
+                    return Err(ControlError::Silent(self.timeout));
+                }
+                Err(error) if is_time_out(&error) || error.kind() == ErrorKind::Interrupted => {
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             };
             input.extend_from_slice(&buffer[..received]);
-            let garbage = || io::Error::new(ErrorKind::InvalidData, "its answer is not HTTP/1.1");
-            match response::read(&input, received == 0).map_err(|_| garbage())? {
+            let found = response::read(&input, received == 0).map_err(|_| ControlError::Garbled)?;
+            match found {
                 Some(found) => {
                     let wire = &input[found.body_start..found.end];
                     let body = match found.is_chunked {
-                        true => join_chunks(wire).map_err(|_| garbage())?,
+                        true => join_chunks(wire).map_err(|_| ControlError::Garbled)?,
                         false => wire.to_vec(),
                     };
-                    let broke_keep_alive =
-                        !found.says_close && !linger.is_zero() && ends_within(stream, linger);
-                    let says_close = found.says_close;
-                    return Ok(Answer { status: found.status, body, broke_keep_alive, says_close });
+                    let (status, says_close) = (found.status, found.says_close);
+                    return Ok(Response { status, body, says_close });
                 }
-                None if received == 0 => return Err(ErrorKind::UnexpectedEof.into()),
-                None if input.len() > ANSWER_BYTES_MAX => return Err(garbage()),
+                None if received == 0 => return Err(ControlError::Closed),
+                None if input.len() > RESPONSE_BYTES_MAX => return Err(ControlError::Garbled),
                 None => {}
             }
         }
     }
+}
 
-    /// The server's totals.
-    pub fn totals(&self, timeout: Duration) -> Result<Totals, Failure> {
-        let answer = self
-            .ask("GET", "/stats", timeout, Duration::ZERO)
-            .map_err(|error| self.unreachable(&error))?;
-        read_totals(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))
-    }
+fn is_time_out(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
 
-    /// The server's totals, over a connection that is kept where the server keeps it. `None` where
-    /// there was no answer, or none with the totals.
-    pub fn totals_over(&self, kept: &mut Option<TcpStream>, timeout: Duration) -> Option<Totals> {
-        let ask = |stream: &mut TcpStream| {
-            self.exchange(stream, "GET", "/stats", timeout, Duration::ZERO).ok()
-        };
-        // A server may close what it was to keep: then a new connection is asked.
-        let answered = kept.take().and_then(|mut stream| Some((ask(&mut stream)?, stream)));
-        let (answer, stream) = match answered {
-            Some(answered) => answered,
-            None => {
-                let mut stream = TcpStream::connect_timeout(&self.address, timeout).ok()?;
-                (ask(&mut stream)?, stream)
+/// Whether the peer ends a connection within a time in which nothing is asked of it.
+fn ends_within(mut stream: &TcpStream, wait: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(WAIT_MIN)))?;
+        match stream.read(&mut [0]) {
+            // A signal, a debugger, or a suspended machine ends a read, and says nothing about the
+            // server.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_time_out(&error) => {
+                if Instant::now() >= deadline {
+                    return Ok(false);
+                }
             }
-        };
-        *kept = (!answer.says_close).then_some(stream);
-        read_totals(&answer)
-    }
-
-    /// The server's totals, and whether a connection takes more than one request: a server
-    /// that closes gets a connection a request, whether it says so or not.
-    pub fn first_totals(&self, timeout: Duration) -> Result<(Totals, bool), Failure> {
-        let answer = self
-            .ask("GET", "/stats", timeout, FALSE_KEEP_ALIVE_WAIT)
-            .map_err(|error| self.unreachable(&error))?;
-        let figures = read_totals(&answer).ok_or_else(|| self.not_a_challenge_server(&answer))?;
-        Ok((figures, !answer.says_close && !answer.broke_keep_alive))
-    }
-
-    /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
-    pub(super) fn engine(&self, timeout: Duration) -> Option<String> {
-        let answer = self.ask("GET", "/metrics", timeout.min(ENGINE_WAIT), Duration::ZERO).ok()?;
-        (answer.status == 200).then(|| engine_of(&answer.body)).flatten()
-    }
-
-    fn not_a_challenge_server(&self, answer: &Answer) -> Failure {
-        Failure::Environment(format!(
-            "http://{}/stats answers {} without the four totals: is this a server of the challenge?",
-            self.host, answer.status
-        ))
-    }
-
-    /// Resets the server. Returns whether it has a reset and did it.
-    pub fn reset(&self, timeout: Duration) -> Result<bool, Failure> {
-        let answer = self
-            .ask("POST", "/reset", timeout, Duration::ZERO)
-            .map_err(|error| self.unreachable(&error))?;
-        Ok((200..300).contains(&answer.status))
+            Ok(_) | Err(_) => return Ok(true),
+        }
     }
 }
 
-fn ends_within(stream: &mut TcpStream, wait: Duration) -> bool {
-    let is_set = stream.set_read_timeout(Some(wait)).is_ok();
-    let waited = stream.read(&mut [0]);
-    let still_open = waited
-        .is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
-    is_set && !still_open
+fn read_totals(response: &Response) -> Result<Totals, ControlError> {
+    match response.status {
+        200 => parse_totals(&response.body).ok_or(ControlError::NoTotals(200)),
+        503 => Err(ControlError::Unavailable("GET /stats")),
+        status => Err(ControlError::NoTotals(status)),
+    }
 }
 
 /// The `engine` label of `ringtally_build_info` among Prometheus metrics.
@@ -196,15 +322,13 @@ fn engine_of(metrics: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-fn read_totals(answer: &Answer) -> Option<Totals> {
-    if answer.status != 200 {
-        return None;
-    }
-    let json: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+fn parse_totals(body: &[u8]) -> Option<Totals> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
     // Some servers write whole numbers as floats.
     let whole = |name: &str| {
         let number = json.get(name)?;
         let float = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
+        // A float beyond the range becomes the largest number, which no run can reach.
         number.as_u64().or(float.map(|float| float as u64))
     };
     Some(Totals {
@@ -221,10 +345,7 @@ mod tests {
 
     #[test]
     fn totals_are_read_as_servers_of_any_language_write_them() {
-        let read = |text: &str| {
-            let body = text.as_bytes().to_vec();
-            read_totals(&Answer { status: 200, body, broke_keep_alive: false, says_close: false })
-        };
+        let read = |text: &str| parse_totals(text.as_bytes());
         let expected =
             Totals { total_requests: 1_000_000, unique_users: 75_000, sum: 5e8, avg: 500.0 };
         for text in [
@@ -239,34 +360,56 @@ mod tests {
     }
 
     #[test]
-    fn the_engine_is_read_from_the_metrics() {
-        let metrics = "# TYPE ringtally_build_info gauge\n\
-            ringtally_build_info{version=\"1\",engine=\"ring\"} 1\n";
-        assert_eq!(engine_of(metrics.as_bytes()).as_deref(), Some("ring"));
-        for other in ["", "build_info{engine=\"ring\"} 1\n", "ringtally_build_info{engine=\"r"] {
-            assert_eq!(engine_of(other.as_bytes()), None, "{other}");
-        }
-    }
-
-    #[test]
     fn a_url_is_a_host_and_a_port() {
         for (url, address) in [
             ("http://127.0.0.1:8000", "127.0.0.1:8000"),
             ("http://127.0.0.1:8000/", "127.0.0.1:8000"),
             ("http://127.0.0.1", "127.0.0.1:80"),
             ("http://[::1]:9", "[::1]:9"),
+            ("http://[::1]", "[::1]:80"),
         ] {
             assert_eq!(Server::parse(url).unwrap().address.to_string(), address);
         }
-        for bad in [
-            "https://x",
-            "127.0.0.1:8000",
-            "http://",
-            "http://a b",
-            "http://u@127.0.0.1:1",
-            "http://127.0.0.1:1/x",
+        for (bad, says) in [
+            ("https://x", "only http://"),
+            ("127.0.0.1:8000", "only http://"),
+            ("http://", "invalid host"),
+            ("http://a b", "invalid host"),
+            ("http://u@127.0.0.1:1", "invalid host"),
+            ("http://127.0.0.1:1/x", "no path"),
+            ("http://127.0.0.1:99999", "invalid port"),
+            ("http://127.0.0.1:", "invalid port"),
         ] {
-            assert!(matches!(Server::parse(bad), Err(Failure::Usage(_))), "{bad}");
+            let Err(Failure::Usage(said)) = Server::parse(bad) else { panic!("{bad}") };
+            assert!(said.contains(says), "{said}");
+        }
+    }
+
+    /// Against a server that closes the first connections after a response, without having said so.
+    #[test]
+    fn a_server_closes_each_connection_if_it_closes_two() {
+        for (closes, keeps_alive) in [(0, true), (1, true), (2, false)] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let serving = std::thread::spawn(move || {
+                let mut kept = Vec::new();
+                for number in 1..=closes.clamp(1, 2) + usize::from(closes == 1) {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let _ = stream.read(&mut [0; 1024]);
+                    let body = r#"{"totalRequests":0,"uniqueUsers":0,"sum":0.0,"avg":0.0}"#;
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                    stream.write_all((head + body).as_bytes()).unwrap();
+                    if number > closes {
+                        kept.push(stream);
+                    }
+                }
+                kept
+            });
+            let server = Server { address, host: address.to_string() };
+            let mut control = Control::new(&server, Duration::from_secs(5), true);
+            let (totals, found) = control.first_totals().unwrap();
+            assert_eq!((totals, found), (Totals::ZERO, keeps_alive), "{closes}");
+            drop(serving.join().unwrap());
         }
     }
 }

@@ -58,10 +58,20 @@ impl Latencies {
 
     /// Records a request that was given up after this time.
     pub(super) fn record_at_least(&mut self, ns: u64) {
-        self.record(ns);
-        self.censored += 1;
+        self.record_many_at_least(ns, 1);
+    }
+
+    /// Records so many requests that were given up after this time.
+    pub(super) fn record_many_at_least(&mut self, ns: u64, count: u64) {
+        self.histogram.saturating_record_n(ns.max(1), count);
+        self.censored += count;
         // Rounded as the histogram rounds, so that no value in the same bucket counts as known.
-        self.note_censored(self.histogram.lowest_equivalent(ns.max(1)));
+        self.note_censored(self.least_alike(ns));
+    }
+
+    /// The least latency that the histogram does not tell apart from this one.
+    pub(super) fn least_alike(&self, ns: u64) -> u64 {
+        self.histogram.lowest_equivalent(ns.clamp(1, LATENCY_NS_MAX))
     }
 
     fn note_censored(&mut self, ns: u64) {

@@ -1,21 +1,22 @@
 //! What became of every event: acknowledged, refused, unknown, or never sent.
 
+use super::event_set::{EventSet, Rest};
+use super::workload::Workload;
 use std::collections::BTreeMap;
-use std::iter::StepBy;
-use std::ops::{AddAssign, Range};
+use std::ops::AddAssign;
 
 /// The book of one thread, or of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
-    /// Events that the server has acknowledged.
+    /// Events that the server acknowledged.
     pub(super) acknowledged: u64,
-    /// Events that were refused, by status.
-    pub(super) refused: BTreeMap<u16, Vec<u64>>,
-    /// Events of which something was sent, and which were not answered.
-    pub(super) unknown: Vec<u64>,
-    /// Events of which nothing was sent: single ones, and every so many up to an end.
-    pub(super) given_back: Vec<u64>,
-    pub(super) left: Vec<StepBy<Range<u64>>>,
+    /// Events that the server refused, and how many with each status.
+    pub(super) refused: EventSet,
+    pub(super) refused_by_status: BTreeMap<u16, u64>,
+    /// Events of which something was sent, without a response.
+    pub(super) unknown: EventSet,
+    /// Events of which nothing was sent.
+    pub(super) unsent: EventSet,
     /// What connections went through.
     pub(super) trouble: Trouble,
 }
@@ -23,13 +24,15 @@ pub(super) struct Ledger {
 /// What servers do to connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Trouble {
-    /// Connections beyond the first of each worker.
+    /// Connections opened in place of others.
     pub(super) reconnects: u64,
     pub(super) connect_failures: u64,
+    /// Connections that the server turned away with a 503.
+    pub(super) turned_away: u64,
     pub(super) timeouts: u64,
-    /// Connections that the server closed against its word.
+    /// Connections that the server closed after it had promised to keep them.
     pub(super) broken_keep_alives: u64,
-    /// Answers that were none, or that nobody had asked for.
+    /// Responses that were malformed, or that no request had asked for.
     pub(super) garbled: u64,
 }
 
@@ -37,6 +40,7 @@ impl AddAssign for Trouble {
     fn add_assign(&mut self, other: Trouble) {
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;
+        self.turned_away += other.turned_away;
         self.timeouts += other.timeouts;
         self.broken_keep_alives += other.broken_keep_alives;
         self.garbled += other.garbled;
@@ -44,31 +48,36 @@ impl AddAssign for Trouble {
 }
 
 impl Ledger {
-    /// Events that have ended with an answer.
+    /// Notes a response with `status` to an event.
+    #[inline]
+    pub(super) fn note(&mut self, workload: &Workload, event: u64, status: u16) {
+        if (200..300).contains(&status) {
+            self.acknowledged += 1;
+        } else {
+            self.refused.insert(workload, event);
+            *self.refused_by_status.entry(status).or_default() += 1;
+        }
+    }
+
+    /// Notes the events that were left to send at the end.
+    pub(super) fn leave(&mut self, rest: Rest) {
+        self.unsent.insert_rest(rest);
+    }
+
+    /// Events that have a response.
     pub(super) fn answered(&self) -> u64 {
-        self.acknowledged + self.refused.values().map(|events| events.len() as u64).sum::<u64>()
-    }
-
-    /// Events of which nothing was sent.
-    pub(super) fn unsent(&self) -> impl Iterator<Item = u64> {
-        self.given_back.iter().copied().chain(self.left.iter().cloned().flatten())
-    }
-
-    /// How many they are.
-    pub(super) fn count_unsent(&self) -> u64 {
-        let left: usize = self.left.iter().map(|stretch| stretch.size_hint().0).sum();
-        (self.given_back.len() + left) as u64
+        self.acknowledged + self.refused_by_status.values().sum::<u64>()
     }
 
     /// Adds what another thread has.
     pub(super) fn merge(&mut self, other: Ledger) {
         self.acknowledged += other.acknowledged;
-        for (status, events) in other.refused {
-            self.refused.entry(status).or_default().extend(events);
+        self.refused.merge(other.refused);
+        for (status, count) in other.refused_by_status {
+            *self.refused_by_status.entry(status).or_default() += count;
         }
-        self.unknown.extend(other.unknown);
-        self.given_back.extend(other.given_back);
-        self.left.extend(other.left);
+        self.unknown.merge(other.unknown);
+        self.unsent.merge(other.unsent);
         self.trouble += other.trouble;
     }
 }

@@ -1,4 +1,4 @@
-//! Who runs where: a server on this machine is looked for, so that the client keeps off its cores.
+//! Where the client runs: off the cores of the server, if that is on this machine.
 
 use crate::topology::{allowed_cpus, format_cpu_list, siblings};
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
@@ -6,9 +6,9 @@ use procfs::process::{FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
-/// The CPUs that a server of this machine runs on, as far as it can be told: of its threads those
-/// that are pinned, if some are, or all that its process may use. `None` where it is not here, or not ours
-/// to look at.
+/// The CPUs that a server on this machine runs on: those that its threads are pinned to, or all that
+/// its process may use if none is. `None` if it is not on this machine, or if this process may not
+/// look at it.
 pub(super) fn server_cpus(address: SocketAddr) -> Option<Vec<usize>> {
     let listens = |entry: &TcpNetEntry| {
         let at = entry.local_address;
@@ -41,7 +41,7 @@ fn cpus_of(process: &Process) -> Option<Vec<usize>> {
     let whole = allowed(&process.status().ok()?)?;
     let mut pinned = BTreeSet::new();
     for thread in process.tasks().ok()?.flatten() {
-        // A thread may end while it is looked at.
+        // A thread may have ended meanwhile.
         let own = thread.status().ok().and_then(|status| allowed(&status)).unwrap_or_default();
         if own.len() < whole.len() {
             pinned.extend(own);
@@ -52,11 +52,12 @@ fn cpus_of(process: &Process) -> Option<Vec<usize>> {
 
 fn allowed(status: &Status) -> Option<Vec<usize>> {
     let ranges = status.cpus_allowed_list.as_ref()?;
-    Some(ranges.iter().flat_map(|(first, last)| *first as usize..=*last as usize).collect())
+    let cpus = ranges.iter().flat_map(|(first, last)| *first..=*last);
+    Some(cpus.filter_map(|cpu| usize::try_from(cpu).ok()).collect())
 }
 
-/// The CPUs for a client that was not told any: those that are neither the server's nor share a core
-/// with one of them; where none are left, those that are not the server's; where none are, all.
+/// The CPUs for a client that was not given any: those that are neither the server's nor share a core
+/// with one of them; if there are none, those that are not the server's; if there are none, all.
 pub(super) fn choose(server: Option<&[usize]>) -> Vec<usize> {
     choose_from(&allowed_cpus(), server, &siblings)
 }
@@ -77,7 +78,7 @@ fn choose_from(
         .unwrap_or_default()
 }
 
-/// What is wrong with where client and server run, in a sentence.
+/// A sentence about CPUs or cores that client and server share, if there are any.
 pub(super) fn warning(client: &[usize], server: Option<&[usize]>) -> Option<String> {
     warning_of(client, server?, &siblings)
 }
@@ -90,18 +91,23 @@ fn warning_of(
     let shared: Vec<usize> = client.iter().copied().filter(|cpu| server.contains(cpu)).collect();
     if !shared.is_empty() {
         return Some(format!(
-            "client and server share CPUs {}: give each its own with taskset or --cpus",
-            format_cpu_list(&shared)
+            "client and server share {}: give each its own with taskset or --cpus",
+            numbered(&shared)
         ));
     }
     let shares_core = |cpu: &usize| siblings(*cpu).iter().any(|other| server.contains(other));
     let shared: Vec<usize> = client.iter().copied().filter(shares_core).collect();
     (!shared.is_empty()).then(|| {
         format!(
-            "CPUs {} of the client share cores with the server: choose others with --cpus",
-            format_cpu_list(&shared)
+            "the client shares cores with the server on {}: choose others with --cpus",
+            numbered(&shared)
         )
     })
+}
+
+/// CPUs by their numbers.
+fn numbered(cpus: &[usize]) -> String {
+    format!("CPU{} {}", if cpus.len() == 1 { "" } else { "s" }, format_cpu_list(cpus))
 }
 
 #[cfg(test)]
@@ -114,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_keeps_off_the_servers_cores_where_it_can() {
+    fn a_client_keeps_off_the_servers_cores_if_it_can() {
         let all: Vec<usize> = (0..8).collect();
         assert_eq!(choose_from(&all, Some(&[0, 1]), &pairs), [2, 3, 6, 7]);
         assert_eq!(choose_from(&[0, 4], Some(&[0]), &pairs), [4]);
@@ -125,8 +131,8 @@ mod tests {
     #[test]
     fn what_is_shared_is_named() {
         assert_eq!(warning_of(&[2, 3], &[0, 1], &pairs), None);
-        assert!(warning_of(&[1, 2], &[0, 1], &pairs).unwrap().contains("share CPUs 1:"));
-        assert!(warning_of(&[4, 2], &[0, 1], &pairs).unwrap().contains("CPUs 4 of the client"));
+        assert!(warning_of(&[1, 2], &[0, 1], &pairs).unwrap().contains("share CPU 1:"));
+        assert!(warning_of(&[4, 2], &[0, 1], &pairs).unwrap().contains("on CPU 4:"));
     }
 
     #[test]

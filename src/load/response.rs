@@ -1,5 +1,5 @@
-//! Responses as servers really send them: where one ends, what its status is, and whether the
-//! connection is said to stay open.
+//! Responses as servers send them: where one ends, what its status is, and whether the connection
+//! stays open. What RFC 9112 does not allow is an error, so that no server passes by luck.
 
 use std::mem::MaybeUninit;
 
@@ -8,7 +8,7 @@ const FIELDS_MAX: usize = 64;
 /// Bytes of a response head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// How the end of a body is known (RFC 9112 section 6.3).
+/// How the end of a body is determined (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(u64),
@@ -28,7 +28,7 @@ pub(super) struct Response {
     pub(super) is_chunked: bool,
 }
 
-/// Bytes that are no response.
+/// The bytes are not a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
@@ -42,7 +42,7 @@ pub(super) fn read(input: &[u8], at_end: bool) -> Result<Option<Response>, Malfo
         };
         response.body_start += start;
         response.end += start;
-        // An interim response comes before the one that is waited for.
+        // Interim responses precede the final one.
         if !(100..200).contains(&response.status) {
             return Ok(Some(response));
         }
@@ -62,15 +62,17 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     let (Some(status), Some(minor)) = (head.code, head.version) else {
         return Err(Malformed);
     };
-    let mut framing = None;
+    let (mut length, mut is_chunked) = (None, false);
     let (mut close, mut keep_alive) = (false, false);
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
-            let length = std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok());
-            // Transfer-Encoding, where there is one, decides.
-            framing.get_or_insert(Framing::Length(length.ok_or(Malformed)?));
+            let stated = number(field.value, 10)?;
+            // Lengths that differ leave the end of the body open (RFC 9112 section 6.3).
+            if length.replace(stated).is_some_and(|other| other != stated) {
+                return Err(Malformed);
+            }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            framing = Some(Framing::Chunked);
+            is_chunked = true;
         } else if field.name.eq_ignore_ascii_case("connection") {
             for option in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 close |= option.eq_ignore_ascii_case(b"close");
@@ -78,13 +80,19 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
             }
         }
     }
-    if matches!(status, 100..200 | 204 | 304) {
-        framing = Some(Framing::Length(0));
-    }
-    let framing = framing.unwrap_or(Framing::UntilClose);
+    // Transfer-Encoding overrides Content-Length.
+    let framing = match (length, is_chunked) {
+        _ if matches!(status, 100..200 | 204 | 304) => Framing::Length(0),
+        (_, true) => Framing::Chunked,
+        (Some(length), false) => Framing::Length(length),
+        (None, false) => Framing::UntilClose,
+    };
     let arrived = &input[body_start..];
     let body_bytes = match framing {
-        Framing::Length(length) => (length <= arrived.len() as u64).then_some(length as usize),
+        // A length that no memory can hold never arrives.
+        Framing::Length(length) => {
+            usize::try_from(length).ok().filter(|length| *length <= arrived.len())
+        }
         Framing::Chunked => chunked_bytes(arrived)?,
         Framing::UntilClose => at_end.then_some(arrived.len()),
     };
@@ -97,7 +105,7 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     }))
 }
 
-/// The bytes of a whole chunked body on the wire.
+/// The length of a whole chunked body on the wire.
 fn chunked_bytes(wire: &[u8]) -> Result<Option<usize>, Malformed> {
     let mut at = 0;
     while let Some((line, size)) = chunk_size(&wire[at..])? {
@@ -114,9 +122,13 @@ fn chunked_bytes(wire: &[u8]) -> Result<Option<usize>, Malformed> {
                 }
             };
         }
-        at = at.checked_add(size).and_then(|at| at.checked_add(2)).ok_or(Malformed)?;
+        let end = at.checked_add(size).ok_or(Malformed)?;
+        at = end.checked_add(2).ok_or(Malformed)?;
         if at > wire.len() {
             return Ok(None);
+        }
+        if &wire[end..at] != b"\r\n" {
+            return Err(Malformed);
         }
     }
     Ok(None)
@@ -127,10 +139,20 @@ fn chunk_size(wire: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     let Some(end) = memchr::memchr(b'\n', wire) else {
         return Ok(None);
     };
-    let digits = wire[..end].split(|byte| *byte == b';').next().unwrap_or(b"").trim_ascii();
-    let digits = std::str::from_utf8(digits).map_err(|_| Malformed)?;
-    let size = usize::from_str_radix(digits, 16).map_err(|_| Malformed)?;
+    let line = wire[..end].strip_suffix(b"\r").ok_or(Malformed)?;
+    let digits = line.split(|byte| *byte == b';').next().unwrap_or(b"").trim_ascii_end();
+    let size = usize::try_from(number(digits, 16)?).map_err(|_| Malformed)?;
     Ok(Some((end + 1, size)))
+}
+
+/// A number as the grammar of HTTP has it: digits, and nothing else.
+fn number(digits: &[u8], radix: u32) -> Result<u64, Malformed> {
+    let is_digit = |byte: &u8| char::from(*byte).is_digit(radix);
+    if digits.is_empty() || !digits.iter().all(is_digit) {
+        return Err(Malformed);
+    }
+    let text = std::str::from_utf8(digits).map_err(|_| Malformed)?;
+    u64::from_str_radix(text, radix).map_err(|_| Malformed)
 }
 
 /// Joins the chunks of a whole chunked body.
@@ -206,15 +228,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_response_is_told() {
+    fn what_is_no_response_is_an_error() {
         for bad in [
             "SSH-2.0-x\r\n",
             "HTTP/1.1 2x0 OK\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nContent-Length: -0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
         ] {
             assert_eq!(read(bad.as_bytes(), false), Err(Malformed), "{bad:?}");
         }
-        let chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n";
-        assert_eq!(read(chunk, false), Err(Malformed));
+        let twice = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello";
+        assert!(read(twice.as_bytes(), false).unwrap().is_some());
+        for bad in [
+            "ffffffffffffffff\r\n",
+            "+5\r\nhello\r\n0\r\n\r\n",
+            " 5\r\nhello\r\n0\r\n\r\n",
+            "0x5\r\nhello\r\n0\r\n\r\n",
+            ";x\r\n\r\n",
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhello!!0\r\n\r\n",
+        ] {
+            let wire = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{bad}");
+            assert_eq!(read(wire.as_bytes(), false), Err(Malformed), "{bad:?}");
+        }
     }
 }

@@ -1,19 +1,19 @@
 //! Which event a thread sends next, and when it is due.
 //!
-//! Closed loop: as soon as a connection is free; threads take events from a common number. Open loop:
-//! event `i` is due at `i / rate`, whatever the server does, and thread `t` of `T` has the events
-//! that are `t` modulo `T`, so that the spacing is even over all of them.
+//! In a closed loop, an event is due as soon as a connection is free; threads take events from a common
+//! counter. In an open loop, event `i` is due at `i / rate`, whatever the server does; thread `t` of
+//! `T` has the events that are `t` modulo `T`, so that the spacing is even over all threads.
 
-use std::iter::StepBy;
+use super::event_set::Rest;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Events that a thread takes from the common number at once.
-const EVENTS_A_GRAB: u64 = 32;
+/// Events that a thread takes from the common counter at once.
+const EVENTS_PER_GRAB: u64 = 32;
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
 
-/// The most requests a second that can be asked for: one a nanosecond.
+/// The most requests per second that can be asked for: one per nanosecond.
 pub const RATE_MAX: u64 = 1_000_000_000;
 
 /// An event, and when it is to be sent, in nanoseconds since the start.
@@ -26,10 +26,21 @@ pub(super) struct Due {
 /// The events of one thread.
 #[derive(Debug)]
 pub(super) enum Schedule<'a> {
-    /// Closed loop: whatever of `events` nobody has taken, at once.
+    /// Closed loop: the next of `events` that no thread has taken, at once.
     Closed { next: &'a AtomicU64, events: u64, grabbed: Range<u64> },
     /// Open loop.
     Open { next: u64, events: u64, threads: u64, rate: u64 },
+    /// There is nothing more to send.
+    Ended,
+}
+
+/// What a thread took and did not send, or would have taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Events of a closed loop that only this thread has.
+    Grabbed(Range<u64>),
+    /// The rest of an open loop's thread.
+    Rest(Rest),
 }
 
 impl Schedule<'_> {
@@ -37,23 +48,42 @@ impl Schedule<'_> {
         Schedule::Closed { next, events, grabbed: 0..0 }
     }
 
-    /// For a thread of so many, at `rate` requests a second over all of them.
+    /// For one of so many threads, at `rate` requests per second over all of them.
     pub(super) fn open(thread: u64, threads: u64, events: u64, rate: u64) -> Schedule<'static> {
         Schedule::Open { next: thread, events, threads, rate }
     }
 
-    /// Takes all the rest of this thread, and returns it. What nobody has taken of a closed loop is
-    /// for others to send.
-    pub(super) fn end(&mut self) -> StepBy<Range<u64>> {
-        match self {
-            Schedule::Closed { grabbed, .. } => std::mem::replace(grabbed, 0..0).step_by(1),
-            Schedule::Open { next, events, threads, .. } => {
-                (std::mem::replace(next, *events)..*events).step_by(*threads as usize)
-            }
+    /// Ends it, and returns what this thread leaves. What no thread of a closed loop took is not
+    /// among it.
+    pub(super) fn end(&mut self) -> Left {
+        match std::mem::replace(self, Schedule::Ended) {
+            Schedule::Closed { grabbed, .. } => Left::Grabbed(grabbed),
+            Schedule::Open { next, threads, .. } => Left::Rest(Rest { start: next, step: threads }),
+            Schedule::Ended => Left::Grabbed(0..0),
         }
     }
 
-    /// When the next event is due; `None` where there is none.
+    /// Tells `note` how long the events that are due at `now_ns` have waited, and how many have
+    /// waited for so long. Waits that `least_alike` maps to the same time are told together, as
+    /// that time, so that the number of calls does not grow with the number of events.
+    pub(super) fn overdue(
+        &self,
+        now_ns: u64,
+        least_alike: impl Fn(u64) -> u64,
+        mut note: impl FnMut(u64, u64),
+    ) {
+        let Schedule::Open { next, events, threads, rate } = *self else { return };
+        let mut event = next;
+        while event < events && due_ns(event, rate) <= now_ns {
+            let waited_ns = now_ns - due_ns(event, rate);
+            let least_ns = least_alike(waited_ns).min(waited_ns);
+            let count = (due_by(now_ns - least_ns, rate).min(events) - event).div_ceil(threads);
+            note(least_ns, count);
+            event += count * threads;
+        }
+    }
+
+    /// When the next event is due; `None` if there is none.
     pub(super) fn next_ns(&self) -> Option<u64> {
         match self {
             Schedule::Closed { next, events, grabbed } => {
@@ -62,6 +92,7 @@ impl Schedule<'_> {
             Schedule::Open { next, events, rate, .. } => {
                 (next < events).then(|| due_ns(*next, *rate))
             }
+            Schedule::Ended => None,
         }
     }
 
@@ -70,8 +101,8 @@ impl Schedule<'_> {
         match self {
             Schedule::Closed { next, events, grabbed } => {
                 if grabbed.is_empty() {
-                    let start = next.fetch_add(EVENTS_A_GRAB, Ordering::Relaxed).min(*events);
-                    *grabbed = start..(start + EVENTS_A_GRAB).min(*events);
+                    let start = next.fetch_add(EVENTS_PER_GRAB, Ordering::Relaxed).min(*events);
+                    *grabbed = start..(start + EVENTS_PER_GRAB).min(*events);
                 }
                 grabbed.next().map(|event| Due { event, ns: now_ns })
             }
@@ -83,6 +114,7 @@ impl Schedule<'_> {
                     due
                 })
             }
+            Schedule::Ended => None,
         }
     }
 }
@@ -90,6 +122,12 @@ impl Schedule<'_> {
 /// When an event is due, rounded down to a nanosecond: errors do not add up.
 fn due_ns(event: u64, rate: u64) -> u64 {
     u64::try_from(u128::from(event) * NS_PER_SECOND / u128::from(rate)).unwrap_or(u64::MAX)
+}
+
+/// How many events are due at a time: those before this number.
+fn due_by(ns: u64, rate: u64) -> u64 {
+    let due = ((u128::from(ns) + 1) * u128::from(rate)).div_ceil(NS_PER_SECOND);
+    u64::try_from(due).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -137,15 +175,57 @@ mod tests {
         ] {
             let mut all: Vec<u64> =
                 (0..40).map(|turn| schedules[turn % 2].take(u64::MAX).unwrap().event).collect();
-            for schedule in &mut schedules {
-                all.extend(schedule.end());
-            }
             if matches!(schedules[0], Schedule::Closed { .. }) {
                 all.extend(next.load(Ordering::Relaxed)..100);
+            }
+            for schedule in &mut schedules {
+                match schedule.end() {
+                    Left::Grabbed(events) => all.extend(events),
+                    Left::Rest(Rest { start, step }) => {
+                        all.extend((start..100).step_by(usize::try_from(step).unwrap()));
+                    }
+                }
+                assert_eq!((schedule.next_ns(), schedule.take(u64::MAX)), (None, None));
             }
             all.sort_unstable();
             assert!(all.into_iter().eq(0..100));
         }
+    }
+
+    /// Against each event by itself, with waits that are told apart to a part in so many.
+    #[test]
+    fn overdue_events_are_counted_by_how_long_they_waited() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..500 {
+            let (threads, scale) = (random.u64(1..5), random.u32(0..30));
+            let rate = random.u64(1..=RATE_MAX >> scale);
+            let thread = random.u64(0..threads);
+            let events = random.u64(1..2000);
+            let now_ns = due_ns(random.u64(0..3000), rate) + random.u64(0..3);
+            let grain = 1 << random.u32(0..20);
+            let least_alike = |ns: u64| ns / grain * grain;
+            let schedule = Schedule::open(thread, threads, events, rate);
+            let mut found = Vec::new();
+            schedule.overdue(now_ns, least_alike, |ns, count| found.push((ns, count)));
+            let mut expected: Vec<(u64, u64)> = Vec::new();
+            for event in (thread..events).step_by(usize::try_from(threads).unwrap()) {
+                let Some(waited_ns) = now_ns.checked_sub(due_ns(event, rate)) else { break };
+                match expected.last_mut() {
+                    Some((ns, count)) if *ns == least_alike(waited_ns) => *count += 1,
+                    _ => expected.push((least_alike(waited_ns), 1)),
+                }
+            }
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_trillion_overdue_events_take_no_time() {
+        let schedule = Schedule::open(0, 1, 1 << 42, RATE_MAX);
+        let mut events = 0;
+        let powers = |ns: u64| 1 << ns.max(1).ilog2();
+        schedule.overdue(1 << 40, powers, |_, count| events += count);
+        assert_eq!(events, (1 << 40) + 1);
     }
 
     #[test]

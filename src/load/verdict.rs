@@ -1,5 +1,6 @@
 //! Whether the server counted what it acknowledged: equality, never a tolerance.
 
+use super::event_set::UserSet;
 use super::watch::Watched;
 use super::workload::{Share, Totals};
 use serde::Serialize;
@@ -13,7 +14,7 @@ pub enum Verdict {
     Exact,
     /// A total is not what it must be.
     Wrong,
-    /// Some requests have no known outcome, and the totals are possible.
+    /// Something could not be checked, and nothing that was checked is wrong.
     Undecided,
 }
 
@@ -38,12 +39,13 @@ impl Verdict {
 }
 
 impl Judgement {
-    /// The judgement with what was seen besides the last totals: that they were wrong at first, and
-    /// answers during the run that cannot be.
+    /// The judgement with what was seen besides the last totals: that they were wrong at first,
+    /// responses during the run that cannot be, and how long the client did not run.
     pub(super) fn with(
         mut self,
         settled: Option<Duration>,
         watched: Option<&Watched>,
+        suspended: Duration,
     ) -> Judgement {
         let mut wrong = Vec::new();
         if let Some(after) = settled {
@@ -58,133 +60,201 @@ impl Judgement {
             self.verdict = Verdict::Wrong;
             self.reasons.extend(wrong);
         }
+        if self.verdict == Verdict::Undecided && !suspended.is_zero() {
+            self.reasons.push(format!(
+                "the client itself did not run for {:.1} s, which may be why",
+                suspended.as_secs_f64()
+            ));
+        }
         self
     }
 }
 
 /// What is known of a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Evidence {
     /// What the server reported before the run: zero after a reset.
     pub(super) before: Totals,
     /// What the acknowledged events add up to.
     pub(super) acknowledged: Share,
-    /// The same with the events whose outcome is not known.
+    /// The same with the events whose outcome is unknown.
     pub(super) possible: Share,
-    /// What the server reports after the run.
-    pub(super) after: Totals,
+    /// The users that the server must have.
+    pub(super) users: Users,
+    /// What the server reports after the run, or why it does not.
+    pub(super) after: Result<Totals, String>,
+}
+
+/// How many users a server must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Users {
+    /// Those whose events it acknowledged, and those with the events that may have been counted.
+    pub(super) least: u64,
+    pub(super) most: u64,
+    /// Users that the server had before and that the client does not know: they may or may not be
+    /// among its own.
+    pub(super) strangers: u64,
+}
+
+impl Users {
+    /// Of a run whose events come from some users, on a server that had `before` users. Those are
+    /// known if the client sent their events.
+    pub(super) fn of(ours: [&UserSet; 2], before: u64, earlier: Option<[&UserSet; 2]>) -> Users {
+        let [least, most] = ours;
+        match earlier {
+            Some([earlier_least, earlier_most]) => Users {
+                least: least.union(earlier_least).least(),
+                most: most.union(earlier_most).most(),
+                strangers: 0,
+            },
+            None => Users { least: least.least(), most: most.most(), strangers: before },
+        }
+    }
+
+    fn range(self) -> (u64, u64) {
+        (self.least.max(self.strangers), self.most.saturating_add(self.strangers))
+    }
 }
 
 impl Evidence {
-    /// What the server has to report, if every unknown event was not counted.
+    /// What the server has to report, if no unknown event was counted.
     pub(super) fn expected(&self) -> Totals {
-        let ours = self.acknowledged.totals();
+        let (unique_users, _) = self.users.range();
+        let ours = self.acknowledged.totals(unique_users);
         let total_requests = self.before.total_requests.saturating_add(ours.total_requests);
         let sum = self.before.sum + ours.sum;
-        Totals {
-            total_requests,
-            unique_users: self.before.unique_users.max(ours.unique_users),
-            sum,
-            avg: if total_requests == 0 { 0.0 } else { sum / total_requests as f64 },
-        }
+        let avg = if total_requests == 0 { 0.0 } else { sum / total_requests as f64 };
+        Totals { total_requests, unique_users, sum, avg }
     }
 
     /// Judges the totals.
     pub(super) fn judge(&self) -> Judgement {
         let unknown = self.possible.events - self.acknowledged.events;
-        let expected = self.expected();
-        let mut wrong = Vec::new();
-        let counted = self.after.total_requests;
-        let (least, most) =
-            (expected.total_requests, expected.total_requests.saturating_add(unknown));
-        if counted < least {
-            wrong.push(format!("totalRequests is {counted}: {} events were lost", least - counted));
-        } else if counted > most {
-            wrong.push(format!(
-                "totalRequests is {counted}: {} events too many, counted twice or not ours",
-                counted - most
-            ));
-        }
-        // Users that were there before may or may not be among ours.
-        let most_users = match self.before.unique_users {
-            0 => self.possible.users,
-            before => before.saturating_add(self.possible.users),
-        };
-        range_of(
-            "uniqueUsers",
-            self.after.unique_users as f64,
-            expected.unique_users as f64,
-            most_users as f64,
-            &mut wrong,
-        );
-        let base_is_exact = self.before.sum_is_exact();
-        if base_is_exact {
-            let most_sum = self.before.sum + self.possible.totals().sum;
-            range_of("sum", self.after.sum, expected.sum, most_sum, &mut wrong);
-        }
-        let quotient = match counted {
-            0 => 0.0,
-            _ => self.after.sum / counted as f64,
-        };
-        if self.after.avg != quotient {
-            wrong.push(format!(
-                "avg is {:?}, but sum / totalRequests is {quotient:?}",
-                self.after.avg
-            ));
+        let (mut wrong, mut open) = (Vec::new(), Vec::new());
+        match &self.after {
+            Ok(after) => self.compare(*after, unknown, &mut wrong),
+            Err(why) => open.push(format!("the totals could not be checked: {why}")),
         }
         if !wrong.is_empty() {
             return Judgement { verdict: Verdict::Wrong, reasons: wrong };
         }
-        let mut open = Vec::new();
         if unknown > 0 {
-            open.push(format!("{unknown} requests were sent and not answered: counted or not, the totals are possible"));
-        }
-        if !base_is_exact {
             open.push(format!(
-                "the sum cannot be checked, because the server started from {:?}",
+                "{} no response: whether {} counted is unknown",
+                plural(unknown, "request got", "requests got"),
+                if unknown == 1 { "it was" } else { "they were" }
+            ));
+        }
+        if self.acknowledged.events == 0 {
+            open.push("no event was acknowledged, so there was nothing to check".into());
+        }
+        let (least, most) = self.users.range();
+        if least < most && self.users.strangers > 0 {
+            open.push(format!(
+                "uniqueUsers could only be checked to be from {least} to {most}, because the server \
+                 had {} before the run that may be among the run's own",
+                plural(self.users.strangers, "user", "users")
+            ));
+        } else if least < most && unknown == 0 {
+            open.push(format!(
+                "uniqueUsers could only be checked to be from {least} to {most}, because more events \
+                 failed than the client can remember the users of"
+            ));
+        }
+        if !self.before.sum_is_exact() {
+            open.push(format!(
+                "the sum could not be checked, because the server started from {:?}, which does not \
+                 add up exactly",
                 self.before.sum
             ));
         }
         let verdict = if open.is_empty() { Verdict::Exact } else { Verdict::Undecided };
         Judgement { verdict, reasons: open }
     }
+
+    /// Notes each total that cannot be.
+    fn compare(&self, after: Totals, unknown: u64, wrong: &mut Vec<String>) {
+        let expected = self.expected();
+        let counted = after.total_requests;
+        let least = expected.total_requests;
+        let most = least.saturating_add(unknown);
+        if counted < least {
+            let lost = plural(least - counted, "event was", "events were");
+            wrong.push(format!("totalRequests is {counted}: {lost} lost"));
+        } else if counted > most {
+            let extra = plural(counted - most, "event", "events");
+            wrong.push(format!(
+                "totalRequests is {counted}: {extra} too many, counted twice or sent by others"
+            ));
+        }
+        let (least, most) = self.users.range();
+        let users = after.unique_users;
+        if !(least..=most).contains(&users) {
+            let off = i128::from(users) - i128::from(users.clamp(least, most));
+            wrong.push(format!(
+                "uniqueUsers is {users} and must be {}: off by {off:+}",
+                span(least, most)
+            ));
+        }
+        if self.before.sum_is_exact() {
+            let (least, most) = (expected.sum, self.before.sum + self.possible.totals(0).sum);
+            if !(least..=most).contains(&after.sum) {
+                let off = after.sum - after.sum.clamp(least, most);
+                let must = span(format!("{least:?}"), format!("{most:?}"));
+                wrong.push(format!("sum is {:?} and must be {must}: off by {off:+?}", after.sum));
+            }
+        }
+        let quotient = if counted == 0 { 0.0 } else { after.sum / counted as f64 };
+        if after.avg != quotient {
+            wrong.push(format!("avg is {:?}, but sum / totalRequests is {quotient:?}", after.avg));
+        }
+    }
 }
 
-/// Notes a total that is outside of what is possible.
-fn range_of(name: &str, is: f64, least: f64, most: f64, wrong: &mut Vec<String>) {
-    let off = if is < least {
-        is - least
-    } else if is > most {
-        is - most
-    } else {
-        return;
-    };
-    let must = match least == most {
-        true => format!("{least:?}"),
-        false => format!("between {least:?} and {most:?}"),
-    };
-    wrong.push(format!("{name} is {is:?} and must be {must}: off by {off:+?}"));
+/// A count and its noun.
+pub(super) fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// What a total may be.
+fn span<T: PartialEq + std::fmt::Display>(least: T, most: T) -> String {
+    match least == most {
+        true => least.to_string(),
+        false => format!("from {least} to {most}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::event_set::EventSet;
     use crate::load::workload::{Values, Workload};
 
+    const WORKLOAD: Workload = Workload { events: 2000, users: 500, values: Values::Half };
+
     fn evidence(unknown: &[u64]) -> Evidence {
-        let workload = Workload { events: 2000, users: 500, values: Values::Half };
-        let acknowledged = workload.share_without(unknown.iter().copied());
+        let mut set = EventSet::default();
+        unknown.iter().for_each(|event| set.insert(&WORKLOAD, *event));
+        let acknowledged = WORKLOAD.share_without(&[&set]);
+        let ours = [WORKLOAD.users_without(&[&set]), WORKLOAD.users_without(&[])];
+        let none = UserSet::default();
+        let users = Users::of(ours.each_ref(), 0, Some([&none, &none]));
         Evidence {
             before: Totals::ZERO,
             acknowledged,
-            possible: workload.share_without(std::iter::empty()),
-            after: acknowledged.totals(),
+            possible: WORKLOAD.share_without(&[]),
+            users,
+            after: Ok(acknowledged.totals(users.least)),
         }
+    }
+
+    fn after(evidence: &mut Evidence) -> &mut Totals {
+        evidence.after.as_mut().unwrap()
     }
 
     fn with(change: impl FnOnce(&mut Totals)) -> Judgement {
         let mut evidence = evidence(&[]);
-        change(&mut evidence.after);
+        change(after(&mut evidence));
         evidence.judge()
     }
 
@@ -195,7 +265,9 @@ mod tests {
             after.total_requests -= 1;
             after.avg = after.sum / after.total_requests as f64;
         });
-        assert_eq!(lost.reasons, ["totalRequests is 1999: 1 events were lost"]);
+        assert_eq!(lost.reasons, ["totalRequests is 1999: 1 event was lost"]);
+        let users = with(|after| after.unique_users -= 2);
+        assert_eq!(users.reasons, ["uniqueUsers is 498 and must be 500: off by -2"]);
         for wrong in [
             with(|after| after.total_requests += 1),
             with(|after| after.unique_users -= 1),
@@ -212,24 +284,61 @@ mod tests {
     fn an_unknown_outcome_leaves_exactly_its_own_room() {
         let mut evidence = evidence(&[7]);
         assert_eq!(evidence.judge().verdict, Verdict::Undecided);
-        evidence.after = evidence.possible.totals();
+        evidence.after = Ok(evidence.possible.totals(evidence.users.most));
         assert_eq!(evidence.judge().verdict, Verdict::Undecided);
-        evidence.after.total_requests += 1;
+        after(&mut evidence).total_requests += 1;
+        assert_eq!(evidence.judge().verdict, Verdict::Wrong);
+    }
+
+    /// A server that has users whom the client did not send may count each event as a new user, and
+    /// nobody can tell.
+    #[test]
+    fn users_of_strangers_leave_the_verdict_undecided() {
+        let mut evidence = evidence(&[]);
+        evidence.before = Totals { total_requests: 10, unique_users: 3, sum: 5.5, avg: 0.55 };
+        evidence.users.strangers = 3;
+        for (more, verdict) in
+            [(0, Verdict::Undecided), (3, Verdict::Undecided), (4, Verdict::Wrong)]
+        {
+            evidence.after = Ok(evidence.expected());
+            after(&mut evidence).unique_users += more;
+            assert_eq!(evidence.judge().verdict, verdict, "{more}");
+        }
+        after(&mut evidence).unique_users = 499;
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
     }
 
     #[test]
-    fn totals_that_were_there_before_are_added() {
+    fn users_that_are_all_the_clients_own_must_be_equal() {
         let mut evidence = evidence(&[]);
-        evidence.before = Totals { total_requests: 10, unique_users: 3, sum: 5.5, avg: 0.55 };
-        evidence.after = evidence.expected();
-        assert_eq!(evidence.judge().verdict, Verdict::Exact);
-        evidence.after.unique_users += 3;
-        assert_eq!(evidence.judge().verdict, Verdict::Exact);
-        evidence.after.unique_users += 1;
+        let ours = WORKLOAD.users_without(&[]);
+        // Of the warm-up's users, which are fewer than those of the run, all are among them.
+        let earlier = Workload { events: 300, ..WORKLOAD }.users_without(&[]);
+        evidence.before = Totals { total_requests: 300, unique_users: 300, sum: 0.0, avg: 0.0 };
+        evidence.users = Users::of([&ours, &ours], 300, Some([&earlier, &earlier]));
+        evidence.after = Ok(evidence.expected());
+        assert_eq!(evidence.judge(), Judgement { verdict: Verdict::Exact, reasons: vec![] });
+        after(&mut evidence).unique_users += 300;
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
-        evidence.before.sum = 0.1;
-        evidence.after = evidence.expected();
-        assert_eq!(evidence.judge().verdict, Verdict::Undecided);
+    }
+
+    #[test]
+    fn what_cannot_be_checked_is_undecided() {
+        let mut unreadable = evidence(&[]);
+        unreadable.after = Err("the server is gone".into());
+        let Judgement { verdict, reasons } = unreadable.judge();
+        assert_eq!(verdict, Verdict::Undecided);
+        assert!(reasons[0].contains("the server is gone"), "{reasons:?}");
+        let mut inexact = evidence(&[]);
+        inexact.before.sum = 0.1;
+        inexact.after = Ok(inexact.expected());
+        assert_eq!(inexact.judge().verdict, Verdict::Undecided);
+        let all: Vec<u64> = (0..WORKLOAD.events).collect();
+        let mut nothing = evidence(&all);
+        nothing.possible = nothing.acknowledged;
+        nothing.users.most = 0;
+        let Judgement { verdict, reasons } = nothing.judge();
+        assert_eq!(verdict, Verdict::Undecided);
+        assert!(reasons[0].contains("nothing to check"), "{reasons:?}");
     }
 }

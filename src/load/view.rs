@@ -203,6 +203,11 @@ fn columns() -> usize {
     }
 }
 
+/// Gives back the terminal, if a view has taken it: for whoever ends the process.
+pub(super) fn restore_terminal() {
+    screen::restore();
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::latency::Bound;

@@ -1,6 +1,6 @@
-//! Polls `/stats` during a run, and finds answers that cannot be.
+//! Polls `/stats` during a run, and finds responses that cannot be.
 
-use super::control::Server;
+use super::control::{Control, Server};
 use super::worker::Progress;
 use super::workload::{Totals, Values};
 use crossbeam_utils::CachePadded;
@@ -11,30 +11,30 @@ use std::time::Duration;
 
 /// How often the totals are asked for.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
-/// How many wrong answers are shown in words.
+/// How many wrong responses are shown in words.
 const EXAMPLES_MAX: usize = 5;
 
 /// What the watch has seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Watched {
-    /// Answers with totals.
+    /// Responses with totals.
     pub answers: u64,
-    /// Requests for totals without such an answer.
+    /// Requests for totals without such a response.
     pub unanswered: u64,
-    /// Answers with a total below an earlier one's.
+    /// Responses with a total below an earlier one's.
     pub went_down: u64,
-    /// Answers that counted more than was sent.
+    /// Responses that counted more than was sent.
     pub above_sent: u64,
-    /// Answers that lacked what was acknowledged before they were asked for.
+    /// Responses that lacked what was acknowledged before they were asked for.
     pub below_acknowledged: u64,
-    /// Answers whose numbers do not belong together.
+    /// Responses whose numbers do not belong together.
     pub torn: u64,
-    /// The first wrong answers, in words.
+    /// The first wrong responses, in words.
     pub examples: Vec<String>,
 }
 
 impl Watched {
-    /// A line for each kind of answer that cannot be.
+    /// A line for each kind of response that cannot be.
     pub(super) fn reasons(&self) -> Vec<String> {
         let kinds = [
             (self.went_down, "totals went down"),
@@ -44,12 +44,12 @@ impl Watched {
         ];
         let of = self.answers;
         let found = kinds.into_iter().filter(|(count, _)| *count > 0);
-        let lines = found.map(|(count, what)| format!("in {count} of {of} answers {what}"));
+        let lines = found.map(|(count, what)| format!("in {count} of {of} responses {what}"));
         lines.chain(self.examples.iter().cloned()).collect()
     }
 }
 
-/// Judges answers as they come.
+/// Judges responses as they come.
 struct Watch {
     before: Totals,
     values: Values,
@@ -62,8 +62,8 @@ impl Watch {
         Watch { before, values, last: before, watched: Watched::default() }
     }
 
-    /// Judges an answer. So many events were acknowledged before it was asked for, and so many sent
-    /// by the time it had come.
+    /// Judges a response. So many events were acknowledged before it was asked for, and so many may
+    /// have been sent by the time it had come.
     fn judge(&mut self, is: Totals, acknowledged: u64, sent: u64) {
         let Watch { before, values, last, watched } = self;
         watched.answers += 1;
@@ -99,25 +99,26 @@ impl Watch {
     }
 }
 
-/// Polls until told to stop. `before` is what the server had counted before the run.
+/// Polls until told to stop. `before` is what the server had counted before the run; so many events
+/// that were sent before may still be counted `late`.
 pub(super) fn watch(
     server: &Server,
     timeout: Duration,
-    before: Totals,
+    (before, late): (Totals, u64),
     values: Values,
     progress: &[CachePadded<Progress>],
     is_over: &AtomicBool,
 ) -> Watched {
     let mut watch = Watch::new(before, values);
-    let mut kept = None;
+    let mut control = Control::new(server, timeout, true);
     while !is_over.load(Ordering::Acquire) {
         let acknowledged =
             progress.iter().map(|thread| thread.acknowledged.load(Ordering::Acquire)).sum();
-        let figures = server.totals_over(&mut kept, timeout);
-        let sent = progress.iter().map(|thread| thread.sent.load(Ordering::Acquire)).sum();
-        match figures {
-            Some(figures) => watch.judge(figures, acknowledged, sent),
-            None => watch.watched.unanswered += 1,
+        let totals = control.totals();
+        let sent: u64 = progress.iter().map(|thread| thread.sent.load(Ordering::Acquire)).sum();
+        match totals {
+            Ok(totals) => watch.judge(totals, acknowledged, sent + late),
+            Err(_) => watch.watched.unanswered += 1,
         }
         sleep(WATCH_EVERY);
     }
@@ -134,7 +135,7 @@ mod tests {
         Totals { total_requests: count, unique_users: users, sum, avg }
     }
 
-    /// What a watch finds in one answer after a good one of ten events.
+    /// What a watch finds in one response after a good one of ten events.
     fn found(is: Totals) -> [u64; 4] {
         let mut watch = Watch::new(Totals::ZERO, Values::One);
         watch.judge(ones(10, 5), 10, 12);
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_answer_that_cannot_be_is_found_at_its_edge() {
+    fn each_response_that_cannot_be_is_found_at_its_edge() {
         assert_eq!(found(ones(10, 5)), [0, 0, 0, 0]);
         assert_eq!(found(ones(12, 5)), [0, 0, 0, 0]);
         assert_eq!(found(ones(13, 5)), [0, 1, 0, 0]);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_from_before_the_run_are_nobodys_fault() {
+    fn totals_from_before_the_run_are_no_error() {
         let before = Totals { total_requests: 4, unique_users: 2, sum: 9.0, avg: 2.25 };
         let mut watch = Watch::new(before, Values::One);
         watch.judge(before, 0, 0);

@@ -1,13 +1,17 @@
 //! One client thread: its connections, on the ring, each with a bounded number of requests in flight.
 //!
 //! Every event is sent once. When a connection ends, events of which nothing was sent go to
-//! another one; events that were sent and not answered may have been counted or not: they are
+//! another one; events that were sent and have no response may have been counted or not: they are
 //! unknown, and are not sent again.
 
+use super::client_load::{ThreadTime, thread_cpu};
+use super::connection::{Connection, Next, State};
+use super::event_set::Rest;
+use super::interrupt;
 use super::latency::Slice;
 use super::ledger::Ledger;
-use super::response::{self, Malformed, Response};
-use super::schedule::{Due, Schedule};
+use super::response::Malformed;
+use super::schedule::{Due, Left, Schedule};
 use super::transport::{Event, Filled, Transport, Wait};
 use super::workload::Workload;
 use crossbeam_utils::CachePadded;
@@ -19,17 +23,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// How long a connection that failed rests before it is tried again.
+/// How long to wait before a connection that failed is opened again, and one that the server had no
+/// room for.
 const RETRY_AFTER_NS: u64 = 20_000_000;
-/// How long a server that closes after each answer may take to do so.
+const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
+/// How long a server that closes after each response may take to do so. One that has not by then
+/// keeps its connections after all.
 const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
+/// A connection that was open for so long has shown that there is a server.
+const PROOF_OF_SERVER_NS: u64 = 1_000_000_000;
+/// How long an interrupted run waits for responses to what was sent.
+const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
+/// Ticks come fifty times per second: a thread that saw none for so long did not run.
+const SUSPENDED_FROM_NS: u64 = 1_000_000_000;
+/// Connections that must end after one response, against the server's word, until each gets one
+/// request only.
+const BROKEN_PROMISES: u64 = 2;
 /// Requests that are given to the kernel together. It sends them one by one, about 2 µs each, and
 /// their send time is read once for all of them.
-const SENDS_A_SUBMIT: usize = 16;
-/// How often every connection may time out without a single answer before a thread gives up.
+const SENDS_PER_SUBMIT: usize = 16;
+/// How often every connection may time out without a single response before a thread gives up.
 const GIVE_UP_ROUNDS: usize = 3;
-/// Bytes of an answer.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// From this time before an event is due on, an open loop polls: a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -40,7 +54,7 @@ pub(super) struct Progress {
     /// Requests that may have left. Written before they do.
     pub(super) sent: AtomicU64,
     pub(super) acknowledged: AtomicU64,
-    /// Requests that have ended, with an answer or without.
+    /// Requests that have ended, with a response or without.
     pub(super) ended: AtomicU64,
     pub(super) connect_failures: AtomicU64,
 }
@@ -51,23 +65,77 @@ pub(super) struct Run {
     pub(super) address: SocketAddr,
     /// The head of every request, up to the value of Content-Length.
     pub(super) head: Vec<u8>,
-    /// Requests in flight on a connection.
+    /// Requests in flight per connection.
     pub(super) depth: usize,
-    /// Requests a second of an open loop; `None` is a closed loop.
+    /// Requests per second of an open loop; `None` is a closed loop.
     pub(super) rate: Option<u64>,
     pub(super) timeout: Duration,
     /// Events to send before those of the workload, which are measured.
     pub(super) warm_up: u64,
     pub(super) threads: usize,
-    /// The server closes after each answer: one request a connection.
-    pub(super) one_shot: AtomicBool,
+    pub(super) keep_alive: KeepAlive,
     /// The server cannot be talked to: nothing more is to be sent.
     pub(super) is_called_off: AtomicBool,
     /// The first event of the warm-up, and of the run, that no thread has taken.
     pub(super) next: [AtomicU64; 2],
+    /// Events of the warm-up without a response, which may be counted at any time.
+    pub(super) late: AtomicU64,
     pub(super) progress: Vec<CachePadded<Progress>>,
-    /// Everybody is ready for the next phase, and everybody may start it: waited for twice.
+    /// All threads are ready for the next phase, and all may start it: waited for twice.
     pub(super) gate: Barrier,
+}
+
+/// Whether the server keeps connections open, as far as all threads have seen.
+#[derive(Debug)]
+pub(super) struct KeepAlive {
+    /// The server closes after each response: one request per connection.
+    is_one_shot: AtomicBool,
+    /// The server was found to do so at any time.
+    was_one_shot: AtomicBool,
+    /// Connections that ended after one response, against the server's word, since one took two.
+    broken: AtomicU64,
+}
+
+impl KeepAlive {
+    pub(super) fn new(keeps_alive: bool) -> KeepAlive {
+        KeepAlive {
+            is_one_shot: AtomicBool::new(!keeps_alive),
+            was_one_shot: AtomicBool::new(!keeps_alive),
+            broken: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether each connection takes one request only.
+    #[inline]
+    pub(super) fn is_one_shot(&self) -> bool {
+        self.is_one_shot.load(Ordering::Relaxed)
+    }
+
+    /// Whether that was so at any time.
+    pub(super) fn was_one_shot(&self) -> bool {
+        self.was_one_shot.load(Ordering::Relaxed)
+    }
+
+    /// Notes a connection that ended after one response, against the server's word.
+    fn note_broken(&self) {
+        if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN_PROMISES {
+            self.is_one_shot.store(true, Ordering::Relaxed);
+            self.was_one_shot.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a connection that took a second request.
+    fn note_second_response(&self) {
+        if self.broken.load(Ordering::Relaxed) > 0 {
+            self.broken.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a connection that stayed open after a response, although it was not to.
+    fn note_kept(&self) {
+        self.broken.store(0, Ordering::Relaxed);
+        self.is_one_shot.store(false, Ordering::Relaxed);
+    }
 }
 
 /// What a thread did in a phase.
@@ -76,40 +144,35 @@ pub(super) struct Findings {
     pub(super) ledger: Ledger,
     /// Requests of an open loop that were due while every connection was taken.
     pub(super) held_up: u64,
-    /// CPU time of the thread, without the time that it polled.
-    pub(super) busy: Duration,
-    /// All of its CPU time.
-    pub(super) cpu: Duration,
+    /// Time of the thread on a CPU, polling included, and waiting for one.
+    pub(super) time: ThreadTime,
+    /// CPU time in which the thread polled.
+    pub(super) polling: Duration,
+    /// When the last request was sent, in nanoseconds since the start.
+    pub(super) last_sent_ns: u64,
+    /// How long the thread did not run, in stretches of a second or more.
+    pub(super) suspended: Duration,
+    /// The server could not be reached any more, or did not respond.
+    pub(super) gave_up: bool,
     pub(super) ended: Instant,
+    /// Why the first connection that failed to open did so, if that is known.
+    pub(super) connect_error: Option<io::Error>,
     /// Why the ring failed, if it did.
     pub(super) failure: Option<String>,
 }
 
-/// A request that waits for its answer.
-#[derive(Clone, Copy, Debug)]
-struct Flight {
-    event: u64,
-    /// When it was to be sent, and when it was.
-    due_ns: u64,
-    sent_ns: u64,
-    /// Where the request starts among the bytes of its connection.
-    offset: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Connecting {
-        since_ns: u64,
-    },
-    Open,
-    /// Answered once; the server is expected to close.
-    Closing {
-        since_ns: u64,
-    },
-    /// Failed, or not needed; to be tried again.
-    Down {
-        until_ns: u64,
-    },
+/// What is counted in a phase, and starts at zero in the next.
+#[derive(Debug, Default)]
+struct Counts {
+    sent: u64,
+    ended: u64,
+    held_up: u64,
+    last_sent_ns: u64,
+    polling: Duration,
+    suspended_ns: u64,
+    gave_up: bool,
+    /// Requests given up since the last response.
+    given_up_in_a_row: usize,
 }
 
 /// Who has ended a connection.
@@ -117,35 +180,6 @@ enum State {
 enum By {
     Peer,
     Us,
-}
-
-#[derive(Debug)]
-struct Connection {
-    state: State,
-    flights: VecDeque<Flight>,
-    /// Bytes of the requests that were made.
-    made: u64,
-    /// The start of an answer.
-    input: Vec<u8>,
-    answered: u64,
-    /// The server has said that it will close.
-    says_close: bool,
-    /// It is among the free ones.
-    is_listed: bool,
-}
-
-impl Connection {
-    fn down(until_ns: u64) -> Self {
-        Connection {
-            state: State::Down { until_ns },
-            flights: VecDeque::new(),
-            made: 0,
-            input: Vec::new(),
-            answered: 0,
-            says_close: false,
-            is_listed: false,
-        }
-    }
 }
 
 /// One client thread.
@@ -168,19 +202,19 @@ pub(super) struct Worker<'a> {
     /// The clock as of this turn, and as of the last submission, in nanoseconds since the start.
     now_ns: u64,
     stamp_ns: u64,
-    /// When a connection last opened or an answer last came.
+    /// When there last was a response, or another sign of a server.
     progress_ns: u64,
+    /// Waits that began before count from then on: this thread did not run for a while.
+    patience_from_ns: u64,
     is_running: bool,
     /// The warm-up is over.
     is_measured: bool,
-    /// Until then no connection was free, so that nobody could have been sent.
-    blocked_ns: u64,
-    /// Requests given up since the last answer.
-    given_up: usize,
-    sent: u64,
-    ended: u64,
-    polled: Duration,
-    held_up: u64,
+    /// When the run was interrupted.
+    interrupted_ns: Option<u64>,
+    /// Until then no connection was free, so that nothing could have been sent.
+    blocked_ns: Option<u64>,
+    counts: Counts,
+    connect_error: Option<io::Error>,
     ledger: Ledger,
     slice: Box<Slice>,
 }
@@ -193,11 +227,12 @@ impl<'a> Worker<'a> {
         connections: usize,
         slices: Sender<Box<Slice>>,
     ) -> io::Result<Self> {
+        let down = || Connection::new(State::Down { until_ns: 0 });
         Ok(Worker {
             run,
             thread,
             wire: Transport::new(run.address, connections)?,
-            connections: (0..connections).map(|_| Connection::down(0)).collect(),
+            connections: (0..connections).map(|_| down()).collect(),
             schedule: Schedule::closed(&run.next[0], run.warm_up),
             waiting: VecDeque::new(),
             free: VecDeque::new(),
@@ -207,14 +242,13 @@ impl<'a> Worker<'a> {
             now_ns: 0,
             stamp_ns: 0,
             progress_ns: 0,
+            patience_from_ns: 0,
             is_running: false,
             is_measured: false,
-            blocked_ns: 0,
-            given_up: 0,
-            sent: 0,
-            ended: 0,
-            polled: Duration::ZERO,
-            held_up: 0,
+            interrupted_ns: None,
+            blocked_ns: None,
+            counts: Counts::default(),
+            connect_error: None,
             ledger: Ledger::default(),
             slice: Box::new(Slice::new(0, run.rate.is_some())),
             slices,
@@ -225,7 +259,14 @@ impl<'a> Worker<'a> {
     /// says what happened in both.
     pub(super) fn work(mut self) -> [Findings; 2] {
         let connected = self.wire.enable().and_then(|()| self.connect_all());
-        let warm_up = self.phase(connected.as_ref().map_err(io::Error::to_string));
+        let warm_up = self.phase(connected.map_err(|error| error.to_string()));
+        let late = warm_up.ledger.unknown.len(self.run.warm_up);
+        self.run.late.fetch_add(late, Ordering::Relaxed);
+        let connected = match &warm_up.failure {
+            Some(failure) => Err(failure.clone()),
+            // Those that owe responses were closed.
+            None => self.connect_all().map_err(|error| error.to_string()),
+        };
         self.schedule = match self.run.rate {
             None => Schedule::closed(&self.run.next[1], self.run.workload.events),
             Some(rate) => Schedule::open(
@@ -237,47 +278,64 @@ impl<'a> Worker<'a> {
         };
         self.slice = Box::new(Slice::new(0, self.run.rate.is_some()));
         self.is_measured = true;
-        let failed = warm_up.failure.clone();
-        let measured = self.phase(failed.map_or(Ok(&()), Err));
-        // Fails only where nobody wants it any more.
+        let measured = self.phase(connected);
+        // Fails only if the receiver is gone, with the run.
         let _ = self.slices.send(self.slice);
         [warm_up, measured]
     }
 
+    /// The events of this phase: those of the warm-up, or those that are measured.
+    fn workload(&self) -> Workload {
+        let events = if self.is_measured { self.run.workload.events } else { self.run.warm_up };
+        Workload { events, ..self.run.workload }
+    }
+
     /// Waits for the others, sends all there is to send, and says what happened.
-    fn phase(&mut self, before: Result<&(), String>) -> Findings {
-        (self.sent, self.ended) = (0, 0);
+    fn phase(&mut self, ready: Result<(), String>) -> Findings {
+        self.counts = Counts::default();
         self.show_sent();
         self.note_progress();
         self.run.gate.wait();
         self.run.gate.wait();
-        let (cpu_before, polled_before) = (thread_cpu(), self.polled);
+        let before = ThreadTime::now();
         let is_called_off = self.run.is_called_off.load(Ordering::Relaxed);
-        let result = match before {
+        let result = match ready {
             Ok(()) if !is_called_off => self.send_all().map_err(|error| error.to_string()),
-            before => before.copied(),
+            ready => ready,
         };
+        self.is_running = false;
         self.abandon();
         self.note_progress();
         let ended = Instant::now();
-        let cpu = thread_cpu().saturating_sub(cpu_before);
+        let counts = std::mem::take(&mut self.counts);
         Findings {
             ledger: std::mem::take(&mut self.ledger),
-            held_up: std::mem::take(&mut self.held_up),
-            busy: cpu.saturating_sub(self.polled - polled_before),
-            cpu,
+            held_up: counts.held_up,
+            time: ThreadTime::now().since(before),
+            polling: counts.polling,
+            last_sent_ns: counts.last_sent_ns,
+            suspended: Duration::from_nanos(counts.suspended_ns),
+            gave_up: counts.gave_up,
             ended,
+            connect_error: self.connect_error.take(),
             failure: result.err(),
         }
     }
 
+    /// Opens all connections that are not open.
     fn connect_all(&mut self) -> io::Result<()> {
         for index in 0..self.connections.len() {
-            self.connect(index);
+            if matches!(self.connections[index].state, State::Down { .. }) {
+                self.connect(index);
+            }
         }
         let patience = Instant::now() + self.run.timeout;
-        while !self.connections.iter().all(|connection| connection.state == State::Open)
+        let is_settled = |connection: &Connection| {
+            matches!(connection.state, State::Open { .. } | State::TurnedAway { .. })
+        };
+        while !self.connections.iter().all(is_settled)
             && Instant::now() < patience
+            && !interrupt::is_asked()
         {
             self.turn(Wait::One)?;
         }
@@ -285,18 +343,24 @@ impl<'a> Worker<'a> {
     }
 
     fn send_all(&mut self) -> io::Result<()> {
+        // What happened while the others were waited for: a server may have turned connections away.
+        self.turn(Wait::No)?;
         self.started = Instant::now();
         self.is_running = true;
+        self.now_ns = 0;
         self.read_clock();
         self.progress_ns = self.now_ns;
-        self.blocked_ns = 0;
+        self.patience_from_ns = 0;
+        self.blocked_ns = None;
+        self.interrupted_ns = None;
         for connection in &mut self.connections {
             // The clock has started again.
             match &mut connection.state {
-                State::Open => {}
-                State::Connecting { since_ns: at_ns }
+                State::Open { since_ns: at_ns }
+                | State::Connecting { since_ns: at_ns }
                 | State::Closing { since_ns: at_ns }
-                | State::Down { until_ns: at_ns } => *at_ns = 0,
+                | State::Down { until_ns: at_ns }
+                | State::TurnedAway { until_ns: at_ns } => *at_ns = 0,
             }
         }
         self.free.clear();
@@ -304,12 +368,16 @@ impl<'a> Worker<'a> {
             self.connections[index].is_listed = false;
             self.offer(index);
         }
+        self.check_interrupt();
         self.dispatch()?;
-        while !self.is_done() && !self.has_given_up() {
+        while !self.is_done() {
+            if self.has_given_up() {
+                self.counts.gave_up = true;
+                break;
+            }
             let wait = self.wait()?;
             self.turn(wait)?;
         }
-        self.is_running = false;
         Ok(())
     }
 
@@ -320,24 +388,38 @@ impl<'a> Worker<'a> {
             _ => None,
         };
         let Some(due_ns) = due_ns else { return Ok(Wait::One) };
-        let now = self.started.elapsed();
-        let left_ns = due_ns.saturating_sub(now.as_nanos() as u64);
+        let left_ns = due_ns.saturating_sub(self.clock_ns());
         Ok(match left_ns {
             0 => Wait::No,
             1..=POLL_NS => {
                 // What was made is not to wait for what is due next.
                 self.wire.submit()?;
+                let before = thread_cpu();
                 self.wire.poll(self.started + Duration::from_nanos(due_ns));
-                self.polled += self.started.elapsed().saturating_sub(now);
+                self.counts.polling += thread_cpu().saturating_sub(before);
                 Wait::No
             }
             _ => Wait::For(Duration::from_nanos(left_ns - POLL_NS / 2)),
         })
     }
 
+    /// Nanoseconds since the start.
+    fn clock_ns(&self) -> u64 {
+        // It ends after 584 years.
+        self.started.elapsed().as_nanos() as u64
+    }
+
     fn read_clock(&mut self) {
-        self.now_ns = self.started.elapsed().as_nanos() as u64;
+        let before_ns = self.now_ns;
+        self.now_ns = self.clock_ns();
         self.stamp_ns = self.now_ns;
+        let gap_ns = self.now_ns.saturating_sub(before_ns);
+        if self.is_running && gap_ns >= SUSPENDED_FROM_NS {
+            self.counts.suspended_ns += gap_ns;
+            // Responses have had no time to be read.
+            self.patience_from_ns = self.now_ns;
+            self.progress_ns = self.now_ns;
+        }
     }
 
     /// Takes in what has happened, and sends what can be sent.
@@ -346,17 +428,16 @@ impl<'a> Worker<'a> {
         self.unsubmitted = 0;
         self.read_clock();
         if self.free.is_empty() {
-            self.blocked_ns = self.now_ns;
+            self.blocked_ns = Some(self.now_ns);
         }
         while let Some(event) = self.wire.next_event() {
             match event {
                 Event::Received(index, filled) => self.take(index, filled),
                 Event::Connected(index) => {
-                    self.connections[index].state = State::Open;
-                    self.progress_ns = self.now_ns;
+                    self.connections[index].state = State::Open { since_ns: self.now_ns };
                     self.offer(index);
                 }
-                Event::Failed(index) => self.note_failure_to_connect(index),
+                Event::Failed(index) => self.note_failure_to_connect(index, None),
                 Event::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
                 Event::Tick => self.tick(),
             }
@@ -372,7 +453,7 @@ impl<'a> Worker<'a> {
     fn note_progress(&mut self) {
         let progress = &self.run.progress[self.thread];
         progress.acknowledged.store(self.ledger.acknowledged, Ordering::Release);
-        progress.ended.store(self.ended, Ordering::Relaxed);
+        progress.ended.store(self.counts.ended, Ordering::Relaxed);
         let failures = self.ledger.trouble.connect_failures;
         progress.connect_failures.store(failures, Ordering::Relaxed);
     }
@@ -382,7 +463,7 @@ impl<'a> Worker<'a> {
         let second = self.now_ns / NS_PER_SECOND;
         if self.is_running && self.is_measured && second > self.slice.second {
             let next = Box::new(Slice::new(second, self.run.rate.is_some()));
-            // Fails only where nobody wants it any more.
+            // Fails only if the receiver is gone, with the run.
             let _ = self.slices.send(std::mem::replace(&mut self.slice, next));
         }
     }
@@ -395,76 +476,118 @@ impl<'a> Worker<'a> {
         !self.waiting.is_empty() || self.schedule.next_ns().is_some()
     }
 
-    /// Nobody is connected, and nobody has been for too long; or nobody answers at all.
-    fn has_given_up(&self) -> bool {
-        (self.in_flight == 0
-            && u128::from(self.now_ns - self.progress_ns) > self.run.timeout.as_nanos()
-            && !self.connections.iter().any(|connection| connection.state == State::Open))
-            || self.given_up >= GIVE_UP_ROUNDS * self.connections.len()
+    /// Whether connections are to be opened.
+    fn needs_connections(&self) -> bool {
+        !self.is_running || self.has_work()
     }
 
-    /// Ends with events that have no answer, and those that were never sent.
+    /// Nothing is connected, and nothing has been for too long; or there are no responses at all; or
+    /// an interrupted run has waited for them long enough.
+    fn has_given_up(&self) -> bool {
+        let is_alone = self.in_flight == 0 && !self.connections.iter().any(Connection::is_open);
+        let is_over = |since_ns: u64| {
+            u128::from(self.now_ns.saturating_sub(since_ns)) > self.run.timeout.as_nanos()
+        };
+        let interrupted = self.interrupted_ns.map(|at_ns| self.now_ns.saturating_sub(at_ns));
+        (is_alone && is_over(self.progress_ns))
+            || self.counts.given_up_in_a_row >= GIVE_UP_ROUNDS * self.connections.len()
+            || interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
+    }
+
+    /// Stops sending, once, if the user asked for the end of the run.
+    fn check_interrupt(&mut self) {
+        if interrupt::is_asked() && self.interrupted_ns.is_none() {
+            self.interrupted_ns = Some(self.now_ns);
+            self.leave_rest();
+        }
+    }
+
+    /// Ends with events that have no response, and those that were never sent.
     fn abandon(&mut self) {
         for index in 0..self.connections.len() {
-            let handed_over = self.wire.handed_over(index);
-            let flights = std::mem::take(&mut self.connections[index].flights);
-            self.give_up(flights, handed_over);
-        }
-        if matches!(self.schedule, Schedule::Open { .. }) {
-            // What was due and found nobody has waited until now.
-            self.waiting.extend(std::iter::from_fn(|| self.schedule.take(self.now_ns)));
-            for due in &self.waiting {
-                let waited_ns = self.now_ns.saturating_sub(due.ns);
-                self.slice.latency.record_at_least(waited_ns);
+            if self.connections[index].has_flights() {
+                // A response that comes late must not be taken for that of another request.
+                let handed_over = self.wire.handed_over(index);
+                self.wire.close(index);
+                self.give_up(index, handed_over);
+                self.connections[index] = Connection::new(State::Down { until_ns: 0 });
             }
         }
-        self.ledger.given_back.extend(self.waiting.drain(..).map(|due| due.event));
-        self.ledger.left.push(self.schedule.end());
+        self.leave_rest();
+        debug_assert_eq!(self.in_flight, 0);
+    }
+
+    /// Books all events that were not sent.
+    fn leave_rest(&mut self) {
+        let workload = self.workload();
+        if matches!(self.schedule, Schedule::Open { .. }) {
+            // What was due and found no connection has waited until now.
+            for due in &self.waiting {
+                self.slice.latency.record_at_least(self.now_ns.saturating_sub(due.ns));
+            }
+            let latency = &mut self.slice.latency;
+            let mut overdue = Vec::new();
+            let least_alike = |ns| latency.least_alike(ns);
+            self.schedule.overdue(self.now_ns, least_alike, |ns, count| overdue.push((ns, count)));
+            for (ns, count) in overdue {
+                latency.record_many_at_least(ns, count);
+            }
+        }
+        for due in self.waiting.drain(..) {
+            self.ledger.unsent.insert(&workload, due.event);
+        }
+        match self.schedule.end() {
+            Left::Grabbed(events) => {
+                events.for_each(|event| self.ledger.unsent.insert(&workload, event));
+            }
+            Left::Rest(rest) => self.ledger.leave(rest),
+        }
     }
 
     /// Books requests whose connection has ended: those of which the kernel had taken a byte are
     /// unknown, the others wait for another connection.
-    fn give_up(&mut self, flights: VecDeque<Flight>, handed_over: u64) {
-        self.in_flight -= flights.len() as u64;
-        for flight in flights {
-            if flight.offset < handed_over {
-                self.ledger.unknown.push(flight.event);
-                self.ended += 1;
+    fn give_up(&mut self, index: usize, handed_over: u64) {
+        let workload = self.workload();
+        for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
+            self.in_flight -= 1;
+            if may_have_left {
+                self.ledger.unknown.insert(&workload, flight.event);
+                self.counts.ended += 1;
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
                 if let Some(from_send) = &mut self.slice.from_send {
                     from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
                 }
             } else {
-                self.sent -= 1;
-                self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+                self.counts.sent -= 1;
+                if self.interrupted_ns.is_some() {
+                    self.ledger.unsent.insert(&workload, flight.event);
+                } else {
+                    self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+                }
             }
         }
     }
 
     fn connect(&mut self, index: usize) {
-        self.connections[index] = Connection::down(0);
-        match self.wire.connect(index) {
-            Ok(()) => {
-                self.connections[index].state = State::Connecting { since_ns: self.now_ns };
-            }
-            Err(_) => self.note_failure_to_connect(index),
+        let state = State::Connecting { since_ns: self.now_ns };
+        self.connections[index] = Connection::new(state);
+        if let Err(error) = self.wire.connect(index) {
+            self.note_failure_to_connect(index, Some(error));
         }
     }
 
-    fn note_failure_to_connect(&mut self, index: usize) {
+    fn note_failure_to_connect(&mut self, index: usize, error: Option<io::Error>) {
         self.ledger.trouble.connect_failures += 1;
-        self.connections[index] = Connection::down(self.now_ns + RETRY_AFTER_NS);
+        self.connect_error = self.connect_error.take().or(error);
+        let until_ns = self.now_ns + RETRY_AFTER_NS;
+        self.connections[index] = Connection::new(State::Down { until_ns });
     }
 
     /// Whether a connection takes another request now.
     fn takes_more(&self, index: usize) -> bool {
-        let one_shot = self.run.one_shot.load(Ordering::Relaxed);
-        let depth = if one_shot { 1 } else { self.run.depth };
-        let connection = &self.connections[index];
-        connection.state == State::Open
-            && connection.flights.len() < depth
-            && !connection.says_close
-            && !(one_shot && connection.answered > 0)
+        let is_one_shot = self.run.keep_alive.is_one_shot();
+        let depth = if is_one_shot { 1 } else { self.run.depth };
+        self.connections[index].takes_more(depth, is_one_shot)
     }
 
     /// Lists a connection as free, if it is.
@@ -498,11 +621,11 @@ impl<'a> Worker<'a> {
             let index = self.unlist();
             self.make(index, due);
             self.offer(index);
-            if self.unsubmitted >= SENDS_A_SUBMIT {
+            if self.unsubmitted >= SENDS_PER_SUBMIT {
                 self.show_sent();
                 self.wire.submit()?;
                 self.unsubmitted = 0;
-                self.stamp_ns = self.started.elapsed().as_nanos() as u64;
+                self.stamp_ns = self.clock_ns();
             }
         }
         self.show_sent();
@@ -512,10 +635,10 @@ impl<'a> Worker<'a> {
     /// Notes how late an event is that could have been sent, or that it could not.
     fn note_lag(&mut self, due: Due) {
         if let (Schedule::Open { .. }, Some(lag)) = (&self.schedule, &mut self.slice.lag) {
-            if due.ns <= self.blocked_ns {
-                self.held_up += 1;
+            if self.blocked_ns.is_some_and(|blocked_ns| due.ns <= blocked_ns) {
+                self.counts.held_up += 1;
             } else {
-                lag.record(self.stamp_ns - due.ns);
+                lag.record(self.stamp_ns.saturating_sub(due.ns));
             }
         }
     }
@@ -529,141 +652,145 @@ impl<'a> Worker<'a> {
 
     /// Says how many requests may have left, before they do.
     fn show_sent(&self) {
-        self.run.progress[self.thread].sent.store(self.sent, Ordering::Release);
+        self.run.progress[self.thread].sent.store(self.counts.sent, Ordering::Release);
     }
 
     /// Makes the request of an event.
     fn make(&mut self, index: usize, due: Due) {
-        let connection = &mut self.connections[index];
         // What is free is open: it is closed here, or where its end is told.
         let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
         self.run.workload.append_request(due.event, &self.run.head, out);
         let bytes = (out.len() - before) as u64;
-        let (event, due_ns, sent_ns) = (due.event, due.ns, self.stamp_ns);
-        connection.flights.push_back(Flight { event, due_ns, sent_ns, offset: connection.made });
-        connection.made += bytes;
+        self.connections[index].push(due.event, due.ns, self.stamp_ns, bytes);
         self.in_flight += 1;
-        self.sent += 1;
+        self.counts.sent += 1;
+        self.counts.last_sent_ns = self.stamp_ns;
         self.unsubmitted += 1;
         self.wire.send(index);
     }
 
-    /// Takes received bytes: answers.
+    /// Takes received bytes.
     fn take(&mut self, index: usize, filled: Filled) {
-        let connection = &mut self.connections[index];
-        let mut input = std::mem::take(&mut connection.input);
-        input.extend_from_slice(self.wire.bytes(&filled));
+        self.connections[index].receive(self.wire.bytes(&filled));
         self.wire.give_back(filled);
-        let (at, read) = answers(&input, &mut |response| {
-            note_answer(
-                connection,
-                &mut self.ledger,
-                &mut self.slice,
-                self.run,
-                self.now_ns,
-                response,
-            )
-        });
-        input.drain(..at);
-        let read = match read {
-            Ok(answered) if input.len() > ANSWER_BYTES_MAX => Err(GarbledAfter(answered)),
-            read => read,
-        };
-        self.connections[index].input = input;
-        let answered = match read {
-            Ok(answered) => answered,
-            Err(GarbledAfter(answered)) => {
-                self.ledger.trouble.garbled += 1;
-                let handed_over = self.wire.handed_over(index);
-                self.wire.close(index);
-                self.connections[index].input.clear();
-                self.note_answered(answered);
-                self.end(index, handed_over, By::Us);
-                return;
-            }
-        };
-        self.note_answered(answered);
-        self.offer(index);
+        if self.take_responses(index, false).is_err() {
+            self.ledger.trouble.garbled += 1;
+            let handed_over = self.wire.handed_over(index);
+            self.wire.close(index);
+            self.end(index, handed_over, By::Us);
+        } else {
+            self.offer(index);
+        }
     }
 
-    fn note_answered(&mut self, answered: u64) {
-        self.in_flight -= answered;
-        self.ended += answered;
-        if answered > 0 {
-            self.given_up = 0;
-            self.progress_ns = self.now_ns;
+    /// Books the whole responses that a connection has.
+    fn take_responses(&mut self, index: usize, at_end: bool) -> Result<(), Malformed> {
+        let connection = &mut self.connections[index];
+        let workload = if self.is_measured {
+            self.run.workload
+        } else {
+            Workload { events: self.run.warm_up, ..self.run.workload }
+        };
+        loop {
+            let (flight, response) = match connection.next(at_end)? {
+                Next::Response(flight, response) => (flight, response),
+                Next::TurnedAway | Next::Nothing => return Ok(()),
+            };
+            self.slice.latency.record(self.now_ns.saturating_sub(flight.due_ns));
+            if let Some(from_send) = &mut self.slice.from_send {
+                from_send.record(self.now_ns.saturating_sub(flight.sent_ns));
+            }
+            self.ledger.note(&workload, flight.event, response.status);
+            self.in_flight -= 1;
+            self.counts.ended += 1;
+            self.counts.given_up_in_a_row = 0;
+            if !connection.was_turned_away() {
+                self.progress_ns = self.now_ns;
+            }
+            if connection.answered() == 2 {
+                self.run.keep_alive.note_second_response();
+            }
+            let is_last = connection.says_close() || self.run.keep_alive.is_one_shot();
+            if is_last && !connection.has_flights() {
+                connection.state = State::Closing { since_ns: self.now_ns };
+            }
         }
     }
 
     /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
-    /// next one where there is work.
+    /// next one if there is work.
     fn end(&mut self, index: usize, handed_over: u64, by: By) {
-        // Until now it was there.
-        self.progress_ns = self.now_ns;
-        // An answer that only the end of the connection ends.
-        let last = match by {
-            By::Peer => response::read(&self.connections[index].input, true),
-            By::Us => Ok(None),
-        };
-        if let Ok(Some(response)) = last {
-            let (ledger, slice) = (&mut self.ledger, &mut self.slice);
-            let connection = &mut self.connections[index];
-            match note_answer(connection, ledger, slice, self.run, self.now_ns, response) {
-                Ok(()) => self.note_answered(1),
-                Err(Malformed) => self.ledger.trouble.garbled += 1,
-            }
-        } else if !self.connections[index].input.is_empty() {
+        // The end of a connection can end a response.
+        if by == By::Peer && self.take_responses(index, true).is_err() {
+            self.ledger.trouble.garbled += 1;
+        } else if by == By::Peer && self.connections[index].has_part() {
             self.ledger.trouble.garbled += 1;
         }
-        let connection = &mut self.connections[index];
-        let flights = std::mem::take(&mut connection.flights);
-        let was_cut = flights.iter().any(|flight| flight.offset < handed_over);
-        let (answered, says_close) = (connection.answered, connection.says_close);
-        if by == By::Peer && answered > 0 && !says_close && was_cut {
+        let connection = &self.connections[index];
+        if let State::Open { since_ns } = connection.state
+            && self.now_ns.saturating_sub(since_ns) >= PROOF_OF_SERVER_NS
+        {
+            self.progress_ns = self.now_ns;
+        }
+        let (answered, says_close) = (connection.answered(), connection.says_close());
+        let was_turned_away = connection.was_turned_away();
+        if by == By::Peer && answered > 0 && !says_close && connection.owes_response(handed_over) {
             self.ledger.trouble.broken_keep_alives += 1;
             // One that took more than one request was kept for a while.
             if answered == 1 {
-                self.run.one_shot.store(true, Ordering::Relaxed);
+                self.run.keep_alive.note_broken();
             }
         }
-        self.give_up(flights, handed_over);
-        if by == By::Peer && answered == 0 && self.has_work() {
-            // A server that ends what it has not answered is not asked again at once.
+        self.give_up(index, handed_over);
+        if was_turned_away {
+            self.ledger.trouble.turned_away += 1;
+            let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
+            self.connections[index] = Connection::new(State::TurnedAway { until_ns });
+        } else if by == By::Peer && answered == 0 && self.has_work() {
+            // A server that ends what it has not responded to is not asked again at once.
             self.ledger.trouble.reconnects += 1;
-            self.connections[index] = Connection::down(self.now_ns + RETRY_AFTER_NS);
+            let until_ns = self.now_ns + RETRY_AFTER_NS;
+            self.connections[index] = Connection::new(State::Down { until_ns });
         } else {
             self.reconnect(index);
         }
     }
 
     fn reconnect(&mut self, index: usize) {
-        if self.has_work() || !self.is_running {
+        if self.needs_connections() {
             self.ledger.trouble.reconnects += 1;
             self.connect(index);
         } else {
-            self.connections[index] = Connection::down(0);
+            self.connections[index] = Connection::new(State::Down { until_ns: 0 });
         }
     }
 
     /// Ends what has waited too long.
     fn tick(&mut self) {
-        let timeout_ns = self.run.timeout.as_nanos() as u64;
+        self.check_interrupt();
+        // Durations over 584 years do not end.
+        let timeout_ns = u64::try_from(self.run.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let (now_ns, patience_from_ns) = (self.now_ns, self.patience_from_ns);
+        let is_over = |since_ns: u64, limit_ns: u64| {
+            now_ns.saturating_sub(since_ns.max(patience_from_ns)) > limit_ns
+        };
+        let has_open = self.connections.iter().any(Connection::is_open);
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
-            let is_over = |since_ns: u64, limit| self.now_ns.saturating_sub(since_ns) > limit;
+            let is_one_shot = self.run.keep_alive.is_one_shot();
             match connection.state {
-                State::Open => {
-                    let oldest = connection.flights.front();
-                    let is_spent = self.run.one_shot.load(Ordering::Relaxed)
-                        && oldest.is_none()
-                        && connection.answered > 0;
+                State::Open { .. } => {
+                    let oldest = connection.oldest();
+                    let is_spent = is_one_shot && oldest.is_none() && connection.answered() > 0;
                     if is_spent {
                         self.wire.close(index);
                         self.reconnect(index);
                     } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
                         self.ledger.trouble.timeouts += 1;
-                        self.given_up += 1;
+                        self.counts.given_up_in_a_row += 1;
+                        // So often it is tried again.
+                        self.progress_ns = now_ns;
                         let handed_over = self.wire.handed_over(index);
                         self.wire.close(index);
                         self.end(index, handed_over, By::Us);
@@ -671,14 +798,25 @@ impl<'a> Worker<'a> {
                 }
                 State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
                     self.wire.close(index);
-                    self.note_failure_to_connect(index);
+                    self.note_failure_to_connect(index, Some(io::ErrorKind::TimedOut.into()));
                 }
-                State::Closing { since_ns } if is_over(since_ns, CLOSE_PATIENCE_NS) => {
-                    self.wire.close(index);
-                    self.reconnect(index);
+                State::Closing { since_ns } => {
+                    let is_over = is_over(since_ns, CLOSE_PATIENCE_NS);
+                    let is_kept = !connection.says_close() && (is_over || !is_one_shot);
+                    if is_kept {
+                        self.run.keep_alive.note_kept();
+                        self.connections[index].state = State::Open { since_ns };
+                        self.offer(index);
+                    } else if is_over {
+                        self.wire.close(index);
+                        self.reconnect(index);
+                    }
                 }
-                State::Down { until_ns }
-                    if self.now_ns >= until_ns && (self.has_work() || !self.is_running) =>
+                State::Down { until_ns } if now_ns >= until_ns && self.needs_connections() => {
+                    self.connect(index);
+                }
+                State::TurnedAway { until_ns }
+                    if now_ns >= until_ns && !has_open && self.needs_connections() =>
                 {
                     self.connect(index);
                 }
@@ -688,60 +826,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Bytes that are no answer came after so many answers.
-struct GarbledAfter(u64);
-
-/// Reads the whole answers at the start of `data`. Returns where they end, and how many they are.
-fn answers(
-    data: &[u8],
-    note: &mut impl FnMut(Response) -> Result<(), Malformed>,
-) -> (usize, Result<u64, GarbledAfter>) {
-    let (mut at, mut answered) = (0, 0);
-    while at < data.len() {
-        match response::read(&data[at..], false) {
-            Ok(None) => break,
-            Ok(Some(response)) => {
-                if note(response).is_err() {
-                    return (at, Err(GarbledAfter(answered)));
-                }
-                at += response.end;
-                answered += 1;
-            }
-            Err(Malformed) => return (at, Err(GarbledAfter(answered))),
-        }
-    }
-    (at, Ok(answered))
-}
-
-/// Notes the answer to the oldest request in flight. Fails where there is none.
-fn note_answer(
-    connection: &mut Connection,
-    ledger: &mut Ledger,
-    slice: &mut Slice,
-    run: &Run,
-    now_ns: u64,
-    response: Response,
-) -> Result<(), Malformed> {
-    let flight = connection.flights.pop_front().ok_or(Malformed)?;
-    connection.answered += 1;
-    connection.says_close |= response.says_close;
-    let is_last = connection.says_close || run.one_shot.load(Ordering::Relaxed);
-    if is_last && connection.flights.is_empty() {
-        connection.state = State::Closing { since_ns: now_ns };
-    }
-    slice.latency.record(now_ns.saturating_sub(flight.due_ns));
-    if let Some(from_send) = &mut slice.from_send {
-        from_send.record(now_ns.saturating_sub(flight.sent_ns));
-    }
-    match response.status {
-        200..300 => ledger.acknowledged += 1,
-        status => ledger.refused.entry(status).or_default().push(flight.event),
-    }
-    Ok(())
-}
-
-/// CPU time that the calling thread has used.
-fn thread_cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// What no thread of a closed loop took.
+pub(super) fn rest_of_closed_loop(next: &AtomicU64, events: u64) -> Rest {
+    Rest { start: next.load(Ordering::Relaxed).min(events), step: 1 }
 }

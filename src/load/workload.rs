@@ -1,6 +1,6 @@
 //! The challenge's published events, and what a server must report after them.
 
-use std::collections::{HashMap, HashSet};
+use super::event_set::{Rest, greatest_common_divisor};
 use std::fmt;
 
 /// The values that events carry.
@@ -10,14 +10,14 @@ pub enum Values {
     Integer,
     /// i % 1000 + 0.5
     Half,
-    /// 1, so that --watch sees every torn answer
+    /// 1, so that --watch sees every torn response
     One,
 }
 
 /// Values repeat after this many events.
 const VALUES: u64 = 1000;
 
-/// Doubles below this are exact in halves, and so are their sums with the share of a run.
+/// Multiples of a half below this are exact in an `f64`, and so are their sums with those of a run.
 const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
 
 /// Most events of a run: up to here every sum of halves is exact in an `f64`.
@@ -35,7 +35,7 @@ pub struct Workload {
     pub values: Values,
 }
 
-/// The four numbers that a server reports.
+/// The four totals that a server reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Totals {
     /// Events counted.
@@ -68,20 +68,18 @@ impl fmt::Display for Totals {
     }
 }
 
-/// What some of the events of a run add up to, in integers.
+/// What some events of a run add up to, in integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     /// Events.
     pub events: u64,
-    /// Distinct users among them.
-    pub users: u64,
     /// Twice the sum of their values.
     pub sum_in_halves: u64,
 }
 
 impl Workload {
     /// Twice the value of an event.
-    fn value_in_halves(&self, event: u64) -> u64 {
+    pub(super) fn value_in_halves(&self, event: u64) -> u64 {
         match self.values {
             Values::Integer => 2 * (event % VALUES),
             Values::Half => 2 * (event % VALUES) + 1,
@@ -106,24 +104,13 @@ impl Workload {
         parts.iter().for_each(|part| out.extend_from_slice(part));
     }
 
-    /// What some events add up to: at most so many users.
-    pub(super) fn share_of(&self, events: &[u64]) -> Share {
-        let users: HashSet<u64> = events.iter().map(|event| event % self.users).collect();
-        Share {
-            events: events.len() as u64,
-            users: users.len() as u64,
-            sum_in_halves: events.iter().map(|event| self.value_in_halves(*event)).sum(),
-        }
-    }
-
     /// What all events add up to.
-    fn whole(&self) -> Share {
+    pub(super) fn whole(&self) -> Share {
         let (cycles, rest) = (self.events / VALUES, self.events % VALUES);
         let triangle = |n: u64| n * n.saturating_sub(1);
         let of_indices = cycles * triangle(VALUES) + triangle(rest);
         Share {
             events: self.events,
-            users: self.events.min(self.users),
             sum_in_halves: match self.values {
                 Values::Integer => of_indices,
                 Values::Half => of_indices + self.events,
@@ -132,34 +119,24 @@ impl Workload {
         }
     }
 
-    /// What all events but the `left_out` ones, each named once, add up to. Takes time that grows
-    /// with those alone.
-    pub(super) fn share_without(&self, left_out: impl Iterator<Item = u64>) -> Share {
-        let mut share = self.whole();
-        let mut lost: HashMap<u64, u64> = HashMap::new();
-        for event in left_out {
-            let user = event % self.users;
-            let lost = lost.entry(user).or_default();
-            *lost += 1;
-            share.events -= 1;
-            share.sum_in_halves -= self.value_in_halves(event);
-            // Events of a user are `users` apart.
-            share.users -= u64::from(*lost == (self.events - user).div_ceil(self.users));
-        }
-        share
+    /// Twice the sum of the values of the rest of the workload.
+    pub(super) fn sum_in_halves_of(&self, rest: Rest) -> u64 {
+        let events = rest.len(self.events);
+        // Values repeat after so many of its events.
+        let period = VALUES / greatest_common_divisor(VALUES, rest.step);
+        let of_first = |count: u64| -> u64 {
+            (0..count).map(|index| self.value_in_halves(rest.start + index * rest.step)).sum()
+        };
+        events / period * of_first(period) + of_first(events % period)
     }
 }
 
 impl Share {
-    /// The share as a server that held nothing before has to report it.
-    pub(super) fn totals(&self) -> Totals {
+    /// The share as a server that held nothing before has to report it, with its users.
+    pub(super) fn totals(&self, unique_users: u64) -> Totals {
         let sum = self.sum_in_halves as f64 / 2.0;
-        Totals {
-            total_requests: self.events,
-            unique_users: self.users,
-            sum,
-            avg: if self.events == 0 { 0.0 } else { sum / self.events as f64 },
-        }
+        let avg = if self.events == 0 { 0.0 } else { sum / self.events as f64 };
+        Totals { total_requests: self.events, unique_users, sum, avg }
     }
 }
 
@@ -173,29 +150,18 @@ mod tests {
 
     #[test]
     fn the_published_totals_come_out() {
-        let integer = workload(1_000_000, Values::Integer).whole().totals();
-        let half = workload(1_000_000, Values::Half).whole().totals();
+        let totals = |events, values| {
+            let workload = workload(events, values);
+            workload.whole().totals(workload.users_without(&[]).most())
+        };
+        let integer = totals(1_000_000, Values::Integer);
+        let half = totals(1_000_000, Values::Half);
         assert_eq!(
             (integer.unique_users, integer.sum, integer.avg),
             (75_000, 499_500_000.0, 499.5)
         );
         assert_eq!((half.total_requests, half.sum, half.avg), (1_000_000, 500_000_000.0, 500.0));
-        assert_eq!(workload(0, Values::Half).whole().totals(), Totals::ZERO);
-    }
-
-    /// Against a count of every event that is left.
-    #[test]
-    fn what_is_left_out_is_what_is_missing() {
-        let mut random = fastrand::Rng::with_seed(3);
-        for _ in 0..300 {
-            let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
-            let workload =
-                Workload { events: random.u64(1..3000), users: random.u64(1..1500), values };
-            let share = random.f64();
-            let (out, left): (Vec<u64>, Vec<u64>) =
-                (0..workload.events).partition(|_| random.f64() < share);
-            assert_eq!(workload.share_without(out.into_iter()), workload.share_of(&left));
-        }
+        assert_eq!(totals(0, Values::Half), Totals::ZERO);
     }
 
     #[test]

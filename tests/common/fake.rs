@@ -1,5 +1,5 @@
-//! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves as a
-//! client must find out.
+//! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves in ways
+//! that a client must find out.
 
 use super::{run, text};
 use serde_json::Value;
@@ -15,20 +15,23 @@ use std::time::Duration;
 pub struct Habits {
     pub status: u16,
     pub body: &'static str,
-    /// The `Connection` field, and whether it closes after each answer.
+    /// The `Connection` field, and whether it closes after each response.
     pub connection: &'static str,
     pub closes: bool,
-    pub has_reset: bool,
     /// Writes sums as Java does.
     pub java_floats: bool,
-    /// Of so many events, one is lost, counted twice, refused, or never answered; 0 is none.
+    /// The status of `POST /reset`; 200 resets.
+    pub reset_status: u16,
+    /// Counts every event as that of a new user.
+    pub recounts_users: bool,
+    /// Of so many events, one is lost, counted twice, refused, or never responded to; 0 is none.
     pub loses: u64,
     pub doubles: u64,
     pub refuses: u64,
     pub silent: u64,
-    /// Of so many answers, one is followed by bytes that nobody asked for; 0 is none.
+    /// Of so many responses, one is followed by bytes that nobody asked for; 0 is none.
     pub trails: u64,
-    /// Of so many events, one is not answered but its connection closed; 0 is none.
+    /// Of so many events, one gets no response but its connection closed; 0 is none.
     pub hangs_up: u64,
     /// Of so many `/stats`, one is of an earlier moment; 0 is none.
     pub forgets: u64,
@@ -38,6 +41,8 @@ pub struct Habits {
     pub counts_after: Duration,
     /// Before this event everything stands still for so long.
     pub stalls: Option<(u64, Duration)>,
+    /// How long the connection of an event, by its number from 1 on, takes to count it.
+    pub delay: fn(u64) -> Duration,
 }
 
 pub const GOOD: Habits = Habits {
@@ -45,7 +50,8 @@ pub const GOOD: Habits = Habits {
     body: "",
     connection: "keep-alive",
     closes: false,
-    has_reset: true,
+    reset_status: 200,
+    recounts_users: false,
     java_floats: false,
     loses: 0,
     doubles: 0,
@@ -57,6 +63,7 @@ pub const GOOD: Habits = Habits {
     tears: false,
     counts_after: Duration::ZERO,
     stalls: None,
+    delay: |_| Duration::ZERO,
 };
 
 #[derive(Clone, Default)]
@@ -74,11 +81,11 @@ struct State {
     old: Mutex<Counted>,
     seen: AtomicU64,
     asked: AtomicU64,
-    /// Held for writing, nothing is answered.
+    /// While it is held for writing, nothing gets a response.
     stall: RwLock<()>,
 }
 
-/// A slow and obvious server: a thread a connection, one lock.
+/// A slow and obvious server: one thread per connection, and one lock.
 pub struct Fake {
     address: SocketAddr,
     is_over: Arc<AtomicBool>,
@@ -135,6 +142,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 std::thread::sleep(pause);
             }
             drop(state.stall.read().unwrap());
+            std::thread::sleep((habits.delay)(number));
             if is_turn(number, habits.silent) {
                 continue;
             }
@@ -147,12 +155,12 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 let times = 1 + u64::from(is_turn(number, habits.doubles))
                     - u64::from(is_turn(number, habits.loses));
                 if habits.counts_after.is_zero() {
-                    state.count(&body, times);
+                    state.count(&body, times, habits.recounts_users);
                 } else {
                     let (state, body) = (Arc::clone(state), body.clone());
                     std::thread::spawn(move || {
                         std::thread::sleep(habits.counts_after);
-                        state.count(&body, times);
+                        state.count(&body, times, habits.recounts_users);
                     });
                 }
                 let mut answer = answer(habits.status, habits.body);
@@ -184,9 +192,11 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                     shown.users.len()
                 ),
             )
-        } else if head.starts_with("POST /reset ") && habits.has_reset {
-            *state.counted.lock().unwrap() = Counted::default();
-            answer(200, "")
+        } else if head.starts_with("POST /reset ") {
+            if habits.reset_status == 200 {
+                *state.counted.lock().unwrap() = Counted::default();
+            }
+            answer(habits.reset_status, "")
         } else {
             answer(404, "")
         };
@@ -197,13 +207,15 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
 }
 
 impl State {
-    fn count(&self, body: &str, times: u64) {
+    fn count(&self, body: &str, times: u64, recounts_users: bool) {
         let event: Value = serde_json::from_str(body).unwrap();
         let mut counted = self.counted.lock().unwrap();
         for _ in 0..times {
             counted.events += 1;
             counted.sum += event["value"].as_f64().unwrap();
-            counted.users.insert(event["userId"].as_str().unwrap().to_owned());
+            let user = event["userId"].as_str().unwrap();
+            let number = if recounts_users { counted.events } else { 0 };
+            counted.users.insert(format!("{user} {number}"));
             if counted.events == 100 {
                 *self.old.lock().unwrap() = counted.clone();
             }

@@ -23,13 +23,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 pub(super) use text::{counted, grouped, rounded, time, time_in_full};
 
-/// A client thread that is busy for this share of the time or more limits the result.
-const CLIENT_BUSY_MAX: f64 = 0.9;
-
-/// An open loop whose client is this late at the 99th percentile is limited by the client, in
-/// microseconds.
-const LAG_US_MAX: f64 = 1000.0;
-
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;
 
@@ -200,6 +193,8 @@ pub struct Report {
     unsent: u64,
     reconnects: u64,
     connect_failures: u64,
+    /// Connections that the server had no room for.
+    turned_away: u64,
     timeouts: u64,
     broken_keep_alives: u64,
     garbled: u64,
@@ -210,7 +205,8 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     open_loop: Option<OpenLoop>,
     expected: Totals,
-    server: Totals,
+    /// Null if the totals could not be read.
+    server: Option<Totals>,
     verdict: Verdict,
     reasons: Vec<String>,
     /// How long after the last acknowledgement the totals became right, if they were wrong at first.
@@ -219,7 +215,15 @@ pub struct Report {
     watch: Option<Watched>,
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_up: Option<WarmUp>,
+    /// The user ended the run before every event was sent.
+    interrupted: bool,
+    /// How long the client did not run at all, in stretches of a second or more.
+    client_suspended_s: f64,
     client_limited: bool,
+    /// Why the client limited the result, a sentence each.
+    client_limited_by: Vec<String>,
+    /// The greatest share of the time that a client thread waited for a CPU.
+    client_waiting: f64,
     /// The share of the time that the busiest client thread was busy, polling excluded.
     client_busy: f64,
     /// CPU time of all client threads per request, polling excluded.
@@ -266,6 +270,15 @@ pub(super) struct Outcome {
     pub(super) client_cpu: Duration,
     /// CPU time that all threads spent polling.
     pub(super) client_poll: Duration,
+    /// The greatest share of the time that a thread waited for a CPU.
+    pub(super) client_waiting: f64,
+    /// Why the client limited the result.
+    pub(super) client_limits: Vec<String>,
+    /// Requests per second that an open loop sent; `None` for a single request, which has no rate.
+    pub(super) rate_held: Option<f64>,
+    pub(super) is_interrupted: bool,
+    /// How long the client did not run at all.
+    pub(super) suspended: Duration,
     pub(super) machine: Option<CpuUse>,
     pub(super) evidence: Evidence,
     pub(super) settled_after: Option<Duration>,
@@ -282,37 +295,30 @@ impl Report {
         let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
         let judgement = evidence.judge();
         let Judgement { verdict, reasons } =
-            judgement.with(outcome.settled_after, outcome.watched.as_ref());
-        let refused_by_status: BTreeMap<u16, u64> =
-            ledger.refused.iter().map(|(status, events)| (*status, events.len() as u64)).collect();
+            judgement.with(outcome.settled_after, outcome.watched.as_ref(), outcome.suspended);
+        let refused_by_status = ledger.refused_by_status.clone();
         let elapsed_s = elapsed.as_secs_f64();
         let answered = ledger.answered();
-        let sent = answered + ledger.unknown.len() as u64;
         let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
-        let open_loop = open_loop.map(|((rate, from_send), lag)| {
-            // The first request is due at once: there are n - 1 steps between n requests.
-            let rate_held = (sent > 1).then(|| ratio((sent - 1) as f64, elapsed_s));
-            OpenLoop {
-                rate,
-                rate_held,
-                held: rate_held.map(|held| ratio(held, rate as f64)),
-                latency_from_send_us: Latency::of(from_send),
-                schedule_lag_us: Latency::of(lag),
-                held_up: outcome.held_up,
-            }
+        let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
+            rate,
+            rate_held: outcome.rate_held,
+            held: outcome.rate_held.map(|held| ratio(held, rate as f64)),
+            latency_from_send_us: Latency::of(from_send),
+            schedule_lag_us: Latency::of(lag),
+            held_up: outcome.held_up,
         });
-        let lag = total.lag.as_ref().and_then(|lag| lag.quantile(0.99));
-        let is_late = lag.is_some_and(|lag| lag.micros >= LAG_US_MAX);
         let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
         Report {
             requests: outcome.requests,
             acknowledged: ledger.acknowledged,
             refused: refused_by_status.values().sum(),
             refused_by_status,
-            unknown: ledger.unknown.len() as u64,
-            unsent: ledger.count_unsent(),
+            unknown: ledger.unknown.len(outcome.requests),
+            unsent: ledger.unsent.len(outcome.requests),
             reconnects: ledger.trouble.reconnects,
             connect_failures: ledger.trouble.connect_failures,
+            turned_away: ledger.trouble.turned_away,
             timeouts: ledger.trouble.timeouts,
             broken_keep_alives: ledger.trouble.broken_keep_alives,
             garbled: ledger.trouble.garbled,
@@ -321,7 +327,7 @@ impl Report {
             latency_us: Latency::of(&total.latency),
             open_loop,
             expected: evidence.expected(),
-            server: evidence.after,
+            server: evidence.after.ok(),
             verdict,
             reasons,
             settled_after_ms: outcome.settled_after.map(|after| after.as_secs_f64() * 1e3),
@@ -329,9 +335,13 @@ impl Report {
             warm_up: (outcome.warm_up > 0).then_some(WarmUp {
                 requests: outcome.warm_up,
                 acknowledged: outcome.warm_up_ledger.acknowledged,
-                unknown: outcome.warm_up_ledger.unknown.len() as u64,
+                unknown: outcome.warm_up_ledger.unknown.len(outcome.warm_up),
             }),
-            client_limited: outcome.client_busy >= CLIENT_BUSY_MAX || is_late,
+            interrupted: outcome.is_interrupted,
+            client_suspended_s: outcome.suspended.as_secs_f64(),
+            client_limited: !outcome.client_limits.is_empty(),
+            client_limited_by: outcome.client_limits,
+            client_waiting: outcome.client_waiting,
             client_busy: outcome.client_busy,
             client_cpu_us_per_request: us_per_request(outcome.client_cpu),
             client_poll_us_per_request: us_per_request(outcome.client_poll),
@@ -373,6 +383,9 @@ impl Report {
     /// failure has a line for each that is not so.
     pub fn check(&self) -> Result<(), Failure> {
         let mut failures = Vec::new();
+        if self.interrupted {
+            failures.push("the run was interrupted".to_owned());
+        }
         if self.verdict != Verdict::Exact {
             failures.push(format!("the result is not exact: {}", self.reasons.join("; ")));
         }
@@ -458,13 +471,14 @@ fn ratio(a: f64, b: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::thresholds::FIGURES;
+    use super::super::verdict::Users;
     use super::super::workload::Workload;
     use super::*;
 
     /// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
     pub(super) fn outcome() -> Outcome {
         let workload = Workload { events: 1000, users: 100, values: Values::Integer };
-        let share = workload.share_without(std::iter::empty());
+        let share = workload.share_without(&[]);
         let mut total = Slice::new(0, false);
         (0..1000).for_each(|_| total.latency.record(1_000_000));
         let second = |second| Second {
@@ -485,12 +499,18 @@ mod tests {
             client_busy: 0.5,
             client_cpu: Duration::from_millis(3),
             client_poll: Duration::ZERO,
+            client_waiting: 0.0,
+            client_limits: Vec::new(),
+            rate_held: None,
+            is_interrupted: false,
+            suspended: Duration::ZERO,
             machine: Some(CpuUse { steal: 0.0, softirq: 0.25, busy: 0.5 }),
             evidence: Evidence {
                 before: Totals::ZERO,
                 acknowledged: share,
                 possible: share,
-                after: share.totals(),
+                users: Users { least: 100, most: 100, strangers: 0 },
+                after: Ok(share.totals(100)),
             },
             settled_after: None,
             watched: None,
@@ -528,6 +548,7 @@ mod tests {
     pub(super) fn open_loop(lag_ns: u64) -> Outcome {
         let mut outcome = outcome();
         outcome.setup.rate = Some(500);
+        outcome.rate_held = Some(499.5);
         let mut total = Slice::new(0, true);
         for _ in 0..1000 {
             total.latency.record(1_000_000);
@@ -620,13 +641,33 @@ mod tests {
 
     #[test]
     fn a_client_that_is_the_limit_bounds_what_it_limits() {
-        let closed = Report::new(Outcome { client_busy: 0.95, ..outcome() });
+        let client_limits = vec!["the client's CPUs were 99 % busy".to_owned()];
+        let limits = || client_limits.clone();
+        let closed = Report::new(Outcome { client_limits: limits(), ..outcome() });
         assert!(closed.limit().unwrap().contains("requests/s is a lower bound"));
-        let late = Report::new(open_loop(2_000_000));
+        let late = Report::new(Outcome { client_limits: limits(), ..open_loop(2_000_000) });
         assert!(late.client_limited);
+        assert!(late.summary().contains("99 % busy"));
         assert!(late.limit().unwrap().contains("latencies are upper bounds"));
         assert_eq!(Report::new(open_loop(1000)).limit(), None);
         assert_eq!(Report::new(outcome()).limit(), None);
+    }
+
+    #[test]
+    fn an_interrupted_run_fails_whatever_it_found() {
+        let report = Report::new(Outcome { is_interrupted: true, ..outcome() });
+        assert_eq!(report.check().unwrap_err().to_string(), "the run was interrupted");
+        assert_eq!(json(&report)["interrupted"], true);
+    }
+
+    #[test]
+    fn totals_that_could_not_be_read_are_null() {
+        let mut outcome = outcome();
+        outcome.evidence.after = Err("the server is gone".into());
+        let report = Report::new(outcome);
+        assert_eq!(json(&report)["server"], serde_json::Value::Null);
+        assert!(report.summary().contains("totals    unknown"));
+        assert!(report.check().unwrap_err().to_string().contains("the server is gone"));
     }
 
     #[test]

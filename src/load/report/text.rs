@@ -65,7 +65,8 @@ impl Report {
         row("machine", self.machine());
         row("warning", self.warnings.clone());
         row("threshold", self.check_thresholds().iter().map(threshold_line).collect());
-        row("totals", vec![self.server.to_string()]);
+        let totals = self.server.map_or("unknown".into(), |totals| totals.to_string());
+        row("totals", vec![totals]);
         row("verdict", self.verdict_lines());
         rows
     }
@@ -107,6 +108,11 @@ impl Report {
         let kinds = [
             (self.unknown, "request sent without a response", "requests sent without a response"),
             (self.unsent, "request not sent", "requests not sent"),
+            (
+                self.turned_away,
+                "connection turned away by the server",
+                "connections turned away by the server",
+            ),
             (self.timeouts, "connection timed out", "connections timed out"),
             (self.reconnects, "reconnect", "reconnects"),
             (self.connect_failures, "failed attempt to connect", "failed attempts to connect"),
@@ -142,6 +148,7 @@ impl Report {
             let line = format!("{softirq:.1} % of its CPUs' time in softirq, {steal:.1} % stolen");
             lines.push(line);
         }
+        lines.extend(self.client_limited_by.iter().cloned());
         lines.extend(self.limit().map(str::to_owned));
         lines
     }
@@ -303,6 +310,7 @@ mod tests {
     use super::super::{Outcome, ServerUse};
     use super::*;
     use crate::load::watch::Watched;
+    use crate::load::workload::{Values, Workload};
     use std::time::Duration;
 
     /// The summary without colors.
@@ -340,8 +348,9 @@ mod tests {
     fn the_summary_reads_in_order() {
         let mut outcome = outcome();
         outcome.ledger.acknowledged = 996;
-        outcome.ledger.refused.insert(507, vec![1, 2, 3]);
-        outcome.ledger.unknown = vec![4];
+        let workload = Workload { events: 1000, users: 100, values: Values::Integer };
+        (1..4).for_each(|event| outcome.ledger.note(&workload, event, 507));
+        outcome.ledger.unknown.insert(&workload, 4);
         outcome.ledger.trouble.timeouts = 1;
         outcome.ledger.trouble.reconnects = 2;
         outcome.warm_up = 1;
@@ -397,7 +406,7 @@ verdict   exact: every acknowledged event was counted once
             assert!(text.contains(line), "{line} in {text}");
         }
         assert!(!text.contains("not held"), "{text}");
-        let slow = Outcome { elapsed: Duration::from_secs(4), held_up: 9, ..open_loop(9000) };
+        let slow = Outcome { rate_held: Some(250.0), held_up: 9, ..open_loop(9000) };
         let text = summary(&Report::new(slow));
         assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
     }

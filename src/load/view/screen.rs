@@ -2,7 +2,7 @@
 
 use super::super::report::{counted, grouped, rounded, time};
 use super::super::timeline::Second;
-use super::super::{Config, Server};
+use super::super::{Config, Server, interrupt};
 use super::{Phase, Status};
 use ratatui::Frame;
 use ratatui::Terminal;
@@ -16,7 +16,6 @@ use ratatui::crossterm::terminal::{
 use ratatui::layout::{Constraint, Layout};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline, Wrap};
-use rustix::process::{Signal, getpid, kill_process};
 use std::io::{self, Stderr, stderr};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::sleep;
@@ -42,11 +41,12 @@ impl Screen {
         let rate = config.rate.map_or("closed loop".into(), |rate| {
             format!("open loop at {} requests/s", grouped(rate))
         });
-        let connections = counted(config.workers as u64, "connection", "connections");
+        let connections = counted(config.connections as u64, "connection", "connections");
         let title = format!(" ringtally load: http://{host}, {connections}, {rate} ");
         enable_raw_mode()?;
         // From here on, every way out restores the terminal.
         let taken = Taken::new(give_back);
+        *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&taken));
         let opened = execute!(stderr(), EnterAlternateScreen)
             .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())));
         if opened.is_err() {
@@ -76,8 +76,7 @@ impl Screen {
                 key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
             if is_interrupt || key.code == KeyCode::Char('q') {
                 self.taken.give_back();
-                // A process may always signal itself.
-                let _ = kill_process(getpid(), Signal::INT);
+                interrupt::ask();
             }
         }
     }
@@ -93,6 +92,17 @@ impl Drop for Screen {
 fn give_back() {
     let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
+}
+
+/// The screen of this process, for whoever ends it.
+static CURRENT: Mutex<Option<Arc<Taken>>> = Mutex::new(None);
+
+/// Restores the terminal, if a screen has taken it.
+pub(super) fn restore() {
+    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(taken) = current {
+        taken.give_back();
+    }
 }
 
 /// Whether the screen still has the terminal, which is given back once: when the run ends, when it is

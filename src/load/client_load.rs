@@ -1,0 +1,135 @@
+//! How much the client itself had to do, and whether that limited a run.
+
+use procfs::process::Process;
+use rustix::thread::gettid;
+use std::time::Duration;
+
+/// From this share of its time on, a thread that computes limits the run.
+const BUSY_MAX: f64 = 0.9;
+/// From this share of its time on, a thread that is ready and waits for a CPU limits the run.
+const WAITING_MAX: f64 = 0.1;
+/// From this length of a run on, such a wait is more than a mishap of the scheduler.
+const WAITING_FROM: Duration = Duration::from_millis(100);
+/// From this share on, CPUs have no time left for the client.
+const CPUS_BUSY_MAX: f64 = 0.97;
+/// From this lag at the 99th percentile on, an open loop's client was too slow.
+const LAG_US_MAX: f64 = 1000.0;
+
+/// Time that a thread has spent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ThreadTime {
+    /// On a CPU.
+    pub(super) cpu: Duration,
+    /// Ready, and waiting for a CPU.
+    pub(super) waiting: Duration,
+}
+
+impl ThreadTime {
+    /// Of the calling thread. Waiting is zero if the kernel does not count it.
+    pub(super) fn now() -> ThreadTime {
+        let schedstat = Process::myself()
+            .and_then(|process| process.task_from_tid(gettid().as_raw_nonzero().get()))
+            .and_then(|thread| thread.schedstat());
+        let waiting_ns = schedstat.map_or(0, |schedstat| schedstat.run_delay);
+        ThreadTime { cpu: thread_cpu(), waiting: Duration::from_nanos(waiting_ns) }
+    }
+
+    pub(super) fn since(self, before: ThreadTime) -> ThreadTime {
+        ThreadTime {
+            cpu: self.cpu.saturating_sub(before.cpu),
+            waiting: self.waiting.saturating_sub(before.waiting),
+        }
+    }
+}
+
+/// CPU time that the calling thread has used.
+pub(super) fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    // A clock that counts from zero has no negative parts.
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// What the client had to do in a run, as shares of its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct ClientLoad {
+    /// The length of the run.
+    pub(super) elapsed: Duration,
+    /// The busiest thread on a CPU, without polling.
+    pub(super) busy: f64,
+    /// The thread that waited most for a CPU.
+    pub(super) waiting: f64,
+    /// The CPUs that the threads may use, whoever used them, without the client's polling.
+    pub(super) cpus_busy: Option<f64>,
+    /// How late the threads of an open loop were at the 99th percentile, in microseconds.
+    pub(super) lag_p99_us: Option<f64>,
+}
+
+impl ClientLoad {
+    /// Why the client limited the run: nothing if it did not.
+    pub(super) fn limits(&self) -> Vec<String> {
+        let percent = |share: f64| share * 100.0;
+        let mut limits = Vec::new();
+        if self.busy >= BUSY_MAX {
+            limits.push(format!("a client thread was {:.0} % busy", percent(self.busy)));
+        }
+        if self.waiting >= WAITING_MAX && self.elapsed >= WAITING_FROM {
+            limits.push(format!(
+                "a client thread waited for a CPU {:.0} % of the time, because other work ran on it",
+                percent(self.waiting)
+            ));
+        }
+        if let Some(busy) = self.cpus_busy.filter(|busy| *busy >= CPUS_BUSY_MAX) {
+            limits.push(format!("the client's CPUs were {:.0} % busy", percent(busy)));
+        }
+        if let Some(lag_us) = self.lag_p99_us.filter(|lag_us| *lag_us >= LAG_US_MAX) {
+            limits.push(format!("the client sent late by {:.1} ms at p99", lag_us / 1e3));
+        }
+        limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_limit_from_each_edge_on() {
+        assert_eq!(ClientLoad::default().limits(), Vec::<String>::new());
+        let below = ClientLoad {
+            elapsed: WAITING_FROM,
+            busy: 0.89,
+            waiting: 0.09,
+            cpus_busy: Some(0.96),
+            lag_p99_us: Some(999.0),
+        };
+        assert_eq!(below.limits(), Vec::<String>::new());
+        for (at, says) in [
+            (ClientLoad { busy: 0.9, ..below }, "90 % busy"),
+            (ClientLoad { waiting: 0.1, ..below }, "waited for a CPU 10 %"),
+            (ClientLoad { cpus_busy: Some(0.97), ..below }, "CPUs were 97 % busy"),
+            (ClientLoad { lag_p99_us: Some(1000.0), ..below }, "late by 1.0 ms"),
+        ] {
+            let limits = at.limits();
+            assert!(limits.len() == 1 && limits[0].contains(says), "{limits:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_run_may_wait() {
+        let elapsed = WAITING_FROM - Duration::from_nanos(1);
+        let short = ClientLoad { elapsed, waiting: 1.0, ..ClientLoad::default() };
+        assert_eq!(short.limits(), Vec::<String>::new());
+    }
+
+    /// A thread on a CPU uses it; one that sleeps neither uses it nor waits for it.
+    #[test]
+    fn the_time_of_a_thread_is_its_own() {
+        let before = ThreadTime::now();
+        while thread_cpu() - before.cpu < Duration::from_millis(20) {}
+        let worked = ThreadTime::now();
+        assert!(worked.since(before).cpu >= Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(100));
+        let slept = ThreadTime::now().since(worked);
+        assert!(slept.cpu < Duration::from_millis(50), "{slept:?}");
+    }
+}

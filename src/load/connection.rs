@@ -1,0 +1,257 @@
+//! One connection of a client thread: its state, the requests in flight on it, and the responses to
+//! them. No socket is in here.
+
+use super::response::{self, Malformed, Response};
+use std::collections::VecDeque;
+
+/// Bytes of a response.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
+/// The status with which a server refuses a connection that it has no room for.
+const NO_ROOM: u16 = 503;
+
+/// A request that waits for its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flight {
+    pub(super) event: u64,
+    /// When it was to be sent, and when it was.
+    pub(super) due_ns: u64,
+    pub(super) sent_ns: u64,
+    /// Where the request starts among the bytes of its connection.
+    offset: u64,
+}
+
+/// Whether a connection takes requests. Times are on the clock of the phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Closed; to be opened from then on, if it is needed.
+    Down { until_ns: u64 },
+    /// The server had no room for it; to be opened from then on, unless others do the work.
+    TurnedAway { until_ns: u64 },
+    /// Being opened.
+    Connecting { since_ns: u64 },
+    /// Open.
+    Open { since_ns: u64 },
+    /// It had its only response; the server is expected to close it.
+    Closing { since_ns: u64 },
+}
+
+/// What the bytes that arrived hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A whole response, and its request.
+    Response(Flight, Response),
+    /// The server refused the connection before there was a request.
+    TurnedAway,
+    /// No whole response.
+    Nothing,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) state: State,
+    flights: VecDeque<Flight>,
+    /// Bytes of the requests that were made.
+    made_bytes: u64,
+    /// Bytes that arrived, of which those before `read` were looked at.
+    input: Vec<u8>,
+    read: usize,
+    answered: u64,
+    says_close: bool,
+    was_turned_away: bool,
+    /// It is among the free ones.
+    pub(super) is_listed: bool,
+}
+
+impl Connection {
+    /// A connection with nothing in flight.
+    pub(super) fn new(state: State) -> Self {
+        Connection {
+            state,
+            flights: VecDeque::new(),
+            made_bytes: 0,
+            input: Vec::new(),
+            read: 0,
+            answered: 0,
+            says_close: false,
+            was_turned_away: false,
+            is_listed: false,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// Whether it takes another request now, with at most `depth` in flight.
+    pub(super) fn takes_more(&self, depth: usize, one_shot: bool) -> bool {
+        let is_spent = one_shot && self.answered > 0;
+        self.is_open() && self.flights.len() < depth && !self.says_close && !is_spent
+    }
+
+    /// Notes a request of so many bytes that was given to it.
+    pub(super) fn push(&mut self, event: u64, due_ns: u64, sent_ns: u64, bytes: u64) {
+        debug_assert!(self.is_open(), "requests are given to open connections only");
+        self.flights.push_back(Flight { event, due_ns, sent_ns, offset: self.made_bytes });
+        self.made_bytes += bytes;
+    }
+
+    /// The request that has waited longest.
+    pub(super) fn oldest(&self) -> Option<&Flight> {
+        self.flights.front()
+    }
+
+    pub(super) fn has_flights(&self) -> bool {
+        !self.flights.is_empty()
+    }
+
+    /// Takes the requests that have no response, oldest first, each with whether any of it was among
+    /// the bytes that the kernel was handed.
+    pub(super) fn take_flights(
+        &mut self,
+        handed_over: u64,
+    ) -> impl Iterator<Item = (Flight, bool)> + use<> {
+        let flights = std::mem::take(&mut self.flights);
+        flights.into_iter().map(move |flight| (flight, flight.offset < handed_over))
+    }
+
+    /// Whether a request without a response was handed to the kernel, at least in part.
+    pub(super) fn owes_response(&self, handed_over: u64) -> bool {
+        self.oldest().is_some_and(|flight| flight.offset < handed_over)
+    }
+
+    /// Whole responses that were read.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// The server said that it will close the connection.
+    pub(super) fn says_close(&self) -> bool {
+        self.says_close
+    }
+
+    /// The server refused it for lack of room.
+    pub(super) fn was_turned_away(&self) -> bool {
+        self.was_turned_away
+    }
+
+    /// Whether bytes arrived that are no whole response.
+    pub(super) fn has_part(&self) -> bool {
+        self.read < self.input.len()
+    }
+
+    /// Takes bytes that arrived.
+    pub(super) fn receive(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// The next response among the bytes that arrived. At the end of the connection, that ends a
+    /// response which nothing else ends.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are no response, or if no request is left that they could be a response to.
+    pub(super) fn next(&mut self, at_end: bool) -> Result<Next, Malformed> {
+        debug_assert!(self.read <= self.input.len());
+        let arrived = &self.input[self.read..];
+        let found = if arrived.is_empty() { None } else { response::read(arrived, at_end)? };
+        let Some(response) = found else {
+            self.input.drain(..self.read);
+            self.read = 0;
+            return match self.input.len() {
+                ..=RESPONSE_BYTES_MAX => Ok(Next::Nothing),
+                _ => Err(Malformed),
+            };
+        };
+        let has_no_room = response.status == NO_ROOM && response.says_close && self.answered == 0;
+        self.was_turned_away |= has_no_room;
+        self.says_close |= response.says_close;
+        let Some(flight) = self.flights.pop_front() else {
+            self.read += response.end;
+            return if has_no_room { Ok(Next::TurnedAway) } else { Err(Malformed) };
+        };
+        self.read += response.end;
+        self.answered += 1;
+        Ok(Next::Response(flight, response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+    fn open() -> Connection {
+        Connection::new(State::Open { since_ns: 0 })
+    }
+
+    #[test]
+    fn responses_belong_to_requests_in_order_at_every_split() {
+        let wire = OK.repeat(3);
+        for split in 0..=wire.len() {
+            let mut connection = open();
+            (0..3).for_each(|event| connection.push(event, 0, 0, 10));
+            let mut events = Vec::new();
+            for part in [&wire[..split], &wire[split..]] {
+                connection.receive(part);
+                while let Next::Response(flight, _) = connection.next(false).unwrap() {
+                    events.push(flight.event);
+                }
+            }
+            assert_eq!((events, connection.has_part()), (vec![0, 1, 2], false));
+        }
+    }
+
+    #[test]
+    fn a_response_that_nobody_asked_for_is_an_error() {
+        let mut connection = open();
+        connection.receive(OK);
+        assert_eq!(connection.next(false), Err(Malformed));
+    }
+
+    #[test]
+    fn what_the_kernel_was_not_handed_cannot_have_arrived() {
+        let mut connection = open();
+        (0..3).for_each(|event| connection.push(event, 0, 0, 10));
+        assert!(!connection.owes_response(0) && connection.owes_response(1));
+        // One byte of the second request was handed over, and none of the third.
+        let flights: Vec<(u64, bool)> =
+            connection.take_flights(11).map(|(flight, left)| (flight.event, left)).collect();
+        assert_eq!(flights, [(0, true), (1, true), (2, false)]);
+        assert!(!connection.has_flights());
+    }
+
+    #[test]
+    fn a_503_before_any_request_is_a_server_without_room() {
+        let full =
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let mut connection = open();
+        connection.receive(full);
+        assert_eq!(connection.next(false), Ok(Next::TurnedAway));
+        assert!(connection.was_turned_away() && !connection.takes_more(9, false));
+        // Behind a request it is its response; later on the connection it says nothing about room.
+        let mut connection = open();
+        connection.push(7, 0, 0, 10);
+        connection.receive(full);
+        assert!(matches!(connection.next(false), Ok(Next::Response(Flight { event: 7, .. }, _))));
+        assert!(connection.was_turned_away());
+        let mut connection = open();
+        (0..2).for_each(|event| connection.push(event, 0, 0, 10));
+        connection.receive(&[OK, full].concat());
+        while let Ok(Next::Response(..)) = connection.next(false) {}
+        assert!(!connection.was_turned_away());
+    }
+
+    #[test]
+    fn a_response_has_so_many_bytes() {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n";
+        for (bytes, is_refused) in [(RESPONSE_BYTES_MAX, false), (RESPONSE_BYTES_MAX + 1, true)] {
+            let mut connection = open();
+            connection.push(0, 0, 0, 10);
+            connection.receive(head);
+            connection.receive(&vec![b'x'; bytes - head.len()]);
+            assert_eq!(connection.next(false).is_err(), is_refused, "{bytes}");
+        }
+    }
+}

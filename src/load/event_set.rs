@@ -1,0 +1,328 @@
+//! Sets of events and of users, in memory that does not grow with the length of a run.
+//!
+//! Events that a server did not count are the exception, unless something is very wrong: then there
+//! can be a trillion of them. A set keeps what a verdict needs of them: how many there are, what
+//! their values add up to, and how many each user has.
+
+use super::workload::{Share, Workload};
+use std::collections::{HashMap, HashSet};
+
+/// Users whose events a set counts one by one. Beyond it, a set knows how many events it has, but
+/// not from which further users they come.
+pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
+
+/// Every `step`-th event from `start` to the end of the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    pub(super) start: u64,
+    pub(super) step: u64,
+}
+
+impl Rest {
+    /// How many events of a workload of `events` it has.
+    pub(super) fn len(self, events: u64) -> u64 {
+        events.saturating_sub(self.start).div_ceil(self.step)
+    }
+}
+
+/// Some events of a workload, each added once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EventSet {
+    singles: u64,
+    singles_sum_in_halves: u64,
+    /// How many of the single events come from each user.
+    by_user: HashMap<u64, u64>,
+    /// Single events that are not in `by_user`, which is full.
+    unattributed: u64,
+    /// All with the same step, each with a remainder of its own.
+    rests: Vec<Rest>,
+}
+
+impl EventSet {
+    /// Adds one event.
+    pub(super) fn insert(&mut self, workload: &Workload, event: u64) {
+        self.singles += 1;
+        self.singles_sum_in_halves += workload.value_in_halves(event);
+        self.count(event % workload.users, 1);
+    }
+
+    fn count(&mut self, user: u64, events: u64) {
+        if self.by_user.len() < USERS_COUNTED_MAX || self.by_user.contains_key(&user) {
+            *self.by_user.entry(user).or_default() += events;
+        } else {
+            self.unattributed += events;
+        }
+    }
+
+    /// Adds the rest of a workload.
+    pub(super) fn insert_rest(&mut self, rest: Rest) {
+        debug_assert!(self.rests.iter().all(|other| other.step == rest.step));
+        self.rests.push(rest);
+    }
+
+    /// Adds all events of another set.
+    pub(super) fn merge(&mut self, other: EventSet) {
+        self.singles += other.singles;
+        self.singles_sum_in_halves += other.singles_sum_in_halves;
+        self.unattributed += other.unattributed;
+        for (user, events) in other.by_user {
+            self.count(user, events);
+        }
+        for rest in other.rests {
+            self.insert_rest(rest);
+        }
+    }
+
+    /// How many events of a workload of `events` are in it.
+    pub(super) fn len(&self, events: u64) -> u64 {
+        self.singles + self.rests.iter().map(|rest| rest.len(events)).sum::<u64>()
+    }
+
+    /// The users of the single events.
+    pub(super) fn users(&self) -> UserSet {
+        // Each event that is not attributed may come from a user that is not among these.
+        let known = self.by_user.keys().copied().collect();
+        UserSet { beyond: known, unseen: self.unattributed, ..UserSet::default() }
+    }
+
+    /// What the single events add up to.
+    pub(super) fn share(&self) -> Share {
+        Share { events: self.singles, sum_in_halves: self.singles_sum_in_halves }
+    }
+}
+
+/// Users, by the number in their names: all below a limit but for some, and some beyond it. The true
+/// set may lack up to `lost` of them, and may have up to `unseen` more.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UserSet {
+    below: u64,
+    without: HashSet<u64>,
+    beyond: HashSet<u64>,
+    lost: u64,
+    unseen: u64,
+}
+
+impl UserSet {
+    fn known(&self) -> u64 {
+        self.below - self.without.len() as u64 + self.beyond.len() as u64
+    }
+
+    /// The least number of users that it can have.
+    pub(super) fn least(&self) -> u64 {
+        self.known().saturating_sub(self.lost)
+    }
+
+    /// The greatest number of users that it can have.
+    pub(super) fn most(&self) -> u64 {
+        self.known() + self.unseen
+    }
+
+    fn contains(&self, user: u64) -> bool {
+        match user < self.below {
+            true => !self.without.contains(&user),
+            false => self.beyond.contains(&user),
+        }
+    }
+
+    /// The users that are in either.
+    pub(super) fn union(&self, other: &UserSet) -> UserSet {
+        let below = self.below.max(other.below);
+        let is_in_neither = |user: &&u64| !self.contains(**user) && !other.contains(**user);
+        let is_beyond = |user: &&u64| **user >= below;
+        UserSet {
+            below,
+            without: self.without.union(&other.without).filter(is_in_neither).copied().collect(),
+            beyond: self.beyond.union(&other.beyond).filter(is_beyond).copied().collect(),
+            lost: self.lost + other.lost,
+            unseen: self.unseen + other.unseen,
+        }
+    }
+}
+
+impl Workload {
+    /// The users of all events but those of the sets, which have no event in common.
+    ///
+    /// Takes time that grows with the single events in the sets, and, if threads of an open loop
+    /// stopped far from each other, with the users between.
+    pub(super) fn users_without(&self, sets: &[&EventSet]) -> UserSet {
+        let rests: Vec<Rest> = sets.iter().flat_map(|set| set.rests.iter().copied()).collect();
+        let starts = || rests.iter().map(|rest| rest.start.min(self.events));
+        // Every event below `first` was taken but for single ones; none from `last` on was.
+        let first = starts().min().unwrap_or(self.events);
+        let last = starts().max().unwrap_or(self.events);
+        let users = self.users.min(self.events);
+        let below = if first >= users { users } else { last.min(users) };
+        let is_without = |user: &u64| {
+            let singles = sets.iter().filter_map(|set| set.by_user.get(user)).sum::<u64>();
+            let events = (self.events - user).div_ceil(self.users);
+            singles + self.events_of_user_in_rests(*user, &rests) == events
+        };
+        let single = sets.iter().flat_map(|set| set.by_user.keys().copied());
+        let without = single.filter(|user| *user < below).chain(first.min(below)..below);
+        UserSet {
+            below,
+            without: without.filter(is_without).collect(),
+            lost: sets.iter().map(|set| set.unattributed).sum(),
+            ..UserSet::default()
+        }
+    }
+
+    /// How many of a user's events are in rests with one common step.
+    fn events_of_user_in_rests(&self, user: u64, rests: &[Rest]) -> u64 {
+        let Some(Rest { step, .. }) = rests.first().copied() else { return 0 };
+        // The remainders of a user's events repeat after so many of them.
+        let period = step / greatest_common_divisor(self.users, step);
+        let stride = u128::from(self.users) * u128::from(period);
+        let mut found = 0;
+        for turn in 0..period {
+            let event = u128::from(user) + u128::from(self.users) * u128::from(turn);
+            let rest =
+                rests.iter().find(|rest| event % u128::from(step) == u128::from(rest.start % step));
+            let Some(rest) = rest else { continue };
+            // The number of events below a limit, in this user's turn.
+            let below = |limit: u64| u128::from(limit).saturating_sub(event).div_ceil(stride);
+            found += below(self.events).saturating_sub(below(rest.start));
+        }
+        // No more than there are events.
+        found as u64
+    }
+
+    /// What all events but those of the sets, which have no event in common, add up to.
+    pub(super) fn share_without(&self, sets: &[&EventSet]) -> Share {
+        let mut share = self.whole();
+        for set in sets {
+            share.events -= set.len(self.events);
+            share.sum_in_halves -= set.singles_sum_in_halves;
+            for rest in &set.rests {
+                share.sum_in_halves -= self.sum_in_halves_of(*rest);
+            }
+        }
+        share
+    }
+}
+
+/// The greatest number that divides both, of which neither is 0.
+pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::workload::Values;
+    use std::time::{Duration, Instant};
+
+    /// Which events of a workload are in a set, for a small one that is listed.
+    fn list(workload: &Workload, singles: &[u64], rests: &[Rest]) -> HashSet<u64> {
+        let rests = rests.iter().flat_map(|rest| {
+            (rest.start..workload.events).step_by(usize::try_from(rest.step).unwrap())
+        });
+        singles.iter().copied().chain(rests).collect()
+    }
+
+    fn set(workload: &Workload, singles: &[u64], rests: &[Rest]) -> EventSet {
+        let mut set = EventSet::default();
+        singles.iter().for_each(|event| set.insert(workload, *event));
+        rests.iter().for_each(|rest| set.insert_rest(*rest));
+        set
+    }
+
+    /// Against a list of every event: workloads whose users are fewer and more than their events, one
+    /// thread or several that stopped at different places, and single events anywhere.
+    #[test]
+    fn closed_forms_agree_with_a_list_of_all_events() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..2000 {
+            let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+            let events = random.u64(1..3000);
+            let workload = Workload { events, users: random.u64(1..2500), values };
+            let step = [1, 1, 2, 3, 8, 12][random.usize(0..6)];
+            let near = random.u64(0..events + 50);
+            let spread = [1, 60, 3000][random.usize(0..3)];
+            let threads = if random.u8(0..4) == 0 { 0 } else { step };
+            let rests: Vec<Rest> = (0..threads)
+                .map(|thread| {
+                    let near = near + random.u64(0..spread);
+                    Rest { start: near / step * step + thread, step }
+                })
+                .collect();
+            let rest = list(&workload, &[], &rests);
+            let share = random.f64();
+            let (out, left): (Vec<u64>, Vec<u64>) = (0..events)
+                .filter(|event| !rest.contains(event))
+                .partition(|_| random.f64() < share);
+            let (some, others) = out.split_at(random.usize(0..=out.len()));
+            let (first, second) = (set(&workload, some, &[]), set(&workload, others, &rests));
+            let left: HashSet<u64> = left.into_iter().collect();
+            let sum = left.iter().map(|event| workload.value_in_halves(*event)).sum();
+            let expected = Share { events: left.len() as u64, sum_in_halves: sum };
+            let users: HashSet<u64> = left.iter().map(|event| event % workload.users).collect();
+            assert_eq!(workload.share_without(&[&first, &second]), expected);
+            let found = workload.users_without(&[&first, &second]);
+            assert_eq!((found.least(), found.most()), (users.len() as u64, users.len() as u64));
+            for user in 0..workload.users {
+                assert_eq!(found.contains(user), users.contains(&user), "{user}");
+            }
+            // The same with a set that was filled in two parts.
+            let mut merged = first;
+            merged.merge(second);
+            assert_eq!(workload.share_without(&[&merged]), expected);
+            assert_eq!(merged.len(events), events - left.len() as u64);
+            assert_eq!(workload.users_without(&[&merged]).most(), users.len() as u64);
+            // The union with the users of some others.
+            let (fewer, picked) = (random.u64(0..=events), random.f64());
+            let fewer = Workload { events: fewer.max(1), ..workload };
+            let out: Vec<u64> = (0..fewer.events).filter(|_| random.f64() < picked).collect();
+            let other = set(&fewer, &out, &[]);
+            let listed: HashSet<u64> = (0..fewer.events)
+                .filter(|event| !out.contains(event))
+                .map(|event| event % fewer.users)
+                .collect();
+            let union = found.union(&fewer.users_without(&[&other]));
+            assert_eq!(union.most(), users.union(&listed).count() as u64);
+            let of_out: HashSet<u64> = out.iter().map(|event| event % fewer.users).collect();
+            assert_eq!(found.union(&other.users()).most(), users.union(&of_out).count() as u64);
+        }
+    }
+
+    #[test]
+    fn a_trillion_events_that_were_not_sent_take_no_time() {
+        let started = Instant::now();
+        for users in [1, 75_000, 1 << 41, u64::MAX] {
+            let workload = Workload { events: 1 << 42, users, values: Values::Half };
+            for threads in [1, 2, 16] {
+                let rests: Vec<Rest> = (0..threads)
+                    .map(|thread| Rest { start: 160_000 + 5 * threads + thread, step: threads })
+                    .collect();
+                let unsent = set(&workload, &[7], &rests);
+                let share = workload.share_without(&[&unsent]);
+                assert_eq!(share.events, 160_000 + 5 * threads - 1);
+                let found = workload.users_without(&[&unsent]);
+                // User 7 has other events, unless each event has a user of its own.
+                let expected = users.min(160_000 + 5 * threads) - u64::from(users > 1 << 40);
+                assert_eq!((found.least(), found.most()), (expected, expected));
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_set_counts_the_users_of_so_many_and_knows_what_it_does_not_know() {
+        let limit = USERS_COUNTED_MAX as u64;
+        let workload = Workload { events: 10 * limit, users: 2 * limit, values: Values::One };
+        for (events, unattributed) in [(limit - 1, 0), (limit, 0), (limit + 1, 1)] {
+            let mut set = EventSet::default();
+            (0..events).for_each(|event| set.insert(&workload, event));
+            // A user that is in has room for another event.
+            set.insert(&workload, workload.users);
+            assert_eq!(set.len(workload.events), events + 1);
+            let users = set.users();
+            assert_eq!((users.least(), users.most()), (events - unattributed, events));
+            let left = workload.users_without(&[&set]);
+            assert_eq!((left.least(), left.most()), (2 * limit - unattributed, 2 * limit));
+        }
+    }
+}
