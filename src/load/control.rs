@@ -31,23 +31,44 @@ struct Answer {
 }
 
 impl Server {
-    /// Reads `http://host:port`.
+    /// Parses `http://host:port` and resolves the host. Without a port, it is 80.
     pub fn parse(url: &str) -> Result<Server, Failure> {
-        let wrong =
-            |why: &str| Failure::Usage(format!("--url {url}: {why}, write http://host:port"));
-        let rest = url.strip_prefix("http://").ok_or_else(|| wrong("only http is spoken"))?;
+        let wrong = |why: &str| Failure::Usage(format!("--url {url}: {why}"));
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or_else(|| wrong("only http is supported: write http://host:port"))?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
-        if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b)) {
-            return Err(wrong("this is no host"));
+        if host.contains(['/', '?', '#']) {
+            return Err(wrong(
+                "leave out the path: the client itself requests /event, /stats, and /reset",
+            ));
         }
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let with_port = if has_port { host.to_owned() } else { format!("{host}:80") };
-        let address = with_port
+        if host.contains('@') {
+            return Err(wrong("user names and passwords are not supported: leave them out"));
+        }
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
+            _ => (host, None),
+        };
+        let unbracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        if unbracketed.is_none() && name.contains(':') {
+            return Err(wrong("put the IPv6 address in brackets, as in http://[::1]:8000"));
+        }
+        let name = unbracketed.unwrap_or(name);
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(wrong("the host is missing or invalid: write http://host:port"));
+        }
+        let port = port.map_or(Some(80), |port| {
+            let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+            port.parse::<u16>().ok().filter(|port| is_number && *port > 0)
+        });
+        let port = port.ok_or_else(|| wrong("the port must be a number from 1 to 65535"))?;
+        let address = (name, port)
             .to_socket_addrs()
             .ok()
-            // Most servers listen on IPv4 alone, unless they are named by an IPv6 address.
+            // Most servers listen on IPv4 only, unless they are named by an IPv6 address.
             .and_then(|addresses| addresses.min_by_key(SocketAddr::is_ipv6))
-            .ok_or_else(|| wrong("this host has no address"))?;
+            .ok_or_else(|| wrong("this host has no address: check its name"))?;
         Ok(Server { address, host: host.to_owned() })
     }
 
@@ -228,19 +249,32 @@ mod tests {
             ("http://127.0.0.1:8000", "127.0.0.1:8000"),
             ("http://127.0.0.1:8000/", "127.0.0.1:8000"),
             ("http://127.0.0.1", "127.0.0.1:80"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://localhost:65535", "127.0.0.1:65535"),
             ("http://[::1]:9", "[::1]:9"),
         ] {
             assert_eq!(Server::parse(url).unwrap().address.to_string(), address);
         }
-        for bad in [
-            "https://x",
-            "127.0.0.1:8000",
-            "http://",
-            "http://a b",
-            "http://u@127.0.0.1:1",
-            "http://127.0.0.1:1/x",
+        for (bad, expected) in [
+            ("https://x", "only http"),
+            ("127.0.0.1:8000", "only http"),
+            ("http://", "missing or invalid"),
+            ("http://:8000", "missing or invalid"),
+            ("http://[]:8000", "missing or invalid"),
+            ("http://a b", "missing or invalid"),
+            ("http://u@127.0.0.1:1", "user names"),
+            ("http://127.0.0.1:1/x", "leave out the path"),
+            ("http://127.0.0.1:1?x", "leave out the path"),
+            ("http://::1:8000", "in brackets"),
+            ("http://127.0.0.1:0", "from 1 to 65535"),
+            ("http://127.0.0.1:65536", "from 1 to 65535"),
+            ("http://127.0.0.1:99999", "from 1 to 65535"),
+            ("http://127.0.0.1:+1", "from 1 to 65535"),
+            ("http://127.0.0.1:", "from 1 to 65535"),
         ] {
-            assert!(matches!(Server::parse(bad), Err(Failure::Usage(_))), "{bad}");
+            let failure = Server::parse(bad).unwrap_err();
+            assert!(matches!(failure, Failure::Usage(_)), "{bad}: {failure}");
+            assert!(failure.to_string().contains(expected), "{bad}: {failure}");
         }
     }
 }

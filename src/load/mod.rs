@@ -79,6 +79,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether to reset the server before.
     pub reset: bool,
+    /// The token that the server's reset requires, if the user named one.
+    pub admin_token: Option<Arc<[u8]>>,
     /// Whether to poll the totals during the run.
     pub watch: bool,
     /// What the run must not be.
