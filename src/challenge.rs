@@ -20,14 +20,16 @@ pub struct Config {
     /// The server's CPUs.
     pub server_cpus: Vec<usize>,
     /// The client's configuration, once the server is there.
-    pub load: Box<dyn FnOnce(Server) -> (load::Config, Output)>,
+    pub load: Box<dyn FnOnce(Server) -> load::Config>,
+    /// Where the report goes.
+    pub output: Output,
 }
 
 /// Runs the challenge. The server ends with this process, however that ends.
 pub fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
-    let (load, output) = (config.load)(Server::parse(&server.url)?);
+    let load = (config.load)(Server::parse(&server.url)?);
     let mut cpu = Vec::new();
     let report = load::run(&load, |moment| cpu.push((moment, server.cpu_time())));
     let peak = server.peak_rss_bytes();
@@ -41,7 +43,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
             cpus: server_cpus,
         });
     }
-    output.write(&report)?;
+    config.output.write(&report)?;
     last_words?;
     report.check()
 }

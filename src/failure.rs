@@ -1,20 +1,21 @@
-//! Why a command ends without having done its job, and the exit code that says so.
+//! Why a command failed, and the exit code that says whose fault it is.
 
 use std::fmt;
 
-/// A failure, by who can mend it. Each holds one sentence with the fix.
+/// A failure, by who can fix it. Each holds one sentence that says what happened and what to do.
+/// Modules with errors of their own convert them to this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The result is wrong, or a part of the program died.
+    /// The result is wrong, or a part of the program failed.
     Wrong(String),
-    /// The command line or a file that it names.
+    /// The command line, or a file that it names, has to change.
     Usage(String),
-    /// The machine, its kernel, its limits, or a server that is not there.
+    /// The machine, its kernel, its limits, or the server has to change.
     Environment(String),
 }
 
 impl Failure {
-    /// The process's exit code.
+    /// The process's exit code: the only place that assigns one.
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Wrong(_) => 1,
@@ -27,8 +28,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Wrong(what) | Failure::Usage(what) | Failure::Environment(what) => {
-                f.write_str(what)
+            Failure::Wrong(reason) | Failure::Usage(reason) | Failure::Environment(reason) => {
+                f.write_str(reason)
             }
         }
     }

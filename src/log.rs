@@ -1,29 +1,29 @@
-//! Lines for the operator, on standard error, as text or as JSON.
+//! Log lines on standard error, as text or as JSON.
 
-use crate::engine::unix_seconds;
 use std::io::Write;
+use std::time::SystemTime;
 
-/// The form of a line.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Log {
-    /// One line of text each
+    /// Plain text
     Text,
-    /// One JSON object a line
+    /// One JSON object per line, with time, level, and message
     Json,
 }
 
 impl Log {
-    /// Says what happened.
+    /// Reports an event of normal operation.
     pub fn info(self, message: &str) {
         self.line("info", message);
     }
 
-    /// Says what the operator should look at.
+    /// Reports something that the operator should look into.
     pub fn warn(self, message: &str) {
         self.line("warning", message);
     }
 
-    /// Says why the program ends.
+    /// Reports why the program ends.
     pub fn error(self, message: &str) {
         self.line("error", message);
     }
@@ -33,11 +33,11 @@ impl Log {
             Log::Text if level == "info" => message.to_owned(),
             Log::Text => format!("{level}: {message}"),
             Log::Json => {
-                let time = unix_seconds();
+                let time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
                 serde_json::json!({"time": time, "level": level, "message": message}).to_string()
             }
         };
-        // Nobody is left to tell when standard error is closed.
+        // If standard error is closed, there is nowhere left to report that.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

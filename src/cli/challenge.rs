@@ -7,50 +7,47 @@ use crate::failure::Failure;
 use crate::{challenge, topology};
 use clap::Args;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const LONG_ABOUT: &str = "\
+Run a server and a client on CPUs of their own and print one report
+
+Starts a server on a free port of 127.0.0.1, runs the client against it, checks
+the totals, and stops the server. The report adds the server's CPU time per
+request and its peak memory. By default, the server gets half of the allowed
+cores, and the odd one; the client gets the others.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally challenge
-  ringtally challenge 5000000 64 --pipeline 16
+  ringtally challenge 1M 8                        latency while not saturated
+  ringtally challenge 5M 64 --pipeline 16
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]
 pub struct ChallengeArgs {
-    /// The client's
-    #[command(flatten)]
-    load: LoadTuning,
-    /// CPUs of the client, in taskset syntax [default: the half that the server has not]
+    /// CPUs of the server, such as 0-3; one shard each [default: half of the cores]
+    ///
+    /// The list is in taskset syntax, and within the affinity mask of this process. If only the
+    /// client's CPUs are named, the server gets the others.
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    cpus: Option<CpuList>,
+    /// CPUs of the client, in taskset syntax [default: those that the server does not use]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     client_cpus: Option<CpuList>,
+    /// The client's
+    #[command(flatten, next_help_heading = "Client options")]
+    load: LoadTuning,
     /// The server's
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Server options")]
     server: ServerTuning,
 }
 
 impl ChallengeArgs {
-    /// Checks the flags against the machine. What the client is to do is known once the server
-    /// says where it listens.
+    /// Checks the flags against the machine. The client's configuration is complete once the
+    /// server has reported its address.
     pub fn into_config(self) -> Result<challenge::Config, Failure> {
-        let allowed = topology::allowed_cpus();
-        let given = |list: &Option<CpuList>| {
-            let wanted = list.as_ref().map(|list| list.0.as_slice());
-            wanted
-                .map(|wanted| topology::choose(Some(wanted), &allowed))
-                .transpose()
-                .map_err(Failure::Usage)
-        };
-        let without = |taken: &[usize]| {
-            let rest: Vec<usize> =
-                allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
-            if rest.is_empty() { allowed.clone() } else { rest }
-        };
-        let (server_cpus, client_cpus) =
-            match (given(&self.server.cpus)?, given(&self.client_cpus)?) {
-                (Some(server), Some(client)) => (server, client),
-                (Some(server), None) => (server.clone(), without(&server)),
-                (None, Some(client)) => (without(&client), client),
-                (None, None) => topology::divide(&allowed, topology::siblings),
-            };
         let output = self.load.output()?;
+        let (server_cpus, client_cpus) = divide_cpus(self.cpus, self.client_cpus)?;
         let server_flags = self.server.to_flags();
         let of_server = server_cpus.clone();
         let load = self.load;
@@ -58,8 +55,31 @@ impl ChallengeArgs {
             server_flags,
             server_cpus,
             load: Box::new(move |server| {
-                (load.into_config(server, Some(client_cpus), Some(of_server), true), output)
+                load.into_config(server, Some(client_cpus), Some(of_server))
             }),
+            output,
         })
     }
+}
+
+/// The server's CPUs and the client's: those that were named, and for the side that named none, those
+/// that the other does not use.
+fn divide_cpus(
+    server: Option<CpuList>,
+    client: Option<CpuList>,
+) -> Result<(Vec<usize>, Vec<usize>), topology::Error> {
+    let allowed = topology::allowed_cpus();
+    let choose = |list: Option<CpuList>| {
+        list.map(|list| topology::choose(Some(&list.0), &allowed)).transpose()
+    };
+    let without = |taken: &[usize]| {
+        let rest: Vec<usize> = allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
+        if rest.is_empty() { allowed.clone() } else { rest }
+    };
+    Ok(match (choose(server)?, choose(client)?) {
+        (Some(server), Some(client)) => (server, client),
+        (Some(server), None) => (server.clone(), without(&server)),
+        (None, Some(client)) => (without(&client), client),
+        (None, None) => topology::divide(&allowed, topology::siblings),
+    })
 }

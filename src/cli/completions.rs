@@ -5,11 +5,12 @@ use crate::failure::Failure;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally completions bash > /etc/bash_completion.d/ringtally
   ringtally completions zsh > ~/.zfunc/_ringtally";
 
-/// Completions of a shell, on standard output.
+/// Prints a shell's completion script on standard output.
 pub fn print_completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ringtally", &mut script);

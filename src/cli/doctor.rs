@@ -4,7 +4,18 @@ use crate::doctor;
 use clap::Args;
 use std::path::PathBuf;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const LONG_ABOUT: &str = "\
+Check what a benchmark on this machine depends on
+
+Prints OK, WARN, or SKIP per check, each warning with its fix. It tries every
+io_uring feature that the ring engine uses and reads the rest: seccomp, cgroups,
+affinity, SMT, NUMA, frequency governor, turbo, idle states, isolated CPUs,
+interrupts, clock source, stolen time, load, limits, queues, loopback, and
+whether this is a virtual machine or a container. It changes nothing and does
+not need root. Reports of load and challenge hold its findings as `environment`.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally doctor
   ringtally doctor --strict && ringtally challenge
   ringtally doctor --compare before.json after.json";
@@ -12,19 +23,19 @@ pub(super) const HELP: &str = "Examples:
 /// The flags of `doctor`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// Write one JSON object, as load and challenge embed it in their reports
+    /// Print one JSON object, as the reports of load and challenge hold it
     #[arg(long)]
     json: bool,
-    /// Exit with 1 on a warning, or where --compare finds two machines
+    /// Exit with 1 on a warning, or if --compare finds two machines
     #[arg(long)]
     strict: bool,
-    /// Say what differs between two reports, or between one and this machine
+    /// Show the differences between two reports, or a report and this machine
     #[arg(long, value_name = "FILE", num_args = 1..=2)]
     compare: Vec<PathBuf>,
 }
 
 impl DoctorArgs {
-    /// What was asked for.
+    /// The configuration that the flags describe.
     pub fn into_config(self) -> doctor::Config {
         doctor::Config { json: self.json, strict: self.strict, compare: self.compare }
     }

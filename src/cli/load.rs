@@ -1,7 +1,7 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
 use super::serve::read_token;
-use super::values::{CpuList, cpu_list, duration};
+use super::values::{CpuList, count, cpu_list, duration};
 use crate::failure::Failure;
 use crate::load::{self, EVENTS_MAX, Output, RATE_MAX, Show, Threshold, Values};
 use crate::topology;
@@ -10,28 +10,55 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const LONG_ABOUT: &str = "\
+Send the challenge's events to a server and check what it counted
+
+Works with any server of the challenge: it needs POST /event and GET /stats, and
+uses POST /reset if the server has it.
+
+Each event is sent once. If a connection breaks, the outcome of its requests is
+unknown, and the totals may lie anywhere between what was acknowledged and that
+plus what is unknown. The verdict is one of:
+  exact      every acknowledged event was counted once
+  wrong      it was not; the report says by how much, or that the totals became
+             right only after the last acknowledgement
+  undecided  something could not be checked, such as unknown requests
+
+The client needs Linux 6.1 and io_uring. Its threads keep off the cores of a
+server on this machine if they can, and the report warns if they share. If a
+thread was busy for 90 % of the time, or an open loop was late by a millisecond
+at the 99th percentile, the client was the limit and not the server.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally load
-  ringtally load 100000 64 --url http://127.0.0.1:9000 --values half
-  ringtally load 300000 64 --rate 30000 --html report.html
-  ringtally load --watch --values one --fail-if 'p99>5ms' --fail-if 'rps<100000'
-  ringtally load --json report.json --hdr latency.hgrm";
+  ringtally load 100k 64 --url http://127.0.0.1:9000 --values half --pipeline 4
+  ringtally load 300k 64 --rate 30k --warmup 20k --html report.html
+  ringtally load --watch --values one --json report.json --hdr latency.hgrm
+  ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
+
+Exit codes: 0 the verdict is exact, 1 it is not, requests were refused, or a
+threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
 
 /// The flags of `load`.
 #[derive(Args, Debug)]
 pub struct LoadArgs {
-    /// The server
+    /// URL of the server, without a path
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     url: String,
-    /// CPUs that threads are pinned to, in taskset syntax [default: those allowed that keep off the
-    /// cores of a server on this machine]
+    /// CPUs to run on, such as 0-3,8 [default: those allowed, without the server's]
+    ///
+    /// Threads are pinned to them in turn. By default, the client keeps off the cores of a server
+    /// on this machine.
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
-    /// Measure from the totals found, without a reset
+    /// Do not reset the server; measure from the totals it has
     #[arg(long)]
     no_reset: bool,
-    /// File with the token that the server requires for POST /reset (its --admin-token-file)
-    #[arg(long, value_name = "FILE")]
+    /// File with the token that the server's POST /reset requires
+    ///
+    /// It is sent as "Authorization: Bearer TOKEN", as a server with --admin-token-file expects.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_reset")]
     token_file: Option<PathBuf>,
     /// The flags that `challenge` has too
     #[command(flatten)]
@@ -40,76 +67,110 @@ pub struct LoadArgs {
 
 /// The client's flags that do not say where the server is.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Client options")]
 pub(super) struct LoadTuning {
     /// Events to send
-    #[arg(default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=EVENTS_MAX))]
+    #[arg(help_heading = NO_HEADING, default_value = "1000000", value_parser = count::<u64>(1..=EVENTS_MAX))]
     requests: u64,
-    /// Keep-alive connections
-    #[arg(default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
-    workers: u32,
-    /// Values that events carry
+    /// Keep-alive connections, at most one per event
+    #[arg(help_heading = NO_HEADING, default_value = "1000", value_parser = count::<usize>(1..=WORKERS_MAX))]
+    workers: usize,
+    /// Values of the events
     #[arg(long, value_enum, default_value = "integer")]
     values: Values,
-    /// Users that events come from
-    #[arg(long, default_value_t = 75_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Number of distinct users
+    #[arg(long, default_value = "75000", value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     users: u64,
-    /// Requests in flight on a connection
-    #[arg(long, default_value_t = 1, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=PIPELINE_MAX))]
-    pipeline: u32,
-    /// Client threads [default: one a CPU]
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    threads: Option<u32>,
-    /// Open loop: requests a second, due at even times whatever the server does; latencies count
-    /// from then
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=RATE_MAX))]
+    /// Requests in flight per connection
+    #[arg(long, default_value = "1", value_name = "D", value_parser = count::<usize>(1..=PIPELINE_MAX))]
+    pipeline: usize,
+    /// Client threads [default: one per CPU]
+    #[arg(long, value_name = "T", value_parser = count::<usize>(1..=THREADS_MAX))]
+    threads: Option<usize>,
+    /// Requests per second, sent on schedule (an open loop) [default: a closed loop]
+    ///
+    /// Request i is due after i/R seconds, whatever the server does, on the connections in turn.
+    /// Latency counts from when a request was due, so a server that stalls shows in the
+    /// percentiles. A closed loop waits for a connection's response before it sends the next
+    /// request, and hides such a stall (coordinated omission). The report also has the latency from
+    /// when a request was sent, how late the client was, and how many requests found every
+    /// connection busy.
+    #[arg(long, value_name = "R", value_parser = count::<u64>(1..=RATE_MAX))]
     rate: Option<u64>,
-    /// Requests to send before, outside of what is measured and of the verdict
-    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=EVENTS_MAX))]
+    /// Requests to send first, which are not measured
+    ///
+    /// They are sent on the same connections. Then the server is reset, or, if it cannot be,
+    /// measured from the totals it has.
+    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=EVENTS_MAX))]
     warmup: u64,
-    /// Poll /stats during the run, and report answers that cannot be
+    /// Poll /stats during the run and report impossible responses
+    ///
+    /// A hundred times per second. A response is impossible if a total went down, if it counts more
+    /// than was sent or less than was acknowledged, or if its numbers do not belong together. With
+    /// --values one, the sum must be the count, so that every torn response is found.
     #[arg(long)]
     watch: bool,
-    /// Exit with 1 if this holds, such as p99>5ms, rps<100000 or verdict!=exact; repeatable
-    #[arg(long, value_name = "GATE")]
+    /// Exit with 1 if this holds, such as p99>5ms; may be given more than once
+    ///
+    /// A threshold is a figure, an operator (< <= > >= == !=), and a limit. A
+    /// figure that is known only as a bound fails the run unless the bound
+    /// decides. The figures are:
+    ///   mean, p50, p90, p99, p99.9, max
+    ///       latency, with its unit: p99>5ms, max>=300us
+    ///   rps  requests per second: rps<100k
+    ///   held  share of --rate that was reached: held<0.99
+    ///   refused, unknown, unsent, reconnects, timeouts
+    ///       number of requests: refused>0
+    ///   client_cpu_us, server_cpu_us
+    ///       CPU time per request in µs; the server's only in challenge
+    ///   verdict  exact, wrong, or undecided: verdict!=exact
+    ///   client_limited  whether the client was the limit: true or false
+    #[arg(long, value_name = "THRESHOLD", verbatim_doc_comment)]
     fail_if: Vec<Threshold>,
-    /// Time for an answer, a connection, or a server that is gone
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    /// How long to wait for a connection or a response
+    ///
+    /// A request without a response in that time is in the percentiles with the time that it was
+    /// waited for; a percentile that depends on one is a lower bound, and printed with >=.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     timeout: Duration,
     /// Write the report as JSON; - is standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the latencies as an HdrHistogram percentile table; - is standard output
+    /// Write a percentile table for HdrHistogram's plotter; - is standard output
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
-    /// Write the report as one offline HTML page
+    /// Write the report as one HTML page that needs no network; - is standard output
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Show the run on the whole terminal
     #[arg(long, conflicts_with = "quiet")]
     tui: bool,
-    /// Print no progress and no summary
+    /// Show neither progress nor a summary
     #[arg(long)]
     quiet: bool,
 }
 
-/// Most connections of a client. One address has at most 64,511 unprivileged ports.
-const WORKERS_MAX: i64 = 64_511;
-/// Most requests in flight on a connection.
-const PIPELINE_MAX: i64 = 1024;
+/// Keeps the positional arguments under "Arguments" in the help of `challenge`, too.
+const NO_HEADING: Option<&str> = None;
+
+/// The most connections of a client: one address has 64,511 unprivileged ports.
+const WORKERS_MAX: u64 = 64_511;
+/// The most requests in flight per connection.
+const PIPELINE_MAX: u64 = 1024;
+/// The most client threads.
+const THREADS_MAX: u64 = 1024;
 
 impl LoadArgs {
     /// Checks the flags against the machine.
     pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
-        let allowed = topology::allowed_cpus();
         let output = self.tuning.output()?;
+        let allowed = topology::allowed_cpus();
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
-        let cpus = self.cpus.map(choose).transpose().map_err(Failure::Usage)?;
+        let cpus = self.cpus.map(choose).transpose()?;
         let read = |file: &Path| read_token("--token-file", file);
         let reset_token = self.token_file.as_deref().map(read).transpose()?;
-        let config = self.tuning.into_config(server, cpus, None, !self.no_reset);
-        Ok((load::Config { reset_token, ..config }, output))
+        let config = self.tuning.into_config(server, cpus, None);
+        Ok((load::Config { reset: !self.no_reset, reset_token, ..config }, output))
     }
 }
 
@@ -122,12 +183,12 @@ impl LoadTuning {
         Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), self.quiet)
     }
 
+    /// The configuration of a run that may reset the server.
     pub(super) fn into_config(
         self,
         server: load::Server,
         cpus: Option<Vec<usize>>,
         server_cpus: Option<Vec<usize>>,
-        reset: bool,
     ) -> load::Config {
         load::Config {
             server,
@@ -136,15 +197,15 @@ impl LoadTuning {
                 users: self.users,
                 values: self.values,
             },
-            connections: self.workers as usize,
+            connections: self.workers,
             warm_up: self.warmup,
-            threads: self.threads.map(|threads| threads as usize),
+            threads: self.threads,
             cpus,
             server_cpus,
-            pipeline: self.pipeline as usize,
+            pipeline: self.pipeline,
             rate: self.rate,
             timeout: self.timeout,
-            reset,
+            reset: true,
             reset_token: None,
             watch: self.watch,
             thresholds: self.fail_if,

@@ -4,18 +4,19 @@ use super::{Cli, print};
 use crate::failure::Failure;
 use clap::CommandFactory;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally man | man -l -
   ringtally man serve > ringtally-serve.1";
 
-/// A manual page in roff, of the whole or of one command, on standard output.
+/// Prints a manual page in roff on standard output: of `command`, or of the whole program.
 pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
-    let whole = Cli::command();
+    let program = Cli::command();
     let page = match command {
-        None => whole,
+        None => program,
         Some(name) => {
-            let names: Vec<&str> = whole.get_subcommands().map(clap::Command::get_name).collect();
-            let found = whole.find_subcommand(name).cloned().ok_or_else(|| {
+            let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+            let found = program.find_subcommand(name).cloned().ok_or_else(|| {
                 Failure::Usage(format!("there is no command {name}: use {}", names.join(", ")))
             })?;
             found.display_name(format!("ringtally-{name}")).bin_name(format!("ringtally {name}"))
@@ -24,6 +25,6 @@ pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
     let mut roff = Vec::new();
     clap_mangen::Man::new(page)
         .render(&mut roff)
-        .map_err(|error| Failure::Environment(format!("cannot write the manual: {error}")))?;
+        .map_err(|error| Failure::Environment(format!("cannot render the manual page: {error}")))?;
     print(&roff)
 }

@@ -1,4 +1,5 @@
-//! The flags, and the step from what was typed to a checked configuration.
+//! The command line: the flags of each subcommand, and the step from what was typed to a checked
+//! configuration.
 
 mod challenge;
 mod completions;
@@ -19,11 +20,26 @@ pub use man::print_man;
 pub use serve::ServeArgs;
 use std::io::Write;
 
-/// The One Million Request Challenge: an exact server, and the client that checks it.
+const ABOUT: &str = "\
+An exact server for the One Million Request Challenge, and the client that
+checks it
+
+Start here:
+  ringtally challenge    run server and client on this machine, print one report
+  ringtally serve        start a server on http://127.0.0.1:8000
+  ringtally load         send it a million events and check its totals";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  success
+  1  the result is wrong, or a threshold failed
+  2  bad usage or configuration
+  3  the environment cannot run it: no io_uring, port in use, no server there";
+
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 80)]
-#[command(after_help = "Exit codes: 0 done, 1 the result is wrong or a gate failed, 2 bad usage \
-    or configuration,\n3 the environment cannot run it (no io_uring, port taken, no server there).")]
+#[command(version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 80)]
+#[command(args_override_self = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -34,27 +50,27 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Count events over HTTP and report exact totals
-    #[command(after_help = serve::HELP)]
+    #[command(long_about = serve::LONG_ABOUT, after_help = serve::EXAMPLES, allow_negative_numbers = true)]
     Serve(ServeArgs),
-    /// Send the published events to a server and check what it counted
-    #[command(after_help = load::HELP)]
+    /// Send the challenge's events to a server and check what it counted
+    #[command(long_about = load::LONG_ABOUT, after_help = load::EXAMPLES, allow_negative_numbers = true)]
     Load(LoadArgs),
-    /// Run a server and a client on CPUs of their own, and report
-    #[command(after_help = challenge::HELP)]
+    /// Run a server and a client on CPUs of their own and print one report
+    #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     Challenge(ChallengeArgs),
-    /// Say what a benchmark on this machine depends on
-    #[command(after_help = doctor::HELP)]
+    /// Check what a benchmark on this machine depends on
+    #[command(long_about = doctor::LONG_ABOUT, after_help = doctor::EXAMPLES)]
     Doctor(DoctorArgs),
-    /// Print what a shell needs to complete these commands
-    #[command(after_help = completions::HELP)]
+    /// Print a completion script for a shell
+    #[command(after_help = completions::EXAMPLES)]
     Completions {
-        /// The shell
+        /// Shell to complete for
         shell: Shell,
     },
-    /// Print the manual page of ringtally, or of one of its commands
-    #[command(after_help = man::HELP)]
+    /// Print the manual page of ringtally or of a command
+    #[command(after_help = man::EXAMPLES)]
     Man {
-        /// The command
+        /// Command to describe [default: ringtally itself]
         command: Option<String>,
     },
 }

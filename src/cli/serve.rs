@@ -1,114 +1,161 @@
 //! `ringtally serve`, and the server's flags that `challenge` has too.
 
-use super::values::{CpuList, cpu_list, duration};
+use super::values::{CpuList, count, cpu_list, duration, host};
+use crate::engine::Spin;
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::log::Log;
 use crate::server::Engine;
 use crate::service::{Dialect, Policy};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
-use crate::{engine, server, topology};
+use crate::{server, topology};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const HELP: &str = "Examples:
+pub(super) const LONG_ABOUT: &str = "\
+Count events over HTTP and report exact totals
+
+Endpoints:
+  POST /event    count one event: {\"userId\": \"user_1\", \"value\": 499.5}
+  GET  /stats    the totals, of one moment over all shards
+  POST /reset    set all totals to zero
+  GET  /health   200 while the server can acknowledge events
+  GET  /metrics  metrics for Prometheus
+  GET  /         the live page, for a browser
+
+The server is ready when it prints \"listening on\" with its address on standard
+error. SIGTERM and SIGINT end it: it stops accepting, responds to the requests
+it has, prints the final totals as one line of JSON on standard output, and
+exits with 0. A second signal ends it at once, with exit code 1.
+
+It needs io_uring: kernel.io_uring_disabled must be 0, and a container's seccomp
+profile must allow the io_uring system calls. `ringtally doctor` checks this.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
   ringtally serve
   ringtally serve --host :: --port 9000 --cpus 0-3
-  taskset -c 2,3 ringtally serve --dialect fasterapi
-
-SIGTERM and SIGINT finish what is in flight and print the final totals.";
+  taskset -c 2-5 ringtally serve --dialect fasterapi
+  numactl --cpunodebind=0 --membind=0 ringtally serve --cpus 0-7";
 
 /// The flags of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// Address to bind, IPv4 or IPv6
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    /// Address to bind: IPv4, IPv6, or localhost (127.0.0.1)
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = host)]
     host: IpAddr,
-    /// Port; 0 picks a free one
-    #[arg(long, default_value_t = 8000)]
+    /// Port to bind; 0 picks a free one
+    #[arg(long, default_value = "8000", value_name = "PORT", value_parser = count::<u16>(0..=65_535))]
     port: u16,
+    /// CPUs to run on, such as 0-3,8; one shard each [default: all allowed]
+    ///
+    /// The list is in taskset syntax, and within the affinity mask of this process, which taskset,
+    /// numactl, and cpusets set. Client and server should run on separate physical cores.
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    cpus: Option<CpuList>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: ServerTuning,
-    /// File with the token that POST /reset then needs
+    /// File with the token that POST /reset requires
+    ///
+    /// Clients send it as "Authorization: Bearer TOKEN". Without this flag, only clients on this
+    /// machine may reset the totals.
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
-    /// How to write to standard error
-    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    /// Format of the log on standard error
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log: Log,
-    /// The process to end with: `challenge` starts its server with it
+    /// Process to end with; `challenge` starts its server with it
     #[arg(long, hide = true, value_name = "PID")]
     parent: Option<u32>,
 }
 
-/// The server's flags that do not say where it listens.
+/// The server's flags that do not say where it listens or runs.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Server options")]
 pub(super) struct ServerTuning {
-    /// CPUs in taskset syntax (0-3,8), one shard each [default: all allowed]
-    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
-    pub(super) cpus: Option<CpuList>,
-    /// Number of shards; more than CPUs share them [default: one a CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=SHARDS_MAX as u64))]
-    shards: Option<u64>,
+    /// Number of shards; more than there are CPUs share them [default: one per CPU]
+    ///
+    /// More shards than CPUs are for tests. Connections are balanced: a shard that accepts one
+    /// while another has fewer hands it over.
+    #[arg(long, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64))]
+    shards: Option<usize>,
     /// How an event is acknowledged
     #[arg(long, value_enum, default_value = "1mrc")]
     dialect: Dialect,
-    /// Data plane
+    /// How bytes move between the sockets and the server
+    ///
+    /// The ring engine needs Linux 6.1. With auto, the server probes for what that engine needs, and
+    /// if it is missing, logs that and uses streams.
     #[arg(long, value_enum, default_value = "auto")]
     engine: Engine,
-    /// Microseconds that an idle shard polls before it sleeps; 0 never
-    #[arg(long, default_value = "auto", value_name = "N", value_parser = spin)]
+    /// How long an idle shard polls before it sleeps, in µs; 0 disables polling
+    ///
+    /// Polling lowers the latency at low concurrency and takes CPU time. With auto, a shard of the
+    /// ring engine polls while at most 16 connections are active and completions arrive within
+    /// 50 µs, for up to twice the usual gap.
+    #[arg(long, default_value = "auto", value_name = "N", value_parser = spin, allow_hyphen_values = true)]
     spin_us: Spin,
-    /// Connections over all shards; one more is refused [default: what the file limit allows]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Maximum number of connections, over all shards [default: from ulimit -Hn]
+    ///
+    /// One more is refused. A connection takes one file descriptor, so the limit on open files
+    /// bounds this; the server raises its soft limit to the hard one. Each shard also queues up to
+    /// 4,096 connections that it has yet to accept, or net.core.somaxconn if that is lower.
+    #[arg(long, value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     max_connections: Option<u64>,
-    /// Bytes of a request body
-    #[arg(long, default_value_t = 16384, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
-    max_body: u32,
-    /// Distinct users held; the event of one more gets 507
-    #[arg(long, default_value_t = 10_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=USERS_MAX))]
+    /// Maximum size of a request body, in bytes; a larger one gets 413
+    #[arg(long, default_value = "16384", value_name = "BYTES", value_parser = count::<usize>(1..=u64::from(u32::MAX)))]
+    max_body: usize,
+    /// Maximum number of distinct users; an event of one more gets 507
+    ///
+    /// A user takes up to 512 bytes of memory with the longest id (256 bytes), and 64 more for each
+    /// further shard that sees it.
+    #[arg(long, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
     max_users: u64,
-    /// Time for a request's head
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    /// How long the head of a request may take to arrive
+    ///
+    /// The three timeouts are totals, so a client that sends a byte now and then extends none of
+    /// them. A request that has begun gets 408.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     header_timeout: Duration,
-    /// Time for a request's body
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    /// How long the body of a request may take to arrive
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     body_timeout: Duration,
-    /// Time between requests
-    #[arg(long, default_value = "75s", value_name = "TIME", value_parser = duration)]
+    /// How long a connection may be idle
+    ///
+    /// It is also how long a client may take to read 16 KiB of responses.
+    #[arg(long, default_value = "75s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     idle_timeout: Duration,
-    /// Time for connections to finish on SIGTERM or SIGINT
-    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
+    /// How long connections may take to finish after SIGTERM or SIGINT
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     drain_timeout: Duration,
 }
 
 /// The longest time to poll before sleeping: longer is a busy loop, not a wait.
-const SPIN_MICROS_MAX: u32 = 1_000_000;
-
-/// `--spin-us`.
-#[derive(Clone, Copy, Debug)]
-enum Spin {
-    Auto,
-    Micros(u32),
-}
+const SPIN_MICROS_MAX: u64 = 1_000_000;
 
 fn spin(text: &str) -> Result<Spin, String> {
     match text {
         "auto" => Ok(Spin::Auto),
-        _ => match text.parse() {
-            Ok(micros) if micros <= SPIN_MICROS_MAX => Ok(Spin::Micros(micros)),
-            _ => Err(format!("write auto, or microseconds from 0 to {SPIN_MICROS_MAX}")),
+        _ => match count(0..=SPIN_MICROS_MAX)(text) {
+            Ok(micros) => Ok(Spin::Fixed(Duration::from_micros(micros))),
+            Err(error) => Err(format!("{error}, or auto")),
         },
     }
 }
 
+/// A timeout in milliseconds, rounded up, so that none is shorter than what was asked for.
+fn milliseconds(duration: Duration) -> u64 {
+    // At most a day, which `values::duration` checks.
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 impl ServeArgs {
-    /// How to write to standard error.
+    /// The log's format.
     pub fn log(&self) -> Log {
         self.log
     }
@@ -120,24 +167,18 @@ impl ServeArgs {
         }
         let read = |file: &Path| read_token("--admin-token-file", file);
         let admin_token = self.admin_token_file.as_deref().map(read).transpose()?;
+        let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
+        let cpus = topology::choose(wanted, &topology::allowed_cpus())?;
         let tuning = self.tuning;
-        let wanted = tuning.cpus.as_ref().map(|list| list.0.as_slice());
-        let cpus = topology::choose(wanted, &topology::allowed_cpus()).map_err(Failure::Usage)?;
-        let milliseconds = |duration: Duration| duration.as_millis() as u64;
         Ok(server::Config {
             host: self.host,
             port: self.port,
-            placement: topology::place(&cpus, tuning.shards.map(|shards| shards as usize)),
+            placement: topology::place(&cpus, tuning.shards),
             engine: tuning.engine,
-            spin: match tuning.spin_us {
-                Spin::Auto => engine::Spin::Auto,
-                Spin::Micros(micros) => {
-                    engine::Spin::Fixed(Duration::from_micros(u64::from(micros)))
-                }
-            },
+            spin: tuning.spin_us,
             connections_max: tuning.max_connections,
             limits: Limits {
-                body_bytes_max: tuning.max_body as usize,
+                body_bytes_max: tuning.max_body,
                 timeouts: Timeouts {
                     header_ms: milliseconds(tuning.header_timeout),
                     body_ms: milliseconds(tuning.body_timeout),
@@ -153,38 +194,42 @@ impl ServeArgs {
 }
 
 impl ServerTuning {
-    /// The flags as they would be typed, but for the CPUs and the engine's default.
+    /// The flags that give another process the same settings.
     pub(super) fn to_flags(&self) -> Vec<OsString> {
-        let name = |value: &dyn std::fmt::Display| OsString::from(value.to_string());
-        let time =
-            |time: Duration| name(&humantime::format_duration(time).to_string().replace(' ', ""));
-        let dialect = self.dialect.to_possible_value();
-        let mut flags = vec![
-            ("--dialect", dialect.map_or_else(OsString::new, |value| name(&value.get_name()))),
-            ("--max-body", name(&self.max_body)),
-            ("--max-users", name(&self.max_users)),
-            ("--header-timeout", time(self.header_timeout)),
-            ("--body-timeout", time(self.body_timeout)),
-            ("--idle-timeout", time(self.idle_timeout)),
-            ("--drain-timeout", time(self.drain_timeout)),
-        ];
-        if let Spin::Micros(micros) = self.spin_us {
-            flags.push(("--spin-us", name(&micros)));
-        }
+        let mut flags: Vec<OsString> = Vec::new();
+        let mut add = |flag: &str, value: &dyn Display| {
+            flags.extend([OsString::from(flag), OsString::from(value.to_string())]);
+        };
         if let Some(shards) = self.shards {
-            flags.push(("--shards", name(&shards)));
+            add("--shards", &shards);
         }
-        if let Some(connections) = self.max_connections {
-            flags.push(("--max-connections", name(&connections)));
+        if let Some(dialect) = self.dialect.to_possible_value() {
+            add("--dialect", &dialect.get_name());
         }
         if let Some(engine) = self.engine.to_possible_value() {
-            flags.push(("--engine", name(&engine.get_name())));
+            add("--engine", &engine.get_name());
         }
-        flags.into_iter().flat_map(|(flag, value)| [OsString::from(flag), value]).collect()
+        if let Spin::Fixed(duration) = self.spin_us {
+            add("--spin-us", &duration.as_micros());
+        }
+        if let Some(connections) = self.max_connections {
+            add("--max-connections", &connections);
+        }
+        add("--max-body", &self.max_body);
+        add("--max-users", &self.max_users);
+        for (flag, timeout) in [
+            ("--header-timeout", self.header_timeout),
+            ("--body-timeout", self.body_timeout),
+            ("--idle-timeout", self.idle_timeout),
+            ("--drain-timeout", self.drain_timeout),
+        ] {
+            add(flag, &humantime::format_duration(timeout));
+        }
+        flags
     }
 }
 
-/// Reads a token: the file's text without white space around it.
+/// Reads the token in the file that `flag` names: its text, without the white space around it.
 pub(super) fn read_token(flag: &str, file: &Path) -> Result<Arc<[u8]>, Failure> {
     let text = std::fs::read(file).map_err(|error| {
         Failure::Usage(format!("cannot read {flag} {}: {error}", file.display()))
@@ -197,4 +242,62 @@ pub(super) fn read_token(flag: &str, file: &Path) -> Result<Arc<[u8]>, Failure> 
         )));
     }
     Ok(token.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        tuning: ServerTuning,
+    }
+
+    #[test]
+    fn a_server_of_challenge_gets_every_flag_as_it_was_typed() {
+        let typed = [
+            ("--shards", "3"),
+            ("--dialect", "fasterapi"),
+            ("--engine", "streams"),
+            ("--spin-us", "20"),
+            ("--max-connections", "77"),
+            ("--max-body", "1k"),
+            ("--max-users", "1e3"),
+            ("--header-timeout", "1ms"),
+            ("--body-timeout", "1h 2m 3s"),
+            ("--idle-timeout", "1500us"),
+            ("--drain-timeout", "24h"),
+        ];
+        let program = std::iter::once("serve");
+        let typed = typed.iter().flat_map(|(flag, value)| [*flag, *value]);
+        let typed: Vec<&str> = program.chain(typed).collect();
+        let first = Flags::parse_from(&typed);
+        let passed_on = first.tuning.to_flags();
+        for argument in Flags::command().get_arguments() {
+            let flag = format!("--{}", argument.get_long().unwrap());
+            assert!(typed.contains(&flag.as_str()), "{flag} is not tested here");
+            assert!(passed_on.contains(&flag.clone().into()), "{flag} is not passed on");
+        }
+        let again = Flags::parse_from(std::iter::once("serve".into()).chain(passed_on));
+        assert_eq!(format!("{first:?}"), format!("{again:?}"));
+    }
+
+    #[test]
+    fn polling_is_auto_or_microseconds() {
+        assert_eq!(spin("auto"), Ok(Spin::Auto));
+        assert_eq!(spin("0"), Ok(Spin::Fixed(Duration::ZERO)));
+        assert_eq!(spin("1000000"), Ok(Spin::Fixed(Duration::from_secs(1))));
+        for text in ["1000001", "-1", "1ms", "AUTO"] {
+            assert!(spin(text).unwrap_err().ends_with("or auto"), "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_round_up_to_milliseconds() {
+        for (micros, ms) in [(1000, 1), (1001, 2), (1999, 2), (2000, 2)] {
+            assert_eq!(milliseconds(Duration::from_micros(micros)), ms);
+        }
+    }
 }

@@ -1,25 +1,195 @@
-//! Values that flags take.
+//! Parsers for the values of flags. Each error says what is expected; clap puts the flag and the
+//! value in front of it.
 
 use crate::topology;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// CPUs, as typed.
+/// A CPU list, as typed.
 #[derive(Clone, Debug)]
 pub(super) struct CpuList(pub(super) Vec<usize>);
 
-pub(super) fn cpu_list(text: &str) -> Result<CpuList, String> {
+pub(super) fn cpu_list(text: &str) -> Result<CpuList, topology::Error> {
     topology::parse_cpu_list(text).map(CpuList)
 }
 
+/// The address to bind. A name other than `localhost` could resolve to several addresses, or to
+/// another machine's.
+pub(super) fn host(text: &str) -> Result<IpAddr, String> {
+    if text == "localhost" {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = match bare {
+        Some(bare) => bare.parse().ok().filter(IpAddr::is_ipv6),
+        None => text.parse().ok(),
+    };
+    address.ok_or_else(|| {
+        "expected an IPv4 or IPv6 address of this machine, or localhost, without a port".into()
+    })
+}
+
+/// A whole number in `range`: digits, digits with a suffix (`75k`, `1.5M`, `2G`), or in scientific
+/// notation (`1e6`). `range` must fit `T`.
+pub(super) fn count<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        whole_number(text)
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| {
+                let low = grouped(*range.start());
+                let limits = match *range.end() {
+                    u64::MAX => format!("of at least {low}"),
+                    high => format!("from {low} to {}", grouped(high)),
+                };
+                format!("expected a whole number {limits}, such as 1000, 10k, or 1e6")
+            })
+    }
+}
+
+/// Reads a number without rounding: `2.5k` is 2,500, and `1.5` is none.
+fn whole_number(text: &str) -> Option<u64> {
+    let (text, mut zeros) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 3),
+        b'm' | b'M' => (&text[..text.len() - 1], 6),
+        b'g' | b'G' => (&text[..text.len() - 1], 9),
+        _ => (text, 0),
+    };
+    let mantissa = match text.split_once(['e', 'E']) {
+        // An exponent with a suffix as well, such as 1e3k, is more likely a slip than meant.
+        Some(_) if zeros > 0 => return None,
+        Some((mantissa, exponent)) => {
+            zeros = exponent.strip_prefix('+').unwrap_or(exponent).parse::<u8>().ok()?.into();
+            mantissa
+        }
+        None => text,
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !is_digits(whole) || !is_digits(fraction) {
+        return None;
+    }
+    let fraction = fraction.trim_end_matches('0');
+    let zeros = u32::checked_sub(zeros, u32::try_from(fraction.len()).ok()?)?;
+    let digits: u64 = format!("{whole}{fraction}").parse().ok()?;
+    match digits {
+        0 => Some(0),
+        _ => digits.checked_mul(10u64.checked_pow(zeros)?),
+    }
+}
+
+/// A number with commas between its thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The shortest timeout: timeouts are checked in milliseconds.
+const DURATION_MIN: Duration = Duration::from_millis(1);
 /// The longest timeout.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|_| "write a time with its unit, such as 10s or 500ms".to_owned())?;
-    match duration {
-        Duration::ZERO => Err("a timeout is at least 1ms".into()),
-        longer if longer > DURATION_MAX => Err("a timeout is at most 24h".into()),
-        duration => Ok(duration.max(Duration::from_millis(1))),
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| (DURATION_MIN..=DURATION_MAX).contains(duration))
+        .ok_or_else(|| "expected a time from 1ms to 24h with its unit, such as 10s or 500ms".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_exactly() {
+        for (text, number) in [
+            ("0", 0),
+            ("1", 1),
+            ("007", 7),
+            ("1k", 1_000),
+            ("100K", 100_000),
+            ("2.5k", 2_500),
+            ("1.25M", 1_250_000),
+            ("2g", 2_000_000_000),
+            ("1e6", 1_000_000),
+            ("1E+6", 1_000_000),
+            ("1.5e3", 1_500),
+            ("1e0", 1),
+            ("3.0", 3),
+            ("0e99", 0),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(whole_number(text), Some(number), "{text}");
+        }
+        for text in [
+            "",
+            "k",
+            "e6",
+            "1e",
+            "1e-3",
+            "-1",
+            "+1",
+            "1.5",
+            "1.0005k",
+            ".5k",
+            "1.",
+            "1.k",
+            "1 000",
+            "1e3k",
+            "1kk",
+            "1e20",
+            "18446744073709551616",
+            "1e256",
+            "0x10",
+            "NaN",
+            "inf",
+            "١",
+        ] {
+            assert_eq!(whole_number(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_count_stays_in_its_range() {
+        let pipeline = count::<usize>(1..=1024);
+        assert_eq!((pipeline("1"), pipeline("1024")), (Ok(1), Ok(1024)));
+        for text in ["0", "1025", "1.5", "x"] {
+            let error = pipeline(text).unwrap_err();
+            assert!(error.contains("a whole number from 1 to 1,024"), "{text}: {error}");
+        }
+        assert!(count::<u64>(1..=u64::MAX)("0").unwrap_err().contains("of at least 1,"));
+        assert_eq!(count::<u16>(0..=65_535)("65535"), Ok(u16::MAX));
+        assert!(count::<u16>(0..=65_535)("99999").unwrap_err().contains("from 0 to 65,535"));
+    }
+
+    #[test]
+    fn hosts_are_addresses_or_localhost() {
+        for (text, address) in
+            [("localhost", "127.0.0.1"), ("[::1]", "::1"), ("::", "::"), ("192.0.2.7", "192.0.2.7")]
+        {
+            assert_eq!(host(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", "example.org", "[127.0.0.1]", "[::1", "127.0.0.1:80", "[::1]:80"] {
+            assert!(host(text).unwrap_err().contains("or localhost"), "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_from_a_millisecond_to_a_day() {
+        assert_eq!(duration("1ms"), Ok(DURATION_MIN));
+        assert_eq!(duration("24h"), Ok(DURATION_MAX));
+        for text in ["999us", "1us", "0s", "24h 1ms", "-1s", "10", "", "soon", "99999999999999y"] {
+            assert!(duration(text).unwrap_err().contains("from 1ms to 24h"), "{text}");
+        }
     }
 }

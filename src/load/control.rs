@@ -27,37 +27,44 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads `http://host:port`.
-    ///
-    /// # Errors
-    ///
-    /// If the URL is not of that form, or if its host has no address.
+    /// Parses `http://host:port` and resolves the host. Without a port, it is 80.
     pub fn parse(url: &str) -> Result<Server, Failure> {
-        let invalid =
-            |why: &str| Failure::Usage(format!("--url {url}: {why}: pass http://host:port"));
+        let wrong = |why: &str| Failure::Usage(format!("--url {url}: {why}"));
         let rest = url
             .strip_prefix("http://")
-            .ok_or_else(|| invalid("only http:// URLs are supported"))?;
+            .ok_or_else(|| wrong("only http is supported: write http://host:port"))?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
         if host.contains(['/', '?', '#']) {
-            return Err(invalid("the URL of a server has no path"));
+            return Err(wrong(
+                "leave out the path: the client itself requests /event, /stats, and /reset",
+            ));
         }
-        if host.is_empty() || !host.bytes().all(|b| b.is_ascii_graphic() && b != b'@') {
-            return Err(invalid("invalid host"));
+        if host.contains('@') {
+            return Err(wrong("user names and passwords are not supported: leave them out"));
         }
-        // What follows the brackets of an IPv6 address, or a name.
-        let after_address = host.rsplit(']').next().unwrap_or(host);
-        let with_port = match after_address.rsplit_once(':') {
-            Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
-            Some(_) => return Err(invalid("invalid port")),
-            None => format!("{host}:80"),
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
+            _ => (host, None),
         };
-        let address = with_port
+        let unbracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        if unbracketed.is_none() && name.contains(':') {
+            return Err(wrong("put the IPv6 address in brackets, as in http://[::1]:8000"));
+        }
+        let name = unbracketed.unwrap_or(name);
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(wrong("the host is missing or invalid: write http://host:port"));
+        }
+        let port = port.map_or(Some(80), |port| {
+            let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+            port.parse::<u16>().ok().filter(|port| is_number && *port > 0)
+        });
+        let port = port.ok_or_else(|| wrong("the port must be a number from 1 to 65535"))?;
+        let address = (name, port)
             .to_socket_addrs()
             .ok()
-            // Most servers listen on IPv4 alone, unless they are named by an IPv6 address.
+            // Most servers listen on IPv4 only, unless they are named by an IPv6 address.
             .and_then(|addresses| addresses.min_by_key(SocketAddr::is_ipv6))
-            .ok_or_else(|| invalid("the host has no address"))?;
+            .ok_or_else(|| wrong("this host has no address: check its name"))?;
         Ok(Server { address, host: host.to_owned() })
     }
 }
@@ -365,23 +372,33 @@ mod tests {
             ("http://127.0.0.1:8000", "127.0.0.1:8000"),
             ("http://127.0.0.1:8000/", "127.0.0.1:8000"),
             ("http://127.0.0.1", "127.0.0.1:80"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://localhost:65535", "127.0.0.1:65535"),
             ("http://[::1]:9", "[::1]:9"),
             ("http://[::1]", "[::1]:80"),
         ] {
             assert_eq!(Server::parse(url).unwrap().address.to_string(), address);
         }
-        for (bad, says) in [
-            ("https://x", "only http://"),
-            ("127.0.0.1:8000", "only http://"),
-            ("http://", "invalid host"),
-            ("http://a b", "invalid host"),
-            ("http://u@127.0.0.1:1", "invalid host"),
-            ("http://127.0.0.1:1/x", "no path"),
-            ("http://127.0.0.1:99999", "invalid port"),
-            ("http://127.0.0.1:", "invalid port"),
+        for (bad, expected) in [
+            ("https://x", "only http"),
+            ("127.0.0.1:8000", "only http"),
+            ("http://", "missing or invalid"),
+            ("http://:8000", "missing or invalid"),
+            ("http://[]:8000", "missing or invalid"),
+            ("http://a b", "missing or invalid"),
+            ("http://u@127.0.0.1:1", "user names"),
+            ("http://127.0.0.1:1/x", "leave out the path"),
+            ("http://127.0.0.1:1?x", "leave out the path"),
+            ("http://::1:8000", "in brackets"),
+            ("http://127.0.0.1:0", "from 1 to 65535"),
+            ("http://127.0.0.1:65536", "from 1 to 65535"),
+            ("http://127.0.0.1:99999", "from 1 to 65535"),
+            ("http://127.0.0.1:+1", "from 1 to 65535"),
+            ("http://127.0.0.1:", "from 1 to 65535"),
         ] {
-            let Err(Failure::Usage(said)) = Server::parse(bad) else { panic!("{bad}") };
-            assert!(said.contains(says), "{said}");
+            let failure = Server::parse(bad).unwrap_err();
+            assert!(matches!(failure, Failure::Usage(_)), "{bad}: {failure}");
+            assert!(failure.to_string().contains(expected), "{bad}: {failure}");
         }
     }
 

@@ -193,7 +193,7 @@ mod tests {
         outcome.warm_up = 20;
         outcome.watched = Some(Watched { answers: 12, ..Watched::default() });
         outcome.thresholds = vec!["p99>5ms".parse().unwrap(), "held<0.99".parse().unwrap()];
-        outcome.ledger.refused.insert(507, vec![]);
+        outcome.ledger.refused_by_status.insert(507, 0);
         outcome.setup.url = "http://<script>".into();
         let mut report = Report::new(outcome);
         report.add_server(ServerUse {

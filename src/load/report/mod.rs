@@ -538,7 +538,7 @@ mod tests {
                 cpu_model: "<model>".into(),
                 cpus_online: "0-1".into(),
                 cpus_allowed: "0-1".into(),
-                memory_bytes: 1 << 30,
+                memory_bytes: Some(1 << 30),
                 checks: Vec::new(),
             },
         }

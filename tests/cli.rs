@@ -1,0 +1,192 @@
+//! The command line of the real binary: what it accepts, what it refuses and with which advice, and
+//! what its help says.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Server, ringtally, run, text};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+const COMMANDS: [&str; 6] = ["serve", "load", "challenge", "doctor", "completions", "man"];
+
+/// The help of a command at 80 columns; of the program for an empty name.
+fn help(command: &str, flag: &str) -> String {
+    let command = Some(command).filter(|command| !command.is_empty());
+    let output = ringtally().args(command).arg(flag).env("COLUMNS", "80").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    text(&output.stdout)
+}
+
+/// What a command says on standard error when it refuses its arguments.
+fn refusal(args: &[&str]) -> String {
+    let output = run(args);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    assert!(output.stdout.is_empty() && !said.contains("panicked"), "{args:?}: {said}");
+    said
+}
+
+/// Runs `load` with a JSON report.
+fn load(server: &Server, args: &[&str]) -> (Option<i32>, Value, String) {
+    let url = server.url();
+    let output = run(&[&["load", "--url", &url, "--json", "-"], args].concat());
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code(), report, text(&output.stderr))
+}
+
+#[test]
+fn a_refused_value_says_what_is_expected() {
+    for (args, expected) in [
+        (
+            &["serve", "--host", "example.org"][..],
+            "an IPv4 or IPv6 address of this machine, or localhost",
+        ),
+        (&["serve", "--host", "127.0.0.1:80"], "without a port"),
+        (&["serve", "--port", "99999"], "from 0 to 65,535"),
+        (&["serve", "--port", "-1"], "from 0 to 65,535"),
+        (&["serve", "--idle-timeout", "-1s"], "a time from 1ms to 24h with its unit"),
+        (&["serve", "--idle-timeout", "10"], "a time from 1ms to 24h with its unit"),
+        (&["serve", "--header-timeout", "1us"], "a time from 1ms to 24h with its unit"),
+        (&["serve", "--drain-timeout", "25h"], "a time from 1ms to 24h with its unit"),
+        (&["serve", "--spin-us", "1000001"], "from 0 to 1,000,000"),
+        (&["serve", "--spin-us", "-1"], "or auto"),
+        (&["serve", "--shards", "0"], "from 1 to"),
+        (&["serve", "--max-connections", "0"], "of at least 1,"),
+        (&["serve", "--cpus", "3-1"], "selects no CPU"),
+        (&["serve", "--cpus", "x"], "invalid CPU list 'x': use the taskset syntax, such as 0-3,8"),
+        (&["serve", "--cpus", "1023"], "outside the affinity mask"),
+        (&["serve", "--admin-token-file", "/nonexistent"], "cannot read the token file"),
+        (&["load", "0"], "from 1 to"),
+        (&["load", "-5"], "from 1 to"),
+        (&["load", "1", "0"], "from 1 to 64,511"),
+        (&["load", "1", "64512"], "from 1 to 64,511"),
+        (&["load", "--rate", "1.5"], "a whole number from 1 to"),
+        (&["load", "--rate", "-1"], "a whole number from 1 to"),
+        (&["load", "--users", "0"], "of at least 1,"),
+        (&["load", "--pipeline", "1025"], "from 1 to 1,024"),
+        (&["load", "--threads", "1025"], "from 1 to 1,024"),
+        (&["load", "--values", "thirds"], "integer, half, one"),
+        (&["load", "--timeout", "soon"], "a time from 1ms to 24h with its unit"),
+        (&["load", "--token-file", "/dev/null"], "must hold one token"),
+        (&["load", "--token-file", "/dev/null", "--no-reset"], "cannot be used with"),
+        (&["load", "--url", "ftp://x"], "only http is supported"),
+        (&["load", "--url", "http://127.0.0.1:8000/stats"], "leave out the path"),
+        (&["load", "--url", "http://127.0.0.1:99999"], "from 1 to 65535"),
+        (&["load", "--fail-if", "p99"], "such as p99>5ms"),
+        (&["challenge", "--cpus", "1023"], "outside the affinity mask"),
+        (&["challenge", "--client-cpus", "x"], "invalid CPU list"),
+        (&["challenge", "--shards", "0"], "from 1 to"),
+        (&["man", "brew"], "use serve, load, challenge"),
+        (&["other"], "unrecognized subcommand"),
+    ] {
+        let said = refusal(args);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_server_can_be_bound_by_name_and_by_a_bracketed_address() {
+    for (host, bound) in [("localhost", "127.0.0.1"), ("[::1]", "::1")] {
+        let server = Server::start(&["--host", host, "--shards", "1"]);
+        assert_eq!(server.address.ip().to_string(), bound);
+        assert_eq!(server.stats().total, 0);
+        let url = format!("http://localhost:{}", server.address.port());
+        let url = if bound == "::1" { server.url() } else { url };
+        assert_eq!(run(&["load", "10", "1", "--url", &url]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn counts_may_be_short_and_the_last_of_a_repeated_flag_wins() {
+    let server = Server::start(&["--shards", "1"]);
+    let flags =
+        ["1e3", "0.01k", "--users", "1", "--users", "2k", "--values", "half", "--values", "one"];
+    let (code, report, said) = load(&server, &flags);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(report["requests"], 1000);
+    assert_eq!(report["setup"]["workers"], 10);
+    assert_eq!(
+        (&report["setup"]["users"], &report["setup"]["values"]),
+        (&2000.into(), &"one".into())
+    );
+}
+
+#[test]
+fn each_threshold_counts_when_several_are_given() {
+    let server = Server::start(&["--shards", "1"]);
+    for (thresholds, code) in
+        [(["p99>1h", "rps<0.001"], 0), (["p99>1h", "rps>0.001"], 1), (["p99>0us", "rps<0.001"], 1)]
+    {
+        let flags = ["100", "2", "--fail-if", thresholds[0], "--fail-if", thresholds[1]];
+        let (found, _, said) = load(&server, &flags);
+        assert_eq!(found, Some(code), "{thresholds:?}: {said}");
+    }
+}
+
+#[test]
+fn a_token_file_must_hold_one_token() {
+    let file: PathBuf =
+        std::env::temp_dir().join(format!("ringtally-cli-token-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    for wrong in ["", " \n", "two tokens", "t\u{f6}ken"] {
+        std::fs::write(&file, wrong).unwrap();
+        for args in [["serve", "--admin-token-file", path], ["load", "--token-file", path]] {
+            let said = refusal(&args);
+            assert!(said.contains("must hold one token of visible ASCII"), "{wrong:?}: {said}");
+        }
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn the_help_fits_80_columns_and_says_what_it_must() {
+    for command in [""].into_iter().chain(COMMANDS) {
+        for flag in ["-h", "--help"] {
+            for line in help(command, flag).lines() {
+                assert!(line.chars().count() <= 80, "{command} {flag}: {line}");
+            }
+        }
+    }
+    let whole = help("", "--help");
+    let places: Vec<usize> =
+        ["  ringtally challenge", "  ringtally serve", "  ringtally load", "Usage:"]
+            .iter()
+            .map(|part| whole.find(part).unwrap_or_else(|| panic!("no {part}: {whole}")))
+            .collect();
+    assert!(places.is_sorted(), "{whole}");
+    assert!(whole.contains("1  the result is wrong, or a threshold failed"), "{whole}");
+    assert!(help("challenge", "-h").contains("half of the cores"));
+    assert!(help("serve", "-h").contains("[default: all allowed]"));
+}
+
+#[test]
+fn the_help_names_every_figure_that_a_threshold_may_have() {
+    let said = refusal(&["load", "--fail-if", "nonsense>1"]);
+    let names = said.lines().next().unwrap().rsplit_once("use ").unwrap().1;
+    let figures: Vec<&str> = names.split(", ").collect();
+    assert!(figures.len() >= 15, "{said}");
+    let help = help("load", "--help");
+    let is_separator = |c: char| c.is_whitespace() || ",<>=!:".contains(c);
+    let words: BTreeSet<&str> = help.split(is_separator).collect();
+    for figure in figures {
+        assert!(words.contains(figure), "{figure} is not in the help of --fail-if");
+    }
+}
+
+#[test]
+fn shells_complete_and_man_describes_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        let script = text(&output.stdout);
+        assert!(script.contains("challenge") && script.contains("max-connections"), "{shell}");
+    }
+    assert!(text(&run(&["man"]).stdout).starts_with(".ie"));
+    for command in COMMANDS {
+        let page = text(&run(&["man", command]).stdout);
+        assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
+    }
+}
