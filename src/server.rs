@@ -2,6 +2,7 @@
 
 mod environment;
 mod listener;
+mod systemd;
 
 use crate::engine::{self, Admission, Drained, Shard, Spin, Stop, Urgency, reactor, unix_seconds};
 use crate::failure::Failure;
@@ -13,14 +14,16 @@ use crate::tally::{Tally, Writer};
 use crate::topology::format_cpu_list;
 use crate::uring::Wakeup;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use listener::{listen, wait_until_free};
+use listener::{listen, listen_beside, wait_until_free};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+use systemd::Watchdog;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -61,7 +64,7 @@ pub enum Engine {
 }
 
 /// What the main thread hears of.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Lifecycle {
     /// A shard listens.
     Ready,
@@ -106,7 +109,13 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let engine = environment::choose_engine(&config)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();
-    let listeners = listen(SocketAddr::new(config.host, config.port), shards)?;
+    let (listeners, inherited) = match systemd::inherited_listener()? {
+        None => (listen(SocketAddr::new(config.host, config.port), shards)?, Inherited::No),
+        Some(first) => {
+            let (listeners, is_one) = listen_beside(first, shards).map_err(cannot_start)?;
+            (listeners, if is_one { Inherited::All } else { Inherited::First })
+        }
+    };
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let address = address.unwrap_or_else(|| SocketAddr::new(config.host, config.port));
 
@@ -125,6 +134,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
         is_forced: false,
     };
     let (tally, writers) = Tally::new(shards, config.users_max);
+    let heartbeats: Vec<Arc<AtomicU64>> = (0..shards).map(|_| Arc::default()).collect();
+    let mut watchdog = Watchdog::new(&heartbeats)?;
     let mut threads = Vec::new();
     let metrics = Reporter::for_shards(shards, engine_name);
     for (index, ((listener, writer), metrics)) in
@@ -133,6 +144,11 @@ pub fn run(config: Config) -> Result<(), Failure> {
         let shard = Shard {
             index,
             listener,
+            is_listener_shared: match inherited {
+                Inherited::No => false,
+                Inherited::First => index == 0,
+                Inherited::All => true,
+            },
             service: service(&config, writer, metrics),
             limits: config.limits,
             wakeup: Arc::clone(&wakeups[index]),
@@ -140,6 +156,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
             stop: Arc::clone(&stopping.stop),
             drain_timeout: config.drain_timeout,
             spin: config.spin,
+            heartbeat: Arc::clone(&heartbeats[index]),
         };
         threads.push(start_shard(shard, engine, config.placement[index], sender.clone())?);
     }
@@ -152,21 +169,37 @@ pub fn run(config: Config) -> Result<(), Failure> {
         );
     }
     let cpus = distinct(&config.placement);
-    config.log.info(&format!(
+    let listening = format!(
         "listening on http://{address} ({shards} shard{} on CPU{} {}; engine {engine_name})",
         if shards == 1 { "" } else { "s" },
         if cpus.len() == 1 { "" } else { "s" },
         format_cpu_list(&cpus),
-    ));
-    let drained = wait_for_the_end(&lifecycle, &config.placement, &mut stopping)?;
+    );
+    config.log.info(&listening);
+    systemd::report_ready(config.log, &listening);
+    let drained =
+        wait_for_the_end(&lifecycle, &config.placement, &mut stopping, watchdog.as_mut())?;
     for thread in threads {
         thread
             .join()
             .map_err(|error| Failure::Wrong(format!("a shard failed at its end: {error}")))?;
     }
-    wait_until_free(address);
+    if inherited == Inherited::No {
+        wait_until_free(address);
+    }
     print_totals(&tally);
     stopping.conclude(drained)
+}
+
+/// Which listening sockets this process was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inherited {
+    /// None.
+    No,
+    /// That of the first shard; the others have made their own beside it.
+    First,
+    /// The one that all shards share.
+    All,
 }
 
 /// Makes this process end, as at SIGTERM, when its parent does, however that comes.
@@ -243,7 +276,9 @@ impl Stopping {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             let timeout = humantime::format_duration(self.drain_timeout);
-            self.log.info(&format!("{name}: draining {open}, for {timeout} at most"));
+            let draining = format!("{name}: draining {open}, for {timeout} at most");
+            self.log.info(&draining);
+            systemd::report_stopping(self.log, &draining);
             self.stop.escalate_to(Urgency::Drain);
         } else if !self.is_forced {
             self.is_forced = true;
@@ -344,11 +379,23 @@ fn wait_for_the_end(
     lifecycle: &Receiver<Lifecycle>,
     placement: &[usize],
     stopping: &mut Stopping,
+    mut watchdog: Option<&mut Watchdog>,
 ) -> Result<Drained, Failure> {
     let mut drained = Drained::default();
     let mut ended = 0;
     while ended < placement.len() {
-        match lifecycle.recv() {
+        let event = match &mut watchdog {
+            None => lifecycle.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(watchdog) => {
+                let event = lifecycle.recv_timeout(watchdog.period());
+                if event == Err(RecvTimeoutError::Timeout) {
+                    watchdog.check(stopping.log);
+                    continue;
+                }
+                event
+            }
+        };
+        match event {
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
             Ok(Lifecycle::Ended(_, Ok(shard))) => {
                 drained.cut += shard.cut;
@@ -410,7 +457,7 @@ mod tests {
             let (sender, lifecycle) = channel();
             shard(&sender, |exit_guard| exit_guard.report(Ok(Drained { cut: 0 })));
             shard(&sender, end);
-            let failure = wait_for_the_end(&lifecycle, &[4, 7], &mut stopping()).unwrap_err();
+            let failure = wait_for_the_end(&lifecycle, &[4, 7], &mut stopping(), None).unwrap_err();
             assert_eq!(failure.exit_code(), 1);
             let said = failure.to_string();
             assert!(said.contains("shard 1 on CPU 7 died") && said.contains(cause), "{said}");
@@ -422,7 +469,7 @@ mod tests {
         let (sender, lifecycle) = channel();
         shard(&sender, |exit_guard| exit_guard.report(Ok(Drained { cut: 1 })));
         shard(&sender, |exit_guard| exit_guard.report(Ok(Drained { cut: 2 })));
-        let drained = wait_for_the_end(&lifecycle, &[0, 1], &mut stopping());
+        let drained = wait_for_the_end(&lifecycle, &[0, 1], &mut stopping(), None);
         assert_eq!(drained, Ok(Drained { cut: 3 }));
     }
 
@@ -432,7 +479,7 @@ mod tests {
         let mut stopping = stopping();
         sender.send(Lifecycle::Signal(SIGHUP)).unwrap();
         shard(&sender, |exit_guard| exit_guard.report(Ok(Drained::default())));
-        wait_for_the_end(&lifecycle, &[0], &mut stopping).unwrap();
+        wait_for_the_end(&lifecycle, &[0], &mut stopping, None).unwrap();
         assert_eq!(stopping.stop.urgency(), Urgency::Drain);
         assert_eq!(stopping.conclude(Drained { cut: 1 }), Ok(()), "a drain that timed out is none");
         for signal in [SIGTERM, SIGINT] {

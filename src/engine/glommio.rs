@@ -22,6 +22,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,7 @@ struct Hub {
     started: Instant,
     /// Milliseconds since `started`, as of the last tick.
     now_ms: Cell<u64>,
+    heartbeat: Arc<AtomicU64>,
     urgency: Cell<Urgency>,
     /// When draining began.
     drain_ms: Cell<u64>,
@@ -65,6 +67,7 @@ impl Hub {
     /// Reads the clocks and wakes the tasks that have waited too long.
     fn tick(&self) {
         self.now_ms.set(self.started.elapsed().as_millis() as u64);
+        self.heartbeat.store(self.now_ms.get(), Ordering::Relaxed);
         self.service.borrow_mut().set_time(unix_seconds());
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else {
@@ -130,6 +133,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         limits: shard.limits,
         started: Instant::now(),
         now_ms: Cell::new(0),
+        heartbeat: shard.heartbeat,
         urgency: Cell::new(Urgency::Serve),
         drain_ms: Cell::new(0),
         cut: Cell::new(0),
@@ -174,8 +178,10 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     hub.drain_ms.set(hub.now_ms.get());
     // As many as a backlog holds: a flood of connections does not hold up the stop.
     accept_all(&hub, &admission, index, &listener, usize::from(BACKLOG)).await;
-    // Ends listening now: a poll that the ring still holds would keep the port for a moment.
-    let _ = listener.get_ref().shutdown(Shutdown::Read);
+    if !shard.is_listener_shared {
+        // Ends listening now: a poll that the ring still holds would keep the port for a moment.
+        let _ = listener.get_ref().shutdown(Shutdown::Read);
+    }
     drop(listener);
 
     let end = Instant::now() + shard.drain_timeout;

@@ -18,7 +18,7 @@ use crate::service::Service;
 use crate::uring::Wakeup;
 use socket2::Socket;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Seconds of the Unix epoch, for dates.
@@ -57,8 +57,10 @@ pub const DRAIN_QUIET_MS: u64 = 20;
 pub struct Shard {
     /// Which shard this is, from 0.
     pub index: usize,
-    /// A listening socket of its own, non-blocking.
+    /// A listening socket, non-blocking.
     pub listener: Socket,
+    /// Others have the same listening socket, and it goes on listening without this shard.
+    pub is_listener_shared: bool,
     /// Answers its requests.
     pub service: Service,
     /// What a connection may ask.
@@ -73,6 +75,9 @@ pub struct Shard {
     pub drain_timeout: Duration,
     /// How long it polls before it sleeps.
     pub spin: Spin,
+    /// Milliseconds since the shard's start, as of its last look at the clock: at least once per second
+    /// while it is alive.
+    pub heartbeat: Arc<AtomicU64>,
 }
 
 /// How a shard has ended.

@@ -17,6 +17,7 @@ use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
 use socket2::Socket;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
@@ -41,6 +42,7 @@ struct Reactor {
     admission: Arc<Admission>,
     stop: Arc<Stop>,
     limits: Limits,
+    heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
     spare: Vec<Vec<u8>>,
@@ -81,7 +83,7 @@ pub(super) async fn run_with(
 ) -> io::Result<Drained> {
     let mut ring = Uring::new(sizes, Issuer::ThisThread)?;
     ring.watch(shard.wakeup);
-    ring.listen(shard.listener);
+    ring.listen(shard.listener, shard.is_listener_shared);
     let mut reactor = Reactor {
         ring,
         service: shard.service,
@@ -89,6 +91,7 @@ pub(super) async fn run_with(
         admission: shard.admission,
         stop: shard.stop,
         limits: shard.limits,
+        heartbeat: shard.heartbeat,
         queue: Vec::new(),
         spare: Vec::new(),
         started: Instant::now(),
@@ -353,6 +356,7 @@ impl Reactor {
 
     fn read_clocks(&mut self) {
         self.now_ms = milliseconds(self.started.elapsed());
+        self.heartbeat.store(self.now_ms, Ordering::Relaxed);
         self.service.set_time(unix_seconds());
     }
 

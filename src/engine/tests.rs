@@ -67,6 +67,7 @@ fn with_shards(
         let shard = Shard {
             index,
             listener,
+            is_listener_shared: false,
             service: Service::new(writer, metrics, policy, 0),
             limits: Limits {
                 body_bytes_max: 1000,
@@ -77,6 +78,7 @@ fn with_shards(
             stop: Arc::clone(&stop),
             drain_timeout: Duration::from_secs(5),
             spin: Spin::Auto,
+            heartbeat: Arc::default(),
         };
         let (ready, met) = (ready.clone(), met.clone());
         let run = move || async move {

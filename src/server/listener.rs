@@ -39,6 +39,31 @@ pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, 
     Ok(listeners)
 }
 
+/// One listening socket per shard on the address of one that this process was started with, and
+/// whether they are one and the same. SO_REUSEPORT groups sockets of one user only: where a service
+/// manager of another user made the first, the shards share it.
+pub(super) fn listen_beside(inherited: Socket, shards: usize) -> io::Result<(Vec<Socket>, bool)> {
+    let bound = inherited.local_addr()?;
+    let address = bound.as_socket().ok_or(ErrorKind::Unsupported)?;
+    inherited.set_reuse_port(true)?;
+    let beside = || -> io::Result<Socket> {
+        let socket = open(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&bound)?;
+        socket.listen(BACKLOG.into())?;
+        Ok(socket)
+    };
+    let group: io::Result<Vec<Socket>> = (1..shards).map(|_| beside()).collect();
+    let (others, is_one) = match group {
+        Ok(others) => (others, false),
+        Err(_) => {
+            let clones: io::Result<_> = (1..shards).map(|_| inherited.try_clone()).collect();
+            (clones?, true)
+        }
+    };
+    Ok((std::iter::once(inherited).chain(others).collect(), is_one))
+}
+
 fn refusal(address: SocketAddr, error: &io::Error) -> Failure {
     let port = address.port();
     let what = match error.kind() {

@@ -227,6 +227,7 @@ pub(crate) struct Uring<T> {
     kernel: ManuallyDrop<Kernel>,
     slots: Slab<Box<Slot<T>>>,
     listener: Option<Socket>,
+    is_listener_shared: bool,
     is_accepting: bool,
     /// Its listener is closed as soon as accepting has ended.
     is_listener_closing: bool,
@@ -268,6 +269,7 @@ impl<T> Uring<T> {
             kernel: ManuallyDrop::new(kernel),
             slots: Slab::new(),
             listener: None,
+            is_listener_shared: false,
             is_accepting: false,
             is_listener_closing: false,
             wakeup: None,
@@ -345,10 +347,12 @@ impl<T> Uring<T> {
         self.slots.get_mut(key.index()).map(Box::as_mut).filter(|slot| !slot.is_closed)
     }
 
-    /// Accepts on a listener until [`Uring::close_listener`].
-    pub(crate) fn listen(&mut self, listener: Socket) {
+    /// Accepts on a listener until [`Uring::close_listener`]. A shared one goes on listening after that,
+    /// for whoever else has it.
+    pub(crate) fn listen(&mut self, listener: Socket, is_shared: bool) {
         assert!(self.listener.is_none(), "a ring has one listener");
         self.listener = Some(listener);
+        self.is_listener_shared = is_shared;
         self.accept();
     }
 
@@ -373,8 +377,10 @@ impl<T> Uring<T> {
     /// Stops listening. What was accepted before is still reported.
     pub(crate) fn close_listener(&mut self) {
         if let Some(listener) = &self.listener {
-            // Frees a TCP port at once. Fails only where that is so.
-            let _ = listener.shutdown(Shutdown::Read);
+            if !self.is_listener_shared {
+                // Frees a TCP port at once. Fails only where that is so.
+                let _ = listener.shutdown(Shutdown::Read);
+            }
             if !self.is_accepting {
                 self.listener = None;
             } else if !std::mem::replace(&mut self.is_listener_closing, true) {

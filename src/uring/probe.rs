@@ -149,7 +149,7 @@ impl Trial {
 
     fn accept(&mut self) -> io::Result<()> {
         let (listener, address) = listen()?;
-        self.ring.listen(listener);
+        self.ring.listen(listener, false);
         for _ in 0..2 {
             let client = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             client.connect(&address)?;

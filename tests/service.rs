@@ -1,0 +1,154 @@
+//! `ringtally serve` as a service: readiness, the watchdog, and a listening socket that was passed on, as
+//! systemd does each, without systemd.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Client, PATIENCE, Server, engine, ringtally};
+use rustix::process::Signal;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What systemd listens on for reports.
+struct Reports {
+    socket: UnixDatagram,
+    path: std::path::PathBuf,
+}
+
+impl Reports {
+    fn new(name: &str) -> Reports {
+        let file = format!("ringtally-{name}-{}-{}", std::process::id(), engine());
+        let path = std::env::temp_dir().join(file);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Reports { socket, path }
+    }
+
+    fn next(&self) -> String {
+        let mut buffer = [0; 4096];
+        let len = self.socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..len].to_vec()).unwrap()
+    }
+}
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+fn serve(flags: &[&str]) -> Command {
+    let mut command = ringtally();
+    command.args(["serve", "--port", "0", "--engine", &engine()]).args(flags);
+    command
+}
+
+#[test]
+fn it_reports_that_it_is_ready_alive_and_stopping() {
+    let reports = Reports::new("reports");
+    let mut command = serve(&["--shards", "3"]);
+    command.env("NOTIFY_SOCKET", &reports.path).env("WATCHDOG_USEC", "3000000");
+    let server = Server::start_command(command);
+    let ready = reports.next();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    let status = format!("STATUS=listening on http://{} (3 shards", server.address);
+    assert!(ready.contains(&status), "{ready}");
+    // An idle server, over several intervals: at least twice per interval, or systemd would end it.
+    let start = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(reports.next().trim(), "WATCHDOG=1");
+    }
+    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
+    server.signal(Signal::TERM);
+    let stopping =
+        std::iter::repeat_with(|| reports.next()).find(|report| !report.contains("WATCH"));
+    assert!(stopping.as_ref().unwrap().starts_with("STOPPING=1\nSTATUS=SIGTERM: draining"));
+    assert_eq!(server.wait().0, Some(0));
+}
+
+#[test]
+fn a_watchdog_that_an_idle_server_cannot_keep_is_refused() {
+    let output = serve(&[]).env("WATCHDOG_USEC", "2999999").output().unwrap();
+    let said = common::text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("raise WatchdogSec= to 3s or more"), "{said}");
+}
+
+#[test]
+fn nobody_who_listens_for_reports_is_a_warning() {
+    let mut command = serve(&["--shards", "1"]);
+    command.env("NOTIFY_SOCKET", "/nonexistent");
+    let server = Server::start_command(command);
+    server.client().event("u", 1.0);
+    server.signal(Signal::TERM);
+    let (code, _, log) = server.wait_with_log();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("warning: cannot report to NOTIFY_SOCKET"), "{log}");
+}
+
+/// Starts a server on descriptor 3, which is `listener`; `prefix` runs it as another user, say.
+fn start_on(listener: &TcpListener, prefix: &str) -> Server {
+    let script = format!(
+        r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
+           exec {prefix} "$0" serve --shards 3 --engine {}"#,
+        engine()
+    );
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).arg(ringtally().get_program());
+    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
+    Server::start_command(command)
+}
+
+fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Who connects while no server runs waits in the socket, and is served by the next one.
+fn serves_across_restarts(prefix: &str) {
+    let (listener, address) = listener();
+    for restart in 0..3 {
+        let mut early = Client::connect(address);
+        let server = start_on(&listener, prefix);
+        assert_eq!(server.address, address, "{restart}");
+        early.event("early", 1.0);
+        let mut clients: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
+        clients.iter_mut().for_each(|client| client.event("u", 1.0));
+        let totals = server.stop();
+        assert_eq!((totals.total, totals.users), (13, 2), "{restart}");
+    }
+}
+
+#[test]
+fn a_passed_socket_is_served_and_outlives_the_server() {
+    serves_across_restarts("");
+}
+
+/// SO_REUSEPORT groups sockets of one user only: here the shards share the one socket.
+#[test]
+fn a_socket_that_another_user_has_made_is_shared_by_all_shards() {
+    if rustix::process::geteuid().is_root() {
+        serves_across_restarts("setpriv --reuid=65534 --clear-groups");
+    }
+}
+
+#[test]
+fn anything_but_one_listening_tcp_socket_is_refused() {
+    let datagrams = UnixDatagram::unbound().unwrap();
+    for (descriptor, count) in [(OwnedFd::from(datagrams), 1), (OwnedFd::from(listener().0), 2)] {
+        let script = format!(
+            r#"exec 3<&0 0</dev/null 4<&3; LISTEN_PID=$$ LISTEN_FDS={count} exec "$0" serve"#
+        );
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(ringtally().get_program());
+        let output = command.stdin(Stdio::from(descriptor)).output().unwrap();
+        let said = common::text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("LISTEN_FDS") && said.contains("ListenStream="), "{said}");
+    }
+}
