@@ -5,10 +5,12 @@
 
 mod common;
 
-use common::{Server, ringtally, run, text};
+use common::{Client, Server, ringtally, run, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 const COMMANDS: [&str; 6] = ["serve", "load", "challenge", "doctor", "completions", "man"];
 
@@ -58,7 +60,7 @@ fn a_refused_value_says_what_is_expected() {
         (&["serve", "--cpus", "3-1"], "selects no CPU"),
         (&["serve", "--cpus", "x"], "invalid CPU list 'x': use the taskset syntax, such as 0-3,8"),
         (&["serve", "--cpus", "1023"], "outside the affinity mask"),
-        (&["serve", "--admin-token-file", "/nonexistent"], "cannot read the token file"),
+        (&["serve", "--admin-token-file", "/nonexistent"], "cannot read --admin-token-file"),
         (&["load", "0"], "from 1 to"),
         (&["load", "-5"], "from 1 to"),
         (&["load", "1", "0"], "from 1 to 64,511"),
@@ -117,9 +119,11 @@ fn counts_may_be_short_and_the_last_of_a_repeated_flag_wins() {
 #[test]
 fn each_threshold_counts_when_several_are_given() {
     let server = Server::start(&["--shards", "1"]);
-    for (thresholds, code) in
-        [(["p99>1h", "rps<0.001"], 0), (["p99>1h", "rps>0.001"], 1), (["p99>0us", "rps<0.001"], 1)]
-    {
+    for (thresholds, code) in [
+        (["p99>3600s", "rps<0.001"], 0),
+        (["p99>3600s", "rps>0.001"], 1),
+        (["p99>0us", "rps<0.001"], 1),
+    ] {
         let flags = ["100", "2", "--fail-if", thresholds[0], "--fail-if", thresholds[1]];
         let (found, _, said) = load(&server, &flags);
         assert_eq!(found, Some(code), "{thresholds:?}: {said}");
@@ -189,4 +193,32 @@ fn shells_complete_and_man_describes_every_command() {
         let page = text(&run(&["man", command]).stdout);
         assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
     }
+}
+
+#[test]
+fn a_ready_server_writes_its_address_to_a_descriptor() {
+    let mut child = ringtally()
+        .args(["serve", "--port", "0", "--shards", "1", "--ready-fd", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut address = String::new();
+    stdout.read_line(&mut address).unwrap();
+    assert_eq!(Client::connect(address.trim_end().parse().unwrap()).stats().total, 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = refusal(&["serve", "--port", "0", "--ready-fd", "999"]);
+    assert!(said.contains("pass a descriptor that is open for writing"), "{said}");
+}
+
+#[test]
+fn a_server_of_challenge_that_does_not_start_is_reported_once() {
+    // More files than any limit allows.
+    let output = run(&["challenge", "1", "1", "--max-connections", "1e15"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.starts_with("error: the server did not start: "), "{said}");
+    assert!(said.contains("ulimit -n") && said.lines().count() == 1, "{said}");
 }

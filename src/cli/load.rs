@@ -114,14 +114,15 @@ pub(super) struct LoadTuning {
     /// A threshold is a figure, an operator (< <= > >= == !=), and a limit. A
     /// figure that is known only as a bound fails the run unless the bound
     /// decides. The figures are:
-    ///   mean, p50, p90, p99, p99.9, max
+    ///   mean, p50, p90, p95, p99, p99.9, p99.99, max
     ///       latency, with its unit: p99>5ms, max>=300us
     ///   rps  requests per second: rps<100k
     ///   held  share of --rate that was reached: held<0.99
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
-    ///   client_cpu_us, server_cpu_us
-    ///       CPU time per request in µs; the server's only in challenge
+    ///   client_cpu_us, client_poll_us, server_cpu_us
+    ///       CPU time per request in µs: of the client without polling, what it
+    ///       polled, and of the server (challenge only)
     ///   verdict  exact, wrong, or undecided: verdict!=exact
     ///   client_limited  whether the client was the limit: true or false
     #[arg(long, value_name = "THRESHOLD", verbatim_doc_comment)]
