@@ -423,7 +423,8 @@ fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
         _ => Duration::ZERO,
     };
     let fake = Fake::start(Habits { delay, ..GOOD });
-    let flags = ["40", "2", "--warmup", "12", "--timeout", "300ms", "--rate", "20", "--watch"];
+    let mut flags = vec!["40", "2", "--threads", "1", "--warmup", "12", "--timeout", "300ms"];
+    flags.extend(["--rate", "20", "--watch"]);
     let (_, report) = load(&fake.url(), &flags);
     assert_ne!(report["verdict"], "wrong", "{report}");
     assert!(report["warm_up"]["unknown"].as_u64().unwrap() > 0, "{report}");

@@ -203,7 +203,7 @@ fn gates_fail_the_run_with_a_line_each() {
     assert_eq!(with(&["p99>10s", "rps<1", "verdict!=exact"]), (Some(0), String::new()));
     let (code, said) = with(&["p99>1ns", "rps>1", "verdict!=exact"]);
     assert_eq!((code, said.lines().count()), (Some(1), 2), "{said}");
-    assert!(said.contains("p99>1ns: it is ") && said.contains("rps>1: it is "), "{said}");
+    assert!(said.contains("p99>1ns: p99 is ") && said.contains("rps>1: rps is "), "{said}");
     let (code, said) = with(&["p98>1ms"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("--fail-if"), "{said}");

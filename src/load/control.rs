@@ -335,8 +335,14 @@ fn parse_totals(body: &[u8]) -> Option<Totals> {
     let whole = |name: &str| {
         let number = json.get(name)?;
         let float = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
-        // A float beyond the range becomes the largest number, which no run can reach.
-        number.as_u64().or(float.map(|float| float as u64))
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is whole and not negative; beyond the range it becomes the largest number, \
+                      which no run can reach"
+        )]
+        let rounded = float.map(|float| float as u64);
+        number.as_u64().or(rounded)
     };
     Some(Totals {
         total_requests: whole("totalRequests")?,

@@ -183,8 +183,7 @@ impl Workload {
             let below = |limit: u64| u128::from(limit).saturating_sub(event).div_ceil(stride);
             found += below(self.events).saturating_sub(below(rest.start));
         }
-        // No more than there are events.
-        found as u64
+        u64::try_from(found).unwrap_or_else(|_| unreachable!("there are no more than events"))
     }
 
     /// What all events but those of the sets, which have no event in common, add up to.

@@ -4,8 +4,8 @@
 //! shares is the ring that moves bytes.
 //!
 //! - `run`: a run from its first request to its report.
-//! - `worker`, `connection`, `transport`, `schedule`, `workload`, `response`: send events, and read
-//!   responses.
+//! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
+//!   `workload`, `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
 //! - `ledger`, `event_set`, `verdict`, `watch`: judge what the server counted.
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
@@ -23,6 +23,7 @@ mod report;
 mod response;
 mod run;
 mod schedule;
+mod shared;
 mod thresholds;
 mod timeline;
 mod transport;

@@ -5,8 +5,8 @@ mod screen;
 
 use super::latency::Slice;
 use super::report::{counted, grouped, rounded, time};
+use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};
-use super::worker::{Progress, Run};
 use super::{Config, Show};
 use rustix::termios::tcgetwinsize;
 use screen::Screen;

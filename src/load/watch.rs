@@ -1,7 +1,7 @@
 //! Polls `/stats` during a run, and finds responses that cannot be.
 
 use super::control::{Control, Server};
-use super::worker::Progress;
+use super::shared::Progress;
 use super::workload::{Totals, Values};
 use crossbeam_utils::CachePadded;
 use serde::Serialize;

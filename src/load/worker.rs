@@ -4,41 +4,29 @@
 //! another one; events that were sent and have no response may have been counted or not: they are
 //! unknown, and are not sent again.
 
+mod lifecycle;
+
 use super::client_load::{ThreadTime, thread_cpu};
 use super::connection::{Connection, Next, State};
-use super::event_set::Rest;
 use super::interrupt;
 use super::latency::Slice;
 use super::ledger::Ledger;
 use super::response::Malformed;
 use super::schedule::{Due, Left, Schedule};
+use super::shared::Run;
 use super::transport::{Event, Filled, Transport, Wait};
 use super::workload::Workload;
-use crossbeam_utils::CachePadded;
+use lifecycle::By;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// How long to wait before a connection that failed is opened again, and one that the server had no
-/// room for.
-const RETRY_AFTER_NS: u64 = 20_000_000;
-const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
-/// How long a server that closes after each response may take to do so. One that has not by then
-/// keeps its connections after all.
-const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
-/// A connection that was open for so long has shown that there is a server.
-const PROOF_OF_SERVER_NS: u64 = 1_000_000_000;
 /// How long an interrupted run waits for responses to what was sent.
 const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
 /// Ticks come fifty times per second: a thread that saw none for so long did not run.
 const SUSPENDED_FROM_NS: u64 = 1_000_000_000;
-/// Connections that must end after one response, against the server's word, until each gets one
-/// request only.
-const BROKEN_PROMISES: u64 = 2;
 /// Requests that are given to the kernel together. It sends them one by one, about 2 µs each, and
 /// their send time is read once for all of them.
 const SENDS_PER_SUBMIT: usize = 16;
@@ -47,96 +35,6 @@ const GIVE_UP_ROUNDS: usize = 3;
 /// From this time before an event is due on, an open loop polls: a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
-
-/// How far a thread is. Written by it alone.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Requests that may have left. Written before they do.
-    pub(super) sent: AtomicU64,
-    pub(super) acknowledged: AtomicU64,
-    /// Requests that have ended, with a response or without.
-    pub(super) ended: AtomicU64,
-    pub(super) connect_failures: AtomicU64,
-}
-
-/// What all threads of a run share.
-pub(super) struct Run {
-    pub(super) workload: Workload,
-    pub(super) address: SocketAddr,
-    /// The head of every request, up to the value of Content-Length.
-    pub(super) head: Vec<u8>,
-    /// Requests in flight per connection.
-    pub(super) depth: usize,
-    /// Requests per second of an open loop; `None` is a closed loop.
-    pub(super) rate: Option<u64>,
-    pub(super) timeout: Duration,
-    /// Events to send before those of the workload, which are measured.
-    pub(super) warm_up: u64,
-    pub(super) threads: usize,
-    pub(super) keep_alive: KeepAlive,
-    /// The server cannot be talked to: nothing more is to be sent.
-    pub(super) is_called_off: AtomicBool,
-    /// The first event of the warm-up, and of the run, that no thread has taken.
-    pub(super) next: [AtomicU64; 2],
-    /// Events of the warm-up without a response, which may be counted at any time.
-    pub(super) late: AtomicU64,
-    pub(super) progress: Vec<CachePadded<Progress>>,
-    /// All threads are ready for the next phase, and all may start it: waited for twice.
-    pub(super) gate: Barrier,
-}
-
-/// Whether the server keeps connections open, as far as all threads have seen.
-#[derive(Debug)]
-pub(super) struct KeepAlive {
-    /// The server closes after each response: one request per connection.
-    is_one_shot: AtomicBool,
-    /// The server was found to do so at any time.
-    was_one_shot: AtomicBool,
-    /// Connections that ended after one response, against the server's word, since one took two.
-    broken: AtomicU64,
-}
-
-impl KeepAlive {
-    pub(super) fn new(keeps_alive: bool) -> KeepAlive {
-        KeepAlive {
-            is_one_shot: AtomicBool::new(!keeps_alive),
-            was_one_shot: AtomicBool::new(!keeps_alive),
-            broken: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether each connection takes one request only.
-    #[inline]
-    pub(super) fn is_one_shot(&self) -> bool {
-        self.is_one_shot.load(Ordering::Relaxed)
-    }
-
-    /// Whether that was so at any time.
-    pub(super) fn was_one_shot(&self) -> bool {
-        self.was_one_shot.load(Ordering::Relaxed)
-    }
-
-    /// Notes a connection that ended after one response, against the server's word.
-    fn note_broken(&self) {
-        if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN_PROMISES {
-            self.is_one_shot.store(true, Ordering::Relaxed);
-            self.was_one_shot.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Notes a connection that took a second request.
-    fn note_second_response(&self) {
-        if self.broken.load(Ordering::Relaxed) > 0 {
-            self.broken.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Notes a connection that stayed open after a response, although it was not to.
-    fn note_kept(&self) {
-        self.broken.store(0, Ordering::Relaxed);
-        self.is_one_shot.store(false, Ordering::Relaxed);
-    }
-}
 
 /// What a thread did in a phase.
 #[derive(Debug)]
@@ -173,13 +71,6 @@ struct Counts {
     gave_up: bool,
     /// Requests given up since the last response.
     given_up_in_a_row: usize,
-}
-
-/// Who has ended a connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
-    Peer,
-    Us,
 }
 
 /// One client thread.
@@ -322,26 +213,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Opens all connections that are not open.
-    fn connect_all(&mut self) -> io::Result<()> {
-        for index in 0..self.connections.len() {
-            if matches!(self.connections[index].state, State::Down { .. }) {
-                self.connect(index);
-            }
-        }
-        let patience = Instant::now() + self.run.timeout;
-        let is_settled = |connection: &Connection| {
-            matches!(connection.state, State::Open { .. } | State::TurnedAway { .. })
-        };
-        while !self.connections.iter().all(is_settled)
-            && Instant::now() < patience
-            && !interrupt::is_asked()
-        {
-            self.turn(Wait::One)?;
-        }
-        Ok(())
-    }
-
     fn send_all(&mut self) -> io::Result<()> {
         // What happened while the others were waited for: a server may have turned connections away.
         self.turn(Wait::No)?;
@@ -405,8 +276,9 @@ impl<'a> Worker<'a> {
 
     /// Nanoseconds since the start.
     fn clock_ns(&self) -> u64 {
-        // It ends after 584 years.
-        self.started.elapsed().as_nanos() as u64
+        #[allow(clippy::cast_possible_truncation, reason = "no run takes 584 years")]
+        let ns = self.started.elapsed().as_nanos() as u64;
+        ns
     }
 
     fn read_clock(&mut self) {
@@ -476,11 +348,6 @@ impl<'a> Worker<'a> {
         !self.waiting.is_empty() || self.schedule.next_ns().is_some()
     }
 
-    /// Whether connections are to be opened.
-    fn needs_connections(&self) -> bool {
-        !self.is_running || self.has_work()
-    }
-
     /// Nothing is connected, and nothing has been for too long; or there are no responses at all; or
     /// an interrupted run has waited for them long enough.
     fn has_given_up(&self) -> bool {
@@ -542,45 +409,6 @@ impl<'a> Worker<'a> {
             }
             Left::Rest(rest) => self.ledger.leave(rest),
         }
-    }
-
-    /// Books requests whose connection has ended: those of which the kernel had taken a byte are
-    /// unknown, the others wait for another connection.
-    fn give_up(&mut self, index: usize, handed_over: u64) {
-        let workload = self.workload();
-        for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
-            self.in_flight -= 1;
-            if may_have_left {
-                self.ledger.unknown.insert(&workload, flight.event);
-                self.counts.ended += 1;
-                self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
-                if let Some(from_send) = &mut self.slice.from_send {
-                    from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
-                }
-            } else {
-                self.counts.sent -= 1;
-                if self.interrupted_ns.is_some() {
-                    self.ledger.unsent.insert(&workload, flight.event);
-                } else {
-                    self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
-                }
-            }
-        }
-    }
-
-    fn connect(&mut self, index: usize) {
-        let state = State::Connecting { since_ns: self.now_ns };
-        self.connections[index] = Connection::new(state);
-        if let Err(error) = self.wire.connect(index) {
-            self.note_failure_to_connect(index, Some(error));
-        }
-    }
-
-    fn note_failure_to_connect(&mut self, index: usize, error: Option<io::Error>) {
-        self.ledger.trouble.connect_failures += 1;
-        self.connect_error = self.connect_error.take().or(error);
-        let until_ns = self.now_ns + RETRY_AFTER_NS;
-        self.connections[index] = Connection::new(State::Down { until_ns });
     }
 
     /// Whether a connection takes another request now.
@@ -717,116 +545,4 @@ impl<'a> Worker<'a> {
             }
         }
     }
-
-    /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
-    /// next one if there is work.
-    fn end(&mut self, index: usize, handed_over: u64, by: By) {
-        // The end of a connection can end a response.
-        if by == By::Peer && self.take_responses(index, true).is_err() {
-            self.ledger.trouble.garbled += 1;
-        } else if by == By::Peer && self.connections[index].has_part() {
-            self.ledger.trouble.garbled += 1;
-        }
-        let connection = &self.connections[index];
-        if let State::Open { since_ns } = connection.state
-            && self.now_ns.saturating_sub(since_ns) >= PROOF_OF_SERVER_NS
-        {
-            self.progress_ns = self.now_ns;
-        }
-        let (answered, says_close) = (connection.answered(), connection.says_close());
-        let was_turned_away = connection.was_turned_away();
-        if by == By::Peer && answered > 0 && !says_close && connection.owes_response(handed_over) {
-            self.ledger.trouble.broken_keep_alives += 1;
-            // One that took more than one request was kept for a while.
-            if answered == 1 {
-                self.run.keep_alive.note_broken();
-            }
-        }
-        self.give_up(index, handed_over);
-        if was_turned_away {
-            self.ledger.trouble.turned_away += 1;
-            let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
-            self.connections[index] = Connection::new(State::TurnedAway { until_ns });
-        } else if by == By::Peer && answered == 0 && self.has_work() {
-            // A server that ends what it has not responded to is not asked again at once.
-            self.ledger.trouble.reconnects += 1;
-            let until_ns = self.now_ns + RETRY_AFTER_NS;
-            self.connections[index] = Connection::new(State::Down { until_ns });
-        } else {
-            self.reconnect(index);
-        }
-    }
-
-    fn reconnect(&mut self, index: usize) {
-        if self.needs_connections() {
-            self.ledger.trouble.reconnects += 1;
-            self.connect(index);
-        } else {
-            self.connections[index] = Connection::new(State::Down { until_ns: 0 });
-        }
-    }
-
-    /// Ends what has waited too long.
-    fn tick(&mut self) {
-        self.check_interrupt();
-        // Durations over 584 years do not end.
-        let timeout_ns = u64::try_from(self.run.timeout.as_nanos()).unwrap_or(u64::MAX);
-        let (now_ns, patience_from_ns) = (self.now_ns, self.patience_from_ns);
-        let is_over = |since_ns: u64, limit_ns: u64| {
-            now_ns.saturating_sub(since_ns.max(patience_from_ns)) > limit_ns
-        };
-        let has_open = self.connections.iter().any(Connection::is_open);
-        for index in 0..self.connections.len() {
-            let connection = &self.connections[index];
-            let is_one_shot = self.run.keep_alive.is_one_shot();
-            match connection.state {
-                State::Open { .. } => {
-                    let oldest = connection.oldest();
-                    let is_spent = is_one_shot && oldest.is_none() && connection.answered() > 0;
-                    if is_spent {
-                        self.wire.close(index);
-                        self.reconnect(index);
-                    } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
-                        self.ledger.trouble.timeouts += 1;
-                        self.counts.given_up_in_a_row += 1;
-                        // So often it is tried again.
-                        self.progress_ns = now_ns;
-                        let handed_over = self.wire.handed_over(index);
-                        self.wire.close(index);
-                        self.end(index, handed_over, By::Us);
-                    }
-                }
-                State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
-                    self.wire.close(index);
-                    self.note_failure_to_connect(index, Some(io::ErrorKind::TimedOut.into()));
-                }
-                State::Closing { since_ns } => {
-                    let is_over = is_over(since_ns, CLOSE_PATIENCE_NS);
-                    let is_kept = !connection.says_close() && (is_over || !is_one_shot);
-                    if is_kept {
-                        self.run.keep_alive.note_kept();
-                        self.connections[index].state = State::Open { since_ns };
-                        self.offer(index);
-                    } else if is_over {
-                        self.wire.close(index);
-                        self.reconnect(index);
-                    }
-                }
-                State::Down { until_ns } if now_ns >= until_ns && self.needs_connections() => {
-                    self.connect(index);
-                }
-                State::TurnedAway { until_ns }
-                    if now_ns >= until_ns && !has_open && self.needs_connections() =>
-                {
-                    self.connect(index);
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// What no thread of a closed loop took.
-pub(super) fn rest_of_closed_loop(next: &AtomicU64, events: u64) -> Rest {
-    Rest { start: next.load(Ordering::Relaxed).min(events), step: 1 }
 }

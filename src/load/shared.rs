@@ -1,0 +1,108 @@
+//! What all client threads of a run share.
+
+use super::event_set::Rest;
+use super::workload::Workload;
+use crossbeam_utils::CachePadded;
+use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Connections that must end after one response, against the server's word, until each gets one
+/// request only.
+const BROKEN_PROMISES: u64 = 2;
+
+/// How far a thread is. Written by it alone.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Requests that may have left. Written before they do.
+    pub(super) sent: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+    /// Requests that have ended, with a response or without.
+    pub(super) ended: AtomicU64,
+    pub(super) connect_failures: AtomicU64,
+}
+
+/// A run, as its threads see it.
+pub(super) struct Run {
+    pub(super) workload: Workload,
+    pub(super) address: SocketAddr,
+    /// The head of every request, up to the value of Content-Length.
+    pub(super) head: Vec<u8>,
+    /// Requests in flight per connection.
+    pub(super) depth: usize,
+    /// Requests per second of an open loop; `None` is a closed loop.
+    pub(super) rate: Option<u64>,
+    pub(super) timeout: Duration,
+    /// Events to send before those of the workload, which are measured.
+    pub(super) warm_up: u64,
+    pub(super) threads: usize,
+    pub(super) keep_alive: KeepAlive,
+    /// The server cannot be talked to: nothing more is to be sent.
+    pub(super) is_called_off: AtomicBool,
+    /// The first event of the warm-up, and of the run, that no thread has taken.
+    pub(super) next: [AtomicU64; 2],
+    /// Events of the warm-up without a response, which may be counted at any time.
+    pub(super) late: AtomicU64,
+    pub(super) progress: Vec<CachePadded<Progress>>,
+    /// All threads are ready for the next phase, and all may start it: waited for twice.
+    pub(super) gate: Barrier,
+}
+
+/// Whether the server keeps connections open, as far as all threads have seen.
+#[derive(Debug)]
+pub(super) struct KeepAlive {
+    /// The server closes after each response: one request per connection.
+    is_one_shot: AtomicBool,
+    /// The server was found to do so at any time.
+    was_one_shot: AtomicBool,
+    /// Connections that ended after one response, against the server's word, since one took two.
+    broken: AtomicU64,
+}
+
+impl KeepAlive {
+    pub(super) fn new(keeps_alive: bool) -> KeepAlive {
+        KeepAlive {
+            is_one_shot: AtomicBool::new(!keeps_alive),
+            was_one_shot: AtomicBool::new(!keeps_alive),
+            broken: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether each connection takes one request only.
+    #[inline]
+    pub(super) fn is_one_shot(&self) -> bool {
+        self.is_one_shot.load(Ordering::Relaxed)
+    }
+
+    /// Whether that was so at any time.
+    pub(super) fn was_one_shot(&self) -> bool {
+        self.was_one_shot.load(Ordering::Relaxed)
+    }
+
+    /// Notes a connection that ended after one response, against the server's word.
+    pub(super) fn note_broken(&self) {
+        if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN_PROMISES {
+            self.is_one_shot.store(true, Ordering::Relaxed);
+            self.was_one_shot.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a connection that took a second request.
+    pub(super) fn note_second_response(&self) {
+        if self.broken.load(Ordering::Relaxed) > 0 {
+            self.broken.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a connection that stayed open after a response, although it was not to.
+    pub(super) fn note_kept(&self) {
+        self.broken.store(0, Ordering::Relaxed);
+        self.is_one_shot.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What no thread of a closed loop took.
+pub(super) fn rest_of_closed_loop(next: &AtomicU64, events: u64) -> Rest {
+    Rest { start: next.load(Ordering::Relaxed).min(events), step: 1 }
+}

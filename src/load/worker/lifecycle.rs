@@ -1,0 +1,198 @@
+//! How the connections of a client thread are opened, how they end, and what happens to the requests
+//! on them.
+
+use super::Worker;
+use crate::load::connection::{Connection, State};
+use crate::load::interrupt;
+use crate::load::schedule::Due;
+use crate::load::transport::Wait;
+use std::io;
+use std::time::Instant;
+
+/// How long to wait before a connection that failed is opened again, and one that the server had no
+/// room for.
+const RETRY_AFTER_NS: u64 = 20_000_000;
+const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
+/// How long a server that closes after each response may take to do so. One that has not by then
+/// keeps its connections after all.
+const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
+/// A connection that was open for so long has shown that there is a server.
+const PROOF_OF_SERVER_NS: u64 = 1_000_000_000;
+
+/// Who has ended a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Peer,
+    Us,
+}
+
+impl Worker<'_> {
+    /// Opens all connections that are not open.
+    pub(super) fn connect_all(&mut self) -> io::Result<()> {
+        for index in 0..self.connections.len() {
+            if matches!(self.connections[index].state, State::Down { .. }) {
+                self.connect(index);
+            }
+        }
+        let patience = Instant::now() + self.run.timeout;
+        let is_settled = |connection: &Connection| {
+            matches!(connection.state, State::Open { .. } | State::TurnedAway { .. })
+        };
+        while !self.connections.iter().all(is_settled)
+            && Instant::now() < patience
+            && !interrupt::is_asked()
+        {
+            self.turn(Wait::One)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn connect(&mut self, index: usize) {
+        let state = State::Connecting { since_ns: self.now_ns };
+        self.connections[index] = Connection::new(state);
+        if let Err(error) = self.wire.connect(index) {
+            self.note_failure_to_connect(index, Some(error));
+        }
+    }
+
+    pub(super) fn note_failure_to_connect(&mut self, index: usize, error: Option<io::Error>) {
+        self.ledger.trouble.connect_failures += 1;
+        self.connect_error = self.connect_error.take().or(error);
+        let until_ns = self.now_ns + RETRY_AFTER_NS;
+        self.connections[index] = Connection::new(State::Down { until_ns });
+    }
+
+    /// Books requests whose connection has ended: those of which the kernel had taken a byte are
+    /// unknown, the others wait for another connection.
+    pub(super) fn give_up(&mut self, index: usize, handed_over: u64) {
+        let workload = self.workload();
+        for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
+            self.in_flight -= 1;
+            if may_have_left {
+                self.ledger.unknown.insert(&workload, flight.event);
+                self.counts.ended += 1;
+                self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
+                if let Some(from_send) = &mut self.slice.from_send {
+                    from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
+                }
+            } else {
+                self.counts.sent -= 1;
+                if self.interrupted_ns.is_some() {
+                    self.ledger.unsent.insert(&workload, flight.event);
+                } else {
+                    self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+                }
+            }
+        }
+    }
+
+    /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
+    /// next one if there is work.
+    pub(super) fn end(&mut self, index: usize, handed_over: u64, by: By) {
+        // The end of a connection can end a response.
+        let is_garbled = by == By::Peer
+            && (self.take_responses(index, true).is_err() || self.connections[index].has_part());
+        self.ledger.trouble.garbled += u64::from(is_garbled);
+        let connection = &self.connections[index];
+        if let State::Open { since_ns } = connection.state
+            && self.now_ns.saturating_sub(since_ns) >= PROOF_OF_SERVER_NS
+        {
+            self.progress_ns = self.now_ns;
+        }
+        let (answered, says_close) = (connection.answered(), connection.says_close());
+        let was_turned_away = connection.was_turned_away();
+        if by == By::Peer && answered > 0 && !says_close && connection.owes_response(handed_over) {
+            self.ledger.trouble.broken_keep_alives += 1;
+            // One that took more than one request was kept for a while.
+            if answered == 1 {
+                self.run.keep_alive.note_broken();
+            }
+        }
+        self.give_up(index, handed_over);
+        if was_turned_away {
+            self.ledger.trouble.turned_away += 1;
+            let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
+            self.connections[index] = Connection::new(State::TurnedAway { until_ns });
+        } else if by == By::Peer && answered == 0 && self.has_work() {
+            // A server that ends what it has not responded to is not asked again at once.
+            self.ledger.trouble.reconnects += 1;
+            let until_ns = self.now_ns + RETRY_AFTER_NS;
+            self.connections[index] = Connection::new(State::Down { until_ns });
+        } else {
+            self.reconnect(index);
+        }
+    }
+
+    pub(super) fn reconnect(&mut self, index: usize) {
+        if self.needs_connections() {
+            self.ledger.trouble.reconnects += 1;
+            self.connect(index);
+        } else {
+            self.connections[index] = Connection::new(State::Down { until_ns: 0 });
+        }
+    }
+
+    /// Whether connections are to be opened.
+    pub(super) fn needs_connections(&self) -> bool {
+        !self.is_running || self.has_work()
+    }
+
+    /// Ends what has waited too long.
+    pub(super) fn tick(&mut self) {
+        self.check_interrupt();
+        // Durations over 584 years do not end.
+        let timeout_ns = u64::try_from(self.run.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let (now_ns, patience_from_ns) = (self.now_ns, self.patience_from_ns);
+        let is_over = |since_ns: u64, limit_ns: u64| {
+            now_ns.saturating_sub(since_ns.max(patience_from_ns)) > limit_ns
+        };
+        let has_open = self.connections.iter().any(Connection::is_open);
+        for index in 0..self.connections.len() {
+            let connection = &self.connections[index];
+            let is_one_shot = self.run.keep_alive.is_one_shot();
+            match connection.state {
+                State::Open { .. } => {
+                    let oldest = connection.oldest();
+                    let is_spent = is_one_shot && oldest.is_none() && connection.answered() > 0;
+                    if is_spent {
+                        self.wire.close(index);
+                        self.reconnect(index);
+                    } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
+                        self.ledger.trouble.timeouts += 1;
+                        self.counts.given_up_in_a_row += 1;
+                        // So often it is tried again.
+                        self.progress_ns = now_ns;
+                        let handed_over = self.wire.handed_over(index);
+                        self.wire.close(index);
+                        self.end(index, handed_over, By::Us);
+                    }
+                }
+                State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
+                    self.wire.close(index);
+                    self.note_failure_to_connect(index, Some(io::ErrorKind::TimedOut.into()));
+                }
+                State::Closing { since_ns } => {
+                    let is_over = is_over(since_ns, CLOSE_PATIENCE_NS);
+                    let is_kept = !connection.says_close() && (is_over || !is_one_shot);
+                    if is_kept {
+                        self.run.keep_alive.note_kept();
+                        self.connections[index].state = State::Open { since_ns };
+                        self.offer(index);
+                    } else if is_over {
+                        self.wire.close(index);
+                        self.reconnect(index);
+                    }
+                }
+                State::Down { until_ns } if now_ns >= until_ns && self.needs_connections() => {
+                    self.connect(index);
+                }
+                State::TurnedAway { until_ns }
+                    if now_ns >= until_ns && !has_open && self.needs_connections() =>
+                {
+                    self.connect(index);
+                }
+                _ => {}
+            }
+        }
+    }
+}
