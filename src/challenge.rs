@@ -1,54 +1,130 @@
-//! The whole challenge in one command: a server process and this one as its client, on disjoint
-//! CPUs where there are two or more, and one report.
+//! The challenge in one command: a server process, this process as its client on other CPUs if there
+//! are two or more, and one report.
 
 use crate::failure::Failure;
 use crate::load::{self, Moment, Output, Server, ServerUse};
+use crate::log::Log;
 use crate::topology::format_cpu_list;
-use rustix::param::clock_ticks_per_second;
+use procfs::process::Process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long the server may take to get ready. Its own checks end sooner.
+const START_MAX: Duration = Duration::from_secs(30);
+/// How long the server may take to stop, beyond its drain timeout.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// How often to check whether it has stopped.
+const STOP_TICK: Duration = Duration::from_millis(2);
 
 /// A checked configuration.
 pub struct Config {
-    /// Flags for `serve`, as they would be typed.
+    /// Flags for `serve`, other than its address and CPUs.
     pub server_flags: Vec<OsString>,
     /// The server's CPUs.
     pub server_cpus: Vec<usize>,
-    /// The client's configuration, once the server is there.
+    /// The server's drain timeout.
+    pub drain_timeout: Duration,
+    /// Makes the client's configuration, once the server's address is known.
     pub load: Box<dyn FnOnce(Server) -> load::Config>,
     /// Where the report goes.
     pub output: Output,
 }
 
+/// What the server process did wrong. The message is its own, if it sent one.
+#[derive(Debug)]
+enum Error {
+    /// It could not be run.
+    Spawn(io::Error),
+    /// It ended before it was ready.
+    NotStarted { status: ExitStatus, message: Option<String> },
+    /// It was not ready in time.
+    StartTimedOut,
+    /// It failed during the run or at its end.
+    Failed { status: ExitStatus, message: Option<String> },
+    /// It did not stop in time, and was killed.
+    StopTimedOut,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Spawn(error) => write!(f, "cannot start the server: {error}"),
+            Error::NotStarted { message: Some(message), .. } => {
+                write!(f, "the server did not start: {message}")
+            }
+            Error::NotStarted { status, message: None } => {
+                write!(f, "the server did not start: it ended with {status}")
+            }
+            Error::StartTimedOut => {
+                write!(f, "the server was not ready within {} s", START_MAX.as_secs())
+            }
+            Error::Failed { message: Some(message), .. } => {
+                write!(f, "the server failed: {message}")
+            }
+            Error::Failed { status, message: None } => {
+                write!(f, "the server failed: it ended with {status} and without final totals")
+            }
+            Error::StopTimedOut => f.write_str("the server did not stop and was killed"),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let message = error.to_string();
+        match error {
+            // The server's own exit code says that the flags have to change.
+            Error::NotStarted { status, .. } if status.code() == Some(2) => Failure::Usage(message),
+            Error::Spawn(_) | Error::NotStarted { .. } | Error::StartTimedOut => {
+                Failure::Environment(message)
+            }
+            Error::Failed { .. } | Error::StopTimedOut => Failure::Wrong(message),
+        }
+    }
+}
+
 /// Runs the challenge. The server ends with this process, however that ends.
+///
+/// # Errors
+///
+/// Those of the server at its start and its end, of [`load::run`], and of the report's files; and
+/// [`Failure::Wrong`] if the report says so.
 pub fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
-    let load = (config.load)(Server::parse(&server.url)?);
+    let load = (config.load)(Server::parse(&format!("http://{}", server.address))?);
     let mut cpu = Vec::new();
     let report = load::run(&load, |moment| cpu.push((moment, server.cpu_time())));
-    let peak = server.peak_rss_bytes();
-    let last_words = server.stop();
-    let mut report = report?;
+    let peak_rss_bytes = server.peak_rss_bytes();
+    let stopped = server.stop(config.drain_timeout + STOP_MAX);
+    let mut report = match (report, &stopped) {
+        (Ok(report), _) => report,
+        (Err(failure), Ok(())) => return Err(failure),
+        // The server's failure is the cause of the client's.
+        (Err(_), Err(_)) => return stopped.map_err(Failure::from),
+    };
     if let [(Moment::Start, Some(before)), (Moment::End, Some(after))] = cpu[..] {
         report.add_server(ServerUse {
             user: after.user.saturating_sub(before.user),
             system: after.system.saturating_sub(before.system),
-            peak_rss_bytes: peak,
+            peak_rss_bytes,
             cpus: server_cpus,
         });
     }
     config.output.write(&report)?;
-    last_words?;
+    stopped?;
     report.check()
 }
 
-/// CPU time of a process.
+/// The CPU time of a process.
 #[derive(Clone, Copy, Debug)]
 struct CpuTime {
     user: Duration,
@@ -58,112 +134,165 @@ struct CpuTime {
 /// A server that this process started. Dropped, it is killed.
 struct ServerProcess {
     child: Child,
-    url: String,
-    /// Passes on what the server says on standard error.
-    echo: Option<JoinHandle<()>>,
+    /// As the server reported it: host and port.
+    address: String,
+    /// The address comes first, and the final totals last.
+    stdout: BufReader<ChildStdout>,
+    /// Ends with the server's log, and returns its last error.
+    log: Option<JoinHandle<Option<String>>>,
 }
 
 impl ServerProcess {
-    fn start(flags: &[OsString], cpus: &str) -> Result<Self, Failure> {
-        let cannot = |error| Failure::Environment(format!("cannot start the server: {error}"));
-        let mut child = Command::new(std::env::current_exe().map_err(cannot)?)
+    fn start(flags: &[OsString], cpus: &str) -> Result<Self, Error> {
+        let mut child = Command::new(std::env::current_exe().map_err(Error::Spawn)?)
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--cpus", cpus])
             .args(["--parent", &std::process::id().to_string()])
+            .args(["--ready-fd", "1", "--log", "json"])
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C in a terminal is for this process, which stops the server itself.
+            // Ctrl-C interrupts the client, which then stops the server and reports.
             .process_group(0)
             .spawn()
-            .map_err(cannot)?;
-        let mut said = Vec::new();
-        let mut lines = BufReader::new(child.stderr.take().ok_or_else(no_pipe)?).lines();
-        let mut server = ServerProcess { child, url: String::new(), echo: None };
-        for line in lines.by_ref().map_while(Result::ok) {
-            let address =
-                line.strip_prefix("listening on ").and_then(|rest| rest.split(' ').next());
-            if let Some(url) = address {
-                server.url = url.to_owned();
-                break;
-            }
-            said.push(line);
-        }
-        if server.url.is_empty() {
-            let said = said.join("; ");
-            let reason = said.strip_prefix("error: ").unwrap_or(&said).to_owned();
-            // The server's own exit code says whose fault it is.
-            return Err(match server.child.wait().ok().and_then(|status| status.code()) {
-                Some(2) => Failure::Usage(reason),
-                _ => Failure::Environment(format!("the server did not start: {reason}")),
-            });
-        }
-        server.echo = Some(std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = writeln!(std::io::stderr(), "server: {line}");
-            }
-        }));
+            .map_err(Error::Spawn)?;
+        let no_pipe = || Error::Spawn(io::Error::other("it has no standard output or error"));
+        let stdout = child.stdout.take().ok_or_else(no_pipe)?;
+        let stderr = child.stderr.take().ok_or_else(no_pipe)?;
+        let log = std::thread::spawn(|| relay_log(stderr));
+        let (stdout, log) = (BufReader::new(stdout), Some(log));
+        let mut server = ServerProcess { child, address: String::new(), stdout, log };
+        server.wait_until_ready()?;
         Ok(server)
     }
 
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// User and system time so far (proc_pid_stat(5)).
-    fn cpu_time(&self) -> Option<CpuTime> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
-        // The name may hold spaces and parentheses; the fields follow its last one.
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-        let mut time = || {
-            let ticks: u64 = fields.next()?.parse().ok()?;
-            Some(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
-        };
-        Some(CpuTime { user: time()?, system: time()? })
-    }
-
-    /// The most memory that the process held (proc_pid_status(5)).
-    fn peak_rss_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-        Some(kib * 1024)
-    }
-
-    /// Stops the server as an operator would, and waits for it to end well.
-    fn stop(mut self) -> Result<(), Failure> {
-        if let Some(pid) = Pid::from_raw(self.pid() as i32) {
-            // Fails when it has ended already, which its status tells.
-            let _ = kill_process(pid, Signal::TERM);
+    /// Waits for the address, or for the end of a server that does not start.
+    fn wait_until_ready(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| Error::StartTimedOut)?;
+            let mut stdout = [PollFd::new(self.stdout.get_ref(), PollFlags::IN)];
+            match poll(&mut stdout, Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::Spawn(error.into())),
+                Ok(0) => return Err(Error::StartTimedOut),
+                Ok(_) => break,
+            }
         }
-        let mut totals = String::new();
-        if let Some(mut stdout) = self.child.stdout.take() {
-            let _ = stdout.read_to_string(&mut totals);
-        }
-        let status = self
-            .child
-            .wait()
-            .map_err(|error| Failure::Wrong(format!("the server cannot be waited for: {error}")))?;
-        if let Some(echo) = self.echo.take() {
-            let _ = echo.join();
-        }
-        match status.success() && totals.contains("totalRequests") {
-            true => Ok(()),
-            false => {
-                Err(Failure::Wrong(format!("the server ended with {status}, without final totals")))
+        // The server writes the line in one piece, so this does not wait for its end.
+        self.stdout.read_line(&mut self.address).map_err(Error::Spawn)?;
+        match self.address.pop() {
+            Some(_) => Ok(()),
+            None => {
+                let status = self.child.wait().map_err(Error::Spawn)?;
+                Err(Error::NotStarted { status, message: self.last_error() })
             }
         }
     }
-}
 
-fn no_pipe() -> Failure {
-    Failure::Environment("cannot start the server: it has no standard error".into())
+    fn process(&self) -> Option<Process> {
+        Process::new(Pid::from_child(&self.child).as_raw_nonzero().get()).ok()
+    }
+
+    /// User and system time so far.
+    fn cpu_time(&self) -> Option<CpuTime> {
+        let stat = self.process()?.stat().ok()?;
+        let time =
+            |ticks: u64| Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
+        Some(CpuTime { user: time(stat.utime), system: time(stat.stime) })
+    }
+
+    /// The most memory that the process has held.
+    fn peak_rss_bytes(&self) -> Option<u64> {
+        Some(self.process()?.status().ok()?.vmhwm? * 1024)
+    }
+
+    /// Stops the server as an operator would, and waits until it has ended.
+    fn stop(mut self, limit: Duration) -> Result<(), Error> {
+        // Fails if it has ended already, which its status tells.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            match self.child.try_wait().map_err(Error::Spawn)? {
+                Some(status) => break status,
+                None if Instant::now() >= deadline => return Err(Error::StopTimedOut),
+                None => std::thread::sleep(STOP_TICK),
+            }
+        };
+        let mut totals = String::new();
+        let is_read = self.stdout.read_to_string(&mut totals).is_ok();
+        let message = self.last_error();
+        match status.success() && is_read && totals.contains("totalRequests") {
+            true => Ok(()),
+            false => Err(Error::Failed { status, message }),
+        }
+    }
+
+    /// The last error in the log of a server that has ended.
+    fn last_error(&mut self) -> Option<String> {
+        self.log.take()?.join().ok()?
+    }
 }
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A line of the server's log, as far as it matters here.
+#[derive(Deserialize)]
+struct LogLine {
+    level: String,
+    message: String,
+}
+
+/// Passes on the warnings in the server's log, and what is no log line, such as a panic's message.
+/// Returns its last error, which whoever waits for the server's end reports.
+fn relay_log(stderr: ChildStderr) -> Option<String> {
+    let mut last_error = None;
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        match serde_json::from_str::<LogLine>(&line) {
+            Ok(line) if line.level == "info" => {}
+            Ok(line) if line.level == "error" => last_error = Some(line.message),
+            Ok(line) => Log::Text.warn(&format!("server: {}", line.message)),
+            Err(_) => {
+                // If standard error is closed, there is nowhere left to report that.
+                let _ = writeln!(io::stderr(), "server: {line}");
+            }
+        }
+    }
+    last_error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_failure_is_of_whoever_has_to_act() {
+        let status = |code: i32| ExitStatus::from_raw(code << 8);
+        let message = Some("port in use".to_owned());
+        for (error, code, expected) in [
+            (Error::Spawn(io::Error::other("no memory")), 3, "cannot start the server: no memory"),
+            (
+                Error::NotStarted { status: status(2), message: message.clone() },
+                2,
+                "did not start: port in use",
+            ),
+            (Error::NotStarted { status: status(3), message: None }, 3, "exit status: 3"),
+            (Error::StartTimedOut, 3, "within 30 s"),
+            (Error::Failed { status: status(1), message }, 1, "the server failed: port in use"),
+            (Error::Failed { status: status(0), message: None }, 1, "without final totals"),
+            (Error::StopTimedOut, 1, "was killed"),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.exit_code(), code, "{failure}");
+            assert!(failure.to_string().contains(expected), "{failure}");
+        }
     }
 }

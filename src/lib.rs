@@ -1,37 +1,40 @@
-//! ringtally counts the events of the One Million Request Challenge, exactly and as fast as the
-//! kernel allows, and checks whether a server does.
+//! An exact server for the One Million Request Challenge, and the client that checks what a server
+//! counted.
 //!
-//! # The way of an event
+//! # The path of an event
 //!
-//! A connection belongs to one shard: a glommio executor pinned to one CPU, with a listener of
-//! its own on the common port. Bytes arrive through an [`engine`], which hands them to an
-//! [`http::Connection`]. Every complete request in them goes to the [`service`], which decodes the
-//! [`event`] and counts it with the shard's [`tally::Writer`]. When all requests that arrived
-//! together are handled, the writer publishes, and only then the engine sends the answers.
-//! `GET /stats` merges what all shards have published into one moment.
+//! A connection belongs to one shard: a glommio executor pinned to one CPU, with its own listener on
+//! the common port. Bytes arrive through the [`engine`], which passes them to an
+//! [`http::Connection`]. Each complete request goes to the [`service`], which decodes the [`event`]
+//! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
+//! handled, the writer publishes its totals, and only then does the engine send the responses.
+//! `GET /stats` merges what all shards have published into the totals of one moment.
 //!
-//! # The modules, in the order that data flows
+//! # The modules
 //!
-//! Each may use those below it in this list, and none above.
+//! Each may use those below it in this list, and none above; `tests/layers.rs` checks that.
 //!
-//! - [`cli`]: the flags, and the step from what was typed to a checked configuration.
-//! - [`challenge`]: a server process, a client, one report.
-//! - [`server`]: checks of the environment, shards, readiness, the stop.
-//! - [`load`]: the client. An independent witness: it shares no HTTP, JSON or counting code with
+//! - [`cli`]: the flags of each subcommand, and the step from what was typed to a configuration.
+//! - [`challenge`]: a server process, a client, and one report.
+//! - [`server`]: checks of the environment, shards, startup, readiness, and the drain.
+//! - [`load`]: the client, an independent witness: it shares no HTTP, JSON, or counting code with
 //!   the server.
-//! - [`doctor`]: what a benchmark on this machine depends on; a part of every report.
-//! - [`engine`]: moves bytes between sockets and `http`. There is no HTTP in it.
-//! - [`service`]: method and path to action. The only place that knows both `http` and `tally`.
+//! - [`doctor`]: what a benchmark on this machine depends on; every report includes it.
+//! - [`engine`]: moves bytes between sockets and [`http`]; it contains no HTTP.
+//! - [`service`]: method and path to action; the only place that knows both [`http`] and [`tally`].
+//! - [`metrics`]: counters with one writer per shard, and their Prometheus text.
+//! - `page`: the live page, whose script reads `/stats` and `/metrics`.
 //! - [`http`]: HTTP/1.1 without sockets or clocks.
-//! - [`event`]: one event from JSON.
-//! - [`tally`]: what is counted: the exact sum, the users, one writer a shard, merged on read.
-//! - [`metrics`]: counters with one writer a shard, and the text that Prometheus reads.
-//! - `page`: the live page, whose script reads the numbers of `tally` and [`metrics`] by itself.
-//! - [`topology`]: which CPUs this process may use, and which shard and client gets which.
-//! - [`log`] and [`failure`]: words for the operator, and exit codes.
+//! - [`event`]: one event, decoded from JSON.
+//! - [`tally`]: the exact sum and the distinct users, with one writer per shard, merged on read.
+//! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
+//! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
+//! - [`log`]: log lines on standard error.
+//! - [`failure`]: why a command failed, and its exit code.
+//! - `primitives`: the locks and atomics of [`tally`], which loom replaces in a test.
 //!
-//! `http`, `event` and `tally` know no runtime, no socket and no clock: bytes and time come in,
-//! values go out, so that every byte sequence, order and interleaving can be tested.
+//! [`http`], [`event`], and [`tally`] know no runtime, socket, or clock: bytes and time come in, and
+//! values go out, so every byte sequence, order, and interleaving can be tested.
 
 pub mod challenge;
 pub mod cli;

@@ -17,6 +17,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use listener::{listen, listen_beside, wait_until_free};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Config {
     pub policy: Policy,
     /// How to write to the operator.
     pub log: Log,
+    /// Where to write the address, on a line of its own, once every shard listens.
+    pub ready: Option<Arc<File>>,
 }
 
 /// How bytes are moved.
@@ -177,6 +180,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
     );
     config.log.info(&listening);
     systemd::report_ready(config.log, &listening);
+    if let Some(mut ready) = config.ready.as_deref() {
+        // If the reader has gone, nobody waits for the address. One write: a reader gets it whole.
+        let _ = ready.write_all(format!("{address}\n").as_bytes());
+    }
     let drained =
         wait_for_the_end(&lifecycle, &config.placement, &mut stopping, watchdog.as_mut())?;
     for thread in threads {

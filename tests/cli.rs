@@ -5,10 +5,12 @@
 
 mod common;
 
-use common::{Server, ringtally, run, text};
+use common::{Client, Server, ringtally, run, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 const COMMANDS: [&str; 6] = ["serve", "load", "challenge", "doctor", "completions", "man"];
 
@@ -189,4 +191,32 @@ fn shells_complete_and_man_describes_every_command() {
         let page = text(&run(&["man", command]).stdout);
         assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
     }
+}
+
+#[test]
+fn a_ready_server_writes_its_address_to_a_descriptor() {
+    let mut child = ringtally()
+        .args(["serve", "--port", "0", "--shards", "1", "--ready-fd", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut address = String::new();
+    stdout.read_line(&mut address).unwrap();
+    assert_eq!(Client::connect(address.trim_end().parse().unwrap()).stats().total, 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = refusal(&["serve", "--port", "0", "--ready-fd", "999"]);
+    assert!(said.contains("pass a descriptor that is open for writing"), "{said}");
+}
+
+#[test]
+fn a_server_of_challenge_that_does_not_start_is_reported_once() {
+    // More files than any limit allows.
+    let output = run(&["challenge", "1", "1", "--max-connections", "1e15"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.starts_with("error: the server did not start: "), "{said}");
+    assert!(said.contains("ulimit -n") && said.lines().count() == 1, "{said}");
 }

@@ -54,6 +54,7 @@ impl ChallengeArgs {
         Ok(challenge::Config {
             server_flags,
             server_cpus,
+            drain_timeout: self.server.drain_timeout(),
             load: Box::new(move |server| {
                 load.into_config(server, Some(client_cpus), Some(of_server))
             }),

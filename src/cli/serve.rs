@@ -12,6 +12,7 @@ use crate::{server, topology};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +74,9 @@ pub struct ServeArgs {
     /// Process to end with; `challenge` starts its server with it
     #[arg(long, hide = true, value_name = "PID")]
     parent: Option<u32>,
+    /// Descriptor that the address is written to, on a line of its own, once the server is ready
+    #[arg(long, hide = true, value_name = "FD")]
+    ready_fd: Option<u32>,
 }
 
 /// The server's flags that do not say where it listens or runs.
@@ -189,6 +193,7 @@ impl ServeArgs {
             drain_timeout: tuning.drain_timeout,
             policy: Policy { dialect: tuning.dialect, admin_token, host: self.host.to_string() },
             log: self.log,
+            ready: self.ready_fd.map(open_descriptor).transpose()?,
         })
     }
 }
@@ -227,6 +232,21 @@ impl ServerTuning {
         }
         flags
     }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+}
+
+/// Opens a descriptor that this process has inherited, for writing.
+fn open_descriptor(descriptor: u32) -> Result<Arc<File>, Failure> {
+    let opened = File::options().write(true).open(format!("/proc/self/fd/{descriptor}"));
+    opened.map(Arc::new).map_err(|error| {
+        Failure::Usage(format!(
+            "cannot write to --ready-fd {descriptor}: {error}: pass a descriptor that is open for \
+             writing"
+        ))
+    })
 }
 
 /// Reads the token in the file that `flag` names: its text, without the white space around it.

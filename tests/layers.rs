@@ -1,0 +1,137 @@
+//! The layers that `src/lib.rs` describes: each module uses only modules below it in that list.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+use std::collections::BTreeSet;
+use std::fs::{read_dir, read_to_string};
+use std::path::{Path, PathBuf};
+
+/// Modules that may use even fewer others than those below them. `load` is an independent witness,
+/// `http`, `event`, and `tally` are pure, and `uring` is what server and client share.
+const ONLY: [(&str, &[&str]); 7] = [
+    ("load", &["doctor", "uring", "topology", "log", "failure"]),
+    ("http", &[]),
+    ("event", &[]),
+    ("tally", &["primitives"]),
+    ("uring", &[]),
+    ("failure", &[]),
+    ("primitives", &[]),
+];
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The modules that the documentation of `lib.rs` lists, from the top.
+fn listed(lib: &str) -> Vec<&str> {
+    lib.lines()
+        .filter_map(|line| line.strip_prefix("//! - "))
+        .map(|entry| entry.split('`').nth(1).unwrap())
+        .collect()
+}
+
+/// The modules that `lib.rs` declares.
+fn declared(lib: &str) -> BTreeSet<&str> {
+    lib.lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect()
+}
+
+/// The top-level modules that a source text names with `crate::`, outside of comments.
+fn used(source: &str) -> BTreeSet<String> {
+    let code: String = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    code.split("crate::").skip(1).flat_map(first_names).collect()
+}
+
+/// The first name of each path in what follows `crate::`: one path, or a list of them in braces.
+fn first_names(after: &str) -> Vec<String> {
+    let name = |path: &str| -> String {
+        path.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let Some(list) = after.strip_prefix('{') else { return vec![name(after)] };
+    let (mut names, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in list.char_indices() {
+        match c {
+            ',' | '}' if depth == 0 => {
+                names.push(name(&list[start..at]));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+/// Every Rust file under a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn names_are_found_in_paths_and_lists() {
+    let source = "use crate::a::b;\n// crate::comment\nuse crate::{c, d::{e, f},\n  g::*};\n\
+                  pub(in crate::h) fn x() { crate::i::j(); }";
+    let names: Vec<String> = used(source).into_iter().collect();
+    assert_eq!(names, ["a", "c", "d", "g", "h", "i"]);
+}
+
+#[test]
+fn the_list_has_every_module() {
+    let lib = read_to_string(sources().join("lib.rs")).unwrap();
+    let listed = listed(&lib);
+    assert_eq!(listed.iter().copied().collect::<BTreeSet<_>>(), declared(&lib));
+    assert_eq!(listed.len(), declared(&lib).len(), "a module is listed twice");
+}
+
+#[test]
+fn each_module_uses_only_modules_below_it() {
+    let lib = read_to_string(sources().join("lib.rs")).unwrap();
+    let listed = listed(&lib);
+    let mut checked = BTreeSet::new();
+    for path in files(&sources()) {
+        let inside = path.strip_prefix(sources()).unwrap();
+        let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if ["main", "lib"].contains(&module) {
+            continue;
+        }
+        let place = listed.iter().position(|name| *name == module).unwrap();
+        let only = ONLY.iter().find(|(name, _)| *name == module).map(|(_, only)| *only);
+        let source = read_to_string(&path).unwrap();
+        for name in used(&source).iter().filter(|name| *name != module) {
+            let found = listed.iter().position(|listed| listed == name);
+            let found = found.unwrap_or_else(|| panic!("{path:?} uses crate::{name}: not listed"));
+            assert!(found > place, "{path:?} uses crate::{name}, which is above {module}");
+            let is_allowed = only.is_none_or(|only| only.contains(&name.as_str()));
+            assert!(is_allowed, "{path:?} uses crate::{name}, which {module} must not know");
+        }
+        // In the file of a top-level module, `super` is the crate, and would go around this check.
+        let is_top = match inside.components().count() {
+            1 => true,
+            2 => inside.ends_with("mod.rs"),
+            _ => false,
+        };
+        let has_way_around = source.lines().any(|line| line.starts_with("use super::"));
+        assert!(!(is_top && has_way_around), "{path:?}: write crate:: for super::");
+        checked.insert(module.to_owned());
+    }
+    assert_eq!(checked.len(), listed.len(), "{checked:?}");
+}
