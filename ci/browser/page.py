@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 BINARY, BROWSER, PICTURES = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 # What the page says.
 LIVE = "live"
-LATE = "no answer"
+LATE = "no response"
 UNKNOWN = "–"
 # The element of each total.
 IDS = {"totalRequests": "total-requests", "uniqueUsers": "unique-users", "sum": "sum", "avg": "avg"}
