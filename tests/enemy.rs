@@ -1,5 +1,5 @@
 //! The server under attack, in figures: shares of throughput, bytes of memory, all of thousands of
-//! answers. Minutes of load, so `cargo test` leaves these to `ci/enemy`, which runs them one by one
+//! responses. Minutes of load, so `cargo test` leaves these to `ci/enemy`, which runs them one by one
 //! in a release build.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic is a failure")]
@@ -347,12 +347,12 @@ fn a_hundred_stops_under_load_lose_no_acknowledged_event_and_cut_no_answer() {
                         sent += 3;
                         for _ in 0..3 {
                             match client.try_read() {
-                                Some(answer) => {
-                                    assert_eq!(answer.status, 200);
+                                Some(response) => {
+                                    assert_eq!(response.status, 200);
                                     acknowledged += 1;
                                 }
                                 None => {
-                                    assert!(!client.has_part(), "cut inside an answer");
+                                    assert!(!client.has_part(), "cut inside a response");
                                     return (acknowledged, sent);
                                 }
                             }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Answer, post, split_answers};
+use common::{Response, post, split_responses};
 use proptest::prelude::*;
 use ringtally::http::{
     CHUNK_FRAMING_BYTES_MAX, Connection, FIELDS_MAX, HEAD_BYTES_MAX, Limits, Outcome,
@@ -70,9 +70,9 @@ impl Core {
         outcome
     }
 
-    fn answers(&mut self, input: &[u8]) -> Vec<Answer> {
+    fn answers(&mut self, input: &[u8]) -> Vec<Response> {
         self.feed(input);
-        split_answers(&std::mem::take(&mut self.out))
+        split_responses(&std::mem::take(&mut self.out))
     }
 }
 
@@ -95,7 +95,7 @@ fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
 
 fn statuses(input: &[u8]) -> (Vec<u16>, bool) {
     let (out, closes) = exchange(input);
-    (split_answers(&out).iter().map(|answer| answer.status).collect(), closes)
+    (split_responses(&out).iter().map(|answer| answer.status).collect(), closes)
 }
 
 const EVENT: &str = r#"{"userId":"u","value":1}"#;
@@ -314,7 +314,7 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
             input.bytes().for_each(|byte| {
                 core.connection.receive(&[byte], 0, &mut core.service, &mut core.out);
             });
-            assert_eq!(split_answers(&core.out)[0].status, 200);
+            assert_eq!(split_responses(&core.out)[0].status, 200);
             start.elapsed()
         };
         // Whatever else runs here only adds to it.
@@ -353,7 +353,7 @@ fn acknowledgements_are_in_the_dialect() {
 #[test]
 fn errors_are_json_and_say_what_closes_and_what_is_allowed() {
     for (input, expected, closes) in table() {
-        let answers = split_answers(&exchange(input.as_bytes()).0);
+        let answers = split_responses(&exchange(input.as_bytes()).0);
         let last = answers.last().unwrap();
         assert_eq!(last.field("connection") == Some("close"), closes, "{input:?}");
         assert!(last.field("date").is_some());
@@ -475,7 +475,7 @@ fn a_late_request_gets_408_and_a_silent_connection_nothing() {
     let mut core = Core::new();
     core.feed(b"GET /");
     core.connection.expire(&mut core.service, &mut core.out);
-    let answers = split_answers(&core.out);
+    let answers = split_responses(&core.out);
     assert_eq!((answers[0].status, answers[0].field("connection")), (408, Some("close")));
     let mut core = Core::new();
     core.connection.expire(&mut core.service, &mut core.out);

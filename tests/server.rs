@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 const EIGHT_SHARDS: [&str; 2] = ["--shards", "8"];
 
-/// Counts over many connections while readers on their own connections check every answer.
+/// Counts over many connections while readers on their own connections check every response.
 fn read_during_load(user: impl Fn(usize, u64) -> String + Sync, check: impl Fn(&Totals) + Sync) {
     const CONNECTIONS: usize = 16;
     const EVENTS: u64 = 1500;
@@ -163,8 +163,8 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
                             return acknowledged;
                         }
                         match client.try_read() {
-                            Some(answer) => {
-                                assert_eq!(answer.status, 200);
+                            Some(response) => {
+                                assert_eq!(response.status, 200);
                                 acknowledged += 1;
                             }
                             None => return acknowledged,
@@ -179,7 +179,7 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
         TcpListener::bind(address).map(drop).or_else(|_| rebind(address)).unwrap();
         let acknowledged: u64 = counting.into_iter().map(|thread| thread.join().unwrap()).sum();
         assert!(acknowledged > 0);
-        // An event can be counted and its answer lost with the connection, not the reverse.
+        // An event can be counted and its response lost with the connection, not the reverse.
         assert!(
             (acknowledged..=acknowledged + 16).contains(&stats.total),
             "{acknowledged} {stats:?}"
@@ -207,8 +207,8 @@ fn a_stopping_server_finishes_what_is_in_flight_and_closes_what_is_idle() {
     assert!(idle.is_closed());
     eventually("new connections are refused", || TcpStream::connect(server.address).is_err());
     busy.send(b":\"u\",\"value\":1}");
-    let answer = busy.read();
-    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    let response = busy.read();
+    assert_eq!((response.status, response.field("connection")), (200, Some("close")));
     assert!(busy.is_closed());
     let (code, printed) = server.wait();
     assert_eq!((code, Totals::parse(&printed).total), (Some(0), 2));
@@ -381,18 +381,18 @@ fn one_connection_over_the_limit_is_told_so_and_harms_nobody() {
     let mut clients: Vec<Client> = (0..3).map(|_| server.client()).collect();
     clients.iter_mut().for_each(|client| client.event("u", 1.0));
     let mut over = server.client();
-    // Bytes on their way must not turn the answer into a reset.
+    // Bytes on their way must not turn the response into a reset.
     over.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
-    let answer = over.read();
-    assert_eq!((answer.status, answer.field("connection")), (503, Some("close")));
-    assert_eq!(answer.field("retry-after"), Some("1"));
+    let response = over.read();
+    assert_eq!((response.status, response.field("connection")), (503, Some("close")));
+    assert_eq!(response.field("retry-after"), Some("1"));
     assert!(over.is_closed());
     clients.iter_mut().for_each(|client| client.event("u", 1.0));
     clients.pop();
     eventually("a place is free again", || {
         let mut client = server.client();
         client.send(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
-        client.try_read().is_some_and(|answer| answer.status == 200)
+        client.try_read().is_some_and(|response| response.status == 200)
     });
     drop(clients);
     assert_eq!(server.stop().total, 6);
@@ -487,7 +487,7 @@ fn a_server_out_of_descriptors_recovers() {
     eventually("it serves again", || {
         let mut client = server.client();
         client.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
-        client.try_read().is_some_and(|answer| answer.status == 200)
+        client.try_read().is_some_and(|response| response.status == 200)
     });
 }
 
@@ -516,12 +516,12 @@ fn the_sum_is_exact_over_shards_and_beyond_the_largest_float() {
     for _ in 0..4 {
         server.client().event("big", f64::MAX);
     }
-    let answer = server.client().get("/stats").body;
+    let response = server.client().get("/stats").body;
     assert!(
-        answer.contains(r#""sum":1.7976931348623157e+308,"#) || answer.contains("e308,"),
-        "{answer}"
+        response.contains(r#""sum":1.7976931348623157e+308,"#) || response.contains("e308,"),
+        "{response}"
     );
-    assert_eq!(Totals::parse(&answer).sum, f64::MAX);
+    assert_eq!(Totals::parse(&response).sum, f64::MAX);
     for _ in 0..4 {
         server.client().event("big", f64::MIN);
     }
@@ -776,10 +776,10 @@ fn a_random_peer_cannot_stop_it() {
 
 /// The samples of `/metrics`, after a check of their form.
 fn metrics(client: &mut Client) -> std::collections::HashMap<String, f64> {
-    let answer = client.get("/metrics");
-    assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4"));
+    let response = client.get("/metrics");
+    assert_eq!(response.field("content-type"), Some("text/plain; version=0.0.4"));
     let (mut samples, mut family) = (std::collections::HashMap::new(), String::new());
-    for line in answer.body.lines() {
+    for line in response.body.lines() {
         if let Some(typed) = line.strip_prefix("# TYPE ") {
             family = typed.split(' ').next().unwrap().to_owned();
         } else if !line.starts_with("# HELP ") {

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{Answer, post, split_answers};
+use common::{Response, post, split_responses};
 use fastrand::Rng;
 use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
 use ringtally::metrics::Reporter;
@@ -226,7 +226,7 @@ impl Peer {
         };
         assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "one answer over the mark at most");
         self.pending.extend_from_slice(bytes);
-        let answers = split_answers(&self.out[before..]);
+        let answers = split_responses(&self.out[before..]);
         self.follow(shard, &answers);
         self.is_held = outcome == Outcome::Resume;
         match outcome {
@@ -256,7 +256,7 @@ impl Peer {
     }
 
     /// Does in the model what was answered.
-    fn follow(&mut self, shard: &mut Shard, answers: &[Answer]) {
+    fn follow(&mut self, shard: &mut Shard, answers: &[Response]) {
         for answer in answers {
             let sent = self.script.pop_front().expect("no answer without a request");
             let (status, body) = shard.model.apply(&sent.item);
@@ -297,7 +297,7 @@ impl Peer {
             return;
         }
         self.connection.expire(&mut shard.service, &mut self.out);
-        let answers = split_answers(&self.out);
+        let answers = split_responses(&self.out);
         match self.middle {
             Middle::Nothing => assert!(answers.is_empty()),
             _ => {
@@ -385,7 +385,7 @@ fn simulate(seed: u64) {
         peer.taken.extend(peer.sending.drain(..));
         if !peer.is_gone {
             peer.taken.append(&mut peer.out);
-            let answers = split_answers(&peer.taken);
+            let answers = split_responses(&peer.taken);
             assert_eq!(answers.len(), peer.expected.len(), "every request has one answer");
         }
     }

@@ -407,8 +407,8 @@ impl Task {
         true
     }
 
-    /// Sends the last answers, ends our side, and discards what the peer still sends, for a
-    /// bounded while: closing with unread input would reset the connection under the answer.
+    /// Sends the last responses, ends our side, and discards what the peer still sends, for a
+    /// bounded while: closing with unread input would reset the connection under the response.
     async fn close_gently(&mut self) {
         if !self.flush().await || self.stream.shutdown(Shutdown::Write).await.is_err() {
             return;

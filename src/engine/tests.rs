@@ -105,7 +105,7 @@ fn with_shards(
     (tally.totals(), met)
 }
 
-/// A client with little room for answers, so that a server soon has to wait for it.
+/// A client with little room for responses, so that a server soon has to wait for it.
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -120,14 +120,14 @@ const EVENT: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 
-/// Reads so many answers and returns how many bytes their bodies have.
-fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<usize> {
+/// Reads so many responses and returns how many bytes their bodies have.
+fn read_responses(stream: &mut TcpStream, count: usize) -> Vec<usize> {
     let mut lengths = Vec::new();
     let mut bytes = Vec::new();
     while lengths.len() < count {
         let mut piece = [0; 4096];
         let read = stream.read(&mut piece).unwrap();
-        assert!(read > 0, "closed after {} answers of {count}", lengths.len());
+        assert!(read > 0, "closed after {} responses of {count}", lengths.len());
         bytes.extend_from_slice(&piece[..read]);
         while let Some(end) = memchr::memmem::find(&bytes, b"\r\n\r\n") {
             let head = std::str::from_utf8(&bytes[..end]).unwrap();
@@ -141,7 +141,7 @@ fn read_answers(stream: &mut TcpStream, count: usize) -> Vec<usize> {
             lengths.push(length);
         }
     }
-    assert!(bytes.is_empty(), "nothing but answers");
+    assert!(bytes.is_empty(), "nothing but responses");
     lengths
 }
 
@@ -154,7 +154,7 @@ fn connections_are_spread_evenly_over_shards() {
                 let mut stream = connect(address);
                 // Answered, and so on the shard that it will stay on.
                 stream.write_all(EVENT).unwrap();
-                read_answers(&mut stream, 1);
+                read_responses(&mut stream, 1);
                 streams.push(stream);
                 let open = admission.open_by_shard();
                 let (fewest, most) = (open.iter().min().unwrap(), open.iter().max().unwrap());
@@ -170,7 +170,7 @@ fn connections_are_spread_evenly_over_shards() {
             for _ in 0..8 {
                 let mut stream = connect(address);
                 stream.write_all(EVENT).unwrap();
-                read_answers(&mut stream, 1);
+                read_responses(&mut stream, 1);
                 streams.push(stream);
             }
             assert_eq!(admission.open_by_shard(), [4; 4], "{engine:?}");
@@ -220,14 +220,14 @@ impl Script {
             if self.reads_late {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            let lengths = read_answers(&mut stream, self.requests);
+            let lengths = read_responses(&mut stream, self.requests);
             writer.join().unwrap();
             lengths
         });
         let health = r#"{"status":"healthy"}"#.len();
         let expected: Vec<_> =
             kinds.iter().map(|is_event| if *is_event { 0 } else { health }).collect();
-        assert_eq!(lengths, expected, "every request has its answer, in order");
+        assert_eq!(lengths, expected, "every request has its response, in order");
         kinds.iter().filter(|is_event| **is_event).count()
     }
 }

@@ -127,7 +127,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
     let mut input = Vec::new();
     loop {
         let Some((head, body)) = read_request(&mut stream, &mut input) else { return };
-        let answer = |status: u16, body: &str| {
+        let response = |status: u16, body: &str| {
             format!(
                 "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
                 body.len(),
@@ -150,7 +150,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 return;
             }
             if is_turn(number, habits.refuses) {
-                answer(500, "no")
+                response(500, "no")
             } else {
                 let times = 1 + u64::from(is_turn(number, habits.doubles))
                     - u64::from(is_turn(number, habits.loses));
@@ -163,11 +163,11 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                         state.count(&body, times, habits.recounts_users);
                     });
                 }
-                let mut answer = answer(habits.status, habits.body);
+                let mut response = response(habits.status, habits.body);
                 if is_turn(number, habits.trails) {
-                    answer.push_str("and more");
+                    response.push_str("and more");
                 }
-                answer
+                response
             }
         } else if head.starts_with("GET /stats ") {
             let number = state.asked.fetch_add(1, Ordering::Relaxed) + 1;
@@ -184,7 +184,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 true => format!("{:?}", shown.sum * 1e-8) + "E8",
                 false => format!("{:?}", shown.sum),
             };
-            answer(
+            response(
                 200,
                 &format!(
                     r#"{{"totalRequests":{},"uniqueUsers":{},"sum":{sum},"avg":{avg:?}}}"#,
@@ -196,9 +196,9 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
             if habits.reset_status == 200 {
                 *state.counted.lock().unwrap() = Counted::default();
             }
-            answer(habits.reset_status, "")
+            response(habits.reset_status, "")
         } else {
-            answer(404, "")
+            response(404, "")
         };
         if stream.write_all(response.as_bytes()).is_err() || habits.closes {
             return;

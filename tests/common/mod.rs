@@ -230,13 +230,13 @@ impl Totals {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub head: String,
     pub body: String,
 }
 
-impl Answer {
+impl Response {
     pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (found, value) = line.split_once(": ")?;
@@ -245,20 +245,20 @@ impl Answer {
     }
 }
 
-/// Splits raw bytes into the answers that they are. A HEAD's answer cannot be told.
-pub fn split_answers(mut bytes: &[u8]) -> Vec<Answer> {
-    let mut answers = Vec::new();
+/// Splits raw bytes into the responses that they are. A HEAD's response cannot be told.
+pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
     while !bytes.is_empty() {
         let end = memchr::memmem::find(bytes, b"\r\n\r\n").expect("a whole head") + 4;
-        let mut answer = Answer { status: 0, head: text(&bytes[..end]), body: String::new() };
-        answer.status = answer.head.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut response = Response { status: 0, head: text(&bytes[..end]), body: String::new() };
+        response.status = response.head.split(' ').nth(1).unwrap().parse().unwrap();
         let length: usize =
-            answer.field("content-length").map_or(0, |length| length.parse().unwrap());
-        answer.body = text(&bytes[end..end + length]);
+            response.field("content-length").map_or(0, |length| length.parse().unwrap());
+        response.body = text(&bytes[end..end + length]);
         bytes = &bytes[end + length..];
-        answers.push(answer);
+        responses.push(response);
     }
-    answers
+    responses
 }
 
 /// A keep-alive client on one connection.
@@ -279,20 +279,20 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Reads one answer; `None` when the connection ends first.
-    pub fn try_read(&mut self) -> Option<Answer> {
+    /// Reads one response; `None` when the connection ends first.
+    pub fn try_read(&mut self) -> Option<Response> {
         loop {
             if let Some(end) = memchr::memmem::find(&self.input, b"\r\n\r\n") {
                 let head = text(&self.input[..end + 4]);
-                let mut answer = Answer { status: 0, head, body: String::new() };
-                answer.status = answer.head.split(' ').nth(1).unwrap().parse().unwrap();
+                let mut response = Response { status: 0, head, body: String::new() };
+                response.status = response.head.split(' ').nth(1).unwrap().parse().unwrap();
                 let length: usize =
-                    answer.field("content-length").map_or(0, |length| length.parse().unwrap());
+                    response.field("content-length").map_or(0, |length| length.parse().unwrap());
                 let whole = end + 4 + length;
                 if self.input.len() >= whole {
-                    answer.body = text(&self.input[end + 4..whole]);
+                    response.body = text(&self.input[end + 4..whole]);
                     self.input.drain(..whole);
-                    return Some(answer);
+                    return Some(response);
                 }
             }
             let mut buffer = [0; 16 * 1024];
@@ -303,25 +303,25 @@ impl Client {
         }
     }
 
-    /// Whether a part of an answer has come that goes no further.
+    /// Whether a part of a response has come that goes no further.
     pub fn has_part(&self) -> bool {
         !self.input.is_empty()
     }
 
-    pub fn read(&mut self) -> Answer {
-        self.try_read().expect("an answer before the connection ends")
+    pub fn read(&mut self) -> Response {
+        self.try_read().expect("a response before the connection ends")
     }
 
-    pub fn ask(&mut self, request: &str) -> Answer {
+    pub fn ask(&mut self, request: &str) -> Response {
         self.send(request.as_bytes());
         self.read()
     }
 
-    pub fn get(&mut self, path: &str) -> Answer {
+    pub fn get(&mut self, path: &str) -> Response {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     }
 
-    pub fn post(&mut self, path: &str, body: &str) -> Answer {
+    pub fn post(&mut self, path: &str, body: &str) -> Response {
         self.ask(&post(path, body))
     }
 
@@ -331,9 +331,9 @@ impl Client {
     }
 
     pub fn stats(&mut self) -> Totals {
-        let answer = self.get("/stats");
-        assert_eq!(answer.status, 200);
-        Totals::parse(&answer.body)
+        let response = self.get("/stats");
+        assert_eq!(response.status, 200);
+        Totals::parse(&response.body)
     }
 
     /// Whether the server ends the connection without another word.
