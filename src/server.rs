@@ -424,7 +424,7 @@ fn wait_for_the_end(
 }
 
 fn print_totals(tally: &Tally) {
-    // Whoever read the output may be gone; the totals have no other place to go.
+    // The reader of the output may have exited; the totals have no other place to go.
     let _ = writeln!(io::stdout(), "{}", stats_json(&tally.totals()));
 }
 

@@ -82,7 +82,7 @@ fn attempts(what: &str, mut ratio: impl FnMut() -> f64, holds: impl Fn(f64) -> b
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn a_thousand_dripping_clients_take_a_tenth_of_the_throughput_at_most() {
+fn a_thousand_dripping_clients_cost_at_most_a_tenth_of_the_throughput() {
     let server = server(&["--header-timeout", "60s"]);
     let head = b"POST /event HTTP/1.1\r\nHost: h\r\nX-Slow: ";
     let drips = AtomicU64::new(0);
@@ -116,7 +116,7 @@ fn a_thousand_dripping_clients_take_a_tenth_of_the_throughput_at_most() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn pipelining_without_end_does_not_double_the_tail_of_others() {
+fn endless_pipelining_does_not_double_the_tail_latency_of_others() {
     let server = server(&[]);
     // Requests one by one on one connection.
     let p99 = |client: &mut Client| {
@@ -182,7 +182,7 @@ fn beside<T>(server: &Server, others: Option<usize>, work: impl FnOnce() -> T) -
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn a_thousand_clients_that_are_still_sending_read_their_answer() {
+fn a_thousand_clients_that_are_still_sending_read_their_response() {
     let server = server(&[]);
     let body = vec![b'x'; 1 << 20];
     let head = format!("POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -204,7 +204,7 @@ fn a_thousand_clients_that_are_still_sending_read_their_answer() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn a_thousand_clients_that_never_read_hold_64_kib_each_at_most() {
+fn a_thousand_clients_that_never_read_hold_at_most_64_kib_each() {
     let server = server(&[]);
     server.client().event("u", 1.0);
     let before = rss_kib(&server);
@@ -239,7 +239,7 @@ fn a_thousand_clients_that_never_read_hold_64_kib_each_at_most() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn resets_a_thousand_times_a_second_leave_four_fifths_of_the_throughput() {
+fn a_thousand_resets_per_second_leave_four_fifths_of_the_throughput() {
     let server = server(&[]);
     let before = rss_kib(&server);
     // Events as fast as they are answered, whatever the totals are.
@@ -288,7 +288,7 @@ fn resets_a_thousand_times_a_second_leave_four_fifths_of_the_throughput() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn stats_polled_from_64_connections_cost_their_cpu_share_and_a_tenth_at_most() {
+fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
     let server = server(&[]);
     // The server's CPU seconds for something.
     let cost = |work: &dyn Fn()| {
@@ -332,7 +332,7 @@ fn stats_polled_from_64_connections_cost_their_cpu_share_and_a_tenth_at_most() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn a_hundred_stops_under_load_lose_no_acknowledged_event_and_cut_no_answer() {
+fn a_hundred_stops_under_load_lose_no_acknowledged_event_and_cut_no_response() {
     let (mut in_doubt, mut all) = (0, 0);
     for round in 0..100 {
         let server = server(&["--shards", "2"]);
@@ -421,7 +421,7 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn ten_million_users_of_the_longest_id_take_what_is_documented() {
+fn ten_million_users_with_the_longest_id_take_the_documented_memory() {
     const USERS: usize = 10_000_000;
     let rss_bytes = || {
         let status = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -447,7 +447,7 @@ fn ten_million_users_of_the_longest_id_take_what_is_documented() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn ids_that_collide_under_a_known_seed_insert_like_any_others() {
+fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
     const USERS: usize = 100_000;
     // Of 16 bytes, foldhash multiplies the first eight, less its seed, with the others: where the first
     // are the seed, which with a known one is made of digits of pi, all have one hash.

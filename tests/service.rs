@@ -109,7 +109,7 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Who connects while no server runs waits in the socket, and is served by the next one.
+/// Connections that arrive while no server runs wait in the socket, and the next server serves them.
 fn serves_across_restarts(prefix: &str) {
     let (listener, address) = listener();
     for restart in 0..3 {

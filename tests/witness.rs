@@ -31,7 +31,7 @@ fn one_event_in_ten_thousand_is_enough() {
 }
 
 #[test]
-fn torn_answers_are_seen_while_they_are_given() {
+fn torn_responses_are_detected() {
     let flags = ["20000", "8", "--watch", "--values", "one"];
     let torn = judged(Habits { tears: true, ..GOOD }, &flags);
     assert_wrong(&torn, "the numbers did not belong together");
@@ -42,7 +42,7 @@ fn torn_answers_are_seen_while_they_are_given() {
 }
 
 #[test]
-fn answers_that_go_back_are_seen() {
+fn totals_that_go_down_are_detected() {
     let flags = ["20000", "8", "--watch", "--values", "one"];
     let forgetful = judged(Habits { forgets: 5, ..GOOD }, &flags);
     assert_wrong(&forgetful, "totals went down");
@@ -50,7 +50,7 @@ fn answers_that_go_back_are_seen() {
 }
 
 #[test]
-fn who_acknowledges_before_it_counts_is_found_out() {
+fn a_server_that_acknowledges_before_it_counts_is_detected() {
     let soon = Habits { counts_after: Duration::from_millis(40), ..GOOD };
     assert_wrong(&judged(soon, &["500", "8"]), "acknowledged before they are counted");
     let habits = Habits { counts_after: Duration::from_millis(300), ..GOOD };
@@ -63,7 +63,7 @@ fn who_acknowledges_before_it_counts_is_found_out() {
 }
 
 #[test]
-fn bytes_behind_an_answer_are_counted_and_not_fatal() {
+fn bytes_after_a_response_are_counted_and_not_fatal() {
     let (code, report) = judged(Habits { trails: 500, ..GOOD }, &["2000", "4", "--timeout", "2s"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
     assert!(report["garbled"].as_u64().unwrap() >= 3, "{report}");
@@ -75,7 +75,7 @@ fn bytes_behind_an_answer_are_counted_and_not_fatal() {
 /// those that were due later. The 100 latest of all are 1 % of them, and were due in its first
 /// tenth of a second: p99 is 0.9 s; by the same reckoning p99.9 is 0.99 s, and p90 is next to nothing.
 #[test]
-fn a_stall_of_a_second_is_in_the_percentiles_that_arithmetic_gives() {
+fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
     let habits = Habits { stalls: Some((5000, Duration::from_secs(1))), ..GOOD };
     let (code, report) = judged(habits, &["10000", "16", "--rate", "1000", "--threads", "2"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
@@ -115,7 +115,7 @@ fn requests_that_were_given_up_are_lower_bounds_in_the_percentiles() {
 }
 
 #[test]
-fn an_open_loop_sends_as_many_as_it_was_told_and_at_its_rate() {
+fn an_open_loop_sends_every_request_at_its_rate() {
     let server = Server::start(&[]);
     for (requests, rate, threads) in [("3000", "3000", "1"), ("1001", "2000", "2"), ("1", "5", "1")]
     {
@@ -130,7 +130,7 @@ fn an_open_loop_sends_as_many_as_it_was_told_and_at_its_rate() {
 }
 
 #[test]
-fn a_warm_up_is_outside_of_what_is_measured_and_judged() {
+fn a_warm_up_is_neither_measured_nor_judged() {
     let server = Server::start(&[]);
     let (code, report) = load(&server.url(), &["500", "5", "--warmup", "3000"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
@@ -145,7 +145,7 @@ fn a_warm_up_is_outside_of_what_is_measured_and_judged() {
 }
 
 #[test]
-fn nothing_of_a_long_warm_up_is_in_the_percentiles() {
+fn a_long_warm_up_is_not_in_the_percentiles() {
     let server = Server::start(&[]);
     let flags = ["500", "16", "--warmup", "150000", "--threads", "2"];
     let (code, report) = load(&server.url(), &flags);
@@ -172,7 +172,7 @@ fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
 }
 
 #[test]
-fn a_server_that_never_answers_is_given_up() {
+fn a_server_that_never_responds_is_given_up() {
     for rate in [None, Some("500")] {
         let fake = Fake::start(Habits { silent: 1, ..GOOD });
         let mut flags = vec!["5000", "5", "--timeout", "200ms"];
@@ -191,7 +191,7 @@ fn a_server_that_never_answers_is_given_up() {
 }
 
 #[test]
-fn gates_fail_the_run_with_a_line_each() {
+fn each_threshold_that_holds_fails_the_run_with_a_line() {
     let server = Server::start(&[]);
     let with = |gates: &[&str]| {
         let url = server.url();
@@ -210,7 +210,7 @@ fn gates_fail_the_run_with_a_line_each() {
 }
 
 #[test]
-fn the_page_has_everything_in_itself() {
+fn the_html_report_is_self_contained() {
     let server = Server::start(&[]);
     let output = run(&[
         "load",

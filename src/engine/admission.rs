@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Connections over the limit that may be told so at the same time. Any further one is closed
-/// without a response.
+/// Connections over the limit that get a 503 at the same time. Any further one is closed without a
+/// response.
 pub const TURNED_AWAY_MAX: usize = 32;
 
 /// Seconds between two log lines about refused connections.
@@ -48,7 +48,7 @@ pub struct AcceptedConnection {
     pub socket: Socket,
     /// The right to it.
     pub permit: Permit,
-    /// There is no room: it is to be told so, and no more.
+    /// There is no room: it gets a 503 and is closed.
     pub is_turned_away: bool,
 }
 
@@ -208,7 +208,7 @@ impl Admission {
 
 impl Inbox {
     fn waiting(&self) -> MutexGuard<'_, Option<Vec<AcceptedConnection>>> {
-        // A list is whole at every moment, whoever panicked.
+        // A list is whole at every moment, also when a holder of the lock panicked.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_ends_while_it_is_given_a_connection_leaves_it_to_the_giver() {
+    fn a_shard_that_closes_during_a_hand_over_leaves_the_connection_to_the_giver() {
         let admission = admission(100, 2);
         let _first = admission.admit(0, socket(), &ShardMetrics::default());
         // Ended after it was found to be the emptiest.
@@ -279,7 +279,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever accepts and whoever leaves: an accepted connection is on a shard that had the fewest.
+        /// Whichever shard accepts: the connection goes to a shard that had the fewest.
         #[test]
         fn arrivals_go_where_the_fewest_are(
             shards in 1..9usize,

@@ -171,7 +171,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
 
     accepting.cancel().await;
     ticking.cancel().await;
-    // Who is in the queue has connected to a server that was there.
+    // What is in the backlog was established before the signal.
     admission.close(index).into_iter().for_each(|accepted| serve(&hub, accepted));
     hub.tick();
     hub.urgency.set(Urgency::Drain);
@@ -196,7 +196,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     }
 }
 
-/// Accepts until nobody is waiting, `accepts_max` connections at most.
+/// Accepts until the backlog is empty, at most `accepts_max` connections.
 async fn accept_all(
     hub: &Rc<Hub>,
     admission: &Arc<Admission>,
@@ -215,7 +215,7 @@ async fn accept_all(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            // The peer has gone in the meantime, or a signal came: the next one may be there.
+            // The peer left meanwhile, or a signal came: the next connection may be there.
             Err(error) if is_about_one_connection(&error) => {}
             // Out of descriptors or memory: the queue keeps who waits until some are free.
             Err(_) => {

@@ -272,7 +272,7 @@ impl Reactor {
                 self.is_interrupted = true;
             }
             Event::Connected(_) | Event::ConnectFailed(..) => {
-                unreachable!("a server connects to nobody")
+                unreachable!("a server opens no connections")
             }
         }
     }
@@ -426,7 +426,7 @@ impl Reactor {
     }
 }
 
-/// Whether bytes have arrived on a socket that nobody has received.
+/// Whether a socket holds bytes that were not received.
 fn has_unread(socket: &Socket) -> bool {
     rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
 }

@@ -258,7 +258,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn no_fault_of_a_ring_loses_or_repeats_anything(
+    fn no_fault_of_a_ring_loses_or_repeats_an_event(
         submissions in 0..4u32,
         completions in 1..5u32,
         buffers in 0..4u16,
@@ -300,7 +300,7 @@ fn a_tiny_ring_meets_every_fault_and_goes_on() {
 }
 
 #[test]
-fn streams_lose_and_repeat_nothing_either() {
+fn the_streams_engine_loses_and_repeats_no_event() {
     let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
     let mut scripts = vec![script.clone(); 4];
     scripts.push(Script { resets: true, ..script });

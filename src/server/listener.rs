@@ -1,4 +1,4 @@
-//! Listening sockets: one per shard, all on one port that nobody else listens on.
+//! Listening sockets: one per shard, all on one port that no other process listens on.
 
 use crate::engine::BACKLOG;
 use crate::failure::Failure;
@@ -13,7 +13,7 @@ const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a stopped server waits for its port to become free.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Opens one listening socket per shard, all on one port that nobody else listens on.
+/// Opens one listening socket per shard, all on one port that no other process listens on.
 pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, Failure> {
     let refused = |error: io::Error| refusal(address, &error);
     let patience = Instant::now() + PORT_PATIENCE;

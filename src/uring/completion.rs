@@ -65,7 +65,7 @@ impl<T> Uring<T> {
         }
         if result >= 0 {
             #[expect(unsafe_code, reason = "the kernel returns a bare descriptor")]
-            // SAFETY: the kernel has just opened this descriptor for us, and nobody else owns it.
+            // SAFETY: the kernel has just opened this descriptor for this accept, and nothing else owns it.
             let socket = unsafe { Socket::from_raw_fd(result) };
             if has_ended {
                 // It goes on by itself.

@@ -137,7 +137,7 @@ pub(crate) enum Event {
     ReceiveFailed(Key),
     /// The kernel has taken all bytes of a send: these.
     Sent(Key, Vec<u8>),
-    /// A send failed. Its bytes are gone.
+    /// A send failed. Its bytes are lost.
     SendFailed(Key),
     /// The watched [`Wakeup`] was pending, and was cleared.
     Woken,
@@ -348,7 +348,7 @@ impl<T> Uring<T> {
     }
 
     /// Accepts on a listener until [`Uring::close_listener`]. A shared one goes on listening after that,
-    /// for whoever else has it.
+    /// for its other holders.
     pub(crate) fn listen(&mut self, listener: Socket, is_shared: bool) {
         assert!(self.listener.is_none(), "a ring has one listener");
         self.listener = Some(listener);

@@ -239,7 +239,7 @@ impl Trial {
     }
 }
 
-/// A listener, and its address, which nobody else has: an abstract one, so that no file is left.
+/// A listener and its unique address: an abstract one, so that no file is left.
 fn listen() -> io::Result<(Socket, SockAddr)> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);

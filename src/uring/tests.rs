@@ -88,7 +88,7 @@ fn a_bounded_wait_ends_in_its_time_and_the_timer_can_be_set_again() {
 
 /// Forty connections on a submission queue of two: nothing is refused, nothing is lost.
 #[test]
-fn operations_that_find_no_room_wait_in_line() {
+fn operations_that_find_the_queue_full_wait_in_line() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     let mut peers: Vec<_> = (0..40).map(|number| pair(&mut ring, number)).collect();
     for (number, (_, key)) in peers.iter().enumerate() {
