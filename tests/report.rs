@@ -6,6 +6,7 @@ mod common;
 
 use common::fake::{Fake, GOOD, Habits, load};
 use common::{PATIENCE, Server, ringtally, run, text};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
@@ -139,20 +140,40 @@ fn something_is_shown_while_a_server_does_not_answer() {
 fn the_whole_screen_is_given_back_however_the_run_ends() {
     let server = Server::start(&[]);
     let url = server.url();
-    for (columns, key) in [(80, None), (60, Some("q")), (80, Some("\x03"))] {
-        let args = ["load", "6000", "4", "--rate", "3000", "--tui", "--url", &url];
+    enum End {
+        Done,
+        Key(&'static str),
+        Signal(Signal),
+    }
+    for (columns, end) in [
+        (80, End::Done),
+        (60, End::Key("q")),
+        (80, End::Key("\x03")),
+        (80, End::Signal(Signal::TERM)),
+        (60, End::Signal(Signal::INT)),
+    ] {
+        // Long enough that only one of them ends by itself.
+        let requests = if matches!(end, End::Done) { "3000" } else { "300000" };
+        let args = ["load", requests, "4", "--rate", "3000", "--tui", "--url", &url];
         let mut run = OnTerminal::start(columns, &args);
         // A screen moves the cursor over blanks: single words are shown as they are.
         run.shows("Ctrl-C");
         run.shows("average");
-        if let Some(key) = key {
-            run.types(key);
+        match end {
+            End::Done => {}
+            End::Key(key) => run.types(key),
+            End::Signal(signal) => {
+                let pid = Pid::from_raw(run.child.id().cast_signed()).unwrap();
+                kill_process(pid, signal).unwrap();
+            }
         }
         let (shown, stdout) = run.end();
         let (_, after) = shown.rsplit_once(LEAVE_ALTERNATE).unwrap();
         assert!(after.contains(SHOW_CURSOR), "{after:?}");
         assert!(!after.contains("average"), "nothing is drawn later: {after:?}");
-        assert!(key.is_some() || stdout.contains("exact"), "{stdout}");
+        assert!(stdout.contains("exact"), "what was measured is reported: {stdout}");
+        let is_interrupted = stdout.contains("interrupted before every request was sent");
+        assert_eq!(is_interrupted, requests != "3000", "{stdout}");
     }
 }
 

@@ -9,9 +9,10 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 use std::ops::Range;
 
-/// The size of a chart, in its own units; the page scales it.
-const SIZE: (u32, u32) = (720, 300);
-const FONT: (&str, u32) = ("sans-serif", 14);
+/// The size of a chart and of its labels, in its own units. The page scales it, so that the labels can
+/// be read on a phone of 360 pixels and are not huge on a desktop.
+const SIZE: (u32, u32) = (600, 280);
+const FONT: (&str, u32) = ("sans-serif", 15);
 const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);

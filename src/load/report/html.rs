@@ -18,8 +18,7 @@ table { border-collapse: collapse; }
 th, td { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
 th { overflow-wrap: normal; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
-.wide { overflow-x: auto; }
-svg { width: 100%; min-width: 34rem; height: auto; background: #fff; border-radius: .4rem; }
+svg { width: 100%; max-width: 48rem; height: auto; background: #fff; border-radius: .4rem; }
 ";
 
 impl Report {
@@ -69,8 +68,8 @@ impl Report {
         put(page, "<h2>Latency spectrum</h2>");
         figure(page, &chart::spectrum(&self.histogram, from_send)?, caption);
         put(page, "<h2>Second by second</h2>");
-        let caption = "Responses per second. The last point is over the part of a second that the \
-                       run took.";
+        let caption = "Responses per second. If the run ended within a second, the last point is the \
+                       rate over that part of it.";
         figure(page, &chart::rates(&self.seconds, self.elapsed_s)?, caption);
         let caption = "99th percentile of the latency of the requests that ended in each second.";
         figure(page, &chart::p99s(&self.seconds, self.elapsed_s)?, caption);
@@ -149,10 +148,7 @@ fn figure(page: &mut String, svg: &str, caption: &str) {
     let text = escape(caption);
     // Screen readers read the caption in place of the picture.
     let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{text}\" "), 1);
-    put(
-        page,
-        &format!("<figure><div class=\"wide\">{svg}</div><figcaption>{text}</figcaption></figure>"),
-    );
+    put(page, &format!("<figure>{svg}<figcaption>{text}</figcaption></figure>"));
 }
 
 /// Escapes text for HTML.

@@ -79,6 +79,9 @@ impl Report {
             self.elapsed_s,
             rounded(self.requests_per_s)
         )];
+        if self.interrupted {
+            lines.push("interrupted before every request was sent".into());
+        }
         if self.setup.one_request_per_connection {
             lines.push("one request per connection: the server closes it after a response".into());
         }
@@ -409,6 +412,21 @@ verdict   exact: every acknowledged event was counted once
         let slow = Outcome { rate_held: Some(250.0), held_up: 9, ..open_loop(9000) };
         let text = summary(&Report::new(slow));
         assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
+    }
+
+    #[test]
+    fn what_makes_a_run_unlike_others_is_said_first() {
+        let mut outcome = Outcome { is_interrupted: true, ..outcome() };
+        outcome.setup.one_request_per_connection = true;
+        let text = summary(&Report::new(outcome));
+        let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "          interrupted before every request was sent",
+                "          one request per connection: the server closes it after a response"
+            ]
+        );
     }
 
     #[test]
