@@ -63,6 +63,14 @@ struct Watch {
     waker: Cell<Option<Waker>>,
 }
 
+/// What came of waiting for a socket.
+enum Transfer {
+    /// The socket took or gave so many bytes, or failed.
+    Done(io::Result<usize>),
+    /// The deadline has passed, or the server stops at once.
+    Over,
+}
+
 impl Hub {
     /// Reads the clocks and wakes the tasks that have waited too long.
     fn tick(&self) {
@@ -73,7 +81,7 @@ impl Hub {
             let Some(watch) = watch.upgrade() else {
                 return false;
             };
-            if self.is_called(&watch)
+            if self.is_due(&watch)
                 && let Some(waker) = watch.waker.take()
             {
                 waker.wake();
@@ -83,15 +91,14 @@ impl Hub {
     }
 
     /// Whether a waiting task has something other than its socket to look at.
-    fn is_called(&self, watch: &Watch) -> bool {
+    fn is_due(&self, watch: &Watch) -> bool {
         self.now_ms.get() >= watch.deadline_ms.get() || self.urgency.get() != Urgency::Serve
     }
 
-    /// Waits on for a socket; nothing came of it where the deadline has passed or the server
-    /// ends at once.
-    fn keep_waiting(&self, watch: &Watch, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+    /// Goes on waiting for a socket, until its deadline or a stop that aborts.
+    fn keep_waiting(&self, watch: &Watch, cx: &Context<'_>) -> Poll<Transfer> {
         if self.now_ms.get() >= watch.deadline_ms.get() || self.urgency.get() == Urgency::Abort {
-            return Poll::Ready(Ok(0));
+            return Poll::Ready(Transfer::Over);
         }
         watch.waker.set(Some(cx.waker().clone()));
         Poll::Pending
@@ -383,21 +390,21 @@ impl Task {
         while sent < out.len() {
             let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
                 Poll::Pending => hub.keep_waiting(watch, cx),
-                ready => ready,
+                Poll::Ready(result) => Poll::Ready(Transfer::Done(result)),
             })
             .await;
             match written {
-                Ok(0) if hub.now_ms.get() >= watch.deadline_ms.get() => {
+                Transfer::Over if hub.now_ms.get() >= watch.deadline_ms.get() => {
                     hub.service.borrow().metrics().note_timeout(None);
                     return false;
                 }
-                Ok(0) => {
+                Transfer::Over => {
                     // Only a stop that aborts ends the wait before its deadline.
                     hub.cut.set(hub.cut.get() + 1);
                     return false;
                 }
-                Err(_) => return false,
-                Ok(written) => {
+                Transfer::Done(Ok(0) | Err(_)) => return false,
+                Transfer::Done(Ok(written)) => {
                     hub.service.borrow().metrics().sent_bytes.add(written as u64);
                     sent += written;
                 }
@@ -421,13 +428,13 @@ impl Task {
                 let mut input = hub.input.borrow_mut();
                 match Pin::new(&mut *stream).poll_read(cx, &mut input) {
                     Poll::Pending => hub.keep_waiting(watch, cx),
-                    ready => ready,
+                    Poll::Ready(result) => Poll::Ready(Transfer::Done(result)),
                 }
             })
             .await;
             match received {
-                Ok(0) | Err(_) => return,
-                Ok(received) => discarded += received,
+                Transfer::Over | Transfer::Done(Ok(0) | Err(_)) => return,
+                Transfer::Done(Ok(received)) => discarded += received,
             }
         }
     }
