@@ -6,7 +6,7 @@
 
 use super::{
     AcceptedConnection, Admission, BACKLOG, DRAIN_QUIET_MS, Drained, LINGER_BYTES_MAX, LINGER_MS,
-    Permit, Shard, TICK, Urgency, unix_seconds,
+    Permit, Shard, TICK, Urgency, milliseconds, unix_seconds,
 };
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
@@ -74,7 +74,7 @@ enum Transfer {
 impl Hub {
     /// Reads the clocks and wakes the tasks that have waited too long.
     fn tick(&self) {
-        self.now_ms.set(self.started.elapsed().as_millis() as u64);
+        self.now_ms.set(milliseconds(self.started.elapsed()));
         self.heartbeat.store(self.now_ms.get(), Ordering::Relaxed);
         self.service.borrow_mut().set_time(unix_seconds());
         self.watches.borrow_mut().retain(|watch| {

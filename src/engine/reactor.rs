@@ -9,7 +9,8 @@
 use super::connection::{Connection, Due, Next};
 use super::idle::{IDLE_AFTER, Lull, Polling};
 use super::{
-    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Stop, TICK, Urgency, unix_seconds,
+    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Stop, TICK, Urgency, milliseconds,
+    unix_seconds,
 };
 use crate::http::Limits;
 use crate::service::Service;
@@ -429,11 +430,6 @@ impl Reactor {
 /// Whether a socket holds bytes that were not received.
 fn has_unread(socket: &Socket) -> bool {
     rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
-}
-
-/// Milliseconds of a time since the start, which fits for half a billion years.
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Nanoseconds of a time, which fits for five centuries.
