@@ -1,6 +1,7 @@
 //! Parsers for the values of flags. Each error says what is expected; clap puts the flag and the
 //! value in front of it.
 
+use crate::load::grouped;
 use crate::topology;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
@@ -79,19 +80,6 @@ fn whole_number(text: &str) -> Option<u64> {
         0 => Some(0),
         _ => digits.checked_mul(10u64.checked_pow(zeros)?),
     }
-}
-
-/// A number with commas between its thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// The shortest timeout: timeouts are checked in milliseconds.

@@ -34,6 +34,7 @@ mod worker;
 mod workload;
 
 pub use control::Server;
+pub(crate) use report::grouped;
 pub use report::{Output, Report, ServerUse, Setup, write_to};
 pub use run::run;
 pub use schedule::RATE_MAX;

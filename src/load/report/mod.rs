@@ -21,7 +21,8 @@ pub use output::{Output, write_to};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(super) use text::{counted, grouped, rounded, time, time_in_full};
+pub(crate) use text::grouped;
+pub(super) use text::{counted, rounded, time, time_in_full};
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;

@@ -260,7 +260,7 @@ fn threshold_line(checked: &Checked) -> String {
 }
 
 /// A number with its digits in groups of three.
-pub(in crate::load) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
