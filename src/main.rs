@@ -1,4 +1,4 @@
-//! Reads the command line and calls one function a subcommand.
+//! Reads the command line and calls one function per subcommand.
 
 use clap::Parser;
 use ringtally::cli::{self, Cli, Command};
