@@ -263,7 +263,7 @@ fn every_report_has_the_thresholds_and_the_setup() {
     for words in [
         "passed held&lt;0.5",
         "failed rps&lt;1M",
-        "100 requests, 100 acknowledged",
+        "100 of 100 requests acknowledged",
         "from /stats during the run",
         "2,000 requests/s asked for",
     ] {

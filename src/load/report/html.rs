@@ -206,7 +206,7 @@ mod tests {
         }
         for words in [
             "12 responses from /stats",
-            "20 requests, 0 acknowledged",
+            "0 of 20 requests acknowledged",
             "passed held&lt;0.99",
             "(99.9 %)",
             "&lt;model&gt;",

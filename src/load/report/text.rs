@@ -91,9 +91,9 @@ impl Report {
     fn warm_up_lines(&self) -> Vec<String> {
         let line = |warm_up: &super::WarmUp| {
             format!(
-                "{}, {} acknowledged: not measured and not in the totals",
+                "{} of {} acknowledged, not part of the result",
+                grouped(warm_up.acknowledged),
                 counted(warm_up.requests, "request", "requests"),
-                grouped(warm_up.acknowledged)
             )
         };
         self.warm_up.iter().map(line).collect()
@@ -373,7 +373,7 @@ mod tests {
 requests  1,000 over 10 connections in 2.00 s: 500 requests/s
 latency   p50 1.00 ms, p90 1.00 ms, p95 1.00 ms, p99 1.00 ms
           p99.9 1.00 ms, p99.99 1.00 ms, max 1.00 ms
-warm-up   1 request, 1 acknowledged: not measured and not in the totals
+warm-up   1 of 1 request acknowledged, not part of the result
 refused   3 requests with status 507
 trouble   1 request sent without a response
           1 connection timed out

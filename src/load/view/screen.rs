@@ -38,11 +38,11 @@ impl Screen {
     /// Takes the terminal.
     pub(super) fn open(config: &Config) -> io::Result<Screen> {
         let Server { host, .. } = &config.server;
-        let rate = config.rate.map_or("closed loop".into(), |rate| {
-            format!("open loop at {} requests/s", grouped(rate))
-        });
+        let rate = config
+            .rate
+            .map_or("closed loop".into(), |rate| format!("{} requests/s", grouped(rate)));
         let connections = counted(config.connections as u64, "connection", "connections");
-        let title = format!(" ringtally load: http://{host}, {connections}, {rate} ");
+        let title = format!(" http://{host}, {connections}, {rate} ");
         enable_raw_mode()?;
         // From here on, every way out restores the terminal.
         let taken = Taken::new(give_back);
