@@ -284,8 +284,9 @@ proptest! {
                 return Ok(());
             }
             prop_assert_eq!(end, End::Refused, "{}", input.escape_ascii());
-            let is_listed =
-                STRICTER.iter().any(|(sentence, _)| has(&last, &sentence.to_lowercase()));
+            // No response to HEAD has a body, and so none has a sentence.
+            let is_listed = last.ends_with(b"\r\n\r\n")
+                || STRICTER.iter().any(|(sentence, _)| has(&last, &sentence.to_lowercase()));
             prop_assert!(is_listed, "{}: {}", input.escape_ascii(), last.escape_ascii());
         }
     }

@@ -138,6 +138,8 @@ impl Snapshot {
                 return;
             }
             previous = latest;
+            // What overwrote a slot came after a publication that the next scan must see.
+            fence(Ordering::Acquire);
         }
         panic!("a snapshot changed more often than one writer can change it");
     }
