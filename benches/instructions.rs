@@ -8,10 +8,10 @@
 use gungraun::prelude::*;
 use ringtally::event;
 use ringtally::http::{
-    Connection, Date, Handler, HeadCache, Limits, Method, Outcome, Reply, Request, Target, Timeouts,
+    Connection, Context, Handler, Limits, Outcome, Reply, Request, Status, Timeouts,
 };
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Policy, Service, stats_json};
+use ringtally::service::{Dialect, Endpoints, Policy, Service, stats_json};
 use ringtally::tally::{Tally, Totals, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -26,21 +26,11 @@ const ESCAPED: &str = r#"{"id":[1,{"a":"b"}],"userId":"user_\u0031","value":4.99
 
 /// Accepts requests and does nothing with them, so that only their parsing is counted.
 struct Sink {
-    date: Date,
-    head_cache: HeadCache,
     handled: usize,
 }
 
 impl Handler for Sink {
-    fn date(&self) -> &Date {
-        &self.date
-    }
-
-    fn head_cache(&mut self) -> &mut HeadCache {
-        &mut self.head_cache
-    }
-
-    fn wants_body(&self, _: Method, _: &Target<'_>) -> bool {
+    fn wants_body(&self, _: &Request<'_>) -> bool {
         true
     }
 
@@ -49,7 +39,7 @@ impl Handler for Sink {
         self.handled += 1;
     }
 
-    fn refused(&mut self, _: u16) {}
+    fn refused(&mut self, _: Status) {}
 }
 
 fn request() -> Vec<u8> {
@@ -69,41 +59,38 @@ fn connection() -> Connection {
 /// A connection, its handler, and the requests that it receives.
 struct Receiver<H> {
     connection: Connection,
-    handler: H,
+    context: Context<H>,
     input: Vec<u8>,
     out: Vec<u8>,
 }
 
 impl<H: Handler> Receiver<H> {
-    fn new(handler: H, requests: usize) -> Self {
+    fn new(context: Context<H>, requests: usize) -> Self {
         let input = request().repeat(requests);
-        Receiver { connection: connection(), handler, input, out: Vec::with_capacity(16 * 1024) }
+        Receiver { connection: connection(), context, input, out: Vec::with_capacity(16 * 1024) }
     }
 
     fn receive(&mut self) {
         let input = black_box(&self.input);
-        let outcome = self.connection.receive(input, 0, &mut self.handler, &mut self.out);
+        let outcome = self.connection.receive(input, 0, &mut self.context, &mut self.out);
         assert_eq!(outcome, Outcome::Receive);
     }
 }
 
 fn sink() -> Receiver<Sink> {
-    Receiver::new(
-        Sink { date: Date::from_unix(0), head_cache: HeadCache::default(), handled: 0 },
-        1,
-    )
+    Receiver::new(Context::of(Sink { handled: 0 }, "127.0.0.1", 0), 1)
 }
 
 /// The head of the request is cached, as on every connection but the first.
 fn experienced_sink() -> Receiver<Sink> {
     let mut receiver = sink();
     receiver.receive();
-    receiver.handler.handled = 0;
+    receiver.context.handler.handled = 0;
     receiver
 }
 
 fn handled_one(receiver: Receiver<Sink>) {
-    assert_eq!(receiver.handler.handled, 1);
+    assert_eq!(receiver.context.handler.handled, 1);
 }
 
 #[library_benchmark(teardown = handled_one)]
@@ -212,19 +199,19 @@ fn encode(totals: Totals) -> String {
 }
 
 /// A service that has handled the same requests before.
-fn service(requests: usize) -> (Arc<Tally>, Receiver<Service>) {
+fn service(requests: usize) -> (Arc<Tally>, Receiver<Endpoints>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
     let reporter = Reporter::for_shards(1, "none").remove(0);
     let service = Service::new(writers.remove(0), reporter, policy, 0);
     let mut receiver = Receiver::new(service, requests);
     receiver.receive();
-    receiver.handler.commit();
+    receiver.context.commit();
     receiver.out.clear();
     (tally, receiver)
 }
 
-fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Service>)) {
+fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Endpoints>)) {
     let responses = receiver.out.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
     assert_eq!(tally.totals().total_requests, 2 * responses as u64);
     assert_eq!(receiver.input.len(), responses * request().len());
@@ -235,10 +222,10 @@ fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Service>)) {
 #[bench::one(service(1))]
 #[bench::sixteen_pipelined(service(16))]
 fn answer(
-    (tally, mut receiver): (Arc<Tally>, Receiver<Service>),
-) -> (Arc<Tally>, Receiver<Service>) {
+    (tally, mut receiver): (Arc<Tally>, Receiver<Endpoints>),
+) -> (Arc<Tally>, Receiver<Endpoints>) {
     receiver.receive();
-    receiver.handler.commit();
+    receiver.context.commit();
     (tally, receiver)
 }
 

@@ -1,43 +1,51 @@
 //! One event from its JSON: `{"userId": string, "value": number}`.
 //!
-//! serde_json does the parsing; what it leaves unchecked in the members that are ignored (text
-//! that is not UTF-8, lone surrogates) is checked here before.
+//! serde_json does the parsing. What it does not check in ignored members (text that is not UTF-8,
+//! lone surrogates) is checked here first, and numbers too long for it are read from their digits.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Longest user id in bytes of UTF-8, after string escapes are resolved.
+/// The longest user id in bytes of UTF-8, after string escapes are resolved.
 pub const USER_ID_BYTES_MAX: usize = 256;
+
+/// The longest body in bytes whose numbers are left to serde_json. It compares 768 digits of a number
+/// exactly; if there are more, it rounds a tie up even if the other digits are zeros
+/// (`float_roundtrip` in serde_json 1.0). A body of this length has no room for so many digits. The
+/// length of the body decides, not that of the number, because it is known without a search.
+const SHORT_BODY_BYTES_MAX: usize = 512;
+const _: () = assert!(SHORT_BODY_BYTES_MAX <= 768, "serde_json compares 768 digits exactly");
 
 /// An event as it was sent.
 #[derive(Debug, PartialEq)]
 pub struct Event<'a> {
-    /// Not empty, at most [`USER_ID_BYTES_MAX`] bytes. Borrowed unless it has escapes.
+    /// Not empty, and at most [`USER_ID_BYTES_MAX`] bytes. Borrowed unless it has escapes.
     pub user: Cow<'a, str>,
     /// Finite: the nearest `f64`, ties to even.
     pub value: f64,
 }
 
-/// Why a body is no event.
-/// The numbers are what [`crate::metrics::FAILURES`] names them by.
+/// Why a body is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not UTF-8.
     NotUtf8,
     /// Half of a surrogate pair.
     LoneSurrogate,
-    /// Malformed, cut short, followed by something, or with a number beyond `f64`.
+    /// Malformed, truncated, followed by something, or with a number that does not fit an `f64`.
     NotJson,
-    /// Not an object, or a member of another type.
+    /// Not an object, or a member of the wrong type.
     WrongType,
-    /// A member twice.
+    /// A member that occurs twice.
     Repeated,
-    /// A member not there.
+    /// A member is missing.
     Missing,
     /// An empty `userId`.
     EmptyUser,
-    /// A `userId` over [`USER_ID_BYTES_MAX`].
+    /// A `userId` of more than [`USER_ID_BYTES_MAX`] bytes.
     LongUser,
 }
 
@@ -46,17 +54,15 @@ impl Refusal {
     pub fn sentence(self) -> &'static str {
         match self {
             Refusal::NotUtf8 => "send the body as UTF-8",
-            Refusal::LoneSurrogate => "send both halves of a surrogate pair in every string",
+            Refusal::LoneSurrogate => "send both halves of every surrogate pair",
             Refusal::NotJson => {
                 "send one JSON object and nothing after it, with numbers that fit a finite 64-bit float"
             }
-            Refusal::WrongType => {
-                "send an object with a string \\\"userId\\\" and a number \\\"value\\\""
-            }
-            Refusal::Repeated => "send \\\"userId\\\" and \\\"value\\\" once each",
-            Refusal::Missing => "send both \\\"userId\\\" and \\\"value\\\"",
-            Refusal::EmptyUser => "send a \\\"userId\\\" that is not empty",
-            Refusal::LongUser => "send a \\\"userId\\\" of at most 256 bytes of UTF-8",
+            Refusal::WrongType => r#"send an object with a string "userId" and a number "value""#,
+            Refusal::Repeated => r#"send "userId" and "value" only once each"#,
+            Refusal::Missing => r#"send both "userId" and "value""#,
+            Refusal::EmptyUser => r#"send a "userId" that is not empty"#,
+            Refusal::LongUser => r#"send a "userId" of at most 256 bytes of UTF-8"#,
         }
     }
 }
@@ -68,8 +74,15 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     if memchr::memchr(b'\\', body).is_some() && has_lone_surrogate(body) {
         return Err(Refusal::LoneSurrogate);
     }
-    let members: Members<'_> = serde_json::from_str(text)
-        .map_err(|error| if error.is_data() { Refusal::WrongType } else { Refusal::NotJson })?;
+    let mut members = Members::default();
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let reader =
+        MembersReader { is_long: body.len() > SHORT_BODY_BYTES_MAX, members: &mut members };
+    let read = reader.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+    if let Err(error) = read {
+        let is_not_json = members.overflowed || !error.is_data();
+        return Err(if is_not_json { Refusal::NotJson } else { Refusal::WrongType });
+    }
     if members.repeated {
         return Err(Refusal::Repeated);
     }
@@ -83,8 +96,8 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     }
 }
 
-/// Whether a `\u` escape is one half of a surrogate pair without the other. In valid JSON a
-/// backslash stands only in strings; in any other body the parser has its say afterwards.
+/// Whether a `\u` escape is one half of a surrogate pair without the other. In valid JSON, a
+/// backslash occurs only in strings; any other body is refused by the parser afterwards.
 fn has_lone_surrogate(body: &[u8]) -> bool {
     let mut at = 0;
     while let Some(offset) = memchr::memchr(b'\\', &body[at..]) {
@@ -96,7 +109,7 @@ fn has_lone_surrogate(body: &[u8]) -> bool {
             },
             Some(0xdc00..=0xdfff) => return true,
             Some(_) => at += 6,
-            // An escape of two bytes; the second may be a backslash itself.
+            // An escape of two bytes, the second of which may be a backslash itself.
             None => at = (at + 2).min(body.len()),
         }
     }
@@ -111,31 +124,43 @@ fn unicode_escape(bytes: &[u8]) -> Option<u16> {
         .try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)? as u16))
 }
 
-/// The members as they come. A derived struct would accept an array as well.
+/// The members that have been read.
 #[derive(Default)]
 struct Members<'a> {
     user: Option<Cow<'a, str>>,
     value: Option<f64>,
     repeated: bool,
+    /// A long number does not fit a finite `f64`.
+    overflowed: bool,
 }
 
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(MembersVisitor)
+/// Reads the members of an object in the order in which they come. A derived struct would accept an
+/// array as well.
+struct MembersReader<'m, 'a> {
+    /// The body may hold a number that is too long for serde_json.
+    is_long: bool,
+    members: &'m mut Members<'a>,
+}
+
+impl<'de> DeserializeSeed<'de> for MembersReader<'_, 'de> {
+    type Value = ();
+
+    #[inline]
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct MembersVisitor;
-
-impl<'de> Visitor<'de> for MembersVisitor {
-    type Value = Members<'de>;
+impl<'de> Visitor<'de> for MembersReader<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-        let mut members = Members::default();
+    #[inline]
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let members = self.members;
         while let Some(name) = map.next_key::<Name>()? {
             match name {
                 Name::UserId => {
@@ -143,15 +168,34 @@ impl<'de> Visitor<'de> for MembersVisitor {
                     members.repeated |= members.user.replace(user).is_some();
                 }
                 Name::Value => {
-                    members.repeated |= members.value.replace(map.next_value()?).is_some();
+                    let value = match self.is_long {
+                        false => map.next_value()?,
+                        true => {
+                            let value = long_number(map.next_value()?)?;
+                            if value.is_infinite() {
+                                members.overflowed = true;
+                                return Err(serde::de::Error::custom("number out of range"));
+                            }
+                            value
+                        }
+                    };
+                    members.repeated |= members.value.replace(value).is_some();
                 }
                 Name::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        Ok(members)
+        Ok(())
     }
+}
+
+/// Reads a number from its digits. The standard library rounds every decimal correctly, however long.
+#[cold]
+fn long_number<E: serde::de::Error>(json: &RawValue) -> Result<f64, E> {
+    // This may be a JSON value of any type. Of those, only numbers parse: what else the standard
+    // library accepts, such as `inf`, is not JSON.
+    json.get().parse().map_err(|_| E::custom("not a number"))
 }
 
 /// The name of a member.
@@ -211,7 +255,9 @@ impl<'de> Deserialize<'de> for Text<'de> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use num_bigint::BigUint;
     use proptest::prelude::*;
+    use std::cmp::Ordering;
 
     fn event(user: &str, value: f64) -> Result<Event<'_>, Refusal> {
         Ok(Event { user: Cow::Borrowed(user), value })
@@ -238,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_members_are_ignored_whatever_they_hold() {
+    fn unknown_members_are_ignored_whatever_their_value() {
         let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
         for ignored in ["null", "1e999", "[[],{\"userId\":1}]", "\"\\ud83d\\ude00\"", &deep] {
             let body = format!(r#"{{"x":{ignored},"userId":"u","value":1,"value2":{ignored}}}"#);
@@ -247,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_refused_for_its_reason() {
+    fn what_is_not_an_event_is_refused_for_its_reason() {
         let cases: &[(&[u8], Refusal)] = &[
             (b"", Refusal::NotJson),
             (b"{", Refusal::NotJson),
@@ -292,13 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn an_escaped_backslash_starts_no_surrogate() {
+    fn an_escaped_backslash_does_not_start_a_surrogate() {
         assert_eq!(decode(br#"{"userId":"\\ud800","value":1}"#), event("\\ud800", 1.0));
         assert_eq!(decode(br#"{"userId":"u\"\\","value":1}"#), event("u\"\\", 1.0));
     }
 
     #[test]
-    fn a_user_id_is_limited_in_bytes_after_escapes() {
+    fn the_user_id_limit_counts_bytes_after_escapes() {
         for (user, sent, fits) in [
             ("a".repeat(255), "a".repeat(255), true),
             ("a".repeat(256), "a".repeat(256), true),
@@ -312,6 +358,148 @@ mod tests {
         }
     }
 
+    /// A body with this value, padded to at least a length.
+    fn body_with(value: &str, bytes_min: usize) -> String {
+        let body = format!(r#"{{"userId":"u","value":{value}}}"#);
+        let padding = " ".repeat(bytes_min.saturating_sub(body.len()));
+        body + &padding
+    }
+
+    /// The bits of the value that a body has, checked to be the same in a short and in a long body.
+    fn bits_of(value: &str) -> Result<u64, Refusal> {
+        let read = |bytes_min| {
+            decode(body_with(value, bytes_min).as_bytes()).map(|event| event.value.to_bits())
+        };
+        let bits = read(0);
+        assert_eq!(bits, read(SHORT_BODY_BYTES_MAX + 1), "{value} in a long body");
+        bits
+    }
+
+    #[test]
+    fn a_tie_with_a_long_run_of_zeros_goes_to_the_even_neighbor() {
+        for zeros in [0, 1, 400, 751, 752, 753, 754, 760, 1000, 5000] {
+            let run = "0".repeat(zeros);
+            let tie = format!("9007199254740993{run}e-{zeros}");
+            assert_eq!(bits_of(&tie), Ok(9007199254740992f64.to_bits()), "{zeros}");
+            let above = format!("9007199254740993{run}1e-{}", zeros + 1);
+            assert_eq!(bits_of(&above), Ok(9007199254740994f64.to_bits()), "{zeros}");
+            // 1 + 2^-53, between 1 and the next value.
+            let half = "100000000000000011102230246251565404236316680908203125";
+            let tie = format!("{half}{run}e-{}", zeros + 53);
+            assert_eq!(bits_of(&tie), Ok(1f64.to_bits()), "{zeros}");
+            let behind_the_point = format!("1.{}{run}", &half[1..]);
+            assert_eq!(bits_of(&behind_the_point), Ok(1f64.to_bits()), "{zeros}");
+            let above = format!("1.{}{run}1", &half[1..]);
+            assert_eq!(bits_of(&above), Ok(1f64.next_up().to_bits()), "{zeros}");
+            let before_the_digits = format!("0.{run}{half}e{}", zeros + 1);
+            assert_eq!(bits_of(&before_the_digits), Ok(1f64.to_bits()), "{zeros}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_the_same_grammar_and_range_in_long_bodies() {
+        for (value, expected) in [
+            ("-0", Ok(-0.0)),
+            ("-0.0e5", Ok(-0.0)),
+            ("0e999999999999", Ok(0.0)),
+            ("1e-999999999999", Ok(0.0)),
+            ("1E+2", Ok(100.0)),
+            ("1.5e-1", Ok(0.15)),
+            ("18446744073709551616", Ok(18446744073709551616.0)),
+            ("1.7976931348623158e308", Ok(f64::MAX)),
+            ("1.7976931348623159e308", Err(Refusal::NotJson)),
+            ("-1e309", Err(Refusal::NotJson)),
+            ("1e999999999999", Err(Refusal::NotJson)),
+            ("01", Err(Refusal::NotJson)),
+            ("-", Err(Refusal::NotJson)),
+            ("+1", Err(Refusal::NotJson)),
+            (".5", Err(Refusal::NotJson)),
+            ("1.", Err(Refusal::NotJson)),
+            ("1e", Err(Refusal::NotJson)),
+            ("0x1", Err(Refusal::NotJson)),
+            ("inf", Err(Refusal::NotJson)),
+            ("nan", Err(Refusal::NotJson)),
+            ("Infinity", Err(Refusal::NotJson)),
+            ("1_0", Err(Refusal::NotJson)),
+            ("\"1\"", Err(Refusal::WrongType)),
+            ("null", Err(Refusal::WrongType)),
+            ("true", Err(Refusal::WrongType)),
+            ("[1]", Err(Refusal::WrongType)),
+            ("{}", Err(Refusal::WrongType)),
+            ("1,\"value\":1", Err(Refusal::Repeated)),
+            // The first error decides.
+            ("1e999,\"userId\":1", Err(Refusal::NotJson)),
+            ("null,\"x\":}", Err(Refusal::WrongType)),
+        ] {
+            assert_eq!(bits_of(value), expected.map(f64::to_bits), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_length_at_which_digits_are_read_here_makes_no_difference() {
+        let digits = |count| format!("9007199254740993.{}1", "0".repeat(count - 17));
+        for bytes in [SHORT_BODY_BYTES_MAX - 1, SHORT_BODY_BYTES_MAX, SHORT_BODY_BYTES_MAX + 1] {
+            let body = body_with(&digits(bytes - body_with("", 0).len() - 1), 0);
+            assert_eq!(body.len(), bytes);
+            assert_eq!(decode(body.as_bytes()), event("u", 9007199254740994.0));
+        }
+    }
+
+    /// The nearest value to `digits * 10^exponent`, ties to even, by comparison of big integers.
+    fn nearest(digits: &BigUint, exponent: i32) -> f64 {
+        // As a fraction of integers.
+        let scale = BigUint::from(10u8).pow(exponent.unsigned_abs());
+        let (numerator, denominator) = match exponent {
+            0.. => (digits * scale, BigUint::from(1u8)),
+            _ => (digits.clone(), scale),
+        };
+        // Values in the order of their bits: find the last that is not above the fraction.
+        let units = |bits: u64| match bits >> 52 {
+            0 => BigUint::from(bits),
+            exponent => BigUint::from(bits & ((1 << 52) - 1) | 1 << 52) << (exponent - 1),
+        };
+        // In units of 2^-1074.
+        let wanted = numerator << 1074u32;
+        let (mut low, mut high) = (0, f64::INFINITY.to_bits());
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            match units(middle) * &denominator <= wanted {
+                true => low = middle,
+                false => high = middle,
+            }
+        }
+        // Infinity stands for 2^1024 here, as IEEE 754 has it.
+        let twice_middle = (units(low) + units(low + 1)) * &denominator;
+        let above = match (wanted << 1u32).cmp(&twice_middle) {
+            Ordering::Less => 0,
+            Ordering::Equal => low & 1,
+            Ordering::Greater => 1,
+        };
+        f64::from_bits(low + above)
+    }
+
+    /// The exact decimal digits of the middle between a finite value and the next, and the exponent.
+    fn middle_above(bits: u64) -> (BigUint, i32) {
+        let units = |bits: u64| match bits >> 52 {
+            0 => BigUint::from(bits),
+            exponent => BigUint::from(bits & ((1 << 52) - 1) | 1 << 52) << (exponent - 1),
+        };
+        // N * 2^-1075 is N * 5^1075 * 10^-1075.
+        ((units(bits) + units(bits + 1)) * BigUint::from(5u8).pow(1075), -1075)
+    }
+
+    /// Writes `digits * 10^exponent` with further zeros in front and behind, and the point anywhere.
+    fn write(digits: &BigUint, exponent: i32, front: usize, behind: usize, point: usize) -> String {
+        let digits = format!("{}{digits}{}", "0".repeat(front), "0".repeat(behind));
+        let point = point % digits.len();
+        let (whole, fraction) = digits.split_at(point);
+        let whole = match whole.trim_start_matches('0') {
+            "" => "0",
+            whole => whole,
+        };
+        format!("{whole}.{fraction}e{}", exponent - behind as i32 + fraction.len() as i32)
+    }
+
     proptest! {
         #[test]
         fn every_decimal_is_read_as_the_nearest_float(
@@ -320,17 +508,59 @@ mod tests {
             exponent in prop::option::of(-400..400i32)
         ) {
             let mut number = if negative { "-".to_owned() } else { String::new() } + &whole;
-            if let Some(digits) = fraction {
+            if let Some(digits) = &fraction {
                 number += &format!(".{digits}");
             }
             if let Some(exponent) = exponent {
                 number += &format!("e{exponent}");
             }
-            let body = format!(r#"{{"userId":"u","value":{number}}}"#);
-            let nearest: f64 = number.parse().unwrap();
+            let fraction = fraction.unwrap_or_default();
+            let digits = BigUint::parse_bytes((whole + &fraction).as_bytes(), 10).unwrap();
+            let magnitude = nearest(&digits, exponent.unwrap_or(0) - fraction.len() as i32);
+            let expected = match magnitude.is_finite() {
+                true => Ok(if negative { -magnitude } else { magnitude }.to_bits()),
+                false => Err(Refusal::NotJson),
+            };
+            prop_assert_eq!(bits_of(&number), expected);
+        }
+
+        #[test]
+        fn ties_and_what_is_next_to_them_are_read_as_the_nearest_float(
+            bits in prop_oneof![
+                0..f64::INFINITY.to_bits(),
+                // Subnormals, powers of two, and values around 1 and 2^53.
+                0..1u64 << 53,
+                (1..2046u64).prop_map(|exponent| (exponent << 52) - 1),
+                1022u64 << 52..1024u64 << 52,
+                1075u64 << 52..1077u64 << 52,
+            ],
+            digits_kept in prop_oneof![Just(usize::MAX), 1..800usize],
+            nudge in -1..=1i8,
+            gap in prop_oneof![Just(0usize), 0..900usize],
+            (front, behind) in (0..900usize, prop_oneof![Just(0usize), 0..900usize]),
+            point in any::<usize>(),
+        ) {
+            let (mut digits, mut exponent) = middle_above(bits);
+            // A tie, or one that is cut off, which is next to it for a long way.
+            let text = digits.to_string();
+            if digits_kept < text.len() {
+                digits = BigUint::parse_bytes(&text.as_bytes()[..digits_kept], 10).unwrap();
+                exponent += (text.len() - digits_kept) as i32;
+            }
+            if nudge != 0 {
+                // One more or one less, many zeros or nines further on.
+                digits *= BigUint::from(10u8).pow(gap as u32);
+                exponent -= gap as i32;
+                match nudge {
+                    1 => digits += 1u8,
+                    _ => digits -= 1u8,
+                }
+            }
+            let number = write(&digits, exponent, front, behind, point);
+            let nearest = nearest(&digits, exponent);
             let expected =
-                if nearest.is_finite() { event("u", nearest) } else { Err(Refusal::NotJson) };
-            prop_assert_eq!(decode(body.as_bytes()), expected);
+                if nearest.is_finite() { Ok(nearest.to_bits()) } else { Err(Refusal::NotJson) };
+            prop_assert_eq!(bits_of(&number), expected);
         }
 
         #[test]

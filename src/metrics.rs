@@ -1,33 +1,36 @@
-//! What Prometheus is told: counters with one writer a shard, and their text.
+//! What Prometheus scrapes: counters with one writer per shard, and their text.
 
-use crate::http::{Method, Waited};
+use crate::event;
+use crate::http::{Method, Status, Waited};
 use crate::tally::Totals;
 use crossbeam_utils::CachePadded;
 use procfs::process::Process;
 use procfs::{boot_time_secs, page_size, ticks_per_second};
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-/// A number that one thread writes and any may read.
+/// A number that one thread writes and every thread may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds to it. For the thread alone that this counter belongs to: no read-modify-write.
+    /// Adds to it. Only for the thread that the counter belongs to: it is not a read-modify-write.
     #[inline]
     pub fn add(&self, more: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 
-    /// Sets it, where it is a gauge.
+    /// Sets a gauge.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// Takes from it, where it is a gauge.
+    /// Subtracts from a gauge. Only for the thread that it belongs to.
     pub fn subtract(&self, less: u64) {
         self.add(less.wrapping_neg());
     }
@@ -37,85 +40,152 @@ impl Counter {
     }
 }
 
-/// What a request was for, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `/event`
-    Event,
-    /// `/stats`
-    Stats,
-    /// `/health`
-    Health,
-    /// `/reset`
-    Reset,
-    /// `/metrics`
-    Metrics,
-    /// `/`
-    Page,
-    /// Any other path, none, or a request refused before it had one.
-    Other,
+/// Declares an enum with the label of each variant, so that a counter's index and its label cannot
+/// disagree.
+macro_rules! labeled {
+    ($(#[$about:meta])* $visibility:vis enum $name:ident {
+        $($(#[$about_variant:meta])* $variant:ident = $label:literal,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $visibility enum $name {
+            $($(#[$about_variant])* $variant,)*
+        }
+
+        impl $name {
+            /// The labels, in the order of the variants: `variant as usize` is an index.
+            const LABELS: [&str; [$($label),*].len()] = [$($label),*];
+        }
+    };
 }
 
-const ENDPOINTS: [&str; 7] = ["/event", "/stats", "/health", "/reset", "/metrics", "/", "other"];
-const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "other", "unknown"];
-const STATUSES: [u16; 18] =
-    [200, 201, 204, 400, 401, 403, 404, 405, 408, 413, 414, 417, 431, 501, 503, 505, 507, 0];
-
-fn method_index(method: Method) -> usize {
-    match method {
-        Method::Get => 0,
-        Method::Head => 1,
-        Method::Post => 2,
-        Method::Options => 3,
-        Method::Connect => 4,
-        Method::Other => 5,
-        Method::Unknown => 6,
+labeled! {
+    /// What a request was for.
+    pub enum Endpoint {
+        /// `/event`
+        Event = "/event",
+        /// `/stats`
+        Stats = "/stats",
+        /// `/health`
+        Health = "/health",
+        /// `/reset`
+        Reset = "/reset",
+        /// `/metrics`
+        Metrics = "/metrics",
+        /// `/`
+        Page = "/",
+        /// Any other path, no path, or a request that was refused before it had one.
+        Other = "other",
     }
 }
 
-/// Why an event was not counted, as a label; the index is the counter's.
-pub const FAILURES: [&str; 9] = [
-    "not_utf8",
-    "lone_surrogate",
-    "not_json",
-    "wrong_type",
-    "repeated_member",
-    "missing_member",
-    "empty_user",
-    "long_user",
-    "users_full",
+labeled! {
+    /// Why an event was not counted.
+    pub enum Failure {
+        /// See [`event::Refusal::NotUtf8`].
+        NotUtf8 = "not_utf8",
+        /// See [`event::Refusal::LoneSurrogate`].
+        LoneSurrogate = "lone_surrogate",
+        /// See [`event::Refusal::NotJson`].
+        NotJson = "not_json",
+        /// See [`event::Refusal::WrongType`].
+        WrongType = "wrong_type",
+        /// See [`event::Refusal::Repeated`].
+        RepeatedMember = "repeated_member",
+        /// See [`event::Refusal::Missing`].
+        MissingMember = "missing_member",
+        /// See [`event::Refusal::EmptyUser`].
+        EmptyUser = "empty_user",
+        /// See [`event::Refusal::LongUser`].
+        LongUser = "long_user",
+        /// `--max-users` are held.
+        UsersFull = "users_full",
+    }
+}
+
+impl From<event::Refusal> for Failure {
+    fn from(refusal: event::Refusal) -> Failure {
+        match refusal {
+            event::Refusal::NotUtf8 => Failure::NotUtf8,
+            event::Refusal::LoneSurrogate => Failure::LoneSurrogate,
+            event::Refusal::NotJson => Failure::NotJson,
+            event::Refusal::WrongType => Failure::WrongType,
+            event::Refusal::Repeated => Failure::RepeatedMember,
+            event::Refusal::Missing => Failure::MissingMember,
+            event::Refusal::EmptyUser => Failure::EmptyUser,
+            event::Refusal::LongUser => Failure::LongUser,
+        }
+    }
+}
+
+labeled! {
+    /// What a peer was too slow to do: to send something, or to take responses.
+    enum Slowness {
+        Idle = "idle",
+        Header = "header",
+        Body = "body",
+        Send = "send",
+    }
+}
+
+impl From<Option<Waited>> for Slowness {
+    fn from(waited: Option<Waited>) -> Slowness {
+        match waited {
+            Some(Waited::Idle) => Slowness::Idle,
+            Some(Waited::Header) => Slowness::Header,
+            Some(Waited::Body) => Slowness::Body,
+            None => Slowness::Send,
+        }
+    }
+}
+
+/// Every method with its label.
+const METHODS: [(Method, &str); 7] = [
+    (Method::Get, "GET"),
+    (Method::Head, "HEAD"),
+    (Method::Post, "POST"),
+    (Method::Options, "OPTIONS"),
+    (Method::Connect, "CONNECT"),
+    (Method::Other, "other"),
+    (Method::Unknown, "unknown"),
 ];
+const _: () = {
+    let mut index = 0;
+    while index < METHODS.len() {
+        assert!(METHODS[index].0 as usize == index, "`method as usize` is an index");
+        index += 1;
+    }
+};
 
 /// Upper bounds of the duration histogram, in microseconds.
 const BUCKETS_US: [u64; 14] =
     [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
-/// What a slow peer was waited for, as a label; the last are answers to be taken.
-const WAITED: [&str; 4] = ["idle", "header", "body", "send"];
-
-/// The numbers of one shard, written by its thread.
+/// The metrics of one shard, written by its thread.
 #[derive(Debug, Default)]
 pub struct ShardMetrics {
-    requests: [[[Counter; STATUSES.len()]; METHODS.len()]; ENDPOINTS.len()],
-    failures: [Counter; FAILURES.len()],
+    requests: [[[Counter; Status::ALL.len()]; METHODS.len()]; Endpoint::LABELS.len()],
+    failures: [Counter; Failure::LABELS.len()],
     buckets: [Counter; BUCKETS_US.len() + 1],
     duration_ns: Counter,
-    timeouts: [Counter; WAITED.len()],
-    /// Requests begun and not answered, or answered and not taken, at the last tick.
+    timeouts: [Counter; Slowness::LABELS.len()],
+    /// CPU time of the shard's thread in nanoseconds, as of its last tick.
+    cpu_ns: Counter,
+    /// Requests in progress, or with responses that were not taken yet, as of the last tick.
     pub in_flight: Counter,
     /// Connections that this shard serves.
     pub connections: Counter,
     /// Connections accepted from the listener.
     pub accepted: Counter,
-    /// Of those, told that there is no room, or closed without a word.
+    /// Accepted connections that were turned away with a response, or closed without one.
     pub refused: Counter,
-    /// Of those, given to another shard.
+    /// Accepted connections that were given to another shard.
     pub handed_over: Counter,
     /// Bytes of requests.
     pub received_bytes: Counter,
-    /// Bytes of answers.
+    /// Bytes of responses.
     pub sent_bytes: Counter,
-    /// Batches of received bytes that were handled before answers left.
+    /// Batches of received bytes that were handled before responses left.
     pub turns: Counter,
     /// Calls of io_uring_enter by the ring engine.
     pub enters: Counter,
@@ -125,33 +195,28 @@ pub struct ShardMetrics {
     pub sleeps: Counter,
     /// Nanoseconds that it has polled.
     pub polled_ns: Counter,
-    /// Receives that found no buffer.
+    /// Receives for which no buffer was free.
     pub exhausted: Counter,
-    /// The kernel's number of the shard's thread.
-    pub thread: Counter,
 }
 
 impl ShardMetrics {
-    /// Counts an answer.
+    /// Counts a response.
     #[inline]
-    pub fn note_response(&self, method: Method, endpoint: Endpoint, status: u16) {
-        // The common ones come first.
-        let known = STATUSES.iter().position(|known| *known == status);
-        let status = known.unwrap_or(STATUSES.len() - 1);
-        self.requests[endpoint as usize][method_index(method)][status].add(1);
+    pub fn note_response(&self, method: Method, endpoint: Endpoint, status: Status) {
+        self.requests[endpoint as usize][method as usize][status as usize].add(1);
     }
 
-    /// Counts an event that was not counted, by its index in [`FAILURES`].
-    pub fn note_failure(&self, reason: usize) {
-        self.failures[reason].add(1);
+    /// Counts an event that was not counted.
+    pub fn note_failure(&self, failure: Failure) {
+        self.failures[failure as usize].add(1);
     }
 
-    /// Counts a peer that was too slow: to send, or, with `None`, to take its answers.
+    /// Counts a peer that was too slow to send something or, with `None`, to take its responses.
     pub fn note_timeout(&self, waited: Option<Waited>) {
-        self.timeouts[waited.map_or(WAITED.len() - 1, |waited| waited as usize)].add(1);
+        self.timeouts[Slowness::from(waited) as usize].add(1);
     }
 
-    /// Counts requests that were received together and whose answers were queued `took` later.
+    /// Counts requests that were received together, and whose responses were queued `took` later.
     #[inline]
     pub fn note_turn(&self, requests: u64, took: Duration) {
         let ns = took.as_nanos() as u64;
@@ -160,16 +225,26 @@ impl ShardMetrics {
         self.duration_ns.add(ns * requests);
         self.turns.add(1);
     }
+
+    /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own
+    /// clock, because reading those of other threads takes a file per thread.
+    pub fn note_cpu_time(&self) {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        // A CPU clock starts at zero.
+        self.cpu_ns.set(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64);
+    }
 }
 
-/// The numbers of all shards.
+/// The metrics of all shards.
 #[derive(Debug)]
 struct Metrics {
     engine: &'static str,
+    /// When the process started, in seconds of the Unix epoch, if that is known.
+    start_seconds: Option<f64>,
     shards: Vec<CachePadded<ShardMetrics>>,
 }
 
-/// The numbers of one shard, for the thread that writes them, and a way to those of all.
+/// The metrics of one shard, for the thread that writes them, and a way to report those of all.
 #[derive(Debug)]
 pub struct Reporter {
     metrics: Arc<Metrics>,
@@ -186,15 +261,17 @@ impl Deref for Reporter {
 }
 
 impl Reporter {
-    /// One for each of so many shards on an engine, with zero everywhere.
+    /// One for each of `shards` shards on an engine, with all counters at zero.
     pub fn for_shards(shards: usize, engine: &'static str) -> Vec<Reporter> {
         let of_shards = (0..shards).map(|_| CachePadded::new(ShardMetrics::default())).collect();
-        let metrics = Arc::new(Metrics { engine, shards: of_shards });
+        let start_seconds = *START_SECONDS;
+        let metrics = Arc::new(Metrics { engine, start_seconds, shards: of_shards });
         (0..shards).map(|shard| Reporter { metrics: Arc::clone(&metrics), shard }).collect()
     }
 
-    /// The numbers of all shards in the text format 0.0.4 of Prometheus. `totals` belong to one
-    /// moment; the other numbers are read one by one. Cost: grows with the number of shards.
+    /// The metrics of all shards in Prometheus text format 0.0.4. `totals` belong to one moment; the
+    /// other numbers are read one by one. The cost grows with the number of shards, not with the number
+    /// of connections: it is paid by a shard, whose connections wait meanwhile.
     pub fn text(&self, totals: &Totals) -> String {
         self.metrics.text(totals)
     }
@@ -204,12 +281,16 @@ impl Metrics {
     fn text(&self, totals: &Totals) -> String {
         let mut text = Text(String::with_capacity(16 * 1024));
         self.write_requests(&mut text);
-        text.family("http_requests_in_flight", "gauge", "Requests begun and not answered yet.");
+        text.family(
+            "http_requests_in_flight",
+            "gauge",
+            "Requests in progress, or whose responses were not taken yet.",
+        );
         text.sample("http_requests_in_flight", "", self.sum(|shard| &shard.in_flight));
         text.family("events_processed_total", "counter", "Events counted since the last reset.");
         text.sample("events_processed_total", "", totals.total_requests);
         text.family("events_failed_total", "counter", "Events refused, by reason.");
-        for (index, reason) in FAILURES.iter().enumerate() {
+        for (index, reason) in Failure::LABELS.iter().enumerate() {
             let failed = self.sum(|shard| &shard.failures[index]);
             text.sample("events_failed_total", &format!("reason=\"{reason}\""), failed);
         }
@@ -228,14 +309,15 @@ impl Metrics {
 
     fn write_requests(&self, text: &mut Text) {
         let name = "http_requests_total";
-        text.family(name, "counter", "Answers, by method, endpoint and status.");
-        for (endpoint, endpoint_name) in ENDPOINTS.iter().enumerate() {
-            for (method, method_name) in METHODS.iter().enumerate() {
-                for (index, status) in STATUSES.iter().enumerate() {
+        text.family(name, "counter", "Responses, by method, endpoint, and status.");
+        for (endpoint, endpoint_name) in Endpoint::LABELS.iter().enumerate() {
+            for (method, (_, method_name)) in METHODS.iter().enumerate() {
+                for (index, status) in Status::ALL.iter().enumerate() {
                     let count = self.sum(|shard| &shard.requests[endpoint][method][index]);
                     if count > 0 {
+                        let code = status.code();
                         let labels = format!(
-                            "method=\"{method_name}\",endpoint=\"{endpoint_name}\",status=\"{status}\""
+                            "method=\"{method_name}\",endpoint=\"{endpoint_name}\",status=\"{code}\""
                         );
                         text.sample(name, &labels, count);
                     }
@@ -243,7 +325,11 @@ impl Metrics {
             }
         }
         let name = "http_request_duration_seconds";
-        text.family(name, "histogram", "Time in the server from receive to queued answer.");
+        text.family(
+            name,
+            "histogram",
+            "Time in the server from receiving a request to queuing its response.",
+        );
         let mut count = 0;
         for (index, bound) in BUCKETS_US.iter().enumerate() {
             count += self.sum(|shard| &shard.buckets[index]);
@@ -262,19 +348,31 @@ impl Metrics {
         let families: [(&str, &str, &str, Of); 11] = [
             ("connections", "gauge", "Connections now.", |s| &s.connections),
             ("accepted_total", "counter", "Connections accepted.", |s| &s.accepted),
-            ("refused_total", "counter", "Connections that there was no room for.", |s| &s.refused),
-            ("handed_over_total", "counter", "Connections given to an emptier shard.", |s| {
+            (
+                "refused_total",
+                "counter",
+                "Connections turned away because the server was full.",
+                |s| &s.refused,
+            ),
+            ("handed_over_total", "counter", "Connections given to a shard with fewer.", |s| {
                 &s.handed_over
             }),
             ("received_bytes_total", "counter", "Bytes received.", |s| &s.received_bytes),
-            ("sent_bytes_total", "counter", "Bytes of answers.", |s| &s.sent_bytes),
-            ("turns_total", "counter", "Batches handled before their answers left.", |s| &s.turns),
+            ("sent_bytes_total", "counter", "Bytes sent.", |s| &s.sent_bytes),
+            ("turns_total", "counter", "Batches of requests handled together.", |s| &s.turns),
             ("ring_enters_total", "counter", "Calls of io_uring_enter.", |s| &s.enters),
-            ("ring_completions_total", "counter", "Completions.", |s| &s.completions),
-            ("ring_sleeps_total", "counter", "Times that an idle ring slept.", |s| &s.sleeps),
-            ("ring_buffers_exhausted_total", "counter", "Receives without a buffer.", |s| {
-                &s.exhausted
+            ("ring_completions_total", "counter", "Completions of io_uring operations.", |s| {
+                &s.completions
             }),
+            ("ring_sleeps_total", "counter", "Times that an idle shard went to sleep.", |s| {
+                &s.sleeps
+            }),
+            (
+                "ring_buffers_exhausted_total",
+                "counter",
+                "Receives for which no buffer was free.",
+                |s| &s.exhausted,
+            ),
         ];
         for (name, kind, help, of) in families {
             let name = format!("ringtally_{name}");
@@ -284,23 +382,23 @@ impl Metrics {
             }
         }
         let name = "ringtally_ring_polled_seconds_total";
-        text.family(name, "counter", "Time that an idle ring polled before it slept.");
+        text.family(name, "counter", "Time that an idle shard polled before it slept.");
         for (index, shard) in self.shards.iter().enumerate() {
             let seconds = shard.polled_ns.get() as f64 / 1e9;
             text.sample(name, &format!("shard=\"{index}\""), seconds);
         }
         let name = "ringtally_timed_out_total";
-        text.family(name, "counter", "Connections ended because the peer was slow.");
+        text.family(name, "counter", "Connections ended because the peer was too slow.");
         for (index, shard) in self.shards.iter().enumerate() {
-            for (kind, timeouts) in WAITED.iter().zip(&shard.timeouts) {
+            for (kind, timeouts) in Slowness::LABELS.iter().zip(&shard.timeouts) {
                 text.sample(name, &format!("shard=\"{index}\",waited=\"{kind}\""), timeouts.get());
             }
         }
-        text.family("ringtally_cpu_seconds_total", "counter", "CPU time of a shard's thread.");
+        let name = "ringtally_cpu_seconds_total";
+        text.family(name, "counter", "CPU time of a shard's thread, as of its last tick.");
         for (index, shard) in self.shards.iter().enumerate() {
-            if let Some(seconds) = thread_cpu_seconds(shard.thread.get()) {
-                text.sample("ringtally_cpu_seconds_total", &format!("shard=\"{index}\""), seconds);
-            }
+            let seconds = shard.cpu_ns.get() as f64 / 1e9;
+            text.sample(name, &format!("shard=\"{index}\""), seconds);
         }
     }
 
@@ -309,57 +407,58 @@ impl Metrics {
         let (version, engine) = (env!("CARGO_PKG_VERSION"), self.engine);
         let labels = format!("version=\"{version}\",engine=\"{engine}\"");
         text.sample("ringtally_build_info", &labels, 1);
-        // A process may be unable to read its own numbers; they are left out then.
-        let Ok(process) = Process::myself() else { return };
-        if let Ok(stat) = process.stat() {
-            let ticks = ticks_per_second() as f64;
-            let seconds = (stat.utime + stat.stime) as f64 / ticks;
-            let boot = boot_time_secs().unwrap_or(0) as f64;
+        if let Some(start_seconds) = self.start_seconds {
+            let name = "process_start_time_seconds";
+            text.family(name, "gauge", "Start, in seconds of the Unix epoch.");
+            text.sample(name, "", start_seconds);
+        }
+        // Without /proc, these are left out.
+        if let Ok(stat) = Process::myself().and_then(|process| process.stat()) {
+            let seconds = (stat.utime + stat.stime) as f64 / ticks_per_second() as f64;
+            let resident_bytes = stat.rss * page_size();
             for (name, kind, help, value) in [
                 ("process_cpu_seconds_total", "counter", "User and system CPU time.", seconds),
                 (
                     "process_resident_memory_bytes",
                     "gauge",
                     "Resident memory.",
-                    (stat.rss * page_size()) as f64,
+                    resident_bytes as f64,
                 ),
                 ("process_virtual_memory_bytes", "gauge", "Virtual memory.", stat.vsize as f64),
-                (
-                    "process_start_time_seconds",
-                    "gauge",
-                    "Start, in seconds of the Unix epoch.",
-                    boot + stat.starttime as f64 / ticks,
-                ),
                 ("process_threads", "gauge", "Threads.", stat.num_threads as f64),
             ] {
                 text.family(name, kind, help);
                 text.sample(name, "", value);
             }
         }
-        if let (Ok(open), Ok(limits)) = (process.fd_count(), process.limits()) {
+        // Listing the descriptors would take time that grows with the connections. Since Linux 6.2,
+        // the size of the folder is their number; before, it is zero.
+        let open_fds = std::fs::metadata("/proc/self/fd").map_or(0, |folder| folder.len());
+        if open_fds > 0 {
             text.family("process_open_fds", "gauge", "Open file descriptors.");
-            text.sample("process_open_fds", "", open);
-            if let procfs::process::LimitValue::Value(max) = limits.max_open_files.soft_limit {
-                text.family("process_max_fds", "gauge", "Limit of open file descriptors.");
-                text.sample("process_max_fds", "", max);
-            }
+            text.sample("process_open_fds", "", open_fds);
+        }
+        if let Some(max_fds) = getrlimit(Resource::Nofile).current {
+            text.family("process_max_fds", "gauge", "Limit of open file descriptors.");
+            text.sample("process_max_fds", "", max_fds);
         }
     }
 }
 
-/// User and system time of a thread of this process.
-fn thread_cpu_seconds(thread: u64) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    let ns: u64 = stat.split(' ').next()?.parse().ok()?;
-    Some(ns as f64 / 1e9)
-}
+/// When this process started, in seconds of the Unix epoch. Determined once, at startup, because
+/// reading the time of boot takes time that grows with the CPUs and interrupts of the machine.
+static START_SECONDS: LazyLock<Option<f64>> = LazyLock::new(|| {
+    let stat = Process::myself().and_then(|process| process.stat()).ok()?;
+    let boot_seconds = boot_time_secs().ok()?;
+    Some(boot_seconds as f64 + stat.starttime as f64 / ticks_per_second() as f64)
+});
 
-/// The text format, a line at a time.
+/// The text format, line by line.
 struct Text(String);
 
 impl Text {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 

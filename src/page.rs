@@ -1,14 +1,14 @@
-//! The live page: one file from memory, under a policy that lets it run its own script and style and
-//! talk to its own server, and nothing else.
+//! The live page: one file from memory, under a policy that lets it use its own script and style,
+//! connect to its own server, and do nothing else.
 
-use crate::http::Reply;
+use crate::http::{Reply, Status};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page, and the policy that goes with it.
+/// The page, and the policy that is sent with it.
 #[derive(Debug)]
 pub(crate) struct Page {
     policy: String,
@@ -25,26 +25,27 @@ impl Page {
         Page { policy }
     }
 
-    /// Answers with the page. Returns the status.
-    pub(crate) fn send(&self, reply: Reply<'_>) -> u16 {
+    /// Sends the page. Returns the status.
+    pub(crate) fn send(&self, reply: Reply<'_>) -> Status {
         let fields = [
             ("Content-Security-Policy", self.policy.as_str()),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
             ("Cache-Control", "no-cache"),
         ];
-        reply.send(200, Some("text/html; charset=utf-8"), &fields, PAGE.as_bytes())
+        reply.send(Status::Ok, Some("text/html; charset=utf-8"), &fields, PAGE.as_bytes())
     }
 }
 
-/// What is in the page's only element of that name.
+/// The content of the page's only element of this name.
 fn element(name: &str) -> &'static str {
     let (start, end) = (format!("<{name}>"), format!("</{name}>"));
     let inner = PAGE.split_once(start.as_str()).and_then(|(_, rest)| rest.split_once(end.as_str()));
-    inner.map_or("", |(inner, _)| inner)
+    let (inner, _) = inner.expect("the page has one script and one style");
+    inner
 }
 
-/// A source of the policy that allows exactly this text (CSP Level 3, section 2.3.1).
+/// A source expression that allows exactly this text (CSP Level 3, section 2.3.1).
 fn source(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_as_the_standard_has_it() {
+    fn a_hash_is_the_one_in_the_standard() {
         // The example of CSP Level 3, section 8.4 (hash usage for script elements).
         let expected = "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng=";
         assert_eq!(source("alert('Hello, world.');"), expected);

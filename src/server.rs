@@ -341,8 +341,6 @@ fn start_shard(
         .name(&format!("shard-{index}"))
         .spin_before_park(glommio_spin)
         .spawn(move || async move {
-            let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-            shard.service.metrics().thread.set(u64::from(thread));
             let ready = || {
                 let _ = lifecycle.send(Lifecycle::Ready);
             };

@@ -1,11 +1,10 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 use crate::event;
-use crate::http::{Date, Handler, HeadCache, Method, Prepared, Reply, Request, Target};
-use crate::metrics::{Endpoint, FAILURES, Reporter};
+use crate::http::{Context, Handler, Method, Prepared, Reply, Request, Status, Target};
+use crate::metrics::{Endpoint, Failure, Reporter};
 use crate::page::Page;
-use crate::tally::{Totals, UsersFull, Writer};
-use serde::Serialize;
+use crate::tally::{Forgotten, Totals, UsersFull, Writer};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -25,32 +24,15 @@ pub enum Dialect {
 pub struct Policy {
     /// How an event is acknowledged.
     pub dialect: Dialect,
-    /// The token that a reset needs; without one, loopback peers may reset.
+    /// The token that a reset requires; without one, loopback peers may reset.
     pub admin_token: Option<Arc<[u8]>>,
     /// The host that the server was told to bind, which a `Host` may name besides loopback.
     pub host: String,
 }
 
-/// The totals as they are sent and printed.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Stats {
-    total_requests: u64,
-    unique_users: u64,
-    sum: f64,
-    avg: f64,
-}
-
 /// The totals as one JSON object.
 pub fn stats_json(totals: &Totals) -> String {
-    let stats = Stats {
-        total_requests: totals.total_requests,
-        unique_users: totals.unique_users,
-        sum: totals.sum,
-        avg: totals.avg(),
-    };
-    // A struct of finite numbers has a JSON form.
-    serde_json::to_string(&stats).unwrap_or_default()
+    serde_json::to_string(totals).expect("finite numbers have a JSON form")
 }
 
 /// The resource at a path.
@@ -80,156 +62,140 @@ fn methods(endpoint: Endpoint) -> &'static str {
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Answers the requests of one shard.
+/// What the connections of one shard share: HTTP's own state, and the [`Endpoints`] that respond.
+pub type Service = Context<Endpoints>;
+
+/// Responds to the requests of one shard.
 #[derive(Debug)]
-pub struct Service {
+pub struct Endpoints {
     writer: Writer,
     metrics: Reporter,
-    /// Requests answered since the last turn was noted.
-    answered: u64,
+    /// Requests responded to since the last turn was noted.
+    responded: u64,
     policy: Policy,
-    date: Date,
-    head_cache: HeadCache,
-    acknowledged: Prepared,
+    acknowledgement: Prepared,
     page: Page,
 }
 
 impl Service {
     /// A service that counts with `writer` and reports to `metrics`, at a Unix time in seconds.
     pub fn new(writer: Writer, metrics: Reporter, policy: Policy, unix_seconds: u64) -> Self {
-        let date = Date::from_unix(unix_seconds);
-        let acknowledged = match policy.dialect {
-            Dialect::Original => Prepared::new(200, None, "", &date),
+        let acknowledgement = match policy.dialect {
+            Dialect::Original => Prepared::new(Status::Ok, None, ""),
             Dialect::Fasterapi => {
-                Prepared::new(201, Some("application/json"), r#"{"status":"ok"}"#, &date)
+                Prepared::new(Status::Created, Some("application/json"), r#"{"status":"ok"}"#)
             }
         };
-        Service {
-            writer,
-            metrics,
-            answered: 0,
-            policy,
-            date,
-            head_cache: HeadCache::default(),
-            acknowledged,
-            page: Page::new(),
-        }
+        let bound_host = policy.host.clone();
+        let page = Page::new();
+        let endpoints = Endpoints { writer, metrics, responded: 0, policy, acknowledgement, page };
+        Context::of(endpoints, &bound_host, unix_seconds)
     }
 
-    /// Sets the date of answers from a Unix time in seconds.
+    /// Sets the date of responses to a Unix time in seconds, and does what is due from time to time.
+    /// To be called at least once per second, by the shard's thread.
     pub fn set_time(&mut self, unix_seconds: u64) {
-        let date = Date::from_unix(unix_seconds);
-        if date != self.date {
-            self.acknowledged.set_date(&date);
-            self.date = date;
+        self.set_date(unix_seconds);
+        self.handler.metrics.note_cpu_time();
+        if let Some(forgotten) = self.handler.writer.take_forgotten() {
+            drop_elsewhere(forgotten);
         }
     }
 
-    /// Makes everything counted so far visible. To be called before the answers of a batch of
+    /// Makes everything counted so far visible. To be called before the responses to a batch of
     /// requests leave.
     #[inline]
     pub fn commit(&mut self) {
-        self.writer.publish();
+        self.handler.writer.publish();
     }
 
-    /// The numbers of this shard.
+    /// The metrics of this shard.
     #[inline]
     pub fn metrics(&self) -> &Reporter {
-        &self.metrics
+        &self.handler.metrics
     }
 
-    /// Notes that what was received together is answered, so long after it was received.
+    /// Notes how long after it was received a batch of requests was responded to.
     #[inline]
     pub fn note_turn(&mut self, took: Duration) {
-        if self.answered > 0 {
-            self.metrics.note_turn(self.answered, took);
-            self.answered = 0;
+        if self.handler.responded > 0 {
+            self.handler.metrics.note_turn(self.handler.responded, took);
+            self.handler.responded = 0;
         }
-    }
-
-    fn event(&mut self, body: &[u8], reply: Reply<'_>) -> u16 {
-        let event = match event::decode(body) {
-            Ok(event) => event,
-            Err(refusal) => {
-                self.metrics.note_failure(refusal as usize);
-                return reply.send_error(400, &[], refusal.sentence());
-            }
-        };
-        match self.writer.count(event.user.as_bytes(), event.value) {
-            Ok(()) => reply.send_prepared(&self.acknowledged),
-            Err(UsersFull) => {
-                self.metrics.note_failure(FAILURES.len() - 1);
-                let sentence = "raise --max-users, or reset: no further user can be held";
-                reply.send_error(507, &[], sentence)
-            }
-        }
-    }
-
-    fn stats(&mut self, reply: Reply<'_>) -> u16 {
-        // Events before this request on the same connection may not be published yet.
-        self.writer.publish();
-        let totals = self.writer.tally().totals();
-        reply.send_json(200, stats_json(&totals).as_bytes())
-    }
-
-    fn report(&mut self, reply: Reply<'_>) -> u16 {
-        self.writer.publish();
-        let text = self.metrics.text(&self.writer.tally().totals());
-        reply.send(200, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
-    }
-
-    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> u16 {
-        if let Some(token) = &self.policy.admin_token {
-            if !bears(request.authorization(), token) {
-                let fields = [("WWW-Authenticate", "Bearer")];
-                return reply.send_error(
-                    401,
-                    &fields,
-                    "send the admin token as Authorization: Bearer",
-                );
-            }
-        } else if !request.peer_is_loopback {
-            let sentence =
-                "reset from the server's own machine, or start it with --admin-token-file";
-            return reply.send_error(403, &[], sentence);
-        } else if !self.is_first_party(request) {
-            return reply.send_error(403, &[], "send the reset from a client, not from a web page");
-        }
-        self.writer.tally().reset();
-        reply.send_json(200, br#"{"status":"reset"}"#)
-    }
-
-    /// Whether no web page of another site can have made a browser send this: not with a
-    /// foreign `Origin` or `Sec-Fetch-Site`, and not through a name that was made to point here.
-    fn is_first_party(&self, request: &Request<'_>) -> bool {
-        let host = request.host;
-        let origin_is_ours = request.origin().is_none_or(|origin| {
-            origin.strip_prefix(b"http://").is_some_and(|origin| origin.eq_ignore_ascii_case(host))
-        });
-        let site_is_ours =
-            request.fetch_site().is_none_or(|site| site == b"same-origin" || site == b"none");
-        origin_is_ours && site_is_ours && self.names_this_server(host)
-    }
-
-    fn names_this_server(&self, host: &[u8]) -> bool {
-        let Ok(host) = std::str::from_utf8(host) else {
-            return false;
-        };
-        let without_port = match host.strip_prefix('[') {
-            Some(v6) => v6.split(']').next().unwrap_or(""),
-            None => host.split(':').next().unwrap_or(""),
-        };
-        let is_loopback_address =
-            without_port.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-        without_port.is_empty()
-            || is_loopback_address
-            || without_port.eq_ignore_ascii_case("localhost")
-            || without_port.eq_ignore_ascii_case(&self.policy.host)
     }
 }
 
-/// Whether `authorization` is `Bearer` and the token, in time that does not tell how much of it
-/// is right.
+/// Drops users on a thread of its own: ten million take about a second, for which the connections
+/// of a shard must not wait.
+fn drop_elsewhere(forgotten: Forgotten) {
+    // If no thread can be started, they are dropped here.
+    let _ = std::thread::Builder::new().name("forget-users".into()).spawn(|| drop(forgotten));
+}
+
+impl Endpoints {
+    fn event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
+        let event = match event::decode(body) {
+            Ok(event) => event,
+            Err(refusal) => {
+                self.metrics.note_failure(Failure::from(refusal));
+                return reply.send_error(Status::BadRequest, &[], refusal.sentence());
+            }
+        };
+        match self.writer.count(event.user.as_bytes(), event.value) {
+            Ok(()) => reply.send_prepared(&self.acknowledgement),
+            Err(UsersFull) => {
+                self.metrics.note_failure(Failure::UsersFull);
+                let sentence = "reset the totals, or start the server with a larger --max-users: \
+                                no more users can be held";
+                reply.send_error(Status::InsufficientStorage, &[], sentence)
+            }
+        }
+    }
+
+    fn stats(&mut self, reply: Reply<'_>) -> Status {
+        // Events before this request on the same connection may not be published yet.
+        self.writer.publish();
+        let totals = self.writer.tally().totals();
+        reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
+    }
+
+    fn report(&mut self, reply: Reply<'_>) -> Status {
+        self.writer.publish();
+        self.metrics.note_cpu_time();
+        let text = self.metrics.text(&self.writer.tally().totals());
+        reply.send(Status::Ok, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
+    }
+
+    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
+        let refusal = match &self.policy.admin_token {
+            Some(token) if bears(request.authorization(), token) => None,
+            Some(_) => {
+                let fields = [("WWW-Authenticate", "Bearer")];
+                let sentence = "send the admin token as Authorization: Bearer";
+                return reply.send_error(Status::Unauthorized, &fields, sentence);
+            }
+            None if !request.peer_is_loopback => Some(
+                "send the reset from the server's own machine, or start the server with --admin-token-file",
+            ),
+            // To the server, everybody behind a proxy on this machine is a loopback peer.
+            None if request.is_forwarded() => Some(
+                "send the reset directly instead of through a proxy, or start the server with --admin-token-file",
+            ),
+            None if !request.names_server(&self.policy.host) => {
+                Some("send the reset with a Host that names this server, such as localhost")
+            }
+            None => None,
+        };
+        if let Some(sentence) = refusal {
+            return reply.send_error(Status::Forbidden, &[], sentence);
+        }
+        self.writer.tally().reset();
+        reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
+    }
+}
+
+/// Whether `authorization` is `Bearer` with the token, in time that does not reveal how much of it is
+/// right.
 fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
     const SCHEME: &[u8] = b"bearer ";
     authorization.is_some_and(|value| {
@@ -239,20 +205,14 @@ fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
     })
 }
 
-impl Handler for Service {
-    fn date(&self) -> &Date {
-        &self.date
-    }
-
-    fn head_cache(&mut self) -> &mut HeadCache {
-        &mut self.head_cache
-    }
-
-    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
-        let Target::Path(path) = target else {
+impl Handler for Endpoints {
+    fn wants_body(&self, request: &Request<'_>) -> bool {
+        let Target::Path(path) = &request.target else {
             return false;
         };
-        method == Method::Post && endpoint_at(path) == Endpoint::Event
+        request.method() == Method::Post
+            && endpoint_at(path) == Endpoint::Event
+            && !request.is_cross_site()
     }
 
     #[inline]
@@ -263,49 +223,102 @@ impl Handler for Service {
         };
         let status = self.respond(request, endpoint, reply);
         self.metrics.note_response(request.method(), endpoint, status);
-        self.answered += 1;
+        self.responded += 1;
     }
 
-    fn refused(&mut self, status: u16) {
+    fn refused(&mut self, status: Status) {
         self.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
 }
 
-impl Service {
-    /// Answers a request. Returns the status.
+impl Endpoints {
+    /// Responds to a request. Returns the status.
     #[inline]
-    fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, reply: Reply<'_>) -> u16 {
-        if request.method() == Method::Unknown {
-            return reply.send_error(501, &[("Allow", METHODS)], "use GET, HEAD, POST or OPTIONS");
-        }
+    fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, reply: Reply<'_>) -> Status {
         match (request.method(), endpoint) {
-            (method, Endpoint::Other) => match request.target {
-                Target::Server if method == Method::Options => {
-                    reply.send(204, None, &[("Allow", METHODS)], b"")
-                }
-                Target::Server | Target::Tunnel => {
-                    reply.send_error(405, &[("Allow", METHODS)], "this server is no proxy")
-                }
-                Target::Path(_) => {
-                    let sentence = "use /event, /stats, /health, /reset, /metrics or /";
-                    reply.send_error(404, &[], sentence)
-                }
-            },
+            (Method::Post, _) if request.is_cross_site() => {
+                let sentence =
+                    "send this from a page of this server, or from a client that is not a browser";
+                reply.send_error(Status::Forbidden, &[], sentence)
+            }
+            (Method::Unknown, _) => {
+                let sentence = "use GET, HEAD, POST, or OPTIONS";
+                reply.send_error(Status::NotImplemented, &[("Allow", METHODS)], sentence)
+            }
             (Method::Post, Endpoint::Event) => self.event(request.body, reply),
             (Method::Get | Method::Head, Endpoint::Stats) => self.stats(reply),
             (Method::Get | Method::Head, Endpoint::Health) => {
-                reply.send_json(200, br#"{"status":"healthy"}"#)
+                reply.send_json(Status::Ok, br#"{"status":"healthy"}"#)
             }
             (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
             (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),
+            (method, Endpoint::Other) => match request.target {
+                Target::Server if method == Method::Options => {
+                    reply.send(Status::NoContent, None, &[("Allow", METHODS)], b"")
+                }
+                Target::Server | Target::Tunnel => {
+                    let sentence =
+                        "send the request to the server itself, because it is not a proxy";
+                    reply.send_error(Status::MethodNotAllowed, &[("Allow", METHODS)], sentence)
+                }
+                Target::Path(_) => {
+                    let sentence = "use /event, /stats, /health, /reset, /metrics, or /";
+                    reply.send_error(Status::NotFound, &[], sentence)
+                }
+            },
             (Method::Options, endpoint) => {
-                reply.send(204, None, &[("Allow", methods(endpoint))], b"")
+                reply.send(Status::NoContent, None, &[("Allow", methods(endpoint))], b"")
             }
             (_, endpoint) => {
                 let fields = [("Allow", methods(endpoint))];
-                reply.send_error(405, &fields, "use a method that Allow names")
+                let sentence = "use one of the methods in the Allow field";
+                reply.send_error(Status::MethodNotAllowed, &fields, sentence)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Tally;
+
+    fn services(shards: usize, users_max: u64) -> (Arc<Tally>, Vec<Service>) {
+        let (tally, writers) = Tally::new(shards, users_max);
+        let policy =
+            Policy { dialect: Dialect::Original, admin_token: None, host: "localhost".into() };
+        let services = std::iter::zip(writers, Reporter::for_shards(shards, "none"))
+            .map(|(writer, metrics)| Service::new(writer, metrics, policy.clone(), 0))
+            .collect();
+        (tally, services)
+    }
+
+    #[test]
+    fn a_shard_without_events_gives_up_its_users_within_a_tick_of_a_reset() {
+        const USERS_MAX: u64 = 1000;
+        let (tally, mut services) = services(4, USERS_MAX);
+        for filled in 0..8 {
+            for user in 0..USERS_MAX {
+                let user = format!("{filled}-{user}");
+                services[filled % 4].handler.writer.count(user.as_bytes(), 1.0).unwrap();
+            }
+            tally.reset();
+            services.iter_mut().for_each(|service| service.set_time(0));
+            for service in &mut services {
+                assert!(service.handler.writer.take_forgotten().is_none(), "the tick took them");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tick_without_a_reset_takes_nothing() {
+        let (tally, mut services) = services(2, 10);
+        services[0].handler.writer.count(b"u", 1.0).unwrap();
+        services.iter_mut().for_each(|service| service.set_time(0));
+        services[1].handler.writer.count(b"u", 1.0).unwrap();
+        services.iter_mut().for_each(Service::commit);
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (2, 1));
     }
 }

@@ -1,5 +1,5 @@
-//! The counters by their public face: models, splits over shards, limits, and threads that read
-//! while others count.
+//! The counters through their public interface: models, splits across shards, limits, and threads
+//! that read while others count.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -37,7 +37,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..200)
 }
 
-/// The obvious counter: everything acknowledged, in a list.
+/// The obvious counter: a list of everything that was acknowledged.
 fn totals_of(events: &[(u8, f64)]) -> Totals {
     let sum: ExactSum = events.iter().map(|(_, value)| *value).collect();
     Totals {
@@ -98,7 +98,7 @@ fn every_user_on_every_shard_is_counted_once() {
 }
 
 #[test]
-fn the_user_over_the_limit_is_refused_and_known_ones_go_on() {
+fn the_user_over_the_limit_is_refused_and_known_users_go_on() {
     for limit in [1u64, 2, 100] {
         let (tally, mut writers) = Tally::new(2, limit);
         for i in 0..limit {
@@ -134,7 +134,36 @@ fn a_shard_that_sleeps_through_a_reset_contributes_nothing() {
     assert_eq!(tally.totals(), Totals { total_requests: 2, unique_users: 2, sum: 1.0 });
 }
 
-/// Counts on every shard while readers check every answer.
+#[test]
+fn ids_are_held_up_to_the_limit_across_resets() {
+    const USERS_MAX: u64 = 1000;
+    let (tally, mut writers) = Tally::new(4, USERS_MAX);
+    for filled in 0..8 {
+        let shard = filled % 4;
+        for user in 0..USERS_MAX {
+            writers[shard].count(format!("{filled}-{user}").as_bytes(), 1.0).unwrap();
+        }
+        assert_eq!(writers[shard].count(b"one more", 1.0), Err(UsersFull));
+        // Nothing is forgotten before a reset, and then all of it.
+        let mut forgotten = || -> Vec<usize> {
+            let users =
+                |writer: &mut Writer| writer.take_forgotten().map_or(0, |taken| taken.users());
+            writers.iter_mut().map(users).collect()
+        };
+        assert_eq!(forgotten(), [0; 4]);
+        tally.reset();
+        let taken = forgotten();
+        assert_eq!(
+            taken.iter().sum::<usize>() as u64,
+            2 * USERS_MAX,
+            "its copy and the shared one"
+        );
+        assert!(taken[shard] as u64 >= USERS_MAX, "{taken:?}");
+        assert_eq!(forgotten(), [0; 4]);
+    }
+}
+
+/// Counts on every shard while readers check all totals that they see.
 fn read_while_counting(
     events: u64,
     user: impl Fn(usize, u64) -> String + Sync,
@@ -180,7 +209,7 @@ fn read_while_counting(
 }
 
 #[test]
-fn readers_never_see_a_torn_answer() {
+fn readers_never_see_torn_totals() {
     read_while_counting(
         40_000,
         |_, i| format!("user_{}", i % 100),
@@ -201,7 +230,7 @@ fn readers_see_every_new_user_with_its_event() {
 }
 
 #[test]
-fn after_a_reset_exactly_what_follows_is_there() {
+fn after_a_reset_the_totals_are_exactly_what_follows() {
     let (tally, writers) = Tally::new(SHARDS, 10_000_000);
     let resets = Arc::new(AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -210,16 +239,16 @@ fn after_a_reset_exactly_what_follows_is_there() {
             .map(|mut writer| {
                 let resets = Arc::clone(&resets);
                 scope.spawn(move || {
-                    // Events that this thread counted since it saw the last reset return, and
-                    // those that may fall on either side.
+                    // Events that this thread counted since it saw the last reset return, and those
+                    // that may fall on either side of it.
                     let (mut since, mut unsure, mut seen) = (0u64, 0u64, 0);
                     for i in 0..50_000u64 {
                         let before = resets.load(Ordering::Acquire);
                         writer.count(format!("{}", i % 50).as_bytes(), 1.0).unwrap();
                         writer.publish();
                         let after = resets.load(Ordering::Acquire);
-                        // An odd number: a reset is under way, and what is counted meanwhile
-                        // may be behind it.
+                        // An odd number means that a reset is under way, and what is counted
+                        // meanwhile may come after it.
                         let reset = after.div_ceil(2);
                         if reset != seen {
                             (since, unsure, seen) = (0, 0, reset);

@@ -1,4 +1,4 @@
-//! The pure core, `http` and `service` together: raw bytes in, raw answers out, without a socket.
+//! The pure core, `http` and `service` together: raw bytes in, raw responses out, without a socket.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -54,13 +54,13 @@ impl Core {
         }
     }
 
-    /// Feeds one piece, and goes on for as long as answers hold requests back.
+    /// Feeds one piece, and continues for as long as unsent responses hold requests back.
     fn feed(&mut self, input: &[u8]) -> Outcome {
         let mut outcome =
             self.connection.receive(input, self.now_ms, &mut self.service, &mut self.out);
         let mut sent = Vec::new();
         while outcome == Outcome::Resume {
-            assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "one answer over the mark at most");
+            assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
             sent.append(&mut self.out);
             outcome = self.connection.resume(self.now_ms, &mut self.service, &mut self.out);
         }
@@ -70,13 +70,13 @@ impl Core {
         outcome
     }
 
-    fn answers(&mut self, input: &[u8]) -> Vec<Response> {
+    fn responses(&mut self, input: &[u8]) -> Vec<Response> {
         self.feed(input);
         split_responses(&std::mem::take(&mut self.out))
     }
 }
 
-/// The answers to bytes that come whole, and whether the connection closes.
+/// The responses to bytes that come whole, and whether the connection closes.
 fn exchange(input: &[u8]) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let outcome = core.feed(input);
@@ -95,7 +95,7 @@ fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
 
 fn statuses(input: &[u8]) -> (Vec<u16>, bool) {
     let (out, closes) = exchange(input);
-    (split_responses(&out).iter().map(|answer| answer.status).collect(), closes)
+    (split_responses(&out).iter().map(|response| response.status).collect(), closes)
 }
 
 const EVENT: &str = r#"{"userId":"u","value":1}"#;
@@ -105,8 +105,8 @@ fn get(fields: &str) -> String {
     format!("GET /health HTTP/1.1\r\nHost: h\r\n{fields}\r\n")
 }
 
-/// Requests of every kind, with what they are answered: statuses, and whether the connection
-/// closes after them.
+/// Requests of every kind, with the statuses of their responses, and whether the connection closes
+/// after them.
 fn table() -> Vec<(String, Vec<u16>, bool)> {
     let chunked = |wire: &str| {
         format!("POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{wire}")
@@ -114,7 +114,7 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
     let host = |host: &str| format!("GET /health HTTP/1.1\r\n{host}\r\n");
     let mut table = vec![
         (post("/event", EVENT), vec![200], false),
-        // Published clients differ in what they call it.
+        // Published clients send different media types.
         (
             format!(
                 "POST /event HTTP/1.1\r\nHost: h\r\nContent-Type: text/plain; charset=x\r\nContent-Length: 24\r\n\r\n{EVENT}"
@@ -161,7 +161,7 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         (get("Connection: close\r\n") + &get(""), vec![200], true),
         (get("Connection: x, CLOSE\r\n") + &get(""), vec![200], true),
         (get("Connection: closed\r\n") + &get(""), vec![200, 200], false),
-        // Bodies where none is wanted are never requests.
+        // A body that is not wanted is never read as a request.
         (
             format!(
                 "GET /health HTTP/1.1\r\nHost: h\r\nContent-Length: 33\r\n\r\n{}",
@@ -228,14 +228,14 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
 }
 
 #[test]
-fn every_request_has_its_answer() {
+fn every_request_has_its_response() {
     for (input, expected, closes) in table() {
         assert_eq!(statuses(input.as_bytes()), (expected, closes), "{input:?}");
     }
 }
 
 #[test]
-fn a_request_split_at_any_byte_has_the_same_answer() {
+fn a_request_split_at_any_byte_has_the_same_response() {
     for (input, ..) in table() {
         let input = input.as_bytes();
         let whole = exchange(input);
@@ -250,7 +250,7 @@ fn a_request_split_at_any_byte_has_the_same_answer() {
 
 proptest! {
     #[test]
-    fn pipelined_requests_in_random_pieces_have_the_same_answers(
+    fn pipelined_requests_in_random_pieces_have_the_same_responses(
         picks in prop::collection::vec(0..1000usize, 1..30),
         cuts in prop::collection::vec(0..4000usize, 0..20),
     ) {
@@ -265,19 +265,25 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(input in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn no_bytes_cause_a_panic(input in prop::collection::vec(any::<u8>(), 0..300)) {
         exchange(&input);
         let framed = [b"POST /event HTTP/1.1\r\nHost: h\r\n", &input[..]].concat();
         exchange(&framed);
     }
 }
 
-/// A head that a shard has seen answers for the next one that looks like it. With every byte of
-/// a request changed in turn, the answer is the one of a shard that has seen nothing.
+/// A shard parses a head that it has seen only once. With every byte of a request changed in turn, the
+/// response must be that of a shard that has seen nothing.
 #[test]
-fn a_head_that_was_seen_before_never_answers_for_another() {
+fn a_head_that_was_seen_before_never_stands_for_another() {
     let chunked = "POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    for (input, follower) in [(post("/event", EVENT), get("")), (chunked.into(), get(""))] {
+    let from_page = format!(
+        "POST /event HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\
+         Sec-Fetch-Site: same-origin\r\nContent-Length: 24\r\n\r\n{EVENT}"
+    );
+    let inputs =
+        [(post("/event", EVENT), get("")), (chunked.into(), get("")), (from_page, get(""))];
+    for (input, follower) in inputs {
         let mut warm = Core::new();
         warm.feed(input.as_bytes());
         for at in 0..input.len() {
@@ -290,10 +296,10 @@ fn a_head_that_was_seen_before_never_answers_for_another() {
                 warm.feed(input.as_bytes());
                 warm.out.clear();
                 warm.feed(&changed);
-                let answers = |out| String::from_utf8(out).unwrap();
+                let text = |out| String::from_utf8(out).unwrap();
                 assert_eq!(
-                    answers(std::mem::take(&mut warm.out)),
-                    answers(exchange(&changed).0),
+                    text(std::mem::take(&mut warm.out)),
+                    text(exchange(&changed).0),
                     "{}",
                     changed.escape_ascii()
                 );
@@ -302,8 +308,8 @@ fn a_head_that_was_seen_before_never_answers_for_another() {
     }
 }
 
-/// Four times as long, a head that comes byte by byte costs about four times the time; with a look
-/// at all of it for every byte it would be sixteen times.
+/// A head that is four times as long and comes byte by byte takes about four times as long to read. If
+/// all of it were examined again for every byte, it would take sixteen times as long.
 #[test]
 fn a_head_that_comes_byte_by_byte_costs_linear_time() {
     let cost = |length: usize| {
@@ -317,7 +323,7 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
             assert_eq!(split_responses(&core.out)[0].status, 200);
             start.elapsed()
         };
-        // Whatever else runs here only adds to it.
+        // Other load on this machine only adds to it.
         (0..20).map(|_| once()).min().unwrap()
     };
     let (short, long) = (cost(HEAD_BYTES_MAX / 4 - 100), cost(HEAD_BYTES_MAX - 100));
@@ -328,11 +334,11 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
 fn events_of_a_connection_are_in_the_stats_that_follow_on_it() {
     let mut core = Core::new();
     let input = post("/event", EVENT).repeat(50) + "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
-    let answers = core.answers(input.as_bytes());
+    let responses = core.responses(input.as_bytes());
     let expected = r#"{"totalRequests":50,"uniqueUsers":1,"sum":50.0,"avg":1.0}"#;
-    assert_eq!(answers[50].body, expected);
+    assert_eq!(responses[50].body, expected);
     let zero = r#"{"totalRequests":0,"uniqueUsers":0,"sum":0.0,"avg":0.0}"#;
-    let after = core.answers(
+    let after = core.responses(
         b"POST /reset HTTP/1.1\r\nHost: localhost\r\n\r\nGET /stats HTTP/1.1\r\nHost: h\r\n\r\n",
     );
     assert_eq!((after[0].body.as_str(), after[1].body.as_str()), (r#"{"status":"reset"}"#, zero));
@@ -345,22 +351,22 @@ fn acknowledgements_are_in_the_dialect() {
     let expected = format!("HTTP/1.1 200 OK\r\n{date}Content-Length: 0\r\n\r\n");
     assert_eq!(String::from_utf8(out).unwrap(), expected);
     let mut core = Core::with(Dialect::Fasterapi, None, true);
-    let answer = core.answers(post("/event", EVENT).as_bytes()).remove(0);
-    assert_eq!((answer.status, answer.body.as_str()), (201, r#"{"status":"ok"}"#));
-    assert_eq!(answer.field("content-type"), Some("application/json"));
+    let response = core.responses(post("/event", EVENT).as_bytes()).remove(0);
+    assert_eq!((response.status, response.body.as_str()), (201, r#"{"status":"ok"}"#));
+    assert_eq!(response.field("content-type"), Some("application/json"));
 }
 
 #[test]
-fn errors_are_json_and_say_what_closes_and_what_is_allowed() {
+fn errors_are_json_and_announce_a_close_and_allowed_methods() {
     for (input, expected, closes) in table() {
-        let answers = split_responses(&exchange(input.as_bytes()).0);
-        let last = answers.last().unwrap();
+        let responses = split_responses(&exchange(input.as_bytes()).0);
+        let last = responses.last().unwrap();
         assert_eq!(last.field("connection") == Some("close"), closes, "{input:?}");
         assert!(last.field("date").is_some());
-        for answer in answers.iter().filter(|answer| answer.status >= 400) {
-            let json: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
-            assert!(json["error"].is_string(), "{}", answer.body);
-            assert_eq!(answer.field("content-type"), Some("application/json"));
+        for response in responses.iter().filter(|response| response.status >= 400) {
+            let json: serde_json::Value = serde_json::from_str(&response.body).unwrap();
+            assert!(json["error"].is_string(), "{}", response.body);
+            assert_eq!(response.field("content-type"), Some("application/json"));
         }
         if let Some(405) = expected.last() {
             assert!(last.field("allow").is_some(), "{input:?}");
@@ -368,21 +374,105 @@ fn errors_are_json_and_say_what_closes_and_what_is_allowed() {
     }
 }
 
+/// Responses without bodies are heads only, one after the other.
+fn has_a_body(out: &[u8]) -> bool {
+    let mut rest = out;
+    while !rest.is_empty() {
+        let end = memchr::memmem::find(rest, b"\r\n\r\n");
+        if !rest.starts_with(b"HTTP/1.1 ") || end.is_none() {
+            return true;
+        }
+        rest = &rest[end.unwrap() + 4..];
+    }
+    false
+}
+
 #[test]
 fn head_is_get_without_the_body() {
-    for path in ["/stats", "/health"] {
+    let targets = [
+        ("/stats", 200),
+        ("/health", 200),
+        ("/", 200),
+        ("/none", 404),
+        ("/event", 405),
+        ("/reset", 405),
+        ("/%zz", 400),
+        ("/a#b", 400),
+        ("*", 400),
+        ("nonsense", 400),
+    ];
+    for (target, status) in targets {
         let ask = |method| {
-            let input = format!("{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+            let input = format!("{method} {target} HTTP/1.1\r\nHost: h\r\n\r\n");
             String::from_utf8(exchange(input.as_bytes()).0).unwrap()
         };
-        let (head, _) =
+        let (head, body) =
             ask("GET").split_once("\r\n\r\n").map(|(h, b)| (h.to_owned(), b.to_owned())).unwrap();
-        assert_eq!(ask("HEAD"), head + "\r\n\r\n");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")) && !body.is_empty(), "{head}");
+        assert_eq!(ask("HEAD"), head + "\r\n\r\n", "{target}");
     }
 }
 
 #[test]
-fn every_limit_holds_at_one_below_at_and_above() {
+fn no_response_to_head_has_a_body() {
+    let long = "x".repeat(REQUEST_LINE_BYTES_MAX);
+    let requests = [
+        ("HEAD /health HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("HEAD /health HTTP/1.1\nHost: h\r\n\r\n".into(), 400),
+        ("HEAD /health HTTP/3.0\r\nHost: h\r\n\r\n".into(), 505),
+        ("HEAD /health\r\n\r\n".into(), 400),
+        ("HEAD \r\n\r\n".into(), 400),
+        (format!("HEAD /{long} HTTP/1.1\r\n"), 414),
+        (format!("HEAD / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(FIELDS_MAX)), 431),
+        (format!("HEAD / HTTP/1.1\r\nA: {long}\r\nB: {long}\r\n\r\n"), 431),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n".into(), 413),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n".into(), 400),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n".into(), 417),
+        ("HEAD /%zz HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc".into(), 400),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), 501),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;\r\n".into(), 400),
+        (
+            "HEAD /%zz HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
+            400,
+        ),
+        (
+            "HEAD /%zz HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+                .into(),
+            400,
+        ),
+    ];
+    for (input, status) in requests {
+        for before in ["", "\r\n"] {
+            let input = format!("{before}{input}");
+            let (whole, closes) = exchange(input.as_bytes());
+            assert!(whole.starts_with(format!("HTTP/1.1 {status} ").as_bytes()), "{input:?}");
+            assert!(closes && !has_a_body(&whole), "{input:?}: {}", whole.escape_ascii());
+            let bytes = input.bytes().map(|byte| vec![byte]);
+            assert_eq!(exchange_in(bytes), (whole, true), "{input:?} byte by byte");
+        }
+    }
+    // The rest of an incomplete HEAD request does not come, whatever it would be.
+    for begun in [
+        "H",
+        "HEAD",
+        "HEAD ",
+        "HEAD /health HTTP/1.1\r\nHost",
+        "HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\na",
+        "HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\na",
+    ] {
+        let mut core = Core::new();
+        core.feed(begun.as_bytes());
+        core.connection.expire(&mut core.service, &mut core.out);
+        assert!(core.out.starts_with(b"HTTP/1.1 408 ") && !has_a_body(&core.out), "{begun:?}");
+    }
+    // Others get one.
+    for input in ["HEADS / HTTP/1.1\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        assert!(has_a_body(&exchange(input.as_bytes()).0), "{input:?}");
+    }
+}
+
+#[test]
+fn every_limit_holds_one_below_at_and_one_above() {
     let line = |bytes: usize| {
         let start = "GET /health?";
         let end = " HTTP/1.1";
@@ -423,7 +513,7 @@ fn every_limit_holds_at_one_below_at_and_above() {
 }
 
 #[test]
-fn a_body_that_is_too_large_is_refused_before_it_arrives() {
+fn a_body_over_the_limit_is_refused_before_it_arrives() {
     let head = format!(
         "POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n",
         BODY_BYTES_MAX + 1
@@ -440,16 +530,18 @@ fn a_client_that_waits_is_told_to_continue_only_where_the_body_is_wanted() {
         )
     };
     let mut core = Core::new();
-    assert_eq!(core.answers(head("/event").as_bytes())[0].status, 100);
-    assert_eq!(core.answers(EVENT.as_bytes())[0].status, 200);
-    // With the body already there, there is nothing to wait for.
+    assert_eq!(core.responses(head("/event").as_bytes())[0].status, 100);
+    assert_eq!(core.responses(EVENT.as_bytes())[0].status, 200);
+    // If the body has already arrived, there is nothing to wait for.
     assert_eq!(statuses((head("/event") + EVENT).as_bytes()), (vec![200], false));
     assert_eq!(statuses(head("/reset").as_bytes()).0.len(), 1);
     assert_eq!(statuses(head("/none").as_bytes()), (vec![404], true));
+    let cross_site = head("/event").replacen("Expect", "Origin: null\r\nExpect", 1);
+    assert_eq!(statuses(cross_site.as_bytes()), (vec![403], true));
 }
 
 #[test]
-fn deadlines_follow_the_request_and_no_drip_extends_them() {
+fn deadlines_follow_the_request_and_trickling_bytes_do_not_extend_them() {
     let mut core = Core::new();
     assert_eq!(core.connection.deadline_ms(), 1000);
     core.now_ms = 900;
@@ -465,69 +557,165 @@ fn deadlines_follow_the_request_and_no_drip_extends_them() {
     core.feed(b"\"userId\"");
     assert_eq!(core.connection.deadline_ms(), 1190);
     core.now_ms = 1180;
-    assert_eq!(core.answers(b":\"u\",\"value\":1}")[0].status, 200);
+    assert_eq!(core.responses(b":\"u\",\"value\":1}")[0].status, 200);
     assert_eq!(core.connection.deadline_ms(), 2180, "1180 and 1000 for the next request");
     assert!(core.connection.is_idle());
 }
 
 #[test]
-fn a_late_request_gets_408_and_a_silent_connection_nothing() {
+fn a_late_request_gets_408_and_a_silent_connection_gets_nothing() {
     let mut core = Core::new();
     core.feed(b"GET /");
     core.connection.expire(&mut core.service, &mut core.out);
-    let answers = split_responses(&core.out);
-    assert_eq!((answers[0].status, answers[0].field("connection")), (408, Some("close")));
+    let responses = split_responses(&core.out);
+    assert_eq!((responses[0].status, responses[0].field("connection")), (408, Some("close")));
     let mut core = Core::new();
     core.connection.expire(&mut core.service, &mut core.out);
     assert!(core.out.is_empty());
 }
 
 #[test]
-fn a_draining_connection_answers_what_it_has_and_says_so() {
+fn a_draining_connection_responds_once_more_and_announces_the_close() {
     let mut core = Core::new();
     core.feed(b"GET /health HTTP/1.1\r\n");
     core.connection.drain();
     assert!(!core.connection.is_idle());
-    let answers = core.answers(b"Host: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_eq!(answers.len(), 1);
-    assert_eq!(answers[0].field("connection"), Some("close"));
+    let responses = core.responses(b"Host: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(responses.len(), 1);
+    assert_eq!(responses[0].field("connection"), Some("close"));
+}
+
+/// What a web page of another site can make a browser send, with any path, and with a simple media
+/// type, for which browsers ask nobody.
+#[test]
+fn a_page_of_another_site_changes_nothing() {
+    const TOTALS: &str = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
+    let from_our_page =
+        "Host: localhost\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n";
+    for (fields, is_cross_site) in [
+        ("Host: h\r\n", false),
+        ("Host: evil.example\r\n", false),
+        ("Host:\r\n", false),
+        ("Host: h\r\nReferer: https://evil.example/\r\nCookie: a=b\r\n", false),
+        (from_our_page, false),
+        ("Host: LOCALHOST:8000\r\nOrigin: http://localhost:8000\r\n", false),
+        ("Host: [::1]:8000\r\norigin: http://[::1]:8000\r\n", false),
+        ("Host: 192.0.2.1:8000\r\nOrigin: http://192.0.2.1:8000\r\n", false),
+        ("Host: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n", false),
+        ("Host: localhost\r\nOrigin: https://evil.example\r\n", true),
+        ("Host: localhost\r\nOrigin: null\r\n", true),
+        ("Host: localhost\r\nOrigin:\r\n", true),
+        ("Host: localhost\r\nOrigin: http://localhost:1\r\n", true),
+        ("Host: localhost\r\nOrigin: https://localhost\r\n", true),
+        ("Host: localhost\r\nOrigin: http://localhost.evil.example\r\n", true),
+        ("Host: localhost\r\nOrigin: http://localhost\r\nOrigin: http://localhost\r\n", true),
+        ("Host: localhost\r\nSec-Fetch-Site: cross-site\r\n", true),
+        ("Host: localhost\r\nSec-Fetch-Site: same-site\r\n", true),
+        ("Host: localhost\r\nSec-Fetch-Site: none\r\n", true),
+        ("Host: localhost\r\nSec-Fetch-Site:\r\n", true),
+        ("Host: localhost\r\nOrigin: http://localhost\r\nSec-Fetch-Site: cross-site\r\n", true),
+        // A name that was made to point to this machine has the origin of the page.
+        ("Host: evil.example\r\nOrigin: http://evil.example\r\n", true),
+        ("Host: evil.example\r\nSec-Fetch-Site: same-origin\r\n", true),
+        ("Host:\r\nOrigin: http://\r\n", true),
+    ] {
+        let head = |path: &str, more: &str| {
+            format!("POST {path} HTTP/1.1\r\n{fields}Content-Type: text/plain\r\n{more}\r\n")
+        };
+        let event = head("/event", "Content-Length: 24\r\n") + EVENT;
+        let chunks = format!("18\r\n{EVENT}\r\n0\r\n\r\n");
+        let chunked = head("/event?x", "Transfer-Encoding: chunked\r\n") + &chunks;
+        // The second of two equal heads is not parsed.
+        for input in [event.clone(), event.repeat(2), chunked] {
+            let mut core = Core::new();
+            let mut responses = core.responses((input.clone() + TOTALS).as_bytes());
+            let totals = responses.pop().unwrap().body;
+            let status = if is_cross_site { 403 } else { 200 };
+            assert!(responses.iter().all(|response| response.status == status), "{input:?}");
+            let counted = if is_cross_site { 0 } else { responses.len() };
+            assert!(totals.starts_with(&format!("{{\"totalRequests\":{counted},")), "{input:?}");
+        }
+        if is_cross_site {
+            for path in ["/reset", "/stats", "/none"] {
+                assert_eq!(statuses(head(path, "").as_bytes()), (vec![403], false), "{fields:?}");
+            }
+            // What changes nothing is not refused.
+            let get = format!("GET /health HTTP/1.1\r\n{fields}\r\n");
+            assert_eq!(statuses(get.as_bytes()), (vec![200], false), "{fields:?}");
+        }
+    }
+    // The host of an absolute-form target overrides Host (RFC 9112 section 3.2.2).
+    for (target, host, status) in [
+        ("http://localhost/event", "evil.example", 200),
+        ("http://evil.example/event", "localhost", 403),
+    ] {
+        let input = format!(
+            "POST {target} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://localhost\r\n\
+             Content-Length: 24\r\n\r\n{EVENT}"
+        );
+        assert_eq!(statuses(input.as_bytes()), (vec![status], false), "{input:?}");
+    }
 }
 
 #[test]
-fn a_reset_is_for_this_machine_or_for_who_has_the_token() {
+fn a_reset_is_for_this_machine_or_for_those_with_the_token() {
     let ask = |token: Option<&str>, is_loopback: bool, fields: &str| {
         let mut core = Core::with(Dialect::Original, token, is_loopback);
-        core.answers(format!("POST /reset HTTP/1.1\r\n{fields}\r\n").as_bytes())[0].status
+        core.responses(post("/event", EVENT).as_bytes());
+        let input =
+            format!("POST /reset HTTP/1.1\r\n{fields}\r\nGET /stats HTTP/1.1\r\nHost: h\r\n\r\n");
+        let responses = core.responses(input.as_bytes());
+        let is_reset = responses[1].body.starts_with("{\"totalRequests\":0,");
+        assert_eq!(is_reset, responses[0].status == 200, "{fields:?}");
+        responses[0].status
     };
     for (fields, status) in [
         ("Host: localhost:8000\r\n", 200),
         ("Host: 127.0.0.1\r\n", 200),
         ("Host: [::1]:8000\r\n", 200),
         ("Host: 192.0.2.1:8000\r\n", 200),
-        ("Host:\r\n", 200),
+        ("Host:\r\n", 403),
         ("Host: evil.example\r\n", 403),
         ("Host: localhost.evil.example\r\n", 403),
         ("Host: localhost\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n", 200),
-        ("Host: localhost\r\nOrigin: http://localhost:1\r\n", 403),
-        ("Host: localhost\r\nOrigin: null\r\n", 403),
-        ("Host: localhost\r\nOrigin: http://localhost\r\nOrigin: http://localhost\r\n", 403),
-        ("Host: localhost\r\nSec-Fetch-Site: cross-site\r\n", 403),
-        ("Host: localhost\r\nSec-Fetch-Site: same-site\r\n", 403),
-        ("Host: localhost\r\nSec-Fetch-Site: none\r\n", 200),
+        ("Host: localhost\r\nOrigin: https://evil.example\r\n", 403),
+        // Through a reverse proxy on this machine, everybody is a loopback peer.
+        ("Host: localhost\r\nForwarded: for=192.0.2.9\r\n", 403),
+        ("Host: localhost\r\nX-Forwarded-For: 127.0.0.1\r\n", 403),
+        ("Host: localhost\r\nx-forwarded-for:\r\n", 403),
+        ("Host: localhost\r\nVIA: 1.1 proxy\r\n", 403),
+        ("Host: localhost\r\nX-Via: 1.1 proxy\r\n", 200),
     ] {
         assert_eq!(ask(None, true, fields), status, "{fields:?}");
-        assert_eq!(ask(None, false, fields), 403, "{fields:?} from afar");
+        assert_eq!(ask(None, false, fields), 403, "{fields:?} from another machine");
     }
     for (fields, status) in [
         ("Host: h\r\nAuthorization: Bearer s3cret\r\n", 200),
         ("Host: h\r\nAuthorization: bearer  s3cret\r\n", 200),
+        ("Host: h\r\nAuthorization: Bearer s3cret\r\nVia: 1.1 proxy\r\n", 200),
+        ("Host: h\r\nAuthorization: Bearer s3cret\r\nX-Forwarded-For: 192.0.2.9\r\n", 200),
+        ("Host: h\r\nAuthorization: Bearer s3cret\r\nOrigin: https://evil.example\r\n", 403),
         ("Host: h\r\nAuthorization: Bearer s3cre\r\n", 401),
         ("Host: h\r\nAuthorization: Bearer s3cret2\r\n", 401),
         ("Host: h\r\nAuthorization: Basic s3cret\r\n", 401),
         ("Host: h\r\nAuthorization: Bearer s3cret\r\nAuthorization: Bearer s3cret\r\n", 401),
         ("Host: localhost\r\n", 401),
+        ("Host: localhost\r\nVia: 1.1 proxy\r\n", 401),
     ] {
         assert_eq!(ask(Some("s3cret"), false, fields), status, "{fields:?}");
         assert_eq!(ask(Some("s3cret"), true, fields), status, "{fields:?}");
+    }
+}
+
+#[test]
+fn a_chunk_extension_needs_a_name() {
+    for (extension, status) in
+        [("", 200), (";a", 200), (";a=b", 200), (";", 400), ("; ", 400), (";=b", 400), (";a;", 400)]
+    {
+        let input = format!(
+            "POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+             18{extension}\r\n{EVENT}\r\n0\r\n\r\n"
+        );
+        assert_eq!(statuses(input.as_bytes()), (vec![status], status != 200), "{extension:?}");
     }
 }

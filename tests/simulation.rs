@@ -1,9 +1,9 @@
-//! One shard on a simulated network and clock, from a seed: pieces of requests come split, late and
-//! in any order over connections, sends are short or fail, peers reset, go silent, or shut their
-//! side, and the server drains. A model knows what must have been counted and answered.
+//! One shard on a simulated network and clock, driven by a seed: pieces of requests arrive split, late,
+//! and in any order across connections, sends are short or fail, peers reset, go silent, or shut down
+//! their side, and the server drains. A model knows what must have been counted, and every response.
 //!
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test simulation` replays it, and
-//! `RINGTALLY_SEEDS=n` plays so many.
+//! `RINGTALLY_SEEDS=n` tries that many.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -26,16 +26,16 @@ const USERS_MAX: u64 = 6;
 #[derive(Clone, Debug)]
 enum Item {
     Event(String, f64),
-    /// A request on a sound connection that is refused with this status.
+    /// A request that is refused with this status, and leaves the connection open.
     Refused(u16, Vec<u8>),
     Health,
     Totals,
     Reset,
-    /// An answer, and then the end.
+    /// A response, and then the end of the connection.
     Last(u16, Vec<u8>),
 }
 
-/// One item as bytes; `head` is how many of them are its head.
+/// One item as bytes, of which `head` are its head.
 #[derive(Clone, Debug)]
 struct Sent {
     item: Item,
@@ -69,7 +69,7 @@ impl Sent {
     fn random(rng: &mut Rng) -> Sent {
         let item = match rng.u8(..100) {
             0..=59 => {
-                // One user more than may be held.
+                // One more user than can be held.
                 let user = rng.u64(..USERS_MAX + 1);
                 Item::Event(format!("user_{user}"), f64::from(rng.i32(-1000..1000)) / 8.0)
             }
@@ -87,7 +87,7 @@ impl Sent {
                 200,
                 b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_vec(),
             ),
-            // Answers that fill what may be unsent.
+            // Responses that fill what may be unsent.
             _ => Item::Refused(404, b"OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n".to_vec()),
         };
         Sent::new(rng, item)
@@ -115,7 +115,7 @@ struct Model {
 }
 
 impl Model {
-    /// Does an item. Returns the status that must answer it, and the body where that is known.
+    /// Applies an item. Returns the status that its response must have, and the body if it is known.
     fn apply(&mut self, item: &Item) -> (u16, Option<String>) {
         match item {
             Item::Event(user, value) => {
@@ -162,29 +162,29 @@ struct Peer {
     /// What the client has yet to send, and what is on its way.
     unsent: VecDeque<u8>,
     network: VecDeque<u8>,
-    /// Received by the server and not part of an answered request.
+    /// Received by the server, and not part of a request that got its response.
     pending: Vec<u8>,
     middle: Middle,
     since_ms: u64,
     connection: Connection,
-    /// Answers made, under way, and taken by the client.
+    /// Responses that are written, on their way, and taken by the client.
     out: Vec<u8>,
     sending: VecDeque<u8>,
     taken: Vec<u8>,
-    /// What the answers are to be.
+    /// What the responses must be.
     expected: Vec<(u16, Option<String>)>,
     is_held: bool,
     is_closing: bool,
     is_gone: bool,
     /// Sends nothing.
     is_silent: bool,
-    /// Takes no answers.
+    /// Takes no responses.
     is_deaf: bool,
 }
 
 impl Peer {
     fn new(rng: &mut Rng, now_ms: u64) -> Peer {
-        // Some ask for so much that answers must wait to be taken.
+        // Some ask for so much that responses must wait to be taken.
         let is_long = rng.u8(..) < 30;
         let count = if is_long { rng.usize(100..800) } else { rng.usize(1..12) };
         let script: VecDeque<Sent> = std::iter::repeat_with(|| Sent::random(rng))
@@ -211,7 +211,7 @@ impl Peer {
         }
     }
 
-    /// Feeds bytes and lets the model follow.
+    /// Feeds bytes, and lets the model follow.
     fn receive(&mut self, shard: &mut Shard, bytes: &[u8], is_draining: bool) {
         if self.is_closing || self.is_gone {
             return;
@@ -224,22 +224,27 @@ impl Peer {
             [] => self.connection.resume(shard.now_ms, &mut shard.service, &mut self.out),
             _ => self.connection.receive(bytes, shard.now_ms, &mut shard.service, &mut self.out),
         };
-        assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "one answer over the mark at most");
+        assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
         self.pending.extend_from_slice(bytes);
-        let answers = split_responses(&self.out[before..]);
-        self.follow(shard, &answers);
+        let responses = split_responses(&self.out[before..]);
+        self.follow(shard, &responses);
         self.is_held = outcome == Outcome::Resume;
+        if self.is_held && !responses.is_empty() {
+            // What was held back is examined, and begins, when the connection is resumed.
+            (self.middle, self.since_ms) = (Middle::Nothing, shard.now_ms);
+        }
         match outcome {
             Outcome::Receive => assert!(!self.has_complete() && !self.is_closing),
             Outcome::Resume => assert!(self.out.len() >= UNSENT_BYTES_MAX),
             Outcome::Close => {
-                let asked = answers.last().is_some_and(|a| a.field("connection") == Some("close"));
-                assert!(asked, "who closes says so");
+                let asked =
+                    responses.last().is_some_and(|last| last.field("connection") == Some("close"));
+                assert!(asked, "a close is announced");
                 self.is_closing = true;
             }
         }
         if outcome == Outcome::Receive {
-            self.follow_time(shard.now_ms, !answers.is_empty());
+            self.follow_time(shard.now_ms, !responses.is_empty());
             let due_ms = self.since_ms
                 + match self.middle {
                     Middle::Nothing => TIMEOUTS.idle_ms,
@@ -255,25 +260,29 @@ impl Peer {
         self.script.front().is_some_and(|sent| self.pending.len() >= sent.bytes.len())
     }
 
-    /// Does in the model what was answered.
-    fn follow(&mut self, shard: &mut Shard, answers: &[Response]) {
-        for answer in answers {
-            let sent = self.script.pop_front().expect("no answer without a request");
+    /// Applies to the model what got its response.
+    fn follow(&mut self, shard: &mut Shard, responses: &[Response]) {
+        for response in responses {
+            let sent = self.script.pop_front().expect("no response without a request");
             let (status, body) = shard.model.apply(&sent.item);
-            assert_eq!(answer.status, status, "{sent:?}: {answer:?}");
-            assert!(body.as_ref().is_none_or(|body| *body == answer.body), "{body:?} {answer:?}");
+            assert_eq!(response.status, status, "{sent:?}: {response:?}");
+            let is_known = body.as_ref().is_none_or(|body| *body == response.body);
+            assert!(is_known, "{body:?} {response:?}");
             match sent.item {
-                // It may be known before its end is there.
+                // Its response may come before its end has arrived.
                 Item::Last(..) => self.is_closing = true,
-                _ => assert!(self.pending.len() >= sent.bytes.len(), "answered early: {sent:?}"),
+                _ => assert!(
+                    self.pending.len() >= sent.bytes.len(),
+                    "a response came early: {sent:?}"
+                ),
             }
             self.pending.drain(..sent.bytes.len().min(self.pending.len()));
             self.expected.push((status, body));
         }
     }
 
-    /// Notes when what is incomplete began.
-    fn follow_time(&mut self, now_ms: u64, has_answered: bool) {
+    /// Notes when the incomplete request began.
+    fn follow_time(&mut self, now_ms: u64, has_response: bool) {
         let empty_lines = self.pending.iter().take_while(|byte| b"\r\n".contains(byte)).count();
         let head = self.script.front().map_or(0, |sent| sent.head);
         let middle = match self.pending.len() {
@@ -281,9 +290,9 @@ impl Peer {
             len if len < head => Middle::Head,
             _ => Middle::Body,
         };
-        if middle != self.middle || has_answered {
+        if middle != self.middle || has_response {
             // White space between requests does not extend the wait for one.
-            if middle != Middle::Nothing || has_answered {
+            if middle != Middle::Nothing || has_response {
                 self.since_ms = now_ms;
             }
             self.middle = middle;
@@ -297,12 +306,12 @@ impl Peer {
             return;
         }
         self.connection.expire(&mut shard.service, &mut self.out);
-        let answers = split_responses(&self.out);
+        let responses = split_responses(&self.out);
         match self.middle {
-            Middle::Nothing => assert!(answers.is_empty()),
+            Middle::Nothing => assert!(responses.is_empty()),
             _ => {
-                assert_eq!(answers[0].status, 408);
-                assert_eq!(answers[0].field("connection"), Some("close"));
+                assert_eq!(responses[0].status, 408);
+                assert_eq!(responses[0].field("connection"), Some("close"));
                 self.expected.push((408, None));
             }
         }
@@ -319,7 +328,7 @@ struct Shard {
 }
 
 impl Shard {
-    /// Makes visible what was counted, and compares it with what must have been.
+    /// Makes what was counted visible, and compares it with the model.
     fn commit(&mut self) {
         self.service.commit();
         let totals = self.tally.totals();
@@ -340,7 +349,7 @@ fn simulate(seed: u64) {
     let drains_at = if rng.u8(..) < 40 { rng.usize(1..200) } else { usize::MAX };
     for step in 0..300 {
         let is_draining = step >= drains_at;
-        // A turn of the shard: what has come of some connections, then one commit, then sends.
+        // A turn of the shard: what has arrived on some connections, then one commit, then sends.
         for peer in &mut peers {
             let reach = if rng.u8(..) < 30 { 4096 } else { rng.usize(1..200) };
             if rng.bool() && !peer.is_silent {
@@ -348,7 +357,7 @@ fn simulate(seed: u64) {
                 peer.network.extend(peer.unsent.drain(..count));
             }
             if rng.u8(..) < 2 {
-                // A reset: whatever is under way is lost.
+                // A reset by the peer: whatever is on its way is lost.
                 peer.is_gone = true;
             }
             if rng.bool() && !peer.is_held && !peer.network.is_empty() {
@@ -362,7 +371,7 @@ fn simulate(seed: u64) {
             if peer.sending.is_empty() {
                 peer.sending.extend(peer.out.drain(..));
             }
-            // A send that fails ends the connection; a short one goes on.
+            // A failed send ends the connection; a short one continues.
             peer.is_gone |= rng.u8(..) < 1;
             let takes = if peer.is_deaf { 0 } else { peer.sending.len() };
             let count = rng.usize(0..takes + 1);
@@ -376,7 +385,7 @@ fn simulate(seed: u64) {
         peers.iter_mut().for_each(|peer| peer.expire(&mut shard));
     }
     for peer in &mut peers {
-        // What is left comes, so that nothing was merely late.
+        // What is left arrives, so that nothing is missing because it was late.
         while peer.is_held && !peer.is_gone {
             peer.taken.extend(peer.sending.drain(..));
             peer.taken.append(&mut peer.out);
@@ -385,8 +394,8 @@ fn simulate(seed: u64) {
         peer.taken.extend(peer.sending.drain(..));
         if !peer.is_gone {
             peer.taken.append(&mut peer.out);
-            let answers = split_responses(&peer.taken);
-            assert_eq!(answers.len(), peer.expected.len(), "every request has one answer");
+            let responses = split_responses(&peer.taken);
+            assert_eq!(responses.len(), peer.expected.len(), "every request has one response");
         }
     }
     shard.commit();

@@ -1,17 +1,35 @@
-//! The chunked transfer coding, strictly (RFC 9112 section 7.1), a byte sequence at a time.
+//! The chunked transfer coding, read strictly (RFC 9112 section 7.1), from pieces of any size.
 //!
-//! httparse has a reader of chunk sizes, but it takes an empty size for 0 and any byte for an
+//! httparse has a parser for chunk sizes, but it reads an empty size as 0 and takes any byte in an
 //! extension; both can hide a request from another reader of the same bytes.
 
-use super::{CHUNK_FRAMING_BYTES_MAX, Refusal};
+use super::{CHUNK_FRAMING_BYTES_MAX, Refusal, hex_digit};
 
 /// Where in a chunked body the next byte belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the hexadecimal size; `true` once there is a digit.
-    Size(bool),
-    /// In the extensions, up to the CR.
-    Extension,
+    /// Before the first digit of a size.
+    SizeStart,
+    /// After a digit of a size.
+    Size,
+    /// Behind the `;` of an extension, before its name.
+    ExtensionStart,
+    /// In the name of an extension.
+    ExtensionName,
+    /// In white space behind the name: only `=` or `;` may follow.
+    ExtensionNameEnd,
+    /// Behind the `=`, before a value.
+    ValueStart,
+    /// In a value that is a token.
+    Value,
+    /// In a value that is a quoted string.
+    Quoted,
+    /// Behind a backslash in a quoted string.
+    QuotedPair,
+    /// Behind the closing quote.
+    QuotedEnd,
+    /// In white space behind a value: only `;` may follow.
+    ValueEnd,
     /// At the LF behind a size.
     SizeEnd,
     /// In the data.
@@ -30,10 +48,11 @@ enum State {
     TrailerEnd,
     /// At the LF of the last, empty line.
     LastLf,
+    /// Behind the body.
     Done,
 }
 
-/// A chunked body on its way.
+/// A chunked body that is being received.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunked {
     state: State,
@@ -46,7 +65,7 @@ pub(super) struct Chunked {
 /// What a piece of input held.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All of it was taken, and the body goes on.
+    /// All of it was consumed, and the body goes on.
     More,
     /// The body ends after this many bytes of it.
     Done(usize),
@@ -54,10 +73,10 @@ pub(super) enum Progress {
 
 impl Chunked {
     pub(super) fn new() -> Self {
-        Chunked { state: State::Size(false), left: 0, decoded: 0, framing: 0 }
+        Chunked { state: State::SizeStart, left: 0, decoded: 0, framing: 0 }
     }
 
-    /// Decodes `input` onto the end of `body`, of which at most `body_bytes_max` may come.
+    /// Decodes `input` and appends the data to `body`, at most `body_bytes_max` bytes in all.
     pub(super) fn feed(
         &mut self,
         input: &[u8],
@@ -90,31 +109,56 @@ impl Chunked {
         Ok(Progress::More)
     }
 
+    /// The state after one byte of framing.
     fn step(&mut self, byte: u8, body_bytes_max: usize) -> Result<State, Refusal> {
-        Ok(match (self.state, byte) {
-            (State::Size(any), _) if char::from(byte).is_ascii_hexdigit() => {
-                // The top digit must be free. Leading zeros are digits like any other.
-                if any && self.left >> 60 != 0 {
-                    return Err(Refusal::Chunk);
-                }
-                let digit = char::from(byte).to_digit(16).unwrap_or(0);
-                self.left = self.left << 4 | u64::from(digit);
-                State::Size(true)
+        if let (State::SizeStart | State::Size, Some(digit)) = (self.state, hex_digit(byte)) {
+            // Leading zeros are digits like any other, but no digit may be lost.
+            if self.left >> 60 != 0 {
+                return Err(Refusal::Chunk);
             }
-            (State::Size(true), b';') => State::Extension,
-            (State::Size(true) | State::Extension, b'\r') => State::SizeEnd,
-            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => State::Extension,
+            self.left = self.left << 4 | u64::from(digit);
+            return Ok(State::Size);
+        }
+        Ok(match (self.state, byte) {
+            (State::Size | State::ExtensionName | State::Value | State::QuotedEnd, b'\r') => {
+                State::SizeEnd
+            }
+            (
+                State::Size
+                | State::ExtensionName
+                | State::ExtensionNameEnd
+                | State::Value
+                | State::QuotedEnd
+                | State::ValueEnd,
+                b';',
+            ) => State::ExtensionStart,
+            (State::ExtensionName | State::ExtensionNameEnd, b'=') => State::ValueStart,
+            // Bad white space, which RFC 9112 section 7.1.1 lets nobody send, but everybody read.
+            (State::ExtensionStart | State::ValueStart, b' ' | b'\t') => self.state,
+            (State::ExtensionName | State::ExtensionNameEnd, b' ' | b'\t') => {
+                State::ExtensionNameEnd
+            }
+            (State::Value | State::QuotedEnd | State::ValueEnd, b' ' | b'\t') => State::ValueEnd,
+            (State::ExtensionStart | State::ExtensionName, _) if is_token_byte(byte) => {
+                State::ExtensionName
+            }
+            (State::ValueStart | State::Value, _) if is_token_byte(byte) => State::Value,
+            (State::ValueStart, b'"') => State::Quoted,
+            (State::Quoted, b'"') => State::QuotedEnd,
+            (State::Quoted, b'\\') => State::QuotedPair,
+            (State::Quoted | State::QuotedPair, b'\t' | b' '..=b'~' | 0x80..) => State::Quoted,
             (State::SizeEnd, b'\n') if self.left == 0 => State::TrailerStart,
             (State::SizeEnd, b'\n') => {
+                // Checked for every chunk, so that the subtraction cannot underflow.
                 let room = body_bytes_max - self.decoded;
-                if self.left > room as u64 {
-                    return Err(Refusal::LargeBody);
+                match usize::try_from(self.left) {
+                    Ok(left) if left <= room => self.decoded += left,
+                    _ => return Err(Refusal::LargeBody),
                 }
-                self.decoded += self.left as usize;
                 State::Data
             }
             (State::DataEnd, b'\r') => State::DataEndLf,
-            (State::DataEndLf, b'\n') => State::Size(false),
+            (State::DataEndLf, b'\n') => State::SizeStart,
             (State::TrailerStart, b'\r') => State::LastLf,
             (State::TrailerStart | State::TrailerName, _) if is_token_byte(byte) => {
                 State::TrailerName
@@ -159,6 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn extensions_in_the_grammar_are_ignored() {
+        for extension in [
+            ";a",
+            "; \ta",
+            ";a;b;c",
+            ";a=b",
+            ";a = b",
+            ";a=b ;c",
+            ";a ;b",
+            ";a=\"\"",
+            ";a=\"b;c=d\"",
+            ";a=\"\\\"\\\\\u{e9}\t\";b",
+            ";a=\"b\" ;c",
+            ";!#$%&'*+-.^_`|~09",
+        ] {
+            let wire = format!("1{extension}\r\nx\r\n0{extension}\r\n\r\n");
+            for pieces in 1..=wire.len() {
+                let decoded = decode(wire.as_bytes(), pieces, 15).expect(extension);
+                assert_eq!(decoded, (b"x".to_vec(), Progress::Done(wire.len())), "{extension}");
+            }
+        }
+    }
+
+    #[test]
     fn a_malformed_chunk_is_refused_however_it_is_split() {
         for wire in [
             &b"\r\n"[..],
@@ -172,6 +240,26 @@ mod tests {
             b"5\r\r",
             b"5;\x00\r\n",
             b"5;a\nb\r\n",
+            b"5;\r\n",
+            b"5; \r\n",
+            b"5;;a\r\n",
+            b"5;a;\r\n",
+            b"5;=b\r\n",
+            b"5;\"a\"\r\n",
+            b"5;a=\r\n",
+            b"5;a=;b\r\n",
+            b"5;a==b\r\n",
+            b"5;a b\r\n",
+            b"5;a \r\n",
+            b"5;a=b \r\n",
+            b"5;a=b c\r\n",
+            b"5;a=b\"c\"\r\n",
+            b"5;a=\"b\"c\r\n",
+            b"5;a=\"b\r\n",
+            b"5;a=\"b\\\r\n",
+            b"5;a=\"\x7f\"\r\n",
+            b"5 ;a\r\n",
+            b"0;\r\n",
             b"10000000000000000\r\n",
             b"1\r\nab",
             b"1\r\na\n",
@@ -194,12 +282,12 @@ mod tests {
     }
 
     #[test]
-    fn the_body_and_its_framing_are_limited() {
+    fn the_body_and_its_framing_have_limits() {
         assert!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 5).is_ok());
         assert_eq!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 4), Err(Refusal::LargeBody));
         assert_eq!(decode(b"3\r\nhel\r\n3\r\n", 99, 5), Err(Refusal::LargeBody));
         assert_eq!(decode(b"ffffffffffffffff\r\n", 99, 5), Err(Refusal::LargeBody));
-        // "1;" and CR LF, one byte, CR LF, "0" and twice CR LF are 11 bytes of framing.
+        // "1;" and CR LF, then CR LF behind the data, then "0" and twice CR LF: 11 bytes of framing.
         for (extra, fits) in [(0, true), (1, false)] {
             let extension = "x".repeat(CHUNK_FRAMING_BYTES_MAX - 11 + extra);
             let wire = format!("1;{extension}\r\na\r\n0\r\n\r\n");

@@ -1,25 +1,26 @@
-//! One connection: received bytes in, answers out, in the order of the requests.
+//! One connection: received bytes in, responses out, in the order of the requests.
 //!
-//! Both engines drive this type alike: give it what was received, send what it wrote, come back
-//! when it holds requests because too much was unsent, close when it says so, and tell it when
-//! its deadline has passed. While a request is incomplete its bytes are kept here; between
-//! requests a connection keeps none.
+//! Both engines drive this type in the same way: give it what was received, send what it wrote, come
+//! back when it holds requests because too much was unsent, close when it says so, and tell it when
+//! its deadline has passed. While a request is incomplete, its bytes are kept here; between requests
+//! a connection keeps none.
 
 use super::chunked::{Chunked, Progress};
-use super::head::{Field, Framing, Head, Method, Scan};
-use super::head_cache::HeadCache;
-use super::response::{Date, Persistence, Reply};
+use super::context::Context;
+use super::head::{Framing, Head, Scan};
+use super::method::Method;
+use super::response::{Persistence, Reply, Status};
 use super::target::Target;
-use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX};
+use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX, authority};
 
-/// How long a peer may take, in milliseconds. A total each: no drip of bytes extends it.
+/// How long a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// From the first byte of a request to the end of its head.
     pub header_ms: u64,
     /// From the end of the head to the end of the body.
     pub body_ms: u64,
-    /// From an answer to the first byte of the next request, and for answers to be taken.
+    /// From a response to the first byte of the next request, and for taking responses.
     pub idle_ms: u64,
 }
 
@@ -28,21 +29,19 @@ pub struct Timeouts {
 pub struct Limits {
     /// Bytes of a request body, decoded.
     pub body_bytes_max: usize,
-    /// How long it may take.
+    /// How long the peer may take.
     pub timeouts: Timeouts,
 }
 
-/// A complete request.
+/// A request.
 #[derive(Debug)]
 pub struct Request<'a> {
     head: &'a Head,
     bytes: &'a [u8],
     /// What it is for.
     pub target: Target<'a>,
-    /// Its body, decoded.
+    /// Its decoded body.
     pub body: &'a [u8],
-    /// The host that it names: `Host`, or what an absolute-form target says instead.
-    pub host: &'a [u8],
     /// Whether the peer's address is a loopback address.
     pub peer_is_loopback: bool,
 }
@@ -53,48 +52,40 @@ impl<'a> Request<'a> {
         self.head.method
     }
 
-    /// The `Origin` field.
-    pub fn origin(&self) -> Option<&'a [u8]> {
-        self.field(self.head.origin)
-    }
-
-    /// The `Sec-Fetch-Site` field.
-    pub fn fetch_site(&self) -> Option<&'a [u8]> {
-        self.field(self.head.fetch_site)
-    }
-
-    /// The `Authorization` field.
+    /// The `Authorization` field. A repeated one reads as empty, which authorizes nobody.
     pub fn authorization(&self) -> Option<&'a [u8]> {
-        self.field(self.head.authorization)
+        self.head.authorization.map(|span| &self.bytes[span.range()])
     }
 
-    /// A field's value. One that is repeated reads as empty, which satisfies nobody.
-    fn field(&self, field: Field) -> Option<&'a [u8]> {
-        match field {
-            Field::Absent => None,
-            Field::Once(span) => Some(&self.bytes[span.range()]),
-            Field::Repeated => Some(b""),
-        }
+    /// Whether a browser sent this, and may have done so for a page of another site. Determined once
+    /// per head, not per request.
+    #[inline]
+    pub fn is_cross_site(&self) -> bool {
+        self.head.is_cross_site
+    }
+
+    /// Whether a proxy says that it forwarded this: with `Forwarded`, `X-Forwarded-For`, or `Via`.
+    pub fn is_forwarded(&self) -> bool {
+        self.head.is_forwarded
+    }
+
+    /// Whether it is addressed to a loopback address, `localhost`, or `bound_host`.
+    pub fn names_server(&self, bound_host: &str) -> bool {
+        authority::names_server(&self.bytes[self.head.host.range()], bound_host)
     }
 }
 
-/// What answers requests.
+/// What responds to requests.
 pub trait Handler {
-    /// The date for answers to requests that never reach [`Handler::handle`].
-    fn date(&self) -> &Date;
+    /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that
+    /// waits for `100 Continue` should send it.
+    fn wants_body(&self, request: &Request<'_>) -> bool;
 
-    /// What its connections share, so that a repeated head is not parsed again.
-    fn head_cache(&mut self) -> &mut HeadCache;
-
-    /// Whether the body of such a request is of use, so that a client that waits for
-    /// `100 Continue` should send it.
-    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool;
-
-    /// Answers one request, by calling one method of `reply`.
+    /// Responds to a complete request by calling one method of `reply`.
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>);
 
-    /// Hears of an answer to what never reached [`Handler::handle`].
-    fn refused(&mut self, status: u16);
+    /// Is told of a response to what never reached [`Handler::handle`].
+    fn refused(&mut self, status: Status);
 }
 
 /// What the engine has to do next.
@@ -104,12 +95,12 @@ pub enum Outcome {
     Receive,
     /// Send what was written, then call [`Connection::resume`]: requests are waiting.
     Resume,
-    /// Send what was written, shut down the writing side, discard what still comes for a
-    /// bounded while (RFC 9112 section 9.6), close.
+    /// Send what was written, shut down the writing side, discard what still arrives for a bounded
+    /// time (RFC 9112 section 9.6), and close.
     Close,
 }
 
-/// What a peer is waited for.
+/// What a peer is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
     /// The first byte of a request.
@@ -123,10 +114,10 @@ pub enum Waited {
 /// What the connection is in the middle of.
 #[derive(Debug)]
 enum Stage {
-    /// A request's head, or nothing at all.
+    /// The head of a request, or nothing at all.
     Head { scan: Scan, empty_lines: usize },
     /// A body of known length, in the buffer behind its head.
-    Body { head: Head },
+    Body { head: Head, length: usize },
     /// A chunked body.
     Chunked(Box<ChunkedRequest>),
 }
@@ -139,7 +130,7 @@ impl Stage {
 struct ChunkedRequest {
     head: Head,
     chunked: Chunked,
-    /// The head as it came, and the body decoded.
+    /// The head as it was received, then the decoded body.
     bytes: Vec<u8>,
 }
 
@@ -154,7 +145,7 @@ pub struct Connection {
     since_ms: u64,
     /// A request has begun and is not complete.
     begun: bool,
-    /// Answers say that they are the last.
+    /// The next response is the last.
     draining: bool,
     closing: bool,
     peer_is_loopback: bool,
@@ -175,23 +166,23 @@ impl Connection {
         }
     }
 
-    /// Takes received bytes, hands every complete request to `handler` and appends the
-    /// answers to `out`, where the unsent answers of this connection are.
-    pub fn receive(
+    /// Takes received bytes, hands every complete request to the handler, and appends the responses
+    /// to `out`, where the unsent responses of this connection are.
+    pub fn receive<H: Handler>(
         &mut self,
         input: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let (taken, outcome) = if self.buffer.is_empty() {
-            let (taken, outcome) = self.advance(input, now_ms, handler, out);
+            let (taken, outcome) = self.advance(input, now_ms, context, out);
             self.buffer.extend_from_slice(&input[taken..]);
             (0, outcome)
         } else {
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.extend_from_slice(input);
-            let advanced = self.advance(&buffer, now_ms, handler, out);
+            let advanced = self.advance(&buffer, now_ms, context, out);
             self.buffer = buffer;
             advanced
         };
@@ -203,17 +194,17 @@ impl Connection {
         outcome
     }
 
-    /// Goes on with the requests that were held back, now that `out` was sent.
-    pub fn resume(
+    /// Continues with the requests that were held back, now that `out` was sent.
+    pub fn resume<H: Handler>(
         &mut self,
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        self.receive(&[], now_ms, handler, out)
+        self.receive(&[], now_ms, context, out)
     }
 
-    /// The moment at which the peer has been too slow, in the engine's milliseconds.
+    /// When the peer will have been too slow, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
         let timeouts = &self.limits.timeouts;
         self.since_ms.saturating_add(match self.waited() {
@@ -223,7 +214,7 @@ impl Connection {
         })
     }
 
-    /// What the peer is waited for.
+    /// What the peer is expected to send.
     pub fn waited(&self) -> Waited {
         match self.stage {
             Stage::Head { .. } if !self.begun => Waited::Idle,
@@ -232,44 +223,46 @@ impl Connection {
         }
     }
 
-    /// How long the peer may leave answers untaken, in milliseconds.
+    /// How long the peer may leave responses untaken, in milliseconds.
     pub fn send_timeout_ms(&self) -> u64 {
         self.limits.timeouts.idle_ms
     }
 
-    /// Ends a connection whose deadline has passed: with 408 where a request had begun.
-    pub fn expire(&mut self, handler: &mut impl Handler, out: &mut Vec<u8>) {
+    /// Ends a connection whose deadline has passed, with 408 if a request had begun.
+    pub fn expire<H: Handler>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
         if self.begun && !self.closing {
-            self.refuse(Refusal::Timeout, handler, out);
+            let is_head = self.is_head(&self.buffer);
+            self.refuse(Refusal::Timeout, is_head, context, out);
         }
         self.closing = true;
     }
 
-    /// Makes the next answer the last.
+    /// Makes the next response the last.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether nothing of a request has arrived that is not answered.
+    /// Whether nothing has arrived that is not responded to.
     pub fn is_idle(&self) -> bool {
         !self.begun && self.buffer.is_empty()
     }
 
-    /// Refuses the connection as a whole: the server has as many as it takes.
-    pub fn turn_away(&mut self, handler: &mut impl Handler, out: &mut Vec<u8>) {
+    /// Refuses the connection as a whole, because the server has no room for it.
+    pub fn turn_away<H: Handler>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
         self.closing = true;
-        let reply = Reply::new(out, handler.date(), Persistence::Close, false);
-        let sentence = "try again later: the server has as many connections as it takes";
-        let status = reply.send_error(503, &[("Retry-After", "1")], sentence);
-        handler.refused(status);
+        let reply = Reply::new(out, &context.date, Persistence::Close, false);
+        let sentence = "try again later: the server has as many connections as it allows";
+        let status =
+            reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence);
+        context.handler.refused(status);
     }
 
     /// Handles what is complete in `data`; returns how much of it was consumed.
-    fn advance(
+    fn advance<H: Handler>(
         &mut self,
         data: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> (usize, Outcome) {
         let mut at = 0;
@@ -283,24 +276,27 @@ impl Connection {
             if out.len() >= UNSENT_BYTES_MAX {
                 return (at, Outcome::Resume);
             }
-            match self.step(&data[at..], now_ms, handler, out) {
+            match self.step(&data[at..], now_ms, context, out) {
                 Ok(Some(taken)) => at += taken,
-                // Closing without having consumed: the body is not wanted any more.
+                // Closing although nothing was consumed: the body is not wanted anymore.
                 Ok(None) if self.closing => return (data.len(), Outcome::Close),
                 Ok(None) => return (at, Outcome::Receive),
-                Err(refusal) => self.refuse(refusal, handler, out),
+                Err(refusal) => {
+                    let is_head = self.is_head(&data[at..]);
+                    self.refuse(refusal, is_head, context, out);
+                }
             }
         }
     }
 
-    /// Takes one step with `data`, which is not empty: returns how many bytes are done with, or
-    /// `None` where more must come first.
+    /// Takes one step with `data`, which is not empty: returns how many bytes it consumed, or `None`
+    /// if more must arrive first.
     #[inline]
-    fn step(
+    fn step<H: Handler>(
         &mut self,
         data: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Result<Option<usize>, Refusal> {
         match &mut self.stage {
@@ -313,38 +309,33 @@ impl Connection {
                     let allowed = data[1] == b'\n' && *empty_lines <= EMPTY_LINES_MAX;
                     return if allowed { Ok(Some(2)) } else { Err(Refusal::Malformed) };
                 }
-                let known = if self.begun { None } else { handler.head_cache().find(data) };
+                let known = if self.begun { None } else { context.head_cache.find(data) };
                 let head = match known {
                     Some(head) => head,
                     None => {
-                        let Some(head) = scan.parse(data)? else {
+                        let Some(head) = scan.parse(data, &context.bound_host)? else {
                             self.begin(now_ms);
                             return Ok(None);
                         };
-                        handler.head_cache().keep(&head, &data[..head.bytes]);
+                        context.head_cache.keep(&head, &data[..head.bytes]);
                         head
                     }
                 };
-                self.start_body(head, data, now_ms, handler, out)
+                self.start_body(head, data, now_ms, context, out)
             }
-            Stage::Body { head } => {
-                let head = *head;
-                let Framing::Length(length) = head.framing else {
-                    return Err(Refusal::Length);
-                };
-                self.finish_body(head, length, data, now_ms, handler, out)
+            Stage::Body { head, length } => {
+                let (head, length) = (*head, *length);
+                Ok(self.finish_body(head, length, data, now_ms, context, out))
             }
             Stage::Chunked(request) => {
                 let limit = self.limits.body_bytes_max;
                 match request.chunked.feed(data, limit, &mut request.bytes)? {
                     Progress::More => Ok(Some(data.len())),
                     Progress::Done(taken) => {
-                        let Stage::Chunked(request) =
-                            std::mem::replace(&mut self.stage, Stage::START)
-                        else {
-                            return Err(Refusal::Chunk);
-                        };
-                        self.handle(&request.head, &request.bytes, now_ms, handler, out)?;
+                        let ChunkedRequest { head, bytes, .. } = &mut **request;
+                        let (head, bytes) = (*head, std::mem::take(bytes));
+                        self.stage = Stage::START;
+                        self.handle(&head, &bytes, now_ms, context, out);
                         Ok(Some(taken))
                     }
                 }
@@ -360,14 +351,14 @@ impl Connection {
         }
     }
 
-    /// Goes on from a complete head at the start of `data`.
+    /// Continues from a complete head at the start of `data`.
     #[inline]
-    fn start_body(
+    fn start_body<H: Handler>(
         &mut self,
         head: Head,
         data: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Result<Option<usize>, Refusal> {
         let arrived = data.len() - head.bytes;
@@ -376,19 +367,21 @@ impl Connection {
                 Err(Refusal::LargeBody)
             }
             Framing::Length(length) => {
+                // Not lossy: it is at most the limit, which is a `usize`.
+                let length = length as usize;
                 if length > 0 && arrived == 0 && head.expects_continue {
-                    self.answer_expectation(&head, data, now_ms, handler, out)?;
+                    self.meet_expectation(&head, data, now_ms, context, out);
                 }
-                if (arrived as u64) < length {
+                if arrived < length {
                     self.begin(now_ms);
                     self.since_ms = now_ms;
-                    self.stage = Stage::Body { head };
+                    self.stage = Stage::Body { head, length };
                 }
-                self.finish_body(head, length, data, now_ms, handler, out)
+                Ok(self.finish_body(head, length, data, now_ms, context, out))
             }
             Framing::Chunked => {
                 if arrived == 0 && head.expects_continue {
-                    self.answer_expectation(&head, data, now_ms, handler, out)?;
+                    self.meet_expectation(&head, data, now_ms, context, out);
                 }
                 self.begin(now_ms);
                 self.since_ms = now_ms;
@@ -402,91 +395,112 @@ impl Connection {
         }
     }
 
-    /// Handles a request of known length, once all of it is in `data`.
+    /// Handles a request whose body has a known length, once all of it is in `data`.
     #[inline]
-    fn finish_body(
+    fn finish_body<H: Handler>(
         &mut self,
         head: Head,
-        length: u64,
+        length: usize,
         data: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
-    ) -> Result<Option<usize>, Refusal> {
-        if self.closing || ((data.len() - head.bytes) as u64) < length {
-            return Ok(None);
+    ) -> Option<usize> {
+        if self.closing || data.len() - head.bytes < length {
+            return None;
         }
-        let total = head.bytes + length as usize;
+        let total = head.bytes + length;
         self.stage = Stage::START;
-        self.handle(&head, &data[..total], now_ms, handler, out)?;
-        Ok(Some(total))
+        self.handle(&head, &data[..total], now_ms, context, out);
+        Some(total)
     }
 
-    /// Tells a client that waits whether to send its body (RFC 9110 section 10.1.1). Where the
-    /// body is of no use, the answer comes at once and the connection ends with it.
-    fn answer_expectation(
+    /// Tells a client that waits whether to send its body (RFC 9110 section 10.1.1). If the body is
+    /// not wanted, the response comes at once, and the connection ends with it.
+    fn meet_expectation<H: Handler>(
         &mut self,
         head: &Head,
         data: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
-        let (target, _) = head.target(data)?;
-        if handler.wants_body(head.method, &target) {
+    ) {
+        let head_only = &data[..head.bytes];
+        let is_wanted = head.target(head_only).is_ok_and(|target| {
+            let request = self.request(head, head_only, target);
+            context.handler.wants_body(&request)
+        });
+        if is_wanted {
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            return Ok(());
+        } else {
+            let last = Head { is_persistent: false, ..*head };
+            self.handle(&last, head_only, now_ms, context, out);
         }
-        let last = Head { persistent: false, ..*head };
-        self.handle(&last, &data[..head.bytes], now_ms, handler, out)
     }
 
-    /// Hands a complete request over. `bytes` are its head and its decoded body.
+    /// A request whose head and decoded body are `bytes`.
     #[inline]
-    fn handle(
+    fn request<'a>(&self, head: &'a Head, bytes: &'a [u8], target: Target<'a>) -> Request<'a> {
+        let body = &bytes[head.bytes..];
+        Request { head, bytes, target, body, peer_is_loopback: self.peer_is_loopback }
+    }
+
+    /// Hands over a complete request. `bytes` are its head and its decoded body.
+    #[inline]
+    fn handle<H: Handler>(
         &mut self,
         head: &Head,
         bytes: &[u8],
         now_ms: u64,
-        handler: &mut impl Handler,
+        context: &mut Context<H>,
         out: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
-        let (target, authority) = head.target(bytes)?;
-        let host = match head.host {
-            Field::Once(span) => &bytes[span.range()],
-            _ => b"",
+    ) {
+        let is_head = head.method == Method::Head;
+        let target = match head.target(bytes) {
+            Ok(target) => target,
+            Err(refusal) => return self.refuse(refusal, is_head, context, out),
         };
         // Bytes behind a request for a tunnel are not requests.
-        let persistent = head.persistent && !self.draining && target != Target::Tunnel;
-        let persistence = match (persistent, head.is_1_1) {
+        let is_persistent = head.is_persistent && !self.draining && target != Target::Tunnel;
+        let persistence = match (is_persistent, head.is_1_1) {
             (true, true) => Persistence::Implied,
             (true, false) => Persistence::KeepAlive,
             (false, _) => Persistence::Close,
         };
-        self.closing = !persistent;
+        self.closing = !is_persistent;
         self.begun = false;
         self.since_ms = now_ms;
-        let request = Request {
-            head,
-            bytes,
-            target,
-            body: &bytes[head.bytes..],
-            host: authority.unwrap_or(host),
-            peer_is_loopback: self.peer_is_loopback,
-        };
-        // The date is copied out because the handler is borrowed for the answer; 29 bytes.
-        let date = handler.date().clone();
-        let without_body = head.method == Method::Head;
-        handler.handle(&request, Reply::new(out, &date, persistence, without_body));
-        Ok(())
+        let request = self.request(head, bytes, target);
+        let reply = Reply::new(out, &context.date, persistence, is_head);
+        context.handler.handle(&request, reply);
     }
 
-    /// Answers with an error after which the end of the request cannot be known.
-    fn refuse(&mut self, refusal: Refusal, handler: &mut impl Handler, out: &mut Vec<u8>) {
+    /// Whether the request that starts or continues with `data` is a HEAD request, or could become
+    /// one. No response to HEAD has a body (RFC 9110 section 9.3.2).
+    fn is_head(&self, data: &[u8]) -> bool {
+        const START: &[u8] = b"HEAD ";
+        match &self.stage {
+            Stage::Head { .. } => {
+                let start = &data[..data.len().min(START.len())];
+                !start.is_empty() && START.starts_with(start)
+            }
+            Stage::Body { head, .. } => head.method == Method::Head,
+            Stage::Chunked(request) => request.head.method == Method::Head,
+        }
+    }
+
+    /// Responds with an error after which the end of the request cannot be known.
+    #[cold]
+    fn refuse<H: Handler>(
+        &mut self,
+        refusal: Refusal,
+        is_head: bool,
+        context: &mut Context<H>,
+        out: &mut Vec<u8>,
+    ) {
         self.closing = true;
         let (status, sentence) = refusal.response();
-        let reply = Reply::new(out, handler.date(), Persistence::Close, false);
-        reply.send_error(status, &[], sentence);
-        handler.refused(status);
+        let reply = Reply::new(out, &context.date, Persistence::Close, is_head);
+        context.handler.refused(reply.send_error(status, &[], sentence));
     }
 }

@@ -1,43 +1,11 @@
-//! A request's head: where it ends, what it says, and whether it may be believed.
+//! A request's head: where it ends, what it says, and whether it can be trusted.
 
+use super::method::Method;
 use super::target::{self, Target};
-use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX, Refusal};
+use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX, Refusal, authority};
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-
-/// A request method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// GET
-    Get,
-    /// HEAD
-    Head,
-    /// POST
-    Post,
-    /// OPTIONS
-    Options,
-    /// CONNECT
-    Connect,
-    /// PUT, DELETE, PATCH or TRACE: known, and of no use here.
-    Other,
-    /// A method that no registry knows.
-    Unknown,
-}
-
-impl Method {
-    fn from_name(name: &str) -> Method {
-        match name {
-            "GET" => Method::Get,
-            "HEAD" => Method::Head,
-            "POST" => Method::Post,
-            "OPTIONS" => Method::Options,
-            "CONNECT" => Method::Connect,
-            "PUT" | "DELETE" | "PATCH" | "TRACE" => Method::Other,
-            _ => Method::Unknown,
-        }
-    }
-}
 
 /// A part of the head's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +16,14 @@ pub(super) struct Span {
 const _: () = assert!(HEAD_BYTES_MAX <= u16::MAX as usize);
 
 impl Span {
+    const EMPTY: Span = Span { start: 0, end: 0 };
+
     fn of(part: &[u8], head: &[u8]) -> Span {
         let start = part.as_ptr() as usize - head.as_ptr() as usize;
-        debug_assert!(start + part.len() <= head.len());
-        Span { start: start as u16, end: (start + part.len()) as u16 }
+        let end = start + part.len();
+        assert!(end <= head.len(), "a span is a part of its head");
+        // Not lossy: a head is shorter than 2^16 bytes.
+        Span { start: start as u16, end: end as u16 }
     }
 
     pub(super) fn range(self) -> Range<usize> {
@@ -66,78 +38,88 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// A field that a handler asks for, seen zero times, once, or more often.
+/// A field that may be sent once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Field {
+enum Field<T> {
     #[default]
     Absent,
-    Once(Span),
+    Once(T),
     Repeated,
 }
 
-impl Field {
-    fn see(&mut self, value: &[u8], head: &[u8]) {
+impl<T: Copy> Field<T> {
+    fn see(&mut self, value: T) {
         *self = match self {
-            Field::Absent => Field::Once(Span::of(value, head)),
-            _ => Field::Repeated,
+            Field::Absent => Field::Once(value),
+            Field::Once(_) | Field::Repeated => Field::Repeated,
         };
+    }
+
+    /// Whether the field is absent or has a value that `accepts` does.
+    fn is_none_or(self, accepts: impl Fn(T) -> bool) -> bool {
+        match self {
+            Field::Absent => true,
+            Field::Once(value) => accepts(value),
+            Field::Repeated => false,
+        }
     }
 }
 
-/// What a complete head says. The texts stay in the buffer; spans point into it.
+/// What a complete head says. The text stays in the buffer; spans point into it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     pub(super) method: Method,
     pub(super) target: Span,
-    /// Known here, so that a head that is not parsed again spares its target too.
+    /// Determined here, so that a head that is not parsed again spares its target, too.
     pub(super) has_plain_path: bool,
-    /// HTTP/1.1 or later, by its own word.
+    /// HTTP/1.1 or later.
     pub(super) is_1_1: bool,
-    pub(super) persistent: bool,
+    pub(super) is_persistent: bool,
     pub(super) framing: Framing,
     /// The value of `Content-Length`.
     pub(super) length: Option<Span>,
     pub(super) expects_continue: bool,
-    pub(super) host: Field,
-    pub(super) origin: Field,
-    pub(super) fetch_site: Field,
-    pub(super) authorization: Field,
-    /// Bytes of the head, its empty line included.
+    /// The host that the request is for: `Host`, unless an absolute-form target names another.
+    pub(super) host: Span,
+    /// A browser sent this, and may have done so for a page of another site.
+    pub(super) is_cross_site: bool,
+    /// A proxy says that it forwarded this.
+    pub(super) is_forwarded: bool,
+    /// `Authorization`; an empty span where it is repeated.
+    pub(super) authorization: Option<Span>,
+    /// Bytes of the head, including its empty line.
     pub(super) bytes: usize,
 }
 
 impl Head {
-    /// What the request is for and, in absolute-form, the host that it names instead of `Host`.
-    /// `bytes` begin with the head as it came.
+    /// What the request is for. `bytes` start with the head.
     #[inline]
-    pub(super) fn target<'a>(
-        &self,
-        bytes: &'a [u8],
-    ) -> Result<(Target<'a>, Option<&'a [u8]>), Refusal> {
+    pub(super) fn target<'a>(&self, bytes: &'a [u8]) -> Result<Target<'a>, Refusal> {
         let raw = &bytes[self.target.range()];
         if self.has_plain_path {
-            return Ok((Target::Path(Cow::Borrowed(raw)), None));
+            return Ok(Target::Path(Cow::Borrowed(raw)));
         }
-        target::parse(self.method, raw)
+        let (target, _) = target::parse(self.method, raw)?;
+        Ok(target)
     }
 }
 
-/// How far the search for the end of a head has come, so that no byte is looked at twice.
+/// How far the search for the end of a head has come, so that no byte is examined twice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
     searched: usize,
     request_line_ended: bool,
-    /// Length at which an incomplete head is looked at for early refusal; it doubles, so that
-    /// a head that comes byte by byte costs linear time.
-    next_look: usize,
+    /// The length at which an incomplete head is next checked for early refusal. It doubles, so that
+    /// a head that arrives byte by byte costs linear time.
+    next_check: usize,
 }
 
 impl Scan {
     /// Before the first byte.
-    pub(super) const START: Scan = Scan { searched: 0, request_line_ended: false, next_look: 0 };
+    pub(super) const START: Scan = Scan { searched: 0, request_line_ended: false, next_check: 0 };
 
-    /// Finds the length of the head at the start of `input`, which is what was given before
-    /// and more; or what is wrong with its lines, and how many bytes come before that.
+    /// Finds the length of the head at the start of `input`, which repeats what earlier calls were
+    /// given; or what is wrong with its lines, and how many bytes precede that.
     fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, (usize, Refusal)> {
         for line_feed in memchr::memchr_iter(b'\n', &input[self.searched..]) {
             let at = self.searched + line_feed;
@@ -158,7 +140,7 @@ impl Scan {
             }
         }
         self.searched = input.len();
-        // One more byte may be the CR that ends a line of exactly the limit.
+        // One more byte may be the CR that ends a line of exactly the maximum length.
         if !self.request_line_ended && input.len() > REQUEST_LINE_BYTES_MAX + 1 {
             return Err((REQUEST_LINE_BYTES_MAX, Refusal::LongRequestLine));
         }
@@ -168,31 +150,36 @@ impl Scan {
         Ok(None)
     }
 
-    /// Reads the head at the start of `input`; `None` where it goes on.
-    pub(super) fn parse(&mut self, input: &[u8]) -> Result<Option<Head>, Refusal> {
+    /// Parses the head at the start of `input`, sent to a server that is bound to `bound_host`.
+    /// Returns `None` if the head is incomplete.
+    pub(super) fn parse(
+        &mut self,
+        input: &[u8],
+        bound_host: &str,
+    ) -> Result<Option<Head>, Refusal> {
         match self.find_end(input) {
-            Ok(Some(end)) => return parse(&input[..end]).map(Some),
+            Ok(Some(end)) => return parse(&input[..end], bound_host).map(Some),
             Ok(None) => {}
             Err((before, refusal)) => {
-                // What is wrong first decides, however the bytes were split.
+                // The first error decides, however the bytes were split.
                 refuse_early(&input[..before])?;
                 return Err(refusal);
             }
         }
-        if input.len() >= self.next_look {
-            self.next_look = 2 * input.len();
+        if input.len() >= self.next_check {
+            self.next_check = 2 * input.len();
             refuse_early(input)?;
         }
         Ok(None)
     }
 }
 
-/// Refuses what cannot become a request, such as a TLS hello, without waiting for its end.
+/// Refuses what cannot become a request, such as a TLS handshake, without waiting for its end.
 fn refuse_early(input: &[u8]) -> Result<(), Refusal> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(input, &mut fields) {
-        // Whether the version is one of 1.x is seen when the head is complete.
+        // The version is checked when the head is complete.
         Ok(_) | Err(httparse::Error::Version) => Ok(()),
         Err(error) => Err(refusal(error)),
     }
@@ -206,28 +193,29 @@ fn refusal(error: httparse::Error) -> Refusal {
     }
 }
 
-/// Reads a complete head.
-fn parse(head: &[u8]) -> Result<Head, Refusal> {
+/// Parses a complete head.
+fn parse(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
-        Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => interpret(&request, head),
+        Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {
+            interpret(&request, head, bound_host)
+        }
         Ok(_) => Err(Refusal::Malformed),
-        Err(httparse::Error::Version) => parse_other_version(head),
+        Err(httparse::Error::Version) => parse_other_version(head, bound_host),
         Err(error) => Err(refusal(error)),
     }
 }
 
-/// Tells a later minor version, which is treated as 1.1 (RFC 9110 section 2.5), from what
-/// this server does not speak and from what is no version at all.
-fn parse_other_version(head: &[u8]) -> Result<Head, Refusal> {
+/// Parses a later minor version as 1.1 (RFC 9110 section 2.5), and tells a version that this server
+/// does not speak from what is not a version.
+fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     let line_end = memchr::memchr(b'\r', head).unwrap_or(head.len());
-    let version = line_end.checked_sub(8).map_or(0, |start| start);
-    match &head[version..line_end] {
+    match &head[line_end.saturating_sub(8)..line_end] {
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => {
             let mut as_1_1 = head.to_vec();
             as_1_1[line_end - 1] = b'1';
-            parse(&as_1_1)
+            parse(&as_1_1, bound_host)
         }
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
@@ -238,73 +226,103 @@ fn parse_other_version(head: &[u8]) -> Result<Head, Refusal> {
     }
 }
 
-fn interpret(request: &httparse::Request<'_, '_>, bytes: &[u8]) -> Result<Head, Refusal> {
+fn interpret(
+    request: &httparse::Request<'_, '_>,
+    bytes: &[u8],
+    bound_host: &str,
+) -> Result<Head, Refusal> {
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
     else {
-        return Err(Refusal::Malformed);
+        panic!("httparse sets all parts of a request line that it calls complete");
     };
-    let mut head = Head {
-        method: Method::from_name(method),
-        target: Span::of(target.as_bytes(), bytes),
-        has_plain_path: target::is_plain_path(target.as_bytes()),
-        is_1_1: minor == 1,
-        persistent: minor == 1,
-        framing: Framing::Length(0),
-        length: None,
-        expects_continue: false,
-        host: Field::Absent,
-        origin: Field::Absent,
-        fetch_site: Field::Absent,
-        authorization: Field::Absent,
-        bytes: bytes.len(),
-    };
-    let mut length = None;
-    let mut codings = None;
-    let (mut keep_alive, mut close, mut unmet) = (false, false, false);
+    let (method, target) = (Method::from_name(method), target.as_bytes());
+    let is_1_1 = minor == 1;
+    let (mut host, mut origin, mut fetch_site) = (Field::Absent, Field::Absent, Field::Absent);
+    let (mut length, mut codings) = (Field::Absent, Field::Absent);
+    let (mut authorization, mut is_forwarded) = (Field::Absent, false);
+    let (mut keep_alive, mut close) = (false, false);
+    let (mut expects_continue, mut expects_other) = (false, false);
     for field in request.headers.iter() {
         let (name, value) = (field.name, field.value);
         match name.len() {
-            4 if name.eq_ignore_ascii_case("host") => head.host.see(value, bytes),
-            6 if name.eq_ignore_ascii_case("origin") => head.origin.see(value, bytes),
+            3 if name.eq_ignore_ascii_case("via") => is_forwarded = true,
+            4 if name.eq_ignore_ascii_case("host") => host.see(value),
+            6 if name.eq_ignore_ascii_case("origin") => origin.see(value),
             6 if name.eq_ignore_ascii_case("expect") => {
-                head.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
-                unmet |= !head.expects_continue;
+                expects_continue = value.eq_ignore_ascii_case(b"100-continue");
+                expects_other |= !expects_continue;
             }
+            9 if name.eq_ignore_ascii_case("forwarded") => is_forwarded = true,
             10 if name.eq_ignore_ascii_case("connection") => {
                 for option in list(value) {
                     close |= option.eq_ignore_ascii_case(b"close");
                     keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             }
-            13 if name.eq_ignore_ascii_case("authorization") => {
-                head.authorization.see(value, bytes);
-            }
-            14 if name.eq_ignore_ascii_case("content-length") => {
-                let repeated = length.replace(content_length(value)?).is_some();
-                if repeated {
-                    return Err(Refusal::Length);
-                }
-                head.length = Some(Span::of(value, bytes));
-            }
-            14 if name.eq_ignore_ascii_case("sec-fetch-site") => head.fetch_site.see(value, bytes),
-            17 if name.eq_ignore_ascii_case("transfer-encoding") => {
-                let repeated = codings.replace(value).is_some();
-                if repeated {
-                    return Err(Refusal::TransferEncoding);
-                }
-            }
+            13 if name.eq_ignore_ascii_case("authorization") => authorization.see(value),
+            14 if name.eq_ignore_ascii_case("content-length") => length.see(value),
+            14 if name.eq_ignore_ascii_case("sec-fetch-site") => fetch_site.see(value),
+            15 if name.eq_ignore_ascii_case("x-forwarded-for") => is_forwarded = true,
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => codings.see(value),
             _ => {}
         }
     }
-    head.framing = framing(length, codings, head.is_1_1)?;
-    check_host(&head, bytes)?;
-    head.persistent = !close && (head.is_1_1 || keep_alive);
-    if unmet && head.is_1_1 {
+    let framing = framing(length, codings, is_1_1)?;
+    let host = match host {
+        Field::Once(host) if authority::is_valid(host) => host,
+        Field::Absent if !is_1_1 => b"",
+        _ => return Err(Refusal::Host),
+    };
+    if expects_other && is_1_1 {
         return Err(Refusal::Expectation);
     }
-    // RFC 9110 section 10.1.1: an HTTP/1.0 client cannot read a 100.
-    head.expects_continue &= head.is_1_1;
-    Ok(head)
+    let has_plain_path = target::is_plain_path(target);
+    let host = match has_plain_path {
+        true => host,
+        // A target that cannot be parsed is refused once the request is complete.
+        false => target::parse(method, target).ok().and_then(|(_, host)| host).unwrap_or(host),
+    };
+    Ok(Head {
+        method,
+        target: Span::of(target, bytes),
+        has_plain_path,
+        is_1_1,
+        is_persistent: !close && (is_1_1 || keep_alive),
+        framing,
+        length: match length {
+            Field::Once(value) => Some(Span::of(value, bytes)),
+            Field::Absent | Field::Repeated => None,
+        },
+        // RFC 9110 section 10.1.1: an HTTP/1.0 client cannot read a 100.
+        expects_continue: expects_continue && is_1_1,
+        host: if host.is_empty() { Span::EMPTY } else { Span::of(host, bytes) },
+        is_cross_site: is_cross_site(origin, fetch_site, host, bound_host),
+        is_forwarded,
+        authorization: match authorization {
+            Field::Absent => None,
+            Field::Once(value) => Some(Span::of(value, bytes)),
+            Field::Repeated => Some(Span::EMPTY),
+        },
+        bytes: bytes.len(),
+    })
+}
+
+/// Whether a browser sent a request, and may have done so for a page of another site. Only browsers
+/// send `Origin` and `Sec-Fetch-Site`. A request with either is trusted if both say that it comes
+/// from this server's own page, and if the host is not a name that was made to point here.
+fn is_cross_site(
+    origin: Field<&[u8]>,
+    fetch_site: Field<&[u8]>,
+    host: &[u8],
+    bound_host: &str,
+) -> bool {
+    if origin == Field::Absent && fetch_site == Field::Absent {
+        return false;
+    }
+    let is_same_origin = origin.is_none_or(|origin| {
+        origin.strip_prefix(b"http://").is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+    }) && fetch_site.is_none_or(|site| site == b"same-origin");
+    !(is_same_origin && authority::names_server(host, bound_host))
 }
 
 /// The elements of a comma-separated list (RFC 9110 section 5.6.1).
@@ -312,7 +330,7 @@ fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// A decimal number and nothing else; `parse` of the standard library would take a sign.
+/// The value of `Content-Length`: decimal digits and nothing else. `str::parse` would accept a sign.
 pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() {
         return Err(Refusal::Length);
@@ -327,54 +345,26 @@ pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
 }
 
 /// The framing rules of RFC 9112 section 6.3, without any of its leniencies.
-fn framing(length: Option<u64>, codings: Option<&[u8]>, is_1_1: bool) -> Result<Framing, Refusal> {
-    let Some(codings) = codings else {
-        return Ok(Framing::Length(length.unwrap_or(0)));
-    };
-    if length.is_some() {
-        return Err(Refusal::Length);
+fn framing(length: Field<&[u8]>, codings: Field<&[u8]>, is_1_1: bool) -> Result<Framing, Refusal> {
+    match (length, codings) {
+        (Field::Absent, Field::Absent) => Ok(Framing::Length(0)),
+        (Field::Once(length), Field::Absent) => content_length(length).map(Framing::Length),
+        (Field::Absent, Field::Once(codings)) => chunked(codings, is_1_1),
+        (Field::Absent, Field::Repeated) => Err(Refusal::TransferEncoding),
+        (Field::Repeated, _) | (Field::Once(_), _) => Err(Refusal::Length),
     }
-    let chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let last_is_chunked = list(codings).last().as_ref().is_some_and(chunked);
-    if !is_1_1 || !last_is_chunked || list(codings).filter(|coding| chunked(coding)).count() > 1 {
+}
+
+/// The framing that a list of transfer codings means.
+fn chunked(codings: &[u8], is_1_1: bool) -> Result<Framing, Refusal> {
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let is_last_chunked = list(codings).last().is_some_and(is_chunked);
+    let times_chunked = list(codings).filter(|coding| is_chunked(coding)).count();
+    if !is_1_1 || !is_last_chunked || times_chunked > 1 {
         return Err(Refusal::TransferEncoding);
     }
     if list(codings).count() > 1 {
         return Err(Refusal::UnknownCoding);
     }
     Ok(Framing::Chunked)
-}
-
-fn check_host(head: &Head, bytes: &[u8]) -> Result<(), Refusal> {
-    match head.host {
-        Field::Once(host) if valid_host(&bytes[host.range()]) => Ok(()),
-        Field::Absent if !head.is_1_1 => Ok(()),
-        _ => Err(Refusal::Host),
-    }
-}
-
-/// `uri-host [":" port]` of RFC 3986 section 3.2.2, by its characters. Empty is legal.
-pub(super) fn valid_host(value: &[u8]) -> bool {
-    let (name, port) = match value.first() {
-        Some(b'[') => {
-            let Some(end) = memchr::memchr(b']', value) else {
-                return false;
-            };
-            let address = std::str::from_utf8(&value[1..end]).unwrap_or("");
-            if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            (&[][..], &value[end + 1..])
-        }
-        _ => value.split_at(memchr::memchr(b':', value).unwrap_or(value.len())),
-    };
-    let named =
-        name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte));
-    let ported = match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
-    };
-    // A port belongs to a name.
-    named && ported && (!name.is_empty() || port.is_empty() || value[0] == b'[')
 }

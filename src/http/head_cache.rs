@@ -1,20 +1,21 @@
-//! Request heads seen recently: a keep-alive client repeats its head, so equal bytes need no second parse.
+//! Request heads seen recently: a keep-alive client repeats its head, so equal bytes need no second
+//! parse.
 
-use super::head::{Field, Framing, Head};
+use super::head::{Framing, Head};
 
-/// How many are kept: one for each kind of client that takes turns on a shard.
+/// How many heads are kept: one for each kind of client that takes turns on a shard.
 const KEPT_MAX: usize = 4;
-/// The longest that is kept, in bytes.
+/// The longest head that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 1024;
 
-/// The heads that the connections of one shard have sent lately, and what they said. A request
-/// that begins with one of them, but for the digits of its Content-Length, is not parsed again.
+/// The heads that connections of one shard sent recently, and what they say. A request that starts
+/// with one of them, apart from the digits of its Content-Length, is not parsed again.
 #[derive(Debug, Default)]
-pub struct HeadCache {
+pub(super) struct HeadCache {
     kept: Vec<Kept>,
-    /// Where the last one was found.
+    /// The index of the head that was found last.
     last: usize,
-    /// Which one goes next.
+    /// The index of the head that is replaced next.
     oldest: usize,
 }
 
@@ -25,7 +26,7 @@ struct Kept {
 }
 
 impl HeadCache {
-    /// What the head at the start of `input` says, if it is known.
+    /// What the head at the start of `input` says, if it is kept.
     #[inline]
     pub(super) fn find(&mut self, input: &[u8]) -> Option<Head> {
         let last = self.kept.get(self.last)?;
@@ -38,9 +39,10 @@ impl HeadCache {
         Some(head)
     }
 
-    /// Keeps a head that was not found. One with a secret is not compared with what others send.
+    /// Keeps a head that was not found. A head with a secret is not kept, so that it is never
+    /// compared with what others send.
     pub(super) fn keep(&mut self, head: &Head, bytes: &[u8]) {
-        if bytes.len() > KEPT_BYTES_MAX || head.authorization != Field::Absent {
+        if bytes.len() > KEPT_BYTES_MAX || head.authorization.is_some() {
             return;
         }
         if self.kept.len() < KEPT_MAX {
@@ -56,8 +58,8 @@ impl HeadCache {
 }
 
 impl Kept {
-    /// The head at the start of `input` where it is this one, with the length that it gives.
-    /// Both end with the first empty line, so no head is the beginning of another.
+    /// The head at the start of `input`, with the length that it gives, if it is this one. Both end
+    /// with the first empty line, so no head is a prefix of another.
     #[inline]
     fn matches(&self, input: &[u8]) -> Option<Head> {
         let input = input.get(..self.bytes.len())?;

@@ -1,98 +1,116 @@
-//! Answers to bytes.
+//! Responses as bytes.
 
 use std::time::{Duration, SystemTime};
 
 /// Bytes of a date in the preferred format of RFC 9110 section 5.6.7, IMF-fixdate.
 const DATE_BYTES: usize = 29;
 
-/// The value of the `Date` field. Made once a second, so that no answer formats anything.
+/// The value of the `Date` field. Made once per second, so that no response formats anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Date([u8; DATE_BYTES]);
+pub(super) struct Date([u8; DATE_BYTES]);
 
 impl Date {
-    /// The date of a Unix time in seconds, which ends with the year 9999.
-    pub fn from_unix(seconds: u64) -> Date {
+    /// The date of a Unix time in seconds, up to the end of the year 9999.
+    pub(super) fn from_unix(seconds: u64) -> Date {
         const END_OF_9999: u64 = 253_402_300_799;
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(END_OF_9999));
-        let mut date = [b' '; DATE_BYTES];
-        for (to, from) in date.iter_mut().zip(httpdate::fmt_http_date(time).bytes()) {
-            *to = from;
+        let text = httpdate::fmt_http_date(time);
+        Date(text.as_bytes().try_into().expect("an IMF-fixdate has 29 bytes until the year 9999"))
+    }
+}
+
+/// Declares the statuses in one table, so that a code, its reason, and its place cannot disagree.
+macro_rules! statuses {
+    ($($name:ident = $code:literal $reason:literal,)*) => {
+        /// The statuses of this server's responses.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Status {
+            $(#[doc = concat!($code, " ", $reason)] $name,)*
         }
-        Date(date)
-    }
+
+        impl Status {
+            /// All of them, in the order of their codes, so that `status as usize` is an index.
+            pub const ALL: [Status; [$($code),*].len()] = [$(Status::$name),*];
+
+            /// The status code.
+            pub fn code(self) -> u16 {
+                match self { $(Status::$name => $code,)* }
+            }
+
+            fn reason(self) -> &'static str {
+                match self { $(Status::$name => $reason,)* }
+            }
+        }
+    };
 }
 
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        201 => "Created",
-        204 => "No Content",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        413 => "Content Too Large",
-        414 => "URI Too Long",
-        417 => "Expectation Failed",
-        431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        505 => "HTTP Version Not Supported",
-        507 => "Insufficient Storage",
-        _ => "Error",
-    }
+statuses! {
+    Ok = 200 "OK",
+    Created = 201 "Created",
+    NoContent = 204 "No Content",
+    BadRequest = 400 "Bad Request",
+    Unauthorized = 401 "Unauthorized",
+    Forbidden = 403 "Forbidden",
+    NotFound = 404 "Not Found",
+    MethodNotAllowed = 405 "Method Not Allowed",
+    RequestTimeout = 408 "Request Timeout",
+    ContentTooLarge = 413 "Content Too Large",
+    UriTooLong = 414 "URI Too Long",
+    ExpectationFailed = 417 "Expectation Failed",
+    FieldsTooLarge = 431 "Request Header Fields Too Large",
+    NotImplemented = 501 "Not Implemented",
+    ServiceUnavailable = 503 "Service Unavailable",
+    VersionNotSupported = 505 "HTTP Version Not Supported",
+    InsufficientStorage = 507 "Insufficient Storage",
 }
 
-/// What the `Connection` field of an answer has to say.
+/// What the `Connection` field of a response has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
     /// Nothing: HTTP/1.1 stays open.
     Implied,
-    /// That it stays open, to an HTTP/1.0 client that asked for it.
+    /// That it stays open, for an HTTP/1.0 client that asked for it.
     KeepAlive,
+    /// That it closes.
     Close,
 }
 
-/// An answer that never changes but for its date, as bytes.
+/// A response of which only the date changes, as bytes.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    status: u16,
+    status: Status,
     content_type: Option<&'static str>,
     body: &'static str,
     bytes: Vec<u8>,
+    /// Where in the bytes the date belongs.
+    date_at: usize,
 }
 
 impl Prepared {
-    /// Prepares an answer.
-    pub fn new(
-        status: u16,
-        content_type: Option<&'static str>,
-        body: &'static str,
-        date: &Date,
-    ) -> Self {
-        let mut prepared = Prepared { status, content_type, body, bytes: Vec::new() };
-        prepared.set_date(date);
-        prepared
-    }
-
-    /// Puts another date in.
-    pub fn set_date(&mut self, date: &Date) {
-        self.bytes.clear();
-        let reply = Reply::new(&mut self.bytes, date, Persistence::Implied, false);
-        reply.send(self.status, self.content_type, &[], self.body.as_bytes());
+    /// Prepares a response.
+    pub fn new(status: Status, content_type: Option<&'static str>, body: &'static str) -> Self {
+        let placeholder = Date([b'?'; DATE_BYTES]);
+        let mut bytes = Vec::new();
+        Reply::new(&mut bytes, &placeholder, Persistence::Implied, false).send(
+            status,
+            content_type,
+            &[],
+            body.as_bytes(),
+        );
+        let date_at = memchr::memmem::find(&bytes, &placeholder.0);
+        let date_at = date_at.expect("every response has a date");
+        Prepared { status, content_type, body, bytes, date_at }
     }
 }
 
-/// Where the answer to one request goes. Each of its methods writes the whole answer and returns its
-/// status.
+/// Where the response to one request goes. Each of its methods writes the whole response and returns
+/// its status.
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: &'a mut Vec<u8>,
     date: &'a Date,
     persistence: Persistence,
-    /// A HEAD request: everything but the body (RFC 9110 section 9.3.2).
+    /// The request is a HEAD request: everything but the body (RFC 9110 section 9.3.2).
     without_body: bool,
 }
 
@@ -106,32 +124,34 @@ impl<'a> Reply<'a> {
         Reply { out, date, persistence, without_body }
     }
 
-    /// Answers with bytes made before.
+    /// Sends a response that was prepared.
     #[inline]
-    pub fn send_prepared(self, prepared: &Prepared) -> u16 {
+    pub fn send_prepared(self, prepared: &Prepared) -> Status {
         if self.persistence == Persistence::Implied && !self.without_body {
+            let date_at = self.out.len() + prepared.date_at;
             self.out.extend_from_slice(&prepared.bytes);
+            self.out[date_at..date_at + DATE_BYTES].copy_from_slice(&self.date.0);
             prepared.status
         } else {
             self.send(prepared.status, prepared.content_type, &[], prepared.body.as_bytes())
         }
     }
 
-    /// Answers with a status, a body and further fields.
+    /// Sends a status, further fields, and a body.
     pub fn send(
         self,
-        status: u16,
+        status: Status,
         content_type: Option<&str>,
         fields: &[(&str, &str)],
         body: &[u8],
-    ) -> u16 {
+    ) -> Status {
         let mut digits = itoa::Buffer::new();
         let out = self.out;
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
-        put(&[b"HTTP/1.1 ", digits.format(status).as_bytes(), b" ", reason(status).as_bytes()]);
-        put(&[b"\r\nDate: ", &self.date.0]);
+        let code = digits.format(status.code()).as_bytes();
+        put(&[b"HTTP/1.1 ", code, b" ", status.reason().as_bytes(), b"\r\nDate: ", &self.date.0]);
         // RFC 9110 section 8.6: a 204 has no Content-Length.
-        if status != 204 {
+        if status != Status::NoContent {
             put(&[b"\r\nContent-Length: ", digits.format(body.len()).as_bytes()]);
         }
         if let Some(content_type) = content_type {
@@ -152,14 +172,14 @@ impl<'a> Reply<'a> {
         status
     }
 
-    /// Answers with a JSON body.
-    pub fn send_json(self, status: u16, body: &[u8]) -> u16 {
+    /// Sends a JSON body.
+    pub fn send_json(self, status: Status, body: &[u8]) -> Status {
         self.send(status, Some("application/json"), &[], body)
     }
 
-    /// Answers `{"error": sentence}`. The sentence is ours and stands as it is in JSON.
-    pub fn send_error(self, status: u16, fields: &[(&str, &str)], sentence: &str) -> u16 {
-        let body = format!("{{\"error\":\"{sentence}\"}}");
+    /// Sends `{"error": sentence}`.
+    pub fn send_error(self, status: Status, fields: &[(&str, &str)], sentence: &str) -> Status {
+        let body = serde_json::json!({ "error": sentence }).to_string();
         self.send(status, Some("application/json"), fields, body.as_bytes())
     }
 }
@@ -169,22 +189,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_date_is_an_imf_fixdate_up_to_its_last_year() {
+    fn a_date_is_an_imf_fixdate_through_the_year_9999() {
         assert_eq!(&Date::from_unix(784_111_777).0, b"Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(&Date::from_unix(u64::MAX).0, b"Fri, 31 Dec 9999 23:59:59 GMT");
     }
 
     #[test]
-    fn a_prepared_answer_is_the_answer_that_would_be_sent() {
-        let (mut now, mut then) = (Vec::new(), Vec::new());
-        let dates = [Date::from_unix(0), Date::from_unix(1)];
-        let mut prepared = Prepared::new(201, Some("application/json"), "{}", &dates[0]);
-        prepared.set_date(&dates[1]);
-        Reply::new(&mut now, &dates[1], Persistence::Implied, false).send_json(201, b"{}");
-        Reply::new(&mut then, &dates[1], Persistence::Implied, false).send_prepared(&prepared);
-        assert_eq!(now, then);
-        assert!(
-            now.ends_with(b"\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}")
+    fn the_index_of_a_status_is_its_place() {
+        for (index, status) in Status::ALL.into_iter().enumerate() {
+            assert_eq!(status as usize, index, "{status:?}");
+        }
+        assert!(Status::ALL.is_sorted_by_key(|status| status.code()));
+    }
+
+    #[test]
+    fn a_prepared_response_is_what_would_be_sent_without_preparation() {
+        let prepared = Prepared::new(Status::Created, Some("application/json"), "{}");
+        for without_body in [false, true] {
+            for persistence in [Persistence::Implied, Persistence::KeepAlive, Persistence::Close] {
+                for seconds in [0, 1] {
+                    let date = Date::from_unix(seconds);
+                    // What was sent before stays as it is.
+                    let (mut direct, mut from_prepared) = (b"before".to_vec(), b"before".to_vec());
+                    Reply::new(&mut direct, &date, persistence, without_body)
+                        .send_json(Status::Created, b"{}");
+                    Reply::new(&mut from_prepared, &date, persistence, without_body)
+                        .send_prepared(&prepared);
+                    assert_eq!(direct, from_prepared);
+                    assert_eq!(direct.ends_with(b"{}"), !without_body);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_is_valid_json_whatever_it_quotes() {
+        let mut out = Vec::new();
+        Reply::new(&mut out, &Date::from_unix(0), Persistence::Implied, false).send_error(
+            Status::BadRequest,
+            &[],
+            r#"send a "userId""#,
         );
+        assert!(out.ends_with(b"\r\n\r\n{\"error\":\"send a \\\"userId\\\"\"}"));
     }
 }

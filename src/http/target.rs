@@ -1,13 +1,13 @@
 //! The request target of RFC 9112 section 3.2: which path a request is for.
 
-use super::Refusal;
-use super::head::{Method, valid_host};
+use super::method::Method;
+use super::{Refusal, authority, hex_digit};
 use std::borrow::Cow;
 
 /// What a request is for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target<'a> {
-    /// A path without its query, percent-decoded.
+    /// A percent-decoded path, without its query.
     Path(Cow<'a, [u8]>),
     /// `OPTIONS *`: the server as a whole.
     Server,
@@ -15,19 +15,19 @@ pub enum Target<'a> {
     Tunnel,
 }
 
-/// Whether a target is a path as it stands: nothing to decode, no query.
+/// Whether a target is a path as it is: with nothing to decode, and no query.
 pub(super) fn is_plain_path(raw: &[u8]) -> bool {
     raw.starts_with(b"/")
         && raw.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'?' | b'#'))
 }
 
-/// The target of a request and, in absolute-form, the host that it names instead of `Host`.
+/// The target of a request and, in absolute-form, the host that it names, which overrides `Host`.
 pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[u8]>), Refusal> {
     if !raw.iter().all(u8::is_ascii_graphic) || raw.contains(&b'#') {
         return Err(Refusal::Target);
     }
     if method == Method::Connect && !raw.starts_with(b"/") {
-        return match valid_host(raw) && raw.contains(&b':') {
+        return match authority::is_valid(raw) && raw.contains(&b':') {
             true => Ok((Target::Tunnel, None)),
             false => Err(Refusal::Target),
         };
@@ -48,7 +48,7 @@ pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[
         .ok_or(Refusal::Target)?;
     let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let (host, path) = rest.split_at(end);
-    if host.is_empty() || !valid_host(host) {
+    if host.is_empty() || !authority::is_valid(host) {
         return Err(Refusal::Target);
     }
     let path = match without_query(path) {
@@ -70,15 +70,13 @@ fn decode(path: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     if memchr::memchr(b'%', path).is_none() {
         return Ok(Cow::Borrowed(path));
     }
-    let digit = |byte: Option<&u8>| {
-        byte.and_then(|byte| char::from(*byte).to_digit(16)).ok_or(Refusal::Target)
-    };
     let mut decoded = Vec::with_capacity(path.len());
-    let mut bytes = path.iter();
+    let mut bytes = path.iter().copied();
+    let digit = |byte: Option<u8>| byte.and_then(hex_digit).ok_or(Refusal::Target);
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
-            b'%' => (digit(bytes.next())? << 4 | digit(bytes.next())?) as u8,
-            _ => *byte,
+            b'%' => digit(bytes.next())? << 4 | digit(bytes.next())?,
+            _ => byte,
         });
     }
     Ok(Cow::Owned(decoded))
@@ -118,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_refused() {
+    fn malformed_targets_are_refused() {
         for bad in [
             "*",
             "event",

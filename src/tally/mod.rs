@@ -1,31 +1,29 @@
-//! What is counted, exactly: one writer a shard, merged when somebody reads.
+//! What is counted, exactly: one writer per shard, merged on read.
 //!
-//! A [`Writer`] counts into memory of its own and publishes once a batch; [`Tally::totals`]
-//! merges what the shards have published into one moment (see `snapshot`). The value of every
-//! event goes into an exact accumulator (`sum`); a user is counted by the shard that is first to
-//! put it into the shared set (`users`), in the same publication as the event.
+//! A [`Writer`] counts into memory of its own and publishes once per batch; [`Tally::totals`]
+//! merges what the shards have published into one consistent cut (see `snapshot`). The value of
+//! every event goes into an exact accumulator (`sum`); a user is counted by the shard that is first
+//! to put it into the shared set (`users`), in the same publication as the event.
 //!
-//! A reset is one number, the generation, raised by one. A writer compares it before each
-//! event, and everything that belongs to an older generation counts as nothing from then on.
+//! A reset is one number, the generation, raised by one. A writer compares it before each event,
+//! and everything that belongs to an older generation counts as nothing from then on.
 
 mod snapshot;
 mod sum;
 mod users;
 
-use crate::primitives::{AtomicU64, Mutex, Ordering, fence, yield_now};
+use crate::primitives::{AtomicU64, Mutex, Ordering, fence};
 use crossbeam_utils::CachePadded;
-use snapshot::{Counts, Reading, Snapshot, SnapshotWriter};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+use snapshot::{Counts, Snapshot, SnapshotWriter};
 use std::sync::Arc;
 pub use sum::ExactSum;
 use sum::Extent;
-pub use users::USERS_MAX;
+pub use users::{Forgotten, USERS_MAX};
 use users::{Hasher, Seen, Sighting, Users};
 
-/// Most shards of one tally: as many accumulators as can be merged without carries.
+/// The most shards of one tally: as many accumulators as can be merged without carries.
 pub const SHARDS_MAX: usize = sum::MERGES_MAX as usize;
-
-/// Attempts at a consistent cut before a reader lets another thread run first.
-const CUTS_BEFORE_YIELD: u32 = 64;
 
 /// What all shards have counted since the last reset, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +37,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// The sum divided by the number of events; `0.0` without events.
+    /// The sum divided by the number of events; `0.0` when there are none.
     pub fn avg(&self) -> f64 {
         match self.total_requests {
             0 => 0.0,
@@ -48,7 +46,19 @@ impl Totals {
     }
 }
 
-/// An event that was not counted, because its user is new and `--max-users` are held.
+impl Serialize for Totals {
+    /// As `/stats` reports them, with `avg`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut totals = serializer.serialize_struct("Totals", 4)?;
+        totals.serialize_field("totalRequests", &self.total_requests)?;
+        totals.serialize_field("uniqueUsers", &self.unique_users)?;
+        totals.serialize_field("sum", &self.sum)?;
+        totals.serialize_field("avg", &self.avg())?;
+        totals.end()
+    }
+}
+
+/// An event was not counted, because its user is new and `--max-users` are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsersFull;
 
@@ -59,8 +69,9 @@ pub struct Tally {
     epoch: CachePadded<AtomicU64>,
     /// Raised by every reset. Compared before every event, so it has a cache line of its own.
     generation: CachePadded<AtomicU64>,
-    /// Held by a reset, so that resets happen one after the other.
-    resetting: Mutex<()>,
+    /// Held during a read or a reset, so that there is one at a time. Neither waits for a writer
+    /// while it holds the lock, so it is held briefly.
+    cut: Mutex<()>,
     snapshots: Vec<Snapshot>,
     users: Users,
     hasher: Hasher,
@@ -74,7 +85,7 @@ impl Tally {
         let tally = Arc::new(Tally {
             epoch: CachePadded::new(AtomicU64::new(0)),
             generation: CachePadded::new(AtomicU64::new(0)),
-            resetting: Mutex::new(()),
+            cut: Mutex::new(()),
             snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
             users: Users::new(users_max),
             hasher: Hasher::default(),
@@ -84,47 +95,41 @@ impl Tally {
     }
 
     /// The totals at one moment between this call and its return: everything published before
-    /// the call is in them. The cost grows with the shards, not with events or users.
+    /// the call is included. The cost grows with the number of shards, not with the number of
+    /// events or users, and writers cannot delay it: what each shard takes is bounded.
     pub fn totals(&self) -> Totals {
-        let mut attempts = 0;
-        loop {
-            if let Some(totals) = self.try_totals() {
-                return totals;
-            }
-            attempts += 1;
-            if attempts % CUTS_BEFORE_YIELD == 0 {
-                yield_now();
-            }
-        }
-    }
-
-    fn try_totals(&self) -> Option<Totals> {
+        // With one reader at a time, no other can raise the epoch so far that a writer overwrites
+        // what this one needs.
+        let _one_at_a_time = self.cut.lock();
         let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         // Pairs with the fence in `SnapshotWriter::publish`.
         fence(Ordering::SeqCst);
         let generation = self.generation.load(Ordering::Acquire);
         let mut cut = Counts { generation, ..Counts::default() };
         for snapshot in &self.snapshots {
-            match snapshot.read(epoch, &mut cut) {
-                Reading::Taken | Reading::Older => {}
-                Reading::Overtaken => return None,
-            }
+            snapshot.read(epoch, &mut cut);
         }
-        Some(Totals {
+        Totals {
             total_requests: cut.events,
             unique_users: cut.first_sightings,
             sum: cut.sum.round(),
-        })
+        }
     }
 
-    /// Makes all totals zero, at one moment between this call and its return. Its cost does not
-    /// grow with events or users: what is old is dropped where it is next met.
+    /// Sets all totals to zero, at one moment between this call and its return. The cost does not
+    /// grow with the number of events or users: what is old is dropped by whoever meets it next
+    /// (see [`Writer::take_forgotten`]).
     pub fn reset(&self) {
-        let _one_at_a_time = self.resetting.lock();
+        let _one_at_a_time = self.cut.lock();
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         // Before the generation, so that no shard of the new one finds the old count.
         self.users.forget_held(generation);
         self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Waits for a reset that is under way.
+    fn wait_for_reset(&self) {
+        let _reset_is_done = self.cut.lock();
     }
 }
 
@@ -140,6 +145,8 @@ pub struct Writer {
     changed: Extent,
     /// Events counted since the last publication.
     unpublished: u64,
+    /// The generation in which forgotten users were last taken.
+    swept: u64,
 }
 
 impl Writer {
@@ -152,6 +159,7 @@ impl Writer {
             publisher: SnapshotWriter::new(),
             changed: Extent::EMPTY,
             unpublished: 0,
+            swept: 0,
         }
     }
 
@@ -173,7 +181,7 @@ impl Writer {
         self.count_unseen(hash, user, value)
     }
 
-    /// Counts an event of a user that this shard has not seen.
+    /// Counts an event of a user whom this shard has not seen.
     #[cold]
     fn count_unseen(&mut self, hash: u64, user: &[u8], value: f64) -> Result<(), UsersFull> {
         let tally = Arc::clone(&self.tally);
@@ -196,9 +204,8 @@ impl Writer {
                 }
                 Sighting::Full => return Err(UsersFull),
                 Sighting::Reset => {
-                    // The generation follows the held users within a few instructions.
+                    tally.wait_for_reset();
                     self.enter(tally.generation.load(Ordering::Acquire));
-                    yield_now();
                 }
             }
         }
@@ -211,8 +218,8 @@ impl Writer {
         self.unpublished += 1;
     }
 
-    /// Drops what belongs to an older generation. What was not published of it was never seen,
-    /// and its events were before the reset.
+    /// Drops what belongs to an older generation. No reader saw what was not published of it, and
+    /// its events came before the reset.
     #[inline]
     fn enter(&mut self, generation: u64) {
         if generation != self.counts.generation {
@@ -231,5 +238,19 @@ impl Writer {
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
         }
+    }
+    /// Takes the users that this shard still holds from before the last reset, so that the caller
+    /// can drop them where that delays nobody. To be called regularly, because a shard without
+    /// events would keep them for good. Cheap when there was no reset since the last call.
+    pub fn take_forgotten(&mut self) -> Option<Forgotten> {
+        let generation = self.tally.generation.load(Ordering::Acquire);
+        if generation == self.swept {
+            return None;
+        }
+        self.swept = generation;
+        let mut forgotten = Forgotten::default();
+        self.seen.forget(generation, &mut forgotten);
+        self.tally.users.forget(generation, &mut forgotten);
+        (forgotten.users() > 0).then_some(forgotten)
     }
 }

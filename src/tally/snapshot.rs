@@ -1,37 +1,44 @@
 //! What one shard has published: a sequence lock over a few slots, with one writer.
 //!
-//! A slot holds an event's count, its value and its user's first sighting together, so a
-//! reader that copies a slot whole cannot mix moments of one shard. To belong together over
-//! all shards, the slots a reader copies must be a consistent cut: with an event, every event
-//! that was acknowledged before it was sent. The cut is made without stopping anyone, in the
+//! A slot holds the count of events, their sum, and the first sightings of users together, so a
+//! reader that copies a whole slot cannot mix moments of one shard. To belong together across
+//! shards, the slots that a reader copies must form a consistent cut: with an event, every event
+//! that was acknowledged before it was sent. The cut is taken without stopping any writer, in the
 //! manner of Chandy and Lamport ("Distributed Snapshots", 1985): the reader raises one shared
-//! number, the epoch; every slot carries the epoch that its writer saw just before it wrote;
-//! the reader takes from each shard the last slot from before its own epoch. Suppose that it
-//! takes an event `b`, and that `a` was published before `b` was counted. The writer of `b`
-//! saw an older epoch after that, so `a` was published before the reader raised it, and with
-//! an older epoch still: it is taken too.
+//! number, the epoch; every publication carries the epoch that its writer saw just before; the
+//! reader takes from each shard the last publication from before its own epoch. Suppose it takes
+//! an event `b`, and `a` was published before `b` was counted. The writer of `b` saw an older
+//! epoch after that, so `a` was published before the reader raised the epoch, and with an older
+//! epoch still: it is taken too.
 //!
-//! A writer therefore keeps the last slot of the epochs before. It alternates between two
-//! slots while the epoch stands, and sets one aside when it moves. Readers that raise the epoch
-//! faster than a slow one can read push its slots out; the slow one tries again.
+//! A writer therefore keeps the last publication of the previous epoch. It alternates between two
+//! slots while the epoch stays the same, and sets the latest one aside when the epoch changes. One
+//! reader at a time raises the epoch ([`super::Tally::totals`] holds a lock), so the publication
+//! that a reader needs is not overwritten while it reads.
 //!
-//! Sequence lock and fences after H. Boehm, "Can seqlocks get along with programming language
+//! Sequence lock and fences follow H. Boehm, "Can seqlocks get along with programming language
 //! memory models?" (MSPC 2012). All data are atomics, so no code here is unsafe.
 
 use super::sum::{ExactSum, Extent, LIMBS};
 use crate::primitives::{AtomicU64, Ordering, fence};
 use crossbeam_utils::CachePadded;
 
-/// Slots of a snapshot: two that alternate and two that keep the ends of earlier epochs.
-const SLOTS: usize = 4;
+/// Slots of a snapshot: two that alternate, and one that keeps the end of the previous epoch.
+const SLOTS: usize = 3;
 
-/// One published state, behind its sequence lock.
+/// Scans of the slots after which a reader has found what it needs. At most one publication with
+/// an older epoch can overlap a read, because a writer that publishes after the reader raised the
+/// epoch sees the new one. Once that publication is complete, nothing overwrites it. Before that,
+/// it can spoil one scan, and the publication after it one copy or one more scan; then two scans
+/// agree. One more allows for a scan that sees these publications in another order.
+const SCANS_MAX: usize = 6;
+
+/// One publication, behind its sequence lock.
 #[derive(Debug)]
 struct Slot {
-    /// Odd while the slot is being written.
+    /// Twice the number of the publication, so the larger is the later; one less, and so odd,
+    /// while the slot is being written.
     sequence: AtomicU64,
-    /// Counts the publications of the snapshot: the larger, the later.
-    order: AtomicU64,
     /// The epoch that the writer saw just before it wrote.
     epoch: AtomicU64,
     generation: AtomicU64,
@@ -46,7 +53,6 @@ impl Slot {
     fn new() -> Self {
         Slot {
             sequence: AtomicU64::new(0),
-            order: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             events: AtomicU64::new(0),
@@ -56,18 +62,43 @@ impl Slot {
         }
     }
 
-    /// Sequence, order and epoch of a slot that nobody is writing.
-    fn head(&self) -> Option<(u64, u64, u64)> {
+    /// The sequence of a slot that holds a whole publication from before `epoch`.
+    fn sequence_before(&self, epoch: u64) -> Option<u64> {
         let sequence = self.sequence.load(Ordering::Acquire);
-        let order = self.order.load(Ordering::Relaxed);
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        (sequence.is_multiple_of(2) && self.is_still(sequence)).then_some((sequence, order, epoch))
+        let is_before = self.epoch.load(Ordering::Relaxed) < epoch;
+        (is_before && sequence.is_multiple_of(2) && self.is_still(sequence)).then_some(sequence)
     }
 
     /// Whether everything read since `sequence` was loaded belongs to it.
     fn is_still(&self, sequence: u64) -> bool {
         fence(Ordering::Acquire);
         self.sequence.load(Ordering::Relaxed) == sequence
+    }
+
+    /// Adds the publication with this sequence to `totals`, or nothing where the shard has not
+    /// counted anything since the last reset. Returns whether the slot still held it.
+    fn add_to(&self, totals: &mut Counts, sequence: u64) -> bool {
+        let generation = self.generation.load(Ordering::Relaxed);
+        if generation != totals.generation {
+            let is_still = self.is_still(sequence);
+            assert!(!is_still || generation < totals.generation, "a reset during a read");
+            return is_still;
+        }
+        let events = self.events.load(Ordering::Relaxed);
+        let first_sightings = self.first_sightings.load(Ordering::Relaxed);
+        let extent = Extent::from_word(self.extent.load(Ordering::Relaxed));
+        let mut limbs = [0; LIMBS];
+        let range = extent.range();
+        for (limb, word) in limbs[range.clone()].iter_mut().zip(&self.limbs[range]) {
+            *limb = word.load(Ordering::Relaxed) as i64;
+        }
+        if !self.is_still(sequence) {
+            return false;
+        }
+        totals.events += events;
+        totals.first_sightings += first_sightings;
+        totals.sum.merge_limbs(extent, &limbs);
+        true
     }
 }
 
@@ -87,71 +118,63 @@ pub(crate) struct Snapshot {
     slots: [CachePadded<Slot>; SLOTS],
 }
 
-/// What a reader found on a snapshot.
-#[derive(Debug)]
-pub(crate) enum Reading {
-    /// The shard's state in the cut, added to the totals.
-    Taken,
-    /// The shard has counted nothing in this generation: it has not heard of the reset yet.
-    Older,
-    /// The state was overwritten, or belongs to a later generation: start over.
-    Overtaken,
-}
-
 impl Snapshot {
     pub(crate) fn new() -> Self {
         Snapshot { slots: std::array::from_fn(|_| CachePadded::new(Slot::new())) }
     }
 
-    /// Adds the last state from before `epoch` to `totals`, if it is of their generation.
-    /// When a state is overtaken, `totals` may hold a part of it and are spoilt.
-    pub(crate) fn read(&self, epoch: u64, totals: &mut Counts) -> Reading {
-        let latest = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.head().map(|head| (slot, head)))
-            .filter(|(_, (_, _, slot_epoch))| *slot_epoch < epoch)
-            .max_by_key(|(_, (_, order, _))| *order);
-        let Some((slot, (sequence, _, _))) = latest else {
-            return Reading::Overtaken;
-        };
-        let generation = slot.generation.load(Ordering::Relaxed);
-        if generation != totals.generation {
-            return match slot.is_still(sequence) && generation < totals.generation {
-                true => Reading::Older,
-                false => Reading::Overtaken,
-            };
+    /// Adds the last publication from before `epoch` to `totals`, if it is of their generation. No
+    /// other reader may raise the epoch, and no reset may happen, during the call.
+    pub(crate) fn read(&self, epoch: u64, totals: &mut Counts) {
+        let mut previous = None;
+        for _ in 0..SCANS_MAX {
+            let (latest, is_undisturbed) = self.latest_before(epoch);
+            // A slot that was overwritten during the scan may have held the last publication. Then
+            // a later one from before `epoch` is complete, and the next scan finds it.
+            if (is_undisturbed || previous == latest)
+                && let Some((slot, sequence)) = latest
+                && self.slots[slot].add_to(totals, sequence)
+            {
+                return;
+            }
+            previous = latest;
+            // What overwrote a slot came after a publication that the next scan must see.
+            fence(Ordering::Acquire);
         }
-        let events = slot.events.load(Ordering::Relaxed);
-        let first_sightings = slot.first_sightings.load(Ordering::Relaxed);
-        let extent = Extent::from_word(slot.extent.load(Ordering::Relaxed));
-        let mut limbs = [0; LIMBS];
-        let range = extent.range();
-        for (limb, word) in limbs[range.clone()].iter_mut().zip(&slot.limbs[range]) {
-            *limb = word.load(Ordering::Relaxed) as i64;
+        panic!("a snapshot changed more often than one writer can change it");
+    }
+
+    /// The slot with the last publication from before `epoch`, and its sequence, as far as the scan
+    /// could tell; and whether no slot was being written or had been written after `epoch`.
+    fn latest_before(&self, epoch: u64) -> (Option<(usize, u64)>, bool) {
+        let mut latest: Option<(usize, u64)> = None;
+        let mut is_undisturbed = true;
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot.sequence_before(epoch) {
+                Some(sequence) if latest.is_none_or(|(_, best)| best < sequence) => {
+                    latest = Some((index, sequence));
+                }
+                Some(_) => {}
+                None => is_undisturbed = false,
+            }
         }
-        if !slot.is_still(sequence) {
-            return Reading::Overtaken;
-        }
-        totals.events += events;
-        totals.first_sightings += first_sightings;
-        totals.sum.merge_limbs(extent, &limbs);
-        Reading::Taken
+        (latest, is_undisturbed)
     }
 }
 
 /// The writer's side of a snapshot: which slot is which, and how far each has fallen behind.
 #[derive(Debug)]
 pub(crate) struct SnapshotWriter {
-    order: u64,
+    /// Publications so far.
+    publications: u64,
     /// The epoch and generation of the latest slot.
     epoch: u64,
     generation: u64,
     latest: usize,
-    /// The slot to write next. It is older than `latest` and nobody's end of an epoch.
+    /// The slot to write next. It is older than `latest` and not the end of an epoch.
     spare: usize,
-    /// Ends of earlier epochs, oldest first.
-    ends: [usize; SLOTS - 2],
+    /// The last publication of the previous epoch.
+    end: usize,
     /// For each slot, the limbs that have changed since it was written.
     behind: [Extent; SLOTS],
 }
@@ -159,17 +182,17 @@ pub(crate) struct SnapshotWriter {
 impl SnapshotWriter {
     pub(crate) fn new() -> Self {
         SnapshotWriter {
-            order: 0,
+            publications: 0,
             epoch: 0,
             generation: 0,
             latest: 0,
             spare: 1,
-            ends: [2, 3],
+            end: 2,
             behind: [Extent::EMPTY; SLOTS],
         }
     }
 
-    /// Publishes `counts`, of which the limbs in `changed` differ from what was published last.
+    /// Publishes `counts`, of which the limbs in `changed` differ from the last publication.
     /// Everything counted before the call is visible to every reader after it.
     pub(crate) fn publish(
         &mut self,
@@ -178,22 +201,21 @@ impl SnapshotWriter {
         counts: &Counts,
         changed: Extent,
     ) {
-        // Pairs with the fence in `Tally::totals`: a writer that sees an older epoch here has
-        // everything it knows of before the reader's epoch, and the reader sees all that.
+        // Pairs with the fence in `Tally::totals`: what a writer that sees an older epoch here
+        // knows of happened before the reader's epoch, so the reader sees it.
         fence(Ordering::SeqCst);
         let epoch = epoch.load(Ordering::Relaxed);
-        // In another generation a limb that is zero again was not reported as changed.
+        // In another generation, a limb that is zero again was not reported as changed.
         let changed = if counts.generation == self.generation { changed } else { Extent::ALL };
         for behind in &mut self.behind {
             *behind = behind.hull(changed);
         }
         let target = self.spare;
         let slot = &snapshot.slots[target];
-        self.order += 1;
-        let sequence = slot.sequence.load(Ordering::Relaxed);
-        slot.sequence.store(sequence + 1, Ordering::Relaxed);
+        self.publications += 1;
+        let sequence = 2 * self.publications;
+        slot.sequence.store(sequence - 1, Ordering::Relaxed);
         fence(Ordering::Release);
-        slot.order.store(self.order, Ordering::Relaxed);
         slot.epoch.store(epoch, Ordering::Relaxed);
         slot.generation.store(counts.generation, Ordering::Relaxed);
         slot.events.store(counts.events, Ordering::Relaxed);
@@ -203,15 +225,14 @@ impl SnapshotWriter {
         for (word, limb) in slot.limbs[behind.clone()].iter().zip(&counts.sum.limbs()[behind]) {
             word.store(*limb as u64, Ordering::Relaxed);
         }
-        slot.sequence.store(sequence + 2, Ordering::Release);
+        slot.sequence.store(sequence, Ordering::Release);
 
         self.behind[target] = Extent::EMPTY;
         if epoch == self.epoch {
             self.spare = self.latest;
         } else {
-            self.spare = self.ends[0];
-            self.ends.rotate_left(1);
-            self.ends[SLOTS - 3] = self.latest;
+            self.spare = self.end;
+            self.end = self.latest;
         }
         self.latest = target;
         self.epoch = epoch;

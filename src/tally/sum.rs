@@ -2,12 +2,12 @@
 //!
 //! The design is the "small superaccumulator" of R. M. Neal, "Fast exact summation using small
 //! and large superaccumulators" (arXiv 1505.05571): one wide fixed-point number that covers
-//! every bit a finite `f64` can have, held in limbs that overlap, so that an addition touches a
-//! few limbs and carries are propagated rarely. Neal spreads a value over two limbs and carries
-//! every 2^11 additions; here it is spread over three, each of which grows by less than 2^32 an
+//! every bit that a finite `f64` can have, held in limbs that overlap, so that an addition touches
+//! a few limbs and carries are propagated rarely. Neal spreads a value over two limbs and carries
+//! every 2^11 additions; here it is spread over three, each of which grows by less than 2^32 per
 //! addition, so that carries wait for 2^20 additions and shards can be merged without any.
 
-/// Bits of the number that one limb stands for. A limb has 64, the rest is headroom for carries.
+/// Bits of the number that one limb stands for. A limb has 64; the rest is headroom for carries.
 const LIMB_BITS: usize = 32;
 
 /// Limbs of the accumulator: bit 0 is 2^-1074 (the smallest subnormal), the largest finite
@@ -15,7 +15,7 @@ const LIMB_BITS: usize = 32;
 pub(crate) const LIMBS: usize = 68;
 const _: () = assert!(LIMBS * LIMB_BITS > 1074 + 1024 + 64);
 
-/// Most accumulators that may be merged into one without propagating carries between.
+/// The most accumulators that may be merged into one without propagating carries in between.
 pub(crate) const MERGES_MAX: u64 = 1024;
 
 /// Additions after which carries are propagated. An addition changes a limb by less than 2^32.
@@ -45,17 +45,17 @@ impl Extent {
         Extent { start: self.start.min(other.start), end: self.end.max(other.end) }
     }
 
-    /// The limbs' indices. Whatever the extent, they are none or in order.
+    /// The indices of the limbs: an ordered range, or an empty one, for any extent.
     pub(crate) fn range(self) -> std::ops::Range<usize> {
         self.start.min(self.end)..self.end
     }
 
-    /// The same range in one word, for an atomic.
+    /// The same range packed into one word, for an atomic.
     pub(crate) fn to_word(self) -> u64 {
         (self.start as u64) << 32 | self.end as u64
     }
 
-    /// The range of a word made by [`Extent::to_word`], cut to the limbs that there are.
+    /// The range that [`Extent::to_word`] packed, cut to the number of limbs.
     pub(crate) fn from_word(word: u64) -> Extent {
         Extent { start: (word >> 32) as usize, end: ((word & LIMB_MASK) as usize).min(LIMBS) }
     }
@@ -89,8 +89,8 @@ impl FromIterator<f64> for ExactSum {
 }
 
 impl ExactSum {
-    /// Adds a finite value and returns the limbs that may have changed. A value that is not
-    /// finite is the caller's mistake: it has no place in an exact sum.
+    /// Adds a finite value and returns the limbs that may have changed. Passing a value that is not
+    /// finite is a mistake of the caller: it has no exact sum.
     #[inline]
     pub(crate) fn add(&mut self, value: f64) -> Extent {
         debug_assert!(value.is_finite());
@@ -124,8 +124,8 @@ impl ExactSum {
         }
     }
 
-    /// Adds the limbs of another accumulator in its extent. At most [`MERGES_MAX`] may be
-    /// merged into an empty one.
+    /// Adds the limbs of another accumulator within its extent. At most [`MERGES_MAX`] accumulators
+    /// may be merged into an empty one.
     pub(crate) fn merge_limbs(&mut self, extent: Extent, limbs: &[i64; LIMBS]) {
         let range = extent.range();
         for (limb, other) in self.limbs[range.clone()].iter_mut().zip(&limbs[range]) {
@@ -149,7 +149,7 @@ impl ExactSum {
         self.extent
     }
 
-    /// Brings every limb but the last into `0..2^32`; the last one keeps the sign.
+    /// Brings every limb except the last into `0..2^32`; the last one keeps the sign.
     fn propagate_carries(&mut self) {
         self.additions = 0;
         if self.extent == Extent::EMPTY {

@@ -1,5 +1,5 @@
-//! Who has been seen: one shared, striped set that compares bytes, and each shard's own copy
-//! of what it has seen, so that only a shard's first sight of a user touches the shared one.
+//! Which users have been seen: one shared, striped set that compares bytes, and each shard's own
+//! copy of what it has seen, so that only a shard's first sighting of a user touches the shared one.
 
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crossbeam_utils::CachePadded;
@@ -8,16 +8,16 @@ use hashbrown::HashTable;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-/// Stripes of a set. A table grows by moving all it holds: stripes keep each move short, with
-/// ten million users about 40,000 entries.
+/// Stripes of a set. A table moves all its entries when it grows: stripes keep each move short,
+/// about 40,000 entries with ten million users.
 pub(crate) const STRIPES: usize = 256;
 
 /// Bits of [`Users::held`] that count users; the others are the low bits of the generation.
 const HELD_BITS: u32 = 40;
-/// Most users that can be held, and so the largest `--max-users`.
+/// The most users that can be held, and so the largest `--max-users`.
 pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
 
-/// The hashes of user ids, keyed anew in every process so that nobody can prepare collisions.
+/// Hashes user ids, with a new key in every process so that nobody can prepare collisions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hasher(RandomState);
 
@@ -28,18 +28,44 @@ impl Hasher {
     }
 }
 
+/// User ids with their hashes.
+type Table = HashTable<(u64, Arc<[u8]>)>;
+
+/// Users of earlier generations, which count for nothing anymore. Dropping them takes time that
+/// grows with their number: about a second for ten million.
+#[derive(Debug, Default)]
+pub struct Forgotten(Vec<Table>);
+
+impl Forgotten {
+    /// How many users these are. A user that was taken from two sets counts twice.
+    pub fn users(&self) -> usize {
+        self.0.iter().map(HashTable::len).sum()
+    }
+}
+
 /// One table of a set, of users sighted in one generation.
 #[derive(Debug, Default)]
 struct Stripe {
     generation: u64,
-    users: HashTable<(u64, Arc<[u8]>)>,
+    users: Table,
 }
 
 impl Stripe {
-    /// Forgets the users of earlier generations.
+    /// Drops the users of earlier generations.
     fn enter(&mut self, generation: u64) {
         if self.generation != generation {
             *self = Stripe { generation, users: HashTable::new() };
+        }
+    }
+
+    /// Moves the users of earlier generations to `forgotten`.
+    fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+        if self.generation < generation {
+            self.generation = generation;
+            let users = std::mem::take(&mut self.users);
+            if !users.is_empty() {
+                forgotten.0.push(users);
+            }
         }
     }
 
@@ -54,7 +80,7 @@ impl Stripe {
     }
 }
 
-/// The stripe of a hash, from bits that the table inside does not use first.
+/// The stripe of a hash, taken from bits that the table inside does not use first.
 #[inline]
 fn stripe_of(hash: u64) -> usize {
     (hash >> 40) as usize % STRIPES
@@ -80,25 +106,32 @@ impl Seen {
         stripe.enter(generation);
         stripe.insert(hash, user);
     }
+
+    /// Moves the users of earlier generations to `forgotten`.
+    pub(crate) fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+        for stripe in &mut self.0 {
+            stripe.forget(generation, forgotten);
+        }
+    }
 }
 
 /// The users that any shard has seen.
 #[derive(Debug)]
 pub(crate) struct Users {
     stripes: Vec<CachePadded<Mutex<Stripe>>>,
-    /// Users held in a generation: its low bits above [`HELD_BITS`] bits of count.
+    /// Users held in a generation: the low bits of the generation above [`HELD_BITS`] bits of count.
     held: CachePadded<AtomicU64>,
     users_max: u64,
 }
 
-/// What a shard learns of a user that it has not seen itself.
+/// What a shard learns about a user that it has not seen itself.
 pub(crate) enum Sighting<'a> {
-    /// Nobody had seen the user. The stripe stays locked until this is dropped: the shard
-    /// publishes the sighting before, so that whoever finds the user publishes after it.
+    /// No shard had seen the user. The stripe stays locked until this is dropped: the shard
+    /// publishes the sighting before that, so that a shard that finds the user publishes after it.
     First(Arc<[u8]>, #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>),
     /// Another shard has counted the user.
     Known(Arc<[u8]>),
-    /// A reset came in between: the event belongs to a later generation.
+    /// A reset came in between, or is under way: the event belongs to a later generation.
     Reset,
     /// One more user would exceed the limit.
     Full,
@@ -120,13 +153,9 @@ impl Users {
         }
     }
 
-    /// Looks a user up in `generation`, and adds it where there is room.
+    /// Looks up a user in `generation`, and adds it if there is room.
     pub(crate) fn sight(&self, generation: u64, hash: u64, user: &[u8]) -> Sighting<'_> {
-        let mut stripe = match self.stripes[stripe_of(hash)].lock() {
-            Ok(stripe) => stripe,
-            // A shard that panicked with the lock ends the process; until then, go on.
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         if stripe.generation > generation {
             return Sighting::Reset;
         }
@@ -145,6 +174,13 @@ impl Users {
         }
     }
 
+    /// Moves the users of earlier generations to `forgotten`.
+    pub(crate) fn forget(&self, generation: u64, forgotten: &mut Forgotten) {
+        for stripe in &self.stripes {
+            lock(stripe).forget(generation, forgotten);
+        }
+    }
+
     /// Starts the count of held users over, for a reset to `generation`.
     pub(crate) fn forget_held(&self, generation: u64) {
         self.held.store(generation << HELD_BITS, Ordering::Release);
@@ -154,8 +190,8 @@ impl Users {
         let tag = generation << HELD_BITS;
         let mut held = self.held.load(Ordering::Acquire);
         loop {
-            // A shard that is behind must not count into the generation of the others, and one
-            // that is ahead of the reset's own store waits for it by trying again.
+            // A shard that is behind must not count into the generation of the others, and while a
+            // reset is under way, nobody knows yet which generation the event belongs to.
             if held & !USERS_MAX != tag {
                 return Hold::Reset;
             }
@@ -175,7 +211,16 @@ impl Users {
     }
 }
 
-/// The answer to one more user.
+/// Locks a stripe.
+fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
+    match stripe.lock() {
+        Ok(stripe) => stripe,
+        // A shard that panicked with the lock ends the process; until then, go on.
+        Err(poisoned) => poisoned.into_inner(),
+    }
+}
+
+/// Whether one more user can be held.
 enum Hold {
     Held,
     Full,

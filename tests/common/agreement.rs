@@ -1,32 +1,23 @@
-//! What this server makes of a connection's bytes, and whether the slow reader agrees.
+//! What this server reads from a connection's bytes, and whether the slow reader agrees.
 
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
-    CHUNK_FRAMING_BYTES_MAX, Connection, Date, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
-    Handler, HeadCache, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Target,
+    CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
+    Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Status, Target,
     Timeouts,
 };
 
 const BODY_BYTES_MAX: usize = 200;
 
-/// Notes what reaches it.
+/// Records what reaches it.
 struct Recorder {
-    date: Date,
-    head_cache: HeadCache,
     accepted: Vec<Accepted>,
 }
 
 impl Handler for Recorder {
-    fn date(&self) -> &Date {
-        &self.date
-    }
-
-    fn head_cache(&mut self) -> &mut HeadCache {
-        &mut self.head_cache
-    }
-
-    fn wants_body(&self, method: Method, target: &Target<'_>) -> bool {
-        method == Method::Post && matches!(target, Target::Path(path) if **path == *b"/event")
+    fn wants_body(&self, request: &Request<'_>) -> bool {
+        request.method() == Method::Post
+            && matches!(&request.target, Target::Path(path) if **path == *b"/event")
     }
 
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
@@ -37,56 +28,53 @@ impl Handler for Recorder {
         };
         let method = format!("{:?}", request.method());
         self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
-        reply.send_json(200, b"{}");
+        reply.send_json(Status::Ok, b"{}");
     }
 
-    fn refused(&mut self, _status: u16) {}
+    fn refused(&mut self, _: Status) {}
 }
 
-/// What the server accepts of bytes that come in pieces, and how it ends.
+/// What the server accepts from bytes that come in pieces, and how the connection ends.
 pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
-    let (accepted, end, _) = ours_and_last_answer(pieces);
+    let (accepted, end, _) = ours_and_last_response(pieces);
     (accepted, end)
 }
 
-pub fn ours_and_last_answer(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
+pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
     let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
     let limits = Limits { body_bytes_max: BODY_BYTES_MAX, timeouts };
-    let mut recorder = Recorder {
-        date: Date::from_unix(0),
-        head_cache: HeadCache::default(),
-        accepted: Vec::new(),
-    };
+    let mut context = Context::of(Recorder { accepted: Vec::new() }, "localhost", 0);
     let mut connection = Connection::new(limits, true, 0);
     let mut out = Vec::new();
     let mut outcome = Outcome::Receive;
-    let (mut answers, mut last) = (0, Vec::new());
+    let (mut responses, mut last) = (0, Vec::new());
     for piece in pieces {
-        outcome = connection.receive(piece, 0, &mut recorder, &mut out);
+        outcome = connection.receive(piece, 0, &mut context, &mut out);
         loop {
             // All but a 100 have one.
-            answers += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
+            responses += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
             last = std::mem::take(&mut out);
             if outcome != Outcome::Resume {
                 break;
             }
-            outcome = connection.resume(0, &mut recorder, &mut out);
+            outcome = connection.resume(0, &mut context, &mut out);
         }
         if outcome == Outcome::Close {
             break;
         }
     }
-    let refused = answers - recorder.accepted.len();
-    assert!(refused <= 1, "one answer a request, and one to what is refused");
+    let accepted = context.handler.accepted;
+    let refused = responses - accepted.len();
+    assert!(refused <= 1, "one response per request, and one to what is refused");
     let end = match (outcome, refused) {
         (Outcome::Close, 0) => End::Closed,
         (Outcome::Close, _) => End::Refused,
         _ => End::Open,
     };
-    (recorder.accepted, end, last)
+    (accepted, end, last)
 }
 
-/// What the slow reader accepts, in the words of the fast one.
+/// What the slow reader accepts, in the terms of the fast one.
 pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
     let limits = reference::Limits {
         request_line: REQUEST_LINE_BYTES_MAX,
@@ -115,18 +103,18 @@ pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
     (accepted, end)
 }
 
-/// Whether the input has this text, in any case.
+/// Whether the input contains this text, in upper or lower case.
 pub fn has(input: &[u8], text: &str) -> bool {
     memchr::memmem::find(&input.to_ascii_lowercase(), text.as_bytes()).is_some()
 }
 
-/// The same requests are accepted, and the same is refused; only what is incomplete may be refused
-/// before its end, or not.
+/// Asserts that both accept the same requests and refuse the same input. Only what is incomplete may
+/// be refused early by one of them.
 pub fn agree(input: &[u8], ours: &(Vec<Accepted>, End), theirs: &(Vec<Accepted>, End)) {
     assert_eq!(ours.0, theirs.0, "{}", input.escape_ascii());
     match (ours.1, theirs.1) {
         (ours, theirs) if ours == theirs => {}
-        // Nothing that could follow would make it a request: seen early by either.
+        // No continuation makes it a request, which either may notice early.
         (End::Refused, End::Open) => {
             let rests: [&[u8]; 6] = [
                 b"\r\n\r\n",

@@ -1,11 +1,11 @@
-//! A second reader of HTTP/1.1, slow and obvious: whole input, line by line, no state between
-//! calls. What it accepts is what the first one must accept.
+//! A second reader of HTTP/1.1, slow and obvious: it reads the whole input line by line, and keeps no
+//! state between calls. The fast one must accept exactly what this one accepts.
 
 /// A request that may be acted upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
     pub method: String,
-    /// Decoded; `*` and `host:port` stand for themselves.
+    /// Decoded; `*` and `host:port` as they are.
     pub path: Vec<u8>,
     pub body: Vec<u8>,
 }
@@ -15,9 +15,9 @@ pub struct Accepted {
 pub enum End {
     /// More may come.
     Open,
-    /// The last one has asked for the end.
+    /// The last one asked to close the connection.
     Closed,
-    /// Something that is refused, with the connection.
+    /// Something that is refused, and the connection with it.
     Refused,
 }
 
@@ -145,7 +145,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
     let persists = asks_to_persist && !options.contains(&"close".into()) && !is_tunnel;
 
     let waits = is_1_1 && !expectations.is_empty();
-    // A target is looked at when the body is there, or waits to be asked for.
+    // A target is examined when the body is there, or when the client waits to be asked for it.
     let turned_down = |rest: &[u8]| {
         if !waits || !rest.is_empty() {
             return Ok(None);
@@ -252,6 +252,65 @@ fn read_target(method: &str, target: &[u8]) -> Result<Vec<u8>, Stop> {
     Ok(decoded)
 }
 
+/// Whether this is `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, except that no
+/// white space may come before the first `;` (RFC 9112 section 7.1.1).
+fn is_extension(mut rest: &[u8]) -> bool {
+    /// Takes the longest prefix of such bytes.
+    fn take<'a>(rest: &mut &'a [u8], is_part: impl Fn(u8) -> bool) -> &'a [u8] {
+        let end = rest.iter().position(|byte| !is_part(*byte)).unwrap_or(rest.len());
+        let (taken, after) = rest.split_at(end);
+        *rest = after;
+        taken
+    }
+    fn skip_space(rest: &mut &[u8]) {
+        take(rest, |byte| byte == b' ' || byte == b'\t');
+    }
+    let is_token_byte = |byte: u8| is_token(&[byte]);
+    while !rest.is_empty() {
+        let Some(after) = rest.strip_prefix(b";") else { return false };
+        rest = after;
+        skip_space(&mut rest);
+        if take(&mut rest, is_token_byte).is_empty() {
+            return false;
+        }
+        let before_space = rest;
+        skip_space(&mut rest);
+        if let Some(after) = rest.strip_prefix(b"=") {
+            rest = after;
+            skip_space(&mut rest);
+            if let Some(after) = rest.strip_prefix(b"\"") {
+                rest = after;
+                loop {
+                    let Some((byte, after)) = rest.split_first() else { return false };
+                    rest = after;
+                    let quoted = match byte {
+                        b'"' => break,
+                        b'\\' => {
+                            let Some((quoted, after)) = rest.split_first() else { return false };
+                            rest = after;
+                            quoted
+                        }
+                        byte => byte,
+                    };
+                    if !(*quoted == b'\t' || *quoted >= b' ' && *quoted != 0x7f) {
+                        return false;
+                    }
+                }
+            } else if take(&mut rest, is_token_byte).is_empty() {
+                return false;
+            }
+            let before_space = rest;
+            skip_space(&mut rest);
+            if rest.is_empty() {
+                return before_space.is_empty();
+            }
+        } else if rest.is_empty() {
+            return before_space.is_empty();
+        }
+    }
+    true
+}
+
 /// RFC 9112 section 7.1, with all framing counted against one limit.
 fn read_chunked(rest: &mut &[u8], limits: &Limits) -> Result<Vec<u8>, Stop> {
     let (mut body, mut framing) = (Vec::new(), 0);
@@ -268,7 +327,7 @@ fn read_chunked(rest: &mut &[u8], limits: &Limits) -> Result<Vec<u8>, Stop> {
             Some(at) => size_line.split_at(at),
             None => (&size_line[..], &b""[..]),
         };
-        must(is_text(extension))?;
+        must(is_extension(extension))?;
         must(!digits.is_empty() && digits.iter().all(u8::is_ascii_hexdigit))?;
         let digits = String::from_utf8_lossy(digits);
         let size = u64::from_str_radix(&digits, 16).map_err(|_| Stop::Refused)?;

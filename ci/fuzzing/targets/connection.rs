@@ -1,4 +1,4 @@
-//! Bytes of a connection, whole and in pieces, against the slow reader of the tests.
+//! The bytes of a connection, whole and in pieces, against the tests' slow reader.
 
 #![no_main]
 
@@ -11,7 +11,7 @@ use agreement::{agree, has, ours, theirs};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    // The first byte says how the others are split.
+    // The first byte determines how the others are split.
     let Some((size, input)) = data.split_first() else { return };
     let theirs = theirs(input);
     agree(input, &ours(&[input]), &theirs);

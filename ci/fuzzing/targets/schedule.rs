@@ -1,5 +1,5 @@
-//! Any order of feeding, sending and time: bounded answers, a silent end, deadlines that no drip
-//! of bytes extends.
+//! Receives, sends, and time in any order: bounded unsent responses, silence after the end, and
+//! deadlines that trickling bytes do not extend.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let mut connection = Connection::new(limits, true, 0);
     let (mut out, mut now_ms) = (Vec::new(), 0);
     let mut outcome = Outcome::Receive;
-    // Since the last answer: how often the deadline has moved. Once for a head, once for a body.
+    // How often the deadline has moved since the last response: once for a head, once for a body.
     let (mut deadline_ms, mut moves) = (connection.deadline_ms(), 0);
     let mut rest = data;
     while let Some((step, after)) = rest.split_first() {
@@ -48,24 +48,24 @@ fuzz_target!(|data: &[u8]| {
             _ => {}
         }
         service.commit();
-        assert!(out.len() < UNSENT_BYTES_MAX + 1000, "one answer over the mark at most");
+        assert!(out.len() < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
         if outcome == Outcome::Close {
-            // What follows is not looked at.
-            let answers = out.len();
+            // What follows is ignored.
+            let unsent_bytes = out.len();
             let end = connection.receive(
                 b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n",
                 now_ms,
                 &mut service,
                 &mut out,
             );
-            assert_eq!((end, out.len()), (Outcome::Close, answers));
+            assert_eq!((end, out.len()), (Outcome::Close, unsent_bytes));
             break;
         }
         if out.len() != before.0 {
             moves = 0;
         } else if connection.deadline_ms() != deadline_ms {
             moves += 1;
-            assert!(moves <= 2, "a drip extends the deadline");
+            assert!(moves <= 2, "trickling bytes extend the deadline");
         }
         deadline_ms = connection.deadline_ms();
     }

@@ -1,0 +1,34 @@
+//! Request methods.
+
+/// A request method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// GET
+    Get,
+    /// HEAD
+    Head,
+    /// POST
+    Post,
+    /// OPTIONS
+    Options,
+    /// CONNECT
+    Connect,
+    /// PUT, DELETE, PATCH, or TRACE: known, but not used here.
+    Other,
+    /// A method that is not registered.
+    Unknown,
+}
+
+impl Method {
+    pub(super) fn from_name(name: &str) -> Method {
+        match name {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "OPTIONS" => Method::Options,
+            "CONNECT" => Method::Connect,
+            "PUT" | "DELETE" | "PATCH" | "TRACE" => Method::Other,
+            _ => Method::Unknown,
+        }
+    }
+}
