@@ -167,7 +167,7 @@ fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
         writer.publish();
         let start = Instant::now();
         black_box(stats_json(&tally.totals()));
-        histogram.saturating_record(start.elapsed().as_nanos() as u64);
+        histogram.saturating_record(start.elapsed().as_nanos().try_into().unwrap_or(u64::MAX));
     }
     let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
     println!(

@@ -119,9 +119,9 @@ fn has_lone_surrogate(body: &[u8]) -> bool {
 /// The code unit of a `\uXXXX` at the start of `bytes`.
 fn unicode_escape(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
-    digits
-        .iter()
-        .try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)? as u16))
+    digits.iter().try_fold(0, |unit, digit| {
+        Some(unit << 4 | u16::try_from(char::from(*digit).to_digit(16)?).ok()?)
+    })
 }
 
 /// The members that have been read.
@@ -253,6 +253,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "lengths of a test are small")]
 mod tests {
     use super::*;
     use num_bigint::BigUint;

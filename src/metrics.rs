@@ -219,6 +219,7 @@ impl ShardMetrics {
     /// Counts requests that were received together, and whose responses were queued `took` later.
     #[inline]
     pub fn note_turn(&self, requests: u64, took: Duration) {
+        #[expect(clippy::cast_possible_truncation, reason = "a turn is shorter than 500 years")]
         let ns = took.as_nanos() as u64;
         let bucket = BUCKETS_US.iter().position(|bound| ns <= bound * 1000);
         self.buckets[bucket.unwrap_or(BUCKETS_US.len())].add(requests);

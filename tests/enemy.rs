@@ -384,7 +384,7 @@ fn a_hundred_stops_under_load_lose_no_acknowledged_event_and_cut_no_response() {
 fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
     let server = server(&[]);
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let count = 10_000.min(limit.saturating_sub(200)) as usize;
+    let count = usize::try_from(limit.saturating_sub(200).min(10_000)).unwrap();
     let open = || -> Vec<Client> {
         (0..count)
             .map(|_| {

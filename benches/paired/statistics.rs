@@ -29,6 +29,7 @@ impl Interval {
             medians.push(median(&mut drawn)?);
         }
         medians.sort_by(f64::total_cmp);
+        #[allow(clippy::cast_possible_truncation, reason = "a share of a small number")]
         let beyond = (RESAMPLES as f64 * TAIL) as usize;
         Some(Interval {
             low: medians[beyond],

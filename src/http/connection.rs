@@ -367,7 +367,10 @@ impl Connection {
                 Err(Refusal::LargeBody)
             }
             Framing::Length(length) => {
-                // Not lossy: it is at most the limit, which is a `usize`.
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "at most a limit that is a usize"
+                )]
                 let length = length as usize;
                 if length > 0 && arrived == 0 && head.expects_continue {
                     self.meet_expectation(&head, data, now_ms, context, out);

@@ -22,8 +22,9 @@ impl Span {
         let start = part.as_ptr() as usize - head.as_ptr() as usize;
         let end = start + part.len();
         assert!(end <= head.len(), "a span is a part of its head");
-        // Not lossy: a head is shorter than 2^16 bytes.
-        Span { start: start as u16, end: end as u16 }
+        #[expect(clippy::cast_possible_truncation, reason = "a head is shorter than 2^16 bytes")]
+        let span = Span { start: start as u16, end: end as u16 };
+        span
     }
 
     pub(super) fn range(self) -> Range<usize> {

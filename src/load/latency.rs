@@ -192,6 +192,7 @@ mod tests {
             }
             truth.sort_unstable();
             for quantile in [0.01, 0.5, 0.9, 0.99, 1.0] {
+                #[allow(clippy::cast_possible_truncation, reason = "a rank is at most a length")]
                 let rank = ((quantile * truth.len() as f64).ceil() as usize).max(1);
                 let true_ns = truth[rank - 1] as f64;
                 let Bound { micros, is_at_least } = latencies.quantile(quantile).unwrap();

@@ -23,6 +23,7 @@ pub use users::{Forgotten, USERS_MAX};
 use users::{Hasher, Seen, Sighting, Users};
 
 /// The most shards of one tally: as many accumulators as can be merged without carries.
+#[expect(clippy::cast_possible_truncation, reason = "it is 1,024")]
 pub const SHARDS_MAX: usize = sum::MERGES_MAX as usize;
 
 /// What all shards have counted since the last reset, at one moment.

@@ -104,6 +104,7 @@ impl ExactSum {
         };
         let limb = position / LIMB_BITS;
         let spread = u128::from(mantissa) << (position % LIMB_BITS);
+        #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
         let parts = [
             (spread as u64 & LIMB_MASK) as i64,
             ((spread >> LIMB_BITS) as u64 & LIMB_MASK) as i64,
@@ -199,6 +200,7 @@ fn round_magnitude(limbs: &[i64; LIMBS]) -> f64 {
         let part = limbs.get(limb + i).copied().unwrap_or(0) as u128;
         window | part << (i * LIMB_BITS)
     });
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
     let mantissa = (window >> offset) as u64 & (FRACTION_MASK | 1 << FRACTION_BITS);
     let half = shift - 1;
     let half_is_set = limbs[half / LIMB_BITS] >> (half % LIMB_BITS) & 1 == 1;

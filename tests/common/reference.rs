@@ -174,6 +174,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
             if (rest.len() as u64) < length {
                 return Err(Stop::Incomplete);
             }
+            #[allow(clippy::cast_possible_truncation, reason = "it is at most the rest")]
             let (body, after) = rest.split_at(length as usize);
             *rest = after;
             body.to_vec()
@@ -335,6 +336,7 @@ fn read_chunked(rest: &mut &[u8], limits: &Limits) -> Result<Vec<u8>, Stop> {
             break;
         }
         must(size <= (limits.body - body.len()) as u64)?;
+        #[allow(clippy::cast_possible_truncation, reason = "it is at most the limit")]
         let size = size as usize;
         if rest.len() < size {
             return Err(Stop::Incomplete);
