@@ -269,3 +269,30 @@ fn a_second_event_stream_on_the_server_is_noticed() {
         assert!(report["reasons"].to_string().contains("too many"), "{report}");
     });
 }
+
+#[test]
+fn a_client_that_may_not_use_io_uring_says_what_blocks_it() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+    const SYS_IO_URING_SETUP: i64 = 425;
+    let server = Server::start(&[]);
+    for error in [1, 38] {
+        let url = server.url();
+        // The filter is for the thread and for what it starts.
+        let output = std::thread::spawn(move || {
+            let filter = SeccompFilter::new(
+                [(SYS_IO_URING_SETUP, vec![])].into(),
+                SeccompAction::Allow,
+                SeccompAction::Errno(error),
+                std::env::consts::ARCH.try_into().unwrap(),
+            );
+            apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
+            run(&["load", "10", "1", "--url", &url])
+        })
+        .join()
+        .unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let said = text(&output.stderr);
+        let expected = "error: a seccomp filter blocks io_uring: allow io_uring_setup";
+        assert!(said.starts_with(expected), "{said}");
+    }
+}

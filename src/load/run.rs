@@ -16,7 +16,7 @@ use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
 use super::workload::{Totals, Workload};
 use super::{Config, Moment, placement};
-use crate::doctor::{CpuUse, Environment};
+use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
 use crate::topology;
 use crossbeam_utils::CachePadded;
@@ -272,12 +272,7 @@ fn send_all(
     view: View,
     at: &mut impl FnMut(Moment),
 ) -> Result<Sent, Failure> {
-    let cannot = |error: std::io::Error| {
-        Failure::Environment(format!(
-            "cannot start a client thread: {error}: the client needs io_uring of Linux 6.1 or later \
-             (see ringtally doctor), and ulimit -n above the number of connections"
-        ))
-    };
+    let cannot = |error: std::io::Error| Failure::Environment(doctor::explain_ring_error(&error));
     raise_descriptor_limit();
     let (sender, slices) = channel();
     let mut workers = Vec::new();
