@@ -234,17 +234,19 @@ const UNFAIR: &str = "\
 - Every entry has as many threads as the server has CPUs; with one CPU, no entry shows how it scales.
 - ringtally is made for this challenge alone. The others are what users of a general framework would write, and do more
   than the challenge asks for: routing, extractors, header maps.
-- Of the others, only those with a single loop (node, fastapi-uvicorn) can report `/stats` at one moment. The rest keep
-  their totals in separate atomics, as their users would, and are exact only while no event is in flight. Their sums
-  are plain floats.
+- Of the others, only those that count on a single thread (actix-aggregator, fastapi-uvicorn, java-activej, node) can report
+  `/stats` at one moment. The rest keep their totals in separate atomics, as their users would, and are exact only while no
+  event is in flight. Their sums are plain floats.
 - The Rust peers read the body as bytes with serde, and share one DashSet and one float that is updated by compare and
   swap. may-minihttp accepts 16 headers at most. Go's encoding/json ignores case in member names.
 - cpp-epoll was written by hand for this arena, sends no Date header, and has no timeouts: it is the closest to a rival built
   for the job. cpp-threads closes each connection, so it pays for a connection and a thread per request.
-- fastapi-uvicorn is one process with one loop, whatever number of threads it is given; fastapi-granian uses its threads
-  only for its Rust side; node is one process.
+- fastapi-uvicorn is one process with one loop, whatever number of threads it is given, and so is java-activej;
+  fastapi-granian uses its threads only for its Rust side; node is one process.
+- actix-aggregator acknowledges an event once it is in the channel of the thread that counts, which is one more than the
+  threads it is given. Nothing bounds that channel, so it grows whenever events arrive faster than they are counted.
 - The JVMs were warmed up for seconds only, and run compiler and collector threads besides those that they are given.
-  Spring's limits on kept connections were raised.
+  Spring's limits on kept connections were raised. java-vertx decodes each event on one of 20 workers.
 - CPU time is read in the kernel's ticks of 10 ms: at 5,000 requests/s for two seconds, one tick is 1 µs per request.
 - floor reads no request and counts nothing: it is the limit that the kernel sets, not an entry.
 ";

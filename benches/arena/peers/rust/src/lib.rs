@@ -5,7 +5,7 @@
 mod tally;
 
 #[cfg(feature = "tally")]
-pub use tally::{Event, HEALTHY, RESET, Tally};
+pub use tally::{Event, HEALTHY, RESET, Tally, stats};
 
 /// The port and the number of threads, from `NAME PORT THREADS`.
 pub fn arguments() -> (u16, usize) {

@@ -26,6 +26,11 @@ impl<'body> Event<'body> {
         let event: Event = serde_json::from_slice(body).ok()?;
         (1..=USER_ID_BYTES_MAX).contains(&event.user_id.len()).then_some(event)
     }
+
+    /// The user, apart from the body, and the value.
+    pub fn into_owned(self) -> (String, f64) {
+        (self.user_id.into_owned(), self.value)
+    }
 }
 
 #[derive(Serialize)]
@@ -35,6 +40,13 @@ struct Stats {
     unique_users: usize,
     sum: f64,
     avg: f64,
+}
+
+/// The body of `/stats`.
+pub fn stats(total_requests: u64, unique_users: usize, sum: f64) -> String {
+    let avg = if total_requests == 0 { 0.0 } else { sum / total_requests as f64 };
+    let stats = Stats { total_requests, unique_users, sum, avg };
+    serde_json::to_string(&stats).expect("four numbers have a JSON form")
 }
 
 #[derive(Default)]
@@ -63,11 +75,8 @@ impl Tally {
 
     /// The body of `/stats`.
     pub fn stats(&self) -> String {
-        let total_requests = self.requests.load(Relaxed);
+        let requests = self.requests.load(Relaxed);
         let sum = f64::from_bits(self.sum_bits.load(Relaxed));
-        let avg = if total_requests == 0 { 0.0 } else { sum / total_requests as f64 };
-        let unique_users = self.users.len();
-        let stats = Stats { total_requests, unique_users, sum, avg };
-        serde_json::to_string(&stats).expect("four numbers have a JSON form")
+        stats(requests, self.users.len(), sum)
     }
 }

@@ -8,7 +8,10 @@ import org.springframework.boot.autoconfigure.SpringBootApplication;
 import org.springframework.boot.autoconfigure.jackson.Jackson2ObjectMapperBuilderCustomizer;
 import org.springframework.context.annotation.Bean;
 
-/** Spring Boot 3 on Tomcat as its users write it: one virtual thread per request, if the JDK has them. */
+/**
+ * Spring Boot 3 as its users write it: on Tomcat, with one virtual thread per request if the JDK has them,
+ * and on WebFlux, with Reactor Netty's event loops.
+ */
 @SpringBootApplication
 public class Application {
     public static void main(String[] arguments) {

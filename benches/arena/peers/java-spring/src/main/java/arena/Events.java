@@ -1,6 +1,5 @@
 package arena;
 
-import java.nio.charset.StandardCharsets;
 import java.util.Map;
 import org.springframework.http.ResponseEntity;
 import org.springframework.web.bind.annotation.GetMapping;
@@ -11,16 +10,6 @@ import org.springframework.web.bind.annotation.RestController;
 /** The routes of the challenge; Spring itself refuses what is not JSON. */
 @RestController
 public class Events {
-    private static final int USER_ID_BYTES_MAX = 256;
-
-    /** A missing member is null. */
-    public record Event(String userId, Double value) {
-        boolean isWellFormed() {
-            return userId != null && !userId.isEmpty() && value != null && Double.isFinite(value)
-                && userId.getBytes(StandardCharsets.UTF_8).length <= USER_ID_BYTES_MAX;
-        }
-    }
-
     private final Tally tally = new Tally();
 
     @PostMapping("/event")
