@@ -58,11 +58,11 @@ pub struct Config {
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Engine {
-    /// The ring where this kernel has what it needs, streams elsewhere
+    /// The ring engine if this kernel supports it, otherwise streams
     Auto,
-    /// An io_uring of our own
+    /// An io_uring of each shard's own; needs Linux 6.1
     Ring,
-    /// glommio's own TCP streams
+    /// The TCP streams of glommio
     Streams,
 }
 
