@@ -16,7 +16,7 @@ use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
 use super::workload::{Totals, Workload};
 use super::{Config, Moment, placement};
-use crate::doctor::{CpuUse, Environment};
+use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
 use crate::topology;
 use crossbeam_utils::CachePadded;
@@ -274,11 +274,11 @@ fn send_all(
 ) -> Result<Sent, Failure> {
     let cannot = |error: std::io::Error| {
         Failure::Environment(format!(
-            "cannot start a client thread: {error}: the client needs io_uring of Linux 6.1 or later \
-             (see ringtally doctor), and ulimit -n above the number of connections"
+            "cannot start a client thread: {}",
+            doctor::explain_ring_error(&error)
         ))
     };
-    raise_descriptor_limit();
+    raise_limits();
     let (sender, slices) = channel();
     let mut workers = Vec::new();
     for thread in 0..run.threads {
@@ -481,10 +481,13 @@ fn prepare(
     Ok((control.totals()?, reset))
 }
 
-/// A connection takes a descriptor: allows as many as there can be.
-fn raise_descriptor_limit() {
+/// Allows as many descriptors, of which each connection takes one, and as much locked memory for
+/// the rings, as the hard limits permit.
+fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    // If that is refused connections fail, and are counted.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let maximum = getrlimit(resource).maximum;
+        // If this is refused, connections or client threads fail, and are reported.
+        let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
 }
