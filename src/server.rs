@@ -107,8 +107,9 @@ impl Drop for ExitGuard {
 /// a second signal cut the drain short.
 pub fn run(config: Config) -> Result<(), Failure> {
     let connections_max = environment::check_descriptors(&config)?;
-    environment::check_ring()?;
+    // Before the ring, which may need the limit that this raises.
     environment::check_locked_memory(&config)?;
+    environment::check_ring()?;
     let engine = environment::choose_engine(&config)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();

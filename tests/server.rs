@@ -495,9 +495,12 @@ fn too_few_descriptors_are_refused_and_the_soft_limit_is_raised() {
 fn a_blocked_io_uring_is_reported_with_its_cause() {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
     const SYS_IO_URING_SETUP: i64 = 425;
+    let server = Server::start(&[]);
+    let url = format!("http://{}", server.address);
     for error in [1, 38] {
+        let url = url.clone();
         // The filter is for the thread and for what it starts.
-        let (code, said) = std::thread::spawn(move || {
+        let (served, loaded) = std::thread::spawn(move || {
             let filter = SeccompFilter::new(
                 BTreeMap::from([(SYS_IO_URING_SETUP, vec![])]),
                 SeccompAction::Allow,
@@ -505,13 +508,16 @@ fn a_blocked_io_uring_is_reported_with_its_cause() {
                 std::env::consts::ARCH.try_into().unwrap(),
             );
             apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
-            serve(&["--port", "0"])
+            (serve(&["--port", "0"]), run(&["load", "10", "1", "--quiet", "--url", &url]))
         })
         .join()
         .unwrap();
-        assert_eq!(code, Some(3), "{said}");
-        let expected = "error: a seccomp filter blocks io_uring: allow io_uring_setup";
-        assert!(said.starts_with(expected), "{said}");
+        let loaded = (loaded.status.code(), text(&loaded.stderr));
+        let cause = "a seccomp filter blocks io_uring: allow io_uring_setup";
+        for ((code, said), start) in [(served, ""), (loaded, "cannot start a client thread: ")] {
+            assert_eq!(code, Some(3), "{said}");
+            assert!(said.starts_with(&format!("error: {start}{cause}")), "{said}");
+        }
     }
 }
 

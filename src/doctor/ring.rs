@@ -197,7 +197,8 @@ fn memlock(machine: &Machine) -> Check {
     let Some(limits) = machine.limits() else {
         return Check::skip(name, "/proc/self/limits cannot be read");
     };
-    let Some(bytes) = limit(limits.max_locked_memory.soft_limit) else {
+    // The server raises its limit as far as it goes.
+    let Some(bytes) = limit(limits.max_locked_memory.hard_limit) else {
         return Check::ok(name, "unlimited");
     };
     let shards = shards_by_default(machine);

@@ -273,7 +273,7 @@ fn send_all(
     at: &mut impl FnMut(Moment),
 ) -> Result<Sent, Failure> {
     let cannot = |error: std::io::Error| Failure::Environment(doctor::explain_ring_error(&error));
-    raise_descriptor_limit();
+    raise_limits();
     let (sender, slices) = channel();
     let mut workers = Vec::new();
     for thread in 0..run.threads {
@@ -476,10 +476,13 @@ fn prepare(
     Ok((control.totals()?, reset))
 }
 
-/// A connection takes a descriptor: allows as many as there can be.
-fn raise_descriptor_limit() {
+/// Allows as many descriptors, of which each connection takes one, and as much locked memory for
+/// the rings, as the hard limits permit.
+fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    // If that is refused connections fail, and are counted.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let maximum = getrlimit(resource).maximum;
+        // If this is refused, connections or client threads fail, and are reported.
+        let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
 }
