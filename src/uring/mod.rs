@@ -1,14 +1,14 @@
 //! io_uring with typed operations: the bottom layer, on which the server's reactor and the client's
 //! transport stand side by side.
 //!
-//! A [`Uring`] owns a table of slots. A slot holds one connected or connecting socket, what its
+//! A `Uring` owns a table of slots. A slot holds one connected or connecting socket, what its
 //! owner keeps beside it, and everything that the kernel may touch for it. Operations are started
-//! by naming a slot, never by a raw submission entry, and end as an [`Event`].
+//! by naming a slot, never by a raw submission entry, and end as an `Event`.
 //!
 //! # Who owns what the kernel may touch
 //!
 //! - Receive buffers and their ring outlive the io_uring.
-//! - The bytes of a send belong to the slot from [`Uring::send`] until [`Event::Sent`] gives them
+//! - The bytes of a send belong to the slot from `Uring::send` until `Event::Sent` gives them
 //!   back. Nobody can change, move, or free them in between.
 //! - The address of a connect belongs to the slot until the connect has ended.
 //! - A slot is vacated, and its descriptor closed, only when it has no operation under way, so a

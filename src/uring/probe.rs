@@ -40,7 +40,7 @@ const SLEEP_BEFORE_WAKEUP: Duration = Duration::from_micros(200);
 
 /// Tries every feature, in the order in which they build on each other. What cannot be tried because
 /// an earlier one failed is not listed. Takes a few milliseconds where all is well, and at most
-/// [`PATIENCE`] per feature where one does not answer.
+/// a second per feature where one does not answer.
 pub fn probe() -> Vec<Feature> {
     let mut features = Vec::new();
     let mut note = |name, since, result: io::Result<()>| {
