@@ -161,7 +161,9 @@ fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
     let allowed = allowed_cpus();
     let (server, client) = divide(&allowed, siblings);
     let cpus = |given: &Option<String>, default: Vec<usize>| match given {
-        Some(list) => choose(Some(&parse_cpu_list(list)?), &allowed),
+        Some(list) => parse_cpu_list(list)
+            .and_then(|list| choose(Some(&list), &allowed))
+            .map_err(|error| error.to_string()),
         None => Ok(default),
     };
     if !(options.seconds.is_finite() && options.seconds >= 0.1) {
