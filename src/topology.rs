@@ -3,10 +3,11 @@
 //! Placement is a function of a given list of CPUs, so unusual machines can be test fixtures.
 
 use crate::failure::Failure;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fmt;
 
-/// The highest CPU number accepted: glibc's affinity mask has 1,024 bits.
-const CPU_MAX: usize = 1023;
+/// The highest CPU number accepted: an affinity mask has 1,024 bits.
+const CPU_MAX: usize = CpuSet::MAX_CPU - 1;
 
 /// A CPU list that cannot be used. All are the user's to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,15 +62,18 @@ impl From<Error> for Failure {
 /// The CPUs in this process's affinity mask (as set by taskset, numactl, or a cpuset), in ascending
 /// order.
 pub fn allowed_cpus() -> Vec<usize> {
-    let mut cpus: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-    cpus.sort_unstable();
-    cpus
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect()
 }
 
 /// Pins the calling thread to one CPU. Returns whether the kernel allowed it.
 pub fn pin_to(cpu: usize) -> bool {
-    core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+    if cpu > CPU_MAX {
+        return false;
+    }
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).is_ok()
 }
 
 /// Parses a CPU list in taskset's syntax: numbers, ranges, and ranges with a stride (`0-3,8`,
@@ -182,6 +186,20 @@ mod tests {
         let error = choose(Some(&[2, 3]), &[2, 5]).unwrap_err();
         assert!(error.to_string().starts_with("CPU 3 is outside"), "{error}");
         assert_eq!(Failure::from(error).exit_code(), 2);
+    }
+
+    #[test]
+    fn a_pinned_thread_may_use_that_cpu_only() {
+        let allowed = allowed_cpus();
+        let last = *allowed.last().expect("a process has a CPU");
+        std::thread::spawn(move || {
+            assert!(pin_to(last));
+            assert_eq!(allowed_cpus(), [last]);
+            assert!(!pin_to(CPU_MAX + 1));
+        })
+        .join()
+        .expect("the thread does not panic");
+        assert_eq!(allowed_cpus(), allowed, "only that thread was pinned");
     }
 
     #[test]
