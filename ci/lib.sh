@@ -91,7 +91,8 @@ cargo_tool() {
 # python_tool PACKAGE==VERSION...: installs programs from PyPI. Skips the check if that is not possible. They are
 # in $tools/python/bin.
 python_tool() {
-    need python3 python3-venv=python3-venv
+    need python3
+    python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv || skip "install python3-venv"
     if [ ! -x "$tools/python/bin/pip" ]; then
         bounded 120 python3 -m venv "$tools/python" || skip "python3 -m venv does not work here"
     fi
