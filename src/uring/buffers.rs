@@ -14,8 +14,9 @@ pub(crate) const BUFFER_BYTES: usize = 4096;
 /// [`BUFFER_BYTES`] as the kernel counts them.
 const BUFFER_BYTES_U32: u32 = 4096;
 const _: () = assert!(BUFFER_BYTES == BUFFER_BYTES_U32 as usize);
-/// The kernel wants the ring of buffers on a page.
-const PAGE_BYTES: usize = 4096;
+/// The kernel wants the ring of buffers to begin on a page, of which it has 4 KiB on x86-64, and 4, 16, or 64 KiB on
+/// 64-bit ARM.
+const PAGE_BYTES_MAX: usize = 65536;
 /// The buffer group that all of them belong to.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
@@ -33,7 +34,7 @@ unsafe impl Send for Buffers {}
 
 impl Buffers {
     fn layouts(count: u16) -> Result<(Layout, Layout), LayoutError> {
-        let of = |bytes| Layout::from_size_align(usize::from(count) * bytes, PAGE_BYTES);
+        let of = |bytes| Layout::from_size_align(usize::from(count) * bytes, PAGE_BYTES_MAX);
         Ok((of(size_of::<BufRingEntry>())?, of(BUFFER_BYTES)?))
     }
 
@@ -111,6 +112,19 @@ impl Drop for Buffers {
         unsafe {
             dealloc(self.entries.cast(), of_entries);
             dealloc(self.bytes, of_bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_of_buffers_begins_on_a_page_of_any_size() {
+        for count in [1, 2, 256] {
+            let buffers = Buffers::new(count).expect("there is memory for them");
+            assert_eq!(buffers.entries.addr() % PAGE_BYTES_MAX, 0);
         }
     }
 }
