@@ -73,6 +73,33 @@ need() {
     [ "${#packages[@]}" = 0 ] || install_packages "${packages[@]}" || skip "install ${packages[*]}"
 }
 
+# The programs that `cargo_tool` and `python_tool` install.
+tools=$PWD/target/tools
+
+# cargo_tool NAME VERSION [FLAG...]: installs a program from crates.io once, without optimization, which takes
+# half the time to build. Skips the check if that is not possible. Sets $tool to its path.
+cargo_tool() {
+    local name=$1 version=$2 root=$tools/$1-$2
+    shift 2
+    tool=$root/bin/$name
+    [ ! -x "$tool" ] || return 0
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$tools/build" bounded 900 cargo install --quiet --debug --locked \
+        --root "$root" "$@" "$name@$version" || skip "$name $version cannot be installed from crates.io"
+    rm -rf "$tools/build"
+}
+
+# python_tool PACKAGE==VERSION...: installs programs from PyPI. Skips the check if that is not possible. They are
+# in $tools/python/bin.
+python_tool() {
+    need python3
+    python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv || skip "install python3-venv"
+    if [ ! -x "$tools/python/bin/pip" ]; then
+        bounded 120 python3 -m venv "$tools/python" || skip "python3 -m venv does not work here"
+    fi
+    bounded 300 "$tools/python/bin/pip" install --quiet --disable-pip-version-check "$@" ||
+        skip "$* cannot be installed from PyPI"
+}
+
 # bounded SECONDS COMMAND...: a command that must end by then. It runs in the background so that a
 # signal to the check does not have to wait for it.
 bounded() {
