@@ -514,9 +514,9 @@ fn a_blocked_io_uring_is_reported_with_its_cause() {
         .unwrap();
         let loaded = (loaded.status.code(), text(&loaded.stderr));
         let cause = "a seccomp filter blocks io_uring: allow io_uring_setup";
-        for ((code, said), start) in [(served, ""), (loaded, "cannot start a client thread: ")] {
+        for (code, said) in [served, loaded] {
             assert_eq!(code, Some(3), "{said}");
-            assert!(said.starts_with(&format!("error: {start}{cause}")), "{said}");
+            assert!(said.starts_with(&format!("error: {cause}")), "{said}");
         }
     }
 }

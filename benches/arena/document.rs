@@ -3,6 +3,7 @@
 use super::Absent;
 use super::entry::Entry;
 use super::measure::{Bench, Exactness, Run, Workload};
+use super::pause::RESPONSES;
 use super::statistics::{Spread, spread};
 use ringtally::topology::format_cpu_list;
 use serde_json::Value;
@@ -167,10 +168,30 @@ impl Document<'_> {
     }
 
     fn put_exactness(&self, text: &mut String) {
-        put(text, "**`/stats` under load, and system calls** (64 connections, separate runs)\n");
-        put(text, "| entry | impossible responses | system calls per request |\n|---|---|--:|");
+        put(
+            text,
+            &format!(
+                "**`/stats` under load, the first response after a pause, and system calls** (64 connections, \
+                 after {RESPONSES} pauses of 20 to 200 ms on new and held ones, and 64 connections; separate \
+                 runs)\n"
+            ),
+        );
+        put(
+            text,
+            "| entry | impossible responses | first response after a pause, p99 µs | system calls per request |\n\
+             |---|---|--:|--:|",
+        );
         for (name, exactness) in self.exactness {
-            let Exactness { responses, torn, went_down, behind, ahead, verdict, .. } = exactness;
+            let Exactness {
+                responses,
+                torn,
+                went_down,
+                behind,
+                ahead,
+                verdict,
+                after_pause_p99_us,
+                ..
+            } = exactness;
             let counts = self.entries.iter().any(|entry| entry.name == *name && entry.counts());
             let kinds = [
                 (torn, "torn"),
@@ -193,7 +214,7 @@ impl Document<'_> {
                 Ok(calls) => format!("{calls:.2}"),
                 Err(reason) => format!("- ({})", cell(reason)),
             };
-            put(text, &format!("| {name} | {seen} | {calls} |"));
+            put(text, &format!("| {name} | {seen} | {after_pause_p99_us:.0} | {calls} |"));
         }
         text.push('\n');
     }

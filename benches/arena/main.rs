@@ -5,10 +5,15 @@
 //! are taken within a round. `ci/arena` installs what the entries need.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "event counts and pixels made of measured numbers: what they lose is less than a unit"
+)]
 
 mod document;
 mod entry;
 mod measure;
+mod pause;
 mod plot;
 mod process;
 mod statistics;

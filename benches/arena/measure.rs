@@ -1,6 +1,7 @@
 //! One run of one entry, and what is examined apart from the timed runs.
 
 use super::entry::{Entry, build_folder};
+use super::pause;
 use super::process::{Server, free_port, send, spawn_on};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -94,6 +95,8 @@ pub(crate) struct Exactness {
     pub(crate) went_down: u64,
     pub(crate) behind: u64,
     pub(crate) ahead: u64,
+    /// The 99th percentile of the first responses after a pause.
+    pub(crate) after_pause_p99_us: f64,
     pub(crate) syscalls_per_request: Result<f64, String>,
 }
 
@@ -212,7 +215,8 @@ impl Bench {
         })
     }
 
-    /// Polls an entry's totals under load, and counts its system calls.
+    /// Polls an entry's totals under load, times its first responses after pauses, and counts its system
+    /// calls.
     pub(crate) fn examine(&self, entry: &Entry) -> Result<Exactness, String> {
         let workload = Workload { connections: 64, pipeline: 1, rate: None };
         let mut server = self.start(entry)?;
@@ -223,6 +227,7 @@ impl Bench {
             let count = report["watch"][name].as_u64();
             count.ok_or_else(|| format!("the client's report lacks /watch/{name}"))
         };
+        let after_pause = pause::first_response_p99_us(server.address, self.client_cpus[0]);
         Ok(Exactness {
             verdict: text(&report["verdict"]),
             reasons: texts(&report["reasons"]),
@@ -231,6 +236,8 @@ impl Bench {
             went_down: watched("went_down")?,
             behind: watched("below_acknowledged")?,
             ahead: watched("above_sent")?,
+            after_pause_p99_us: after_pause
+                .map_err(|error| format!("after a pause it did not respond: {error}"))?,
             syscalls_per_request: self.count_syscalls(&mut server, workload),
         })
     }
