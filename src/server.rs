@@ -136,6 +136,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
         log: config.log,
         since: None,
         is_forced: false,
+        ended: 0,
+        drained: Drained::default(),
     };
     let (tally, writers) = Tally::new(shards, config.users_max);
     let heartbeats: Vec<Arc<AtomicU64>> = (0..shards).map(|_| Arc::default()).collect();
@@ -271,6 +273,9 @@ struct Stopping {
     since: Option<Instant>,
     /// A second signal came.
     is_forced: bool,
+    /// Shards that have ended, and how.
+    ended: usize,
+    drained: Drained,
 }
 
 impl Stopping {
@@ -293,6 +298,12 @@ impl Stopping {
             self.log.warn(&format!("{name}, the second signal: closing {open} at once"));
             self.stop.escalate_to(Urgency::Abort);
         }
+    }
+
+    /// Notes that a shard has ended well.
+    fn note_end(&mut self, drained: Drained) {
+        self.ended += 1;
+        self.drained.cut += drained.cut;
     }
 
     /// Says how it went.
@@ -365,6 +376,8 @@ fn wait_until_ready(
         match lifecycle.recv() {
             Ok(Lifecycle::Ready) => ready += 1,
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
+            // A signal came while others were still starting.
+            Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
                 let cause = threads.swap_remove(shard).join().err().map(|error| error.to_string());
@@ -387,9 +400,7 @@ fn wait_for_the_end(
     stopping: &mut Stopping,
     mut watchdog: Option<&mut Watchdog>,
 ) -> Result<Drained, Failure> {
-    let mut drained = Drained::default();
-    let mut ended = 0;
-    while ended < placement.len() {
+    while stopping.ended < placement.len() {
         let event = match &mut watchdog {
             None => lifecycle.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(watchdog) => {
@@ -403,10 +414,7 @@ fn wait_for_the_end(
         };
         match event {
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
-            Ok(Lifecycle::Ended(_, Ok(shard))) => {
-                drained.cut += shard.cut;
-                ended += 1;
-            }
+            Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, Err(cause))) => {
                 return Err(Failure::Wrong(format!(
                     "shard {shard} on CPU {} died: {cause}; its connections are lost and the totals \
@@ -419,7 +427,7 @@ fn wait_for_the_end(
             }
         }
     }
-    Ok(drained)
+    Ok(stopping.drained)
 }
 
 fn print_totals(tally: &Tally) {
@@ -440,6 +448,8 @@ mod tests {
             log: Log::Text,
             since: None,
             is_forced: false,
+            ended: 0,
+            drained: Drained::default(),
         }
     }
 

@@ -168,6 +168,34 @@ fn a_full_server_logs_it_once() {
     assert_eq!(said, 1, "{log}");
 }
 
+/// A shard that polls looks at the clock too: also when its idle timer comes while it polls.
+#[test]
+fn a_polling_shard_times_out_idle_connections() {
+    for spin_us in ["0", "auto", "20000"] {
+        let server = Server::start(&["--spin-us", spin_us, "--idle-timeout", "500ms"]);
+        let mut clients: Vec<_> = (0..3).map(|_| server.client()).collect();
+        clients.iter_mut().for_each(|client| client.event("u", 1.0));
+        let start = Instant::now();
+        assert!(clients.iter_mut().all(Client::is_closed), "{spin_us}");
+        assert!(start.elapsed() < Duration::from_secs(4), "{spin_us}: {:?}", start.elapsed());
+    }
+}
+
+/// The time of a shard that slept is the time at which it wakes, not at which it fell asleep.
+#[test]
+fn a_request_after_a_pause_has_its_whole_time() {
+    let server = Server::start(&["--header-timeout", "500ms", "--shards", "1"]);
+    let mut client = server.client();
+    for _ in 0..4 {
+        client.event("u", 1.0);
+        std::thread::sleep(Duration::from_millis(900));
+        client.send(b"GET /health HTTP/1.1\r\n");
+        std::thread::sleep(Duration::from_millis(150));
+        client.send(b"Host: h\r\n\r\n");
+        assert_eq!(client.read().status, 200);
+    }
+}
+
 #[test]
 fn slow_clients_time_out() {
     let flags = ["--header-timeout", "300ms", "--body-timeout", "300ms", "--idle-timeout", "600ms"];

@@ -5,10 +5,11 @@
 
 mod common;
 
-use common::{Client, PATIENCE, Server, Totals, eventually, post};
-use rustix::process::Signal;
+use common::{Client, PATIENCE, Server, Totals, engine, eventually, post, ringtally};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -109,24 +110,26 @@ fn a_stalled_client_holds_the_stop_until_the_deadline_or_a_second_signal() {
 #[test]
 fn connections_established_before_the_signal_get_every_response() {
     const CLIENTS: usize = 300;
+    const REQUESTS: usize = 3;
+    const EVENT: &str = r#"{"userId":"u","value":1}"#;
     let server = Server::start(&["--shards", "4"]);
     server.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let mut client = server.client();
-            client.send(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n");
-            client.send(b"{\"userId\":\"u\",\"value\":1}");
+            // Pipelined.
+            (0..REQUESTS).for_each(|_| client.send(post("/event", EVENT).as_bytes()));
             client
         })
         .collect();
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
     for client in &mut clients {
-        assert_eq!(client.read().status, 200);
+        (0..REQUESTS).for_each(|_| assert_eq!(client.read().status, 200));
         assert!(client.is_closed());
     }
     let (code, printed) = server.wait();
-    assert_eq!((code, Totals::parse(&printed).total), (Some(0), CLIENTS as u64));
+    assert_eq!((code, Totals::parse(&printed).total), (Some(0), (CLIENTS * REQUESTS) as u64));
 }
 
 /// A request that is sent on a connection without anything in flight, just as the server is told to stop.
@@ -144,6 +147,23 @@ fn a_request_that_crosses_the_signal_is_answered() {
         assert_eq!(client.read().status, 200);
     }
     assert_eq!(server.wait().0, Some(0));
+}
+
+/// Some shards have stopped before others have started.
+#[test]
+fn a_signal_during_the_start_is_a_stop() {
+    for delay_ms in 0..24 {
+        let mut command = ringtally();
+        command.args(["serve", "--port", "0", "--shards", "8", "--engine", &engine()]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms * 5));
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let output = child.wait_with_output().unwrap();
+        // Before it listens for signals, the signal itself ends it.
+        let is_killed = output.status.code().is_none();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(is_killed || output.status.success(), "after {delay_ms}: {said}");
+    }
 }
 
 /// A flood of connections does not keep a stop from its deadline.

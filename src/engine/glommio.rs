@@ -39,6 +39,8 @@ const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 /// How often a draining shard looks whether its connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
+/// Its ticks during which a receive must have waited before its connection counts as idle.
+const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
 
 /// What the tasks of one shard share.
 struct Hub {
@@ -52,6 +54,8 @@ struct Hub {
     urgency: Cell<Urgency>,
     /// When draining began.
     drain_ms: Cell<u64>,
+    /// Ticks while it drains. Between two of them glommio's ring was submitted and collected.
+    drain_ticks: Cell<u64>,
     /// Connections that the stop has closed with something in flight.
     cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
@@ -60,6 +64,8 @@ struct Hub {
 /// What can end a task's waiting besides its socket.
 struct Watch {
     deadline_ms: Cell<u64>,
+    /// The drain's tick at which the present receive was first seen to wait.
+    waits_since_tick: Cell<Option<u64>>,
     waker: Cell<Option<Waker>>,
 }
 
@@ -105,13 +111,18 @@ impl Hub {
     }
 
     /// Whether the stop ends a connection that waits for input: at once when it aborts, and while it
-    /// drains when nothing is in flight and nothing has come for a while.
-    fn is_over(&self, connection: &Connection, received_ms: u64) -> bool {
+    /// drains when nothing is in flight and nothing has come for a while, in which glommio's ring has had
+    /// time to say so.
+    fn is_over(&self, connection: &Connection, received_ms: u64, watch: &Watch) -> bool {
         match self.urgency.get() {
             Urgency::Serve => false,
             Urgency::Drain => {
                 let quiet_since_ms = received_ms.max(self.drain_ms.get());
+                let tick = self.drain_ticks.get();
+                let since = watch.waits_since_tick.get().unwrap_or(tick);
+                watch.waits_since_tick.set(Some(since));
                 connection.is_idle()
+                    && tick >= since + DRAIN_TICKS_BEFORE_IDLE
                     && self.now_ms.get() >= quiet_since_ms.saturating_add(DRAIN_QUIET_MS)
             }
             Urgency::Abort => {
@@ -122,7 +133,11 @@ impl Hub {
     }
 
     fn watch(&self) -> Rc<Watch> {
-        let watch = Rc::new(Watch { deadline_ms: Cell::new(u64::MAX), waker: Cell::new(None) });
+        let watch = Rc::new(Watch {
+            deadline_ms: Cell::new(u64::MAX),
+            waits_since_tick: Cell::new(None),
+            waker: Cell::new(None),
+        });
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
@@ -143,6 +158,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         heartbeat: shard.heartbeat,
         urgency: Cell::new(Urgency::Serve),
         drain_ms: Cell::new(0),
+        drain_ticks: Cell::new(0),
         cut: Cell::new(0),
         watches: RefCell::new(Vec::new()),
     });
@@ -195,6 +211,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     loop {
         let late = Instant::now() >= end || shard.stop.urgency() == Urgency::Abort;
         hub.urgency.set(if late { Urgency::Abort } else { Urgency::Drain });
+        hub.drain_ticks.set(hub.drain_ticks.get() + 1);
         hub.tick();
         if hub.watches.borrow().iter().all(|watch| watch.strong_count() == 0) {
             return Ok(Drained { cut: hub.cut.get() });
@@ -346,6 +363,7 @@ impl Task {
     async fn receive(&mut self, waited: &mut bool) -> Turn {
         let Task { hub, watch, stream, connection, out, received_ms, .. } = self;
         watch.deadline_ms.set(connection.deadline_ms());
+        watch.waits_since_tick.set(None);
         poll_fn(|cx| {
             let mut input = hub.input.borrow_mut();
             match Pin::new(&mut *stream).poll_read(cx, &mut input) {
@@ -367,7 +385,7 @@ impl Task {
                     Poll::Ready(Turn::Handled(outcome))
                 }
                 Poll::Pending => {
-                    if hub.is_over(connection, *received_ms) {
+                    if hub.is_over(connection, *received_ms, watch) {
                         return Poll::Ready(Turn::Stopped);
                     }
                     if hub.now_ms.get() >= watch.deadline_ms.get() {

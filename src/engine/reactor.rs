@@ -171,7 +171,8 @@ impl Reactor {
                     }
                 }
             }
-            if done == 0 {
+            // The idle timer may have come while polling: nothing then ends a wait without a timeout.
+            if done == 0 && !self.is_interrupted {
                 done = self.turn(Wait::One)?;
             }
             if self.lull != Lull::Asleep {
@@ -195,6 +196,10 @@ impl Reactor {
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         // What is left of the last turn does not wait for anything.
         let mut done = self.ring.turn(if self.queue.is_empty() { wait } else { Wait::No })?;
+        if matches!(wait, Wait::For(_)) {
+            // It was long: what has come is stamped with the time at which it came.
+            self.read_clocks();
+        }
         let received_at = Instant::now();
         while let Some(event) = self.ring.next_event() {
             done -= usize::from(matches!(event, Event::Timer));

@@ -237,7 +237,7 @@ impl Connection {
         self.closing = true;
     }
 
-    /// Makes the next response the last.
+    /// Makes the response to the last request that has arrived the last.
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -335,7 +335,8 @@ impl Connection {
                         let ChunkedRequest { head, bytes, .. } = &mut **request;
                         let (head, bytes) = (*head, std::mem::take(bytes));
                         self.stage = Stage::START;
-                        self.handle(&head, &bytes, now_ms, context, out);
+                        let has_more = taken < data.len();
+                        self.handle(&head, &bytes, has_more, now_ms, context, out);
                         Ok(Some(taken))
                     }
                 }
@@ -414,7 +415,7 @@ impl Connection {
         }
         let total = head.bytes + length;
         self.stage = Stage::START;
-        self.handle(&head, &data[..total], now_ms, context, out);
+        self.handle(&head, &data[..total], data.len() > total, now_ms, context, out);
         Some(total)
     }
 
@@ -437,7 +438,7 @@ impl Connection {
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         } else {
             let last = Head { is_persistent: false, ..*head };
-            self.handle(&last, head_only, now_ms, context, out);
+            self.handle(&last, head_only, false, now_ms, context, out);
         }
     }
 
@@ -448,12 +449,14 @@ impl Connection {
         Request { head, bytes, target, body, peer_is_loopback: self.peer_is_loopback }
     }
 
-    /// Hands over a complete request. `bytes` are its head and its decoded body.
+    /// Hands over a complete request. `bytes` are its head and its decoded body; `has_more` says whether
+    /// something has arrived behind it.
     #[inline]
     fn handle<H: Handler>(
         &mut self,
         head: &Head,
         bytes: &[u8],
+        has_more: bool,
         now_ms: u64,
         context: &mut Context<H>,
         out: &mut Vec<u8>,
@@ -464,7 +467,8 @@ impl Connection {
             Err(refusal) => return self.refuse(refusal, is_head, context, out),
         };
         // Bytes behind a request for a tunnel are not requests.
-        let is_persistent = head.is_persistent && !self.draining && target != Target::Tunnel;
+        let is_last = self.draining && !has_more;
+        let is_persistent = head.is_persistent && !is_last && target != Target::Tunnel;
         let persistence = match (is_persistent, head.is_1_1) {
             (true, true) => Persistence::Implied,
             (true, false) => Persistence::KeepAlive,
