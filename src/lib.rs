@@ -22,6 +22,7 @@
 //! - [`doctor`]: what a benchmark on this machine depends on; every report includes it.
 //! - [`engine`]: moves bytes between sockets and [`http`]; it contains no HTTP.
 //! - [`service`]: method and path to action; the only place that knows both [`http`] and [`tally`].
+//! - [`store`]: makes the totals outlive the process.
 //! - [`metrics`]: counters with one writer per shard, and their Prometheus text.
 //! - `page`: the live page, whose script reads `/stats` and `/metrics`.
 //! - [`http`]: HTTP/1.1 without sockets or clocks.
@@ -50,6 +51,7 @@ mod page;
 mod primitives;
 pub mod server;
 pub mod service;
+pub mod store;
 pub mod tally;
 pub mod topology;
 pub mod uring;

@@ -8,12 +8,17 @@
 //! A reset is one number, the generation, raised by one. A writer compares it before each event,
 //! and everything that belongs to an older generation counts as nothing from then on.
 
+mod ids;
+mod journal;
 mod snapshot;
 mod sum;
 mod users;
 
 use crate::primitives::{AtomicU64, Mutex, Ordering, fence};
 use crossbeam_utils::CachePadded;
+pub use ids::UserIds;
+use journal::Sightings;
+pub use journal::{Cut, Journal};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use snapshot::{Counts, Snapshot, SnapshotWriter};
 use std::sync::Arc;
@@ -59,6 +64,26 @@ impl Serialize for Totals {
     }
 }
 
+/// What the totals are made from, exactly, so that counting can go on from it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Resets so far.
+    pub generation: u64,
+    /// Events counted since the last one.
+    pub events: u64,
+    /// Distinct users among them.
+    pub users: u64,
+    /// The sum of their values.
+    pub sum: ExactSum,
+}
+
+impl State {
+    /// What `/stats` reports of it.
+    pub fn totals(&self) -> Totals {
+        Totals { total_requests: self.events, unique_users: self.users, sum: self.sum.round() }
+    }
+}
+
 /// An event was not counted, because its user is new and `--max-users` are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsersFull;
@@ -82,23 +107,58 @@ impl Tally {
     /// Counters for `shards` shards (at most [`SHARDS_MAX`]) that hold at most `users_max` users,
     /// with the writer of each shard.
     pub fn new(shards: usize, users_max: u64) -> (Arc<Tally>, Vec<Writer>) {
-        assert!(shards <= SHARDS_MAX, "the command line admits no more shards");
-        let tally = Arc::new(Tally {
-            epoch: CachePadded::new(AtomicU64::new(0)),
-            generation: CachePadded::new(AtomicU64::new(0)),
-            cut: Mutex::new(()),
-            snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
-            users: Users::new(users_max),
-            hasher: Hasher::default(),
-        });
+        let tally = Tally::starting_at(0, shards, users_max);
         let writers = (0..shards).map(|shard| Writer::new(Arc::clone(&tally), shard)).collect();
         (tally, writers)
+    }
+
+    /// Counters that go on from `state`, whose users [`Tally::restore_users`] is to add before anything is
+    /// counted, with the writer of each shard and what a committer needs.
+    pub fn resume(
+        shards: usize,
+        users_max: u64,
+        state: &State,
+    ) -> (Arc<Tally>, Vec<Writer>, Journal) {
+        let tally = Tally::starting_at(state.generation, shards, users_max);
+        let mut writers: Vec<Writer> =
+            (0..shards).map(|shard| Writer::new(Arc::clone(&tally), shard)).collect();
+        // What was restored is as if the first shard had counted it.
+        writers[0].start_from(state);
+        let journal = Journal::new(Arc::clone(&tally), &mut writers, state);
+        (tally, writers, journal)
+    }
+
+    fn starting_at(generation: u64, shards: usize, users_max: u64) -> Arc<Tally> {
+        assert!(shards <= SHARDS_MAX, "the command line admits no more shards");
+        Arc::new(Tally {
+            epoch: CachePadded::new(AtomicU64::new(0)),
+            generation: CachePadded::new(AtomicU64::new(generation)),
+            cut: Mutex::new(()),
+            snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
+            users: Users::new(generation, users_max),
+            hasher: Hasher::default(),
+        })
+    }
+
+    /// Adds users that a store held, even where they are more than `users_max`. Returns how many of them
+    /// were not there yet.
+    pub fn restore_users(&self, ids: &UserIds) -> u64 {
+        let generation = self.generation.load(Ordering::Acquire);
+        let restored =
+            ids.iter().filter(|id| self.users.restore(generation, self.hasher.hash(id), id));
+        restored.count() as u64
     }
 
     /// The totals at one moment between this call and its return: everything published before
     /// the call is included. The cost grows with the number of shards, not with the number of
     /// events or users, and writers cannot delay it: what each shard takes is bounded.
     pub fn totals(&self) -> Totals {
+        self.merge(|_, _| ()).1.totals()
+    }
+
+    /// The state at one moment, as [`Tally::totals`], and the epoch that the cut raised. Calls
+    /// `each` with every shard and the users that it was the first to sight.
+    fn merge(&self, mut each: impl FnMut(usize, u64)) -> (u64, State) {
         // With one reader at a time, no other can raise the epoch so far that a writer overwrites
         // what this one needs.
         let _one_at_a_time = self.cut.lock();
@@ -107,25 +167,25 @@ impl Tally {
         fence(Ordering::SeqCst);
         let generation = self.generation.load(Ordering::Acquire);
         let mut cut = Counts { generation, ..Counts::default() };
-        for snapshot in &self.snapshots {
+        for (shard, snapshot) in self.snapshots.iter().enumerate() {
+            let before = cut.first_sightings;
             snapshot.read(epoch, &mut cut);
+            each(shard, cut.first_sightings - before);
         }
-        Totals {
-            total_requests: cut.events,
-            unique_users: cut.first_sightings,
-            sum: cut.sum.round(),
-        }
+        let Counts { events, first_sightings: users, sum, .. } = cut;
+        (epoch, State { generation, events, users, sum })
     }
 
     /// Sets all totals to zero, at one moment between this call and its return. The cost does not
     /// grow with the number of events or users: what is old is dropped by whoever meets it next
-    /// (see [`Writer::take_forgotten`]).
-    pub fn reset(&self) {
+    /// (see [`Writer::take_forgotten`]). Returns the epoch of the first cut that can have it.
+    pub fn reset(&self) -> u64 {
         let _one_at_a_time = self.cut.lock();
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         // Before the generation, so that no shard of the new one finds the old count.
         self.users.forget_held(generation);
         self.generation.store(generation, Ordering::SeqCst);
+        self.epoch.load(Ordering::Relaxed) + 1
     }
 
     /// Waits for a reset that is under way.
@@ -148,6 +208,8 @@ pub struct Writer {
     unpublished: u64,
     /// The generation in which forgotten users were last taken.
     swept: u64,
+    /// Where the users go that a store has to keep.
+    sightings: Option<Arc<Mutex<Sightings>>>,
 }
 
 impl Writer {
@@ -161,7 +223,27 @@ impl Writer {
             changed: Extent::EMPTY,
             unpublished: 0,
             swept: 0,
+            sightings: None,
         }
+    }
+
+    /// Publishes a state as if this shard had counted it.
+    fn start_from(&mut self, state: &State) {
+        self.counts = Counts {
+            generation: state.generation,
+            events: state.events,
+            first_sightings: state.users,
+            sum: state.sum.clone(),
+        };
+        self.changed = Extent::ALL;
+        self.unpublished = state.events;
+        self.publish();
+    }
+
+    /// The epoch of the first cut that has everything published so far.
+    #[inline]
+    pub fn settles_at(&self) -> u64 {
+        self.publisher.epoch() + 1
     }
 
     /// The counters that this writer is a part of.
@@ -191,6 +273,10 @@ impl Writer {
                 Sighting::First(user, lock) => {
                     self.counts.first_sightings += 1;
                     self.add(value);
+                    // Before it is published: a cut that counts this user finds its id.
+                    if let Some(sightings) = &self.sightings {
+                        journal::lock(sightings).push(self.counts.generation, &user);
+                    }
                     // Before the lock is released: an event that finds this user must not
                     // become visible before this one.
                     self.publish();

@@ -22,6 +22,9 @@ pub(crate) const MERGES_MAX: u64 = 1024;
 const ADDITIONS_BETWEEN_CARRIES: u32 = 1 << 20;
 const _: () = assert!((ADDITIONS_BETWEEN_CARRIES as u64 + 1) * MERGES_MAX <= 1 << 31);
 
+/// Bytes of a limb.
+const LIMB_BYTES: usize = 8;
+
 const FRACTION_BITS: usize = 52;
 const EXPONENT_MASK: u64 = 0x7ff;
 const FRACTION_MASK: u64 = (1 << FRACTION_BITS) - 1;
@@ -88,7 +91,17 @@ impl FromIterator<f64> for ExactSum {
     }
 }
 
+impl PartialEq for ExactSum {
+    /// Whether the exact sums are equal, whatever carries wait.
+    fn eq(&self, other: &ExactSum) -> bool {
+        self.to_bytes() == other.to_bytes()
+    }
+}
+
 impl ExactSum {
+    /// Bytes of [`ExactSum::to_bytes`].
+    pub const BYTES: usize = LIMBS * LIMB_BYTES;
+
     /// Adds a finite value and returns the limbs that may have changed. Passing a value that is not
     /// finite is a mistake of the caller: it has no exact sum.
     #[inline]
@@ -138,6 +151,30 @@ impl ExactSum {
     /// Adds another accumulator.
     pub fn merge(&mut self, other: &ExactSum) {
         self.merge_limbs(other.extent, &other.limbs);
+    }
+
+    /// The sum in the one form that it has once carries are propagated: the limbs, little endian.
+    pub fn to_bytes(&self) -> [u8; ExactSum::BYTES] {
+        let mut exact = self.clone();
+        exact.propagate_carries();
+        let mut bytes = [0; ExactSum::BYTES];
+        for (place, limb) in bytes.chunks_exact_mut(LIMB_BYTES).zip(exact.limbs) {
+            place.copy_from_slice(&limb.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The sum that [`ExactSum::to_bytes`] wrote; `None` where it wrote no such bytes.
+    pub fn from_bytes(bytes: &[u8; ExactSum::BYTES]) -> Option<ExactSum> {
+        let mut sum = ExactSum { extent: Extent::ALL, ..ExactSum::default() };
+        for (limb, place) in sum.limbs.iter_mut().zip(bytes.as_chunks::<LIMB_BYTES>().0) {
+            *limb = i64::from_le_bytes(*place);
+        }
+        let (last, others) = sum.limbs.split_last().expect("there are limbs");
+        let carried = 0..=LIMB_MASK as i64;
+        let is_written =
+            others.iter().all(|limb| carried.contains(limb)) && last.unsigned_abs() < 1 << 62;
+        is_written.then_some(sum)
     }
 
     /// The limbs as they are, carries and all.
@@ -300,6 +337,17 @@ mod tests {
             let negated = values.iter().map(|value| -value);
             let all: Vec<f64> = values.iter().copied().chain([unit]).chain(negated).collect();
             prop_assert_eq!(sum(&all).round().to_bits(), (unit + 0.0).to_bits());
+        }
+
+        #[test]
+        fn a_sum_survives_being_written(
+            values in prop::collection::vec(any_finite(), 0..40),
+            later in prop::collection::vec(any_finite(), 0..10),
+        ) {
+            let mut read = ExactSum::from_bytes(&sum(&values).to_bytes()).unwrap();
+            prop_assert_eq!(&read, &sum(&values));
+            later.iter().for_each(|value| { read.add(*value); });
+            prop_assert_eq!(read.round().to_bits(), sum(&[values, later].concat()).round().to_bits());
         }
 
         #[test]

@@ -143,12 +143,12 @@ pub(crate) struct StripeLock<'a>(
 );
 
 impl Users {
-    pub(crate) fn new(users_max: u64) -> Self {
+    pub(crate) fn new(generation: u64, users_max: u64) -> Self {
         Users {
             stripes: (0..STRIPES)
                 .map(|_| CachePadded::new(Mutex::new(Stripe::default())))
                 .collect(),
-            held: CachePadded::new(AtomicU64::new(0)),
+            held: CachePadded::new(AtomicU64::new(generation << HELD_BITS)),
             users_max: users_max.min(USERS_MAX),
         }
     }
@@ -172,6 +172,18 @@ impl Users {
             Hold::Full => Sighting::Full,
             Hold::Reset => Sighting::Reset,
         }
+    }
+
+    /// Adds a user that a store held, whatever the limit. Returns whether it was not there yet.
+    pub(crate) fn restore(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
+        let mut stripe = lock(&self.stripes[stripe_of(hash)]);
+        stripe.enter(generation);
+        let is_new = stripe.find(hash, user).is_none();
+        if is_new {
+            stripe.insert(hash, user.into());
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
+        is_new
     }
 
     /// Moves the users of earlier generations to `forgotten`.

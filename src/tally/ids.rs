@@ -1,0 +1,123 @@
+//! A list of user ids in one allocation, as it travels from a shard to a store and back.
+
+/// User ids, one after the other: two bytes of length, little endian, and then the id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserIds {
+    bytes: Vec<u8>,
+    count: u64,
+}
+
+/// Bytes of a length.
+const PREFIX: usize = 2;
+
+impl UserIds {
+    /// Appends an id, which [`event`](crate::event) limits to fewer than 2^16 bytes.
+    pub fn push(&mut self, id: &[u8]) {
+        let length = u16::try_from(id.len()).expect("the decoder refuses longer ids");
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        self.bytes.extend_from_slice(id);
+        self.count += 1;
+    }
+
+    /// How many ids these are.
+    pub fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The ids, in the order in which they were appended.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.bytes.as_slice();
+        std::iter::from_fn(move || {
+            let (id, after) = split(rest)?;
+            rest = after;
+            Some(id)
+        })
+    }
+
+    /// Moves the ids of another list to the end of this one.
+    pub fn append(&mut self, other: &mut UserIds) {
+        if self.is_empty() {
+            std::mem::swap(self, other);
+        } else {
+            self.bytes.append(&mut other.bytes);
+            self.count += std::mem::take(&mut other.count);
+        }
+    }
+
+    /// Takes the first `count` ids, or all where there are fewer.
+    pub fn take_first(&mut self, count: u64) -> UserIds {
+        if count >= self.count {
+            return std::mem::take(self);
+        }
+        let end: usize = self
+            .iter()
+            .take(usize::try_from(count).unwrap_or(usize::MAX))
+            .map(|id| PREFIX + id.len())
+            .sum();
+        let rest = self.bytes.split_off(end);
+        let first = std::mem::replace(&mut self.bytes, rest);
+        self.count -= count;
+        UserIds { bytes: first, count }
+    }
+
+    /// The list as bytes, from which [`UserIds::from_bytes`] makes it again.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The list that these bytes are; `None` where they are none.
+    pub fn from_bytes(bytes: &[u8]) -> Option<UserIds> {
+        let (mut rest, mut count) = (bytes, 0);
+        while !rest.is_empty() {
+            (_, rest) = split(rest)?;
+            count += 1;
+        }
+        Some(UserIds { bytes: bytes.to_vec(), count })
+    }
+}
+
+/// The first id of some bytes, and what follows it.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<PREFIX>()?;
+    rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(ids: &[&str]) -> UserIds {
+        let mut list = UserIds::default();
+        ids.iter().for_each(|id| list.push(id.as_bytes()));
+        list
+    }
+
+    #[test]
+    fn a_list_splits_and_joins_anywhere() {
+        let ids = ["a", "", "user_3", "ü", &"x".repeat(256)];
+        let whole = list(&ids);
+        assert_eq!(whole.iter().collect::<Vec<_>>(), ids.map(str::as_bytes));
+        assert_eq!(UserIds::from_bytes(whole.as_bytes()).as_ref(), Some(&whole));
+        for at in 0..=ids.len() {
+            let mut rest = whole.clone();
+            let mut first = rest.take_first(at as u64);
+            assert_eq!((&first, &rest), (&list(&ids[..at]), &list(&ids[at..])));
+            first.append(&mut rest);
+            assert_eq!((first, rest), (whole.clone(), UserIds::default()));
+        }
+    }
+
+    #[test]
+    fn bytes_that_end_early_are_no_list() {
+        let bytes = list(&["abc", "d"]).as_bytes().to_vec();
+        let whole = [0, 5, bytes.len()];
+        for end in 0..bytes.len() {
+            assert_eq!(UserIds::from_bytes(&bytes[..end]).is_some(), whole.contains(&end), "{end}");
+        }
+    }
+}
