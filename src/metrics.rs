@@ -1,5 +1,7 @@
 //! What Prometheus scrapes: counters with one writer per shard, and their text.
 
+mod store;
+
 use crate::event;
 use crate::http::{Method, Status, Waited};
 use crate::tally::Totals;
@@ -11,8 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use std::fmt::Write;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
+pub use store::StoreMetrics;
 
 /// A number that one thread writes and every thread may read.
 #[derive(Debug, Default)]
@@ -161,6 +164,12 @@ const _: () = {
 const BUCKETS_US: [u64; 14] =
     [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
+/// The bucket that a value belongs to, behind the last bound if it is above all of them.
+#[inline]
+fn bucket_of(bounds: &[u64], value: u64) -> usize {
+    bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len())
+}
+
 /// The metrics of one shard, written by its thread.
 #[derive(Debug, Default)]
 pub struct ShardMetrics {
@@ -173,6 +182,8 @@ pub struct ShardMetrics {
     cpu_ns: Counter,
     /// Requests in progress, or with responses that were not taken yet, as of the last tick.
     pub in_flight: Counter,
+    /// Connections with responses that wait for the store.
+    pub waiting: Counter,
     /// Connections that this shard serves.
     pub connections: Counter,
     /// Connections accepted from the listener.
@@ -221,8 +232,7 @@ impl ShardMetrics {
     pub fn note_turn(&self, requests: u64, took: Duration) {
         #[expect(clippy::cast_possible_truncation, reason = "a turn is shorter than 500 years")]
         let ns = took.as_nanos() as u64;
-        let bucket = BUCKETS_US.iter().position(|bound| ns <= bound * 1000);
-        self.buckets[bucket.unwrap_or(BUCKETS_US.len())].add(requests);
+        self.buckets[bucket_of(&BUCKETS_US, ns.div_ceil(1000))].add(requests);
         self.duration_ns.add(ns * requests);
         self.turns.add(1);
     }
@@ -243,6 +253,8 @@ struct Metrics {
     /// When the process started, in seconds of the Unix epoch, if that is known.
     start_seconds: Option<f64>,
     shards: Vec<CachePadded<ShardMetrics>>,
+    /// Those of the store, if there is one.
+    store: OnceLock<Arc<StoreMetrics>>,
 }
 
 /// The metrics of one shard, for the thread that writes them, and a way to report those of all.
@@ -266,8 +278,14 @@ impl Reporter {
     pub fn for_shards(shards: usize, engine: &'static str) -> Vec<Reporter> {
         let of_shards = (0..shards).map(|_| CachePadded::new(ShardMetrics::default())).collect();
         let start_seconds = *START_SECONDS;
-        let metrics = Arc::new(Metrics { engine, start_seconds, shards: of_shards });
+        let store = OnceLock::new();
+        let metrics = Arc::new(Metrics { engine, start_seconds, shards: of_shards, store });
         (0..shards).map(|shard| Reporter { metrics: Arc::clone(&metrics), shard }).collect()
+    }
+
+    /// Reports the metrics of a store too. To be called once.
+    pub fn report_store(&self, store: Arc<StoreMetrics>) {
+        assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
     }
 
     /// The metrics of all shards in Prometheus text format 0.0.4. `totals` belong to one moment; the
@@ -300,6 +318,9 @@ impl Metrics {
         text.family("unique_users_total", "counter", "Users of counted events.");
         text.sample("unique_users_total", "", totals.unique_users);
         self.write_shards(&mut text);
+        if let Some(store) = self.store.get() {
+            store.write(&mut text, self.sum(|shard| &shard.waiting));
+        }
         self.write_process(&mut text);
         text.0
     }
@@ -331,17 +352,10 @@ impl Metrics {
             "histogram",
             "Time in the server from receiving a request to queuing its response.",
         );
-        let mut count = 0;
-        for (index, bound) in BUCKETS_US.iter().enumerate() {
-            count += self.sum(|shard| &shard.buckets[index]);
-            let labels = format!("le=\"{}\"", *bound as f64 / 1e6);
-            text.sample("http_request_duration_seconds_bucket", &labels, count);
-        }
-        count += self.sum(|shard| &shard.buckets[BUCKETS_US.len()]);
-        text.sample("http_request_duration_seconds_bucket", "le=\"+Inf\"", count);
+        let counts: [Counter; BUCKETS_US.len() + 1] =
+            std::array::from_fn(|index| Counter(self.sum(|shard| &shard.buckets[index]).into()));
         let seconds = self.sum(|shard| &shard.duration_ns) as f64 / 1e9;
-        text.sample("http_request_duration_seconds_sum", "", seconds);
-        text.sample("http_request_duration_seconds_count", "", count);
+        text.histogram(name, &BUCKETS_US.map(|us| us as f64 / 1e6), &counts, seconds);
     }
 
     fn write_shards(&self, text: &mut Text) {
@@ -461,6 +475,18 @@ impl Text {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    /// The samples of a histogram: `counts` are those of each bucket, the last one above all bounds.
+    fn histogram(&mut self, name: &str, bounds: &[f64], counts: &[Counter], sum: f64) {
+        let mut count = 0;
+        let bounds = bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (bound, more) in bounds.zip(counts) {
+            count += more.get();
+            self.sample(&format!("{name}_bucket"), &format!("le=\"{bound}\""), count);
+        }
+        self.sample(&format!("{name}_sum"), "", sum);
+        self.sample(&format!("{name}_count"), "", count);
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {

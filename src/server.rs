@@ -1,5 +1,6 @@
 //! The server as a whole: checks of the environment, shards, readiness, the stop.
 
+mod durable;
 mod environment;
 mod listener;
 mod systemd;
@@ -10,9 +11,10 @@ use crate::http::Limits;
 use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::{Policy, Service, stats_json};
-use crate::tally::{Tally, Writer};
+use crate::tally::{Tally, Totals, Writer};
 use crate::topology::format_cpu_list;
 use crate::uring::Wakeup;
+pub use durable::StoreConfig;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use listener::{listen, listen_beside, wait_until_free};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
@@ -45,6 +47,8 @@ pub struct Config {
     pub limits: Limits,
     /// Distinct users held.
     pub users_max: u64,
+    /// Where the totals are kept; without it, they end with the process.
+    pub store: Option<StoreConfig>,
     /// How long connections may take to finish at the end.
     pub drain_timeout: Duration,
     /// What requests are answered with.
@@ -75,6 +79,8 @@ enum Lifecycle {
     Ended(usize, Result<Drained, String>),
     /// The operating system asks the server to stop.
     Signal(i32),
+    /// Nothing can be acknowledged anymore.
+    StoreFailed(Failure),
 }
 
 /// Reports that a shard has ended, also when it panics.
@@ -113,6 +119,18 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let engine = environment::choose_engine(&config)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();
+    // Before it listens: a client is served at once or refused.
+    let (tally, writers, restored) = match &config.store {
+        Some(store) => {
+            let (tally, writers, restored) =
+                durable::restore(store, shards, config.users_max, config.log)?;
+            (tally, writers, Some(restored))
+        }
+        None => {
+            let (tally, writers) = Tally::new(shards, config.users_max);
+            (tally, writers, None)
+        }
+    };
     let (listeners, inherited) = match systemd::inherited_listener()? {
         None => (listen(SocketAddr::new(config.host, config.port), shards)?, Inherited::No),
         Some(first) => {
@@ -139,14 +157,21 @@ pub fn run(config: Config) -> Result<(), Failure> {
         ended: 0,
         drained: Drained::default(),
     };
-    let (tally, writers) = Tally::new(shards, config.users_max);
     let heartbeats: Vec<Arc<AtomicU64>> = (0..shards).map(|_| Arc::default()).collect();
     let mut watchdog = Watchdog::new(&heartbeats)?;
     let mut threads = Vec::new();
     let metrics = Reporter::for_shards(shards, engine_name);
+    let durable = restored
+        .map(|restored| restored.start(&wakeups, sender.clone(), &metrics[0]))
+        .transpose()
+        .map_err(cannot_start)?;
     for (index, ((listener, writer), metrics)) in
         listeners.into_iter().zip(writers).zip(metrics).enumerate()
     {
+        let mut service = service(&config, writer, metrics);
+        if let Some(durable) = &durable {
+            service.set_durability(durable.of_shard(index));
+        }
         let shard = Shard {
             index,
             listener,
@@ -155,7 +180,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
                 Inherited::First => index == 0,
                 Inherited::All => true,
             },
-            service: service(&config, writer, metrics),
+            service,
             limits: config.limits,
             wakeup: Arc::clone(&wakeups[index]),
             admission: Arc::clone(&admission),
@@ -197,7 +222,12 @@ pub fn run(config: Config) -> Result<(), Failure> {
     if inherited == Inherited::No {
         wait_until_free(address);
     }
-    print_totals(&tally);
+    let totals = match durable {
+        // What it prints is durable.
+        Some(durable) => durable.finish(&lifecycle)?,
+        None => tally.totals(),
+    };
+    print_totals(&totals);
     stopping.conclude(drained)
 }
 
@@ -377,6 +407,7 @@ fn wait_until_ready(
             Ok(Lifecycle::Ready) => ready += 1,
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
             // A signal came while others were still starting.
+            Ok(Lifecycle::StoreFailed(failure)) => return Err(failure),
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
@@ -414,6 +445,7 @@ fn wait_for_the_end(
         };
         match event {
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
+            Ok(Lifecycle::StoreFailed(failure)) => return Err(failure),
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, Err(cause))) => {
                 return Err(Failure::Wrong(format!(
@@ -430,9 +462,9 @@ fn wait_for_the_end(
     Ok(stopping.drained)
 }
 
-fn print_totals(tally: &Tally) {
+fn print_totals(totals: &Totals) {
     // The reader of the output may have exited; the totals have no other place to go.
-    let _ = writeln!(io::stdout(), "{}", stats_json(&tally.totals()));
+    let _ = writeln!(io::stdout(), "{}", stats_json(totals));
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 use crate::event;
-use crate::http::{Context, Handler, Method, Prepared, Reply, Request, Status, Target};
+use crate::http::{
+    Connection, Context, Handler, Method, Outcome, Prepared, Reply, Request, Status, Target,
+};
 use crate::metrics::{Endpoint, Failure, Reporter};
 use crate::page::Page;
+use crate::store::{Durability, Held};
 use crate::tally::{Forgotten, Totals, UsersFull, Writer};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +78,20 @@ pub struct Endpoints {
     policy: Policy,
     acknowledgement: Prepared,
     page: Page,
+    durable: Option<Durable>,
+}
+
+/// What makes responses wait for the store.
+#[derive(Debug)]
+struct Durable {
+    durability: Durability,
+    /// Responses of the connection that is being served wait already.
+    is_holding: bool,
+    /// Where in the unsent bytes of the connection that is being served the first new response begins that has
+    /// to wait, and with it all that follow.
+    held_from: Option<usize>,
+    /// The epoch at which everything is settled that was handled so far, but for what is not published.
+    settles_at: u64,
 }
 
 impl Service {
@@ -88,8 +105,55 @@ impl Service {
         };
         let bound_host = policy.host.clone();
         let page = Page::new();
-        let endpoints = Endpoints { writer, metrics, responded: 0, policy, acknowledgement, page };
+        let endpoints = Endpoints {
+            writer,
+            metrics,
+            responded: 0,
+            policy,
+            acknowledgement,
+            page,
+            durable: None,
+        };
         Context::of(endpoints, &bound_host, unix_seconds)
+    }
+
+    /// Acknowledges events and resets only once they are durable.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.handler.durable =
+            Some(Durable { durability, is_holding: false, held_from: None, settles_at: 0 });
+    }
+
+    /// The shard's side of the store, if there is one.
+    #[inline]
+    pub fn durability(&self) -> Option<&Durability> {
+        self.handler.durable.as_ref().map(|durable| &durable.durability)
+    }
+
+    /// Has a connection take received bytes, and notes in `held` which of the responses in `out` have to wait
+    /// for the store.
+    #[inline]
+    pub fn receive(
+        &mut self,
+        connection: &mut Connection,
+        input: &[u8],
+        now_ms: u64,
+        held: &mut Held,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        if let Some(durable) = &mut self.handler.durable {
+            (durable.is_holding, durable.held_from) = (!held.is_empty(), None);
+        }
+        let outcome = connection.receive(input, now_ms, self, out);
+        if let Some(Durable { held_from: Some(from), .. }) = self.handler.durable {
+            held.hold(from);
+        }
+        outcome
+    }
+
+    /// The epoch at which everything is settled that was handled before the last [`Service::commit`].
+    pub fn settles_at(&self) -> u64 {
+        let published = self.handler.writer.settles_at();
+        self.handler.durable.as_ref().map_or(published, |durable| durable.settles_at.max(published))
     }
 
     /// Sets the date of responses to a Unix time in seconds, and does what is due from time to time.
@@ -141,8 +205,14 @@ impl Endpoints {
                 return reply.send_error(Status::BadRequest, &[], refusal.sentence());
             }
         };
+        if self.is_store_late() {
+            return self.refuse_for_store(reply);
+        }
         match self.writer.count(event.user.as_bytes(), event.value) {
-            Ok(()) => reply.send_prepared(&self.acknowledgement),
+            Ok(()) => {
+                self.hold(&reply);
+                reply.send_prepared(&self.acknowledgement)
+            }
             Err(UsersFull) => {
                 self.metrics.note_failure(Failure::UsersFull);
                 let sentence = "reset the totals, or start the server with a larger --max-users: \
@@ -152,17 +222,68 @@ impl Endpoints {
         }
     }
 
+    /// Makes a response wait until what was handled so far is settled, and with it all that follow on its
+    /// connection.
+    #[inline]
+    fn hold(&mut self, reply: &Reply<'_>) {
+        if let Some(durable) = &mut self.durable {
+            durable.held_from.get_or_insert(reply.position());
+        }
+    }
+
+    /// Whether the store has not settled an event within its time.
+    #[inline]
+    fn is_store_late(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| durable.durability.is_late())
+    }
+
+    /// Refuses what the store would have to settle.
+    #[cold]
+    fn refuse_for_store(&self, reply: Reply<'_>) -> Status {
+        let sentence =
+            "try again later: the store does not respond, so nothing can be acknowledged";
+        reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
+    }
+
     fn stats(&mut self, reply: Reply<'_>) -> Status {
-        // Events before this request on the same connection may not be published yet.
-        self.writer.publish();
-        let totals = self.writer.tally().totals();
+        let totals = match &mut self.durable {
+            // What was acknowledged is durable. Nothing that is not may be shown.
+            Some(durable) if !durable.is_holding && durable.held_from.is_none() => {
+                durable.durability.totals()
+            }
+            // Events before this request on the same connection are part of the response, which waits for
+            // them in any case.
+            durable => {
+                self.writer.publish();
+                let (epoch, totals) = self.writer.tally().totals_with_epoch();
+                if let Some(durable) = durable {
+                    durable.settles_at = durable.settles_at.max(epoch);
+                    durable.held_from.get_or_insert(reply.position());
+                }
+                totals
+            }
+        };
         reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
     }
 
+    fn health(&self, reply: Reply<'_>) -> Status {
+        match self.is_store_late() {
+            true => self.refuse_for_store(reply),
+            false => reply.send_json(Status::Ok, br#"{"status":"healthy"}"#),
+        }
+    }
+
     fn report(&mut self, reply: Reply<'_>) -> Status {
-        self.writer.publish();
         self.metrics.note_cpu_time();
-        let text = self.metrics.text(&self.writer.tally().totals());
+        let totals = match &self.durable {
+            Some(durable) => durable.durability.totals(),
+            None => {
+                // Events before this request on the same connection may not be published yet.
+                self.writer.publish();
+                self.writer.tally().totals()
+            }
+        };
+        let text = self.metrics.text(&totals);
         reply.send(Status::Ok, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
     }
 
@@ -189,7 +310,14 @@ impl Endpoints {
         if let Some(sentence) = refusal {
             return reply.send_error(Status::Forbidden, &[], sentence);
         }
-        self.writer.tally().reset();
+        if self.is_store_late() {
+            return self.refuse_for_store(reply);
+        }
+        let settles_at = self.writer.tally().reset();
+        self.hold(&reply);
+        if let Some(durable) = &mut self.durable {
+            durable.settles_at = durable.settles_at.max(settles_at);
+        }
         reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }
 }
@@ -247,9 +375,7 @@ impl Endpoints {
             }
             (Method::Post, Endpoint::Event) => self.event(request.body, reply),
             (Method::Get | Method::Head, Endpoint::Stats) => self.stats(reply),
-            (Method::Get | Method::Head, Endpoint::Health) => {
-                reply.send_json(Status::Ok, br#"{"status":"healthy"}"#)
-            }
+            (Method::Get | Method::Head, Endpoint::Health) => self.health(reply),
             (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
             (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 use proptest::prelude::*;
-use ringtally::tally::{ExactSum, Tally, Totals, UsersFull, Writer};
+use ringtally::tally::{Cut, ExactSum, State, Tally, Totals, UserIds, UsersFull, Writer};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -280,4 +280,77 @@ fn after_a_reset_the_totals_are_exactly_what_follows() {
         );
         assert_eq!(totals.sum, totals.total_requests as f64);
     });
+}
+
+/// The new users of a cut, sorted.
+fn ids(cut: &Cut) -> Vec<String> {
+    let mut ids: Vec<_> =
+        cut.new_users.iter().map(|id| String::from_utf8(id.to_vec()).unwrap()).collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn each_user_is_new_in_one_cut() {
+    let (_tally, mut writers, mut journal) = Tally::resume(2, 10, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[1].count(b"b", 1.0).unwrap();
+    writers[1].count(b"a", 1.0).unwrap();
+    let cut = journal.cut();
+    assert_eq!((cut.state.events, cut.state.users), (2, 2), "what is not published is not in it");
+    assert_eq!(ids(&cut), ["a", "b"]);
+    writers[0].count(b"c", 0.5).unwrap();
+    writers.iter_mut().for_each(Writer::publish);
+    let cut = journal.cut();
+    assert_eq!((cut.state.events, cut.state.users, ids(&cut)), (4, 3, vec!["c".to_owned()]));
+    assert!(journal.cut().new_users.is_empty());
+}
+
+#[test]
+fn a_cut_has_what_was_published_before_it() {
+    let (tally, mut writers, mut journal) = Tally::resume(1, 10, &State::default());
+    let before = journal.cut().epoch;
+    assert!(before < writers[0].settles_at() + 1);
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[0].publish();
+    assert!(writers[0].settles_at() > before, "the cut before does not have it");
+    assert!(journal.cut().epoch >= writers[0].settles_at());
+    let reset_at = tally.reset();
+    let cut = journal.cut();
+    assert!(cut.epoch >= reset_at);
+    assert_eq!((cut.state.generation, cut.state.events), (1, 0));
+}
+
+#[test]
+fn a_reset_forgets_the_users_that_no_cut_had() {
+    let (tally, mut writers, mut journal) = Tally::resume(2, 10, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[1].count(b"b", 1.0).unwrap();
+    tally.reset();
+    writers[1].count(b"b", 1.0).unwrap();
+    let cut = journal.cut();
+    assert_eq!((cut.state.generation, cut.state.users, ids(&cut)), (1, 1, vec!["b".to_owned()]));
+}
+
+#[test]
+fn counting_goes_on_from_a_state() {
+    let sum = [1e300, 0.1, -1e300].into_iter().collect();
+    let state = State { generation: 7, events: 5, users: 2, sum };
+    let (tally, mut writers, mut journal) = Tally::resume(2, 3, &state);
+    let mut held = UserIds::default();
+    held.push(b"a");
+    held.push(b"b");
+    assert_eq!(tally.restore_users(&held), 2);
+    assert_eq!(tally.restore_users(&held), 0, "they are there");
+    assert_eq!(journal.cut().state, state);
+    writers[1].count(b"a", 0.25).unwrap();
+    writers[1].count(b"c", 0.25).unwrap();
+    writers[0].count(b"d", 0.25).unwrap_err();
+    writers[1].publish();
+    let cut = journal.cut();
+    assert_eq!(ids(&cut), ["c"]);
+    assert_eq!((cut.state.events, cut.state.users), (7, 3));
+    assert_eq!(tally.totals().sum, 0.6);
+    tally.reset();
+    assert_eq!(journal.cut().state, State { generation: 8, ..State::default() });
 }

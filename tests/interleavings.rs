@@ -6,14 +6,19 @@
 #[path = "../src/tally/mod.rs"]
 mod tally;
 
+#[allow(unreachable_pub, reason = "it is public in the crate")]
+#[path = "../src/store/settle.rs"]
+mod settle;
+
 mod primitives {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 }
 
 use primitives::{AtomicU64, Ordering};
+use settle::{Settlement, Waker};
 use std::sync::Arc;
-use tally::{Tally, Writer};
+use tally::{State, Tally, Writer};
 
 fn model(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -211,5 +216,143 @@ fn forgotten_users_are_taken_while_others_count() {
         let totals = tally.totals();
         assert!((1..=2).contains(&totals.total_requests), "{totals:?}");
         assert_eq!(totals.unique_users, 1);
+    });
+}
+
+/// A wake-up that is kept until it is looked at, as an eventfd.
+#[derive(Default)]
+struct Wakeup {
+    is_pending: primitives::Mutex<bool>,
+    changed: loom::sync::Condvar,
+}
+
+impl Wakeup {
+    fn wake(&self) {
+        *self.is_pending.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for it and clears it.
+    fn wait(&self) {
+        let mut is_pending = self.is_pending.lock().unwrap();
+        while !*is_pending {
+            is_pending = self.changed.wait(is_pending).unwrap();
+        }
+        *is_pending = false;
+    }
+}
+
+#[test]
+fn a_cut_has_the_id_of_every_user_that_it_counts() {
+    model(2, || {
+        let (_, writers, mut journal) = Tally::resume(2, 100, &State::default());
+        let [mut a, mut b]: [Writer; 2] = writers.try_into().expect("two writers");
+        let first = loom::thread::spawn(move || {
+            a.count(b"u", 1.0).unwrap();
+            a.publish();
+        });
+        let second = loom::thread::spawn(move || {
+            b.count(b"u", 1.0).unwrap();
+            b.publish();
+        });
+        let before = journal.cut();
+        first.join().unwrap();
+        second.join().unwrap();
+        let after = journal.cut();
+        assert_eq!(before.new_users.len(), before.state.users);
+        assert_eq!(before.new_users.len() + after.new_users.len(), after.state.users);
+        assert_eq!((after.state.events, after.state.users), (2, 1));
+    });
+}
+
+#[test]
+fn no_response_leaves_early_and_none_waits_for_ever() {
+    // The shard's turn: count, publish, note what waits, ask, and wait until it is settled. The committer's:
+    // wait until somebody asks, cut, make durable, settle.
+    model(3, || {
+        let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
+        let mut writer = writers.remove(0);
+        let settlement = Arc::new(Settlement::new(1, State::default().totals()));
+        let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
+        // Events that are durable.
+        let durable = Arc::new(AtomicU64::new(0));
+        const EVENTS: u64 = 2;
+        let shard = loom::thread::spawn({
+            let (settlement, wakeups, durable) =
+                (Arc::clone(&settlement), Arc::clone(&wakeups), Arc::clone(&durable));
+            move || {
+                for event in 1..=EVENTS {
+                    writer.count(b"u", 1.0).unwrap();
+                    writer.publish();
+                    let epoch = writer.settles_at();
+                    let is_settled = settlement.request(0, epoch, |waker| match waker {
+                        Waker::Committer => wakeups.0.wake(),
+                        Waker::Shard(_) => unreachable!("a shard wakes no shard"),
+                    });
+                    while !is_settled && settlement.settled() < epoch {
+                        wakeups.1.wait();
+                    }
+                    assert!(durable.load(Ordering::Acquire) >= event, "a response left early");
+                    assert!(settlement.totals().total_requests >= event, "and may be shown");
+                }
+            }
+        });
+        let mut committed = 0;
+        while committed < EVENTS {
+            while !settlement.is_requested() {
+                wakeups.0.wait();
+            }
+            let cut = journal.cut();
+            committed = cut.state.events;
+            durable.store(committed, Ordering::Release);
+            settlement.settle(cut.epoch, cut.state.totals(), |waker| match waker {
+                Waker::Committer => unreachable!("the committer does not wake itself"),
+                Waker::Shard(shard) => {
+                    assert_eq!(shard, 0);
+                    wakeups.1.wake();
+                }
+            });
+        }
+        shard.join().unwrap();
+    });
+}
+
+#[test]
+fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
+    model(2, || {
+        let settlement = Arc::new(Settlement::new(2, State::default().totals()));
+        let wakeups: Arc<[Wakeup; 3]> = Arc::default();
+        let shards: Vec<_> = (0..2)
+            .map(|shard| {
+                let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
+                loom::thread::spawn(move || {
+                    let is_settled = settlement.request(shard, 1, |_| wakeups[2].wake());
+                    while !is_settled && settlement.settled() < 1 {
+                        wakeups[shard].wait();
+                    }
+                })
+            })
+            .collect();
+        // Whoever asked first woke the committer; if both found it settled, nobody did.
+        wakeups[2].wait();
+        settlement.settle(1, State::default().totals(), |waker| match waker {
+            Waker::Committer => unreachable!("the committer does not wake itself"),
+            Waker::Shard(shard) => wakeups[shard].wake(),
+        });
+        shards.into_iter().for_each(|shard| shard.join().unwrap());
+    });
+}
+
+#[test]
+fn what_was_late_is_late_until_it_is_settled() {
+    model(0, || {
+        let settlement = Settlement::new(1, State::default().totals());
+        assert!(!settlement.is_late());
+        settlement.note_late(2);
+        assert!(settlement.is_late());
+        settlement.settle(1, State::default().totals(), |_| ());
+        assert!(settlement.is_late());
+        settlement.settle(2, State::default().totals(), |_| ());
+        assert!(!settlement.is_late());
     });
 }

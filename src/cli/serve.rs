@@ -5,8 +5,9 @@ use crate::engine::Spin;
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::log::Log;
-use crate::server::Engine;
+use crate::server::{Engine, StoreConfig};
 use crate::service::{Dialect, Policy};
+use crate::store::Location;
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{server, topology};
 use clap::{Args, ValueEnum};
@@ -41,6 +42,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   ringtally serve
   ringtally serve --host :: --port 9000 --cpus 0-3
+  ringtally serve --store tally.redb
   taskset -c 2-5 ringtally serve --dialect fasterapi
   numactl --cpunodebind=0 --membind=0 ringtally serve --cpus 0-7";
 
@@ -120,6 +122,18 @@ pub(super) struct ServerTuning {
     /// further shard that sees it.
     #[arg(long, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
     max_users: u64,
+    /// File that keeps the totals; it is created where there is none
+    ///
+    /// With it, an event is acknowledged once it is durable, and the totals survive the end of the server,
+    /// however that comes. One server at a time uses a file. Without it, the totals live in memory.
+    #[arg(long, value_name = "FILE", value_parser = location)]
+    store: Option<Location>,
+    /// How long an acknowledgement waits for the store
+    ///
+    /// After it the connection is closed without a response, and further events get 503 until the store
+    /// responds.
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    store_timeout: Duration,
     /// How long the head of a request may take to arrive
     ///
     /// The three timeouts are totals, so a client that sends a byte now and then extends none of
@@ -149,6 +163,17 @@ fn spin(text: &str) -> Result<Spin, String> {
             Ok(micros) => Ok(Spin::Fixed(Duration::from_micros(micros))),
             Err(error) => Err(format!("{error}, or auto")),
         },
+    }
+}
+
+/// Where a store is.
+fn location(text: &str) -> Result<Location, String> {
+    match text.split_once("://") {
+        None if text.is_empty() => Err("the name of the file is empty".into()),
+        None => Ok(Location::File(text.into())),
+        Some((scheme, _)) => {
+            Err(format!("{scheme}:// is no kind of store: pass the name of a file"))
+        }
     }
 }
 
@@ -190,6 +215,9 @@ impl ServeArgs {
                 },
             },
             users_max: tuning.max_users,
+            store: tuning
+                .store
+                .map(|location| StoreConfig { location, timeout: tuning.store_timeout }),
             drain_timeout: tuning.drain_timeout,
             policy: Policy { dialect: tuning.dialect, admin_token, host: self.host.to_string() },
             log: self.log,
@@ -222,11 +250,15 @@ impl ServerTuning {
         }
         add("--max-body", &self.max_body);
         add("--max-users", &self.max_users);
+        if let Some(location) = &self.store {
+            add("--store", location);
+        }
         for (flag, timeout) in [
             ("--header-timeout", self.header_timeout),
             ("--body-timeout", self.body_timeout),
             ("--idle-timeout", self.idle_timeout),
             ("--drain-timeout", self.drain_timeout),
+            ("--store-timeout", self.store_timeout),
         ] {
             add(flag, &humantime::format_duration(timeout));
         }
@@ -285,6 +317,8 @@ mod tests {
             ("--max-connections", "77"),
             ("--max-body", "1k"),
             ("--max-users", "1e3"),
+            ("--store", "tally.redb"),
+            ("--store-timeout", "2s"),
             ("--header-timeout", "1ms"),
             ("--body-timeout", "1h 2m 3s"),
             ("--idle-timeout", "1500us"),

@@ -4,6 +4,7 @@
 use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
 use crate::http::{self, Limits, Outcome, UNSENT_BYTES_MAX};
 use crate::service::Service;
+use crate::store::Held;
 use crate::uring::BUFFER_BYTES;
 
 /// Receives in a row that leave room in their buffer, after which a connection's receive is
@@ -59,6 +60,8 @@ pub(super) struct Connection {
     phase: Phase,
     /// Responses made and not yet given to the kernel.
     pub(super) out: Vec<u8>,
+    /// Which of them wait for the store.
+    held: Held,
     /// The peer has ended its side.
     has_peer_closed: bool,
     /// It is on the reactor's list for the end of the turn.
@@ -85,6 +88,7 @@ impl Connection {
             http: http::Connection::new(limits, peer_is_loopback, now_ms),
             phase: Phase::Serving,
             out: Vec::new(),
+            held: Held::default(),
             has_peer_closed: false,
             is_queued: false,
             is_active: false,
@@ -140,7 +144,8 @@ impl Connection {
         if urgency != Urgency::Serve {
             self.http.drain();
         }
-        self.phase = match self.http.receive(input, now_ms, service, &mut self.out) {
+        let Connection { http, held, out, .. } = self;
+        self.phase = match service.receive(http, input, now_ms, held, out) {
             Outcome::Receive => Phase::Serving,
             Outcome::Resume => Phase::Held,
             Outcome::Close => Phase::Finishing,
@@ -157,10 +162,34 @@ impl Connection {
         self.small_receives >= SMALL_BEFORE_MULTISHOT
     }
 
-    /// Takes the responses that are to be sent now. They are late after the send time-out.
-    pub(super) fn take_responses(&mut self, now_ms: u64) -> Vec<u8> {
+    /// Notes that what was handled so far is published. Returns the epoch that responses have come to wait
+    /// for, if there are any.
+    #[inline]
+    pub(super) fn publish(&mut self, now_ms: u64, service: &Service) -> Option<u64> {
+        let durability = service.durability()?;
+        let epoch = service.settles_at();
+        let deadline_ms = now_ms.saturating_add(durability.timeout_ms());
+        self.held.publish(epoch, deadline_ms).then_some(epoch)
+    }
+
+    /// How many bytes of responses may leave now.
+    #[inline]
+    pub(super) fn sendable(&mut self, service: &Service) -> usize {
+        let bytes = self.out.len();
+        service
+            .durability()
+            .map_or(bytes, |durability| self.held.release(durability.settled(), bytes))
+    }
+
+    /// Takes the responses that are to be sent now, so many bytes. They are late after the send time-out.
+    pub(super) fn take_responses(&mut self, bytes: usize, now_ms: u64) -> Vec<u8> {
         self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
-        std::mem::take(&mut self.out)
+        if bytes == self.out.len() {
+            return std::mem::take(&mut self.out);
+        }
+        self.held.note_taken(bytes);
+        let rest = self.out.split_off(bytes);
+        std::mem::replace(&mut self.out, rest)
     }
 
     /// What it wants next, where the kernel has yet to take `unsent` bytes of a send under way.
@@ -208,7 +237,13 @@ impl Connection {
 
     /// When the clock has something to say at the earliest, while the server serves.
     pub(super) fn deadline_ms(&self, unsent: usize) -> u64 {
-        if self.waits_for_peer(unsent) { self.http.deadline_ms() } else { self.deadline_ms }
+        match self.held.deadline_ms() {
+            None if self.waits_for_peer(unsent) => self.http.deadline_ms(),
+            None => self.deadline_ms,
+            // Nothing is on its way to the peer.
+            Some(held_ms) if unsent == 0 => held_ms,
+            Some(held_ms) => held_ms.min(self.deadline_ms),
+        }
     }
 
     /// Whether it is the peer's turn to send.
@@ -229,6 +264,10 @@ impl Connection {
         if urgency == Urgency::Abort {
             return close;
         }
+        if !self.held.is_empty() && self.sendable(service) > 0 && unsent == 0 {
+            // The store has just settled them, and they are about to be sent.
+            self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
+        }
         let is_late = now_ms >= self.deadline_ms(unsent);
         if is_late && self.waits_for_peer(unsent) {
             service.metrics().note_timeout(Some(self.http.waited()));
@@ -236,6 +275,14 @@ impl Connection {
             self.phase = Phase::Finishing;
             self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
             return if self.out.is_empty() { Due::CloseIdle } else { Due::Finish };
+        }
+        if let Some((durability, epoch)) = service.durability().zip(self.held.epoch())
+            && is_late
+            && self.held.deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms)
+        {
+            // Without a response: whether the store has it is unknown.
+            durability.note_late(epoch);
+            return Due::Cut;
         }
         if is_late {
             return match self.phase {

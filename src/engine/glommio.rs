@@ -10,6 +10,7 @@ use super::{
 };
 use crate::http::{Connection, Limits, Outcome};
 use crate::service::Service;
+use crate::store::{Durability, Held};
 use futures_lite::future::poll_fn;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::io::PollableFd;
@@ -59,6 +60,10 @@ struct Hub {
     /// Connections that the stop has closed with something in flight.
     cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    /// Tasks with responses that wait for the store, and the epochs that they wait for.
+    waiting: RefCell<Vec<(u64, Rc<Watch>)>>,
+    /// The highest of these epochs so far.
+    requested: Cell<u64>,
 }
 
 /// What can end a task's waiting besides its socket.
@@ -132,6 +137,35 @@ impl Hub {
         }
     }
 
+    /// The epoch up to which everything is durable.
+    fn settled(&self) -> u64 {
+        self.service.borrow().durability().map_or(u64::MAX, Durability::settled)
+    }
+
+    /// Has a task woken when the store has settled an epoch.
+    fn wake_when_settled(&self, epoch: u64, watch: &Rc<Watch>) {
+        self.waiting.borrow_mut().push((epoch, Rc::clone(watch)));
+        self.requested.set(self.requested.get().max(epoch));
+        let service = self.service.borrow();
+        service.metrics().waiting.add(1);
+        if let Some(durability) = service.durability() {
+            // The task looks at what is settled after this, and before it waits.
+            durability.request(self.requested.get());
+        }
+    }
+
+    /// Wakes the tasks whose responses the store has settled.
+    fn wake_settled(&self) {
+        let settled = self.settled();
+        self.waiting.borrow_mut().retain(|(epoch, watch)| {
+            let is_settled = *epoch <= settled;
+            if is_settled && let Some(waker) = watch.waker.take() {
+                waker.wake();
+            }
+            !is_settled
+        });
+    }
+
     fn watch(&self) -> Rc<Watch> {
         let watch = Rc::new(Watch {
             deadline_ms: Cell::new(u64::MAX),
@@ -161,6 +195,8 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         drain_ticks: Cell::new(0),
         cut: Cell::new(0),
         watches: RefCell::new(Vec::new()),
+        waiting: RefCell::new(Vec::new()),
+        requested: Cell::new(0),
     });
     let (admission, index) = (shard.admission, shard.index);
     let listener = Rc::new(PollableFd::new(shard.listener)?);
@@ -189,6 +225,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     while shard.stop.urgency() == Urgency::Serve {
         wakeup.readable().await?;
         wakeup.get_ref().clear();
+        hub.wake_settled();
         admission.collect(index).into_iter().for_each(|accepted| serve(&hub, accepted));
     }
 
@@ -267,6 +304,11 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
 }
 
+/// When a response that comes to wait for the store now has waited too long.
+fn late_ms(now_ms: u64, service: &Service) -> u64 {
+    now_ms.saturating_add(service.durability().map_or(0, Durability::timeout_ms))
+}
+
 /// Starts the task of a connection.
 fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
     let is_turned_away = accepted.is_turned_away;
@@ -277,6 +319,7 @@ fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
         stream: TcpStream::from(accepted.socket),
         connection,
         out: Vec::new(),
+        held: Held::default(),
         received_ms: hub.now_ms.get(),
         _permit: accepted.permit,
     };
@@ -290,8 +333,10 @@ struct Task {
     watch: Rc<Watch>,
     stream: TcpStream,
     connection: Connection,
-    /// Answers that are not sent yet.
+    /// Responses that are not sent yet.
     out: Vec<u8>,
+    /// Which of them wait for the store.
+    held: Held,
     /// When something was last received; at first, when it was accepted.
     received_ms: u64,
     _permit: Permit,
@@ -343,8 +388,10 @@ impl Task {
                 glommio::executor().yield_now().await;
                 let mut service = self.hub.service.borrow_mut();
                 let now_ms = self.hub.now_ms.get();
-                outcome = self.connection.resume(now_ms, &mut *service, &mut self.out);
+                let Task { connection, held, out, .. } = self;
+                outcome = service.receive(connection, &[], now_ms, held, out);
                 service.commit();
+                held.publish(service.settles_at(), late_ms(now_ms, &service));
             }
             if outcome == Outcome::Close {
                 return true;
@@ -361,7 +408,7 @@ impl Task {
 
     /// Waits for input and handles it in place.
     async fn receive(&mut self, waited: &mut bool) -> Turn {
-        let Task { hub, watch, stream, connection, out, received_ms, .. } = self;
+        let Task { hub, watch, stream, connection, out, held, received_ms, .. } = self;
         watch.deadline_ms.set(connection.deadline_ms());
         watch.waits_since_tick.set(None);
         poll_fn(|cx| {
@@ -377,9 +424,10 @@ impl Task {
                     let mut service = hub.service.borrow_mut();
                     let now_ms = hub.now_ms.get();
                     let outcome =
-                        connection.receive(&input[..received], now_ms, &mut *service, out);
+                        service.receive(connection, &input[..received], now_ms, held, out);
                     // Nothing is acknowledged before it can be read.
                     service.commit();
+                    held.publish(service.settles_at(), late_ms(now_ms, &service));
                     service.metrics().received_bytes.add(received as u64);
                     service.note_turn(received_at.elapsed());
                     Poll::Ready(Turn::Handled(outcome))
@@ -400,13 +448,60 @@ impl Task {
         .await
     }
 
-    /// Sends what is unsent. Returns whether the connection can go on.
+    /// Sends what is unsent, as the store settles it. Returns whether the connection can go on.
     async fn flush(&mut self) -> bool {
+        while !self.out.is_empty() {
+            let Some(sendable) = self.wait_until_settled().await else { return false };
+            if !self.send(sendable).await {
+                return false;
+            }
+            self.out.drain(..sendable);
+            self.held.note_taken(sendable);
+        }
+        true
+    }
+
+    /// Waits until some of what is unsent may leave, and returns how many bytes; `None` where the store takes
+    /// too long, or the stop aborts.
+    async fn wait_until_settled(&mut self) -> Option<usize> {
+        let Task { hub, watch, out, held, .. } = self;
+        let sendable = held.release(hub.settled(), out.len());
+        let (Some(epoch), Some(deadline_ms), 0) = (held.epoch(), held.deadline_ms(), sendable)
+        else {
+            return Some(sendable);
+        };
+        watch.deadline_ms.set(deadline_ms);
+        hub.wake_when_settled(epoch, watch);
+        let transfer = poll_fn(|cx| match hub.settled() >= epoch {
+            true => Poll::Ready(Transfer::Done(Ok(0))),
+            false => hub.keep_waiting(watch, cx),
+        })
+        .await;
+        let service = hub.service.borrow();
+        service.metrics().waiting.subtract(1);
+        match transfer {
+            Transfer::Done(_) => Some(held.release(hub.settled(), out.len())),
+            Transfer::Over => {
+                if let Some(durability) = service.durability()
+                    && hub.now_ms.get() >= deadline_ms
+                {
+                    // Without a response: whether the store has it is unknown.
+                    durability.note_late(epoch);
+                }
+                hub.cut.set(hub.cut.get() + usize::from(hub.urgency.get() != Urgency::Serve));
+                None
+            }
+        }
+    }
+
+    /// Sends the first bytes of what is unsent. Returns whether the connection can go on.
+    async fn send(&mut self, bytes: usize) -> bool {
         let Task { hub, watch, stream, connection, out, .. } = self;
         let mut sent = 0;
         watch.deadline_ms.set(hub.now_ms.get().saturating_add(connection.send_timeout_ms()));
-        while sent < out.len() {
-            let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, &out[sent..]) {
+        while sent < bytes {
+            let unsent = &out[sent..bytes];
+            let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, unsent) {
                 Poll::Pending => hub.keep_waiting(watch, cx),
                 Poll::Ready(result) => Poll::Ready(Transfer::Done(result)),
             })
@@ -428,7 +523,6 @@ impl Task {
                 }
             }
         }
-        out.clear();
         true
     }
 

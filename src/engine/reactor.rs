@@ -14,8 +14,10 @@ use super::{
 };
 use crate::http::Limits;
 use crate::service::Service;
+use crate::store::Durability;
 use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
 use socket2::Socket;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,8 @@ struct Reactor {
     heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
+    /// Connections with responses that wait for the store, and the epochs that they wait for, in order.
+    waiting: VecDeque<(u64, Key)>,
     spare: Vec<Vec<u8>>,
     started: Instant,
     now_ms: u64,
@@ -94,6 +98,7 @@ pub(super) async fn run_with(
         limits: shard.limits,
         heartbeat: shard.heartbeat,
         queue: Vec::new(),
+        waiting: VecDeque::new(),
         spare: Vec::new(),
         started: Instant::now(),
         now_ms: 0,
@@ -216,6 +221,7 @@ impl Reactor {
             // Deadlines are new.
             self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + milliseconds(TICK));
         }
+        self.release_settled();
         if done > 0 || !self.queue.is_empty() {
             // Nothing is acknowledged before it can be read.
             self.service.commit();
@@ -267,7 +273,7 @@ impl Reactor {
                 self.queue_up(key);
             }
             Event::Woken => {
-                self.is_interrupted = true;
+                self.is_interrupted |= self.stop.urgency() > self.urgency;
                 for accepted in self.admission.collect(self.shard) {
                     self.take_in(accepted);
                 }
@@ -325,6 +331,29 @@ impl Reactor {
         queue.drain(..).for_each(|key| self.advance(key));
         // Nothing is queued by what advances; the room is kept.
         self.queue = queue;
+        self.service.metrics().waiting.set(self.waiting.len() as u64);
+        if let Some((epoch, _)) = self.waiting.back()
+            && let Some(durability) = self.service.durability()
+            && durability.request(*epoch)
+        {
+            // Nobody will wake this shard for it.
+            self.release_settled();
+        }
+    }
+
+    /// Queues up the connections whose responses the store has settled.
+    fn release_settled(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let settled = self.service.durability().map_or(0, Durability::settled);
+        while let Some((epoch, key)) = self.waiting.front()
+            && *epoch <= settled
+        {
+            let key = *key;
+            self.waiting.pop_front();
+            self.queue_up(key);
+        }
     }
 
     fn advance(&mut self, key: Key) {
@@ -335,9 +364,13 @@ impl Reactor {
         };
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
+        if let Some(epoch) = connection.publish(self.now_ms, &self.service) {
+            self.waiting.push_back((epoch, key));
+        }
         let mut responses = None;
-        if !is_sending && !connection.out.is_empty() {
-            let taken = connection.take_responses(self.now_ms);
+        let sendable = connection.sendable(&self.service);
+        if !is_sending && sendable > 0 {
+            let taken = connection.take_responses(sendable, self.now_ms);
             unsent = taken.len();
             responses = Some(taken);
         }

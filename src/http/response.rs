@@ -124,6 +124,12 @@ impl<'a> Reply<'a> {
         Reply { out, date, persistence, without_body }
     }
 
+    /// Where in the connection's unsent bytes the response begins.
+    #[inline]
+    pub fn position(&self) -> usize {
+        self.out.len()
+    }
+
     /// Sends a response that was prepared.
     #[inline]
     pub fn send_prepared(self, prepared: &Prepared) -> Status {

@@ -1,7 +1,23 @@
 //! Makes the totals outlive the process.
+//!
+//! One [`Committer`] per process takes cuts of the tally and writes them to a [`Store`]; the shards hold
+//! responses back ([`Held`]) until the cut that has their events is durable ([`Settlement`]).
+
+mod committer;
+pub mod file;
+mod held;
+mod settle;
 
 use crate::failure::Failure;
-use crate::tally::{State, UserIds};
+use crate::tally::{State, Totals, UserIds};
+use crate::uring::Wakeup;
+pub use committer::{Committer, Ending};
+use file::FileStore;
+pub use held::Held;
+pub use settle::{Settlement, Waker};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Keeps a [`State`] and its users where a crash or a power failure cannot take them.
 pub trait Store: Send {
@@ -20,4 +36,106 @@ pub trait Store: Send {
     /// [`Failure::Environment`]: whether the state is durable is unknown, and the store must not be used
     /// again: fsync(2) does not report an error twice.
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure>;
+}
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A file.
+    File(PathBuf),
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Opens a store, or creates it where there is none, and returns it with what it holds.
+///
+/// # Errors
+///
+/// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
+pub fn open(location: &Location) -> Result<(Box<dyn Store>, State), Failure> {
+    match location {
+        Location::File(path) => {
+            let (store, state) = FileStore::open(path)?;
+            Ok((Box::new(store), state))
+        }
+    }
+}
+
+/// Whom a settlement wakes.
+#[derive(Debug)]
+pub struct Wakeups {
+    /// The committer's.
+    pub committer: Wakeup,
+    /// One for each shard.
+    pub shards: Vec<Arc<Wakeup>>,
+}
+
+impl Wakeups {
+    fn wake(&self, waker: Waker) {
+        match waker {
+            Waker::Committer => self.committer.wake(),
+            Waker::Shard(shard) => self.shards[shard].wake(),
+        }
+    }
+}
+
+/// One shard's side of the store.
+#[derive(Debug)]
+pub struct Durability {
+    settlement: Arc<Settlement>,
+    wakeups: Arc<Wakeups>,
+    shard: usize,
+    /// How long an acknowledgement waits for the store, in milliseconds.
+    timeout_ms: u64,
+}
+
+impl Durability {
+    /// For one of the shards, whose acknowledgements wait `timeout_ms` milliseconds at most.
+    pub fn new(
+        settlement: Arc<Settlement>,
+        wakeups: Arc<Wakeups>,
+        shard: usize,
+        timeout_ms: u64,
+    ) -> Durability {
+        Durability { settlement, wakeups, shard, timeout_ms }
+    }
+
+    /// The epoch up to which everything is durable.
+    #[inline]
+    pub fn settled(&self) -> u64 {
+        self.settlement.settled()
+    }
+
+    /// Asks for an epoch to be settled, after what waits for it was noted. Returns whether it is already; if
+    /// not, the shard's wake-up comes with each commit until it is.
+    pub fn request(&self, epoch: u64) -> bool {
+        self.settlement.request(self.shard, epoch, |waker| self.wakeups.wake(waker))
+    }
+
+    /// The totals of the last durable cut.
+    pub fn totals(&self) -> Totals {
+        self.settlement.totals()
+    }
+
+    /// Notes that a response has waited too long for an epoch.
+    pub fn note_late(&self, epoch: u64) {
+        self.settlement.note_late(epoch);
+    }
+
+    /// Whether a response has waited too long, and the store still has not settled it.
+    #[inline]
+    pub fn is_late(&self) -> bool {
+        self.settlement.is_late()
+    }
+
+    /// How long an acknowledgement waits for the store, in milliseconds.
+    pub fn timeout_ms(&self) -> u64 {
+        self.timeout_ms
+    }
 }

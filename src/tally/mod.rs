@@ -153,7 +153,13 @@ impl Tally {
     /// the call is included. The cost grows with the number of shards, not with the number of
     /// events or users, and writers cannot delay it: what each shard takes is bounded.
     pub fn totals(&self) -> Totals {
-        self.merge(|_, _| ()).1.totals()
+        self.totals_with_epoch().1
+    }
+
+    /// The same, and the epoch of the cut: whatever a later cut has, it has these totals or a reset after them.
+    pub fn totals_with_epoch(&self) -> (u64, Totals) {
+        let (epoch, state) = self.merge(|_, _| ());
+        (epoch, state.totals())
     }
 
     /// The state at one moment, as [`Tally::totals`], and the epoch that the cut raised. Calls

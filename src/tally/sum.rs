@@ -194,10 +194,15 @@ impl ExactSum {
             return;
         }
         let mut carry = 0;
-        for limb in &mut self.limbs[self.extent.start..LIMBS - 1] {
-            let whole = *limb + carry;
+        for at in self.extent.start..LIMBS - 1 {
+            if carry == 0 && at >= self.extent.end {
+                // From here on, all limbs are zero.
+                self.extent.end = at;
+                return;
+            }
+            let whole = self.limbs[at] + carry;
             carry = whole >> LIMB_BITS;
-            *limb = whole & LIMB_MASK as i64;
+            self.limbs[at] = whole & LIMB_MASK as i64;
         }
         self.limbs[LIMBS - 1] += carry;
         self.extent.end = LIMBS;

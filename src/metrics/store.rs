@@ -1,0 +1,85 @@
+//! What the committer counts.
+
+use super::{Counter, Text, bucket_of};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Upper bounds of the duration of a commit, in microseconds.
+const COMMIT_US: [u64; 13] = [
+    100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+];
+
+/// Upper bounds of the events that a commit carries.
+const COMMIT_EVENTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
+
+/// The metrics of the store, written by the committer.
+#[derive(Debug)]
+pub struct StoreMetrics {
+    durations: [Counter; COMMIT_US.len() + 1],
+    duration_ns: Counter,
+    events: [Counter; COMMIT_EVENTS.len() + 1],
+    events_total: Counter,
+    /// Commits that failed.
+    pub errors: Counter,
+    started: Instant,
+    /// When the last commit was durable, in nanoseconds since `started`.
+    settled_ns: AtomicU64,
+}
+
+impl Default for StoreMetrics {
+    /// All counters at zero, and a commit just now: what the store held is durable.
+    fn default() -> Self {
+        StoreMetrics {
+            durations: Default::default(),
+            duration_ns: Counter::default(),
+            events: Default::default(),
+            events_total: Counter::default(),
+            errors: Counter::default(),
+            started: Instant::now(),
+            settled_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl StoreMetrics {
+    /// Counts a commit that carried so many events and took so long.
+    pub fn note_commit(&self, events: u64, took: Duration) {
+        let ns = nanoseconds(took);
+        self.durations[bucket_of(&COMMIT_US, ns.div_ceil(1000))].add(1);
+        self.duration_ns.add(ns);
+        self.events[bucket_of(&COMMIT_EVENTS, events)].add(1);
+        self.events_total.add(events);
+        self.settled_ns.store(nanoseconds(self.started.elapsed()), Ordering::Relaxed);
+    }
+
+    /// Writes them; `waiting` connections have responses that wait for a commit.
+    pub(super) fn write(&self, text: &mut Text, waiting: u64) {
+        let commits: u64 = self.durations.iter().map(Counter::get).sum();
+        let name = "ringtally_store_commits_total";
+        text.family(name, "counter", "Commits to the store.");
+        text.sample(name, "", commits);
+        let name = "ringtally_store_commit_duration_seconds";
+        text.family(name, "histogram", "Time that a commit took until it was durable.");
+        let seconds = self.duration_ns.get() as f64 / 1e9;
+        text.histogram(name, &COMMIT_US.map(|us| us as f64 / 1e6), &self.durations, seconds);
+        let name = "ringtally_store_commit_events";
+        text.family(name, "histogram", "Events that a commit made durable.");
+        let events = self.events_total.get() as f64;
+        text.histogram(name, &COMMIT_EVENTS.map(|events| events as f64), &self.events, events);
+        let name = "ringtally_store_responses_waiting";
+        text.family(name, "gauge", "Connections with responses that wait for a commit.");
+        text.sample(name, "", waiting);
+        let name = "ringtally_store_last_commit_age_seconds";
+        text.family(name, "gauge", "Time since the last commit was durable.");
+        let settled = Duration::from_nanos(self.settled_ns.load(Ordering::Relaxed));
+        text.sample(name, "", self.started.elapsed().saturating_sub(settled).as_secs_f64());
+        let name = "ringtally_store_errors_total";
+        text.family(name, "counter", "Commits that failed.");
+        text.sample(name, "", self.errors.get());
+    }
+}
+
+/// Nanoseconds of a time, which fits for five centuries.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
