@@ -1,5 +1,7 @@
 //! Makes the totals outlive the process.
 
+pub mod file;
+
 use crate::failure::Failure;
 use crate::tally::{State, UserIds};
 
