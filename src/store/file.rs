@@ -1,0 +1,350 @@
+//! A store in one file: an embedded database whose every commit is durable.
+//!
+//! The database has a table with one row, the totals, and a table of users per generation, which gets a row
+//! per commit: uniqueness is kept in memory, so a user needs no row of its own.
+//!
+//! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
+//! slot is the current one; [`Checked`] adds what is missing. Everything is checked before the first byte of
+//! a file is changed, with the changes of redb's recovery kept in memory.
+
+mod backend;
+mod creation;
+mod sentences;
+#[cfg(test)]
+mod tests;
+
+use super::Store;
+use crate::failure::Failure;
+use crate::tally::{ExactSum, State, UserIds};
+use backend::{Overlay, Shared};
+use redb::{
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageBackend, TableDefinition, TableError, TableHandle, WriteTransaction,
+};
+use sentences::Named;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The version of what the tables hold. A store of another version is refused.
+const FORMAT: u64 = 1;
+
+/// The totals: one row.
+const TOTALS: TableDefinition<(), &[u8]> = TableDefinition::new("totals");
+
+/// Bytes of that row: format, generation, events, users, and the sum.
+const TOTALS_BYTES: usize = 4 * 8 + ExactSum::BYTES;
+
+/// The most bytes of a row of users: with its header, it fits a page of 32 KiB of redb, whose pages are
+/// powers of two.
+const ROW_BYTES_MAX: usize = 32_000;
+
+/// Bytes of the database that redb keeps in memory: users are read once, so only the inner pages matter.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// What every redb database starts with.
+const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+
+/// A store in a file. Dropped, it is closed.
+#[derive(Debug)]
+pub struct FileStore {
+    database: Database,
+    name: Named,
+    /// What the store holds, as of the last commit; its sum is not needed.
+    generation: u64,
+    users: u64,
+    /// The number of the next row of users.
+    next_row: u64,
+    /// Why the store must not be used again.
+    failure: Option<Failure>,
+}
+
+impl FileStore {
+    /// Opens a store and returns the state that it holds, or creates one where there is no file or an
+    /// empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Environment`]: the file is in use, not a store, of a newer format, damaged, or cannot
+    /// be read and written. It is as it was before.
+    pub fn open(path: &Path) -> Result<(FileStore, State), Failure> {
+        let name = Named::new(path);
+        let file = creation::open_or_create(path, &name)?;
+        FileStore::start(name, Arc::new(file))
+    }
+
+    /// Opens the store that some bytes hold, or creates one where they are empty; for tests, which give it
+    /// a disk that fails. A creation that is cut off leaves bytes that are refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileStore::open`].
+    pub fn on(backend: impl StorageBackend) -> Result<(FileStore, State), Failure> {
+        let name = Named::new(Path::new("(no file)"));
+        let bytes = Arc::new(backend);
+        if bytes.len().map_err(|error| name.cannot_read(&error))? == 0 {
+            let image = creation::image().map_err(|error| name.explain(error))?;
+            let written = bytes.set_len(image.len() as u64);
+            let written = written.and_then(|()| bytes.write(0, &image));
+            written.and_then(|()| bytes.sync_data()).map_err(|error| name.cannot_create(&error))?;
+        }
+        FileStore::start(name, bytes)
+    }
+
+    fn start(name: Named, bytes: Arc<dyn StorageBackend>) -> Result<(FileStore, State), Failure> {
+        let Checked { bytes, state, next_row } = Checked::new(&name, Shared::new(bytes))?;
+        let opened = builder().create_with_backend(bytes);
+        let database = opened.map_err(|error| name.explain(error.into()))?;
+        let (generation, users) = (state.generation, state.users);
+        let store = FileStore { database, name, generation, users, next_row, failure: None };
+        Ok((store, state))
+    }
+
+    /// Writes a state in one transaction.
+    fn write(&mut self, state: &State, new_users: &UserIds) -> Result<(), redb::Error> {
+        let transaction = begin(&self.database)?;
+        if state.generation != self.generation {
+            forget_users(&transaction)?;
+            self.next_row = 0;
+        }
+        if !new_users.is_empty() {
+            let name = users_table(state.generation);
+            let mut table = transaction.open_table::<u64, &[u8]>(TableDefinition::new(&name))?;
+            for row in rows(new_users) {
+                table.insert(self.next_row, row.as_bytes())?;
+                self.next_row += 1;
+            }
+        }
+        transaction.open_table(TOTALS)?.insert((), encode(state).as_slice())?;
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+impl Store for FileStore {
+    fn users(&mut self, each: &mut dyn FnMut(&UserIds)) -> Result<(), Failure> {
+        let transaction =
+            self.database.begin_read().map_err(|error| self.name.explain(error.into()))?;
+        read_users(&self.name, &transaction, self.generation, self.users, each)
+    }
+
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let held = if state.generation == self.generation { self.users } else { 0 };
+        assert!(state.generation >= self.generation, "resets only add up");
+        assert_eq!(state.users, held + new_users.len(), "a user is written with its first state");
+        if let Err(error) = self.write(state, new_users) {
+            let failure = self.name.explain_commit(error);
+            self.failure = Some(failure.clone());
+            return Err(failure);
+        }
+        (self.generation, self.users) = (state.generation, state.users);
+        Ok(())
+    }
+}
+
+/// The state that a file holds, read without changing it.
+///
+/// # Errors
+///
+/// [`Failure::Environment`]: there is no such file, a server uses it, or it is no sound store.
+pub fn inspect(path: &Path) -> Result<State, Failure> {
+    let name = Named::new(path);
+    let file = creation::open_to_read(path, &name)?;
+    let bytes = Shared::new(Arc::new(file));
+    let Checked { bytes, state, .. } = Checked::new(&name, bytes)?;
+    let database = in_memory(&bytes).map_err(|error| name.explain(error))?;
+    let transaction = database.begin_read().map_err(|error| name.explain(error.into()))?;
+    read_users(&name, &transaction, state.generation, state.users, &mut |_| {})?;
+    Ok(state)
+}
+
+/// Bytes that are a sound store, found without a change to them.
+struct Checked {
+    /// The bytes, with the commit slot to start from.
+    bytes: Shared,
+    state: State,
+    next_row: u64,
+}
+
+impl Checked {
+    /// Checks some bytes.
+    ///
+    /// Commits have two phases, so the slot that the flags name is whole, and redb refuses it where it is
+    /// not. But no checksum covers the flags: one flipped bit would bring the state of the commit before
+    /// back. So where the other slot is newer, and its transaction is there in full, that one is taken. A
+    /// commit that was cut off between its phases looks the same, and taking it is as good as not.
+    fn new(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
+        let mut magic = MAGIC;
+        let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
+        if len < HEADER_BYTES {
+            return Err(name.foreign());
+        }
+        bytes.read(0, &mut magic).map_err(|error| name.cannot_read(&error))?;
+        if magic != MAGIC {
+            return Err(name.foreign());
+        }
+        let found = Checked::read(name, bytes.clone())?;
+        if bytes.is_other_slot_newer().map_err(|error| name.cannot_read(&error))?
+            && let Ok(newer) = Checked::read(name, bytes.swapped())
+        {
+            return Ok(newer);
+        }
+        Ok(found)
+    }
+
+    /// Checks all pages of the current slot, and reads the totals.
+    fn read(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
+        let database = in_memory(&bytes).map_err(|error| name.explain(error))?;
+        let transaction = database.begin_read().map_err(|error| name.explain(error.into()))?;
+        let state = read_totals(name, &transaction)?;
+        let next_row = match open_users(&transaction, state.generation) {
+            Ok(Some(table)) => match table.last() {
+                Ok(last) => last.map_or(0, |(number, _)| number.value() + 1),
+                Err(error) => return Err(name.explain(error.into())),
+            },
+            Ok(None) => 0,
+            Err(error) => return Err(name.explain(error)),
+        };
+        Ok(Checked { bytes, state, next_row })
+    }
+}
+
+/// Bytes of redb's header.
+const HEADER_BYTES: u64 = 320;
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Opens a database whose changes stay in memory, and verifies it: redb panics on some damage otherwise
+/// (`Builder::set_check_integrity_on_open`).
+fn in_memory(bytes: &Shared) -> Result<Database, redb::Error> {
+    let overlay = Overlay::new(bytes.clone())?;
+    Ok(builder().set_check_integrity_on_open(true).create_with_backend(overlay)?)
+}
+
+/// Begins a transaction that is durable once its commit returns.
+///
+/// It has two phases, with a sync each, for two reasons. User ids are chosen by clients, and redb advises
+/// two phases for malicious input: with one, what its checksums let pass after a crash decides whether a
+/// commit was whole. And with one, a damaged commit looks like one that was cut off, so redb would silently
+/// go back to the state before it.
+fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+/// The table of the users of a generation.
+fn users_table(generation: u64) -> String {
+    format!("users of generation {generation}")
+}
+
+/// Deletes every table of users.
+fn forget_users(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    let tables: Vec<_> = transaction.list_tables()?.collect();
+    for table in tables.into_iter().filter(|table| table.name() != TOTALS.name()) {
+        transaction.delete_table(table)?;
+    }
+    Ok(())
+}
+
+/// Splits users into rows.
+fn rows(users: &UserIds) -> Vec<UserIds> {
+    if users.as_bytes().len() <= ROW_BYTES_MAX {
+        return vec![users.clone()];
+    }
+    let (mut rows, mut row) = (Vec::new(), UserIds::default());
+    for id in users.iter() {
+        if row.as_bytes().len() + 2 + id.len() > ROW_BYTES_MAX {
+            rows.push(std::mem::take(&mut row));
+        }
+        row.push(id);
+    }
+    rows.push(row);
+    rows
+}
+
+type UsersTable = redb::ReadOnlyTable<u64, &'static [u8]>;
+
+/// The users of a generation; `None` where it has none.
+fn open_users(
+    transaction: &ReadTransaction,
+    generation: u64,
+) -> Result<Option<UsersTable>, redb::Error> {
+    let name = users_table(generation);
+    match transaction.open_table(TableDefinition::<u64, &[u8]>::new(&name)) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Passes on the users of a generation, which must be `expected`.
+fn read_users(
+    name: &Named,
+    transaction: &ReadTransaction,
+    generation: u64,
+    expected: u64,
+    each: &mut dyn FnMut(&UserIds),
+) -> Result<(), Failure> {
+    let mut count = 0;
+    if let Some(table) =
+        open_users(transaction, generation).map_err(|error| name.explain(error))?
+    {
+        for row in table.iter().map_err(|error| name.explain(error.into()))? {
+            let (_, row) = row.map_err(|error| name.explain(error.into()))?;
+            let users = UserIds::from_bytes(row.value())
+                .ok_or_else(|| name.damaged("a row holds no list of users"))?;
+            count += users.len();
+            each(&users);
+        }
+    }
+    if count != expected {
+        let why = format!("its totals have {expected} users, and its lists {count}");
+        return Err(name.damaged(&why));
+    }
+    Ok(())
+}
+
+fn encode(state: &State) -> Vec<u8> {
+    let mut row = Vec::with_capacity(TOTALS_BYTES);
+    for number in [FORMAT, state.generation, state.events, state.users] {
+        row.extend_from_slice(&number.to_le_bytes());
+    }
+    row.extend_from_slice(&state.sum.to_bytes());
+    row
+}
+
+fn read_totals(name: &Named, transaction: &ReadTransaction) -> Result<State, Failure> {
+    let table = match transaction.open_table(TOTALS) {
+        Ok(table) => table,
+        Err(TableError::Storage(error)) => return Err(name.explain(error.into())),
+        Err(_) => return Err(name.foreign()),
+    };
+    let row = table.get(()).map_err(|error| name.explain(error.into()))?;
+    let row = row.ok_or_else(|| name.damaged("it has no totals"))?;
+    let row: &[u8] = row.value();
+    let (format, rest) =
+        row.split_first_chunk().ok_or_else(|| name.damaged("its totals are cut off"))?;
+    let format = u64::from_le_bytes(*format);
+    if format != FORMAT {
+        return Err(name.newer(format));
+    }
+    decode(rest).ok_or_else(|| name.damaged("its totals are not as they were written"))
+}
+
+/// The state in a row, after the format.
+fn decode(row: &[u8]) -> Option<State> {
+    let (numbers, rest) = row.as_chunks::<8>();
+    let (numbers, sum) = numbers.split_first_chunk::<3>()?;
+    let [generation, events, users] = numbers.map(u64::from_le_bytes);
+    let sum: &[u8; ExactSum::BYTES] = sum.as_flattened().try_into().ok()?;
+    let sum = ExactSum::from_bytes(sum)?;
+    rest.is_empty().then_some(State { generation, events, users, sum })
+}

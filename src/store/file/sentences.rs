@@ -1,0 +1,144 @@
+//! What a user reads when a store cannot be used: what happened, and what to do.
+
+use super::backend::Gone;
+use crate::failure::Failure;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+/// A store as its user named it.
+#[derive(Clone, Debug)]
+pub(super) struct Named(String);
+
+impl Named {
+    pub(super) fn new(path: &Path) -> Named {
+        Named(path.display().to_string())
+    }
+
+    fn say(&self, rest: &str) -> Failure {
+        Failure::Environment(format!("the store {} {rest}", self.0))
+    }
+
+    /// A file with other content, or none.
+    pub(super) fn foreign(&self) -> Failure {
+        self.say("was not written by ringtally: pass another path, which need not exist yet")
+    }
+
+    /// The format is not the one that this program writes.
+    pub(super) fn newer(&self, format: u64) -> Failure {
+        self.say(&format!(
+            "has format {format}, which this version of ringtally does not know: use the version that \
+             wrote it, or a newer one"
+        ))
+    }
+
+    /// The content is not what was written.
+    pub(super) fn damaged(&self, why: &str) -> Failure {
+        self.say(&format!(
+            "is damaged, and was left as it is ({why}): check its disk, and restore the file from a \
+             backup, or pass another path to start from zero"
+        ))
+    }
+
+    /// Another process, or this one, has it open.
+    pub(super) fn in_use(&self) -> Failure {
+        self.say("is in use by another ringtally: ask that server's /stats, or stop it first")
+    }
+
+    /// The path names one file after the other.
+    pub(super) fn unsteady(&self) -> Failure {
+        self.say("is being replaced by another process: stop that process, and try again")
+    }
+
+    pub(super) fn directory(&self) -> Failure {
+        self.say("is a directory: pass the path of a file, which need not exist yet")
+    }
+
+    pub(super) fn empty(&self) -> Failure {
+        self.say("is empty: start a server on it first")
+    }
+
+    pub(super) fn missing(&self) -> Failure {
+        self.say("does not exist: check the path")
+    }
+
+    pub(super) fn cannot_create(&self, error: &io::Error) -> Failure {
+        self.say(&format!("cannot be created{}", advice(error)))
+    }
+
+    pub(super) fn cannot_open(&self, error: &io::Error) -> Failure {
+        self.say(&format!("cannot be opened{}", advice(error)))
+    }
+
+    pub(super) fn cannot_lock(&self, error: &io::Error) -> Failure {
+        let lock = format!(
+            "cannot be locked ({error}): without a lock, two servers could overwrite each other; put it \
+             on a local file system"
+        );
+        self.say(&lock)
+    }
+
+    pub(super) fn cannot_read(&self, error: &io::Error) -> Failure {
+        self.say(&format!("cannot be read ({error}): check its disk and the kernel's log"))
+    }
+
+    /// An error while a store was opened or read.
+    pub(super) fn explain(&self, error: redb::Error) -> Failure {
+        match error {
+            redb::Error::Corrupted(why) => self.damaged(&why),
+            redb::Error::UpgradeRequired(version) => {
+                self.say(&format!("has the old database format {version}: pass another path"))
+            }
+            redb::Error::DatabaseAlreadyOpen => self.in_use(),
+            redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                self.damaged("it ends early")
+            }
+            redb::Error::Io(error) => self.cannot_open(&error),
+            other => self.damaged(&other.to_string()),
+        }
+    }
+
+    /// An error while a state was made durable.
+    pub(super) fn explain_commit(&self, error: redb::Error) -> Failure {
+        let redb::Error::Io(error) = error else {
+            return self.say(&format!(
+                "failed ({error}): restart the server, which restores what was acknowledged"
+            ));
+        };
+        if error.get_ref().is_some_and(|error| error.is::<Gone>()) {
+            return self.say(
+                "was deleted or replaced while the server used it: nothing more is acknowledged; put \
+                 the file back, or pass another path to start from zero",
+            );
+        }
+        if is_full(&error) {
+            return self.say(
+                "cannot be written, because its disk is full: free some space and restart the server, \
+                 which restores what was acknowledged",
+            );
+        }
+        self.say(&format!(
+            "cannot be written ({error}): check its disk and the kernel's log, and restart the server, \
+             which restores what was acknowledged"
+        ))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Why a file cannot be opened or created, and what to do.
+fn advice(error: &io::Error) -> String {
+    let advice = match error.kind() {
+        ErrorKind::NotFound => "its directory does not exist: create it first",
+        ErrorKind::NotADirectory => "a part of its path is not a directory: check the path",
+        ErrorKind::PermissionDenied => {
+            "this user may not read and write it and its directory: change their permissions, or pass \
+             another path"
+        }
+        ErrorKind::ReadOnlyFilesystem => "its file system is read-only: pass a path on another one",
+        _ if is_full(error) => "its disk is full: free some space",
+        _ => return format!(" ({error}): check its disk and its path"),
+    };
+    format!(", because {advice}")
+}
