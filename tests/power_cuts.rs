@@ -65,7 +65,9 @@ impl Model {
         // Limbs of 32 bits in 64, from 2 to the power of -1074.
         let limbs = bytes.as_chunks::<8>().0.iter().map(|limb| i64::from_le_bytes(*limb));
         let bits = limbs.enumerate().flat_map(|(at, limb)| {
-            (0..32).filter(move |bit| limb >> bit & 1 == 1).map(move |bit| 32 * at as i32 + bit - 1074)
+            (0..32)
+                .filter(move |bit| limb >> bit & 1 == 1)
+                .map(move |bit| 32 * at as i32 + bit - 1074)
         });
         bits.map(|exponent| usize::try_from(exponent - FIRST_EXPONENT).unwrap()).collect()
     }
@@ -81,7 +83,9 @@ impl Model {
             let sent = self.events.get(*event).expect("nobody sent this event");
             assert_eq!(sent.generation, generation, "event {event} is of another generation");
         }
-        for (number, event) in self.events.iter().enumerate().filter(|(_, event)| event.is_acknowledged) {
+        for (number, event) in
+            self.events.iter().enumerate().filter(|(_, event)| event.is_acknowledged)
+        {
             assert!(event.generation <= generation, "the reset before event {number} is lost");
             let must_be_held = event.generation == generation;
             assert!(!must_be_held || held.contains(&number), "event {number} is lost");
@@ -92,7 +96,11 @@ impl Model {
         let expected: BTreeSet<String> =
             held.iter().map(|event| format!("user_{}", self.events[*event].user)).collect();
         assert_eq!(state.users, users.len() as u64);
-        assert_eq!(users.iter().cloned().collect::<BTreeSet<_>>(), expected, "the users of the events");
+        assert_eq!(
+            users.iter().cloned().collect::<BTreeSet<_>>(),
+            expected,
+            "the users of the events"
+        );
     }
 }
 
@@ -234,7 +242,8 @@ impl Server {
                     Request::Reset => model.resets_acknowledged += 1,
                     Request::Health => {}
                     Request::Totals => {
-                        let totals: serde_json::Value = serde_json::from_str(&response.body).unwrap();
+                        let totals: serde_json::Value =
+                            serde_json::from_str(&response.body).unwrap();
                         let shown = totals["totalRequests"].as_u64().unwrap();
                         if model.resets_sent == 0 {
                             // Promise 1: everything that was acknowledged before.
@@ -281,13 +290,17 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
         let names: Vec<String> =
             users.iter().map(|user| String::from_utf8(user.to_vec()).unwrap()).collect();
         model.check(&state, &names);
-        model.events.iter_mut().for_each(|event| event.generation = event.generation.min(state.generation));
+        model
+            .events
+            .iter_mut()
+            .for_each(|event| event.generation = event.generation.min(state.generation));
         // What the store does not have is lost: it was not acknowledged, and nobody sends it again.
         model.resets_sent = state.generation;
         let mut server = Server::start(&mut rng, wrap(store), state, &users);
         disk.fail_after(rng.u64(1..400));
         for _ in 0..rng.usize(1..80) {
-            let step = server.turn(&mut rng, &mut model, resets).and_then(|()| server.commit(&mut rng));
+            let step =
+                server.turn(&mut rng, &mut model, resets).and_then(|()| server.commit(&mut rng));
             if let Err(failure) = step {
                 assert!(disk.is_off(), "{failure}");
                 break;

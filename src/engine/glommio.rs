@@ -61,7 +61,7 @@ struct Hub {
     cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
     /// Tasks with responses that wait for the store, and the epochs that they wait for.
-    waiting: RefCell<Vec<(u64, Rc<Watch>)>>,
+    waiting: RefCell<Vec<(u64, Weak<Watch>)>>,
     /// The highest of these epochs so far.
     requested: Cell<u64>,
 }
@@ -144,7 +144,7 @@ impl Hub {
 
     /// Has a task woken when the store has settled an epoch.
     fn wake_when_settled(&self, epoch: u64, watch: &Rc<Watch>) {
-        self.waiting.borrow_mut().push((epoch, Rc::clone(watch)));
+        self.waiting.borrow_mut().push((epoch, Rc::downgrade(watch)));
         self.requested.set(self.requested.get().max(epoch));
         let service = self.service.borrow();
         service.metrics().waiting.add(1);
@@ -158,6 +158,7 @@ impl Hub {
     fn wake_settled(&self) {
         let settled = self.settled();
         self.waiting.borrow_mut().retain(|(epoch, watch)| {
+            let Some(watch) = watch.upgrade() else { return false };
             let is_settled = *epoch <= settled;
             if is_settled && let Some(waker) = watch.waker.take() {
                 waker.wake();
@@ -250,6 +251,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         hub.urgency.set(if late { Urgency::Abort } else { Urgency::Drain });
         hub.drain_ticks.set(hub.drain_ticks.get() + 1);
         hub.tick();
+        hub.wake_settled();
         if hub.watches.borrow().iter().all(|watch| watch.strong_count() == 0) {
             return Ok(Drained { cut: hub.cut.get() });
         }

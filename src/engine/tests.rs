@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
+mod durable;
+
 use super::*;
 use crate::http::Timeouts;
 use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::{Dialect, Policy};
-use crate::tally::{Tally, Totals};
+use crate::tally::{Tally, Totals, Writer};
 use crate::uring::Sizes;
 use crate::uring::faults::{self, Fault};
 use ::glommio::{LocalExecutorBuilder, Placement};
@@ -43,10 +45,33 @@ fn with_shards(
     send_buffer_bytes: Option<usize>,
     client: impl FnOnce(SocketAddr, &Admission),
 ) -> (Totals, BTreeSet<Fault>) {
-    let wakeups = wakeups(shards);
-    let admission = Admission::new(1000, &wakeups, Log::Text);
-    let stop = Stop::new(wakeups.clone());
     let (tally, writers) = Tally::new(shards, 1000);
+    let wakeups = wakeups(shards);
+    let met = with_services(
+        engine,
+        &wakeups,
+        send_buffer_bytes,
+        writers,
+        |_, _| (),
+        |address, admission, _| {
+            client(address, admission);
+        },
+    );
+    (tally.totals(), met)
+}
+
+/// The same with writers that somebody else reads, and services that are changed before they start.
+fn with_services(
+    engine: Engine,
+    wakeups: &[Arc<Wakeup>],
+    send_buffer_bytes: Option<usize>,
+    writers: Vec<Writer>,
+    set_up: impl Fn(usize, &mut Service),
+    client: impl FnOnce(SocketAddr, &Admission, &Stop),
+) -> BTreeSet<Fault> {
+    let shards = wakeups.len();
+    let admission = Admission::new(1000, wakeups, Log::Text);
+    let stop = Stop::new(wakeups.to_vec());
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (ready, is_ready) = channel();
     let (met, all_met) = channel();
@@ -64,11 +89,13 @@ fn with_shards(
         address = listener.local_addr().unwrap().as_socket().unwrap();
         let policy =
             Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+        let mut service = Service::new(writer, metrics, policy, 0);
+        set_up(index, &mut service);
         let shard = Shard {
             index,
             listener,
             is_listener_shared: false,
-            service: Service::new(writer, metrics, policy, 0),
+            service,
             limits: Limits {
                 body_bytes_max: 1000,
                 timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
@@ -97,12 +124,12 @@ fn with_shards(
     }
     drop(met);
     (0..shards).for_each(|_| is_ready.recv_timeout(PATIENCE).unwrap());
-    client(address, &admission);
+    client(address, &admission, &stop);
     stop.escalate_to(Urgency::Drain);
     let met = (0..shards).flat_map(|_| all_met.recv_timeout(PATIENCE).unwrap()).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(Arc::strong_count(&admission), 1, "every connection has given its permit back");
-    (tally.totals(), met)
+    met
 }
 
 /// A client with little room for responses, so that a server soon has to wait for it.

@@ -8,8 +8,6 @@ pub mod file;
 mod held;
 mod settle;
 
-pub mod file;
-
 use crate::failure::Failure;
 use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;

@@ -101,6 +101,18 @@ impl Disk {
         self.state().left = Some(operations);
     }
 
+    /// Whether an operation has found the power gone.
+    pub fn is_off(&self) -> bool {
+        self.state().is_off
+    }
+
+    /// Makes everything durable.
+    pub fn sync(&self) {
+        let mut state = self.state();
+        state.unsynced.clear();
+        state.synced = state.current.clone();
+    }
+
     /// A power failure, and the power back: of what was not synced, the disk keeps any subset, and a part
     /// of some. Backends from before see nothing but errors.
     pub fn crash(&self, rng: &mut Rng) {
