@@ -294,9 +294,7 @@ fn read_users(
     each: &mut dyn FnMut(&UserIds),
 ) -> Result<(), Failure> {
     let mut count = 0;
-    if let Some(table) =
-        open_users(transaction, generation).map_err(|error| name.explain(error))?
-    {
+    if let Some(table) = open_users(transaction, generation).map_err(|error| name.explain(error))? {
         for row in table.iter().map_err(|error| name.explain(error.into()))? {
             let (_, row) = row.map_err(|error| name.explain(error.into()))?;
             let users = UserIds::from_bytes(row.value())

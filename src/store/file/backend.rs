@@ -231,7 +231,8 @@ impl StorageBackend for Overlay {
         if len < changes.len {
             changes.pages.split_off(&len.div_ceil(PAGE_BYTES));
             if let Some(bytes) = changes.pages.get_mut(&(len / PAGE_BYTES)) {
-                let inside = usize::try_from(len % PAGE_BYTES).expect("it is below the size of a page");
+                let inside =
+                    usize::try_from(len % PAGE_BYTES).expect("it is below the size of a page");
                 bytes[inside..].fill(0);
             }
             changes.below_len = changes.below_len.min(len);
