@@ -33,6 +33,10 @@ const DRAIN_WAIT: Duration = Duration::from_millis(2);
 const TURNS_BEFORE_YIELD: u32 = 128;
 const COMPLETIONS_BEFORE_YIELD: usize = 1024;
 
+/// How long a shard that always has something to do lets responses wait before it asks for a commit. With 1,000
+/// connections, asking after every turn cost a quarter of the throughput; 0.5 ms a sixth; 2 and 3 ms, 7 %.
+const COMMIT_AFTER: Duration = Duration::from_millis(2);
+
 /// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
@@ -50,6 +54,8 @@ struct Reactor {
     queue: Vec<Key>,
     /// Connections with responses that wait for the store, and the epochs that they wait for, in order.
     waiting: VecDeque<(u64, Key)>,
+    /// Since when some of them wait without the committer having been asked.
+    unasked_since: Option<Instant>,
     spare: Vec<Vec<u8>>,
     started: Instant,
     now_ms: u64,
@@ -99,6 +105,7 @@ pub(super) async fn run_with(
         heartbeat: shard.heartbeat,
         queue: Vec::new(),
         waiting: VecDeque::new(),
+        unasked_since: None,
         spare: Vec::new(),
         started: Instant::now(),
         now_ms: 0,
@@ -130,6 +137,7 @@ pub(super) async fn run_with(
             // Dropping the ring ends what is still under way.
             return Ok(Drained { cut: reactor.cut });
         }
+        reactor.ask_for_commit();
         reactor.turn(Wait::For(DRAIN_WAIT))?;
         glommio::executor().yield_now().await;
     }
@@ -166,9 +174,12 @@ impl Reactor {
             let polls_for = self.polling.duration(self.active);
             let waiting_since = Instant::now();
             let mut done = 0;
-            if !polls_for.is_zero() {
+            if !polls_for.is_zero() || self.unasked_since.is_some() {
                 done = self.turn(Wait::No)?;
                 if done == 0 {
+                    self.ask_for_commit();
+                }
+                if done == 0 && !polls_for.is_zero() {
                     let has_come = self.ring.poll(waiting_since + polls_for);
                     self.service.metrics().polled_ns.add(nanoseconds(waiting_since.elapsed()));
                     if has_come {
@@ -226,6 +237,10 @@ impl Reactor {
             // Nothing is acknowledged before it can be read.
             self.service.commit();
             self.advance_queued();
+            if self.unasked_since.is_some_and(|since| received_at - since >= COMMIT_AFTER) {
+                self.ask_for_commit();
+            }
+            self.service.metrics().waiting.set(self.waiting.len() as u64);
             self.service.metrics().completions.add(done as u64);
             self.service.note_turn(received_at.elapsed());
         }
@@ -331,8 +346,13 @@ impl Reactor {
         queue.drain(..).for_each(|key| self.advance(key));
         // Nothing is queued by what advances; the room is kept.
         self.queue = queue;
-        self.service.metrics().waiting.set(self.waiting.len() as u64);
-        if let Some((epoch, _)) = self.waiting.back()
+    }
+
+    /// Asks for a commit of what waits for one. Called when there is nothing else to do: until then, every
+    /// turn adds to what one commit carries.
+    fn ask_for_commit(&mut self) {
+        if self.unasked_since.take().is_some()
+            && let Some((epoch, _)) = self.waiting.back()
             && let Some(durability) = self.service.durability()
             && durability.request(*epoch)
         {
@@ -366,6 +386,7 @@ impl Reactor {
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
         if let Some(epoch) = connection.publish(self.now_ms, &self.service) {
             self.waiting.push_back((epoch, key));
+            self.unasked_since.get_or_insert_with(Instant::now);
         }
         let mut responses = None;
         let sendable = connection.sendable(&self.service);
