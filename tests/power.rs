@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
-#[path = "common/disk.rs"]
-mod disk;
+mod common;
 
-use disk::{Disk, Faults};
+use common::disk::{Disk, Faults};
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::store::Store;

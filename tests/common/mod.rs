@@ -8,6 +8,7 @@
 )]
 
 pub mod agreement;
+pub mod disk;
 pub mod fake;
 pub mod reference;
 
