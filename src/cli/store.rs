@@ -24,9 +24,9 @@ const INSPECT_LONG_ABOUT: &str = "\
 Print the totals and the number of users in a store as JSON
 
 The totals are those that /stats would report after a start on this store, and
-`users` is how many users its lists have, which every check of a store compares
-with the totals. A store that a server uses is refused with exit code 3: its
-/stats has the same totals.";
+`users` counts the users in its lists: if the two disagree, the store is refused
+as damaged. A store that a server uses is refused, too: its /stats has the same
+totals.";
 
 /// The arguments of `store`.
 #[derive(Args, Debug)]
