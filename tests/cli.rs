@@ -6,18 +6,26 @@
 mod common;
 
 use common::{Client, Server, ringtally, run, text};
+use ringtally::store::Store;
+use ringtally::store::file::FileStore;
+use ringtally::tally::{State, UserIds};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&str; 6] = ["serve", "load", "challenge", "doctor", "completions", "man"];
+const COMMANDS: [&str; 8] =
+    ["serve", "load", "challenge", "doctor", "store", "store inspect", "completions", "man"];
 
 /// The help of a command at 80 columns; of the program for an empty name.
 fn help(command: &str, flag: &str) -> String {
-    let command = Some(command).filter(|command| !command.is_empty());
-    let output = ringtally().args(command).arg(flag).env("COLUMNS", "80").output().unwrap();
+    let output = ringtally()
+        .args(command.split_whitespace())
+        .arg(flag)
+        .env("COLUMNS", "80")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     text(&output.stdout)
 }
@@ -82,6 +90,9 @@ fn a_refused_value_says_what_is_expected() {
         (&["challenge", "--client-cpus", "x"], "invalid CPU list"),
         (&["challenge", "--shards", "0"], "from 1 to"),
         (&["man", "brew"], "use serve, load, challenge"),
+        (&["man", "store-brew"], "there is no command store-brew"),
+        (&["store"], "inspect"),
+        (&["store", "inspect"], "<STORE>"),
         (&["other"], "unrecognized subcommand"),
     ] {
         let said = refusal(args);
@@ -190,9 +201,39 @@ fn shells_complete_and_man_describes_every_command() {
     }
     assert!(text(&run(&["man"]).stdout).starts_with(".ie"));
     for command in COMMANDS {
-        let page = text(&run(&["man", command]).stdout);
-        assert!(page.contains(&format!("ringtally\\-{command}")), "{page}");
+        let page = text(&run(&["man", &command.replace(' ', "-")]).stdout);
+        assert!(page.contains(&format!("ringtally\\-{}", command.replace(' ', "\\-"))), "{page}");
+        assert!(page.contains(&format!("\\fBringtally {command}\\fR")), "{page}");
     }
+}
+
+#[test]
+fn a_store_is_inspected_without_a_server() {
+    let path = std::env::temp_dir().join(format!("ringtally-cli-store-{}", std::process::id()));
+    let inspect = || {
+        let output = run(&["store", "inspect", path.to_str().unwrap()]);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let refused = |code, expected: &str| {
+        let (found, printed, said) = inspect();
+        assert_eq!((found, printed.as_str()), (Some(code), ""), "{said}");
+        assert!(said.starts_with("error: the store /") && said.contains(expected), "{said}");
+    };
+    refused(3, "does not exist: check the path");
+    let (mut store, state) = FileStore::open(&path).unwrap();
+    let mut users = UserIds::default();
+    users.push(b"a");
+    users.push(b"b");
+    let sum = [0.5, 1e300, -1e300].into_iter().collect();
+    store.commit(&State { events: 4, users: 2, sum, ..state }, &users).unwrap();
+    refused(3, "is in use by another ringtally: ask that server's /stats");
+    drop(store);
+    let expected =
+        "{\"totalRequests\":4,\"uniqueUsers\":2,\"sum\":0.5,\"avg\":0.125,\"users\":2}\n";
+    assert_eq!(inspect(), (Some(0), expected.to_owned(), String::new()));
+    std::fs::write(&path, "a diary").unwrap();
+    refused(3, "was not written by ringtally: pass another path");
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

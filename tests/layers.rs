@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Modules that may use even fewer others than those below them. `load` is an independent witness,
 /// `http`, `event`, and `tally` are pure, and `uring` is what server and client share.
-const ONLY: [(&str, &[&str]); 7] = [
+const ONLY: [(&str, &[&str]); 8] = [
     ("load", &["doctor", "uring", "topology", "log", "failure"]),
+    ("store", &["metrics", "tally", "log", "failure", "primitives"]),
     ("http", &[]),
     ("event", &[]),
     ("tally", &["primitives"]),
@@ -92,6 +93,19 @@ fn names_are_found_in_paths_and_lists() {
                   pub(in crate::h) fn x() { crate::i::j(); }";
     let names: Vec<String> = used(source).into_iter().collect();
     assert_eq!(names, ["a", "c", "d", "g", "h", "i"]);
+}
+
+#[test]
+fn a_store_in_a_file_knows_only_what_it_keeps() {
+    let store = sources().join("store");
+    let mut paths = files(&store.join("file"));
+    paths.push(store.join("file.rs"));
+    for path in paths {
+        for name in used(&read_to_string(&path).unwrap()) {
+            let is_allowed = ["failure", "tally"].contains(&name.as_str());
+            assert!(is_allowed, "{path:?} uses crate::{name}, which it must not know");
+        }
+    }
 }
 
 #[test]

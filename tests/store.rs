@@ -1,5 +1,8 @@
 //! Power failures and failing disks under a store, on a simulated disk: whatever is cut off, a store
 //! holds the last state that it said was durable, or the one that was being written.
+//!
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test power` replays it, and
+//! `RINGTALLY_SEEDS=n` tries that many.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -112,17 +115,21 @@ fn image() -> Vec<u8> {
     disk.bytes()
 }
 
-/// Seeds to try: more with RINGTALLY_TEST_SEEDS.
-fn seeds() -> u64 {
-    std::env::var("RINGTALLY_TEST_SEEDS").map_or(2000, |seeds| seeds.parse().unwrap())
+/// A number that an environment variable holds.
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|value| value.parse().unwrap())
 }
 
 #[test]
 fn whatever_a_power_failure_takes_what_was_durable_is_restored() {
     let image = image();
-    for seed in 0..seeds() {
+    let seeds = match number("RINGTALLY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RINGTALLY_SEEDS").unwrap_or(2000),
+    };
+    for seed in seeds {
         lives(seed, &image, Faults::default())
-            .unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+            .unwrap_or_else(|wrong| panic!("replay with RINGTALLY_SEED={seed}: {wrong}"));
     }
 }
 

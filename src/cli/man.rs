@@ -9,6 +9,11 @@ Examples:
   ringtally man | man -l -
   ringtally man serve > ringtally-serve.1";
 
+/// The command of a name such as `store-inspect`: its names from the top, joined as its manual page is called.
+fn find<'a>(program: &'a clap::Command, name: &str) -> Option<&'a clap::Command> {
+    name.split('-').try_fold(program, |command, name| command.find_subcommand(name))
+}
+
 /// Prints a manual page in roff on standard output: of `command`, or of the whole program.
 pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
     let program = Cli::command();
@@ -16,10 +21,12 @@ pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
         None => program,
         Some(name) => {
             let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
-            let found = program.find_subcommand(name).cloned().ok_or_else(|| {
+            let found = find(&program, name).cloned().ok_or_else(|| {
                 Failure::Usage(format!("there is no command {name}: use {}", names.join(", ")))
             })?;
-            found.display_name(format!("ringtally-{name}")).bin_name(format!("ringtally {name}"))
+            found
+                .display_name(format!("ringtally-{name}"))
+                .bin_name(format!("ringtally {}", name.replace('-', " ")))
         }
     };
     let mut roff = Vec::new();

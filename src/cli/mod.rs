@@ -7,6 +7,7 @@ mod doctor;
 mod load;
 mod man;
 mod serve;
+mod store;
 mod values;
 
 use crate::failure::Failure;
@@ -19,6 +20,7 @@ pub use load::LoadArgs;
 pub use man::print_man;
 pub use serve::ServeArgs;
 use std::io::Write;
+pub use store::{StoreArgs, run_store};
 
 const ABOUT: &str = "\
 An exact server for the One Million Request Challenge, and the client that
@@ -61,6 +63,9 @@ pub enum Command {
     /// Check what a benchmark on this machine depends on
     #[command(long_about = doctor::LONG_ABOUT, after_help = doctor::EXAMPLES)]
     Doctor(DoctorArgs),
+    /// Look into what a server keeps in a store
+    #[command(long_about = store::LONG_ABOUT, after_help = store::EXAMPLES)]
+    Store(StoreArgs),
     /// Print a completion script for a shell
     #[command(after_help = completions::EXAMPLES)]
     Completions {
@@ -70,7 +75,7 @@ pub enum Command {
     /// Print the manual page of ringtally or of a command
     #[command(after_help = man::EXAMPLES)]
     Man {
-        /// Command to describe [default: ringtally itself]
+        /// Command to describe, such as store-inspect [default: ringtally itself]
         command: Option<String>,
     },
 }

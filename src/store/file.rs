@@ -176,14 +176,16 @@ impl Checked {
     /// back. So where the other slot is newer, and its transaction is there in full, that one is taken. A
     /// commit that was cut off between its phases looks the same, and taking it is as good as not.
     fn new(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
-        let mut magic = MAGIC;
+        let mut magic = [0; MAGIC.len()];
         let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
-        if len < HEADER_BYTES {
-            return Err(name.foreign());
+        if len >= magic.len() as u64 {
+            bytes.read(0, &mut magic).map_err(|error| name.cannot_read(&error))?;
         }
-        bytes.read(0, &mut magic).map_err(|error| name.cannot_read(&error))?;
         if magic != MAGIC {
             return Err(name.foreign());
+        }
+        if len < HEADER_BYTES {
+            return Err(name.damaged("it ends early"));
         }
         let found = Checked::read(name, bytes.clone())?;
         if bytes.is_other_slot_newer().map_err(|error| name.cannot_read(&error))?
@@ -230,9 +232,10 @@ fn in_memory(bytes: &Shared) -> Result<Database, redb::Error> {
 /// Begins a transaction that is durable once its commit returns.
 ///
 /// It has two phases, with a sync each, for two reasons. User ids are chosen by clients, and redb advises
-/// two phases for malicious input: with one, what its checksums let pass after a crash decides whether a
-/// commit was whole. And with one, a damaged commit looks like one that was cut off, so redb would silently
-/// go back to the state before it.
+/// two phases for malicious input (docs/design.md, "Security of 1PC+C"): with one, only its checksums
+/// decide after a crash whether a commit was whole. And with one, a damaged commit looks like one that was
+/// cut off, so redb would silently go back to the state before it: a lost acknowledgement. The second sync
+/// makes a commit of 0.24 ms one of 0.41 ms, where writing and syncing 4 KiB takes 0.1 ms.
 fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;

@@ -1,5 +1,6 @@
 use super::*;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -81,6 +82,8 @@ fn a_store_restores_the_last_state_and_its_users() {
     // A reset, with users of its own at once.
     store.commit(&state(5, 1, 1), &ids(7..8)).unwrap();
     store.commit(&state(5, 2, 2), &ids(8..9)).unwrap();
+    let tables = store.database.begin_read().unwrap().list_tables().unwrap().count();
+    assert_eq!(tables, 2, "the users of older generations are gone");
     fs::write(directory.0.join("killed"), killed(&directory.store())).unwrap();
     drop(store);
     for name in ["tally.redb", "killed"] {
@@ -307,6 +310,40 @@ fn a_flipped_bit_is_harmless_or_refused() {
             refused += usize::from(is_refused(&damaged, &format!("file {kind}, bit {bit}")));
         }
         assert!(refused > 100, "{refused}");
+    }
+}
+
+#[test]
+fn a_sector_of_zeros_is_harmless_or_refused() {
+    let directory = Directory::new("sectors");
+    for (kind, whole) in histories(&directory).into_iter().enumerate() {
+        let mut refused = 0;
+        for sector in 0..whole.len() / 512 {
+            let mut damaged = whole.clone();
+            damaged[sector * 512..][..512].fill(0);
+            refused += usize::from(is_refused(&damaged, &format!("file {kind}, sector {sector}")));
+        }
+        assert!(refused > 5, "{refused}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_or_created_says_what_to_do() {
+    let name = Named::new(Path::new("x.redb"));
+    for (kind, expected) in [
+        (ErrorKind::NotFound, "because its directory does not exist: create it first"),
+        (ErrorKind::NotADirectory, "because a part of its path is not a directory"),
+        (ErrorKind::PermissionDenied, "change their permissions, or pass another path"),
+        (ErrorKind::ReadOnlyFilesystem, "because its file system is read-only"),
+        (ErrorKind::StorageFull, "because its disk is full: free some space"),
+        (ErrorKind::QuotaExceeded, "because its disk is full: free some space"),
+        (ErrorKind::TimedOut, "(timed out): check its disk and its path"),
+    ] {
+        for failure in [name.cannot_create(&kind.into()), name.cannot_open(&kind.into())] {
+            let sentence = failure.to_string();
+            assert!(sentence.starts_with("the store x.redb cannot be "), "{sentence}");
+            assert!(sentence.contains(expected), "{sentence}");
+        }
     }
 }
 

@@ -1,0 +1,68 @@
+//! `ringtally store`.
+
+use super::print;
+use crate::failure::Failure;
+use crate::store::file;
+use crate::tally::Totals;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+
+pub(super) const LONG_ABOUT: &str = "\
+Look into what a server keeps in a store
+
+A store is what `ringtally serve --store` writes and restores from. These
+commands need no server and change nothing: a store that a crash left is read as
+a server would restore it, and not a byte of it is written.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  ringtally store inspect tally.redb
+  ringtally store inspect tally.redb | jq .totalRequests";
+
+const INSPECT_LONG_ABOUT: &str = "\
+Print the totals and the number of users in a store as JSON
+
+The totals are those that /stats would report after a start on this store, and
+`users` counts the users in its lists: if the two disagree, the store is refused
+as damaged. A store that a server uses is refused, too: its /stats has the same
+totals.";
+
+/// The arguments of `store`.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    #[command(subcommand)]
+    command: StoreCommand,
+}
+
+/// What to do with a store.
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Print the totals and the number of users in a store as JSON
+    #[command(long_about = INSPECT_LONG_ABOUT, after_help = EXAMPLES)]
+    Inspect {
+        /// File of the store
+        store: PathBuf,
+    },
+}
+
+/// What `store inspect` prints.
+#[derive(Serialize)]
+struct Inspection {
+    #[serde(flatten)]
+    totals: Totals,
+    users: u64,
+}
+
+/// Does what the arguments of `store` say.
+///
+/// # Errors
+///
+/// [`Failure::Environment`]: the store cannot be read, or standard output cannot be written.
+pub fn run_store(args: StoreArgs) -> Result<(), Failure> {
+    let StoreCommand::Inspect { store } = args.command;
+    let state = file::inspect(&store)?;
+    let inspection = Inspection { totals: state.totals(), users: state.users };
+    let json = serde_json::to_string(&inspection).expect("finite numbers have a JSON form");
+    print(format!("{json}\n").as_bytes())
+}
