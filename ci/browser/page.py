@@ -49,6 +49,7 @@ POOR_CONTRASTS = r"""() => {
         return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05) < 4.5;
     }).map((node) => node.outerHTML.slice(0, 80));
 }"""
+IS_STORE_HIDDEN = "() => document.getElementById('store').hidden"
 NO_NEGATIVE_RATE = "() => rounds.every((entry) => entry.rate === null || entry.rate >= 0)"
 
 passed = 0
@@ -83,10 +84,10 @@ class Processes(contextlib.ExitStack):
             process.kill()
             process.wait()
 
-    def serve(self, port):
+    def serve(self, port, *flags):
         """Starts a server. Returns its process and its URL."""
         log = self.enter_context(tempfile.TemporaryFile("w+"))
-        server = self.start(BINARY, "serve", "--port", str(port), stdout=subprocess.DEVNULL, stderr=log)
+        server = self.start(BINARY, "serve", "--port", str(port), *flags, stdout=subprocess.DEVNULL, stderr=log)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             log.seek(0)
@@ -322,8 +323,12 @@ def main():
         check("the console reports only responses that did not come",
               [text for text in page.console if "ERR_" not in text], [])
         page.check_late("is gone", lambda: processes.stop(server))
-        server, url = processes.serve(url.rsplit(":", 1)[1])
+        check("a server without a store says nothing of one", page.run(IS_STORE_HIDDEN))
+        folder = processes.enter_context(tempfile.TemporaryDirectory())
+        server, url = processes.serve(url.rsplit(":", 1)[1], "--store", folder + "/tally.redb")
         page.check_live_again("is back")
+        page.eventually("a server with a store says that the totals are durable",
+                        lambda: not page.run(IS_STORE_HIDDEN) and "are durable" in page.text("store"))
         page.eventually("the page shows the totals of a new server", lambda: page.shows_stats(url))
         check("the page talks to its own server and to nobody else", sorted(set(page.requested)),
               [url + path for path in ["/", "/metrics", "/stats"]])

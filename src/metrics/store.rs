@@ -24,6 +24,8 @@ pub struct StoreMetrics {
     started: Instant,
     /// When the last commit was durable, in nanoseconds since `started`.
     settled_ns: AtomicU64,
+    /// When the commit under way began, in the same way; zero when there is none.
+    begun_ns: AtomicU64,
 }
 
 impl Default for StoreMetrics {
@@ -37,11 +39,17 @@ impl Default for StoreMetrics {
             errors: Counter::default(),
             started: Instant::now(),
             settled_ns: AtomicU64::new(0),
+            begun_ns: AtomicU64::new(0),
         }
     }
 }
 
 impl StoreMetrics {
+    /// Notes that a commit begins.
+    pub fn begin_commit(&self) {
+        self.begun_ns.store(nanoseconds(self.started.elapsed()).max(1), Ordering::Relaxed);
+    }
+
     /// Counts a commit that carried so many events and took so long.
     pub fn note_commit(&self, events: u64, took: Duration) {
         let ns = nanoseconds(took);
@@ -50,6 +58,12 @@ impl StoreMetrics {
         self.events[bucket_of(&COMMIT_EVENTS, events)].add(1);
         self.events_total.add(events);
         self.settled_ns.store(nanoseconds(self.started.elapsed()), Ordering::Relaxed);
+        self.begun_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// How long ago a time was that was noted, in seconds.
+    fn age(&self, noted_ns: u64) -> f64 {
+        self.started.elapsed().saturating_sub(Duration::from_nanos(noted_ns)).as_secs_f64()
     }
 
     /// Writes them; `waiting` connections have responses that wait for a commit.
@@ -71,8 +85,11 @@ impl StoreMetrics {
         text.sample(name, "", waiting);
         let name = "ringtally_store_last_commit_age_seconds";
         text.family(name, "gauge", "Time since the last commit was durable.");
-        let settled = Duration::from_nanos(self.settled_ns.load(Ordering::Relaxed));
-        text.sample(name, "", self.started.elapsed().saturating_sub(settled).as_secs_f64());
+        text.sample(name, "", self.age(self.settled_ns.load(Ordering::Relaxed)));
+        let name = "ringtally_store_behind_seconds";
+        text.family(name, "gauge", "Age of the commit under way; 0 when everything is durable.");
+        let begun_ns = self.begun_ns.load(Ordering::Relaxed);
+        text.sample(name, "", if begun_ns == 0 { 0.0 } else { self.age(begun_ns) });
         let name = "ringtally_store_errors_total";
         text.family(name, "counter", "Commits that failed.");
         text.sample(name, "", self.errors.get());

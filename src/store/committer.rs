@@ -85,6 +85,7 @@ impl Committer {
         let cut = self.journal.cut();
         // Where nothing has changed, the store holds it.
         if cut.state != self.committed {
+            self.metrics.begin_commit();
             if let Err(failure) = self.store.commit(&cut.state, &cut.new_users) {
                 self.metrics.errors.add(1);
                 return Err(failure);
