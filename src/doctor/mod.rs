@@ -7,6 +7,7 @@ mod kernel;
 mod machine;
 mod network;
 mod ring;
+mod storage;
 
 use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
@@ -31,6 +32,8 @@ pub struct Config {
     pub strict: bool,
     /// Two reports to compare with each other, or one to compare with this machine.
     pub compare: Vec<PathBuf>,
+    /// The file of a store, whose file system and device are checked as well.
+    pub store: Option<PathBuf>,
 }
 
 /// The result of a check.
@@ -215,7 +218,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
             false => Ok(()),
         };
     }
-    let environment = Environment::here(SAMPLE);
+    let mut environment = Environment::here(SAMPLE);
+    if let Some(file) = &config.store {
+        environment.checks.extend(storage::checks(&Machine::here(), file));
+    }
     print(&if config.json { environment.json() + "\n" } else { environment.lines() })?;
     match environment.warnings() {
         warnings if config.strict && warnings > 0 => {
