@@ -72,6 +72,8 @@ labeled! {
         Reset = "/reset",
         /// `/metrics`
         Metrics = "/metrics",
+        /// `/openapi.json`
+        Description = "/openapi.json",
         /// `/`
         Page = "/",
         /// Any other path, no path, or a request that was refused before it had one.

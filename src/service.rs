@@ -43,6 +43,7 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
         b"/health" => Endpoint::Health,
         b"/reset" => Endpoint::Reset,
         b"/metrics" => Endpoint::Metrics,
+        b"/openapi.json" => Endpoint::Description,
         b"/" => Endpoint::Page,
         _ => Endpoint::Other,
     }
@@ -52,12 +53,17 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
         Endpoint::Event | Endpoint::Reset => "POST, OPTIONS",
-        Endpoint::Stats | Endpoint::Health | Endpoint::Metrics | Endpoint::Page => {
-            "GET, HEAD, OPTIONS"
-        }
+        Endpoint::Stats
+        | Endpoint::Health
+        | Endpoint::Metrics
+        | Endpoint::Description
+        | Endpoint::Page => "GET, HEAD, OPTIONS",
         Endpoint::Other => METHODS,
     }
 }
+
+/// What these endpoints are, in OpenAPI 3.1.
+const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -251,6 +257,9 @@ impl Endpoints {
                 reply.send_json(Status::Ok, br#"{"status":"healthy"}"#)
             }
             (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
+            (Method::Get | Method::Head, Endpoint::Description) => {
+                reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
+            }
             (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),
             (method, Endpoint::Other) => match request.target {
@@ -263,7 +272,8 @@ impl Endpoints {
                     reply.send_error(Status::MethodNotAllowed, &[("Allow", METHODS)], sentence)
                 }
                 Target::Path(_) => {
-                    let sentence = "use /event, /stats, /health, /reset, /metrics, or /";
+                    let sentence =
+                        "use /event, /stats, /health, /reset, /metrics, /openapi.json, or /";
                     reply.send_error(Status::NotFound, &[], sentence)
                 }
             },

@@ -8,6 +8,7 @@
 )]
 
 pub mod agreement;
+pub mod description;
 pub mod fake;
 pub mod reference;
 
@@ -256,6 +257,7 @@ pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
             response.field("content-length").map_or(0, |length| length.parse().unwrap());
         response.body = text(&bytes[end..end + length]);
         bytes = &bytes[end + length..];
+        description::check_response(&response);
         responses.push(response);
     }
     responses
@@ -309,12 +311,16 @@ impl Client {
     }
 
     pub fn read(&mut self) -> Response {
-        self.try_read().expect("a response before the connection ends")
+        let response = self.try_read().expect("a response before the connection ends");
+        description::check_response(&response);
+        response
     }
 
     pub fn ask(&mut self, request: &str) -> Response {
         self.send(request.as_bytes());
-        self.read()
+        let response = self.read();
+        description::check(request, &response);
+        response
     }
 
     pub fn get(&mut self, path: &str) -> Response {
