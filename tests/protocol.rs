@@ -211,6 +211,7 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         // Methods.
         ("OPTIONS /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![204], false),
         ("PUT /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
+        ("QUERY /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("TRACE /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("POST /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("BREW /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![501], false),
