@@ -1,8 +1,8 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 use crate::event;
-use crate::http::{Context, Handler, Method, Prepared, Reply, Request, Status, Target};
-use crate::metrics::{Endpoint, Failure, Reporter};
+use crate::http::{Context, Handler, MediaType, Method, Prepared, Reply, Request, Status, Target};
+use crate::metrics::{Endpoint, Failure, Format, Reporter};
 use crate::page::Page;
 use crate::tally::{Forgotten, Totals, UsersFull, Writer};
 use std::sync::Arc;
@@ -64,6 +64,11 @@ fn methods(endpoint: Endpoint) -> &'static str {
 
 /// What these endpoints are, in OpenAPI 3.1.
 const DESCRIPTION: &str = include_str!("openapi.json");
+
+/// The formats of `/metrics`.
+const PROMETHEUS: MediaType = MediaType { name: "text/plain", version: "0.0.4" };
+const OPEN_METRICS: MediaType =
+    MediaType { name: "application/openmetrics-text", version: "1.0.0" };
 
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -165,11 +170,17 @@ impl Endpoints {
         reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
     }
 
-    fn report(&mut self, reply: Reply<'_>) -> Status {
+    fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
         self.writer.publish();
         self.metrics.note_cpu_time();
-        let text = self.metrics.text(&self.writer.tally().totals());
-        reply.send(Status::Ok, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
+        let (format, content_type) = match request.prefers(OPEN_METRICS, PROMETHEUS) {
+            true => {
+                (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+            }
+            false => (Format::Prometheus, "text/plain; version=0.0.4"),
+        };
+        let text = self.metrics.text(&self.writer.tally().totals(), format);
+        reply.send(Status::Ok, Some(content_type), &[("Vary", "Accept")], text.as_bytes())
     }
 
     fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
@@ -256,7 +267,7 @@ impl Endpoints {
             (Method::Get | Method::Head, Endpoint::Health) => {
                 reply.send_json(Status::Ok, br#"{"status":"healthy"}"#)
             }
-            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
+            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(request, reply),
             (Method::Get | Method::Head, Endpoint::Description) => {
                 reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
             }

@@ -36,7 +36,13 @@ impl Servers {
 
     /// A request for which an operation has a response with this status and media type, and where to
     /// send it.
-    fn provoke(&self, method: &str, path: &str, status: &str) -> (SocketAddr, String) {
+    fn provoke(
+        &self,
+        method: &str,
+        path: &str,
+        status: &str,
+        media_type: &str,
+    ) -> (SocketAddr, String) {
         let with = |fields: &str, body: &str| {
             format!(
                 "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n{body}"
@@ -49,7 +55,7 @@ impl Servers {
         let request = match (status, path) {
             ("200", "/event") => event("u"),
             ("201", "/event") => return (self.fasterapi.address, event("u")),
-            ("200" | "204", _) => with("", ""),
+            ("200" | "204", _) => with(&format!("Accept: {media_type}\r\n"), ""),
             ("400", _) => format!("{method} {path} HTTP/1.1\r\n\r\n"),
             ("401", _) => return (self.with_token.address, with("", "")),
             ("403", _) => with("Origin: http://example.org\r\n", ""),
@@ -90,20 +96,28 @@ fn every_described_response_occurs() {
     let mut occurred = 0;
     thread::scope(|scope| {
         for (path, method, responses) in &operations {
-            for status in responses.as_object().unwrap().keys() {
-                let (address, request) = servers.provoke(method, path, status);
-                let run = move || {
-                    let response = exchange(address, &request);
-                    let found = response.status.to_string();
-                    assert_eq!(&found, status, "{method} {path}: {response:?}");
-                    description::check(&request, &response);
+            for (status, response) in responses.as_object().unwrap() {
+                let content = description::resolve(response)["content"].as_object();
+                let media_types: Vec<&str> = match content {
+                    Some(content) => content.keys().map(String::as_str).collect(),
+                    None => vec!["*/*"],
                 };
-                // Each of these waits for a timeout.
-                match status.as_str() {
-                    "408" => drop(scope.spawn(run)),
-                    _ => run(),
+                for media_type in media_types {
+                    let (address, request) = servers.provoke(method, path, status, media_type);
+                    let run = move || {
+                        let response = exchange(address, &request);
+                        assert_eq!(&response.status.to_string(), status, "{method} {path}");
+                        description::check(&request, &response);
+                        let found = response.field("content-type");
+                        assert!(content.is_none() || found == Some(media_type), "{response:?}");
+                    };
+                    // Each of these waits for a timeout.
+                    match status.as_str() {
+                        "408" => drop(scope.spawn(run)),
+                        _ => run(),
+                    }
+                    occurred += 1;
                 }
-                occurred += 1;
             }
         }
     });
