@@ -13,8 +13,11 @@ pub mod fake;
 pub mod reference;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use signal_hook::consts::{SIGHUP, SIGINT};
 use signal_hook::flag::register_conditional_shutdown;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -204,6 +207,18 @@ pub fn output_within(command: &mut Command, patience: Duration) -> Output {
     drop(has_ended);
     assert!(!killer.join().unwrap(), "it took over {patience:?}: {}", text(&output.stderr));
     output
+}
+
+/// A new terminal, as its user has it, and what opens it for a program.
+pub fn terminal(columns: u16) -> (File, impl Fn() -> File) {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&controller, size).unwrap();
+    let path = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+    let open = move || File::options().read(true).write(true).open(&path).unwrap();
+    (File::from(controller), open)
 }
 
 pub fn text(bytes: &[u8]) -> String {
