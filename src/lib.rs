@@ -30,6 +30,7 @@
 //! - [`tally`]: the exact sum and the distinct users, with one writer per shard, merged on read.
 //! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
+//! - `terminal`: breaks lines for narrow terminals.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
 //! - `primitives`: the locks and atomics of [`tally`], which loom replaces in a test.
@@ -53,5 +54,6 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod tally;
+mod terminal;
 pub mod topology;
 pub mod uring;

@@ -1,14 +1,13 @@
 //! Reads the command line and calls one function per subcommand.
 
-use clap::Parser;
-use ringtally::cli::{self, Cli, Command};
+use ringtally::cli::{self, Command};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
 use ringtally::{challenge, doctor, load, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let (log, result) = match Cli::parse().command {
+    let (log, result) = match cli::parse().command {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),

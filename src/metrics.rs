@@ -1,4 +1,4 @@
-//! What Prometheus scrapes: counters with one writer per shard, and their text.
+//! What Prometheus scrapes: counters with one writer per shard, and their text in two formats.
 
 mod store;
 
@@ -75,6 +75,8 @@ labeled! {
         Reset = "/reset",
         /// `/metrics`
         Metrics = "/metrics",
+        /// `/openapi.json`
+        Description = "/openapi.json",
         /// `/`
         Page = "/",
         /// Any other path, no path, or a request that was refused before it had one.
@@ -288,17 +290,17 @@ impl Reporter {
         assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
     }
 
-    /// The metrics of all shards in Prometheus text format 0.0.4. `totals` belong to one moment; the
-    /// other numbers are read one by one. The cost grows with the number of shards, not with the number
-    /// of connections: it is paid by a shard, whose connections wait meanwhile.
-    pub fn text(&self, totals: &Totals) -> String {
-        self.metrics.text(totals)
+    /// The metrics of all shards. `totals` belong to one moment; the other numbers are read one by one. The
+    /// cost grows with the number of shards, not with the number of connections: it is paid by a shard,
+    /// whose connections wait meanwhile.
+    pub fn text(&self, totals: &Totals, format: Format) -> String {
+        self.metrics.text(totals, format)
     }
 }
 
 impl Metrics {
-    fn text(&self, totals: &Totals) -> String {
-        let mut text = Text(String::with_capacity(16 * 1024));
+    fn text(&self, totals: &Totals, format: Format) -> String {
+        let mut text = Text::new(format, self.start_seconds);
         self.write_requests(&mut text);
         text.family(
             "http_requests_in_flight",
@@ -306,23 +308,23 @@ impl Metrics {
             "Requests in progress, or whose responses were not taken yet.",
         );
         text.sample("http_requests_in_flight", "", self.sum(|shard| &shard.in_flight));
-        text.family("events_processed_total", "counter", "Events counted since the last reset.");
+        text.family("events_processed_total", "total", "Events counted since the last reset.");
         text.sample("events_processed_total", "", totals.total_requests);
         text.family("events_failed_total", "counter", "Events refused, by reason.");
         for (index, reason) in Failure::LABELS.iter().enumerate() {
             let failed = self.sum(|shard| &shard.failures[index]);
             text.sample("events_failed_total", &format!("reason=\"{reason}\""), failed);
         }
-        text.family("event_values_sum_total", "counter", "Sum of the values of counted events.");
+        text.family("event_values_sum_total", "sum", "Sum of the values of counted events.");
         text.sample("event_values_sum_total", "", totals.sum);
-        text.family("unique_users_total", "counter", "Users of counted events.");
+        text.family("unique_users_total", "total", "Users of counted events.");
         text.sample("unique_users_total", "", totals.unique_users);
         self.write_shards(&mut text);
         if let Some(store) = self.store.get() {
             store.write(&mut text, self.sum(|shard| &shard.waiting));
         }
         self.write_process(&mut text);
-        text.0
+        text.finish()
     }
 
     fn sum(&self, of: impl Fn(&ShardMetrics) -> &Counter) -> u64 {
@@ -418,7 +420,7 @@ impl Metrics {
     }
 
     fn write_process(&self, text: &mut Text) {
-        text.family("ringtally_build_info", "gauge", "Version and engine.");
+        text.family("ringtally_build_info", "info", "Version and engine.");
         let (version, engine) = (env!("CARGO_PKG_VERSION"), self.engine);
         let labels = format!("version=\"{version}\",engine=\"{engine}\"");
         text.sample("ringtally_build_info", &labels, 1);
@@ -468,31 +470,103 @@ static START_SECONDS: LazyLock<Option<f64>> = LazyLock::new(|| {
     Some(boot_seconds as f64 + stat.starttime as f64 / ticks_per_second() as f64)
 });
 
-/// The text format, line by line.
-struct Text(String);
+/// A text format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus text format 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+/// The units that OpenMetrics is told of: they end the name of a family.
+const UNITS: [&str; 2] = ["seconds", "bytes"];
+
+/// A number as OpenMetrics writes it in a label, so that both formats have the same series.
+fn canonical(number: f64) -> String {
+    match number < 1e-4 {
+        // With two digits of the exponent, unlike in Rust.
+        true => format!("{number:e}").replace("e-", "e-0"),
+        false => format!("{number:?}"),
+    }
+}
+
+/// The metrics in a text format, line by line.
+struct Text {
+    text: String,
+    format: Format,
+    /// Since when counters count, in seconds of the Unix epoch, if that is known.
+    start_seconds: Option<f64>,
+    /// Whether the samples of this family count since then.
+    counts_since_start: bool,
+}
 
 impl Text {
+    fn new(format: Format, start_seconds: Option<f64>) -> Text {
+        let text = String::with_capacity(16 * 1024);
+        Text { text, format, start_seconds, counts_since_start: false }
+    }
+
+    /// Starts a family. Its kind is one of OpenMetrics, or:
+    /// - `total`: a counter of the tally, which a reset or a store makes younger or older than the process;
+    /// - `sum`: the same of numbers that may be negative. It is a counter by its name, and Prometheus accepts
+    ///   it as one, but OpenMetrics does not allow a counter to decrease.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.counts_since_start = kind == "counter";
+        let (name, kind) = match (self.format, kind) {
+            (Format::Prometheus, "total" | "sum") => (name, "counter"),
+            (Format::Prometheus, "info") => (name, "gauge"),
+            (Format::OpenMetrics, "total" | "counter") => {
+                (name.strip_suffix("_total").unwrap_or(name), "counter")
+            }
+            (Format::OpenMetrics, "sum") => (name, "gauge"),
+            (Format::OpenMetrics, "info") => (name.strip_suffix("_info").unwrap_or(name), "info"),
+            (_, kind) => (name, kind),
+        };
         // Writing to a string cannot fail.
-        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        let unit = name.rsplit_once('_').map_or("", |(_, unit)| unit);
+        if self.format == Format::OpenMetrics && UNITS.contains(&unit) {
+            let _ = writeln!(self.text, "# UNIT {name} {unit}");
+        }
     }
 
     /// The samples of a histogram: `counts` are those of each bucket, the last one above all bounds.
     fn histogram(&mut self, name: &str, bounds: &[f64], counts: &[Counter], sum: f64) {
         let mut count = 0;
-        let bounds = bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        let bounds = bounds.iter().map(|bound| canonical(*bound)).chain(["+Inf".to_owned()]);
         for (bound, more) in bounds.zip(counts) {
             count += more.get();
             self.sample(&format!("{name}_bucket"), &format!("le=\"{bound}\""), count);
         }
         self.sample(&format!("{name}_sum"), "", sum);
         self.sample(&format!("{name}_count"), "", count);
+        self.created(name, "");
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
         let _ = match labels {
-            "" => writeln!(self.0, "{name} {value}"),
-            labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
+            "" => writeln!(self.text, "{name} {value}"),
+            labels => writeln!(self.text, "{name}{{{labels}}} {value}"),
         };
+        if self.counts_since_start
+            && let Some(family) = name.strip_suffix("_total")
+        {
+            self.created(family, labels);
+        }
+    }
+
+    /// Says since when the last counter, or a histogram that ends here, counts. Only OpenMetrics has that.
+    fn created(&mut self, family: &str, labels: &str) {
+        if let (Format::OpenMetrics, Some(seconds)) = (self.format, self.start_seconds) {
+            self.sample(&format!("{family}_created"), labels, seconds);
+        }
+    }
+
+    fn finish(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.text.push_str("# EOF\n");
+        }
+        self.text
     }
 }

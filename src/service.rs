@@ -2,9 +2,10 @@
 
 use crate::event;
 use crate::http::{
-    Connection, Context, Handler, Method, Outcome, Prepared, Reply, Request, Status, Target,
+    Connection, Context, Handler, MediaType, Method, Outcome, Prepared, Reply, Request, Status,
+    Target,
 };
-use crate::metrics::{Endpoint, Failure, Reporter};
+use crate::metrics::{Endpoint, Failure, Format, Reporter};
 use crate::page::Page;
 use crate::store::{Durability, Held};
 use crate::tally::{Forgotten, Totals, UsersFull, Writer};
@@ -46,6 +47,7 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
         b"/health" => Endpoint::Health,
         b"/reset" => Endpoint::Reset,
         b"/metrics" => Endpoint::Metrics,
+        b"/openapi.json" => Endpoint::Description,
         b"/" => Endpoint::Page,
         _ => Endpoint::Other,
     }
@@ -55,12 +57,22 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
         Endpoint::Event | Endpoint::Reset => "POST, OPTIONS",
-        Endpoint::Stats | Endpoint::Health | Endpoint::Metrics | Endpoint::Page => {
-            "GET, HEAD, OPTIONS"
-        }
+        Endpoint::Stats
+        | Endpoint::Health
+        | Endpoint::Metrics
+        | Endpoint::Description
+        | Endpoint::Page => "GET, HEAD, OPTIONS",
         Endpoint::Other => METHODS,
     }
 }
+
+/// What these endpoints are, in OpenAPI 3.1.
+const DESCRIPTION: &str = include_str!("openapi.json");
+
+/// The formats of `/metrics`.
+const PROMETHEUS: MediaType = MediaType { name: "text/plain", version: "0.0.4" };
+const OPEN_METRICS: MediaType =
+    MediaType { name: "application/openmetrics-text", version: "1.0.0" };
 
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -273,7 +285,7 @@ impl Endpoints {
         }
     }
 
-    fn report(&mut self, reply: Reply<'_>) -> Status {
+    fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
         self.metrics.note_cpu_time();
         let totals = match &self.durable {
             Some(durable) => durable.durability.totals(),
@@ -283,8 +295,14 @@ impl Endpoints {
                 self.writer.tally().totals()
             }
         };
-        let text = self.metrics.text(&totals);
-        reply.send(Status::Ok, Some("text/plain; version=0.0.4"), &[], text.as_bytes())
+        let (format, content_type) = match request.prefers(OPEN_METRICS, PROMETHEUS) {
+            true => {
+                (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+            }
+            false => (Format::Prometheus, "text/plain; version=0.0.4"),
+        };
+        let text = self.metrics.text(&totals, format);
+        reply.send(Status::Ok, Some(content_type), &[("Vary", "Accept")], text.as_bytes())
     }
 
     fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
@@ -376,7 +394,10 @@ impl Endpoints {
             (Method::Post, Endpoint::Event) => self.event(request.body, reply),
             (Method::Get | Method::Head, Endpoint::Stats) => self.stats(reply),
             (Method::Get | Method::Head, Endpoint::Health) => self.health(reply),
-            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(reply),
+            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(request, reply),
+            (Method::Get | Method::Head, Endpoint::Description) => {
+                reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
+            }
             (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),
             (method, Endpoint::Other) => match request.target {
@@ -389,7 +410,8 @@ impl Endpoints {
                     reply.send_error(Status::MethodNotAllowed, &[("Allow", METHODS)], sentence)
                 }
                 Target::Path(_) => {
-                    let sentence = "use /event, /stats, /health, /reset, /metrics, or /";
+                    let sentence =
+                        "use /event, /stats, /health, /reset, /metrics, /openapi.json, or /";
                     reply.send_error(Status::NotFound, &[], sentence)
                 }
             },

@@ -5,13 +5,15 @@
 
 mod common;
 
-use common::{Client, Server, ringtally, run, text};
+use clap::Parser;
+use common::{Client, Server, ringtally, run, terminal, text};
+use ringtally::cli::Cli;
 use ringtally::store::Store;
 use ringtally::store::file::FileStore;
 use ringtally::tally::{State, UserIds};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -97,6 +99,121 @@ fn a_refused_value_says_what_is_expected() {
     ] {
         let said = refusal(args);
         assert!(said.contains(expected), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_flag_that_does_not_exist_suggests_the_right_one() {
+    for (args, expected) in [
+        (&["serve", "--prot", "1"][..], "a similar argument exists: '--port'"),
+        (&["load", "--urll", "x"], "a similar argument exists: '--url'"),
+        (&["challenge", "--pipelin", "4"], "a similar argument exists: '--pipeline'"),
+        (&["doctor", "--jsn"], "a similar argument exists: '--json'"),
+        (&["serve", "--engine", "rng"], "a similar value exists: 'ring'"),
+        (&["completions", "bsh"], "a similar value exists: 'bash'"),
+        (&["lod"], "a similar subcommand exists: 'load'"),
+        // Flags of other commands.
+        (&["--port", "9000"], "serve has '--port'"),
+        (&["load", "--shards", "2"], "serve and challenge have '--shards'"),
+        (&["serve", "--url", "x"], "load has '--url'"),
+        // What has no flag.
+        (&["load", "--workers", "64"], "WORKERS is given without a flag"),
+        (&["challenge", "--requests", "1000"], "REQUESTS is given without a flag"),
+    ] {
+        let said = refusal(args);
+        let tips: Vec<&str> = said.lines().filter(|line| line.contains("tip: ")).collect();
+        assert!(tips.len() == 1 && tips[0].contains(expected), "{args:?}: {said}");
+    }
+}
+
+/// What a shell would run of an example: its words, without those of other programs.
+fn words(example: &str) -> Vec<String> {
+    let own = &example[example.find("ringtally").unwrap()..];
+    let end = [" && ", " | ", " > ", "   "].iter().filter_map(|end| own.find(end)).min();
+    own[..end.unwrap_or(own.len())].split(' ').map(|word| word.trim_matches('\'').into()).collect()
+}
+
+#[test]
+fn every_help_has_examples_and_every_example_is_accepted() {
+    for command in COMMANDS {
+        let help = help(command, "--help");
+        let (_, examples) = help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{command}"));
+        let examples = examples.lines().take_while(|line| line.starts_with("  "));
+        let examples: Vec<Vec<String>> = examples.map(words).collect();
+        assert!(examples.len() >= 2, "{command}: {help}");
+        for example in examples {
+            assert_eq!(example[..2], ["ringtally", command][..], "{example:?}");
+            if let Err(error) = Cli::try_parse_from(&example) {
+                panic!("{example:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_help_starts_with_three_commands_that_run() {
+    let help = help("", "--help");
+    let (_, rest) = help.split_once("Start here:\n").unwrap();
+    let commands: Vec<Vec<String>> =
+        rest.lines().take_while(|line| !line.is_empty()).map(words).collect();
+    assert_eq!(
+        commands,
+        [["ringtally", "challenge"], ["ringtally", "serve"], ["ringtally", "load"]]
+    );
+    for command in commands {
+        assert!(Cli::try_parse_from(command).is_ok());
+    }
+}
+
+/// What a command shows on a terminal, and its exit code.
+fn shown(columns: u16, args: &[&str], variables: &[(&str, &str)]) -> (String, Option<i32>) {
+    let (mut controller, open) = terminal(columns);
+    let mut child = ringtally()
+        .args(args)
+        .env_clear()
+        .env("TERM", "xterm")
+        .envs(variables.iter().copied())
+        .stdin(open())
+        .stdout(open())
+        .stderr(open())
+        .spawn()
+        .unwrap();
+    drop(open);
+    let mut bytes = Vec::new();
+    // Ends with an error once the child has closed its side.
+    let _ = controller.read_to_end(&mut bytes);
+    (text(&bytes).replace("\r\n", "\n"), child.wait().unwrap().code())
+}
+
+#[test]
+fn colors_and_widths_are_those_that_the_terminal_and_its_user_want() {
+    let server = Server::start(&["--shards", "1"]);
+    let url = server.url();
+    let load = ["load", "1000", "2", "--url", &url];
+    for (args, code) in [
+        (&["--help"][..], 0),
+        (&["load", "--help"], 0),
+        (&["serve", "--prot"], 2),
+        (&["doctor"], 0),
+        (&load, 0),
+    ] {
+        let (colored, ended) = shown(200, args, &[]);
+        assert_eq!(ended, Some(code), "{args:?}: {colored}");
+        // A color, and not only the erasing of a line of progress.
+        let has_color = |said: &str| {
+            said.split("\x1b[").skip(1).any(|part| {
+                part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+            })
+        };
+        assert!(has_color(&colored), "{args:?}: {colored}");
+        let (plain, _) = shown(200, args, &[("NO_COLOR", "1")]);
+        assert!(!has_color(&plain), "{args:?}: {plain}");
+        let (narrow, _) = shown(60, args, &[("NO_COLOR", "1")]);
+        // Each state of a line of progress replaces the one before.
+        for line in narrow.lines().flat_map(|line| line.split("\r\x1b[K")) {
+            let is_one_word = !line.trim().contains(' ');
+            assert!(line.chars().count() <= 60 || is_one_word, "{args:?}: {line}");
+        }
     }
 }
 

@@ -62,6 +62,29 @@ fn a_limit_of_locked_memory_below_what_a_shard_needs_is_a_warning() {
 }
 
 #[test]
+fn the_place_of_a_store_is_checked_where_it_is_named() {
+    let checks = |flags: &[&str]| -> Vec<Value> {
+        let output = run(&[&["doctor", "--json"], flags].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap().iter();
+        checks.filter(|c| c["name"].as_str().unwrap().starts_with("store ")).cloned().collect()
+    };
+    assert!(checks(&[]).is_empty());
+    let file = Scratch::new("tally.redb", "");
+    assert_eq!(checks(&["--store", file.name()]).len(), 5);
+    // On every Linux, this folder is in memory.
+    let shared_memory = &checks(&["--store", "/dev/shm/tally.redb"])[0];
+    assert_eq!(shared_memory["verdict"], "WARN", "{shared_memory}");
+    assert!(shared_memory["value"].as_str().unwrap().starts_with("tmpfs on /dev/shm: "));
+    let missing = &checks(&["--store", "/nonexistent/tally.redb"])[0];
+    assert_eq!(missing["verdict"], "WARN", "{missing}");
+    for wrong in [&["--store", "postgres://a/b"][..], &["--store", "a", "--compare", "b"]] {
+        assert_eq!(run(&[&["doctor"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn only_a_terminal_gets_color() {
     for command in ["doctor", "--help", "load --help"] {
         let output = run(&command.split(' ').collect::<Vec<_>>());

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// Modules that may use even fewer others than those below them. `load` is an independent witness,
 /// `http`, `event`, and `tally` are pure, and `uring` is what server and client share.
 const ONLY: [(&str, &[&str]); 8] = [
-    ("load", &["doctor", "uring", "topology", "log", "failure"]),
-    ("store", &["metrics", "tally", "log", "failure", "primitives"]),
+    ("load", &["doctor", "uring", "topology", "terminal", "log", "failure"]),
+    ("store", &["metrics", "tally", "uring", "log", "failure", "primitives"]),
     ("http", &[]),
     ("event", &[]),
     ("tally", &["primitives"]),

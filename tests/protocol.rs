@@ -211,11 +211,15 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         // Methods.
         ("OPTIONS /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![204], false),
         ("PUT /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
+        ("QUERY /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("TRACE /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("POST /stats HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![405], false),
         ("BREW /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![501], false),
         ("get /health HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![501], false),
         ("GET /none HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![404], false),
+        // What is accepted.
+        (get("Accept:\r\n"), vec![200], false),
+        (get("Accept: a\r\nAccept: b\r\n"), vec![200], false),
         // Expectations.
         (get("Expect: 100-continue\r\n"), vec![200], false),
         (get("Expect: 200-ok\r\n"), vec![417], true),

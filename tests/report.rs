@@ -5,10 +5,8 @@
 mod common;
 
 use common::fake::{Fake, GOOD, Habits, load};
-use common::{PATIENCE, Server, ringtally, run, text};
+use common::{PATIENCE, Server, ringtally, run, terminal, text};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -26,13 +24,7 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn start(columns: u16, args: &[&str]) -> OnTerminal {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&controller).unwrap();
-        unlockpt(&controller).unwrap();
-        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&controller, size).unwrap();
-        let path = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
-        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let (terminal, open) = terminal(columns);
         let child = ringtally()
             .args(args)
             .stdin(open())
@@ -40,7 +32,6 @@ impl OnTerminal {
             .stderr(open())
             .spawn()
             .unwrap();
-        let terminal = File::from(controller);
         let (sender, shown) = channel();
         let mut reader = terminal.try_clone().unwrap();
         std::thread::spawn(move || {

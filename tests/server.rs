@@ -7,7 +7,7 @@ mod common;
 
 use common::{Client, PATIENCE, Server, Totals, eventually, post, ringtally, run, text};
 use rustix::process::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -587,10 +587,10 @@ fn random_bytes_do_not_stop_the_server() {
 }
 
 /// The samples of `/metrics`, after a check of their form.
-fn metrics(client: &mut Client) -> std::collections::HashMap<String, f64> {
+fn metrics(client: &mut Client) -> HashMap<String, f64> {
     let response = client.get("/metrics");
     assert_eq!(response.field("content-type"), Some("text/plain; version=0.0.4"));
-    let (mut samples, mut family) = (std::collections::HashMap::new(), String::new());
+    let (mut samples, mut family) = (HashMap::new(), String::new());
     for line in response.body.lines() {
         if let Some(typed) = line.strip_prefix("# TYPE ") {
             family = typed.split(' ').next().unwrap().to_owned();
@@ -601,6 +601,61 @@ fn metrics(client: &mut Client) -> std::collections::HashMap<String, f64> {
         }
     }
     samples
+}
+
+#[test]
+fn metrics_come_in_openmetrics_for_who_prefers_it() {
+    let server = Server::start(&["--shards", "2"]);
+    let mut client = server.client();
+    client.event("a", -1.5);
+    let plain = metrics(&mut client);
+    let response = client.ask(
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\
+         Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.4\r\n\r\n",
+    );
+    let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(response.field("content-type"), Some(media_type));
+    let lines = response.body.strip_suffix("# EOF\n").unwrap().lines();
+    let (mut family, mut kind, mut units, mut samples) = ("", "", Vec::new(), Vec::new());
+    for line in lines {
+        if let Some(typed) = line.strip_prefix("# TYPE ") {
+            (family, kind) = typed.split_once(' ').unwrap();
+            assert!(kind != "counter" || !family.ends_with("_total"), "{line}");
+        } else if let Some(unit) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = unit.split_once(' ').unwrap();
+            assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
+            units.push(name);
+        } else if !line.starts_with("# HELP ") {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            let suffixes: &[&str] = match kind {
+                "counter" => &["_total", "_created"],
+                "histogram" => &["_bucket", "_count", "_sum", "_created"],
+                "info" => &["_info"],
+                "gauge" => &[""],
+                other => panic!("{other}"),
+            };
+            let suffix = name.strip_prefix(family).unwrap_or_else(|| panic!("{name}: {family}"));
+            assert!(suffixes.contains(&suffix), "{line} in {family}");
+            assert!(kind != "counter" || !value.starts_with('-'), "{line}");
+            samples.push(series);
+        }
+    }
+    for unit in ["process_cpu_seconds", "process_resident_memory_bytes", "ringtally_sent_bytes"] {
+        assert!(units.contains(&unit), "{unit}: {units:?}");
+    }
+    // Both have the same series, apart from the times at which counters of this process began.
+    let (created, rest): (Vec<&str>, Vec<&str>) = samples
+        .into_iter()
+        .partition(|series| series.split('{').next().unwrap().ends_with("_created"));
+    let in_both = rest.iter().filter(|series| plain.contains_key(**series)).count();
+    // The request for the first is in the second.
+    assert_eq!((in_both, rest.len()), (plain.len(), plain.len() + 1), "{rest:?}");
+    assert!(created.contains(&"http_request_duration_seconds_created"), "{created:?}");
+    assert!(created.contains(&"ringtally_accepted_created{shard=\"0\"}"), "{created:?}");
+    // A reset and a store give the totals another age.
+    assert!(created.iter().all(|series| !series.starts_with("events_p")), "{created:?}");
+    assert_eq!(plain["event_values_sum_total"], -1.5);
 }
 
 #[test]

@@ -11,13 +11,17 @@ Prints OK, WARN, or SKIP per check, each warning with its fix. It tries every
 io_uring feature that the ring engine uses and reads the rest: seccomp, cgroups,
 affinity, SMT, NUMA, frequency governor, turbo, idle states, isolated CPUs,
 interrupts, clock source, stolen time, load, limits, queues, loopback, and
-whether this is a virtual machine or a container. It changes nothing and does
-not need root. Reports of load and challenge hold its findings as `environment`.";
+whether this is a virtual machine or a container. With --store, also whether
+what a store acknowledged survives a power failure: the file system of the file,
+its mount options, the write caches of its devices, and the free space. It
+changes nothing and does not need root. Reports of load and challenge hold its
+findings, apart from those of --store, as `environment`.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ringtally doctor
   ringtally doctor --strict && ringtally challenge
+  ringtally doctor --store /var/lib/ringtally/tally.redb
   ringtally doctor --compare before.json after.json";
 
 /// The flags of `doctor`.
@@ -32,11 +36,27 @@ pub struct DoctorArgs {
     /// Show the differences between two reports, or a report and this machine
     #[arg(long, value_name = "FILE", num_args = 1..=2)]
     compare: Vec<PathBuf>,
+    /// Also check where a store is, or would be
+    #[arg(long, value_name = "FILE", value_parser = parse_store, conflicts_with = "compare")]
+    store: Option<PathBuf>,
+}
+
+/// The file of a store. A database is not on this machine's disks, or not for the doctor to find there.
+fn parse_store(text: &str) -> Result<PathBuf, String> {
+    match text.contains("://") || text.is_empty() {
+        true => Err("use the path of a file, such as tally.redb".into()),
+        false => Ok(text.into()),
+    }
 }
 
 impl DoctorArgs {
     /// The configuration that the flags describe.
     pub fn into_config(self) -> doctor::Config {
-        doctor::Config { json: self.json, strict: self.strict, compare: self.compare }
+        doctor::Config {
+            json: self.json,
+            strict: self.strict,
+            compare: self.compare,
+            store: self.store,
+        }
     }
 }

@@ -12,7 +12,9 @@ mod values;
 
 use crate::failure::Failure;
 pub use challenge::ChallengeArgs;
-use clap::{Parser, Subcommand};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 pub use completions::print_completions;
 pub use doctor::DoctorArgs;
@@ -78,6 +80,47 @@ pub enum Command {
         /// Command to describe, such as store-inspect [default: ringtally itself]
         command: Option<String>,
     },
+}
+
+/// Reads the command line. Prints help, or why it cannot be read, and ends the process.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| advised(error).exit())
+}
+
+/// The error with better advice, if it is about a flag that another command has, or about an argument that
+/// has no flag. clap compares letters only.
+fn advised(mut error: clap::Error) -> clap::Error {
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag,
+        _ => return error,
+    };
+    let Some(name) = flag.strip_prefix("--").map(str::to_owned) else {
+        return error;
+    };
+    let program = Cli::command();
+    let with = |is_it: &dyn Fn(&clap::Arg) -> bool| -> Vec<&str> {
+        let commands = program.get_subcommands();
+        let found = commands.filter(|command| command.get_arguments().any(is_it));
+        found.map(clap::Command::get_name).collect()
+    };
+    let has_flag = with(&|argument| argument.get_long() == Some(&name));
+    let is_positional = |argument: &clap::Arg| {
+        argument.is_positional() && argument.get_id().as_str().eq_ignore_ascii_case(&name)
+    };
+    let tip = if !has_flag.is_empty() {
+        let (these, have) =
+            (has_flag.join(" and "), if has_flag.len() == 1 { "has" } else { "have" });
+        format!("{these} {have} '--{name}'")
+    } else if !with(&is_positional).is_empty() {
+        format!("{} is given without a flag", name.to_uppercase())
+    } else {
+        return error;
+    };
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    error.remove(ContextKind::SuggestedArg);
+    // It is that of the flag which clap suggested.
+    error.remove(ContextKind::Usage);
+    error
 }
 
 fn print(text: &[u8]) -> Result<(), Failure> {

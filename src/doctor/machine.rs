@@ -6,7 +6,7 @@
 //! `KernelVersion` requires three numbers.
 
 use crate::topology::parse_cpu_list;
-use procfs::process::{LimitValue, Limits};
+use procfs::process::{LimitValue, Limits, MountInfo};
 use procfs::{FromBufRead, FromBufReadSI, KernelStats, ProcessCGroups, current_system_info};
 use std::fs::{read, read_dir, read_to_string};
 use std::path::PathBuf;
@@ -44,6 +44,18 @@ impl Machine {
         let mut names: Vec<String> = names.collect();
         names.sort_unstable();
         names
+    }
+
+    /// The last name of a path once all links in it are followed; `None` if it does not exist.
+    pub(super) fn final_name(&self, path: &str) -> Option<String> {
+        self.root.join(path).canonicalize().ok()?.file_name()?.to_str().map(str::to_owned)
+    }
+
+    /// The mount with a number (proc_pid_mountinfo(5)).
+    pub(super) fn mount(&self, id: u64) -> Option<MountInfo> {
+        let mounts = self.text("proc/self/mountinfo")?;
+        let start = format!("{id} ");
+        MountInfo::from_line(mounts.lines().find(|line| line.starts_with(&start))?).ok()
     }
 
     /// A file with a list of CPUs.
@@ -149,7 +161,7 @@ pub(super) fn limit(value: LimitValue) -> Option<u64> {
 #[cfg(test)]
 pub(super) mod fixture {
     use super::Machine;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A folder with the files of a machine. Dropped, it is removed.
@@ -168,6 +180,10 @@ pub(super) mod fixture {
                 std::fs::write(path, text).unwrap();
             }
             fixture
+        }
+
+        pub(in crate::doctor) fn root(&self) -> &Path {
+            &self.0
         }
 
         pub(in crate::doctor) fn machine(&self) -> Machine {

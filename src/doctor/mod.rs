@@ -7,8 +7,10 @@ mod kernel;
 mod machine;
 mod network;
 mod ring;
+mod storage;
 
 use crate::failure::Failure;
+use crate::terminal;
 use anstyle::{AnsiColor, Style};
 pub use compare::compare;
 pub use cpu::CpuUse;
@@ -31,6 +33,8 @@ pub struct Config {
     pub strict: bool,
     /// Two reports to compare with each other, or one to compare with this machine.
     pub compare: Vec<PathBuf>,
+    /// The file of a store, whose file system and device are checked as well.
+    pub store: Option<PathBuf>,
 }
 
 /// The result of a check.
@@ -209,14 +213,21 @@ pub fn check_memlock(shards: usize) -> Result<(), String> {
 pub fn run(config: Config) -> Result<(), Failure> {
     if !config.compare.is_empty() {
         let comparison = compare(&config.compare)?;
-        print(&if config.json { comparison.json() + "\n" } else { comparison.lines() })?;
+        print(&if config.json {
+            comparison.json() + "\n"
+        } else {
+            for_people(&comparison.lines())
+        })?;
         return match config.strict && !comparison.is_same_machine() {
             true => Err(Failure::Wrong("the machines differ, and --strict was given".into())),
             false => Ok(()),
         };
     }
-    let environment = Environment::here(SAMPLE);
-    print(&if config.json { environment.json() + "\n" } else { environment.lines() })?;
+    let mut environment = Environment::here(SAMPLE);
+    if let Some(file) = &config.store {
+        environment.checks.extend(storage::checks(&Machine::here(), file));
+    }
+    print(&if config.json { environment.json() + "\n" } else { for_people(&environment.lines()) })?;
     match environment.warnings() {
         warnings if config.strict && warnings > 0 => {
             let plural = if warnings == 1 { "" } else { "s" };
@@ -228,6 +239,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
 
 fn json_of(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("structs of numbers and strings have a JSON form")
+}
+
+fn for_people(lines: &str) -> String {
+    terminal::fit(lines, io::stdout())
 }
 
 fn print(text: &str) -> Result<(), Failure> {

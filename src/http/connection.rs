@@ -5,6 +5,7 @@
 //! its deadline has passed. While a request is incomplete, its bytes are kept here; between requests
 //! a connection keeps none.
 
+use super::accept::{self, MediaType};
 use super::chunked::{Chunked, Progress};
 use super::context::Context;
 use super::head::{Framing, Head, Scan};
@@ -55,6 +56,12 @@ impl<'a> Request<'a> {
     /// The `Authorization` field. A repeated one reads as empty, which authorizes nobody.
     pub fn authorization(&self) -> Option<&'a [u8]> {
         self.head.authorization.map(|span| &self.bytes[span.range()])
+    }
+
+    /// Whether the client says that it wants a response of type `one` more than one of type `other`.
+    pub fn prefers(&self, one: MediaType, other: MediaType) -> bool {
+        let accept = self.head.accept.map(|span| &self.bytes[span.range()]);
+        accept.is_some_and(|accept| accept::prefers(accept, one, other))
     }
 
     /// Whether a browser sent this, and may have done so for a page of another site. Determined once

@@ -88,6 +88,8 @@ pub(super) struct Head {
     pub(super) is_forwarded: bool,
     /// `Authorization`; an empty span where it is repeated.
     pub(super) authorization: Option<Span>,
+    /// `Accept`, unless it is repeated: whatever a server sends is allowed then, too.
+    pub(super) accept: Option<Span>,
     /// Bytes of the head, including its empty line.
     pub(super) bytes: usize,
 }
@@ -241,6 +243,7 @@ fn interpret(
     let (mut host, mut origin, mut fetch_site) = (Field::Absent, Field::Absent, Field::Absent);
     let (mut length, mut codings) = (Field::Absent, Field::Absent);
     let (mut authorization, mut is_forwarded) = (Field::Absent, false);
+    let mut accept = Field::Absent;
     let (mut keep_alive, mut close) = (false, false);
     let (mut expects_continue, mut expects_other) = (false, false);
     for field in request.headers.iter() {
@@ -249,6 +252,7 @@ fn interpret(
             3 if name.eq_ignore_ascii_case("via") => is_forwarded = true,
             4 if name.eq_ignore_ascii_case("host") => host.see(value),
             6 if name.eq_ignore_ascii_case("origin") => origin.see(value),
+            6 if name.eq_ignore_ascii_case("accept") => accept.see(value),
             6 if name.eq_ignore_ascii_case("expect") => {
                 expects_continue = value.eq_ignore_ascii_case(b"100-continue");
                 expects_other |= !expects_continue;
@@ -304,6 +308,10 @@ fn interpret(
             Field::Once(value) => Some(Span::of(value, bytes)),
             Field::Repeated => Some(Span::EMPTY),
         },
+        accept: match accept {
+            Field::Once(value) => Some(Span::of(value, bytes)),
+            Field::Absent | Field::Repeated => None,
+        },
         bytes: bytes.len(),
     })
 }
@@ -327,7 +335,7 @@ fn is_cross_site(
 }
 
 /// The elements of a comma-separated list (RFC 9110 section 5.6.1).
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 

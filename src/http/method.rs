@@ -13,9 +13,9 @@ pub enum Method {
     Options,
     /// CONNECT
     Connect,
-    /// PUT, DELETE, PATCH, or TRACE: known, but not used here.
+    /// PUT, DELETE, PATCH, TRACE, or QUERY: known, but not used here.
     Other,
-    /// A method that is not registered.
+    /// Any other.
     Unknown,
 }
 
@@ -27,7 +27,7 @@ impl Method {
             "POST" => Method::Post,
             "OPTIONS" => Method::Options,
             "CONNECT" => Method::Connect,
-            "PUT" | "DELETE" | "PATCH" | "TRACE" => Method::Other,
+            "PUT" | "DELETE" | "PATCH" | "TRACE" | "QUERY" => Method::Other,
             _ => Method::Unknown,
         }
     }

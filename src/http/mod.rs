@@ -5,6 +5,7 @@
 //! The grammar is RFC 9112's, read strictly: where two readers of the same bytes could disagree on
 //! where a request ends, the request is refused and the connection is closed.
 
+mod accept;
 mod authority;
 mod chunked;
 mod connection;
@@ -15,6 +16,7 @@ mod method;
 mod response;
 mod target;
 
+pub use accept::MediaType;
 pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts, Waited};
 pub use context::Context;
 pub use method::Method;

@@ -8,13 +8,17 @@
 )]
 
 pub mod agreement;
+pub mod description;
 pub mod disk;
 pub mod fake;
 pub mod reference;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use signal_hook::consts::{SIGHUP, SIGINT};
 use signal_hook::flag::register_conditional_shutdown;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -206,6 +210,18 @@ pub fn output_within(command: &mut Command, patience: Duration) -> Output {
     output
 }
 
+/// A new terminal, as its user has it, and what opens it for a program.
+pub fn terminal(columns: u16) -> (File, impl Fn() -> File) {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&controller, size).unwrap();
+    let path = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+    let open = move || File::options().read(true).write(true).open(&path).unwrap();
+    (File::from(controller), open)
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -257,6 +273,7 @@ pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
             response.field("content-length").map_or(0, |length| length.parse().unwrap());
         response.body = text(&bytes[end..end + length]);
         bytes = &bytes[end + length..];
+        description::check_response(&response);
         responses.push(response);
     }
     responses
@@ -310,12 +327,16 @@ impl Client {
     }
 
     pub fn read(&mut self) -> Response {
-        self.try_read().expect("a response before the connection ends")
+        let response = self.try_read().expect("a response before the connection ends");
+        description::check_response(&response);
+        response
     }
 
     pub fn ask(&mut self, request: &str) -> Response {
         self.send(request.as_bytes());
-        self.read()
+        let response = self.read();
+        description::check(request, &response);
+        response
     }
 
     pub fn get(&mut self, path: &str) -> Response {

@@ -2,7 +2,8 @@
 
 use super::Report;
 use crate::failure::Failure;
-use std::io::Write;
+use crate::terminal;
+use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 /// Where a run's report goes. At most one of the paths is `-`.
@@ -50,10 +51,11 @@ impl Output {
         }
         match (self.quiet, [&self.json, &self.hdr, &self.html].into_iter().any(is_stdout)) {
             (true, _) => Ok(()),
-            (false, false) => write_to(Path::new("-"), &report.summary()),
+            (false, false) => write_to(Path::new("-"), &terminal::fit(&report.summary(), stdout())),
             (false, true) => {
                 // If standard error is closed, nobody reads the summary.
-                let _ = write!(anstream::stderr(), "{}", report.summary());
+                let summary = terminal::fit(&report.summary(), stderr());
+                let _ = write!(anstream::stderr(), "{summary}");
                 Ok(())
             }
         }
