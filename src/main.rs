@@ -1,7 +1,7 @@
 //! Reads the command line and calls one function per subcommand.
 
 use clap::Parser;
-use ringtally::cli::{self, Cli, Command};
+use ringtally::cli::{self, Cli, Command, LoadCommand};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
 use ringtally::{challenge, doctor, load, server};
@@ -10,7 +10,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let (log, result) = match Cli::parse().command {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
-        Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
+        Command::Load(args) => (Log::Text, args.into_command().and_then(run_load)),
+        Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
@@ -23,8 +24,23 @@ fn main() -> ExitCode {
     ExitCode::from(failure.exit_code())
 }
 
-fn run_load((config, output): (load::Config, load::Output)) -> Result<(), Failure> {
-    let report = load::run(&config, |_| {})?;
+fn run_load(command: LoadCommand) -> Result<(), Failure> {
+    match command {
+        LoadCommand::Whole(config, output) => {
+            let report = load::run(&config, |_| {})?;
+            output.write(&report)?;
+            report.check()
+        }
+        LoadCommand::Part(config, participation, output) => {
+            let report = load::run_part(&config, &participation)?;
+            output.write_part(&report)?;
+            report.check()
+        }
+    }
+}
+
+fn run_merge((config, output): (load::MergeConfig, load::Output)) -> Result<(), Failure> {
+    let report = load::merge(&config)?;
     output.write(&report)?;
     report.check()
 }

@@ -6,6 +6,7 @@ mod completions;
 mod doctor;
 mod load;
 mod man;
+mod merge;
 mod serve;
 mod values;
 
@@ -15,8 +16,9 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 pub use completions::print_completions;
 pub use doctor::DoctorArgs;
-pub use load::LoadArgs;
+pub use load::{LoadArgs, LoadCommand};
 pub use man::print_man;
+pub use merge::MergeArgs;
 pub use serve::ServeArgs;
 use std::io::Write;
 
@@ -55,6 +57,9 @@ pub enum Command {
     /// Send the challenge's events to a server and check what it counted
     #[command(long_about = load::LONG_ABOUT, after_help = load::EXAMPLES, allow_negative_numbers = true)]
     Load(LoadArgs),
+    /// Make one report and one verdict from the parts of a run
+    #[command(long_about = merge::LONG_ABOUT, after_help = merge::EXAMPLES)]
+    Merge(MergeArgs),
     /// Run a server and a client on CPUs of their own and print one report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     Challenge(ChallengeArgs),

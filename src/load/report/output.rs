@@ -2,6 +2,7 @@
 
 use super::Report;
 use crate::failure::Failure;
+use crate::load::parts::PartReport;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -48,12 +49,24 @@ impl Output {
         if let Some(path) = &self.html {
             write_to(path, &report.html()?)?;
         }
+        self.summarize(&report.summary())
+    }
+
+    /// Writes what a client found of its part as JSON, and a summary.
+    pub fn write_part(&self, report: &PartReport) -> Result<(), Failure> {
+        if let Some(path) = &self.json {
+            write_to(path, &(report.json()? + "\n"))?;
+        }
+        self.summarize(&report.summary())
+    }
+
+    fn summarize(&self, summary: &str) -> Result<(), Failure> {
         match (self.quiet, [&self.json, &self.hdr, &self.html].into_iter().any(is_stdout)) {
             (true, _) => Ok(()),
-            (false, false) => write_to(Path::new("-"), &report.summary()),
+            (false, false) => write_to(Path::new("-"), summary),
             (false, true) => {
                 // If standard error is closed, nobody reads the summary.
-                let _ = write!(anstream::stderr(), "{}", report.summary());
+                let _ = write!(anstream::stderr(), "{summary}");
                 Ok(())
             }
         }
