@@ -4,7 +4,7 @@ use clap::Parser;
 use ringtally::cli::{self, Cli, Command, LoadCommand};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
-use ringtally::{challenge, doctor, load, server};
+use ringtally::{challenge, compare, doctor, load, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_command().and_then(run_load)),
         Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
+        Command::Compare(args) => (Log::Text, compare::run(&args.into_config())),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),

@@ -12,7 +12,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&str; 7] = ["serve", "load", "merge", "challenge", "doctor", "completions", "man"];
+const COMMANDS: [&str; 8] =
+    ["serve", "load", "merge", "compare", "challenge", "doctor", "completions", "man"];
 
 /// The help of a command at 80 columns; of the program for an empty name.
 fn help(command: &str, flag: &str) -> String {
@@ -93,13 +94,16 @@ fn a_refused_value_says_what_is_expected() {
             "use fewer parts",
         ),
         (&["load", "--part", "1/2", "--start-in", "3s", "--json", "-", "--watch"], "--watch"),
+        (&["compare", "a.json"], "--with <REPORT>..."),
+        (&["compare", "a.json", "--with", "b.json", "--fail-if", "p99>5ms"], "such as +5% or -3%"),
+        (&["compare", "/dev/null", "--with", "/dev/null"], "pass reports that load"),
         (&["merge"], "<PART>..."),
         (&["merge", "/nonexistent"], "cannot merge /nonexistent"),
         (&["merge", "/dev/null"], "pass files that load --part wrote"),
         (&["challenge", "--cpus", "1023"], "outside the affinity mask"),
         (&["challenge", "--client-cpus", "x"], "invalid CPU list"),
         (&["challenge", "--shards", "0"], "from 1 to"),
-        (&["man", "brew"], "use serve, load, merge, challenge"),
+        (&["man", "brew"], "use serve, load, merge, compare, challenge"),
         (&["other"], "unrecognized subcommand"),
     ] {
         let said = refusal(args);

@@ -2,6 +2,7 @@
 //! configuration.
 
 mod challenge;
+mod compare;
 mod completions;
 mod doctor;
 mod load;
@@ -14,6 +15,7 @@ use crate::failure::Failure;
 pub use challenge::ChallengeArgs;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
+pub use compare::CompareArgs;
 pub use completions::print_completions;
 pub use doctor::DoctorArgs;
 pub use load::{LoadArgs, LoadCommand};
@@ -60,6 +62,9 @@ pub enum Command {
     /// Make one report and one verdict from the parts of a run
     #[command(long_about = merge::LONG_ABOUT, after_help = merge::EXAMPLES)]
     Merge(MergeArgs),
+    /// Compare runs with other runs, from their reports
+    #[command(long_about = compare::LONG_ABOUT, after_help = compare::EXAMPLES)]
+    Compare(CompareArgs),
     /// Run a server and a client on CPUs of their own and print one report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     Challenge(ChallengeArgs),

@@ -10,7 +10,7 @@ mod ring;
 
 use crate::failure::Failure;
 use anstyle::{AnsiColor, Style};
-pub use compare::compare;
+pub use compare::{Difference, compare, differences};
 pub use cpu::CpuUse;
 use machine::Machine;
 use serde::{Deserialize, Serialize};

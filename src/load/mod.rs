@@ -38,13 +38,14 @@ mod workload;
 
 pub use control::Server;
 pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
-pub(crate) use report::grouped;
 pub use report::{Output, Report, ServerUse, Setup, write_to};
+pub(crate) use report::{grouped, rounded, time_in_full};
 pub use run::{run, run_part};
 pub use schedule::RATE_MAX;
 use std::sync::Arc;
 use std::time::Duration;
 pub use thresholds::Threshold;
+pub(crate) use thresholds::{Condition, Operator};
 pub use verdict::Verdict;
 pub use workload::{EVENTS_MAX, Totals, Values, Workload};
 

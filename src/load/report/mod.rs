@@ -22,8 +22,8 @@ pub use output::{Output, write_to};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(crate) use text::grouped;
-pub(super) use text::{counted, rounded, time, time_in_full};
+pub(super) use text::{counted, time};
+pub(crate) use text::{grouped, rounded, time_in_full};
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;

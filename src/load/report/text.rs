@@ -294,7 +294,7 @@ pub(crate) fn grouped(number: u64) -> String {
 }
 
 /// A rate, rounded, with its digits in groups of three.
-pub(in crate::load) fn rounded(rate: f64) -> String {
+pub(crate) fn rounded(rate: f64) -> String {
     #[allow(
         clippy::cast_possible_truncation,
         reason = "rates are far below 2^64, and a cast clamps"
@@ -319,7 +319,7 @@ pub(in crate::load) fn time(Bound { micros, is_at_least }: Bound) -> String {
 }
 
 /// A time with its unit and every digit down to a nanosecond.
-pub(in crate::load) fn time_in_full(micros: f64) -> String {
+pub(crate) fn time_in_full(micros: f64) -> String {
     let (text, unit) = match micros {
         ..1e3 => (format!("{micros:.3}"), "µs"),
         ..1e6 => (format!("{:.6}", micros / 1e3), "ms"),
