@@ -37,6 +37,11 @@ fn run_load(command: LoadCommand) -> Result<(), Failure> {
             output.write_part(&report)?;
             report.check()
         }
+        LoadCommand::FindRate(config, output) => {
+            let found = load::find_rate(&config)?;
+            output.write_found(&found)?;
+            found.check()
+        }
     }
 }
 

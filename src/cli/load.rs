@@ -4,7 +4,8 @@ use super::serve::read_token;
 use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
-    self, EVENTS_MAX, Output, Part, Participation, RATE_MAX, Show, Threshold, Values,
+    self, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX, Show,
+    Threshold, Values,
 };
 use crate::topology;
 use clap::Args;
@@ -38,6 +39,7 @@ Examples:
   ringtally load 300k 64 --rate 30k --warmup 20k --html report.html
   ringtally load --watch --values one --json report.json --hdr latency.hgrm
   ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
+  ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
 Exit codes: 0 the verdict is exact, 1 it is not, requests were refused, or a
@@ -87,6 +89,21 @@ pub struct LoadArgs {
     /// Merge refuses parts with different names, or with different parameters.
     #[arg(long, value_name = "TEXT", requires = "part")]
     run_id: Option<String>,
+    /// Find the highest rate at which this holds, such as p99<5ms
+    ///
+    /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000, doubles until
+    /// the condition does not hold, and is then narrowed down to 2 %. Each rate is tried in 3 to 5
+    /// windows, each an open loop of its own after a warm-up; both rates at the end in 5 to 9. A
+    /// rate that is not held, or at which a request is not acknowledged, does not hold. The
+    /// report has the latencies over the rate, and says if the client was the limit first.
+    /// REQUESTS is not used: a window has as many as its rate and length make, and at most one
+    /// connection per request.
+    #[arg(long, value_name = "CONDITION",
+        conflicts_with_all = ["part", "watch", "hdr", "fail_if", "tui", "warmup"])]
+    find_rate: Option<LatencyLimit>,
+    /// Length of a window of --find-rate [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "find_rate")]
+    window: Option<Duration>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: LoadTuning,
@@ -199,13 +216,24 @@ pub enum LoadCommand {
     Whole(load::Config, Output),
     /// One part, with other clients.
     Part(load::Config, Participation, Output),
+    /// A search for the highest rate.
+    FindRate(FindConfig, Output),
 }
+
+/// The length of a window if none is given.
+const WINDOW: Duration = Duration::from_secs(1);
 
 impl LoadArgs {
     /// Checks the flags against the machine and the clock.
     pub fn into_command(self) -> Result<LoadCommand, Failure> {
         let participation = self.participation(SystemTime::now())?;
+        let (limit, window) = (self.find_rate.clone(), self.window.unwrap_or(WINDOW));
+        let quiet = self.tuning.quiet;
         let (config, output) = self.into_config()?;
+        if let Some(limit) = limit {
+            let config = FindConfig { load: config, limit, window, quiet };
+            return Ok(LoadCommand::FindRate(config, output));
+        }
         Ok(match participation {
             None => LoadCommand::Whole(config, output),
             Some(participation) => {

@@ -8,6 +8,7 @@
 //!   `workload`, `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
 //! - `parts`: clients on several machines send parts of one workload, whose reports are merged.
+//! - `find`: the highest rate at which a latency stays below a limit.
 //! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
 //! - `report`, `thresholds`, `view`: tell the user.
@@ -17,6 +18,7 @@ mod client_load;
 mod connection;
 mod control;
 mod event_set;
+mod find;
 mod interrupt;
 mod latency;
 mod ledger;
@@ -37,8 +39,9 @@ mod worker;
 mod workload;
 
 pub use control::Server;
+pub use find::{FindConfig, LatencyLimit, find_rate};
 pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
-pub use report::{Output, Report, ServerUse, Setup, write_to};
+pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
 pub(crate) use report::{grouped, rounded, time_in_full};
 pub use run::{run, run_part};
 pub use schedule::RATE_MAX;

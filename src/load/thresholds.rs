@@ -213,6 +213,35 @@ impl Threshold {
         self.figure
     }
 
+    /// As it was typed.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it says that a latency is below a limit.
+    pub(super) fn is_upper_limit_of_latency(&self) -> bool {
+        self.figure.kind == Kind::Time
+            && matches!(self.operator, Operator::Less | Operator::LessOrEqual)
+    }
+
+    /// The limit of a latency in microseconds; `None` for any other figure.
+    pub(super) fn limit_us(&self) -> Option<f64> {
+        match self.limit {
+            Limit::Number(limit_us) if self.figure.kind == Kind::Time => Some(limit_us),
+            Limit::Number(_) | Limit::Word(_) => None,
+        }
+    }
+
+    /// Whether an upper limit holds for certain: a lower bound may be above it.
+    pub(super) fn surely_holds(&self, value: &Measured) -> bool {
+        match (value, &self.limit) {
+            (Measured::Number(Bound { micros, is_at_least: false }), Limit::Number(limit)) => {
+                self.operator.holds(micros.partial_cmp(limit))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a run passes, given what the figure was. A figure that is not known passes nothing.
     pub(super) fn check(&self, value: Measured) -> Checked {
         let name = self.figure.name;

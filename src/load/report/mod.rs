@@ -2,6 +2,7 @@
 //! percentile table are written from it.
 
 mod chart;
+mod found;
 mod hdr;
 mod html;
 mod output;
@@ -17,6 +18,7 @@ use super::watch::Watched;
 use super::workload::{Totals, Values};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
+pub use found::FoundRate;
 use hdrhistogram::Histogram;
 pub use output::{Output, write_to};
 use serde::{Deserialize, Serialize};
@@ -95,13 +97,16 @@ impl Latency {
         let (mean, max) = (latencies.mean(), latencies.max());
         let censored = latencies.censored();
         let lower_bounds = Vec::new();
-        let mut latency =
-            Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds };
+        Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds }.bounded()
+    }
+
+    /// With the names of the figures that are lower bounds.
+    fn bounded(mut self) -> Latency {
         let is_bound =
             |(_, figure): &(_, Option<Bound>)| figure.is_some_and(|bound| bound.is_at_least);
-        let figures = latency.figures().into_iter();
-        latency.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
-        latency
+        let figures = self.figures().into_iter();
+        self.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
+        self
     }
 
     /// Each figure with its name in JSON.

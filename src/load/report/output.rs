@@ -1,6 +1,6 @@
 //! Where a report goes: to files, to standard output, or both.
 
-use super::Report;
+use super::{FoundRate, Report};
 use crate::failure::Failure;
 use crate::load::parts::PartReport;
 use std::io::Write;
@@ -58,6 +58,17 @@ impl Output {
             write_to(path, &(report.json()? + "\n"))?;
         }
         self.summarize(&report.summary())
+    }
+
+    /// Writes what a search found as JSON and as a page, and a summary.
+    pub fn write_found(&self, found: &FoundRate) -> Result<(), Failure> {
+        if let Some(path) = &self.json {
+            write_to(path, &(found.json()? + "\n"))?;
+        }
+        if let Some(path) = &self.html {
+            write_to(path, &found.html()?)?;
+        }
+        self.summarize(&found.summary())
     }
 
     fn summarize(&self, summary: &str) -> Result<(), Failure> {
