@@ -16,6 +16,7 @@
 //!
 //! - [`cli`]: the flags of each subcommand, and the step from what was typed to a configuration.
 //! - [`challenge`]: a server process, a client, and one report.
+//! - [`compare`]: whether some runs differ from others, and by how much.
 //! - [`server`]: checks of the environment, shards, startup, readiness, and the drain.
 //! - [`load`]: the client, an independent witness: it shares no HTTP, JSON, or counting code with
 //!   the server.
@@ -30,6 +31,7 @@
 //! - [`tally`]: the exact sum and the distinct users, with one writer per shard, merged on read.
 //! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
+//! - [`statistics`]: medians, and how precisely they are known.
 //! - `terminal`: breaks lines for narrow terminals.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
@@ -40,6 +42,7 @@
 
 pub mod challenge;
 pub mod cli;
+pub mod compare;
 pub mod doctor;
 pub mod engine;
 pub mod event;
@@ -52,6 +55,7 @@ mod page;
 mod primitives;
 pub mod server;
 pub mod service;
+pub mod statistics;
 pub mod store;
 pub mod tally;
 mod terminal;

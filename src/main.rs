@@ -1,15 +1,17 @@
 //! Reads the command line and calls one function per subcommand.
 
-use ringtally::cli::{self, Command};
+use ringtally::cli::{self, Command, LoadCommand};
 use ringtally::failure::Failure;
 use ringtally::log::Log;
-use ringtally::{challenge, doctor, load, server};
+use ringtally::{challenge, compare, doctor, load, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let (log, result) = match cli::parse().command {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
-        Command::Load(args) => (Log::Text, args.into_config().and_then(run_load)),
+        Command::Load(args) => (Log::Text, args.into_command().and_then(run_load)),
+        Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
+        Command::Compare(args) => (Log::Text, compare::run(&args.into_config())),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
         Command::Store(args) => (Log::Text, cli::run_store(args)),
@@ -23,8 +25,28 @@ fn main() -> ExitCode {
     ExitCode::from(failure.exit_code())
 }
 
-fn run_load((config, output): (load::Config, load::Output)) -> Result<(), Failure> {
-    let report = load::run(&config, |_| {})?;
+fn run_load(command: LoadCommand) -> Result<(), Failure> {
+    match command {
+        LoadCommand::Whole(config, output) => {
+            let report = load::run(&config, |_| {})?;
+            output.write(&report)?;
+            report.check()
+        }
+        LoadCommand::Part(config, participation, output) => {
+            let report = load::run_part(&config, &participation)?;
+            output.write_part(&report)?;
+            report.check()
+        }
+        LoadCommand::FindRate(config, output) => {
+            let found = load::find_rate(&config)?;
+            output.write_found(&found)?;
+            found.check()
+        }
+    }
+}
+
+fn run_merge((config, output): (load::MergeConfig, load::Output)) -> Result<(), Failure> {
+    let report = load::merge(&config)?;
     output.write(&report)?;
     report.check()
 }

@@ -17,8 +17,18 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&str; 8] =
-    ["serve", "load", "challenge", "doctor", "store", "store inspect", "completions", "man"];
+const COMMANDS: [&str; 10] = [
+    "serve",
+    "load",
+    "merge",
+    "compare",
+    "challenge",
+    "doctor",
+    "store",
+    "store inspect",
+    "completions",
+    "man",
+];
 
 /// The help of a command at 80 columns; of the program for an empty name.
 fn help(command: &str, flag: &str) -> String {
@@ -88,10 +98,35 @@ fn a_refused_value_says_what_is_expected() {
         (&["load", "--url", "http://127.0.0.1:8000/stats"], "leave out the path"),
         (&["load", "--url", "http://127.0.0.1:99999"], "from 1 to 65535"),
         (&["load", "--fail-if", "p99"], "such as p99>5ms"),
+        (&["load", "--find-rate", "rps>5"], "an upper limit of a latency"),
+        (&["load", "--find-rate", "p99>5ms"], "an upper limit of a latency"),
+        (&["load", "--find-rate", "p99<5ms", "--watch"], "--watch"),
+        (&["load", "--window", "1s"], "--find-rate <CONDITION>"),
+        (&["load", "--part", "4/3"], "such as 2/3"),
+        (&["load", "--part", "1/2", "--start-in", "3s"], "--json <FILE>"),
+        (&["load", "--start-in", "3s"], "--part <K/N>"),
+        (&["load", "--part", "1/2", "--json", "-"], "with --start-at or --start-in"),
+        (&["load", "--part", "1/2", "--json", "-", "--start-at", "noon"], "date +%s"),
+        (
+            &["load", "--part", "1/2", "--json", "-", "--start-at", "0"],
+            "the start is 0.0 s from now",
+        ),
+        (&["load", "--part", "1/2", "--json", "-", "--start-in", "2s"], "at least 3 s"),
+        (
+            &["load", "9", "2", "--part", "1/3", "--json", "-", "--start-in", "3s"],
+            "use fewer parts",
+        ),
+        (&["load", "--part", "1/2", "--start-in", "3s", "--json", "-", "--watch"], "--watch"),
+        (&["compare", "a.json"], "--with <REPORT>..."),
+        (&["compare", "a.json", "--with", "b.json", "--fail-if", "p99>5ms"], "such as +5% or -3%"),
+        (&["compare", "/dev/null", "--with", "/dev/null"], "pass reports that load"),
+        (&["merge"], "<PART>..."),
+        (&["merge", "/nonexistent"], "cannot merge /nonexistent"),
+        (&["merge", "/dev/null"], "pass files that load --part wrote"),
         (&["challenge", "--cpus", "1023"], "outside the affinity mask"),
         (&["challenge", "--client-cpus", "x"], "invalid CPU list"),
         (&["challenge", "--shards", "0"], "from 1 to"),
-        (&["man", "brew"], "use serve, load, challenge"),
+        (&["man", "brew"], "use serve, load, merge, compare, challenge"),
         (&["man", "store-brew"], "there is no command store-brew"),
         (&["store"], "inspect"),
         (&["store", "inspect"], "<STORE>"),

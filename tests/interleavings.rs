@@ -228,15 +228,15 @@ struct Wakeup {
 
 impl Wakeup {
     fn wake(&self) {
-        *self.is_pending.lock().unwrap() = true;
+        *self.is_pending.lock().expect("nobody panics") = true;
         self.changed.notify_one();
     }
 
     /// Waits for it and clears it.
     fn wait(&self) {
-        let mut is_pending = self.is_pending.lock().unwrap();
+        let mut is_pending = self.is_pending.lock().expect("nobody panics");
         while !*is_pending {
-            is_pending = self.changed.wait(is_pending).unwrap();
+            is_pending = self.changed.wait(is_pending).expect("nobody panics");
         }
         *is_pending = false;
     }

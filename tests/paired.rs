@@ -2,14 +2,11 @@
 //! here, and tested on simulated machines that are noisy, drift, and are disturbed from time to time.
 
 #[allow(dead_code, unreachable_pub, reason = "the bench uses the rest of it")]
-#[path = "../benches/paired/statistics.rs"]
-mod statistics;
-#[allow(dead_code, unreachable_pub, reason = "the bench uses the rest of it")]
 #[path = "../benches/paired/verdict.rs"]
 mod verdict;
 
-use statistics::{Interval, log_ratio, median};
-use verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict};
+use ringtally::statistics::{Interval, median};
+use verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict, log_ratio};
 
 /// A simulated machine, which adds noise to the cost of each leg.
 struct Machine {

@@ -67,7 +67,7 @@ impl Model {
         let bits = limbs.enumerate().flat_map(|(at, limb)| {
             (0..32)
                 .filter(move |bit| limb >> bit & 1 == 1)
-                .map(move |bit| 32 * at as i32 + bit - 1074)
+                .map(move |bit| 32 * i32::try_from(at).unwrap() + bit - 1074)
         });
         bits.map(|exponent| usize::try_from(exponent - FIRST_EXPONENT).unwrap()).collect()
     }
@@ -209,7 +209,7 @@ impl Server {
                 let (event, user) = (model.events.len(), rng.usize(..USERS));
                 let generation = model.resets_sent;
                 model.events.push(Event { user, generation, is_acknowledged: false });
-                let value = 2f64.powi(FIRST_EXPONENT + event as i32);
+                let value = 2f64.powi(FIRST_EXPONENT + i32::try_from(event).unwrap());
                 let body = format!(r#"{{"userId":"user_{user}","value":{value:e}}}"#);
                 (Request::Event(event), post("/event", &body))
             }

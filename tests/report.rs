@@ -276,3 +276,41 @@ fn a_server_that_names_no_engine_has_none() {
     assert!(client.iter().all(|name| ["", "machine", "warning"].contains(name)), "{summary}");
     assert!(!summary.contains("softirq"), "{summary}");
 }
+
+/// Reports of real runs are compared with each other, and not with those of runs that were set up in
+/// another way.
+#[test]
+fn runs_are_compared_with_runs_that_were_set_up_alike() {
+    let server = Server::start(&["--shards", "1"]);
+    let folder = std::env::temp_dir().join(format!("ringtally-compare-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let report = |name: &str, flags: &[&str]| {
+        let file = folder.join(name).to_str().unwrap().to_owned();
+        let url = server.url();
+        let args =
+            [&["load", "3000", "8", "--url", &url, "--quiet", "--json", &file], flags].concat();
+        assert_eq!(run(&args).status.code(), Some(0));
+        file
+    };
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| report(name, &[]));
+    let other = report("other", &["--pipeline", "2"]);
+    let compare = |head: &[&str], flags: &[&str]| {
+        let output = run(&[&["compare", &a, &b, "--with"], head, flags].concat());
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, table, said) = compare(&[&c, &d], &["--fail-if", "rps<-99%"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(table.contains("rps") && table.contains("p99.9") && table.contains("passed rps<-99%"));
+    let (code, json, said) = compare(&[&c, &d], &["--fail-if", "rps>-99%", "--json", "-"]);
+    assert!(code == Some(1) && said.contains("--fail-if rps>-99%: it holds"), "{said}");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let rps = &json["figures"]["rps"];
+    let [low, median, high] =
+        ["low_percent", "change_percent", "high_percent"].map(|name| rps[name].as_f64().unwrap());
+    assert!(low <= median && median <= high, "{rps}");
+    let (code, _, said) = compare(&[&c, &other], &[]);
+    assert!(code == Some(2) && said.contains("pipeline: 1 | 2"), "{said}");
+    let (code, table, said) = compare(&[&other], &["--difference", "pipeline"]);
+    assert!(code == Some(0) && table.contains("compared: pipeline 1 with 2"), "{table} {said}");
+    let _ = std::fs::remove_dir_all(folder);
+}

@@ -256,3 +256,40 @@ fn a_client_on_the_servers_cpus_says_so() {
         assert!(!cpus.split(',').any(|cpu| cpu == first), "{cpus}");
     }
 }
+
+/// One connection of a server that takes 10 ms for each event: at 100 requests/s it begins to fall behind.
+#[test]
+fn the_rate_at_which_a_server_falls_behind_is_found() {
+    let fake = Fake::start(Habits { delay: |_| Duration::from_millis(10), ..GOOD });
+    let flags = ["1", "1", "--find-rate", "p99<60ms", "--window", "250ms", "--rate", "80"];
+    let (code, found) = load(&fake.url(), &flags);
+    let rate = found["rate"].as_u64().unwrap();
+    assert_eq!((code, &found["confirmed"]), (Some(0), &true.into()), "{found}");
+    // Within a window the queue may grow to the limit, so that somewhat more holds.
+    assert!((40..=130).contains(&rate), "{found}");
+    let curve = found["curve"].as_array().unwrap();
+    for point in curve {
+        assert_eq!(point["holds"].as_bool().unwrap(), point["rate"].as_u64().unwrap() <= rate);
+    }
+}
+
+/// A rate at which requests are refused holds nothing, however fast the refusals are.
+#[test]
+fn a_server_that_refuses_holds_no_rate() {
+    let fake = Fake::start(Habits { refuses: 1, ..GOOD });
+    let flags = ["1", "2", "--find-rate", "p99<10s", "--window", "1s", "--rate", "3"];
+    let (code, found) = load(&fake.url(), &flags);
+    assert_eq!((code, &found["rate"]), (Some(1), &Value::Null), "{found}");
+    assert!(found["curve"][0]["reasons"].to_string().contains("not acknowledged"), "{found}");
+}
+
+#[test]
+fn a_server_that_counts_wrong_ends_a_search() {
+    let fake = Fake::start(Habits { doubles: 50, ..GOOD });
+    let url = fake.url();
+    let flags = ["load", "1", "2", "--url", &url, "--find-rate", "p99<10s", "--quiet"];
+    let output = run(&flags);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("not exact at 1000 requests/s"), "{said}");
+}

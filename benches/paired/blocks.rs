@@ -1,7 +1,7 @@
 //! One block: two servers, started for it and loaded alike in the order A B B A.
 
 use crate::Options;
-use crate::statistics::log_ratio;
+use crate::verdict::log_ratio;
 use ringtally::failure::Failure;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;

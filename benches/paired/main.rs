@@ -11,7 +11,6 @@
 
 mod blocks;
 mod report;
-mod statistics;
 mod verdict;
 
 use blocks::{Block, Places};

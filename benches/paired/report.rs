@@ -2,10 +2,10 @@
 
 use crate::Options;
 use crate::blocks::{Block, Leg, Places};
-use crate::statistics::{Interval, median};
 use crate::verdict::{CHANGE, HALF_WIDTH_MAX, Verdict};
 use ringtally::doctor::Environment;
 use ringtally::failure::Failure;
+use ringtally::statistics::{Interval, median};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;

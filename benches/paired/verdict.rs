@@ -1,6 +1,6 @@
 //! What the ratios say about the head, and when there are enough of them.
 
-use crate::statistics::Interval;
+use ringtally::statistics::Interval;
 
 /// The change that matters, as a ratio: 3 % more, or the same distance less on a logarithmic scale.
 pub(crate) const CHANGE: f64 = 1.03;
@@ -16,6 +16,12 @@ pub(crate) const FLOOR_BLOCKS_MIN: usize = 5;
 const HEAD_BLOCKS_PER_FLOOR_BLOCK: usize = 2;
 
 const _: () = assert!(FLOOR_BLOCKS_MIN * HEAD_BLOCKS_PER_FLOOR_BLOCK <= HEAD_BLOCKS_MIN);
+
+/// The logarithm of B's mean over A's in a block A B B A. What grows evenly during a block affects
+/// both alike.
+pub(crate) fn log_ratio([a_first, b_first, b_second, a_second]: [f64; 4]) -> f64 {
+    ((b_first + b_second) / (a_first + a_second)).ln()
+}
 
 /// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,17 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
 use super::serve::read_token;
-use super::values::{CpuList, count, cpu_list, duration};
+use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
-use crate::load::{self, EVENTS_MAX, Output, RATE_MAX, Show, Threshold, Values};
+use crate::load::{
+    self, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX, Show,
+    Threshold, Values,
+};
 use crate::topology;
 use clap::Args;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub(super) const LONG_ABOUT: &str = "\
 Send the challenge's events to a server and check what it counted
@@ -36,6 +39,8 @@ Examples:
   ringtally load 300k 64 --rate 30k --warmup 20k --html report.html
   ringtally load --watch --values one --json report.json --hdr latency.hgrm
   ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
+  ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
+  ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
 Exit codes: 0 the verdict is exact, 1 it is not, requests were refused, or a
 threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
@@ -60,6 +65,45 @@ pub struct LoadArgs {
     /// It is sent as "Authorization: Bearer TOKEN", as a server with --admin-token-file expects.
     #[arg(long, value_name = "FILE", conflicts_with = "no_reset")]
     token_file: Option<PathBuf>,
+    /// Send part K of N, with clients on other machines that send the others
+    ///
+    /// All clients get the same flags but for K, and together send exactly what one client would
+    /// have sent: of the events, connections, and rate, each has every Nth. Start them with ssh, a
+    /// job array, or whatever starts processes. Each writes a part report (--json), and ringtally
+    /// merge makes one report and one verdict of all. They start together: --start-at is the
+    /// same time on all machines, whose clocks must agree; --start-in is for clients that are
+    /// launched at the same moment. Of the time before the start, the last third (with --start-at,
+    /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
+    /// before, all clients must be connected and warm.
+    #[arg(long, value_name = "K/N", requires = "json",
+        conflicts_with_all = ["watch", "hdr", "html", "fail_if", "tui"])]
+    part: Option<Part>,
+    /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
+    start_at: Option<SystemTime>,
+    /// How long after their launch all parts start, at least 3s
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "part")]
+    start_in: Option<Duration>,
+    /// Name of the run, the same for all parts, such as a job id [default: --start-at]
+    ///
+    /// Merge refuses parts with different names, or with different parameters.
+    #[arg(long, value_name = "TEXT", requires = "part")]
+    run_id: Option<String>,
+    /// Find the highest rate at which this holds, such as p99<5ms
+    ///
+    /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000, doubles until
+    /// the condition does not hold, and is then narrowed down to 2 %. Each rate is tried in 3 to 5
+    /// windows, each an open loop of its own after a warm-up; both rates at the end in 5 to 9. A
+    /// rate that is not held, or at which a request is not acknowledged, does not hold. The
+    /// report has the latencies over the rate, and says if the client was the limit first.
+    /// REQUESTS is not used: a window has as many as its rate and length make, and at most one
+    /// connection per request.
+    #[arg(long, value_name = "CONDITION",
+        conflicts_with_all = ["part", "watch", "hdr", "fail_if", "tui", "warmup"])]
+    find_rate: Option<LatencyLimit>,
+    /// Length of a window of --find-rate [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "find_rate")]
+    window: Option<Duration>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: LoadTuning,
@@ -160,9 +204,81 @@ const PIPELINE_MAX: u64 = 1024;
 /// The most client threads.
 const THREADS_MAX: u64 = 1024;
 
+/// The shortest time before a common start, and the part of it that each preparation gets.
+const START_IN_MIN: Duration = Duration::from_secs(3);
+const GUARD: Duration = Duration::from_secs(1);
+const _: () = assert!(START_IN_MIN.as_nanos() == 3 * GUARD.as_nanos());
+
+/// What `load` is to do.
+#[derive(Debug)]
+pub enum LoadCommand {
+    /// All of it.
+    Whole(load::Config, Output),
+    /// One part, with other clients.
+    Part(load::Config, Participation, Output),
+    /// A search for the highest rate.
+    FindRate(FindConfig, Output),
+}
+
+/// The length of a window if none is given.
+const WINDOW: Duration = Duration::from_secs(1);
+
 impl LoadArgs {
-    /// Checks the flags against the machine.
-    pub fn into_config(self) -> Result<(load::Config, Output), Failure> {
+    /// Checks the flags against the machine and the clock.
+    pub fn into_command(self) -> Result<LoadCommand, Failure> {
+        let participation = self.participation(SystemTime::now())?;
+        let (limit, window) = (self.find_rate.clone(), self.window.unwrap_or(WINDOW));
+        let quiet = self.tuning.quiet;
+        let (config, output) = self.into_config()?;
+        if let Some(limit) = limit {
+            let config = FindConfig { load: config, limit, window, quiet };
+            return Ok(LoadCommand::FindRate(config, output));
+        }
+        Ok(match participation {
+            None => LoadCommand::Whole(config, output),
+            Some(participation) => {
+                let config = load::Config { part: participation.part, ..config };
+                LoadCommand::Part(config, participation, output)
+            }
+        })
+    }
+
+    /// How this client takes part in a run with others, if it does.
+    fn participation(&self, now: SystemTime) -> Result<Option<Participation>, Failure> {
+        let Some(part) = self.part else { return Ok(None) };
+        let (events, connections) = (self.tuning.requests, self.tuning.workers as u64);
+        let usable = events.min(connections);
+        if usable < part.of() {
+            return Err(Failure::Usage(format!(
+                "--part {part}: {usable} of the connections would be used, and each part needs one: use \
+                 fewer parts, or more connections and events"
+            )));
+        }
+        let (start, guard) = match (self.start_at, self.start_in) {
+            (Some(start), _) => (start, GUARD),
+            (None, Some(start_in)) => (now + start_in, start_in / 3),
+            (None, None) => {
+                return Err(Failure::Usage(format!(
+                    "--part {part}: say when all parts start, with --start-at or --start-in"
+                )));
+            }
+        };
+        let left = start.duration_since(now).unwrap_or(Duration::ZERO);
+        if left < START_IN_MIN {
+            return Err(Failure::Usage(format!(
+                "--part {part}: the start is {:.1} s from now, and clients need at least {} s to \
+                 connect and reset the server: choose a later one",
+                left.as_secs_f64(),
+                START_IN_MIN.as_secs()
+            )));
+        }
+        let named_by_time =
+            || self.start_at.map(|at| humantime::format_rfc3339_millis(at).to_string());
+        let run_id = self.run_id.clone().or_else(named_by_time);
+        Ok(Some(Participation { part, start, guard, run_id }))
+    }
+
+    fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
         let output = self.tuning.output()?;
         let allowed = topology::allowed_cpus();
@@ -208,6 +324,7 @@ impl LoadTuning {
             timeout: self.timeout,
             reset: true,
             reset_token: None,
+            part: Part::WHOLE,
             watch: self.watch,
             thresholds: self.fail_if,
             progress: match (self.quiet, self.tui) {

@@ -2,10 +2,12 @@
 //! configuration.
 
 mod challenge;
+mod compare;
 mod completions;
 mod doctor;
 mod load;
 mod man;
+mod merge;
 mod serve;
 mod store;
 mod values;
@@ -16,10 +18,12 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+pub use compare::CompareArgs;
 pub use completions::print_completions;
 pub use doctor::DoctorArgs;
-pub use load::LoadArgs;
+pub use load::{LoadArgs, LoadCommand};
 pub use man::print_man;
+pub use merge::MergeArgs;
 pub use serve::ServeArgs;
 use std::io::Write;
 pub use store::{StoreArgs, run_store};
@@ -59,6 +63,12 @@ pub enum Command {
     /// Send the challenge's events to a server and check what it counted
     #[command(long_about = load::LONG_ABOUT, after_help = load::EXAMPLES, allow_negative_numbers = true)]
     Load(LoadArgs),
+    /// Make one report and one verdict from the parts of a run
+    #[command(long_about = merge::LONG_ABOUT, after_help = merge::EXAMPLES)]
+    Merge(MergeArgs),
+    /// Compare runs with other runs, from their reports
+    #[command(long_about = compare::LONG_ABOUT, after_help = compare::EXAMPLES)]
+    Compare(CompareArgs),
     /// Run a server and a client on CPUs of their own and print one report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     Challenge(ChallengeArgs),

@@ -5,7 +5,7 @@ use crate::load::grouped;
 use crate::topology;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A CPU list, as typed.
 #[derive(Clone, Debug)]
@@ -94,6 +94,20 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a time from 1ms to 24h with its unit, such as 10s or 500ms".into())
 }
 
+/// A point in time: RFC 3339, or seconds since 1970 as `date +%s` prints them.
+pub(super) fn time(text: &str) -> Result<SystemTime, String> {
+    let seconds = text.parse::<f64>().ok();
+    let since_1970 = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    since_1970
+        .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
+        .or_else(|| humantime::parse_rfc3339(text).ok())
+        .ok_or_else(|| {
+            "expected a time such as 2026-11-24T12:00:00Z, or the seconds since 1970, as date +%s \
+             prints them"
+                .into()
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +183,17 @@ mod tests {
         }
         for text in ["", "example.org", "[127.0.0.1]", "[::1", "127.0.0.1:80", "[::1]:80"] {
             assert!(host(text).unwrap_err().contains("or localhost"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_written_in_full_or_as_seconds_since_1970() {
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_521_600);
+        assert_eq!(time("2026-11-24T12:00:00Z"), Ok(noon));
+        assert_eq!(time("1795521600"), Ok(noon));
+        assert_eq!(time("1795521600.5"), Ok(noon + Duration::from_millis(500)));
+        for text in ["", "noon", "-1", "NaN", "1e300", "2026-11-24", "2026-11-24T12:00:00"] {
+            assert!(time(text).unwrap_err().contains("date +%s"), "{text}");
         }
     }
 

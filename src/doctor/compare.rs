@@ -24,9 +24,11 @@ const FIGURES: [(&str, &str); 4] = [
 
 /// Something that is not the same on both sides.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Difference {
-    what: String,
-    values: [String; 2],
+pub struct Difference {
+    /// What it is: a part of the environment, or of the setup of a run.
+    pub what: String,
+    /// What it is on either side.
+    pub values: [String; 2],
 }
 
 impl Difference {
@@ -77,14 +79,28 @@ impl Side {
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
         let json: Value =
             serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        Side::of(json).map_err(unusable)
+    }
+
+    fn of(json: Value) -> Result<Side, String> {
         let (environment, report) = match json.get("environment") {
             Some(environment) => (environment.clone(), Some(json)),
             None => (json, None),
         };
-        let environment =
-            serde_json::from_value(environment).map_err(|error| unusable(error.to_string()))?;
+        let environment = serde_json::from_value(environment).map_err(|error| error.to_string())?;
         Ok(Side { environment, report })
     }
+}
+
+/// What differs between the machines, their settings, and the setups of two reports.
+///
+/// # Errors
+///
+/// If one of them is not a report: one sentence says why.
+pub fn differences(a: &Value, b: &Value) -> Result<Vec<Difference>, String> {
+    let Comparison { machine, settings, setup, .. } =
+        Comparison::of(&Side::of(a.clone())?, &Side::of(b.clone())?);
+    Ok([machine, settings, setup].concat())
 }
 
 /// Compares two reports, or one with this machine as it is.

@@ -5,7 +5,7 @@ use super::Check;
 use super::machine::Machine;
 use crate::topology::format_cpu_list;
 use procfs::{CpuTime, KernelStats};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::Duration;
@@ -294,7 +294,7 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
 }
 
 /// How CPUs spent their time between two readings, as shares from 0 to 1.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct CpuUse {
     /// Given by the host to other virtual machines.
     pub steal: f64,

@@ -12,7 +12,7 @@ mod storage;
 use crate::failure::Failure;
 use crate::terminal;
 use anstyle::{AnsiColor, Style};
-pub use compare::compare;
+pub use compare::{Difference, compare, differences};
 pub use cpu::CpuUse;
 use machine::Machine;
 use serde::{Deserialize, Serialize};

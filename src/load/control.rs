@@ -1,12 +1,13 @@
 //! The few requests around a run: what the server has counted, and its reset.
 
+use super::parts::ClockOffset;
 use super::response::{self, join_chunks};
 use super::workload::Totals;
 use crate::failure::Failure;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a server that promised to keep a connection may take to close it all the same.
 const FALSE_KEEP_ALIVE_WAIT: Duration = Duration::from_millis(50);
@@ -163,12 +164,14 @@ pub(super) struct Control<'a> {
     /// that serves one connection at a time needs it to be closed.
     keeps: bool,
     kept: Option<TcpStream>,
+    /// What the responses tell about the clocks.
+    clock: Option<ClockOffset>,
 }
 
 impl<'a> Control<'a> {
     /// For a server that may take so long to respond.
     pub(super) fn new(server: &'a Server, timeout: Duration, keeps: bool) -> Control<'a> {
-        Control { server, timeout, token: None, keeps, kept: None }
+        Control { server, timeout, token: None, keeps, kept: None, clock: None }
     }
 
     /// With a token for `POST /reset`.
@@ -199,6 +202,11 @@ impl<'a> Control<'a> {
     /// The server's totals.
     pub(super) fn totals(&mut self) -> Result<Totals, ControlError> {
         read_totals(&self.ask("GET", "/stats")?)
+    }
+
+    /// How far this machine's clock is ahead of the server's, if responses had a `Date`.
+    pub(super) fn clock(&self) -> Option<ClockOffset> {
+        self.clock
     }
 
     /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
@@ -240,12 +248,13 @@ impl<'a> Control<'a> {
     }
 
     fn exchange(
-        &self,
+        &mut self,
         stream: &mut TcpStream,
         method: &str,
         path: &str,
     ) -> Result<Response, ControlError> {
         let deadline = Instant::now() + self.timeout;
+        let sent = SystemTime::now();
         let host = &self.server.host;
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
         if let Some(token) = self.token.as_deref().filter(|_| path == "/reset") {
@@ -279,6 +288,10 @@ impl<'a> Control<'a> {
                         false => wire.to_vec(),
                     };
                     let (status, says_close) = (found.status, found.says_close);
+                    if let Some(date) = date_of(&input[..found.body_start]) {
+                        let offset = ClockOffset::of(sent, SystemTime::now(), date);
+                        self.clock = Some(self.clock.map_or(offset, |clock| clock.and(offset)));
+                    }
                     return Ok(Response { status, body, says_close });
                 }
                 None if received == 0 => return Err(ControlError::Closed),
@@ -287,6 +300,15 @@ impl<'a> Control<'a> {
             }
         }
     }
+}
+
+/// The `Date` of a response.
+fn date_of(head: &[u8]) -> Option<SystemTime> {
+    let field = std::str::from_utf8(head).ok()?.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("date").then_some(value.trim())
+    });
+    httpdate::parse_http_date(field?).ok()
 }
 
 fn is_time_out(error: &io::Error) -> bool {
@@ -329,7 +351,8 @@ fn engine_of(metrics: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-fn parse_totals(body: &[u8]) -> Option<Totals> {
+/// The totals in the body of a response to `GET /stats`.
+pub(super) fn parse_totals(body: &[u8]) -> Option<Totals> {
     let json: serde_json::Value = serde_json::from_slice(body).ok()?;
     // Some servers write whole numbers as floats.
     let whole = |name: &str| {
@@ -369,6 +392,16 @@ mod tests {
         }
         for text in ["", "[]", r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#] {
             assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_date_of_a_response_is_read_whatever_its_case() {
+        let date = "Tue, 24 Nov 2026 10:00:00 GMT";
+        let head = format!("HTTP/1.1 200 OK\r\nX-Date: no\r\ndATE: {date}\r\n\r\n");
+        assert_eq!(date_of(head.as_bytes()), httpdate::parse_http_date(date).ok());
+        for none in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nDate: now\r\n\r\n"] {
+            assert_eq!(date_of(none.as_bytes()), None);
         }
     }
 

@@ -4,7 +4,9 @@
 //! can be a trillion of them. A set keeps what a verdict needs of them: how many there are, what
 //! their values add up to, and how many each user has.
 
-use super::workload::{Share, Workload};
+use super::parts::Part;
+use super::workload::{Share, VALUE_IN_HALVES_MAX, Workload};
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// Users whose events a set counts one by one. Beyond it, a set knows how many events it has, but
@@ -12,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
 
 /// Every `step`-th event from `start` to the end of the workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rest {
     pub(super) start: u64,
     pub(super) step: u64,
@@ -26,7 +28,7 @@ impl Rest {
 }
 
 /// Some events of a workload, each added once.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct EventSet {
     singles: u64,
     singles_sum_in_halves: u64,
@@ -54,6 +56,47 @@ impl EventSet {
         }
     }
 
+    /// The steps of its rests.
+    pub(super) fn steps(&self) -> impl Iterator<Item = u64> {
+        self.rests.iter().map(|rest| rest.step)
+    }
+
+    /// Drops rests without an event of a workload of `events`.
+    pub(super) fn drop_empty_rests(&mut self, events: u64) {
+        self.rests.retain(|rest| rest.len(events) > 0);
+    }
+
+    /// Writes its rests with another step, of which theirs must be divisors.
+    pub(super) fn widen(&mut self, step: u64) {
+        let narrow = std::mem::take(&mut self.rests);
+        self.rests = narrow
+            .into_iter()
+            .flat_map(|Rest { start, step: own }| {
+                (0..step / own).map(move |turn| Rest { start: start + turn * own, step })
+            })
+            .collect();
+    }
+
+    /// Whether it can be what a client found of its part of a workload: for a set that was read from
+    /// a file.
+    pub(super) fn is_possible(&self, workload: &Workload, part: Part) -> bool {
+        let is_of_part = |rest: &Rest| {
+            rest.step > 0
+                && rest.step.is_multiple_of(part.of())
+                && rest.start <= workload.events.saturating_add(rest.step)
+                && part.has(rest.start)
+        };
+        let attributed = self
+            .by_user
+            .values()
+            .try_fold(self.unattributed, |sum, events| sum.checked_add(*events));
+        self.singles <= part.share(workload.events)
+            && self.singles_sum_in_halves <= VALUE_IN_HALVES_MAX * self.singles
+            && attributed == Some(self.singles)
+            && self.by_user.keys().all(|user| *user < workload.users.min(workload.events))
+            && self.rests.iter().all(is_of_part)
+    }
+
     /// Adds the rest of a workload.
     pub(super) fn insert_rest(&mut self, rest: Rest) {
         debug_assert!(self.rests.iter().all(|other| other.step == rest.step));
@@ -78,16 +121,15 @@ impl EventSet {
         self.singles + self.rests.iter().map(|rest| rest.len(events)).sum::<u64>()
     }
 
-    /// The users of the single events.
-    pub(super) fn users(&self) -> UserSet {
+    /// The users that its events may come from, in a workload: those of the single events, and all if
+    /// it has the rest of a part that was lost.
+    pub(super) fn users(&self, workload: &Workload) -> UserSet {
         // Each event that is not attributed may come from a user that is not among these.
-        let known = self.by_user.keys().copied().collect();
-        UserSet { beyond: known, unseen: self.unattributed, ..UserSet::default() }
-    }
-
-    /// What the single events add up to.
-    pub(super) fn share(&self) -> Share {
-        Share { events: self.singles, sum_in_halves: self.singles_sum_in_halves }
+        let known = self.by_user.keys().copied();
+        let has_rest = self.rests.iter().any(|rest| rest.len(workload.events) > 0);
+        let below = if has_rest { workload.users.min(workload.events) } else { 0 };
+        let beyond = known.filter(|user| *user >= below).collect();
+        UserSet { below, beyond, unseen: self.unattributed, ..UserSet::default() }
     }
 }
 
@@ -145,11 +187,13 @@ impl Workload {
     /// Takes time that grows with the single events in the sets, and, if threads of an open loop
     /// stopped far from each other, with the users between.
     pub(super) fn users_without(&self, sets: &[&EventSet]) -> UserSet {
-        let rests: Vec<Rest> = sets.iter().flat_map(|set| set.rests.iter().copied()).collect();
-        let starts = || rests.iter().map(|rest| rest.start.min(self.events));
-        // Every event below `first` was taken but for single ones; none from `last` on was.
+        let rests = self.rests_of(sets);
+        let starts = || rests.starts.values().copied();
+        // Every event below `first` was taken but for single ones; none from `last` on was, if the rest
+        // of every remainder is there.
         let first = starts().min().unwrap_or(self.events);
-        let last = starts().max().unwrap_or(self.events);
+        let is_everywhere = rests.starts.len() as u64 == rests.step;
+        let last = starts().max().filter(|_| is_everywhere).unwrap_or(self.events);
         let users = self.users.min(self.events);
         let below = if first >= users { users } else { last.min(users) };
         let is_without = |user: &u64| {
@@ -167,23 +211,47 @@ impl Workload {
         }
     }
 
-    /// How many of a user's events are in rests with one common step.
-    fn events_of_user_in_rests(&self, user: u64, rests: &[Rest]) -> u64 {
-        let Some(Rest { step, .. }) = rests.first().copied() else { return 0 };
+    /// The rests of sets that have an event.
+    fn rests_of(&self, sets: &[&EventSet]) -> Rests {
+        let all = sets.iter().flat_map(|set| set.rests.iter().copied());
+        let mut rests = Rests { step: 1, starts: HashMap::new() };
+        for Rest { start, step } in all.filter(|rest| rest.start < self.events) {
+            rests.step = step;
+            rests.starts.insert(start % step, start);
+        }
+        rests
+    }
+
+    /// How many of a user's events are in rests.
+    fn events_of_user_in_rests(&self, user: u64, rests: &Rests) -> u64 {
+        let Rests { step, starts } = rests;
+        let step = *step;
+        if starts.is_empty() {
+            return 0;
+        }
         // The remainders of a user's events repeat after so many of them.
         let period = step / greatest_common_divisor(self.users, step);
         let stride = u128::from(self.users) * u128::from(period);
         let mut found = 0;
         for turn in 0..period {
             let event = u128::from(user) + u128::from(self.users) * u128::from(turn);
-            let rest =
-                rests.iter().find(|rest| event % u128::from(step) == u128::from(rest.start % step));
-            let Some(rest) = rest else { continue };
+            // A remainder is below the step.
+            let start = u64::try_from(event % u128::from(step)).ok().and_then(|r| starts.get(&r));
+            let Some(start) = start else { continue };
             // The number of events below a limit, in this user's turn.
             let below = |limit: u64| u128::from(limit).saturating_sub(event).div_ceil(stride);
-            found += below(self.events).saturating_sub(below(rest.start));
+            found += below(self.events).saturating_sub(below(*start));
         }
         u64::try_from(found).unwrap_or_else(|_| unreachable!("there are no more than events"))
+    }
+
+    /// What the events of a set add up to.
+    pub(super) fn share_of(&self, set: &EventSet) -> Share {
+        let (whole, without) = (self.whole(), self.share_without(&[set]));
+        Share {
+            events: whole.events - without.events,
+            sum_in_halves: whole.sum_in_halves - without.sum_in_halves,
+        }
     }
 
     /// What all events but those of the sets, which have no event in common, add up to.
@@ -198,6 +266,12 @@ impl Workload {
         }
         share
     }
+}
+
+/// Rests with one common step: where each starts, by its remainder.
+struct Rests {
+    step: u64,
+    starts: HashMap<u64, u64>,
 }
 
 /// The greatest number that divides both, of which neither is 0.
@@ -283,7 +357,10 @@ mod tests {
             let union = found.union(&fewer.users_without(&[&other]));
             assert_eq!(union.most(), users.union(&listed).count() as u64);
             let of_out: HashSet<u64> = out.iter().map(|event| event % fewer.users).collect();
-            assert_eq!(found.union(&other.users()).most(), users.union(&of_out).count() as u64);
+            assert_eq!(
+                found.union(&other.users(&fewer)).most(),
+                users.union(&of_out).count() as u64
+            );
         }
     }
 
@@ -318,7 +395,7 @@ mod tests {
             // A user that is in has room for another event.
             set.insert(&workload, workload.users);
             assert_eq!(set.len(workload.events), events + 1);
-            let users = set.users();
+            let users = set.users(&workload);
             assert_eq!((users.least(), users.most()), (events - unattributed, events));
             let left = workload.users_without(&[&set]);
             assert_eq!((left.least(), left.most()), (2 * limit - unattributed, 2 * limit));

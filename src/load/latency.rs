@@ -5,8 +5,11 @@
 //! above the k-th smallest true value, and equals it if it is below every censored value. From the
 //! first censored value on, a quantile is therefore known only as a lower bound.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
-use serde::{Serialize, Serializer};
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The longest latency that is distinguished, in nanoseconds: an hour.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
@@ -35,12 +38,66 @@ impl Serialize for Bound {
 }
 
 /// Latencies of one kind, to three significant digits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "Encoded", try_from = "Encoded")]
 pub(super) struct Latencies {
     histogram: Histogram<u64>,
     censored: u64,
     /// The shortest time after which a request was given up.
     least_censored_ns: Option<u64>,
+}
+
+/// Latencies as a file has them, without loss.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Encoded {
+    /// The histogram in HdrHistogram's compressed form (V2), in base64, as its log files have it.
+    histogram: String,
+    censored: u64,
+    least_censored_ns: Option<u64>,
+}
+
+impl From<&Latencies> for Encoded {
+    fn from(latencies: &Latencies) -> Encoded {
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new()
+            .serialize(&latencies.histogram, &mut bytes)
+            .unwrap_or_else(|error| unreachable!("memory takes any histogram: {error}"));
+        Encoded {
+            histogram: BASE64.encode(bytes),
+            censored: latencies.censored,
+            least_censored_ns: latencies.least_censored_ns,
+        }
+    }
+}
+
+impl From<Latencies> for Encoded {
+    fn from(latencies: Latencies) -> Encoded {
+        Encoded::from(&latencies)
+    }
+}
+
+impl TryFrom<Encoded> for Latencies {
+    type Error = String;
+
+    fn try_from(encoded: Encoded) -> Result<Latencies, String> {
+        let bytes = BASE64
+            .decode(&encoded.histogram)
+            .map_err(|error| format!("a histogram is not base64: {error}"))?;
+        let histogram: Histogram<u64> = Deserializer::new()
+            .deserialize(&mut bytes.as_slice())
+            .map_err(|error| format!("a histogram cannot be read: {error}"))?;
+        let mut latencies = Latencies::new();
+        let is_ours = histogram.high() == latencies.histogram.high()
+            && histogram.low() == latencies.histogram.low()
+            && histogram.sigfig() == latencies.histogram.sigfig();
+        if !is_ours || encoded.censored > histogram.len() {
+            return Err("a histogram is not one of latencies that ringtally wrote".into());
+        }
+        latencies.histogram = histogram;
+        latencies.censored = encoded.censored;
+        latencies.least_censored_ns = encoded.least_censored_ns;
+        Ok(latencies)
+    }
 }
 
 impl Latencies {
@@ -127,7 +184,7 @@ impl Latencies {
 }
 
 /// The latencies of the requests that ended within one second.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Slice {
     /// Seconds since the start.
     pub(super) second: u64,
@@ -160,6 +217,44 @@ impl Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latencies_in_a_file_lose_nothing() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for values in [0, 1, 1000] {
+            let mut latencies = Latencies::new();
+            for _ in 0..values {
+                latencies.record(1 << random.u32(0..43));
+                latencies.record_at_least(random.u64(..LATENCY_NS_MAX));
+            }
+            let text = serde_json::to_string(&latencies).unwrap();
+            let read: Latencies = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.histogram(), latencies.histogram());
+            assert_eq!(Encoded::from(&read), Encoded::from(&latencies));
+            for quantile in [0.0, 0.5, 0.99, 1.0] {
+                assert_eq!(read.quantile(quantile), latencies.quantile(quantile));
+            }
+            assert_eq!((read.max(), read.mean()), (latencies.max(), latencies.mean()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_histogram_of_ours_is_refused() {
+        let mut other = Vec::new();
+        let histogram = Histogram::<u64>::new_with_bounds(1, 1000, 2).unwrap();
+        V2DeflateSerializer::new().serialize(&histogram, &mut other).unwrap();
+        let ours = Encoded::from(&Latencies::new());
+        for (histogram, censored, says) in [
+            ("?".to_owned(), 0, "not base64"),
+            (BASE64.encode("x"), 0, "cannot be read"),
+            (BASE64.encode(other), 0, "not one of latencies"),
+            (ours.histogram, 1, "not one of latencies"),
+        ] {
+            let encoded = Encoded { histogram, censored, least_censored_ns: None };
+            let error = Latencies::try_from(encoded).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 
     #[test]
     fn quantiles_are_known_up_to_the_first_request_that_was_given_up() {

@@ -2,11 +2,12 @@
 
 use super::event_set::{EventSet, Rest};
 use super::workload::Workload;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 /// The book of one thread, or of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Ledger {
     /// Events that the server acknowledged.
     pub(super) acknowledged: u64,
@@ -22,7 +23,7 @@ pub(super) struct Ledger {
 }
 
 /// What servers do to connections.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Trouble {
     /// Connections opened in place of others.
     pub(super) reconnects: u64,
@@ -69,7 +70,12 @@ impl Ledger {
         self.acknowledged + self.refused_by_status.values().sum::<u64>()
     }
 
-    /// Adds what another thread has.
+    /// What became of events that did not end in an acknowledgement.
+    pub(super) fn sets_mut(&mut self) -> [&mut EventSet; 3] {
+        [&mut self.refused, &mut self.unknown, &mut self.unsent]
+    }
+
+    /// Adds what another thread or client has. The rests of both must have one step.
     pub(super) fn merge(&mut self, other: Ledger) {
         self.acknowledged += other.acknowledged;
         self.refused.merge(other.refused);

@@ -7,17 +7,22 @@
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
-//! - `ledger`, `event_set`, `verdict`, `watch`: judge what the server counted.
+//! - `parts`: clients on several machines send parts of one workload, whose reports are merged.
+//! - `find`: the highest rate at which a latency stays below a limit.
+//! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
 //! - `report`, `thresholds`, `view`: tell the user.
 
+mod account;
 mod client_load;
 mod connection;
 mod control;
 mod event_set;
+mod find;
 mod interrupt;
 mod latency;
 mod ledger;
+mod parts;
 mod placement;
 mod report;
 mod response;
@@ -34,13 +39,16 @@ mod worker;
 mod workload;
 
 pub use control::Server;
-pub(crate) use report::grouped;
-pub use report::{Output, Report, ServerUse, Setup, write_to};
-pub use run::run;
+pub use find::{FindConfig, LatencyLimit, find_rate};
+pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
+pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
+pub(crate) use report::{grouped, rounded, time_in_full};
+pub use run::{run, run_part};
 pub use schedule::RATE_MAX;
 use std::sync::Arc;
 use std::time::Duration;
 pub use thresholds::Threshold;
+pub(crate) use thresholds::{Condition, Operator};
 pub use verdict::Verdict;
 pub use workload::{EVENTS_MAX, Totals, Values, Workload};
 
@@ -71,6 +79,8 @@ pub struct Config {
     pub reset: bool,
     /// The token that `POST /reset` is sent with.
     pub reset_token: Option<Arc<[u8]>>,
+    /// What this client sends of it all: each part has events and connections.
+    pub part: Part,
     /// Whether to poll the totals during the run.
     pub watch: bool,
     /// What the run must not be.

@@ -1,20 +1,21 @@
 //! A run from its first request to its report: the client threads, the watch beside them, and the
 //! totals around them.
 
+use super::account::Account;
 use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
-use super::event_set::UserSet;
 use super::interrupt::{self, Running};
 use super::latency::Slice;
 use super::ledger::Ledger;
+use super::parts::{OpenLoopClient, Part, PartOutcome, PartReport, Participation};
 use super::report::{Outcome, Report, Setup};
 use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
-use super::timeline::Second;
-use super::verdict::{Evidence, Users, Verdict, plural};
+use super::timeline::{RawSecond, Second};
+use super::verdict::{Evidence, Verdict, plural};
 use super::view::{Phase, Stage, View};
 use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
-use super::workload::{Totals, Workload};
+use super::workload::Totals;
 use super::{Config, Moment, placement};
 use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
@@ -23,9 +24,9 @@ use crossbeam_utils::CachePadded;
 use procfs::{CurrentSI, KernelStats};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a run looks at the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
@@ -33,6 +34,10 @@ const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 /// they are asked for.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
+/// How long before a common start the threads are told of it: the time that waking them takes.
+const START_EARLY: Duration = Duration::from_millis(5);
+/// How often what waits for a common start looks about.
+const WAIT_TICK: Duration = Duration::from_millis(100);
 /// From this length of a run on, the ticks in which the kernel counts the time of CPUs tell something.
 const MACHINE_MIN: Duration = Duration::from_secs(1);
 
@@ -41,62 +46,17 @@ const MACHINE_MIN: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// If there is no server, or if nothing could be measured.
-pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failure> {
-    let listening = interrupt::listen();
-    let view = View::open(config);
-    let environment = Environment::here(ENVIRONMENT_SAMPLE);
-    let server = &config.server;
-    let events = config.workload.events;
-    // More than one per event would never be used.
-    let connections =
-        usize::try_from(events).map_or(config.connections, |events| config.connections.min(events));
-    let mut control = Control::new(server, config.timeout, connections > 1)
-        .with_token(config.reset_token.clone());
-    let (first, keeps_alive) = control.first_totals().map_err(|e| e.into_failure(server))?;
-    let engine = control.engine();
-    let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
-    let cpus = match &config.cpus {
-        Some(cpus) => cpus.clone(),
-        None => placement::choose(of_server.as_deref()),
-    };
-    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, connections);
-    let run = Run {
-        workload: config.workload,
-        address: server.address,
-        head: request_head(&server.host),
-        depth: config.pipeline,
-        rate: config.rate,
-        timeout: config.timeout,
-        warm_up: config.warm_up,
-        threads,
-        keep_alive: KeepAlive::new(keeps_alive),
-        is_called_off: AtomicBool::new(false),
-        next: [AtomicU64::new(0), AtomicU64::new(0)],
-        late: AtomicU64::new(0),
-        progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
-        gate: Barrier::new(threads + 1),
-    };
-    let mut warnings: Vec<String> =
-        placement::warning(&cpus, of_server.as_deref()).into_iter().collect();
-    if connections < config.connections {
-        warnings.push(format!(
-            "{} of {} connections are used: there are no more events than that",
-            connections, config.connections
-        ));
-    }
-    if let Err(error) = listening {
-        warnings.push(format!("an interrupt will end the run without a report: {error}"));
-    }
-    let running = Running::begin();
-    let sent = send_all(config, &run, connections, &cpus, &mut control, view, &mut at)?;
-    let mut evidence = evidence(&config.workload, config.warm_up, first, &sent);
+pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
+    let mut control = control(config);
+    let measured = measure(config, None, &mut control, at)?;
+    let Measured { sent, first, mut setup, cpus, environment, warnings, running } = measured;
+    let mut evidence = sent.account(config, first).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
     let is_interrupted = interrupt::is_asked();
     drop(running);
-    let elapsed = sent.ended.saturating_duration_since(sent.started);
+    let elapsed = sent.elapsed();
     let client_load = sent.client_load(elapsed, &cpus);
-    let rate_held = config.rate.and_then(|_| sent.rate_held());
-    warnings.extend(sent.warnings(&run, connections));
+    setup.was_reset = sent.reset == Some(Reset::Done);
     Ok(Report::new(Outcome {
         elapsed,
         client_busy: client_load.busy,
@@ -104,7 +64,7 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         client_limits: client_load.limits(),
         client_cpu: sent.client_cpu.saturating_sub(sent.client_polling),
         client_poll: sent.client_polling,
-        rate_held,
+        rate_held: config.rate.and_then(|_| rate_held(sent.requests(), sent.last_sent)),
         is_interrupted,
         suspended: sent.suspended,
         held_up: sent.held_up,
@@ -115,63 +75,167 @@ pub fn run(config: &Config, mut at: impl FnMut(Moment)) -> Result<Report, Failur
         settled_after,
         watched: sent.watched,
         warm_up: config.warm_up,
-        setup: Setup {
-            url: format!("http://{}", server.host),
-            engine,
-            workers: connections,
-            threads,
-            cpus: topology::format_cpu_list(&cpus),
-            pipeline: config.pipeline,
-            rate: config.rate,
-            users: config.workload.users,
-            values: config.workload.values,
-            one_request_per_connection: run.keep_alive.is_one_shot(),
-            was_reset: sent.reset == Some(Reset::Done),
-        },
-        requests: events,
+        setup,
+        requests: config.workload.events,
         ledger: sent.ledger,
         warm_up_ledger: sent.warm_up,
         warnings,
         thresholds: config.thresholds.clone(),
+        clients: Vec::new(),
         environment,
     }))
 }
 
-/// What is known of a run, with the totals that the server reported first. `first` are those before
-/// the warm-up.
-fn evidence(workload: &Workload, warm_up: u64, first: Totals, sent: &Sent) -> Evidence {
-    let Ledger { refused, unknown, unsent, .. } = &sent.ledger;
-    let (without, possible) = ([refused, unsent, unknown], [refused, unsent]);
-    let ours = [workload.users_without(&without), workload.users_without(&possible)];
-    // The same for the warm-up.
-    let earlier = Workload { events: warm_up, ..*workload };
-    let Ledger { acknowledged, refused, unknown, unsent, .. } = &sent.warm_up;
-    let late = unknown.share();
-    let known = if sent.reset == Some(Reset::Done) {
-        // An event of the warm-up that got no response may be counted at any time.
-        let is_ours = sent.before.total_requests <= late.events;
-        is_ours.then(|| [UserSet::default(), unknown.users()])
-    } else {
-        let counted = *acknowledged..=*acknowledged + late.events;
-        let is_ours = first.total_requests == 0 && counted.contains(&sent.before.total_requests);
-        is_ours.then(|| {
-            [
-                earlier.users_without(&[refused, unsent, unknown]),
-                earlier.users_without(&[refused, unsent]),
-            ]
-        })
+/// Sends one part of the events, when all clients start, and says what became of them.
+///
+/// # Errors
+///
+/// If there is no server, if the part was not ready in time, or if nothing could be measured.
+pub fn run_part(config: &Config, participation: &Participation) -> Result<PartReport, Failure> {
+    let mut control = control(config);
+    let measured = measure(config, Some(participation), &mut control, |_| {})?;
+    let Measured { sent, first, setup, cpus, environment, warnings, running } = measured;
+    let is_interrupted = interrupt::is_asked();
+    drop(running);
+    let elapsed = sent.elapsed();
+    let client_load = sent.client_load(elapsed, &cpus);
+    let requests = sent.requests();
+    let open_loop =
+        sent.total.from_send.zip(sent.total.lag).map(|(from_send, lag)| OpenLoopClient {
+            from_send,
+            lag,
+            held_up: sent.held_up,
+            requests,
+            last_sent: sent.last_sent,
+        });
+    Ok(PartReport::new(
+        config,
+        participation,
+        PartOutcome {
+            setup,
+            prepared: sent.prepared,
+            first,
+            before: sent.before,
+            reset: sent.reset,
+            clock: control.clock(),
+            elapsed,
+            ledger: sent.ledger,
+            warm_up: sent.warm_up,
+            latency: sent.total.latency,
+            open_loop,
+            seconds: sent.raw_seconds,
+            client_busy: client_load.busy,
+            client_waiting: client_load.waiting,
+            client_limits: client_load.limits(),
+            client_cpu: sent.client_cpu.saturating_sub(sent.client_polling),
+            client_poll: sent.client_polling,
+            is_interrupted,
+            suspended: sent.suspended,
+            machine: sent.machine,
+            warnings,
+            environment,
+        },
+    ))
+}
+
+/// For the requests around the run.
+fn control(config: &Config) -> Control<'_> {
+    Control::new(&config.server, config.timeout, connections(config) > 1)
+        .with_token(config.reset_token.clone())
+}
+
+/// How many connections all clients together use: more than one per event would never be used.
+fn connections(config: &Config) -> usize {
+    usize::try_from(config.workload.events)
+        .map_or(config.connections, |events| config.connections.min(events))
+}
+
+/// What was measured, with what it was measured on.
+struct Measured {
+    sent: Sent,
+    /// What the server had counted before everything.
+    first: Totals,
+    setup: Setup,
+    cpus: Vec<usize>,
+    environment: Environment,
+    warnings: Vec<String>,
+    /// Until it is dropped, the run can be interrupted.
+    running: Running,
+}
+
+/// Sends the events of this client.
+fn measure(
+    config: &Config,
+    participation: Option<&Participation>,
+    control: &mut Control<'_>,
+    mut at: impl FnMut(Moment),
+) -> Result<Measured, Failure> {
+    let listening = interrupt::listen();
+    let view = View::open(config);
+    let environment = Environment::here(ENVIRONMENT_SAMPLE);
+    let server = &config.server;
+    let part = config.part;
+    let all_connections = connections(config);
+    #[allow(clippy::cast_possible_truncation, reason = "a share is no greater than the whole")]
+    let connections = part.share(all_connections as u64) as usize;
+    let (first, keeps_alive) = control.first_totals().map_err(|e| e.into_failure(server))?;
+    let engine = control.engine();
+    let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
+    let cpus = match &config.cpus {
+        Some(cpus) => cpus.clone(),
+        None => placement::choose(of_server.as_deref()),
     };
-    let known = known.as_ref().map(<[UserSet; 2]>::each_ref);
-    let mut possible = workload.share_without(&possible);
-    possible.events += late.events;
-    possible.sum_in_halves += late.sum_in_halves;
-    Evidence {
-        before: sent.before,
-        acknowledged: workload.share_without(&without),
-        possible,
-        users: Users::of(ours.each_ref(), sent.before.unique_users, known),
-        after: sent.after.clone(),
+    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, connections);
+    let run = Run {
+        workload: config.workload,
+        part,
+        address: server.address,
+        head: request_head(&server.host),
+        depth: config.pipeline,
+        rate: config.rate,
+        timeout: config.timeout,
+        warm_up: config.warm_up,
+        threads,
+        keep_alive: KeepAlive::new(keeps_alive),
+        starts_at: OnceLock::new(),
+        is_called_off: AtomicBool::new(false),
+        next: [AtomicU64::new(0), AtomicU64::new(0)],
+        late: AtomicU64::new(0),
+        progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
+        gate: Barrier::new(threads + 1),
+    };
+    let mut warnings: Vec<String> =
+        placement::warning(&cpus, of_server.as_deref()).into_iter().collect();
+    if all_connections < config.connections {
+        warnings.push(format!(
+            "{all_connections} of {} connections are used: there are no more events than that",
+            config.connections
+        ));
     }
+    if let Err(error) = listening {
+        warnings.push(format!("an interrupt will end the run without a report: {error}"));
+    }
+    let running = Running::begin();
+    let prepare = |control: &mut Control<'_>| match participation {
+        None => Prepared::now(config, control),
+        Some(participation) => Prepared::with_others(config, control, participation, &run),
+    };
+    let sent = send_all(config, &run, connections, &cpus, (control, prepare), view, &mut at)?;
+    warnings.extend(sent.warnings(&run, connections));
+    let setup = Setup {
+        url: format!("http://{}", server.host),
+        engine,
+        workers: connections,
+        threads,
+        cpus: topology::format_cpu_list(&cpus),
+        pipeline: config.pipeline,
+        rate: config.rate,
+        users: config.workload.users,
+        values: config.workload.values,
+        one_request_per_connection: run.keep_alive.is_one_shot(),
+        was_reset: false,
+    };
+    Ok(Measured { sent, first, setup, cpus, environment, warnings, running })
 }
 
 /// Asks for the totals until they are right, or no longer worth waiting for. Returns the time that
@@ -224,6 +288,8 @@ fn request_head(host: &str) -> Vec<u8> {
 struct Sent {
     ledger: Ledger,
     warm_up: Ledger,
+    /// When the server was reset, or looked at, before the run.
+    prepared: SystemTime,
     before: Totals,
     /// `None` if no reset was wanted.
     reset: Option<Reset>,
@@ -231,6 +297,8 @@ struct Sent {
     after: Result<Totals, String>,
     total: Slice,
     seconds: Vec<Second>,
+    /// The histograms of the seconds, of a part.
+    raw_seconds: Vec<RawSecond>,
     watched: Option<Watched>,
     /// CPU time of the busiest thread without polling, and the longest wait for a CPU.
     busiest: Duration,
@@ -268,7 +336,10 @@ fn send_all(
     run: &Run,
     connections: usize,
     cpus: &[usize],
-    control: &mut Control<'_>,
+    (control, prepare): (
+        &mut Control<'_>,
+        impl FnOnce(&mut Control<'_>) -> Result<Prepared, Failure>,
+    ),
     view: View,
     at: &mut impl FnMut(Moment),
 ) -> Result<Sent, Failure> {
@@ -309,13 +380,16 @@ fn send_all(
         run.gate.wait();
         // It is over; the server is reset, or looked at. No thread may be left waiting.
         run.gate.wait();
-        let prepared = prepare(config, control);
+        if run.part != Part::WHOLE {
+            stage.begin(Phase::Waiting);
+        }
+        let prepared = prepare(control);
         let stat = KernelStats::current().ok();
         at(Moment::Start);
-        let started = Instant::now();
+        let started = run.starts_at.get().copied().unwrap_or_else(Instant::now);
         let (is_over, before) = (Arc::new(AtomicBool::new(false)), prepared.as_ref().ok().copied());
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
-        let watcher = before.filter(|_| config.watch).map(|(before, _)| {
+        let watcher = before.filter(|_| config.watch).map(|Prepared { before, .. }| {
             let is_over = Arc::clone(&is_over);
             let late = run.late.load(Ordering::Relaxed);
             scope.spawn(move || {
@@ -336,16 +410,18 @@ fn send_all(
         let machine = stat.zip(KernelStats::current().ok());
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
         let watched = watcher.map(|watcher| watcher.join().map_err(panicked)).transpose()?;
-        let (total, seconds) = timeline.finish();
-        let (before, reset) = prepared.map_err(|error| error.into_failure(&config.server))?;
+        let (total, seconds, raw_seconds) = timeline.finish();
+        let Prepared { at: prepared, before, reset } = prepared?;
         let mut sent = Sent {
             ledger: Ledger::default(),
             warm_up: Ledger::default(),
+            prepared,
             before,
             reset,
             after,
             total,
             seconds,
+            raw_seconds,
             watched,
             busiest: Duration::ZERO,
             waiting: Duration::ZERO,
@@ -367,9 +443,9 @@ fn send_all(
             sent.warm_up.merge(warm_up.ledger);
             sent.add(measured);
         }
-        sent.warm_up.leave(rest_of_closed_loop(&run.next[0], run.warm_up));
+        sent.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], run.warm_up));
         if run.rate.is_none() {
-            sent.ledger.leave(rest_of_closed_loop(&run.next[1], run.workload.events));
+            sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], run.workload.events));
         }
         sent.ledger.trouble += sent.warm_up.trouble;
         Ok(sent)
@@ -391,6 +467,29 @@ impl Sent {
         self.connect_error = self.connect_error.take().or(findings.connect_error);
         self.failure = self.failure.take().or(findings.failure);
         self.ledger.merge(findings.ledger);
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.ended.saturating_duration_since(self.started)
+    }
+
+    /// Requests that were sent.
+    fn requests(&self) -> u64 {
+        self.ledger.answered() + self.ledger.unknown.len(0)
+    }
+
+    /// What is known of the run's events, if there was no other client.
+    fn account(&self, config: &Config, first: Totals) -> Account<'_> {
+        Account {
+            workload: config.workload,
+            warm_up: config.warm_up,
+            first,
+            before: self.before,
+            was_reset: self.reset == Some(Reset::Done),
+            ledger: &self.ledger,
+            warm_up_ledger: &self.warm_up,
+            after: self.after.clone(),
+        }
     }
 
     /// What the client had to do, as shares of its time.
@@ -415,14 +514,6 @@ impl Sent {
                 .and_then(|lag| lag.quantile(0.99))
                 .map(|lag| lag.micros),
         }
-    }
-
-    /// Requests per second that an open loop sent; `None` for a single request, which has no rate.
-    fn rate_held(&self) -> Option<f64> {
-        let sent = self.ledger.answered() + self.ledger.unknown.len(0);
-        // The first request is due at once: there are n - 1 steps between n requests.
-        (sent > 1 && !self.last_sent.is_zero())
-            .then(|| (sent - 1) as f64 / self.last_sent.as_secs_f64())
     }
 
     /// What a reader of the report must know.
@@ -467,13 +558,82 @@ impl Sent {
     }
 }
 
-/// Resets the server if that is wanted, and returns what it has counted, and what came of the reset.
-fn prepare(
-    config: &Config,
-    control: &mut Control<'_>,
-) -> Result<(Totals, Option<Reset>), ControlError> {
-    let reset = if config.reset { Some(control.reset()?) } else { None };
-    Ok((control.totals()?, reset))
+/// Requests per second that an open loop sent; `None` for a single request, which has no rate.
+pub(super) fn rate_held(requests: u64, last_sent: Duration) -> Option<f64> {
+    // The first request is due at once: there are n - 1 steps between n requests.
+    (requests > 1 && !last_sent.is_zero()).then(|| (requests - 1) as f64 / last_sent.as_secs_f64())
+}
+
+/// What the server had counted before the run, and what came of its reset if one was wanted.
+#[derive(Clone, Copy)]
+struct Prepared {
+    at: SystemTime,
+    before: Totals,
+    reset: Option<Reset>,
+}
+
+impl Prepared {
+    /// Resets the server if that is wanted, and reads its totals.
+    fn now(config: &Config, control: &mut Control<'_>) -> Result<Prepared, Failure> {
+        let failed = |error: ControlError| error.into_failure(&config.server);
+        let reset = if config.reset { Some(control.reset().map_err(failed)?) } else { None };
+        let before = control.totals().map_err(failed)?;
+        Ok(Prepared { at: SystemTime::now(), before, reset })
+    }
+
+    /// Waits for the time at which all clients start, and has the first of them reset the server, when
+    /// all have ended their warm-ups and none has started.
+    fn with_others(
+        config: &Config,
+        control: &mut Control<'_>,
+        participation: &Participation,
+        run: &Run,
+    ) -> Result<Prepared, Failure> {
+        let Participation { part, start, guard, .. } = *participation;
+        // What the clock says now and then is turned into time that passes evenly.
+        let left = start.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+        let starts_at = Instant::now() + left;
+        if left < 2 * guard {
+            return Err(Failure::Environment(format!(
+                "part {part} was connected and warm {:.1} s before the start, and had to be {:.1} s \
+                 before it: start later, or with a smaller --warmup",
+                left.as_secs_f64(),
+                2.0 * guard.as_secs_f64()
+            )));
+        }
+        wait_until(starts_at - guard, || {
+            // Each response tells more about the clocks.
+            let _ = control.totals();
+        });
+        let prepared = match part.leads() {
+            true => Prepared::now(config, control)?,
+            false => Prepared { at: SystemTime::now(), before: Totals::ZERO, reset: None },
+        };
+        if Instant::now() + START_EARLY > starts_at {
+            return Err(Failure::Environment(format!(
+                "the server took more than {:.1} s to reset, so that part {part} could not start with \
+                 the others: check what it is doing",
+                guard.as_secs_f64()
+            )));
+        }
+        wait_until(starts_at - START_EARLY, || {});
+        let _ = run.starts_at.set(starts_at);
+        Ok(prepared)
+    }
+}
+
+/// Waits, and does something about every [`WAIT_TICK`]. An interrupt ends the wait.
+fn wait_until(at: Instant, mut meanwhile: impl FnMut()) {
+    loop {
+        let left = at.saturating_duration_since(Instant::now());
+        if left.is_zero() || interrupt::is_asked() {
+            return;
+        }
+        if left > WAIT_TICK {
+            meanwhile();
+        }
+        thread::sleep(left.min(WAIT_TICK));
+    }
 }
 
 /// Allows as many descriptors, of which each connection takes one, and as much locked memory for

@@ -2,9 +2,11 @@
 //!
 //! In a closed loop, an event is due as soon as a connection is free; threads take events from a common
 //! counter. In an open loop, event `i` is due at `i / rate`, whatever the server does; thread `t` of
-//! `T` has the events that are `t` modulo `T`, so that the spacing is even over all threads.
+//! `T` has the events that are `t` modulo `T`, so that the spacing is even over all threads. Of a part
+//! of a workload, both take the part's events only, each when it is due in the whole.
 
 use super::event_set::Rest;
+use super::parts::Part;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,10 +28,11 @@ pub(super) struct Due {
 /// The events of one thread.
 #[derive(Debug)]
 pub(super) enum Schedule<'a> {
-    /// Closed loop: the next of `events` that no thread has taken, at once.
-    Closed { next: &'a AtomicU64, events: u64, grabbed: Range<u64> },
-    /// Open loop.
-    Open { next: u64, events: u64, threads: u64, rate: u64 },
+    /// Closed loop: the next of the part's `events` that no thread has taken, at once. They are counted
+    /// within the part.
+    Closed { part: Part, next: &'a AtomicU64, events: u64, grabbed: Range<u64> },
+    /// Open loop: every `step`-th event of the whole workload.
+    Open { next: u64, events: u64, step: u64, rate: u64 },
     /// There is nothing more to send.
     Ended,
 }
@@ -38,28 +41,37 @@ pub(super) enum Schedule<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Left {
     /// Events of a closed loop that only this thread has.
-    Grabbed(Range<u64>),
+    Grabbed(Vec<u64>),
     /// The rest of an open loop's thread.
     Rest(Rest),
 }
 
 impl Schedule<'_> {
-    pub(super) fn closed(next: &AtomicU64, events: u64) -> Schedule<'_> {
-        Schedule::Closed { next, events, grabbed: 0..0 }
+    /// For the part's share of a workload of `events`.
+    pub(super) fn closed(part: Part, next: &AtomicU64, events: u64) -> Schedule<'_> {
+        Schedule::Closed { part, next, events: part.share(events), grabbed: 0..0 }
     }
 
-    /// For one of so many threads, at `rate` requests per second over all of them.
-    pub(super) fn open(thread: u64, threads: u64, events: u64, rate: u64) -> Schedule<'static> {
-        Schedule::Open { next: thread, events, threads, rate }
+    /// For one of the part's threads, at `rate` requests per second over all threads of all parts.
+    pub(super) fn open(
+        part: Part,
+        thread: u64,
+        threads: u64,
+        events: u64,
+        rate: u64,
+    ) -> Schedule<'static> {
+        Schedule::Open { next: part.event(thread), events, step: part.of() * threads, rate }
     }
 
     /// Ends it, and returns what this thread leaves. What no thread of a closed loop took is not
     /// among it.
     pub(super) fn end(&mut self) -> Left {
         match std::mem::replace(self, Schedule::Ended) {
-            Schedule::Closed { grabbed, .. } => Left::Grabbed(grabbed),
-            Schedule::Open { next, threads, .. } => Left::Rest(Rest { start: next, step: threads }),
-            Schedule::Ended => Left::Grabbed(0..0),
+            Schedule::Closed { part, grabbed, .. } => {
+                Left::Grabbed(grabbed.map(|nth| part.event(nth)).collect())
+            }
+            Schedule::Open { next, step, .. } => Left::Rest(Rest { start: next, step }),
+            Schedule::Ended => Left::Grabbed(Vec::new()),
         }
     }
 
@@ -72,21 +84,21 @@ impl Schedule<'_> {
         least_alike: impl Fn(u64) -> u64,
         mut note: impl FnMut(u64, u64),
     ) {
-        let Schedule::Open { next, events, threads, rate } = *self else { return };
+        let Schedule::Open { next, events, step, rate } = *self else { return };
         let mut event = next;
         while event < events && due_ns(event, rate) <= now_ns {
             let waited_ns = now_ns - due_ns(event, rate);
             let least_ns = least_alike(waited_ns).min(waited_ns);
-            let count = (due_by(now_ns - least_ns, rate).min(events) - event).div_ceil(threads);
+            let count = (due_by(now_ns - least_ns, rate).min(events) - event).div_ceil(step);
             note(least_ns, count);
-            event += count * threads;
+            event += count * step;
         }
     }
 
     /// When the next event is due; `None` if there is none.
     pub(super) fn next_ns(&self) -> Option<u64> {
         match self {
-            Schedule::Closed { next, events, grabbed } => {
+            Schedule::Closed { next, events, grabbed, .. } => {
                 (!grabbed.is_empty() || next.load(Ordering::Relaxed) < *events).then_some(0)
             }
             Schedule::Open { next, events, rate, .. } => {
@@ -99,18 +111,18 @@ impl Schedule<'_> {
     /// Takes the next event that is due at `now_ns`. In a closed loop it is due now.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Due> {
         match self {
-            Schedule::Closed { next, events, grabbed } => {
+            Schedule::Closed { part, next, events, grabbed } => {
                 if grabbed.is_empty() {
                     let start = next.fetch_add(EVENTS_PER_GRAB, Ordering::Relaxed).min(*events);
                     *grabbed = start..(start + EVENTS_PER_GRAB).min(*events);
                 }
-                grabbed.next().map(|event| Due { event, ns: now_ns })
+                grabbed.next().map(|nth| Due { event: part.event(nth), ns: now_ns })
             }
-            Schedule::Open { next, events, threads, rate } => {
+            Schedule::Open { next, events, step, rate } => {
                 let due = Due { event: *next, ns: due_ns(*next, *rate) };
                 let is_due = *next < *events && due.ns <= now_ns;
                 is_due.then(|| {
-                    *next += *threads;
+                    *next += *step;
                     due
                 })
             }
@@ -139,7 +151,7 @@ mod tests {
         for (threads, events, rate) in [(1, 10, 3), (3, 1000, 7), (4, 4001, 333_333), (2, 1, 1)] {
             let mut all: Vec<Due> = Vec::new();
             for thread in 0..threads {
-                let mut schedule = Schedule::open(thread, threads, events, rate);
+                let mut schedule = Schedule::open(Part::WHOLE, thread, threads, events, rate);
                 while let Some(ns) = schedule.next_ns() {
                     if ns > 0 {
                         assert_eq!(schedule.take(ns - 1), None, "a nanosecond early");
@@ -170,8 +182,8 @@ mod tests {
     fn the_rest_is_what_was_not_taken() {
         let next = AtomicU64::new(0);
         for mut schedules in [
-            [Schedule::closed(&next, 100), Schedule::closed(&next, 100)],
-            [Schedule::open(0, 2, 100, 5), Schedule::open(1, 2, 100, 5)],
+            [Schedule::closed(Part::WHOLE, &next, 100), Schedule::closed(Part::WHOLE, &next, 100)],
+            [Schedule::open(Part::WHOLE, 0, 2, 100, 5), Schedule::open(Part::WHOLE, 1, 2, 100, 5)],
         ] {
             let mut all: Vec<u64> =
                 (0..40).map(|turn| schedules[turn % 2].take(u64::MAX).unwrap().event).collect();
@@ -204,7 +216,7 @@ mod tests {
             let now_ns = due_ns(random.u64(0..3000), rate) + random.u64(0..3);
             let grain = 1 << random.u32(0..20);
             let least_alike = |ns: u64| ns / grain * grain;
-            let schedule = Schedule::open(thread, threads, events, rate);
+            let schedule = Schedule::open(Part::WHOLE, thread, threads, events, rate);
             let mut found = Vec::new();
             schedule.overdue(now_ns, least_alike, |ns, count| found.push((ns, count)));
             let mut expected: Vec<(u64, u64)> = Vec::new();
@@ -221,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_trillion_overdue_events_take_no_time() {
-        let schedule = Schedule::open(0, 1, 1 << 42, RATE_MAX);
+        let schedule = Schedule::open(Part::WHOLE, 0, 1, 1 << 42, RATE_MAX);
         let mut events = 0;
         let powers = |ns: u64| 1 << ns.max(1).ilog2();
         schedule.overdue(1 << 40, powers, |_, count| events += count);
@@ -231,7 +243,10 @@ mod tests {
     #[test]
     fn a_closed_loop_gives_every_event_to_one_thread() {
         let next = AtomicU64::new(0);
-        let mut schedules = [Schedule::closed(&next, 1000), Schedule::closed(&next, 1000)];
+        let mut schedules = [
+            Schedule::closed(Part::WHOLE, &next, 1000),
+            Schedule::closed(Part::WHOLE, &next, 1000),
+        ];
         let mut taken = Vec::new();
         for turn in 0.. {
             let schedule = &mut schedules[turn % 2];

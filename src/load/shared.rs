@@ -1,12 +1,13 @@
 //! What all client threads of a run share.
 
 use super::event_set::Rest;
+use super::parts::Part;
 use super::workload::Workload;
 use crossbeam_utils::CachePadded;
 use std::net::SocketAddr;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Barrier, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Connections that must end after one response, against the server's word, until each gets one
 /// request only.
@@ -26,6 +27,8 @@ pub(super) struct Progress {
 /// A run, as its threads see it.
 pub(super) struct Run {
     pub(super) workload: Workload,
+    /// The part of the workload that this client sends.
+    pub(super) part: Part,
     pub(super) address: SocketAddr,
     /// The head of every request, up to the value of Content-Length.
     pub(super) head: Vec<u8>,
@@ -38,9 +41,11 @@ pub(super) struct Run {
     pub(super) warm_up: u64,
     pub(super) threads: usize,
     pub(super) keep_alive: KeepAlive,
+    /// When the measured part starts, if several clients have agreed on that.
+    pub(super) starts_at: OnceLock<Instant>,
     /// The server cannot be talked to: nothing more is to be sent.
     pub(super) is_called_off: AtomicBool,
-    /// The first event of the warm-up, and of the run, that no thread has taken.
+    /// The first event of the part's warm-up, and of its run, that no thread has taken.
     pub(super) next: [AtomicU64; 2],
     /// Events of the warm-up without a response, which may be counted at any time.
     pub(super) late: AtomicU64,
@@ -102,7 +107,7 @@ impl KeepAlive {
     }
 }
 
-/// What no thread of a closed loop took.
-pub(super) fn rest_of_closed_loop(next: &AtomicU64, events: u64) -> Rest {
-    Rest { start: next.load(Ordering::Relaxed).min(events), step: 1 }
+/// What no thread of a closed loop took of a part of a workload of `events`.
+pub(super) fn rest_of_closed_loop(part: Part, next: &AtomicU64, events: u64) -> Rest {
+    part.rest(next.load(Ordering::Relaxed).min(part.share(events)))
 }

@@ -16,14 +16,50 @@ pub struct Threshold {
     limit: Limit,
 }
 
+/// How a condition compares a figure with its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
+pub(crate) enum Operator {
     Less,
     LessOrEqual,
     Greater,
     GreaterOrEqual,
     Equal,
     NotEqual,
+}
+
+impl Operator {
+    /// Whether it holds for a figure that compares so with the limit; `None` is not a number.
+    fn holds(self, order: Option<Ordering>) -> bool {
+        match self {
+            Operator::Less => order == Some(Ordering::Less),
+            Operator::LessOrEqual => matches!(order, Some(Ordering::Less | Ordering::Equal)),
+            Operator::Greater => order == Some(Ordering::Greater),
+            Operator::GreaterOrEqual => matches!(order, Some(Ordering::Greater | Ordering::Equal)),
+            Operator::Equal => order == Some(Ordering::Equal),
+            Operator::NotEqual => order != Some(Ordering::Equal),
+        }
+    }
+}
+
+/// The parts of a condition such as `p99>5ms`, none of which has been looked at.
+pub(crate) struct Condition<'a> {
+    pub(crate) figure: &'a str,
+    pub(crate) operator: Operator,
+    pub(crate) limit: &'a str,
+}
+
+impl<'a> Condition<'a> {
+    /// Takes a condition apart; `example` shows what to write.
+    pub(crate) fn parse(text: &'a str, example: &str) -> Result<Condition<'a>, String> {
+        let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
+        let (figure, rest) = (text[..at].trim(), &text[at..]);
+        let operator = OPERATORS.into_iter().find(|(sign, _)| rest.starts_with(sign));
+        let (sign, operator) = operator.ok_or_else(|| {
+            let signs = OPERATORS.map(|(sign, _)| sign).join(" ");
+            format!("write a figure, an operator ({signs}), and a limit, such as {example}")
+        })?;
+        Ok(Condition { figure, operator, limit: rest[sign.len()..].trim() })
+    }
 }
 
 /// In the order in which they are tried: longer ones first.
@@ -139,17 +175,10 @@ impl FromStr for Threshold {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Threshold, String> {
-        let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
-        let (name, rest) = (text[..at].trim(), &text[at..]);
-        let operator = OPERATORS.into_iter().find(|(sign, _)| rest.starts_with(sign));
-        let (sign, operator) = operator.ok_or_else(|| {
-            let signs = OPERATORS.map(|(sign, _)| sign).join(" ");
-            format!("write a figure, an operator ({signs}), and a limit, such as p99>5ms")
-        })?;
+        let Condition { figure: name, operator, limit } = Condition::parse(text, "p99>5ms")?;
         let figure = FIGURES.into_iter().find(|figure| figure.name == name).ok_or_else(|| {
             format!("there is no figure '{name}': use {}", FIGURES.map(|f| f.name).join(", "))
         })?;
-        let limit = rest[sign.len()..].trim();
         let limit = match figure.kind {
             Kind::Time => Limit::Number(scaled(limit, &TIME_UNITS).ok_or_else(|| {
                 format!("{name} is a time: write a number and its unit, such as 300us or 1.5s")
@@ -182,6 +211,35 @@ impl Threshold {
     /// The figure that it is about.
     pub(super) fn figure(&self) -> Figure {
         self.figure
+    }
+
+    /// As it was typed.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it says that a latency is below a limit.
+    pub(super) fn is_upper_limit_of_latency(&self) -> bool {
+        self.figure.kind == Kind::Time
+            && matches!(self.operator, Operator::Less | Operator::LessOrEqual)
+    }
+
+    /// The limit of a latency in microseconds; `None` for any other figure.
+    pub(super) fn limit_us(&self) -> Option<f64> {
+        match self.limit {
+            Limit::Number(limit_us) if self.figure.kind == Kind::Time => Some(limit_us),
+            Limit::Number(_) | Limit::Word(_) => None,
+        }
+    }
+
+    /// Whether an upper limit holds for certain: a lower bound may be above it.
+    pub(super) fn surely_holds(&self, value: &Measured) -> bool {
+        match (value, &self.limit) {
+            (Measured::Number(Bound { micros, is_at_least: false }), Limit::Number(limit)) => {
+                self.operator.holds(micros.partial_cmp(limit))
+            }
+            _ => false,
+        }
     }
 
     /// Whether a run passes, given what the figure was. A figure that is not known passes nothing.
@@ -218,14 +276,7 @@ impl Threshold {
     /// Whether the condition holds, or may hold because the value is only a lower bound.
     fn may_hold(&self, Bound { micros: value, is_at_least }: Bound, limit: f64) -> bool {
         let order = value.partial_cmp(&limit);
-        let holds = match self.operator {
-            Operator::Less => order == Some(Ordering::Less),
-            Operator::LessOrEqual => matches!(order, Some(Ordering::Less | Ordering::Equal)),
-            Operator::Greater => order == Some(Ordering::Greater),
-            Operator::GreaterOrEqual => matches!(order, Some(Ordering::Greater | Ordering::Equal)),
-            Operator::Equal => order == Some(Ordering::Equal),
-            Operator::NotEqual => order != Some(Ordering::Equal),
-        };
+        let holds = self.operator.holds(order);
         // A lower bound decides only if it is above the limit and the condition asks for less.
         let is_above = order == Some(Ordering::Greater);
         let asks_for_less =

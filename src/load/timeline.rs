@@ -1,7 +1,7 @@
 //! A run second by second, from the slices that its threads send.
 
-use super::latency::{Bound, Latencies, Slice};
-use serde::Serialize;
+use super::latency::{Bound, Encoded, Latencies, Slice};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How many seconds of histograms are kept for threads that report late.
@@ -19,8 +19,17 @@ pub(super) struct Second {
     pub(super) max_us: Option<Bound>,
 }
 
+/// One second of a run, or some of its requests, as a file has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RawSecond {
+    /// Its number, from 0.
+    pub(super) second: u64,
+    #[serde(flatten)]
+    pub(super) latency: Encoded,
+}
+
 impl Second {
-    fn of(second: u64, latency: &Latencies) -> Second {
+    pub(super) fn of(second: u64, latency: &Latencies) -> Second {
         Second {
             second,
             requests: latency.len() - latency.censored(),
@@ -37,11 +46,19 @@ pub(super) struct Timeline {
     /// Seconds that threads may still report, with their histograms.
     open: BTreeMap<u64, Latencies>,
     closed: Vec<Second>,
+    /// The histograms of all seconds, if they are to be kept: about a KiB each.
+    raw: Option<Vec<RawSecond>>,
 }
 
 impl Timeline {
-    pub(super) fn new(is_open_loop: bool) -> Timeline {
-        Timeline { total: Slice::new(0, is_open_loop), open: BTreeMap::new(), closed: Vec::new() }
+    /// Of a run, whose histograms of each second may be kept.
+    pub(super) fn new(is_open_loop: bool, keeps_raw: bool) -> Timeline {
+        Timeline {
+            total: Slice::new(0, is_open_loop),
+            open: BTreeMap::new(),
+            closed: Vec::new(),
+            raw: keeps_raw.then(Vec::new),
+        }
     }
 
     pub(super) fn add(&mut self, slice: &Slice) {
@@ -51,13 +68,17 @@ impl Timeline {
             && first.key() + OPEN_SECONDS < slice.second
         {
             let (second, latency) = first.remove_entry();
-            self.close(Second::of(second, &latency));
+            self.close(second, &latency);
         }
     }
 
     /// Adds a second that is over. If a thread reports more than [`OPEN_SECONDS`] late, the histogram
     /// of that second is gone: its larger latencies are kept.
-    fn close(&mut self, new: Second) {
+    fn close(&mut self, second: u64, latency: &Latencies) {
+        if let Some(raw) = &mut self.raw {
+            raw.push(RawSecond { second, latency: Encoded::from(latency) });
+        }
+        let new = Second::of(second, latency);
         match self.closed.iter_mut().rev().find(|old| old.second == new.second) {
             Some(old) => {
                 old.requests += new.requests;
@@ -79,15 +100,15 @@ impl Timeline {
         Some(Second::of(*second, latency))
     }
 
-    /// The whole run, and every second in which a request ended.
-    pub(super) fn finish(mut self) -> (Slice, Vec<Second>) {
+    /// The whole run, every second in which a request ended, and their histograms, if they were kept.
+    pub(super) fn finish(mut self) -> (Slice, Vec<Second>, Vec<RawSecond>) {
         while let Some((second, latency)) = self.open.pop_first() {
             if latency.len() > 0 {
-                self.close(Second::of(second, &latency));
+                self.close(second, &latency);
             }
         }
         self.closed.sort_by_key(|second| second.second);
-        (self.total, self.closed)
+        (self.total, self.closed, self.raw.unwrap_or_default())
     }
 }
 
@@ -104,15 +125,20 @@ mod tests {
 
     #[test]
     fn every_request_is_in_one_second_and_in_the_total() {
-        let mut timeline = Timeline::new(false);
+        let mut timeline = Timeline::new(false, true);
         // Two threads, one of which reports seconds 0 and 1 when their histograms are gone.
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);
             slice.latency.record(1000 * (second + 1));
             timeline.add(&slice);
         }
-        let (total, seconds) = timeline.finish();
+        let (total, seconds, raw) = timeline.finish();
         assert_eq!(total.latency.len(), 7);
+        let mut raw_total = Latencies::new();
+        for second in raw {
+            raw_total.merge(&Latencies::try_from(second.latency).unwrap());
+        }
+        assert_eq!(raw_total.histogram(), total.latency.histogram());
         let counts: Vec<(u64, u64)> = seconds.iter().map(|s| (s.second, s.requests)).collect();
         assert_eq!(counts, [(0, 2), (1, 2), (2, 1), (30, 1), (31, 1)]);
     }

@@ -4,6 +4,7 @@
 mod screen;
 
 use super::latency::Slice;
+use super::parts::Part;
 use super::report::{counted, grouped, rounded, time};
 use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};
@@ -26,6 +27,8 @@ pub(super) enum Phase {
     Connecting,
     /// It sends what is not measured.
     WarmingUp,
+    /// It waits for the time at which all clients start.
+    Waiting,
     /// It sends what is measured.
     Measuring,
 }
@@ -72,6 +75,7 @@ impl Status {
         match self.phase {
             Phase::Connecting => format!("connecting ({:.0} s)", self.elapsed.as_secs_f64()),
             Phase::WarmingUp => format!("warming up: {ended} of {of}"),
+            Phase::Waiting => "waiting for the common start".into(),
             Phase::Measuring => format!("{ended} of {of}"),
         }
     }
@@ -121,12 +125,14 @@ impl View {
             Show::Line if stderr().is_terminal() => Form::Line,
             Show::Line | Show::Nothing => Form::Nothing,
         };
-        let mut view = View { form, requests: config.workload.events, warm_up: config.warm_up };
+        let part = config.part;
+        let (requests, warm_up) = (part.share(config.workload.events), part.share(config.warm_up));
+        let mut view = View { form, requests, warm_up };
         view.draw(|| Status {
             phase: Phase::Connecting,
             elapsed: Duration::ZERO,
             ended: 0,
-            of: config.workload.events,
+            of: requests,
             connect_failures: 0,
             latest: None,
         });
@@ -140,7 +146,7 @@ impl View {
         stage: &Stage,
         slices: &Receiver<Box<Slice>>,
     ) -> Timeline {
-        let mut timeline = Timeline::new(run.rate.is_some());
+        let mut timeline = Timeline::new(run.rate.is_some(), run.part != Part::WHOLE);
         let mut next_draw = Instant::now();
         loop {
             if Instant::now() >= next_draw {
@@ -238,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_line_is_never_wider_than_the_terminal() {
-        for phase in [Phase::Connecting, Phase::WarmingUp, Phase::Measuring] {
+        for phase in [Phase::Connecting, Phase::WarmingUp, Phase::Waiting, Phase::Measuring] {
             for columns in 0..120 {
                 let line = status(phase).line(columns);
                 assert!(line.chars().count() <= columns, "{columns}: {line}");

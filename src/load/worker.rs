@@ -124,7 +124,7 @@ impl<'a> Worker<'a> {
             thread,
             wire: Transport::new(run.address, connections)?,
             connections: (0..connections).map(|_| down()).collect(),
-            schedule: Schedule::closed(&run.next[0], run.warm_up),
+            schedule: Schedule::closed(run.part, &run.next[0], run.warm_up),
             waiting: VecDeque::new(),
             free: VecDeque::new(),
             in_flight: 0,
@@ -159,8 +159,9 @@ impl<'a> Worker<'a> {
             None => self.connect_all().map_err(|error| error.to_string()),
         };
         self.schedule = match self.run.rate {
-            None => Schedule::closed(&self.run.next[1], self.run.workload.events),
+            None => Schedule::closed(self.run.part, &self.run.next[1], self.run.workload.events),
             Some(rate) => Schedule::open(
+                self.run.part,
                 self.thread as u64,
                 self.run.threads as u64,
                 self.run.workload.events,
@@ -216,7 +217,7 @@ impl<'a> Worker<'a> {
     fn send_all(&mut self) -> io::Result<()> {
         // What happened while the others were waited for: a server may have turned connections away.
         self.turn(Wait::No)?;
-        self.started = Instant::now();
+        self.started = self.start();
         self.is_running = true;
         self.now_ns = 0;
         self.read_clock();
@@ -250,6 +251,14 @@ impl<'a> Worker<'a> {
             self.turn(wait)?;
         }
         Ok(())
+    }
+
+    /// When this phase starts: now, or when all clients of a run in parts start.
+    fn start(&self) -> Instant {
+        let agreed = self.run.starts_at.get().filter(|_| self.is_measured);
+        let Some(agreed) = agreed.copied() else { return Instant::now() };
+        std::thread::sleep(agreed.saturating_duration_since(Instant::now()));
+        agreed
     }
 
     /// How to wait: an open loop must be awake when the next event is due.
@@ -405,7 +414,9 @@ impl<'a> Worker<'a> {
         }
         match self.schedule.end() {
             Left::Grabbed(events) => {
-                events.for_each(|event| self.ledger.unsent.insert(&workload, event));
+                for event in events {
+                    self.ledger.unsent.insert(&workload, event);
+                }
             }
             Left::Rest(rest) => self.ledger.leave(rest),
         }

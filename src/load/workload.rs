@@ -1,10 +1,12 @@
 //! The challenge's published events, and what a server must report after them.
 
 use super::event_set::{Rest, greatest_common_divisor};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The values that events carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Values {
     /// i % 1000
     Integer,
@@ -16,6 +18,9 @@ pub enum Values {
 
 /// Values repeat after this many events.
 const VALUES: u64 = 1000;
+
+/// Twice the largest value of an event.
+pub(super) const VALUE_IN_HALVES_MAX: u64 = 2 * VALUES;
 
 /// Multiples of a half below this are exact in an `f64`, and so are their sums with those of a run.
 const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
@@ -36,7 +41,8 @@ pub struct Workload {
 }
 
 /// The four totals that a server reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Totals {
     /// Events counted.
     pub total_requests: u64,

@@ -15,6 +15,7 @@ const SIZE: (u32, u32) = (600, 280);
 const FONT: (&str, u32) = ("sans-serif", 15);
 const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
+const LIMIT_INK: RGBColor = RGBColor(0x77, 0x77, 0x77);
 const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);
 
 /// The least part of a second, in seconds, that has a point of its own: a rate over less is mostly
@@ -62,6 +63,11 @@ impl Axis {
 
     /// Times on a logarithmic scale: a position is the logarithm of the microseconds.
     fn log_times(least: f64, most: f64) -> Axis {
+        Axis::logarithmic(least, most, time_in_full)
+    }
+
+    /// A logarithmic scale: a position is the logarithm of the value.
+    fn logarithmic(least: f64, most: f64, label: fn(f64) -> String) -> Axis {
         let (least, most) = (least * 0.9, most * 1.1);
         let (from, to) = (least.log10(), most.log10());
         let digits: &[f64] = if to - from > 2.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -76,7 +82,7 @@ impl Axis {
             // Less than a decade: multiples of one number are close enough to even.
             values = multiples(least, most, round_step((most - least) / LABELS)).collect();
         }
-        let labels = values.into_iter().map(|value| (value.log10(), time_in_full(value)));
+        let labels = values.into_iter().map(|value| (value.log10(), label(value)));
         Axis { from, to, labels: labels.collect() }
     }
 
@@ -206,6 +212,32 @@ pub(super) fn rates(seconds: &[Second], elapsed_s: f64) -> Result<String, Failur
 /// The 99th percentile of each second over the run.
 pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
     by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full)
+}
+
+/// Latencies in microseconds over the rate: the median in blue, and the one that has a limit in brown,
+/// with the limit in gray.
+pub(super) fn curve(
+    median: &[(f64, f64)],
+    limited: &[(f64, f64)],
+    limit_us: Option<f64>,
+) -> Result<String, Failure> {
+    let all = || median.iter().chain(limited).copied();
+    let extremes = |values: &mut dyn Iterator<Item = f64>, or: [f64; 2]| {
+        values
+            .fold(None, |extremes: Option<[f64; 2]>, value| {
+                let [least, most] = extremes.unwrap_or([value; 2]);
+                Some([least.min(value), most.max(value)])
+            })
+            .unwrap_or(or)
+    };
+    let [slowest, fastest] = extremes(&mut all().map(|point| point.0), [1.0, 10.0]);
+    let [least, most] = extremes(&mut all().map(|point| point.1).chain(limit_us), [1.0, 10.0]);
+    let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+        points.iter().map(|(rate, us)| (rate.log10(), us.log10())).collect()
+    };
+    let mut lines = vec![(place(median), INK), (place(limited), SECOND_INK)];
+    lines.extend(limit_us.map(|us| (place(&[(slowest, us), (fastest, us)]), LIMIT_INK)));
+    draw(Axis::logarithmic(slowest, fastest, rounded), Axis::log_times(least, most), &lines)
 }
 
 /// The seconds of a run from its start to its end, each with its length, and with what is known of it
@@ -342,6 +374,12 @@ mod tests {
             (0..count).for_each(|index| latencies.record(1 + index * 1_000_000));
             let svg = spectrum(latencies.histogram(), Some(latencies.histogram())).unwrap();
             assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{count}");
+        }
+        for points in [&[][..], &[(5.0, 100.0)], &[(5.0, 100.0), (80_000.0, 9e6)]] {
+            for limit_us in [None, Some(5000.0)] {
+                let svg = curve(points, points, limit_us).unwrap();
+                assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{svg}");
+            }
         }
         for (seconds, elapsed_s) in
             [(vec![], 0.0), (vec![second(0, 7)], 0.5), (vec![second(0, 7), second(3, 7)], 4.0)]

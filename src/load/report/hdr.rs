@@ -12,7 +12,8 @@ const SUB_BUCKETS: u32 = 2048;
 impl Report {
     /// Writes the latencies as a percentile table, in milliseconds.
     pub fn percentile_table(&self) -> String {
-        table(&self.histogram)
+        let clients = self.clients.iter().map(|client| format!("#[Client = {}]\n", client.line()));
+        table(&self.histogram) + &clients.collect::<String>()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::text::{Row, rounded};
 use super::{Report, chart, word};
-use crate::doctor::Check;
+use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
 
 /// No script may run, and nothing may be fetched.
@@ -24,36 +24,26 @@ svg { width: 100%; max-width: 48rem; height: auto; background: #fff; border-radi
 impl Report {
     /// The report as one HTML page without outside assets and without scripts.
     pub fn html(&self) -> Result<String, Failure> {
-        let mut page = String::new();
         let title = format!(
             "{} requests/s, {}: {}",
             rounded(self.requests_per_s),
             self.verdict.word(),
             escape(&self.setup.url)
         );
-        put(
-            &mut page,
-            &format!(
-                "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-                 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-                 <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-                 <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>"
-            ),
-        );
+        let mut body = String::new();
         let (verdict, rows): (Vec<Row>, Vec<Row>) =
             self.rows().into_iter().partition(|row| row.name == "verdict");
         for row in verdict {
             let class = self.verdict.word();
-            put(&mut page, &format!("<p class=\"verdict {class}\">{}</p>", lines(&row.lines)));
+            put(&mut body, &format!("<p class=\"verdict {class}\">{}</p>", lines(&row.lines)));
         }
-        put(&mut page, "<h2>Result</h2>\n<table>");
-        rows.iter().for_each(|row| put_row(&mut page, row.name, &row.lines));
-        put(&mut page, "</table>");
-        self.put_charts(&mut page)?;
-        self.put_setup(&mut page);
-        self.put_environment(&mut page);
-        put(&mut page, "</body>\n</html>");
-        Ok(page)
+        put(&mut body, "<h2>Result</h2>\n<table>");
+        rows.iter().for_each(|row| put_row(&mut body, row.name, &row.lines));
+        put(&mut body, "</table>");
+        self.put_charts(&mut body)?;
+        self.put_setup(&mut body);
+        put_environment(&mut body, &self.environment);
+        Ok(page(&title, &body))
     }
 
     fn put_charts(&self, page: &mut String) -> Result<(), Failure> {
@@ -97,54 +87,79 @@ impl Report {
         }
         put(page, "</table>");
     }
-
-    fn put_environment(&self, page: &mut String) {
-        let environment = &self.environment;
-        put(
-            page,
-            &format!(
-                "<h2>Environment</h2>\n<p>{} on {}, Linux {}, {}, CPUs {} of {}, ringtally {}.</p>\n\
-                 <table>",
-                escape(&environment.date),
-                escape(&environment.host),
-                escape(&environment.kernel),
-                escape(&environment.cpu_model),
-                escape(&environment.cpus_allowed),
-                escape(&environment.cpus_online),
-                escape(&environment.version),
-            ),
-        );
-        for Check { name, verdict, value, fix, .. } in &environment.checks {
-            let fix = fix.as_deref().map_or(String::new(), |fix| format!("; fix: {fix}"));
-            let value = escape(&format!("{value}{fix}"));
-            let name = escape(name);
-            put(
-                page,
-                &format!(
-                    "<tr><td>{verdict}</td><th scope=\"row\">{name}</th><td>{value}</td></tr>"
-                ),
-            );
-        }
-        put(page, "</table>");
-    }
 }
 
-fn put(page: &mut String, line: &str) {
+/// A page with a title, which is HTML, as its body is.
+pub(super) fn page(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n\
+         {body}</body>\n</html>\n"
+    )
+}
+
+/// The machine.
+pub(super) fn put_environment(page: &mut String, environment: &Environment) {
+    put(
+        page,
+        &format!(
+            "<h2>Environment</h2>\n<p>{} on {}, Linux {}, {}, CPUs {} of {}, ringtally {}.</p>\n\
+             <table>",
+            escape(&environment.date),
+            escape(&environment.host),
+            escape(&environment.kernel),
+            escape(&environment.cpu_model),
+            escape(&environment.cpus_allowed),
+            escape(&environment.cpus_online),
+            escape(&environment.version),
+        ),
+    );
+    for Check { name, verdict, value, fix, .. } in &environment.checks {
+        let fix = fix.as_deref().map_or(String::new(), |fix| format!("; fix: {fix}"));
+        let value = escape(&format!("{value}{fix}"));
+        let name = escape(name);
+        put(
+            page,
+            &format!("<tr><td>{verdict}</td><th scope=\"row\">{name}</th><td>{value}</td></tr>"),
+        );
+    }
+    put(page, "</table>");
+}
+
+/// A table of text with heads.
+pub(super) fn put_table<const N: usize>(
+    page: &mut String,
+    heads: &[&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+    };
+    put(page, &format!("<table>\n<tr>{}</tr>", cells("th", &heads.map(str::to_owned))));
+    for row in rows {
+        put(page, &format!("<tr>{}</tr>", cells("td", &row)));
+    }
+    put(page, "</table>");
+}
+
+pub(super) fn put(page: &mut String, line: &str) {
     page.push_str(line);
     page.push('\n');
 }
 
-fn put_row(page: &mut String, name: &str, values: &[String]) {
+pub(super) fn put_row(page: &mut String, name: &str, values: &[String]) {
     let values = lines(values);
     put(page, &format!("<tr><th scope=\"row\">{}</th><td>{values}</td></tr>", escape(name)));
 }
 
 /// Lines of text as HTML.
-fn lines(lines: &[String]) -> String {
+pub(super) fn lines(lines: &[String]) -> String {
     lines.iter().map(|line| escape(line)).collect::<Vec<_>>().join("<br>")
 }
 
-fn figure(page: &mut String, svg: &str, caption: &str) {
+pub(super) fn figure(page: &mut String, svg: &str, caption: &str) {
     let text = escape(caption);
     // Screen readers read the caption in place of the picture.
     let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{text}\" "), 1);
@@ -152,7 +167,7 @@ fn figure(page: &mut String, svg: &str, caption: &str) {
 }
 
 /// Escapes text for HTML.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -2,6 +2,7 @@
 //! percentile table are written from it.
 
 mod chart;
+mod found;
 mod hdr;
 mod html;
 mod output;
@@ -9,6 +10,7 @@ mod text;
 
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
+use super::parts::ClientRow;
 use super::thresholds::{Checked, Figure, Measured, Threshold};
 use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Verdict};
@@ -16,13 +18,14 @@ use super::watch::Watched;
 use super::workload::{Totals, Values};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
+pub use found::FoundRate;
 use hdrhistogram::Histogram;
 pub use output::{Output, write_to};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(crate) use text::grouped;
-pub(super) use text::{counted, rounded, time, time_in_full};
+pub(super) use text::{counted, time};
+pub(crate) use text::{grouped, rounded, time_in_full};
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;
@@ -36,7 +39,7 @@ const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
 const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
 /// How a run was set up.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// The server.
     pub url: String,
@@ -55,7 +58,6 @@ pub struct Setup {
     /// Distinct users.
     pub users: u64,
     /// The values of the events.
-    #[serde(serialize_with = "serialize_word")]
     pub values: Values,
     /// Whether the server closes each connection after one response.
     pub one_request_per_connection: bool,
@@ -68,22 +70,6 @@ fn word(values: Values) -> &'static str {
         Values::Integer => "integer",
         Values::Half => "half",
         Values::One => "one",
-    }
-}
-
-fn serialize_word<S: Serializer>(values: &Values, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(word(*values))
-}
-
-impl Serialize for Totals {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let totals = serde_json::json!({
-            "totalRequests": self.total_requests,
-            "uniqueUsers": self.unique_users,
-            "sum": self.sum,
-            "avg": self.avg,
-        });
-        totals.serialize(serializer)
     }
 }
 
@@ -105,19 +91,22 @@ pub(super) struct Latency {
 }
 
 impl Latency {
-    fn of(latencies: &Latencies) -> Latency {
+    pub(super) fn of(latencies: &Latencies) -> Latency {
         let [p50, p90, p95, p99, p99_9, p99_99] =
             [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999].map(|quantile| latencies.quantile(quantile));
         let (mean, max) = (latencies.mean(), latencies.max());
         let censored = latencies.censored();
         let lower_bounds = Vec::new();
-        let mut latency =
-            Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds };
+        Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds }.bounded()
+    }
+
+    /// With the names of the figures that are lower bounds.
+    fn bounded(mut self) -> Latency {
         let is_bound =
             |(_, figure): &(_, Option<Bound>)| figure.is_some_and(|bound| bound.is_at_least);
-        let figures = latency.figures().into_iter();
-        latency.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
-        latency
+        let figures = self.figures().into_iter();
+        self.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
+        self
     }
 
     /// Each figure with its name in JSON.
@@ -236,6 +225,9 @@ pub struct Report {
     client_cpus: Option<CpuUse>,
     warnings: Vec<String>,
     setup: Setup,
+    /// Each client, if there was more than one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    clients: Vec<ClientRow>,
     #[serde(flatten)]
     cost: Option<ServerCost>,
     seconds: Vec<Second>,
@@ -288,6 +280,8 @@ pub(super) struct Outcome {
     pub(super) setup: Setup,
     pub(super) requests: u64,
     pub(super) thresholds: Vec<Threshold>,
+    /// Each client, if there was more than one.
+    pub(super) clients: Vec<ClientRow>,
     pub(super) environment: Environment,
 }
 
@@ -349,6 +343,7 @@ impl Report {
             client_cpus: outcome.machine.filter(|_| elapsed >= CPU_USE_RUN_MIN),
             warnings: outcome.warnings,
             setup: outcome.setup,
+            clients: outcome.clients,
             cost: None,
             seconds: outcome.seconds,
             environment: outcome.environment,
@@ -465,16 +460,46 @@ impl Report {
     }
 }
 
-fn ratio(a: f64, b: f64) -> f64 {
+pub(super) fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::thresholds::FIGURES;
     use super::super::verdict::Users;
     use super::super::workload::Workload;
     use super::*;
+
+    pub(in crate::load) fn setup() -> Setup {
+        Setup {
+            url: "http://127.0.0.1:8000".into(),
+            engine: Some("ring".into()),
+            workers: 10,
+            threads: 1,
+            cpus: "1".into(),
+            pipeline: 1,
+            rate: None,
+            users: 100,
+            values: Values::Integer,
+            one_request_per_connection: false,
+            was_reset: true,
+        }
+    }
+
+    pub(in crate::load) fn environment() -> Environment {
+        Environment {
+            version: "1".into(),
+            date: "2026-01-01T00:00:00Z".into(),
+            host: "host".into(),
+            kernel: "6.18".into(),
+            cpu_model: "<model>".into(),
+            cpus_online: "0-1".into(),
+            cpus_allowed: "0-1".into(),
+            memory_bytes: Some(1 << 30),
+            checks: Vec::new(),
+        }
+    }
 
     /// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
     pub(super) fn outcome() -> Outcome {
@@ -516,32 +541,11 @@ mod tests {
             settled_after: None,
             watched: None,
             warnings: Vec::new(),
-            setup: Setup {
-                url: "http://127.0.0.1:8000".into(),
-                engine: Some("ring".into()),
-                workers: 10,
-                threads: 1,
-                cpus: "1".into(),
-                pipeline: 1,
-                rate: None,
-                users: 100,
-                values: Values::Integer,
-                one_request_per_connection: false,
-                was_reset: true,
-            },
+            setup: setup(),
             requests: 1000,
             thresholds: Vec::new(),
-            environment: Environment {
-                version: "1".into(),
-                date: "2026-01-01T00:00:00Z".into(),
-                host: "host".into(),
-                kernel: "6.18".into(),
-                cpu_model: "<model>".into(),
-                cpus_online: "0-1".into(),
-                cpus_allowed: "0-1".into(),
-                memory_bytes: Some(1 << 30),
-                checks: Vec::new(),
-            },
+            clients: Vec::new(),
+            environment: environment(),
         }
     }
 

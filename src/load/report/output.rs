@@ -1,7 +1,8 @@
 //! Where a report goes: to files, to standard output, or both.
 
-use super::Report;
+use super::{FoundRate, Report};
 use crate::failure::Failure;
+use crate::load::parts::PartReport;
 use crate::terminal;
 use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -49,12 +50,35 @@ impl Output {
         if let Some(path) = &self.html {
             write_to(path, &report.html()?)?;
         }
+        self.summarize(&report.summary())
+    }
+
+    /// Writes what a client found of its part as JSON, and a summary.
+    pub fn write_part(&self, report: &PartReport) -> Result<(), Failure> {
+        if let Some(path) = &self.json {
+            write_to(path, &(report.json()? + "\n"))?;
+        }
+        self.summarize(&report.summary())
+    }
+
+    /// Writes what a search found as JSON and as a page, and a summary.
+    pub fn write_found(&self, found: &FoundRate) -> Result<(), Failure> {
+        if let Some(path) = &self.json {
+            write_to(path, &(found.json()? + "\n"))?;
+        }
+        if let Some(path) = &self.html {
+            write_to(path, &found.html()?)?;
+        }
+        self.summarize(&found.summary())
+    }
+
+    fn summarize(&self, summary: &str) -> Result<(), Failure> {
         match (self.quiet, [&self.json, &self.hdr, &self.html].into_iter().any(is_stdout)) {
             (true, _) => Ok(()),
-            (false, false) => write_to(Path::new("-"), &terminal::fit(&report.summary(), stdout())),
+            (false, false) => write_to(Path::new("-"), &terminal::fit(summary, stdout())),
             (false, true) => {
                 // If standard error is closed, nobody reads the summary.
-                let summary = terminal::fit(&report.summary(), stderr());
+                let summary = terminal::fit(summary, stderr());
                 let _ = write!(anstream::stderr(), "{summary}");
                 Ok(())
             }

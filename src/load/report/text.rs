@@ -3,6 +3,7 @@
 use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost};
 use crate::doctor::CpuUse;
 use crate::load::latency::Bound;
+use crate::load::parts::ClientRow;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
@@ -131,13 +132,18 @@ impl Report {
     }
 
     fn client(&self) -> Vec<String> {
-        let mut lines = vec![format!(
-            "{} on CPU{} {}, the busiest {:.0} % busy",
-            counted(self.setup.threads as u64, "thread", "threads"),
-            if self.setup.cpus.contains([',', '-']) { "s" } else { "" },
-            self.setup.cpus,
-            self.client_busy * 100.0,
-        )];
+        let threads = counted(self.setup.threads as u64, "thread", "threads");
+        let of_clients = match self.clients.len() {
+            0 => format!(
+                "{threads} on CPU{} {}",
+                if self.setup.cpus.contains([',', '-']) { "s" } else { "" },
+                self.setup.cpus
+            ),
+            clients => format!("{} with {threads}", counted(clients as u64, "client", "clients")),
+        };
+        let mut lines =
+            vec![format!("{of_clients}, the busiest {:.0} % busy", self.client_busy * 100.0)];
+        lines.extend(self.clients.iter().map(ClientRow::line));
         let polling = match self.open_loop {
             Some(_) => {
                 format!(", {:.2} µs polling for the next due time", self.client_poll_us_per_request)
@@ -259,6 +265,21 @@ fn threshold_line(checked: &Checked) -> String {
     format!("{} {fail_if}: {sentence}", if *passed { "passed" } else { "failed" })
 }
 
+impl ClientRow {
+    /// What it did, and how.
+    pub(super) fn line(&self) -> String {
+        let p99 = self.latency_us.p99.map_or("unknown".into(), time);
+        format!(
+            "{} on {}: {} requests/s, p99 {p99}, {:.0} % busy{}",
+            self.part,
+            self.host,
+            rounded(self.requests_per_s),
+            self.client_busy * 100.0,
+            if self.interrupted { ", interrupted" } else { "" }
+        )
+    }
+}
+
 /// A number with its digits in groups of three.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -273,7 +294,7 @@ pub(crate) fn grouped(number: u64) -> String {
 }
 
 /// A rate, rounded, with its digits in groups of three.
-pub(in crate::load) fn rounded(rate: f64) -> String {
+pub(crate) fn rounded(rate: f64) -> String {
     #[allow(
         clippy::cast_possible_truncation,
         reason = "rates are far below 2^64, and a cast clamps"
@@ -298,7 +319,7 @@ pub(in crate::load) fn time(Bound { micros, is_at_least }: Bound) -> String {
 }
 
 /// A time with its unit and every digit down to a nanosecond.
-pub(in crate::load) fn time_in_full(micros: f64) -> String {
+pub(crate) fn time_in_full(micros: f64) -> String {
     let (text, unit) = match micros {
         ..1e3 => (format!("{micros:.3}"), "µs"),
         ..1e6 => (format!("{:.6}", micros / 1e3), "ms"),

@@ -158,7 +158,7 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
     let rows = [3, 5].map(Constraint::Length).into_iter().chain([Constraint::Fill(1); 2]);
     let [progress, figures, rate, p99] = Layout::vertical(rows).areas(frame.area());
     let share = match status.phase {
-        Phase::Connecting => 0.0,
+        Phase::Connecting | Phase::Waiting => 0.0,
         Phase::WarmingUp | Phase::Measuring => status.ended as f64 / status.of.max(1) as f64,
     };
     let gauge = Gauge::default().ratio(share.clamp(0.0, 1.0)).label(status.progress());

@@ -1,0 +1,73 @@
+//! `ringtally compare`.
+
+use crate::compare::{ChangeLimit, Config};
+use clap::Args;
+use std::path::PathBuf;
+
+pub(super) const LONG_ABOUT: &str = "\
+Compare runs with other runs, from their reports
+
+Pass the JSON reports of several runs of load, challenge, or merge, and those to
+compare with them after --with. For each figure it prints both medians, and the
+change from the first to the second with its 95 % interval, which is a
+percentile bootstrap over the runs: it assumes nothing about the noise, and one
+disturbed run moves it little. Alternate the runs (A B B A), so that what changes
+on the machine meanwhile affects both.
+
+Runs are compared only if they have the same machine, settings, and flags. What
+is meant to differ is named with --difference; anything else that differs is an
+error that lists it.";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  ringtally compare a-*.json --with b-*.json
+  ringtally compare ring-*.json --with streams-*.json --difference engine
+  ringtally compare old-*.json --with new-*.json --fail-if 'p99>+5%' \\
+      --fail-if 'rps<-3%' --markdown change.md
+
+Exit codes: 0 no condition holds, 1 one does, 2 the runs cannot be compared.";
+
+/// The flags of `compare`.
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// Reports of the runs to compare with
+    #[arg(required = true, value_name = "REPORT")]
+    base: Vec<PathBuf>,
+    /// Reports of the runs that may differ
+    #[arg(long, required = true, value_name = "REPORT", num_args = 1..)]
+    with: Vec<PathBuf>,
+    /// What is meant to differ, as the error without it names it; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    difference: Vec<String>,
+    /// Exit with 1 if this holds, such as p99>+5%; may be given more than once
+    ///
+    /// A condition is a figure of the table, < or >, and a change in percent. It holds if it does for
+    /// the whole interval, so that noise fails nothing; if it does for a part of it, it is
+    /// undecided, which more runs may change.
+    #[arg(long, value_name = "CONDITION")]
+    fail_if: Vec<ChangeLimit>,
+    /// Write the comparison as JSON; - is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the comparison as Markdown; - is standard output
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Do not show the table
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl CompareArgs {
+    /// The configuration that the flags describe.
+    pub fn into_config(self) -> Config {
+        Config {
+            base: self.base,
+            head: self.with,
+            differences: self.difference,
+            fail_if: self.fail_if,
+            json: self.json,
+            markdown: self.markdown,
+            quiet: self.quiet,
+        }
+    }
+}

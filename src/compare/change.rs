@@ -1,0 +1,160 @@
+//! Conditions on a change: `p99>+5%`, `rps<-3%`.
+
+use crate::load::{Condition, Operator};
+use crate::statistics::Interval;
+use serde::Serialize;
+use std::str::FromStr;
+
+/// A figure of a report that runs are compared by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Figure {
+    /// As conditions name it.
+    pub(super) name: &'static str,
+    /// Where it is in a report.
+    pub(super) pointer: &'static str,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Microseconds.
+    Latency,
+    /// Microseconds of CPU time per request.
+    CpuTime,
+    /// Requests per second.
+    Rate,
+}
+
+const fn figure(name: &'static str, pointer: &'static str, kind: Kind) -> Figure {
+    Figure { name, pointer, kind }
+}
+
+/// What runs are compared by, in the order of the table.
+pub(super) const FIGURES: [Figure; 11] = [
+    figure("rps", "/requests_per_s", Kind::Rate),
+    figure("mean", "/latency_us/mean", Kind::Latency),
+    figure("p50", "/latency_us/p50", Kind::Latency),
+    figure("p90", "/latency_us/p90", Kind::Latency),
+    figure("p95", "/latency_us/p95", Kind::Latency),
+    figure("p99", "/latency_us/p99", Kind::Latency),
+    figure("p99.9", "/latency_us/p99_9", Kind::Latency),
+    figure("p99.99", "/latency_us/p99_99", Kind::Latency),
+    figure("max", "/latency_us/max", Kind::Latency),
+    figure("client_cpu_us", "/client_cpu_us_per_request", Kind::CpuTime),
+    figure("server_cpu_us", "/server_cpu_us_per_request", Kind::CpuTime),
+];
+
+/// A condition on the change of a figure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChangeLimit {
+    /// As it was typed.
+    text: String,
+    pub(super) figure: Figure,
+    is_upper: bool,
+    /// The logarithm of the ratio at which it begins to hold.
+    log_ratio: f64,
+}
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Holds {
+    /// For the whole interval.
+    Yes,
+    /// For none of it.
+    No,
+    /// For a part of it.
+    Undecided,
+}
+
+impl FromStr for ChangeLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ChangeLimit, String> {
+        let Condition { figure: name, operator, limit } = Condition::parse(text, "p99>+5%")?;
+        let figure = FIGURES.into_iter().find(|figure| figure.name == name).ok_or_else(|| {
+            format!("there is no figure '{name}': use {}", FIGURES.map(|f| f.name).join(", "))
+        })?;
+        let is_upper = match operator {
+            Operator::Greater | Operator::GreaterOrEqual => true,
+            Operator::Less | Operator::LessOrEqual => false,
+            Operator::Equal | Operator::NotEqual => {
+                return Err("a change has noise: compare it with < or >".into());
+            }
+        };
+        let percent =
+            limit.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
+        let percent = percent.filter(|percent| percent.is_finite() && *percent > -100.0);
+        let percent = percent.ok_or_else(|| {
+            "a change is a number of percent above -100, such as +5% or -3%".to_owned()
+        })?;
+        Ok(ChangeLimit {
+            text: text.into(),
+            figure,
+            is_upper,
+            log_ratio: (percent / 100.0).ln_1p(),
+        })
+    }
+}
+
+impl ChangeLimit {
+    /// As it was typed.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it holds for a change.
+    pub(super) fn check(&self, change: &Interval) -> Holds {
+        let is_beyond = |value: f64| match self.is_upper {
+            true => value > self.log_ratio,
+            false => value < self.log_ratio,
+        };
+        match (is_beyond(change.low), is_beyond(change.high)) {
+            (true, true) => Holds::Yes,
+            (false, false) => Holds::No,
+            _ => Holds::Undecided,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, low: f64, high: f64) -> Holds {
+        let [low, high] = [low, high].map(|percent| (percent / 100.0).ln_1p());
+        let median = f64::midpoint(low, high);
+        text.parse::<ChangeLimit>().unwrap().check(&Interval { low, median, high })
+    }
+
+    #[test]
+    fn a_condition_holds_if_the_whole_interval_is_beyond_its_limit() {
+        for (text, low, high, holds) in [
+            ("p99>+5%", 5.1, 9.0, Holds::Yes),
+            ("p99>+5%", 4.9, 9.0, Holds::Undecided),
+            ("p99 > 5 %", 1.0, 4.9, Holds::No),
+            ("rps<-3%", -9.0, -3.1, Holds::Yes),
+            ("rps<-3%", -9.0, -2.9, Holds::Undecided),
+            ("rps<=-3%", -2.9, 1.0, Holds::No),
+            ("p50>=0%", -1.0, 1.0, Holds::Undecided),
+        ] {
+            assert_eq!(check(text, low, high), holds, "{text} [{low}, {high}]");
+        }
+    }
+
+    #[test]
+    fn what_is_no_condition_is_refused_with_what_to_write() {
+        for (text, says) in [
+            ("p99", "such as p99>+5%"),
+            ("p98>5%", "use rps, mean, p50"),
+            ("p99>5ms", "a number of percent"),
+            ("p99>5", "a number of percent"),
+            ("p99<-100%", "a number of percent"),
+            ("p99>NaN%", "a number of percent"),
+            ("p99==5%", "with < or >"),
+        ] {
+            let said = text.parse::<ChangeLimit>().unwrap_err();
+            assert!(said.contains(says), "{text}: {said}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A comparison as a table, as Markdown, and as JSON.
+
+use super::change::{Figure, Holds, Kind};
+use super::{Checked, Compared, Comparison};
+use crate::doctor::Difference;
+use crate::load::{rounded, time_in_full};
+use crate::statistics::Interval;
+use serde_json::{Map, Value, json};
+
+impl Comparison {
+    /// As a table for a terminal.
+    pub(super) fn table(&self) -> String {
+        let [base, head] = [&self.base, &self.head].map(|runs| runs_of(runs.len()));
+        let mut text = format!("{:<14}{base:>14}{head:>14}  change (95 % interval)\n", "");
+        for compared in &self.figures {
+            let [base, head] = compared.values();
+            let name = compared.figure.name;
+            text += &format!("{name:<14}{base:>14}{head:>14}  {}\n", compared.change());
+        }
+        for line in self.remarks() {
+            text += &format!("{line}\n");
+        }
+        text
+    }
+
+    /// As Markdown.
+    pub(super) fn markdown(&self) -> String {
+        let [base, head] = [&self.base, &self.head].map(|runs| runs_of(runs.len()));
+        let mut text =
+            format!("| | {base} | {head} | change (95 % interval) |\n|---|--:|--:|--:|\n");
+        for compared in &self.figures {
+            let [base, head] = compared.values();
+            let name = compared.figure.name;
+            text += &format!("| {name} | {base} | {head} | {} |\n", compared.change());
+        }
+        let remarks = self.remarks();
+        if !remarks.is_empty() {
+            text += "\n";
+        }
+        for line in remarks {
+            text += &format!("- {line}\n");
+        }
+        text
+    }
+
+    /// What is to be known besides the figures.
+    fn remarks(&self) -> Vec<String> {
+        let differences =
+            self.differences.iter().map(|Difference { what, values: [base, head] }| {
+                format!("compared: {what} {base} with {head}")
+            });
+        let checks = self.checks.iter().map(|Checked { fail_if, holds }| match holds {
+            Some(Holds::Yes) => format!("failed {fail_if}"),
+            Some(Holds::No) => format!("passed {fail_if}"),
+            Some(Holds::Undecided) => {
+                format!("undecided {fail_if}: a part of the interval is beyond it, make more runs")
+            }
+            None => format!("failed {fail_if}: a run has no such figure, or one of zero"),
+        });
+        let notes = self.notes.iter().map(|note| format!("note: {note}"));
+        differences.chain(checks).chain(notes).collect()
+    }
+
+    /// As one JSON object.
+    pub(super) fn json(&self) -> Value {
+        let figures: Map<String, Value> = self
+            .figures
+            .iter()
+            .map(|compared| (compared.figure.name.to_owned(), compared.json()))
+            .collect();
+        let checks = self
+            .checks
+            .iter()
+            .map(|Checked { fail_if, holds }| json!({"fail_if": fail_if, "holds": holds}));
+        json!({
+            "base": self.base,
+            "head": self.head,
+            "differences": self.differences,
+            "figures": figures,
+            "checks": checks.collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+}
+
+impl Compared {
+    /// Both medians, with their unit.
+    fn values(&self) -> [String; 2] {
+        [self.base, self.head].map(|value| in_words(&self.figure, value))
+    }
+
+    fn change(&self) -> String {
+        self.change.map_or("not known".into(), |Interval { low, median, high }| {
+            format!("{:+.1} % [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
+        })
+    }
+
+    fn json(&self) -> Value {
+        let percent = |of: fn(&Interval) -> f64| self.change.map(|change| percent(of(&change)));
+        json!({
+            "base": self.base,
+            "head": self.head,
+            "change_percent": percent(|change| change.median),
+            "low_percent": percent(|change| change.low),
+            "high_percent": percent(|change| change.high),
+            "lower_bounds": self.lower_bounds,
+        })
+    }
+}
+
+/// The change in percent that a logarithm of a ratio stands for.
+fn percent(log_ratio: f64) -> f64 {
+    log_ratio.exp_m1() * 100.0
+}
+
+fn in_words(figure: &Figure, value: f64) -> String {
+    match figure.kind {
+        // Three decimals of a microsecond are more than a median of runs is worth.
+        Kind::Latency => time_in_full(value.round()),
+        Kind::CpuTime => format!("{value:.2} µs"),
+        Kind::Rate => rounded(value),
+    }
+}
+
+fn runs_of(count: usize) -> String {
+    format!("{count} run{}", if count == 1 { "" } else { "s" })
+}

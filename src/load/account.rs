@@ -1,0 +1,65 @@
+//! What the events of a run add up to, from what became of each.
+
+use super::event_set::UserSet;
+use super::ledger::Ledger;
+use super::verdict::{Evidence, Users};
+use super::workload::{Totals, Workload};
+
+/// What is known of the events of a run, of one client or of all.
+pub(super) struct Account<'a> {
+    /// The events.
+    pub(super) workload: Workload,
+    /// How many were sent before them.
+    pub(super) warm_up: u64,
+    /// What the server had counted before the warm-up.
+    pub(super) first: Totals,
+    /// What it had counted before the run.
+    pub(super) before: Totals,
+    /// Whether it was reset in between.
+    pub(super) was_reset: bool,
+    /// What became of the events, and of those of the warm-up.
+    pub(super) ledger: &'a Ledger,
+    pub(super) warm_up_ledger: &'a Ledger,
+    /// What the server had counted after the run, or why it is not known.
+    pub(super) after: Result<Totals, String>,
+}
+
+impl Account<'_> {
+    /// What the totals are to be judged by.
+    pub(super) fn evidence(self) -> Evidence {
+        let workload = &self.workload;
+        let Ledger { refused, unknown, unsent, .. } = self.ledger;
+        let (without, possible) = ([refused, unsent, unknown], [refused, unsent]);
+        let ours = [workload.users_without(&without), workload.users_without(&possible)];
+        // The same for the warm-up.
+        let earlier = Workload { events: self.warm_up, ..*workload };
+        let Ledger { acknowledged, refused, unknown, unsent, .. } = self.warm_up_ledger;
+        let late = earlier.share_of(unknown);
+        let known = if self.was_reset {
+            // An event of the warm-up that got no response may be counted at any time.
+            let is_ours = self.before.total_requests <= late.events;
+            is_ours.then(|| [UserSet::default(), unknown.users(&earlier)])
+        } else {
+            let counted = *acknowledged..=*acknowledged + late.events;
+            let is_ours =
+                self.first.total_requests == 0 && counted.contains(&self.before.total_requests);
+            is_ours.then(|| {
+                [
+                    earlier.users_without(&[refused, unsent, unknown]),
+                    earlier.users_without(&[refused, unsent]),
+                ]
+            })
+        };
+        let known = known.as_ref().map(<[UserSet; 2]>::each_ref);
+        let mut possible = workload.share_without(&possible);
+        possible.events += late.events;
+        possible.sum_in_halves += late.sum_in_halves;
+        Evidence {
+            before: self.before,
+            acknowledged: workload.share_without(&without),
+            possible,
+            users: Users::of(ours.each_ref(), self.before.unique_users, known),
+            after: self.after,
+        }
+    }
+}

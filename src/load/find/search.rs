@@ -1,0 +1,252 @@
+//! Which rate to try next, given what windows have shown so far: a pure decision.
+//!
+//! The rate doubles, or halves, until one holds and a higher one does not; then it is the geometric mean
+//! of both, until they are close. Windows are noisy, so a rate is judged by most of its windows, and the
+//! two rates that decide by more of them: if that turns the judgement over, the search goes on.
+
+use crate::load::RATE_MAX;
+use crate::load::report::Latency;
+use std::collections::BTreeMap;
+
+/// How far the rate that holds and the one that does not may be apart at the end.
+const PRECISION: f64 = 1.02;
+/// So many windows of a rate must agree: of 3 to 5.
+const AGREE: usize = 3;
+/// The same for the rates that decide, at the end: of 5 to 9.
+const AGREE_CONFIRMED: usize = 5;
+/// A search that is not over by then is on a machine that is too noisy for an answer.
+const WINDOWS_MAX: usize = 250;
+
+/// What one window of a rate has shown.
+#[derive(Clone, Debug)]
+pub(in crate::load) struct Window {
+    /// Whether the condition certainly held, at a rate that was held, and every request was
+    /// acknowledged.
+    pub(in crate::load) holds: bool,
+    /// Why it did not, in words.
+    pub(in crate::load) why_not: Option<String>,
+    pub(in crate::load) requests_per_s: f64,
+    pub(in crate::load) is_client_limited: bool,
+    pub(in crate::load) latency: Latency,
+}
+
+/// A rate, and what its windows have shown.
+#[derive(Clone, Debug, Default)]
+pub(in crate::load) struct Step {
+    pub(in crate::load) windows: Vec<Window>,
+}
+
+impl Step {
+    /// Windows in which the condition held.
+    pub(in crate::load) fn held(&self) -> usize {
+        self.windows.iter().filter(|window| window.holds).count()
+    }
+
+    /// Whether it holds in most.
+    pub(in crate::load) fn holds(&self) -> bool {
+        2 * self.held() > self.windows.len()
+    }
+
+    /// Whether the client was the limit in most.
+    pub(in crate::load) fn is_client_limited(&self) -> bool {
+        2 * self.windows.iter().filter(|window| window.is_client_limited).count()
+            > self.windows.len()
+    }
+
+    /// How many windows agree with most.
+    fn agreeing(&self) -> usize {
+        self.held().max(self.windows.len() - self.held())
+    }
+}
+
+/// A search for the highest rate that holds.
+#[derive(Debug)]
+pub(in crate::load) struct Search {
+    first: u64,
+    steps: BTreeMap<u64, Step>,
+}
+
+impl Search {
+    /// Begins with a rate.
+    pub(in crate::load) fn new(first: u64) -> Search {
+        Search { first: first.clamp(1, RATE_MAX), steps: BTreeMap::new() }
+    }
+
+    /// Adds what a window has shown.
+    pub(in crate::load) fn add(&mut self, rate: u64, window: Window) {
+        self.steps.entry(rate).or_default().windows.push(window);
+    }
+
+    /// What was tried, by rate.
+    pub(in crate::load) fn steps(&self) -> &BTreeMap<u64, Step> {
+        &self.steps
+    }
+
+    /// The lowest rate that does not hold.
+    pub(in crate::load) fn fails_at(&self) -> Option<u64> {
+        self.steps.iter().find(|(_, step)| !step.holds()).map(|(rate, _)| *rate)
+    }
+
+    /// The highest rate that holds, and below which every rate does.
+    pub(in crate::load) fn holds_at(&self) -> Option<u64> {
+        let below = self.fails_at().unwrap_or(u64::MAX);
+        self.steps.range(..below).next_back().map(|(rate, _)| *rate)
+    }
+
+    /// Whether the answer is confirmed.
+    pub(in crate::load) fn is_settled(&self) -> bool {
+        self.wanted().is_none()
+    }
+
+    /// The rate of the next window; `None` at the end.
+    pub(in crate::load) fn next(&self) -> Option<u64> {
+        let windows: usize = self.steps.values().map(|step| step.windows.len()).sum();
+        self.wanted().filter(|_| windows < WINDOWS_MAX)
+    }
+
+    fn wanted(&self) -> Option<u64> {
+        let needs_more = |agree: usize| {
+            move |rate: &u64| self.steps.get(rate).is_some_and(|step| step.agreeing() < agree)
+        };
+        if let Some(rate) = self.steps.keys().find(|rate| needs_more(AGREE)(rate)) {
+            return Some(*rate);
+        }
+        match (self.holds_at(), self.fails_at()) {
+            (None, None) => return Some(self.first),
+            (Some(low), None) if low < RATE_MAX => {
+                return Some(low.saturating_mul(2).min(RATE_MAX));
+            }
+            (None, Some(high)) if high > 1 => return Some(high / 2),
+            (Some(low), Some(high)) if high > low + 1 && high as f64 > low as f64 * PRECISION => {
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "it is between two rates"
+                )]
+                let between = (low as f64 * high as f64).sqrt().round() as u64;
+                return Some(between.clamp(low + 1, high - 1));
+            }
+            _ => {}
+        }
+        let deciding = [self.holds_at(), self.fails_at()];
+        deciding.into_iter().flatten().find(needs_more(AGREE_CONFIRMED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::latency::Latencies;
+
+    fn window(holds: bool) -> Window {
+        let latency = Latency::of(&Latencies::new());
+        let is_client_limited = false;
+        Window { holds, why_not: None, requests_per_s: 0.0, is_client_limited, latency }
+    }
+
+    /// A simulated server: a queue with one worker, whose 99th percentile grows without bound as the
+    /// rate approaches its capacity. Windows are noisy, and some are disturbed.
+    struct Simulated {
+        random: fastrand::Rng,
+        capacity: f64,
+        noise: f64,
+        disturbed: f64,
+    }
+
+    impl Simulated {
+        /// The 99th percentile, in units of the time that one request takes.
+        fn p99(&mut self, rate: u64) -> f64 {
+            let load = rate as f64 / self.capacity;
+            let truth = if load < 1.0 { 100_f64.ln() / (1.0 - load) } else { f64::INFINITY };
+            let noise = 1.0 + self.noise * (self.random.f64() - 0.5);
+            let disturbed = if self.random.f64() < self.disturbed { 20.0 } else { 1.0 };
+            truth * noise * disturbed
+        }
+
+        /// The rate at which the 99th percentile is so many times what one request takes.
+        fn knee(&self, limit: f64) -> f64 {
+            self.capacity * (1.0 - 100_f64.ln() / limit)
+        }
+    }
+
+    fn search(first: u64, mut holds: impl FnMut(u64) -> bool) -> Search {
+        let mut search = Search::new(first);
+        while let Some(rate) = search.next() {
+            let holds = holds(rate);
+            search.add(rate, window(holds));
+        }
+        search
+    }
+
+    #[test]
+    fn the_knee_of_a_simulated_server_is_found_within_5_percent() {
+        let mut tries = 0;
+        let mut windows = 0;
+        for seed in 0..40 {
+            for capacity in [120.0, 7000.0, 45_000.0, 3.2e6] {
+                for (noise, disturbed) in [(0.0, 0.0), (0.2, 0.0), (0.1, 0.05)] {
+                    let random = fastrand::Rng::with_seed(seed);
+                    let mut server = Simulated { random, capacity, noise, disturbed };
+                    let limit = 20.0 + seed as f64;
+                    let knee = server.knee(limit);
+                    let found = search(1000, |rate| server.p99(rate) < limit);
+                    assert!(found.is_settled());
+                    let [low, high] =
+                        [found.holds_at(), found.fails_at()].map(|rate| rate.unwrap());
+                    let error = (low as f64 / knee - 1.0).abs();
+                    // Rates are whole numbers.
+                    assert!(
+                        error < 0.05 || (low as f64 - knee).abs() <= 1.0,
+                        "{low} {knee} {seed}"
+                    );
+                    assert!(high as f64 <= low as f64 * PRECISION || high == low + 1);
+                    let windows_of = |rate| found.steps()[&rate].agreeing();
+                    assert!(
+                        windows_of(low) >= AGREE_CONFIRMED && windows_of(high) >= AGREE_CONFIRMED
+                    );
+                    tries += 1;
+                    windows += found.steps().values().map(|step| step.windows.len()).sum::<usize>();
+                }
+            }
+        }
+        assert!(windows / tries < 80, "{} windows on average", windows / tries);
+    }
+
+    #[test]
+    fn a_search_without_noise_takes_few_windows() {
+        let found = search(1000, |rate| rate < 77_000);
+        let windows: usize = found.steps().values().map(|step| step.windows.len()).sum();
+        assert!(windows <= 3 * 15 + 4, "{windows}");
+    }
+
+    #[test]
+    fn a_rate_that_turns_out_not_to_hold_is_searched_again() {
+        // Up to 50,000 holds for a while, and from then on up to 40,000.
+        let mut windows = 0;
+        let found = search(1000, |rate| {
+            windows += 1;
+            rate < if windows < 40 { 50_000 } else { 40_000 }
+        });
+        let low = found.holds_at().unwrap() as f64;
+        assert!((38_000.0..=40_000.0).contains(&low), "{low}");
+    }
+
+    #[test]
+    fn no_rate_any_rate_and_no_decision_end_too() {
+        let none = search(1000, |_| false);
+        assert_eq!((none.holds_at(), none.fails_at(), none.is_settled()), (None, Some(1), true));
+        let any = search(1000, |_| true);
+        assert_eq!((any.holds_at(), any.fails_at()), (Some(RATE_MAX), None));
+        let mut random = fastrand::Rng::with_seed(1);
+        search(1000, |_| random.bool());
+    }
+
+    #[test]
+    fn the_client_is_the_limit_of_a_rate_if_it_is_in_most_windows() {
+        let mut step = Step::default();
+        for (is_client_limited, expected) in [(true, true), (false, false), (true, true)] {
+            step.windows.push(Window { is_client_limited, ..window(false) });
+            assert_eq!(step.is_client_limited(), expected);
+        }
+    }
+}

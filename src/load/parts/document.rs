@@ -1,0 +1,329 @@
+//! What a client found of its part, as a file that `merge` reads.
+
+use super::clock::{ClockOffset, ms_between};
+use super::{Part, Participation};
+use crate::doctor::{CpuUse, Environment};
+use crate::failure::Failure;
+use crate::load::Config;
+use crate::load::control::Reset;
+use crate::load::latency::Latencies;
+use crate::load::ledger::Ledger;
+use crate::load::report::{Latency, Setup, counted, grouped, ratio, rounded};
+use crate::load::timeline::RawSecond;
+use crate::load::workload::{Totals, Values, Workload};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// The version of the format. A change that an older program would misread raises it.
+const FORMAT: u32 = 1;
+
+/// What all parts of a run have in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::load) struct Parameters {
+    pub(super) requests: u64,
+    pub(super) warm_up: u64,
+    pub(super) users: u64,
+    pub(super) values: Values,
+    pub(super) connections: usize,
+    pub(super) pipeline: usize,
+    pub(super) rate: Option<u64>,
+    pub(super) reset: bool,
+    pub(super) timeout_ms: u64,
+}
+
+impl Parameters {
+    fn of(config: &Config) -> Parameters {
+        Parameters {
+            requests: config.workload.events,
+            warm_up: config.warm_up,
+            users: config.workload.users,
+            values: config.workload.values,
+            connections: config.connections,
+            pipeline: config.pipeline,
+            rate: config.rate,
+            reset: config.reset,
+            // A timeout is at most a day.
+            timeout_ms: u64::try_from(config.timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    pub(super) fn workload(&self) -> Workload {
+        Workload { events: self.requests, users: self.users, values: self.values }
+    }
+}
+
+/// What a client of an open loop measured besides.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::load) struct OpenLoopClient {
+    /// From the actual send time.
+    pub(in crate::load) from_send: Latencies,
+    /// How late the client sent requests for which a connection was free.
+    pub(in crate::load) lag: Latencies,
+    /// Requests that came due while every connection was busy.
+    pub(in crate::load) held_up: u64,
+    /// Requests that were sent, and when the last one was, since the start.
+    pub(in crate::load) requests: u64,
+    pub(in crate::load) last_sent: Duration,
+}
+
+/// What is known when a client has sent its part.
+pub(in crate::load) struct PartOutcome {
+    pub(in crate::load) setup: Setup,
+    pub(in crate::load) prepared: SystemTime,
+    pub(in crate::load) first: Totals,
+    pub(in crate::load) before: Totals,
+    pub(in crate::load) reset: Option<Reset>,
+    pub(in crate::load) clock: Option<ClockOffset>,
+    pub(in crate::load) elapsed: Duration,
+    pub(in crate::load) ledger: Ledger,
+    pub(in crate::load) warm_up: Ledger,
+    pub(in crate::load) latency: Latencies,
+    pub(in crate::load) open_loop: Option<OpenLoopClient>,
+    pub(in crate::load) seconds: Vec<RawSecond>,
+    pub(in crate::load) client_busy: f64,
+    pub(in crate::load) client_waiting: f64,
+    pub(in crate::load) client_limits: Vec<String>,
+    pub(in crate::load) client_cpu: Duration,
+    pub(in crate::load) client_poll: Duration,
+    pub(in crate::load) is_interrupted: bool,
+    pub(in crate::load) suspended: Duration,
+    pub(in crate::load) machine: Option<CpuUse>,
+    pub(in crate::load) warnings: Vec<String>,
+    pub(in crate::load) environment: Environment,
+}
+
+/// What a client found of its part of a run. All its times are on the clock of its machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PartReport {
+    part_report_format: u32,
+    pub(super) part: Part,
+    pub(super) run_id: Option<String>,
+    pub(super) parameters: Parameters,
+    pub(super) setup: Setup,
+    /// What the server had counted before the warm-up.
+    pub(super) first_totals: Totals,
+    /// When part 1 had reset the server, and what the server had counted then.
+    pub(super) before: Option<Before>,
+    pub(super) started: Time,
+    pub(super) elapsed: Duration,
+    /// Null if the server's responses have no `Date`.
+    pub(super) clock_ahead_of_server: Option<ClockOffset>,
+    pub(super) ledger: Ledger,
+    pub(super) warm_up_ledger: Ledger,
+    pub(super) latency: Latencies,
+    pub(super) open_loop: Option<OpenLoopClient>,
+    pub(super) seconds: Vec<RawSecond>,
+    pub(super) client_busy: f64,
+    pub(super) client_waiting: f64,
+    pub(super) client_limited_by: Vec<String>,
+    pub(super) client_cpu: Duration,
+    pub(super) client_poll: Duration,
+    pub(super) client_cpus: Option<CpuUse>,
+    pub(super) interrupted: bool,
+    pub(super) suspended: Duration,
+    pub(super) warnings: Vec<String>,
+    pub(super) environment: Environment,
+}
+
+/// What the run starts from.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(in crate::load) struct Before {
+    pub(super) at: Time,
+    pub(super) totals: Totals,
+    pub(super) was_reset: bool,
+}
+
+/// A time in a file, in RFC 3339 format with nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(in crate::load) struct Time(pub(super) SystemTime);
+
+impl From<Time> for String {
+    fn from(time: Time) -> String {
+        humantime::format_rfc3339_nanos(time.0).to_string()
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Time, String> {
+        let time = humantime::parse_rfc3339(&text);
+        time.map(Time).map_err(|error| format!("{text} is not a time: {error}"))
+    }
+}
+
+impl PartReport {
+    pub(in crate::load) fn new(
+        config: &Config,
+        participation: &Participation,
+        outcome: PartOutcome,
+    ) -> PartReport {
+        let was_reset = outcome.reset == Some(Reset::Done);
+        let before = Before { at: Time(outcome.prepared), totals: outcome.before, was_reset };
+        PartReport {
+            part_report_format: FORMAT,
+            part: participation.part,
+            run_id: participation.run_id.clone(),
+            parameters: Parameters::of(config),
+            setup: outcome.setup,
+            first_totals: outcome.first,
+            before: participation.part.leads().then_some(before),
+            started: Time(participation.start),
+            elapsed: outcome.elapsed,
+            clock_ahead_of_server: outcome.clock,
+            ledger: outcome.ledger,
+            warm_up_ledger: outcome.warm_up,
+            latency: outcome.latency,
+            open_loop: outcome.open_loop,
+            seconds: outcome.seconds,
+            client_busy: outcome.client_busy,
+            client_waiting: outcome.client_waiting,
+            client_limited_by: outcome.client_limits,
+            client_cpu: outcome.client_cpu,
+            client_poll: outcome.client_poll,
+            client_cpus: outcome.machine,
+            interrupted: outcome.is_interrupted,
+            suspended: outcome.suspended,
+            warnings: outcome.warnings,
+            environment: outcome.environment,
+        }
+    }
+
+    /// Reads the report of a part.
+    pub(super) fn read(path: &Path) -> Result<PartReport, Failure> {
+        let unusable = |why: String| {
+            Failure::Usage(format!(
+                "cannot merge {}: {why}: pass files that load --part wrote with --json",
+                path.display()
+            ))
+        };
+        let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        match json.get("part_report_format").and_then(serde_json::Value::as_u64) {
+            None => return Err(unusable("it is not the report of a part".into())),
+            Some(format) if format != u64::from(FORMAT) => {
+                return Err(unusable(format!(
+                    "it has format {format}, and this version reads format {FORMAT}"
+                )));
+            }
+            Some(_) => {}
+        }
+        let report: PartReport =
+            serde_json::from_value(json).map_err(|error| unusable(error.to_string()))?;
+        report.check_ledgers().map_err(unusable)?;
+        Ok(report)
+    }
+
+    /// Whether the ledgers have each event of the part once.
+    pub(super) fn check_ledgers(&self) -> Result<(), String> {
+        let workload = self.parameters.workload();
+        let warm_up = Workload { events: self.parameters.warm_up, ..workload };
+        for (ledger, workload) in [(&self.ledger, workload), (&self.warm_up_ledger, warm_up)] {
+            let sets = [&ledger.refused, &ledger.unknown, &ledger.unsent];
+            let is_possible = sets.iter().all(|set| set.is_possible(&workload, self.part));
+            let all =
+                sets.iter().filter(|_| is_possible).try_fold(ledger.acknowledged, |sum, set| {
+                    sum.checked_add(set.len(workload.events))
+                });
+            if !is_possible || all != Some(self.part.share(workload.events)) {
+                return Err("it does not have each event of its part once".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The report as one JSON object.
+    pub fn json(&self) -> Result<String, Failure> {
+        serde_json::to_string(self)
+            .map_err(|error| Failure::Wrong(format!("the report cannot be made JSON: {error}")))
+    }
+
+    /// A few lines for whoever started the part.
+    pub fn summary(&self) -> String {
+        let row = self.row(self);
+        format!(
+            "part      {}: {} over {} in {:.2} s: {} requests/s\n\
+             verdict   of all parts together: run ringtally merge with their reports\n",
+            self.part,
+            grouped(self.part.share(self.parameters.requests)),
+            counted(row.workers as u64, "connection", "connections"),
+            row.elapsed_s,
+            rounded(row.requests_per_s),
+        )
+    }
+
+    /// Whether all its events were acknowledged.
+    pub fn check(&self) -> Result<(), Failure> {
+        let events = self.part.share(self.parameters.requests);
+        let missing = events - self.ledger.acknowledged;
+        match (self.interrupted, missing) {
+            (true, _) => Err(Failure::Wrong("the run was interrupted".into())),
+            (false, 0) => Ok(()),
+            (false, missing) => Err(Failure::Wrong(format!(
+                "{} of {} of this part not acknowledged",
+                grouped(missing),
+                counted(events, "request", "requests")
+            ))),
+        }
+    }
+
+    /// This client's row in the report on all, of which `first` has part 1.
+    pub(super) fn row(&self, first: &PartReport) -> ClientRow {
+        let elapsed_s = self.elapsed.as_secs_f64();
+        ClientRow {
+            part: self.part.to_string(),
+            host: self.environment.host.clone(),
+            url: self.setup.url.clone(),
+            workers: self.setup.workers,
+            threads: self.setup.threads,
+            cpus: self.setup.cpus.clone(),
+            requests: self.part.share(self.parameters.requests),
+            acknowledged: self.ledger.acknowledged,
+            refused: self.ledger.refused_by_status.values().sum(),
+            unknown: self.ledger.unknown.len(self.parameters.requests),
+            unsent: self.ledger.unsent.len(self.parameters.requests),
+            elapsed_s,
+            requests_per_s: ratio(self.ledger.answered() as f64, elapsed_s),
+            latency_us: Latency::of(&self.latency),
+            started_after_ms: ms_between(first.started.0, self.started.0),
+            clock_ahead_of_server: self.clock_ahead_of_server,
+            client_busy: self.client_busy,
+            client_waiting: self.client_waiting,
+            client_limited_by: self.client_limited_by.clone(),
+            client_cpus: self.client_cpus,
+            interrupted: self.interrupted,
+            environment: self.environment.clone(),
+        }
+    }
+}
+
+/// One of the clients of a run, in the report on all of them.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::load) struct ClientRow {
+    pub(in crate::load) part: String,
+    pub(in crate::load) host: String,
+    url: String,
+    pub(in crate::load) workers: usize,
+    pub(in crate::load) threads: usize,
+    cpus: String,
+    requests: u64,
+    pub(in crate::load) acknowledged: u64,
+    refused: u64,
+    unknown: u64,
+    unsent: u64,
+    pub(in crate::load) elapsed_s: f64,
+    pub(in crate::load) requests_per_s: f64,
+    pub(in crate::load) latency_us: Latency,
+    /// After part 1, by the clocks of both.
+    started_after_ms: f64,
+    clock_ahead_of_server: Option<ClockOffset>,
+    pub(in crate::load) client_busy: f64,
+    client_waiting: f64,
+    client_limited_by: Vec<String>,
+    client_cpus: Option<CpuUse>,
+    pub(in crate::load) interrupted: bool,
+    environment: Environment,
+}

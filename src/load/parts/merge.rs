@@ -1,0 +1,406 @@
+//! One report and one verdict from the reports of all parts.
+
+use super::Part;
+use super::clock::ms_between;
+use super::document::{Before, ClientRow, Parameters, PartReport};
+use crate::failure::Failure;
+use crate::load::account::Account;
+use crate::load::control::{Control, Server, parse_totals};
+use crate::load::event_set::{EventSet, greatest_common_divisor};
+use crate::load::latency::{Latencies, Slice};
+use crate::load::ledger::Ledger;
+use crate::load::report::{Outcome, Report, Setup};
+use crate::load::run::rate_held;
+use crate::load::thresholds::Threshold;
+use crate::load::timeline::Second;
+use crate::load::workload::{Totals, Workload};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Clocks that differ by more are wrong: the parts would not have started together.
+const CLOCK_DIFFERENCE_MS_MAX: f64 = 500.0;
+/// Parts that start so far apart are worth telling.
+const START_DIFFERENCE_MS_MAX: f64 = 100.0;
+/// Threads of all clients that share no small common multiple would make the books too large.
+const STEP_MAX: u64 = 1 << 20;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct MergeConfig {
+    /// The reports of the parts.
+    pub reports: Vec<PathBuf>,
+    /// Parts whose clients ended without a report.
+    pub lost: Vec<u64>,
+    /// A file with the totals that the server had after the run; `None` asks the server.
+    pub server_totals: Option<PathBuf>,
+    /// The server to ask; `None` is that of part 1.
+    pub server: Option<Server>,
+    /// How long it may take to respond.
+    pub timeout: Duration,
+    /// What the run must not be.
+    pub thresholds: Vec<Threshold>,
+}
+
+/// Merges the reports of all parts of a run.
+///
+/// # Errors
+///
+/// If a file is not the report of a part, if the parts do not belong together, or if one is missing or
+/// given twice.
+pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
+    let read = |path: &PathBuf| Ok((path.display().to_string(), PartReport::read(path)?));
+    let reports = config.reports.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+    let run = Parts::check(reports, &config.lost).map_err(Failure::Usage)?;
+    let after = match &config.server_totals {
+        Some(path) => Ok(read_totals(path)?),
+        None => ask(config, &run)?,
+    };
+    run.report(after, config.thresholds.clone()).map_err(Failure::Usage)
+}
+
+fn read_totals(path: &Path) -> Result<Totals, Failure> {
+    let unusable = |why: String| {
+        Failure::Usage(format!(
+            "cannot read the server's totals from {}: {why}: save what GET /stats responds",
+            path.display()
+        ))
+    };
+    let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    parse_totals(&text).ok_or_else(|| unusable("it does not have the four totals".into()))
+}
+
+/// The server's totals, or why it does not tell them.
+fn ask(config: &MergeConfig, run: &Parts) -> Result<Result<Totals, String>, Failure> {
+    let server = match &config.server {
+        Some(server) => server.clone(),
+        None => Server::parse(&run.reports[0].setup.url)?,
+    };
+    let mut control = Control::new(&server, config.timeout, true);
+    Ok(control.totals().map_err(|error| error.sentence(&server)))
+}
+
+/// The parts of one run, in their order, of which some may be lost.
+pub(super) struct Parts {
+    parameters: Parameters,
+    lost: Vec<Part>,
+    before: Before,
+    /// Not empty: it begins with part 1.
+    reports: Vec<PartReport>,
+}
+
+impl Parts {
+    /// Checks that the reports are those of all parts of one run, but for those that are lost. Each
+    /// comes with the name of its file.
+    pub(super) fn check(reports: Vec<(String, PartReport)>, lost: &[u64]) -> Result<Parts, String> {
+        let Some((first_file, first)) = reports.first() else {
+            return Err("there is nothing to merge: pass the reports of the parts".into());
+        };
+        let (of, parameters) = (first.part.of(), first.parameters.clone());
+        let mut by_number: BTreeMap<u64, &(String, PartReport)> = BTreeMap::new();
+        for entry in &reports {
+            let (file, report) = entry;
+            if let Some(why) = difference(first, report) {
+                return Err(format!(
+                    "{first_file} and {file} are not of one run: {why}: pass the parts of one run"
+                ));
+            }
+            if let Some((other, _)) = by_number.insert(report.part.number(), entry) {
+                return Err(format!(
+                    "part {} is there twice, in {other} and in {file}: leave one out",
+                    report.part
+                ));
+            }
+        }
+        let mut lost_parts = Vec::new();
+        for number in 1..=of {
+            match (by_number.contains_key(&number), lost.contains(&number)) {
+                (true, false) => {}
+                (false, true) => lost_parts.push(Part { number, of }),
+                (true, true) => {
+                    return Err(format!(
+                        "part {number}/{of} is there, and --lost says that it is not"
+                    ));
+                }
+                (false, false) => {
+                    return Err(format!(
+                        "part {number}/{of} is missing: pass its report, or --lost {number} if its \
+                         client ended without one"
+                    ));
+                }
+            }
+        }
+        if let Some(number) = lost.iter().find(|number| !(1..=of).contains(*number)) {
+            return Err(format!("--lost {number}: the run had parts 1 to {of}"));
+        }
+        let before = by_number.get(&1).and_then(|(_, first)| first.before).ok_or_else(|| {
+            "part 1 is lost, and with it the totals that the run started from: without them nothing \
+             can be checked"
+                .to_owned()
+        })?;
+        let in_order: Vec<&(String, PartReport)> = by_number.into_values().collect();
+        check_times(&in_order, before)?;
+        let reports = in_order.into_iter().map(|(_, report)| report.clone()).collect();
+        Ok(Parts { parameters, lost: lost_parts, before, reports })
+    }
+
+    /// How much later than part 1 a part started.
+    fn started_after(&self, report: &PartReport) -> Duration {
+        let earliest = self.reports.iter().map(|report| report.started.0).min();
+        let earliest = earliest.unwrap_or(report.started.0);
+        report.started.0.duration_since(earliest).unwrap_or(Duration::ZERO)
+    }
+
+    /// The books of all clients as one, and those of their warm-ups.
+    pub(super) fn ledgers(&self) -> Result<[Ledger; 2], String> {
+        let workload = self.parameters.workload();
+        let warm_up = Workload { events: self.parameters.warm_up, ..workload };
+        let run = self.ledger(workload, |report| &report.ledger)?;
+        Ok([run, self.ledger(warm_up, |report| &report.warm_up_ledger)?])
+    }
+
+    fn ledger(&self, workload: Workload, of: fn(&PartReport) -> &Ledger) -> Result<Ledger, String> {
+        let mut ledgers: Vec<Ledger> =
+            self.reports.iter().map(|report| of(report).clone()).collect();
+        for part in &self.lost {
+            // Whatever it did, each of its events was sent or not, and counted or not.
+            let mut ledger = Ledger::default();
+            ledger.unknown.insert_rest(part.rest(0));
+            ledgers.push(ledger);
+        }
+        // A rest without an event says nothing.
+        let mut step = 1;
+        for set in ledgers.iter_mut().flat_map(Ledger::sets_mut) {
+            set.drop_empty_rests(workload.events);
+            for own in set.steps() {
+                step = least_common_multiple(step, own).filter(|step| *step <= STEP_MAX).ok_or(
+                    "the events that were not sent cannot be added up, because the clients had very \
+                     different numbers of threads: pass the same --threads to all",
+                )?;
+            }
+        }
+        let mut sum = Ledger::default();
+        for mut ledger in ledgers {
+            ledger.sets_mut().into_iter().for_each(|set: &mut EventSet| set.widen(step));
+            sum.merge(ledger);
+        }
+        Ok(sum)
+    }
+
+    /// The latencies of all clients as one.
+    pub(super) fn latencies(&self) -> Slice {
+        let is_open_loop = self.parameters.rate.is_some();
+        let mut sum = Slice::new(0, is_open_loop);
+        for report in &self.reports {
+            sum.latency.merge(&report.latency);
+            if let Some(open_loop) = &report.open_loop {
+                let pairs =
+                    [(&mut sum.from_send, &open_loop.from_send), (&mut sum.lag, &open_loop.lag)];
+                for (ours, theirs) in pairs {
+                    if let Some(ours) = ours {
+                        ours.merge(theirs);
+                    }
+                }
+            }
+        }
+        sum
+    }
+
+    /// Second by second, on one clock: one second of a client may reach into two of the run.
+    fn seconds(&self) -> Result<Vec<Second>, String> {
+        let mut by_second: BTreeMap<u64, Vec<&crate::load::latency::Encoded>> = BTreeMap::new();
+        for report in &self.reports {
+            let shift = (self.started_after(report) + Duration::from_millis(500)).as_secs();
+            for raw in &report.seconds {
+                let second = raw.second.saturating_add(shift);
+                by_second.entry(second).or_default().push(&raw.latency);
+            }
+        }
+        let mut seconds = Vec::new();
+        for (second, encoded) in by_second {
+            let mut latency = Latencies::new();
+            for encoded in encoded {
+                latency.merge(&Latencies::try_from(encoded.clone())?);
+            }
+            seconds.push(Second::of(second, &latency));
+        }
+        Ok(seconds)
+    }
+
+    /// The report on all parts, after which the server had such totals.
+    pub(super) fn report(
+        &self,
+        after: Result<Totals, String>,
+        thresholds: Vec<Threshold>,
+    ) -> Result<Report, String> {
+        let [ledger, warm_up_ledger] = self.ledgers()?;
+        let first = self.reports.iter().map(|report| report.first_totals);
+        let first = first.min_by_key(|totals| totals.total_requests).unwrap_or(Totals::ZERO);
+        let account = Account {
+            workload: self.parameters.workload(),
+            warm_up: self.parameters.warm_up,
+            first,
+            before: self.before.totals,
+            was_reset: self.before.was_reset,
+            ledger: &ledger,
+            warm_up_ledger: &warm_up_ledger,
+            after,
+        };
+        let evidence = account.evidence();
+        let ends = self.reports.iter().map(|report| self.started_after(report) + report.elapsed);
+        let open_loops =
+            || self.reports.iter().filter_map(|report| Some((report, report.open_loop.as_ref()?)));
+        let last_sent =
+            open_loops().map(|(report, open)| self.started_after(report) + open.last_sent);
+        let requests = open_loops().map(|(_, open)| open.requests).sum();
+        let rate_held = rate_held(requests, last_sent.max().unwrap_or(Duration::ZERO));
+        let greatest = |of: fn(&PartReport) -> f64| self.reports.iter().map(of).fold(0.0, f64::max);
+        let clients: Vec<ClientRow> =
+            self.reports.iter().map(|report| report.row(&self.reports[0])).collect();
+        Ok(Report::new(Outcome {
+            elapsed: ends.max().unwrap_or(Duration::ZERO),
+            client_busy: greatest(|report| report.client_busy),
+            client_waiting: greatest(|report| report.client_waiting),
+            client_limits: self.of_parts(|report| &report.client_limited_by),
+            client_cpu: self.reports.iter().map(|report| report.client_cpu).sum(),
+            client_poll: self.reports.iter().map(|report| report.client_poll).sum(),
+            rate_held: self.parameters.rate.and(rate_held),
+            is_interrupted: self.reports.iter().any(|report| report.interrupted),
+            suspended: self.reports.iter().map(|report| report.suspended).max().unwrap_or_default(),
+            held_up: open_loops().map(|(_, open)| open.held_up).sum(),
+            machine: None,
+            total: self.latencies(),
+            seconds: self.seconds()?,
+            evidence,
+            settled_after: None,
+            watched: None,
+            warm_up: self.parameters.warm_up,
+            setup: self.setup(),
+            requests: self.parameters.requests,
+            ledger,
+            warm_up_ledger,
+            warnings: self.warnings(),
+            thresholds,
+            clients,
+            environment: self.reports[0].environment.clone(),
+        }))
+    }
+
+    /// Sentences of the clients, each with its part.
+    fn of_parts(&self, of: fn(&PartReport) -> &Vec<String>) -> Vec<String> {
+        let sentences = |report| -> Vec<String> {
+            of(report).iter().map(|sentence| format!("part {}: {sentence}", report.part)).collect()
+        };
+        self.reports.iter().flat_map(sentences).collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.of_parts(|report| &report.warnings);
+        for part in &self.lost {
+            warnings.push(format!(
+                "part {part} is lost: whether its events were sent, and counted, is unknown"
+            ));
+        }
+        let latest = self.reports.iter().max_by_key(|report| self.started_after(report));
+        if let Some(report) = latest {
+            let after_ms = self.started_after(report).as_secs_f64() * 1e3;
+            if after_ms > START_DIFFERENCE_MS_MAX {
+                warnings.push(format!(
+                    "part {} started {:.1} s after the first: pass the same --start-at to all parts",
+                    report.part,
+                    after_ms / 1e3
+                ));
+            }
+        }
+        if self.reports.iter().any(|report| report.clock_ahead_of_server.is_none()) {
+            let why = "the clocks of the clients could not be compared, because the server's responses \
+                       have no Date";
+            warnings.push(why.into());
+        }
+        warnings
+    }
+
+    /// What the clients together were.
+    fn setup(&self) -> Setup {
+        let all =
+            |of: fn(&Setup) -> usize| self.reports.iter().map(|report| of(&report.setup)).sum();
+        let closes = |report: &PartReport| report.setup.one_request_per_connection;
+        let cpus =
+            self.reports.iter().map(|report| format!("{}: {}", report.part, report.setup.cpus));
+        Setup {
+            workers: all(|setup| setup.workers),
+            threads: all(|setup| setup.threads),
+            cpus: cpus.collect::<Vec<_>>().join("; "),
+            one_request_per_connection: self.reports.iter().any(closes),
+            was_reset: self.before.was_reset,
+            ..self.reports[0].setup.clone()
+        }
+    }
+}
+
+/// Why two reports are not of one run.
+fn difference(first: &PartReport, other: &PartReport) -> Option<String> {
+    let run_id = |report: &PartReport| report.run_id.clone().unwrap_or_else(|| "none".into());
+    if first.part.of() != other.part.of() {
+        return Some(format!("they are of {} and of {} parts", first.part.of(), other.part.of()));
+    }
+    let [ours, theirs] = [first, other].map(|report| serde_json::to_value(&report.parameters).ok());
+    let pairs = ours.as_ref()?.as_object()?.iter().zip(theirs.as_ref()?.as_object()?.values());
+    let named =
+        pairs.map(|((name, ours), theirs)| (name.as_str(), ours.to_string(), theirs.to_string()));
+    let run_id = ("run id", run_id(first), run_id(other));
+    let differ = std::iter::once(run_id).chain(named).find(|(_, ours, theirs)| ours != theirs);
+    differ.map(|(name, ours, theirs)| format!("their {name} is {ours} and {theirs}"))
+}
+
+/// Checks that the clients' clocks agree, that nothing was sent before the server was reset, and that
+/// all parts ran at one time.
+fn check_times(reports: &[&(String, PartReport)], before: Before) -> Result<(), String> {
+    let Some((_, first)) = reports.first() else { return Ok(()) };
+    for (_, report) in reports {
+        let clocks = report.clock_ahead_of_server.zip(first.clock_ahead_of_server);
+        let ahead_ms = clocks.map_or(0.0, |(own, first)| own.ahead_of_ms(first));
+        if ahead_ms.abs() > CLOCK_DIFFERENCE_MS_MAX {
+            return Err(format!(
+                "the clock of part {}, on {}, is at least {:.1} s {} that of part {}: the parts did \
+                 not start together; synchronize the clocks",
+                report.part,
+                report.environment.host,
+                ahead_ms.abs() / 1e3,
+                if ahead_ms > 0.0 { "ahead of" } else { "behind" },
+                first.part
+            ));
+        }
+        if report.started < before.at {
+            return Err(format!(
+                "part {} started {:.1} s before part 1 had prepared the server, so that its first \
+                 events may be missing: pass the same --start-at to all parts, or a longer --start-in",
+                report.part,
+                ms_between(report.started.0, before.at.0) / 1e3
+            ));
+        }
+    }
+    let latest =
+        reports.iter().map(|(_, report)| report).max_by(|a, b| a.started.0.cmp(&b.started.0));
+    for (_, report) in reports {
+        let Some(latest) = latest else { continue };
+        let ended = report.started.0 + report.elapsed;
+        if ended < latest.started.0 {
+            return Err(format!(
+                "part {} ended {:.1} s before part {} started: they are not of one run, or did not \
+                 start together; pass the same --start-at to all parts",
+                report.part,
+                ms_between(ended, latest.started.0) / 1e3,
+                latest.part
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn least_common_multiple(a: u64, b: u64) -> Option<u64> {
+    (a / greatest_common_divisor(a, b)).checked_mul(b)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+use super::*;
+use crate::load::parts::clock::ClockOffset;
+use crate::load::parts::{OpenLoopClient, PartOutcome, Participation};
+use crate::load::report::tests::{environment, setup};
+use crate::load::schedule::{Left, Schedule};
+use crate::load::verdict::Evidence;
+use crate::load::workload::Values;
+use crate::load::{Config, Show};
+use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+fn config(workload: Workload, connections: usize, rate: Option<u64>) -> Config {
+    Config {
+        server: Server::parse("http://127.0.0.1:1").unwrap(),
+        workload,
+        warm_up: 0,
+        connections,
+        threads: None,
+        cpus: None,
+        server_cpus: None,
+        pipeline: 1,
+        rate,
+        timeout: Duration::from_secs(1),
+        reset: true,
+        reset_token: None,
+        part: Part::WHOLE,
+        watch: false,
+        thresholds: Vec::new(),
+        progress: Show::Nothing,
+    }
+}
+
+/// When the parts of the tests start.
+fn start() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
+}
+
+fn clock(ahead_ms: i64) -> ClockOffset {
+    let local = start().checked_add(Duration::from_secs(100)).unwrap();
+    let server = match ahead_ms {
+        0.. => local - Duration::from_millis(ahead_ms.unsigned_abs()),
+        _ => local + Duration::from_millis(ahead_ms.unsigned_abs()),
+    };
+    ClockOffset::of(local, local, server)
+}
+
+fn participation(part: Part) -> Participation {
+    Participation { part, start: start(), guard: Duration::from_secs(1), run_id: Some("a".into()) }
+}
+
+fn outcome(ledger: Ledger, latency: Latencies) -> PartOutcome {
+    PartOutcome {
+        setup: setup(),
+        prepared: start() - Duration::from_secs(1),
+        first: Totals::ZERO,
+        before: Totals::ZERO,
+        reset: Some(crate::load::control::Reset::Done),
+        clock: Some(clock(0)),
+        elapsed: Duration::from_secs(2),
+        ledger,
+        warm_up: Ledger::default(),
+        latency,
+        open_loop: None,
+        seconds: Vec::new(),
+        client_busy: 0.5,
+        client_waiting: 0.0,
+        client_limits: Vec::new(),
+        client_cpu: Duration::ZERO,
+        client_poll: Duration::ZERO,
+        is_interrupted: false,
+        suspended: Duration::ZERO,
+        machine: None,
+        warnings: Vec::new(),
+        environment: environment(),
+    }
+}
+
+/// The reports of a run in which everything was acknowledged.
+fn good(parts: u64) -> Vec<(String, PartReport)> {
+    let workload = Workload { events: 1000, users: 70, values: Values::Half };
+    let config = config(workload, 10, None);
+    (1..=parts)
+        .map(|number| {
+            let part = Part::new(number, parts);
+            let ledger = Ledger { acknowledged: part.share(1000), ..Ledger::default() };
+            let outcome = outcome(ledger, Latencies::new());
+            (format!("{number}.json"), PartReport::new(&config, &participation(part), outcome))
+        })
+        .collect()
+}
+
+fn refusal(reports: Vec<(String, PartReport)>, lost: &[u64]) -> String {
+    Parts::check(reports, lost).err().unwrap_or_else(|| panic!("they were accepted"))
+}
+
+/// A part as its report has it, read from a file.
+fn through_a_file(report: &PartReport) -> PartReport {
+    let read: PartReport = serde_json::from_str(&report.json().unwrap()).unwrap();
+    read.check_ledgers().unwrap();
+    read
+}
+
+/// Which events a client sent, each with what became of it and how long it took, and what it left.
+struct Sender {
+    ledger: Ledger,
+    latencies: Latencies,
+    dues: Vec<(u64, u64)>,
+}
+
+impl Sender {
+    /// Sends a part over some threads, each of which stops at a time of its own.
+    fn send(
+        part: Part,
+        threads: u64,
+        workload: Workload,
+        rate: Option<u64>,
+        fate: &dyn Fn(u64) -> u16,
+        stops_at: &mut dyn FnMut() -> u64,
+    ) -> Sender {
+        let next = AtomicU64::new(0);
+        let mut all =
+            Sender { ledger: Ledger::default(), latencies: Latencies::new(), dues: Vec::new() };
+        for thread in 0..threads {
+            let mut schedule = match rate {
+                Some(rate) => Schedule::open(part, thread, threads, workload.events, rate),
+                None => Schedule::closed(part, &next, workload.events),
+            };
+            let mut left = stops_at();
+            while left > 0
+                && let Some(due) = schedule.take(u64::MAX)
+            {
+                left -= 1;
+                all.dues.push((due.event, if rate.is_some() { due.ns } else { 0 }));
+                all.latencies.record(1 + due.event * 1000);
+                match fate(due.event) {
+                    0 => all.ledger.unknown.insert(&workload, due.event),
+                    1 => all.ledger.unsent.insert(&workload, due.event),
+                    status => all.ledger.note(&workload, due.event, status),
+                }
+            }
+            match schedule.end() {
+                Left::Grabbed(events) => {
+                    events.into_iter().for_each(|event| all.ledger.unsent.insert(&workload, event));
+                }
+                Left::Rest(rest) => all.ledger.leave(rest),
+            }
+        }
+        if rate.is_none() {
+            all.ledger.leave(crate::load::shared::rest_of_closed_loop(
+                part,
+                &next,
+                workload.events,
+            ));
+        }
+        all
+    }
+}
+
+fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
+    let none = Ledger::default();
+    let account = Account {
+        workload,
+        warm_up: 0,
+        first: Totals::ZERO,
+        before: Totals::ZERO,
+        was_reset: true,
+        ledger,
+        warm_up_ledger: &none,
+        after: Ok(Totals::ZERO),
+    };
+    account.evidence()
+}
+
+/// Any workload, in any number of parts, each with any number of threads: what is sent, when, and over
+/// how many connections, is what one client would have sent, and what is known of it afterwards too.
+#[test]
+fn any_split_equals_the_whole() {
+    let mut random = fastrand::Rng::with_seed(11);
+    for _ in 0..300 {
+        let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+        let workload =
+            Workload { events: random.u64(20..3000), users: random.u64(1..2500), values };
+        let rate = random.bool().then(|| random.u64(1..1_000_000));
+        let seed = random.u64(..);
+        let trouble = random.u64(0..4);
+        // The same for an event, whoever sends it.
+        let fate = |event: u64| match fastrand::Rng::with_seed(seed ^ event).u64(0..40) {
+            0 if trouble > 0 => 0,
+            1 if trouble > 1 => 1,
+            2 if trouble > 2 => 500,
+            _ => 200,
+        };
+        let config = config(workload, random.usize(8..100), rate);
+        let of = random.u64(1..8);
+        let mut never = || u64::MAX;
+        let whole = Sender::send(Part::WHOLE, 1, workload, rate, &fate, &mut never);
+        let (mut dues, mut connections) = (Vec::new(), 0);
+        let mut reports = Vec::new();
+        for number in 1..=of {
+            let part = Part::new(number, of);
+            let threads = random.u64(1..4);
+            let sender = Sender::send(part, threads, workload, rate, &fate, &mut never);
+            dues.extend(sender.dues);
+            connections += part.share(config.connections as u64);
+            let mut outcome = outcome(sender.ledger, sender.latencies.clone());
+            outcome.open_loop = rate.map(|_| OpenLoopClient {
+                from_send: sender.latencies.clone(),
+                lag: sender.latencies,
+                held_up: 0,
+                requests: 1,
+                last_sent: Duration::ZERO,
+            });
+            let report = PartReport::new(&config, &participation(part), outcome);
+            reports.push((number.to_string(), through_a_file(&report)));
+        }
+        dues.sort_unstable();
+        assert_eq!(dues, whole.dues);
+        assert_eq!(connections, config.connections as u64);
+        random.shuffle(&mut reports);
+        let parts = Parts::check(reports, &[]).unwrap();
+        let [ledger, _] = parts.ledgers().unwrap();
+        assert_eq!(ledger.acknowledged, whole.ledger.acknowledged);
+        assert_eq!(ledger.refused_by_status, whole.ledger.refused_by_status);
+        let [ours, theirs] = [&ledger, &whole.ledger].map(|ledger| evidence(workload, ledger));
+        assert_eq!((ours.acknowledged, ours.possible), (theirs.acknowledged, theirs.possible));
+        assert_eq!(ours.users, theirs.users);
+        let latencies = parts.latencies();
+        assert_eq!(latencies.latency.histogram(), whole.latencies.histogram());
+        for further in [latencies.from_send, latencies.lag] {
+            assert_eq!(further.is_some(), rate.is_some());
+            assert!(further.is_none_or(|it| it.histogram() == whole.latencies.histogram()));
+        }
+    }
+}
+
+/// Clients that stop anywhere, and some that are lost: against a list of all events.
+#[test]
+fn what_stopped_and_lost_clients_leave_is_known_exactly() {
+    let mut random = fastrand::Rng::with_seed(12);
+    for _ in 0..300 {
+        let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+        let workload =
+            Workload { events: random.u64(20..2000), users: random.u64(1..1500), values };
+        let rate = random.bool().then_some(1000);
+        let config = config(workload, 8, rate);
+        let of = random.u64(2..6);
+        let lost: Vec<u64> = (2..=of).filter(|_| random.u8(0..3) == 0).collect();
+        let (mut acknowledged, mut reports) = (HashSet::new(), Vec::new());
+        for number in (1..=of).filter(|number| !lost.contains(number)) {
+            let part = Part::new(number, of);
+            let threads = random.u64(1..4);
+            let mut stops_at = || random.u64(0..800);
+            let sender = Sender::send(part, threads, workload, rate, &|_| 200, &mut stops_at);
+            let mut dues = sender.dues;
+            acknowledged.extend(dues.drain(..).map(|(event, _)| event));
+            let outcome = outcome(sender.ledger, sender.latencies);
+            let report = PartReport::new(&config, &participation(part), outcome);
+            reports.push((number.to_string(), through_a_file(&report)));
+        }
+        let is_lost = |event: &u64| lost.iter().any(|number| Part::new(*number, of).has(*event));
+        let mut possible: HashSet<u64> = (0..workload.events).filter(is_lost).collect();
+        possible.extend(&acknowledged);
+        let parts = Parts::check(reports, &lost).unwrap();
+        let [ledger, _] = parts.ledgers().unwrap();
+        let found = evidence(workload, &ledger);
+        let listed = |events: &HashSet<u64>| {
+            let sum: u64 = events.iter().map(|event| workload.value_in_halves(*event)).sum();
+            let users: HashSet<u64> = events.iter().map(|event| event % workload.users).collect();
+            (events.len() as u64, sum, users.len() as u64)
+        };
+        let (least, most) = (found.acknowledged, found.possible);
+        assert_eq!((least.events, least.sum_in_halves, found.users.least), listed(&acknowledged));
+        assert_eq!((most.events, most.sum_in_halves, found.users.most), listed(&possible));
+    }
+}
+
+#[test]
+fn a_part_that_is_missing_or_twice_is_named() {
+    assert!(Parts::check(good(3), &[]).is_ok());
+    let mut missing = good(3);
+    missing.remove(1);
+    assert!(refusal(missing.clone(), &[]).starts_with("part 2/3 is missing"));
+    assert!(Parts::check(missing.clone(), &[2]).is_ok());
+    let twice = [good(3), vec![("again.json".into(), good(3).remove(1).1)]].concat();
+    let said = refusal(twice, &[]);
+    assert!(said.starts_with("part 2/3 is there twice, in 2.json and in again.json"), "{said}");
+    assert!(refusal(good(3), &[2]).contains("part 2/3 is there, and --lost"));
+    assert!(refusal(good(3), &[4]).contains("had parts 1 to 3"));
+    let first_lost = good(3).split_off(1);
+    assert!(refusal(first_lost, &[1]).starts_with("part 1 is lost"));
+    assert!(refusal(Vec::new(), &[]).contains("nothing to merge"));
+}
+
+#[test]
+fn parts_of_two_runs_are_told_apart_by_what_differs() {
+    let with = |change: fn(&mut PartReport)| {
+        let mut reports = good(2);
+        change(&mut reports[1].1);
+        refusal(reports, &[])
+    };
+    for (said, expected) in [
+        (with(|report| report.run_id = Some("b".into())), "their run id is a and b"),
+        (with(|report| report.run_id = None), "their run id is a and none"),
+        (with(|report| report.parameters.users = 71), "their users is 70 and 71"),
+        (with(|report| report.parameters.rate = Some(5)), "their rate is null and 5"),
+        (with(|report| report.parameters.values = Values::One), r#"is "half" and "one""#),
+    ] {
+        assert!(said.starts_with("1.json and 2.json are not of one run"), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    let mixed = vec![good(2).remove(0), good(3).remove(1)];
+    assert!(refusal(mixed, &[]).contains("they are of 2 and of 3 parts"));
+}
+
+#[test]
+fn parts_must_have_run_together() {
+    let with = |change: fn(&mut PartReport)| {
+        let mut reports = good(2);
+        change(&mut reports[1].1);
+        Parts::check(reports, &[]).map(|_| ()).err().unwrap_or_default()
+    };
+    assert_eq!(with(|report| report.started.0 += Duration::from_millis(1999)), "");
+    let said = with(|report| report.started.0 += Duration::from_millis(2100));
+    assert!(said.starts_with("part 1/2 ended 0.1 s before part 2/2 started"), "{said}");
+    assert_eq!(with(|report| report.started.0 -= Duration::from_millis(900)), "");
+    let said = with(|report| report.started.0 -= Duration::from_millis(1100));
+    assert!(said.starts_with("part 2/2 started 0.1 s before part 1 had prepared"), "{said}");
+    for (ahead_ms, expected) in
+        [(3000, "at least 1.0 s ahead of"), (-3000, "at least 1.0 s behind")]
+    {
+        let mut reports = good(2);
+        reports[1].1.clock_ahead_of_server = Some(clock(ahead_ms));
+        let said = refusal(reports, &[]);
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(with(|report| report.clock_ahead_of_server = Some(clock(2100))), "");
+    assert_eq!(with(|report| report.clock_ahead_of_server = None), "");
+}
+
+#[test]
+fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
+    let (_, report) = good(2).remove(0);
+    assert_eq!(report.check_ledgers(), Ok(()));
+    let with = |change: &dyn Fn(&mut Ledger, &Workload)| {
+        let mut changed = report.clone();
+        change(&mut changed.ledger, &report.parameters.workload());
+        changed.check_ledgers().is_err()
+    };
+    assert!(with(&|ledger, _| ledger.acknowledged -= 1));
+    assert!(with(&|ledger, _| ledger.acknowledged = u64::MAX));
+    assert!(with(&|ledger, workload| ledger.unknown.insert(workload, 2)));
+    assert!(!with(&|ledger, workload| {
+        ledger.unknown.insert(workload, 2);
+        ledger.acknowledged -= 1;
+    }));
+    // The rest of the other part.
+    assert!(with(&|ledger, _| {
+        ledger.acknowledged = 499;
+        ledger.leave(crate::load::event_set::Rest { start: 999, step: 2 });
+    }));
+    assert!(with(&|ledger, _| ledger.leave(crate::load::event_set::Rest { start: 0, step: 0 })));
+    assert!(with(&|ledger, _| {
+        ledger.leave(crate::load::event_set::Rest { start: u64::MAX - 1, step: 2 });
+    }));
+}
+
+#[test]
+fn the_merged_report_has_each_client_and_their_sums() {
+    let mut reports = good(3);
+    reports[2].1.client_limited_by.push("a client thread was 95 % busy".into());
+    reports[1].1.started.0 += Duration::from_millis(500);
+    let total = Workload { events: 1000, users: 70, values: Values::Half }.whole().totals(70);
+    let parts = Parts::check(reports, &[]).unwrap();
+    let report = parts.report(Ok(total), Vec::new()).unwrap();
+    assert_eq!(report.check(), Ok(()));
+    let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+    assert_eq!((&json["verdict"], &json["acknowledged"]), (&"exact".into(), &1000.into()));
+    assert_eq!((&json["elapsed_s"], &json["client_limited"]), (&2.5.into(), &true.into()));
+    assert_eq!(json["clients"][1]["started_after_ms"], 500.0);
+    assert!(json["warnings"].to_string().contains("part 2/3 started 0.5 s after the first"));
+    let (text, page, table) = (report.summary(), report.html().unwrap(), report.percentile_table());
+    for part in ["1/3 on host", "2/3 on host", "3/3 on host"] {
+        assert!(text.contains(part) && page.contains(part) && table.contains(part), "{text}");
+    }
+    assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
+}
