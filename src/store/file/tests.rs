@@ -301,8 +301,9 @@ fn a_flipped_bit_is_harmless_or_refused() {
     for (kind, whole) in histories(&directory).into_iter().enumerate() {
         let mut refused = 0;
         // Every bit of the header, and of each page with content one bit in some bytes.
-        let header = 0..HEADER_BYTES as usize * 8;
-        let others = (HEADER_BYTES as usize..whole.len()).filter(|at| whole[*at] != 0);
+        let header_bytes = usize::try_from(HEADER_BYTES).unwrap();
+        let header = 0..header_bytes * 8;
+        let others = (header_bytes..whole.len()).filter(|at| whole[*at] != 0);
         let others = others.enumerate().filter(|(number, _)| number % 17 == 0);
         for bit in header.chain(others.map(|(number, at)| at * 8 + number % 8)) {
             let mut damaged = whole.clone();
