@@ -151,8 +151,8 @@ impl StorageBackend for Shared {
 }
 
 /// Bytes of a page of an overlay.
-const PAGE_SIZE: usize = 4096;
-const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+const PAGE_BYTES: u64 = PAGE_LEN as u64;
+const PAGE_LEN: usize = 4096;
 
 /// Bytes that can be changed while those below stay as they are.
 #[derive(Debug)]
@@ -197,7 +197,7 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops:
     std::iter::from_fn(move || {
         let at = offset + done as u64;
         let inside = usize::try_from(at % PAGE_BYTES).expect("it is below the size of a page");
-        let part = done..len.min(done + PAGE_SIZE - inside);
+        let part = done..len.min(done + PAGE_LEN - inside);
         done = part.end;
         (!part.is_empty()).then_some((at / PAGE_BYTES, inside, part))
     })
@@ -253,7 +253,7 @@ impl StorageBackend for Overlay {
             let mut bytes = match changes.pages.remove(&page) {
                 Some(bytes) => bytes,
                 None => {
-                    let mut bytes = vec![0; PAGE_SIZE].into_boxed_slice();
+                    let mut bytes = vec![0; PAGE_LEN].into_boxed_slice();
                     self.read_below(below_len, page * PAGE_BYTES, &mut bytes)?;
                     bytes
                 }
