@@ -7,7 +7,8 @@
 //! the common port. Bytes arrive through the [`engine`], which passes them to an
 //! [`http::Connection`]. Each complete request goes to the [`service`], which decodes the [`event`]
 //! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
-//! handled, the writer publishes its totals, and only then does the engine send the responses.
+//! handled, the writer publishes its totals, and only then does the engine send the responses. With a
+//! [`store`], it also waits until the committer has made the cut durable that contains the event.
 //! `GET /stats` merges what all shards have published into the totals of one moment.
 //!
 //! # The modules
