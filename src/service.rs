@@ -141,7 +141,7 @@ impl Endpoints {
                 return reply.send_error(Status::BadRequest, &[], refusal.sentence());
             }
         };
-        match self.writer.count(event.user.as_bytes(), event.value) {
+        match self.writer.count(&event.user, event.value) {
             Ok(()) => reply.send_prepared(&self.acknowledgement),
             Err(UsersFull) => {
                 self.metrics.note_failure(Failure::UsersFull);
