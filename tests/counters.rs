@@ -13,8 +13,19 @@ const SHARDS: usize = 8;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Count { shard: usize, user: u8, value: f64 },
-    Publish { shard: usize },
+    /// Several events, whose users are looked up together.
+    CountAll {
+        shard: usize,
+        events: Vec<(u8, f64)>,
+    },
+    Count {
+        shard: usize,
+        user: u8,
+        value: f64,
+    },
+    Publish {
+        shard: usize,
+    },
     Reset,
     Read,
 }
@@ -31,6 +42,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => (0..SHARDS, 0..20u8, value)
             .prop_map(|(shard, user, value)| Step::Count { shard, user, value }),
         5 => (0..SHARDS).prop_map(|shard| Step::Publish { shard }),
+        3 => (0..SHARDS, prop::collection::vec((any::<u8>(), -1e3..1e3f64), 0..80))
+            .prop_map(|(shard, events)| Step::CountAll { shard, events }),
         1 => Just(Step::Reset),
         3 => Just(Step::Read),
     ];
@@ -50,13 +63,19 @@ fn totals_of(events: &[(u8, f64)]) -> Totals {
 proptest! {
     #[test]
     fn any_schedule_over_eight_shards_counts_like_a_list(steps in steps()) {
-        let (tally, mut writers) = Tally::new(SHARDS, 100);
+        let (tally, mut writers) = Tally::new(SHARDS, 256);
         let mut events = Vec::new();
         for step in steps {
             match step {
                 Step::Count { shard, user, value } => {
                     writers[shard].count(&[user], value).unwrap();
                     events.push((user, value));
+                }
+                Step::CountAll { shard, events: several } => {
+                    let batch: Vec<(&[u8], f64)> =
+                        several.iter().map(|(user, value)| (std::slice::from_ref(user), *value)).collect();
+                    prop_assert_eq!(writers[shard].count_all(&batch), batch.len());
+                    events.extend(several);
                 }
                 Step::Publish { shard } => writers[shard].publish(),
                 Step::Reset => {
@@ -115,6 +134,21 @@ fn the_user_over_the_limit_is_refused_and_known_users_go_on() {
         writers[1].count(b"one more", 1.0).unwrap();
         writers[1].publish();
         assert_eq!(tally.totals(), Totals { total_requests: 1, unique_users: 1, sum: 1.0 });
+    }
+}
+
+#[test]
+fn a_batch_is_counted_up_to_the_user_over_the_limit() {
+    let users: Vec<String> = (0..100).map(|user| format!("user_{}", user % 75)).collect();
+    let events: Vec<(&[u8], f64)> = users.iter().map(|user| (user.as_bytes(), 1.0)).collect();
+    for limit in [1, 31, 32, 33, 74, 75, 76] {
+        let (tally, mut writers) = Tally::new(1, limit);
+        let counted = if limit < 75 { limit } else { 100 };
+        assert_eq!(writers[0].count_all(&events), usize::try_from(counted).unwrap());
+        writers[0].publish();
+        let (total_requests, unique_users) = (counted, limit.min(75));
+        let sum = counted as f64;
+        assert_eq!(tally.totals(), Totals { total_requests, unique_users, sum });
     }
 }
 

@@ -31,6 +31,10 @@ use users::{Hasher, Seen, Sighting, Users};
 #[expect(clippy::cast_possible_truncation, reason = "it is 1,024")]
 pub const SHARDS_MAX: usize = sum::MERGES_MAX as usize;
 
+/// Events whose users [`Writer::count_all`] looks up together: more than a processor overlaps, and few enough
+/// to stay in its first cache.
+const BLOCK: usize = 32;
+
 /// What all shards have counted since the last reset, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Totals {
@@ -130,13 +134,14 @@ impl Tally {
 
     fn starting_at(generation: u64, shards: usize, users_max: u64) -> Arc<Tally> {
         assert!(shards <= SHARDS_MAX, "the command line admits no more shards");
+        let hasher = Hasher::default();
         Arc::new(Tally {
             epoch: CachePadded::new(AtomicU64::new(0)),
             generation: CachePadded::new(AtomicU64::new(generation)),
             cut: Mutex::new(()),
             snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
-            users: Users::new(generation, users_max),
-            hasher: Hasher::default(),
+            users: Users::new(generation, users_max, hasher.clone()),
+            hasher,
         })
     }
 
@@ -256,7 +261,39 @@ impl Writer {
     #[inline]
     pub fn count(&mut self, user: &[u8], value: f64) -> Result<(), UsersFull> {
         self.enter(self.tally.generation.load(Ordering::Acquire));
-        let hash = self.tally.hasher.hash(user);
+        self.count_hashed(self.tally.hasher.hash(user), user, value)
+    }
+
+    /// Counts events as [`Writer::count`] does, one after the other. Returns how many were counted: fewer than
+    /// there are where the user of the next one is new and no more users can be held.
+    pub fn count_all(&mut self, events: &[(&[u8], f64)]) -> usize {
+        let mut counted = 0;
+        for block in events.chunks(BLOCK) {
+            let generation = self.tally.generation.load(Ordering::Acquire);
+            let mut lookups = [(0, false); BLOCK];
+            for ((hash, _), (user, _)) in lookups.iter_mut().zip(block) {
+                *hash = self.tally.hasher.hash(user);
+            }
+            // With nothing else between them, the processor waits for the memory of several at once.
+            for ((hash, is_seen), (user, _)) in lookups.iter_mut().zip(block) {
+                *is_seen = self.seen.contains(generation, *hash, user);
+            }
+            for ((hash, is_seen), (user, value)) in lookups.into_iter().zip(block) {
+                self.enter(self.tally.generation.load(Ordering::Acquire));
+                if is_seen && self.counts.generation == generation {
+                    self.add(*value);
+                } else if self.count_hashed(hash, user, *value).is_err() {
+                    return counted;
+                }
+                counted += 1;
+            }
+        }
+        counted
+    }
+
+    /// Counts an event of a user with this hash in the generation that was entered.
+    #[inline]
+    fn count_hashed(&mut self, hash: u64, user: &[u8], value: f64) -> Result<(), UsersFull> {
         if self.seen.contains(self.counts.generation, hash, user) {
             self.add(value);
             return Ok(());
@@ -270,23 +307,23 @@ impl Writer {
         let tally = Arc::clone(&self.tally);
         loop {
             match tally.users.sight(self.counts.generation, hash, user) {
-                Sighting::First(user, lock) => {
+                Sighting::First(id, lock) => {
                     self.counts.first_sightings += 1;
                     self.add(value);
                     // Before it is published: a cut that counts this user finds its id.
                     if let Some(sightings) = &self.sightings {
-                        journal::lock(sightings).push(self.counts.generation, &user);
+                        journal::lock(sightings).push(self.counts.generation, user);
                     }
                     // Before the lock is released: an event that finds this user must not
                     // become visible before this one.
                     self.publish();
                     drop(lock);
-                    self.seen.insert(self.counts.generation, hash, user);
+                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
-                Sighting::Known(user) => {
+                Sighting::Known(id) => {
                     self.add(value);
-                    self.seen.insert(self.counts.generation, hash, user);
+                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
                 Sighting::Full => return Err(UsersFull),
