@@ -358,6 +358,8 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    type Hash<'a> = &'a dyn Fn(&[u8]) -> u64;
+
     /// Ids of every length that differ only in one byte, in zeros, or in their length.
     fn ids() -> Vec<Vec<u8>> {
         let mut ids = Vec::new();
@@ -381,7 +383,7 @@ mod tests {
     #[test]
     fn a_table_is_a_set_of_ids_whatever_their_hashes() {
         let hasher = Hasher::default();
-        let hashes: [&dyn Fn(&[u8]) -> u64; 4] = [
+        let hashes: [Hash<'_>; 4] = [
             &|user| hasher.hash(user),
             // All hashes are the same; they differ only in what the table looks at first; only in the rest.
             &|_| 0,
