@@ -1,5 +1,5 @@
 //! What a request costs apart from the kernel: parse, decode, count, publish, merge. Each benchmark
-//! checks its own result. Run by `cargo bench --bench micro`; `cargo test` runs each once.
+//! checks its own result. Run by `cargo bench --bench micro`; `cargo test` runs each once, with fewer users.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a panic is a failure")]
 
@@ -15,6 +15,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const USERS: usize = 75_000;
+/// Users whose table is larger than any cache.
+const MANY_USERS: usize = 5_000_000;
+/// Events of the challenge, decoded and counted.
+const EVENTS: usize = 1_000_000;
 const SHARDS: usize = 8;
 const BODY: &str = r#"{"userId":"user_12345","value":499.5}"#;
 
@@ -50,6 +54,11 @@ fn feed(
     let outcome = connection.receive(black_box(input), 0, service, out);
     service.commit();
     outcome
+}
+
+/// Whether each benchmark is to run once, as a test.
+fn is_test() -> bool {
+    std::env::args().any(|argument| argument == "--test")
 }
 
 /// Every user on every shard, as after a long run.
@@ -98,6 +107,7 @@ fn requests(c: &mut Criterion) {
 fn decoding(c: &mut Criterion) {
     for (name, body) in [
         ("as published", BODY),
+        ("with spaces, value first", r#"{"value": 499.5, "userId": "user_12345"}"#),
         ("with escapes", r#"{"userId":"user_\u0031","value":499.5}"#),
         ("with members to ignore", r#"{"id":[1,2,{"a":"b"}],"userId":"user_1","value":4.995e2}"#),
     ] {
@@ -146,6 +156,64 @@ fn counting(c: &mut Criterion) {
     assert_eq!(tally.totals().unique_users, counted);
 }
 
+/// The ids of many users in an order that is unlike that in which they were added, one after the other, as a
+/// batch of events would have them.
+fn many_ids(users: usize) -> Vec<String> {
+    // A step that divides no number of users here visits each once.
+    (0..users).map(|i| format!("user_{}", i * 2_654_435_761 % users)).collect()
+}
+
+fn counting_many(c: &mut Criterion) {
+    let users = if is_test() { 1_000 } else { MANY_USERS };
+    let (tally, mut writers) = Tally::new(1, users as u64);
+    for user in 0..users {
+        writers[0].count(format!("user_{user}").as_bytes(), 0.5).unwrap();
+    }
+    let ids = many_ids(users);
+    let mut next = ids.iter().cycle();
+    let mut counted = 0u64;
+    c.bench_function("count/one of 5 million known users", |b| {
+        b.iter(|| {
+            counted += 1;
+            writers[0].count(black_box(next.next().unwrap().as_bytes()), 0.5)
+        });
+    });
+    writers[0].publish();
+    let totals = tally.totals();
+    assert_eq!(
+        (totals.total_requests, totals.unique_users),
+        (users as u64 + counted, users as u64)
+    );
+}
+
+/// Bodies of the published workload, decoded and counted one after the other, without input or output.
+fn decoding_and_counting(c: &mut Criterion) {
+    let (tally, mut writers) = Tally::new(1, 10_000_000);
+    let events = if is_test() { 1_000 } else { EVENTS };
+    let bodies: String = (0..events)
+        .map(|i| format!(r#"{{"userId":"user_{}","value":{}.5}}"#, i % USERS, i % 1000) + "\n")
+        .collect();
+    let bodies: Vec<&[u8]> = bodies.lines().map(str::as_bytes).collect();
+    let mut rounds = 0u64;
+    let mut group = c.benchmark_group("decode and count");
+    group.throughput(Throughput::Elements(events as u64)).sample_size(20);
+    group.bench_function("1 million events of 75,000 users", |b| {
+        b.iter(|| {
+            for body in &bodies {
+                let event = decode(body).unwrap();
+                writers[0].count(&event.user, event.value).unwrap();
+            }
+            writers[0].publish();
+            rounds += 1;
+        });
+    });
+    group.finish();
+    let totals = tally.totals();
+    let users = events.min(USERS) as u64;
+    assert_eq!((totals.total_requests, totals.unique_users), (rounds * events as u64, users));
+    assert_eq!(totals.avg(), 500.0);
+}
+
 fn merging(c: &mut Criterion) {
     let (tally, writers) = full();
     c.bench_function("merge/8 shards with 75,000 users each", |b| b.iter(|| tally.totals()));
@@ -160,8 +228,7 @@ fn merging(c: &mut Criterion) {
 fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
     // The constructor accepts these constant bounds.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).unwrap();
-    let is_test = std::env::args().any(|argument| argument == "--test");
-    for i in 0..if is_test { 1_000 } else { 1_000_000 } {
+    for i in 0..if is_test() { 1_000 } else { 1_000_000 } {
         let writer = &mut writers[i % SHARDS];
         writer.count(b"user_1", 0.5).unwrap();
         writer.publish();
@@ -178,5 +245,13 @@ fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
     );
 }
 
-criterion_group!(benches, requests, decoding, counting, merging);
+criterion_group!(
+    benches,
+    requests,
+    decoding,
+    counting,
+    counting_many,
+    decoding_and_counting,
+    merging
+);
 criterion_main!(benches);

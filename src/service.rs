@@ -220,7 +220,7 @@ impl Endpoints {
         if self.is_store_late() {
             return self.refuse_for_store(reply);
         }
-        match self.writer.count(event.user.as_bytes(), event.value) {
+        match self.writer.count(&event.user, event.value) {
             Ok(()) => {
                 self.hold(&reply);
                 reply.send_prepared(&self.acknowledgement)

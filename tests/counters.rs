@@ -50,7 +50,7 @@ fn totals_of(events: &[(u8, f64)]) -> Totals {
 proptest! {
     #[test]
     fn any_schedule_over_eight_shards_counts_like_a_list(steps in steps()) {
-        let (tally, mut writers) = Tally::new(SHARDS, 100);
+        let (tally, mut writers) = Tally::new(SHARDS, 256);
         let mut events = Vec::new();
         for step in steps {
             match step {

@@ -421,28 +421,30 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
 
 #[test]
 #[ignore = "ci/enemy runs it"]
-fn ten_million_users_with_the_longest_id_take_the_documented_memory() {
+fn ten_million_users_take_the_documented_memory() {
     const USERS: usize = 10_000_000;
     let rss_bytes = || {
         let status = std::fs::read_to_string("/proc/self/statm").unwrap();
         let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
         pages * 4096
     };
-    let (tally, mut writers) = Tally::new(1, USERS as u64);
-    let before = rss_bytes();
-    for user in 0..USERS {
-        writers[0].count(format!("{user:0>256}").as_bytes(), 1.0).unwrap();
+    for (id_bytes, bytes_max) in [(23, 128), (256, 512)] {
+        let before = rss_bytes();
+        let (tally, mut writers) = Tally::new(1, USERS as u64);
+        for user in 0..USERS {
+            writers[0].count(format!("{user:0>id_bytes$}").as_bytes(), 1.0).unwrap();
+        }
+        writers[0].publish();
+        assert_eq!(tally.totals().unique_users, USERS as u64);
+        let each = (rss_bytes() - before) / USERS as u64;
+        println!("10 million users of {id_bytes} bytes: {each} bytes each");
+        assert!(each <= bytes_max, "{each} bytes");
+        assert!(writers[0].count(b"one more", 1.0).is_err());
+        let known = format!("{:0>id_bytes$}", 5);
+        assert!(writers[0].count(known.as_bytes(), 1.0).is_ok(), "a known one goes on");
+        // Held while the others are measured: memory that these gave back would be taken for theirs.
+        std::mem::forget((tally, writers));
     }
-    writers[0].publish();
-    assert_eq!(tally.totals().unique_users, USERS as u64);
-    let each = (rss_bytes() - before) / USERS as u64;
-    println!("10 million users of 256 bytes: {each} bytes each");
-    assert!(each <= 512, "{each} bytes");
-    assert!(writers[0].count(b"one more", 1.0).is_err());
-    assert!(
-        writers[0].count(format!("{:0>256}", 5).as_bytes(), 1.0).is_ok(),
-        "a known one goes on"
-    );
 }
 
 #[test]

@@ -118,8 +118,8 @@ pub(super) struct ServerTuning {
     max_body: usize,
     /// Maximum number of distinct users; an event of one more gets 507
     ///
-    /// A user takes up to 512 bytes of memory with the longest id (256 bytes), and 64 more for each
-    /// further shard that sees it.
+    /// A user takes up to 128 bytes of memory with an id of at most 23 bytes, up to 512 with the
+    /// longest id (256 bytes), and 64 more for each further shard that sees it.
     #[arg(long, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
     max_users: u64,
     /// File that keeps the totals; it is created where there is none

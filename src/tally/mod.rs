@@ -130,13 +130,14 @@ impl Tally {
 
     fn starting_at(generation: u64, shards: usize, users_max: u64) -> Arc<Tally> {
         assert!(shards <= SHARDS_MAX, "the command line admits no more shards");
+        let hasher = Hasher::default();
         Arc::new(Tally {
             epoch: CachePadded::new(AtomicU64::new(0)),
             generation: CachePadded::new(AtomicU64::new(generation)),
             cut: Mutex::new(()),
             snapshots: (0..shards).map(|_| Snapshot::new()).collect(),
-            users: Users::new(generation, users_max),
-            hasher: Hasher::default(),
+            users: Users::new(generation, users_max, hasher.clone()),
+            hasher,
         })
     }
 
@@ -262,7 +263,12 @@ impl Writer {
     #[inline]
     pub fn count(&mut self, user: &[u8], value: f64) -> Result<(), UsersFull> {
         self.enter(self.tally.generation.load(Ordering::Acquire));
-        let hash = self.tally.hasher.hash(user);
+        self.count_hashed(self.tally.hasher.hash(user), user, value)
+    }
+
+    /// Counts an event of a user with this hash in the generation that was entered.
+    #[inline]
+    fn count_hashed(&mut self, hash: u64, user: &[u8], value: f64) -> Result<(), UsersFull> {
         if self.seen.contains(self.counts.generation, hash, user) {
             self.add(value);
             return Ok(());
@@ -276,23 +282,23 @@ impl Writer {
         let tally = Arc::clone(&self.tally);
         loop {
             match tally.users.sight(self.counts.generation, hash, user) {
-                Sighting::First(user, lock) => {
+                Sighting::First(id, lock) => {
                     self.counts.first_sightings += 1;
                     self.add(value);
                     // Before it is published: a cut that counts this user finds its id.
                     if let Some(sightings) = &self.sightings {
-                        journal::lock(sightings).push(self.counts.generation, &user);
+                        journal::lock(sightings).push(self.counts.generation, user);
                     }
                     // Before the lock is released: an event that finds this user must not
                     // become visible before this one.
                     self.publish();
                     drop(lock);
-                    self.seen.insert(self.counts.generation, hash, user);
+                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
-                Sighting::Known(user) => {
+                Sighting::Known(id) => {
                     self.add(value);
-                    self.seen.insert(self.counts.generation, hash, user);
+                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
                 Sighting::Full => return Err(UsersFull),

@@ -1,11 +1,16 @@
 //! Which users have been seen: one shared, striped set that compares bytes, and each shard's own
 //! copy of what it has seen, so that only a shard's first sighting of a user touches the shared one.
+//!
+//! Short ids are held in the tables themselves: looking one up reads a group of control bytes and one
+//! entry. A short id takes 25 bytes per slot, of which a table that has just grown uses 7 of 16: at most 58 bytes
+//! in each of the two sets. A long one takes as many for its hash and a pointer, and the bytes that both
+//! point to.
 
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crossbeam_utils::CachePadded;
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;
 
 /// Stripes of a set. A table moves all its entries when it grows: stripes keep each move short,
@@ -24,12 +29,127 @@ pub(crate) struct Hasher(RandomState);
 impl Hasher {
     #[inline]
     pub(crate) fn hash(&self, user: &[u8]) -> u64 {
-        self.0.hash_one(user)
+        // `write` hashes the length as well, so there is no need for what `Hash` would write of it.
+        let mut hasher = self.0.build_hasher();
+        hasher.write(user);
+        hasher.finish()
     }
 }
 
-/// User ids with their hashes.
-type Table = HashTable<(u64, Arc<[u8]>)>;
+/// Words of a short id.
+const WORDS: usize = 3;
+/// Bytes of the longest short id: one more is its length.
+const SHORT_BYTES_MAX: usize = WORDS * size_of::<u64>() - 1;
+
+/// A short id: its bytes in words, zeros behind them, and its length in the last byte. Two ids are equal if
+/// their words are, so a lookup neither calls a comparison nor follows a pointer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Short([u64; WORDS]);
+
+impl Short {
+    /// The short id of these bytes; `None` where they are too many, or none.
+    #[inline(always)]
+    fn new(user: &[u8]) -> Option<Short> {
+        // Words that overlap are put together in registers. A copy of the bytes would be a call, and reading
+        // words from where it had just written bytes would stall.
+        let word = |at: usize| {
+            user.get(at..)?.first_chunk().map(|bytes: &[u8; 8]| u64::from_le_bytes(*bytes))
+        };
+        let half = |at: usize| {
+            user.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)))
+        };
+        let byte = |at: usize| u64::from(user[at]) << (8 * at);
+        let length = user.len();
+        let [first, second, third] = match length {
+            16..=SHORT_BYTES_MAX => {
+                [word(0)?, word(8)?, word(length - 8)? >> 8 >> (8 * (SHORT_BYTES_MAX - length))]
+            }
+            8..16 => [word(0)?, word(length - 8)? >> 8 >> (8 * (15 - length)), 0],
+            4..8 => [half(0)? | half(length - 4)? << (8 * (length - 4)), 0, 0],
+            1..4 => [byte(0) | byte(length / 2) | byte(length - 1), 0, 0],
+            _ => return None,
+        };
+        Some(Short([first, second, third | (length as u64) << 56]))
+    }
+
+    /// Whether both are the same id.
+    #[inline(always)]
+    fn is(&self, other: &Short) -> bool {
+        // Not `==` of the arrays: the compiler compares these as vectors, which it reads from the stack
+        // where it has just put the words, and the processor waits until they are there.
+        let ([a, b, c], [d, e, f]) = (self.0, other.0);
+        (a ^ d) | (b ^ e) | (c ^ f) == 0
+    }
+
+    /// What `hash` makes of the bytes of the id.
+    fn hash(&self, hash: impl Fn(&[u8]) -> u64) -> u64 {
+        let bytes = self.0.map(u64::to_le_bytes);
+        let length = usize::from(bytes[WORDS - 1][7]);
+        hash(&bytes.as_flattened()[..length])
+    }
+}
+
+/// The id of a user, to be put into a table.
+#[derive(Clone, Debug)]
+pub(crate) enum Id {
+    Short(Short),
+    /// One copy for the shared set and for those of all shards.
+    Long(Arc<[u8]>),
+}
+
+impl Id {
+    fn new(user: &[u8]) -> Id {
+        Short::new(user).map_or_else(|| Id::Long(user.into()), Id::Short)
+    }
+}
+
+/// The ids of some users.
+#[derive(Debug, Default)]
+struct Table {
+    short: HashTable<Short>,
+    /// With their hashes, so that a table grows without reading the ids.
+    long: HashTable<(u64, Arc<[u8]>)>,
+}
+
+impl Table {
+    fn len(&self) -> usize {
+        self.short.len() + self.long.len()
+    }
+
+    #[inline(always)]
+    fn contains(&self, hash: u64, user: &[u8]) -> bool {
+        match Short::new(user) {
+            Some(short) => self.short.find(hash, |held| short.is(held)).is_some(),
+            None => self.find_long(hash, user).is_some(),
+        }
+    }
+
+    fn find(&self, hash: u64, user: &[u8]) -> Option<Id> {
+        match Short::new(user) {
+            Some(short) => self.short.find(hash, |held| short.is(held)).copied().map(Id::Short),
+            None => self.find_long(hash, user).cloned().map(Id::Long),
+        }
+    }
+
+    /// Apart from the lookup of a short id, so that this needs no registers to be saved.
+    #[inline(never)]
+    fn find_long(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
+        let (_, id) = self.long.find(hash, |(held, id)| *held == hash && **id == *user)?;
+        Some(id)
+    }
+
+    /// Adds a user who is not there. `rehash` computes the hashes of ids that move when the table grows.
+    fn insert(&mut self, rehash: impl Fn(&[u8]) -> u64, hash: u64, id: Id) {
+        match id {
+            Id::Short(short) => {
+                self.short.insert_unique(hash, short, |short| short.hash(&rehash));
+            }
+            Id::Long(id) => {
+                self.long.insert_unique(hash, (hash, id), |(hash, _)| *hash);
+            }
+        }
+    }
+}
 
 /// Users of earlier generations, which count for nothing anymore. Dropping them takes time that
 /// grows with their number: about a second for ten million.
@@ -39,12 +159,14 @@ pub struct Forgotten(Vec<Table>);
 impl Forgotten {
     /// How many users these are. A user that was taken from two sets counts twice.
     pub fn users(&self) -> usize {
-        self.0.iter().map(HashTable::len).sum()
+        self.0.iter().map(Table::len).sum()
     }
 }
 
-/// One table of a set, of users sighted in one generation.
+/// One table of a set, of users sighted in one generation. Aligned, so that what a lookup of a short id reads
+/// is in one cache line.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 struct Stripe {
     generation: u64,
     users: Table,
@@ -54,7 +176,7 @@ impl Stripe {
     /// Drops the users of earlier generations.
     fn enter(&mut self, generation: u64) {
         if self.generation != generation {
-            *self = Stripe { generation, users: HashTable::new() };
+            *self = Stripe { generation, users: Table::default() };
         }
     }
 
@@ -63,20 +185,10 @@ impl Stripe {
         if self.generation < generation {
             self.generation = generation;
             let users = std::mem::take(&mut self.users);
-            if !users.is_empty() {
+            if users.len() > 0 {
                 forgotten.0.push(users);
             }
         }
-    }
-
-    #[inline]
-    fn find(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
-        let (_, known) = self.users.find(hash, |(h, known)| *h == hash && **known == *user)?;
-        Some(known)
-    }
-
-    fn insert(&mut self, hash: u64, user: Arc<[u8]>) {
-        self.users.insert_unique(hash, (hash, user), |(hash, _)| *hash);
     }
 }
 
@@ -98,13 +210,13 @@ impl Seen {
     #[inline]
     pub(crate) fn contains(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
         let stripe = &self.0[stripe_of(hash)];
-        stripe.generation == generation && stripe.find(hash, user).is_some()
+        stripe.generation == generation && stripe.users.contains(hash, user)
     }
 
-    pub(crate) fn insert(&mut self, generation: u64, hash: u64, user: Arc<[u8]>) {
+    pub(crate) fn insert(&mut self, generation: u64, hasher: &Hasher, hash: u64, id: Id) {
         let stripe = &mut self.0[stripe_of(hash)];
         stripe.enter(generation);
-        stripe.insert(hash, user);
+        stripe.users.insert(|user| hasher.hash(user), hash, id);
     }
 
     /// Moves the users of earlier generations to `forgotten`.
@@ -122,15 +234,16 @@ pub(crate) struct Users {
     /// Users held in a generation: the low bits of the generation above [`HELD_BITS`] bits of count.
     held: CachePadded<AtomicU64>,
     users_max: u64,
+    hasher: Hasher,
 }
 
 /// What a shard learns about a user that it has not seen itself.
 pub(crate) enum Sighting<'a> {
     /// No shard had seen the user. The stripe stays locked until this is dropped: the shard
     /// publishes the sighting before that, so that a shard that finds the user publishes after it.
-    First(Arc<[u8]>, #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>),
+    First(Id, #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>),
     /// Another shard has counted the user.
-    Known(Arc<[u8]>),
+    Known(Id),
     /// A reset came in between, or is under way: the event belongs to a later generation.
     Reset,
     /// One more user would exceed the limit.
@@ -143,13 +256,14 @@ pub(crate) struct StripeLock<'a>(
 );
 
 impl Users {
-    pub(crate) fn new(generation: u64, users_max: u64) -> Self {
+    pub(crate) fn new(generation: u64, users_max: u64, hasher: Hasher) -> Self {
         Users {
             stripes: (0..STRIPES)
                 .map(|_| CachePadded::new(Mutex::new(Stripe::default())))
                 .collect(),
             held: CachePadded::new(AtomicU64::new(generation << HELD_BITS)),
             users_max: users_max.min(USERS_MAX),
+            hasher,
         }
     }
 
@@ -160,14 +274,14 @@ impl Users {
             return Sighting::Reset;
         }
         stripe.enter(generation);
-        if let Some(known) = stripe.find(hash, user) {
-            return Sighting::Known(Arc::clone(known));
+        if let Some(known) = stripe.users.find(hash, user) {
+            return Sighting::Known(known);
         }
         match self.hold_one_more(generation) {
             Hold::Held => {
-                let user: Arc<[u8]> = user.into();
-                stripe.insert(hash, Arc::clone(&user));
-                Sighting::First(user, StripeLock(stripe))
+                let id = Id::new(user);
+                stripe.users.insert(|user| self.hasher.hash(user), hash, id.clone());
+                Sighting::First(id, StripeLock(stripe))
             }
             Hold::Full => Sighting::Full,
             Hold::Reset => Sighting::Reset,
@@ -178,9 +292,9 @@ impl Users {
     pub(crate) fn restore(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         stripe.enter(generation);
-        let is_new = stripe.find(hash, user).is_none();
+        let is_new = !stripe.users.contains(hash, user);
         if is_new {
-            stripe.insert(hash, user.into());
+            stripe.users.insert(|user| self.hasher.hash(user), hash, Id::new(user));
             self.held.fetch_add(1, Ordering::Relaxed);
         }
         is_new
@@ -237,4 +351,70 @@ enum Hold {
     Held,
     Full,
     Reset,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    type Hash<'a> = &'a dyn Fn(&[u8]) -> u64;
+
+    /// Ids of every length that differ only in one byte, in zeros, or in their length.
+    fn ids() -> Vec<Vec<u8>> {
+        let mut ids = Vec::new();
+        for length in 1..=256 {
+            for filler in [0, b'x'] {
+                let plain = vec![filler; length];
+                // The first and the last byte, and those around the ends of words.
+                for at in [0, 3, 7, 8, 15, 16, 22, length - 1] {
+                    let mut other = plain.clone();
+                    if let Some(byte) = other.get_mut(at) {
+                        *byte ^= 1;
+                    }
+                    ids.push(other);
+                }
+                ids.push(plain);
+            }
+        }
+        ids
+    }
+
+    #[test]
+    fn a_table_is_a_set_of_ids_whatever_their_hashes() {
+        let hasher = Hasher::default();
+        let hashes: [Hash<'_>; 4] = [
+            &|user| hasher.hash(user),
+            // All hashes are the same; they differ only in what the table looks at first; only in the rest.
+            &|_| 0,
+            &|user| hasher.hash(user) << 57,
+            &|user| hasher.hash(user) >> 57,
+        ];
+        for hash in hashes {
+            let (mut table, mut model) = (Table::default(), HashSet::new());
+            let ids = ids();
+            for id in ids.iter().step_by(2).chain(&ids) {
+                let is_new = model.insert(id.clone());
+                assert_eq!(table.contains(hash(id), id), !is_new, "{}", id.escape_ascii());
+                assert_eq!(table.find(hash(id), id).is_none(), is_new);
+                if is_new {
+                    table.insert(hash, hash(id), Id::new(id));
+                }
+                assert_eq!(table.len(), model.len());
+            }
+            assert!(ids.iter().all(|id| table.contains(hash(id), id)));
+            assert!(!table.contains(hash(b"another"), b"another"));
+        }
+    }
+
+    #[test]
+    fn a_short_id_has_the_hash_of_its_bytes() {
+        let hasher = Hasher::default();
+        for id in ids() {
+            let short = Short::new(&id);
+            assert_eq!(short.is_some(), id.len() <= SHORT_BYTES_MAX);
+            let hash = short.map(|short| short.hash(|user| hasher.hash(user)));
+            assert!(hash.is_none_or(|hash| hash == hasher.hash(&id)), "{}", id.escape_ascii());
+        }
+    }
 }

@@ -22,7 +22,7 @@ fuzz_target!(|body: &[u8]| {
     });
     match (&event, expected) {
         (Ok(event), Some((user, number))) => {
-            assert_eq!((&*event.user, event.value.to_bits()), (user, number.to_bits()));
+            assert_eq!((&*event.user, event.value.to_bits()), (user.as_bytes(), number.to_bits()));
         }
         (Ok(event), None) => panic!("accepted: {event:?}"),
         // A `Value` does not show whether a member was repeated.

@@ -1,7 +1,10 @@
 //! One event from its JSON: `{"userId": string, "value": number}`.
 //!
-//! serde_json does the parsing. What it does not check in ignored members (text that is not UTF-8,
-//! lone surrogates) is checked here first, and numbers too long for it are read from their digits.
+//! The shape that clients send is read directly (`canonical`), and everything else by serde_json. What that
+//! does not check in ignored members (text that is not UTF-8, lone surrogates) is checked here first, and
+//! numbers too long for it are read from their digits.
+
+mod canonical;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -22,8 +25,8 @@ const _: () = assert!(SHORT_BODY_BYTES_MAX <= 768, "serde_json compares 768 digi
 /// An event as it was sent.
 #[derive(Debug, PartialEq)]
 pub struct Event<'a> {
-    /// Not empty, and at most [`USER_ID_BYTES_MAX`] bytes. Borrowed unless it has escapes.
-    pub user: Cow<'a, str>,
+    /// UTF-8: not empty, and at most [`USER_ID_BYTES_MAX`] bytes. Borrowed unless it has escapes.
+    pub user: Cow<'a, [u8]>,
     /// Finite: the nearest `f64`, ties to even.
     pub value: f64,
 }
@@ -68,8 +71,18 @@ impl Refusal {
 }
 const _: () = assert!(USER_ID_BYTES_MAX == 256, "a sentence names the limit");
 
-/// Reads one event from a whole body.
+/// Reads one event from a whole body, or from a line of a batch without its line ending.
+#[inline]
 pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
+    match canonical::read(body) {
+        Some(event) => Ok(event),
+        None => decode_any(body),
+    }
+}
+
+/// Reads an event of any shape.
+#[cold]
+fn decode_any(body: &[u8]) -> Result<Event<'_>, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| Refusal::NotUtf8)?;
     if memchr::memchr(b'\\', body).is_some() && has_lone_surrogate(body) {
         return Err(Refusal::LoneSurrogate);
@@ -91,8 +104,16 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     };
     match user.len() {
         0 => Err(Refusal::EmptyUser),
-        1..=USER_ID_BYTES_MAX => Ok(Event { user, value }),
+        1..=USER_ID_BYTES_MAX => Ok(Event { user: bytes_of(user), value }),
         _ => Err(Refusal::LongUser),
+    }
+}
+
+/// The bytes of a text, borrowed where it is.
+fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     }
 }
 
@@ -261,7 +282,7 @@ mod tests {
     use std::cmp::Ordering;
 
     fn event(user: &str, value: f64) -> Result<Event<'_>, Refusal> {
-        Ok(Event { user: Cow::Borrowed(user), value })
+        Ok(Event { user: Cow::Borrowed(user.as_bytes()), value })
     }
 
     #[test]

@@ -1,0 +1,346 @@
+//! The shape in which clients send events, read without a general parser: an object with `userId` and
+//! `value` and nothing else, in any order and with any white space, and an id without escapes.
+//!
+//! What is read here has the value that [`super::decode`] would find with serde_json, to the bit.
+//! Nothing is refused here: what has another shape, valid or not, is left to the general parser.
+
+use super::{Event, USER_ID_BYTES_MAX};
+use std::borrow::Cow;
+
+/// The most digits that a `u64` is sure to hold.
+const DIGITS_MAX: usize = 19;
+
+/// The largest integer up to which an `f64` holds every one.
+const EXACT_INTEGER_MAX: u64 = 1 << f64::MANTISSA_DIGITS;
+
+/// The powers of ten that an `f64` holds exactly.
+const EXACT_POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
+    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
+];
+
+/// Reads a body of the canonical shape; `None` for any other.
+#[inline(always)]
+pub(super) fn read(body: &[u8]) -> Option<Event<'_>> {
+    let rest = token(body, b"{")?;
+    let Some(rest) = name(rest, b"\"userId\"") else { return read_value_first(rest) };
+    let (user, rest) = string(rest)?;
+    let (value, rest) = number(name(token(rest, b",")?, b"\"value\"")?)?;
+    end(rest)?;
+    Some(Event { user: Cow::Borrowed(user), value })
+}
+
+/// Reads what follows the opening brace of a body that has `value` first.
+#[inline(never)]
+fn read_value_first(rest: &[u8]) -> Option<Event<'_>> {
+    let (value, rest) = number(name(rest, b"\"value\"")?)?;
+    let (user, rest) = string(name(token(rest, b",")?, b"\"userId\"")?)?;
+    end(rest)?;
+    Some(Event { user: Cow::Borrowed(user), value })
+}
+
+/// Whether only the closing brace is left.
+#[inline(always)]
+fn end(rest: &[u8]) -> Option<()> {
+    skip_space(token(rest, b"}")?).is_empty().then_some(())
+}
+
+/// What follows the white space at the start of `bytes`.
+#[inline]
+fn skip_space(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// What follows a token, which may have white space in front of it.
+#[inline(always)]
+fn token<'a, const N: usize>(bytes: &'a [u8], token: &[u8; N]) -> Option<&'a [u8]> {
+    // Most clients send none, so that is tried first.
+    bytes.strip_prefix(token).or_else(|| skip_space(bytes).strip_prefix(token))
+}
+
+/// What follows the name of a member and its colon.
+#[inline(always)]
+fn name<'a, const N: usize>(bytes: &'a [u8], quoted: &[u8; N]) -> Option<&'a [u8]> {
+    token(token(bytes, quoted)?, b":")
+}
+
+/// The id at the start of `bytes`, after white space, and what follows its closing quote. `None` where it has an escape, is not
+/// UTF-8, or has a length or a character that the general parser refuses.
+#[inline(always)]
+fn string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let bytes = token(bytes, b"\"")?;
+    let (length, is_ascii) = plain_length(bytes)?;
+    let (id, rest) = bytes.split_at_checked(length)?;
+    let is_text = is_ascii || std::str::from_utf8(id).is_ok();
+    let is_id = is_text && (1..=USER_ID_BYTES_MAX).contains(&length);
+    is_id.then(|| (id, &rest[1..]))
+}
+
+/// How many bytes come before the first quote, and whether they are ASCII. `None` where an escape or a
+/// control character comes before it.
+#[inline(always)]
+fn plain_length(bytes: &[u8]) -> Option<(usize, bool)> {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+    let (mut at, mut seen) = (0, 0);
+    // Eight bytes at once, after S. Anderson, "Bit Twiddling Hacks" (a word has a byte less than n, or
+    // equal to n). The lowest bit that is set is always right; a borrow can set only higher ones.
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let word = u64::from_le_bytes(*word);
+        let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGHS;
+        let ends = below(word, 0x20)
+            | below(word ^ (ONES * u64::from(b'"')), 1)
+            | below(word ^ (ONES * u64::from(b'\\')), 1);
+        if ends != 0 {
+            // The bytes before the one that was found.
+            seen |= word & ((ends & ends.wrapping_neg()) - 1);
+            at += (ends.trailing_zeros() / 8) as usize;
+            return (bytes[at] == b'"').then_some((at, seen & HIGHS == 0));
+        }
+        seen |= word;
+        at += 8;
+    }
+    let tail = &bytes[at..];
+    let end = tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..0x20))?;
+    let is_ascii = seen & HIGHS == 0 && tail[..end].is_ascii();
+    (tail[end] == b'"').then_some((at + end, is_ascii))
+}
+
+/// The number at the start of `bytes`, after white space, and what follows it. `None` where there is none that is finite.
+#[inline(always)]
+fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
+    let bytes = skip_space(bytes);
+    let (is_negative, magnitude) = match bytes {
+        [b'-', rest @ ..] => (true, rest),
+        _ => (false, bytes),
+    };
+    let mut digits = Digits::default();
+    let mut rest = digits.take(magnitude);
+    // JSON has no number that starts with a zero and goes on with a digit.
+    if digits.count == 0 || (digits.count > 1 && magnitude[0] == b'0') {
+        return None;
+    }
+    let whole = digits.count;
+    if let [b'.', fraction @ ..] = rest {
+        rest = digits.take(fraction);
+        if digits.count == whole {
+            return None;
+        }
+    }
+    if matches!(rest, [b'e' | b'E', ..]) || digits.count > DIGITS_MAX {
+        return long_number(bytes);
+    }
+    let places = digits.count - whole;
+    if digits.value > EXACT_INTEGER_MAX && places > 0 {
+        return long_number(bytes);
+    }
+    // One operation on exact operands is rounded once: the result is the nearest value, ties to even
+    // (W. Clinger, "How to Read Floating Point Numbers Accurately", 1990). So is the conversion of an
+    // integer that has no exact value.
+    let mut value = digits.value as f64;
+    if places > 0 {
+        value /= EXACT_POWERS[places];
+    }
+    Some((if is_negative { -value } else { value }, rest))
+}
+const _: () = assert!(DIGITS_MAX < EXACT_POWERS.len(), "every number of places has its power");
+
+/// Decimal digits, read as one integer.
+#[derive(Default)]
+struct Digits {
+    /// Exact while `count` is at most [`DIGITS_MAX`].
+    value: u64,
+    count: usize,
+}
+
+impl Digits {
+    /// Appends the digits at the start of `bytes`. Returns what follows them.
+    #[inline]
+    fn take<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        while let [digit @ b'0'..=b'9', rest @ ..] = bytes {
+            self.value = self.value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+            self.count += 1;
+            bytes = rest;
+        }
+        bytes
+    }
+}
+
+/// As [`number`], for one with an exponent or many digits, which the standard library reads.
+#[cold]
+fn long_number(bytes: &[u8]) -> Option<(f64, &[u8])> {
+    let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    let end = bytes.iter().position(|byte| !is_part(byte)).unwrap_or(bytes.len());
+    let (number, rest) = bytes.split_at(end);
+    // What it accepts and JSON does not is an integer part or a fraction without a digit, or a sign or
+    // zeros in front. The caller has seen that there is none of these.
+    let value: f64 = std::str::from_utf8(number).ok()?.parse().ok()?;
+    value.is_finite().then_some((value, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Refusal, decode, decode_any};
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    /// The result with the bits of the value, so that signs of zeros count.
+    fn bits(result: Result<Event<'_>, Refusal>) -> Result<(Vec<u8>, u64), Refusal> {
+        result.map(|event| (event.user.into_owned(), event.value.to_bits()))
+    }
+
+    #[test]
+    fn what_published_clients_send_is_canonical() {
+        for body in [
+            r#"{"userId":"user_74999","value":999.5}"#,
+            r#"{"userId": "user_1", "value": 499}"#,
+            r#"{"value":-0.125,"userId":"u"}"#,
+            "{\n  \"userId\": \"7b0a9f62-6b0f-4a38-93c8-6f2d4b7d1c55\",\r\n\t\"value\": 1e5\n}\r\n",
+            r#"{"userId":"Zoë 😀 /","value":0.1234567890123456789}"#,
+        ] {
+            let expected = bits(decode_any(body.as_bytes()));
+            assert!(expected.is_ok(), "{body}");
+            assert_eq!(read(body.as_bytes()).map(|event| bits(Ok(event))), Some(expected));
+        }
+    }
+
+    #[test]
+    fn ids_of_every_length_end_where_they_end() {
+        for length in 0..=USER_ID_BYTES_MAX + 1 {
+            for last in ["a", "\x7f", "\u{1f}", "\0", "\n", "\\\"", "\\u0041", "é", "\u{80}"] {
+                let id = "x".repeat(length) + last;
+                for body in [
+                    format!(r#"{{"userId":"{id}","value":1}}"#),
+                    format!(r#"{{"value":1,"userId":"{id}"}}"#),
+                    format!(r#"{{"value":1,"userId":"{id}"#),
+                ] {
+                    let expected = bits(decode_any(body.as_bytes()));
+                    assert_eq!(bits(decode(body.as_bytes())), expected, "{body:?}");
+                    let is_read = expected.is_ok() && !id.contains('\\');
+                    assert_eq!(read(body.as_bytes()).is_some(), is_read, "{body:?}");
+                }
+            }
+        }
+    }
+
+    fn space() -> impl Strategy<Value = String> {
+        prop_oneof![8 => Just(String::new()), 1 => Just(" ".to_owned()), 1 => "[ \t\r\n]{1,3}"]
+    }
+
+    fn value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "-?(0|[1-9][0-9]{0,4})(\\.[0-9]{1,3})?",
+            "-?[0-9]{0,25}(\\.[0-9]{0,30})?([eE][-+]?[0-9]{0,3})?",
+            // Around the largest exact integer, and around the number of digits that a word holds.
+            "9007199254740(99[0-9]|[0-9]{3})(\\.[0-9]{0,6})?",
+            "(1844674407370955161[0-9]|9[0-9]{18})(\\.0{0,3})?",
+            any::<f64>().prop_map(|value| format!("{value}")),
+            any::<f64>().prop_map(|value| format!("{value:e}")),
+            select(vec![
+                "-0", "-0.0", "0", "00", "01", "1e5", "1e999", "-1e400", "null", "\"1\"", "+1"
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    fn id() -> impl Strategy<Value = String> {
+        let escape =
+            select(vec!["\\ud800", "\\udc00", "\\u0000", "\\n", "\\\"", "\\", "\\ud83d\\ude00"]);
+        prop_oneof![
+            6 => "[a-z_0-9-]{0,40}",
+            1 => "[ -~é😀]{0,20}",
+            1 => (250..260usize).prop_map(|length| "x".repeat(length)),
+            1 => ("[a-z]{0,9}", escape, "[a-z]{0,9}").prop_map(|(a, b, c)| a + b + &c),
+        ]
+    }
+
+    /// A body in the canonical shape, or nearly.
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        let names = prop_oneof![
+            10 => Just(["userId", "value"]),
+            1 => Just(["userId", "userId"]),
+            1 => Just(["userid", "value"]),
+        ];
+        (names, id(), value(), any::<bool>(), prop::collection::vec(space(), 9)).prop_map(
+            |([user, value], id, number, is_user_first, spaces)| {
+                let [a, b, c, d, e, f, g, h, i] = &spaces[..] else { unreachable!() };
+                let user = format!(r#""{user}"{c}:{d}"{id}""#);
+                let value = format!(r#""{value}"{e}:{f}{number}"#);
+                let (first, second) = if is_user_first { (user, value) } else { (value, user) };
+                format!("{a}{{{b}{first}{g},{second}{h}}}{i}").into_bytes()
+            },
+        )
+    }
+
+    #[derive(Clone, Debug)]
+    enum Mutation {
+        Insert(Index, u8),
+        Delete(Index),
+        Replace(Index, u8),
+        Truncate(Index),
+        Duplicate(Index, Index),
+    }
+
+    fn mutation() -> impl Strategy<Value = Mutation> {
+        let byte = || {
+            let special =
+                select(b"{}[]\",:\\0123456789-+.eE \t\r\n\0\x1f\x7f\x80\xbf\xc3\xed\xff".to_vec());
+            prop_oneof![3 => special, 1 => any::<u8>()]
+        };
+        let at = any::<Index>;
+        prop_oneof![
+            (at(), byte()).prop_map(|(at, byte)| Mutation::Insert(at, byte)),
+            at().prop_map(Mutation::Delete),
+            (at(), byte()).prop_map(|(at, byte)| Mutation::Replace(at, byte)),
+            at().prop_map(Mutation::Truncate),
+            (at(), at()).prop_map(|(from, to)| Mutation::Duplicate(from, to)),
+        ]
+    }
+
+    impl Mutation {
+        fn apply(&self, body: &mut Vec<u8>) {
+            let length = body.len();
+            match self {
+                Mutation::Insert(at, byte) => body.insert(at.index(length + 1), *byte),
+                _ if length == 0 => {}
+                Mutation::Delete(at) => drop(body.remove(at.index(length))),
+                Mutation::Replace(at, byte) => body[at.index(length)] = *byte,
+                Mutation::Truncate(at) => body.truncate(at.index(length)),
+                Mutation::Duplicate(from, to) => {
+                    let (from, to) = (from.index(length), to.index(length));
+                    let part = body[from.min(to)..from.max(to)].to_vec();
+                    body.splice(to..to, part);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn mutated_bodies_have_the_verdict_and_the_bits_of_the_general_parser(
+            mut body in body(), mutations in prop::collection::vec(mutation(), 0..4)
+        ) {
+            mutations.iter().for_each(|mutation| mutation.apply(&mut body));
+            prop_assert_eq!(bits(decode(&body)), bits(decode_any(&body)));
+        }
+
+        #[test]
+        fn plain_events_are_canonical_whatever_their_white_space(
+            body in body(), id in "[ !#-\\[\\]-~é😀]{1,64}", number in any::<f64>()
+        ) {
+            // What the general parser accepts of this shape has either an escape or is read here.
+            let is_escaped = body.contains(&b'\\');
+            let is_accepted = decode_any(&body).is_ok();
+            prop_assert_eq!(read(&body).is_some(), is_accepted && !is_escaped);
+            prop_assume!(number.is_finite());
+            let body = format!(r#"{{"userId":"{id}","value":{number}}}"#);
+            prop_assert!(read(body.as_bytes()).is_some());
+        }
+    }
+}
