@@ -184,7 +184,7 @@ pub struct ShardMetrics {
     cpu_ns: Counter,
     /// Requests in progress, or with responses that were not taken yet, as of the last tick.
     pub in_flight: Counter,
-    /// Connections with responses that wait for the store.
+    /// Batches of responses on one connection that wait for the store.
     pub waiting: Counter,
     /// Connections that this shard serves.
     pub connections: Counter,

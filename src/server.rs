@@ -14,6 +14,7 @@ use crate::service::{Policy, Service, stats_json};
 use crate::tally::{Tally, Totals, Writer};
 use crate::topology::format_cpu_list;
 use crate::uring::Wakeup;
+use durable::Start;
 pub use durable::StoreConfig;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use listener::{listen, listen_beside, wait_until_free};
@@ -79,8 +80,8 @@ enum Lifecycle {
     Ended(usize, Result<Drained, String>),
     /// The operating system asks the server to stop.
     Signal(i32),
-    /// Nothing can be acknowledged anymore.
-    StoreFailed(Failure),
+    /// The committer has ended. Before the shards, it has failed, and nothing can be acknowledged anymore.
+    StoreEnded(Result<(), Failure>),
 }
 
 /// Reports that a shard has ended, also when it panics.
@@ -119,12 +120,18 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let engine = environment::choose_engine(&config)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();
+    let (sender, lifecycle) = channel();
+    listen_for_signals(sender.clone()).map_err(cannot_start)?;
     // Before it listens: a client is served at once or refused.
     let (tally, writers, restored) = match &config.store {
         Some(store) => {
-            let (tally, writers, restored) =
-                durable::restore(store, shards, config.users_max, config.log)?;
-            (tally, writers, Some(restored))
+            match durable::restore(store, shards, config.users_max, config.log, &lifecycle)? {
+                Start::Restored(tally, writers, restored) => (tally, writers, Some(restored)),
+                Start::Stopped(totals) => {
+                    print_totals(&totals);
+                    return Ok(());
+                }
+            }
         }
         None => {
             let (tally, writers) = Tally::new(shards, config.users_max);
@@ -141,8 +148,6 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let address = address.unwrap_or_else(|| SocketAddr::new(config.host, config.port));
 
-    let (sender, lifecycle) = channel();
-    listen_for_signals(sender.clone()).map_err(cannot_start)?;
     let wakeups: io::Result<Vec<_>> = (0..shards).map(|_| Ok(Arc::new(Wakeup::new()?))).collect();
     let wakeups = wakeups.map_err(cannot_start)?;
     let connections_max = usize::try_from(connections_max).unwrap_or(usize::MAX);
@@ -222,13 +227,18 @@ pub fn run(config: Config) -> Result<(), Failure> {
     if inherited == Inherited::No {
         wait_until_free(address);
     }
-    let totals = match durable {
-        // What it prints is durable.
-        Some(durable) => durable.finish(&lifecycle)?,
-        None => tally.totals(),
-    };
-    print_totals(&totals);
-    stopping.conclude(drained)
+    match durable {
+        // What is printed is durable, however the store ended.
+        Some(durable) => {
+            let finished = durable.finish(&lifecycle, &mut stopping);
+            print_totals(&durable.totals());
+            stopping.conclude(drained).and(finished)
+        }
+        None => {
+            print_totals(&tally.totals());
+            stopping.conclude(drained)
+        }
+    }
 }
 
 /// Which listening sockets this process was started with.
@@ -407,7 +417,7 @@ fn wait_until_ready(
             Ok(Lifecycle::Ready) => ready += 1,
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
             // A signal came while others were still starting.
-            Ok(Lifecycle::StoreFailed(failure)) => return Err(failure),
+            Ok(Lifecycle::StoreEnded(result)) => result?,
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
@@ -445,7 +455,7 @@ fn wait_for_the_end(
         };
         match event {
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
-            Ok(Lifecycle::StoreFailed(failure)) => return Err(failure),
+            Ok(Lifecycle::StoreEnded(result)) => result?,
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, Err(cause))) => {
                 return Err(Failure::Wrong(format!(

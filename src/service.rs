@@ -257,8 +257,9 @@ impl Endpoints {
         reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
     }
 
-    fn stats(&mut self, reply: Reply<'_>) -> Status {
-        let totals = match &mut self.durable {
+    /// The totals that a response may show.
+    fn totals(&mut self, reply: &Reply<'_>) -> Totals {
+        match &mut self.durable {
             // What was acknowledged is durable. Nothing that is not may be shown.
             Some(durable) if !durable.is_holding && durable.held_from.is_none() => {
                 durable.durability.totals()
@@ -274,7 +275,11 @@ impl Endpoints {
                 }
                 totals
             }
-        };
+        }
+    }
+
+    fn stats(&mut self, reply: Reply<'_>) -> Status {
+        let totals = self.totals(&reply);
         reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
     }
 
@@ -287,14 +292,7 @@ impl Endpoints {
 
     fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
         self.metrics.note_cpu_time();
-        let totals = match &self.durable {
-            Some(durable) => durable.durability.totals(),
-            None => {
-                // Events before this request on the same connection may not be published yet.
-                self.writer.publish();
-                self.writer.tally().totals()
-            }
-        };
+        let totals = self.totals(&reply);
         let (format, content_type) = match request.prefers(OPEN_METRICS, PROMETHEUS) {
             true => {
                 (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8")

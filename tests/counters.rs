@@ -354,3 +354,21 @@ fn counting_goes_on_from_a_state() {
     tally.reset();
     assert_eq!(journal.cut().state, State { generation: 8, ..State::default() });
 }
+
+#[test]
+fn what_a_reset_drops_waits_for_the_cut_that_has_the_reset() {
+    let (tally, mut writers, mut journal) = Tally::resume(2, 1, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[0].publish();
+    let before = journal.cut().epoch;
+    // Counted, and not published when the reset comes.
+    writers[0].count(b"a", 1.0).unwrap();
+    let reset_at = tally.reset();
+    writers[1].count(b"b", 1.0).unwrap();
+    assert_eq!(writers[0].count(b"c", 1.0), Err(UsersFull));
+    writers[0].publish();
+    assert!(writers[0].settles_at() >= reset_at, "a cut before the reset does not settle it");
+    assert!(writers[0].settles_at() > before);
+    let cut = journal.cut();
+    assert_eq!((cut.state.generation, cut.state.events), (1, 1), "only what came after the reset");
+}

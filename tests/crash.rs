@@ -295,6 +295,11 @@ fn a_challenge_over_a_store_is_exact() {
     assert_eq!(report["verdict"], "exact");
     let held = Totals::parse(&text(&inspect(&store).stdout));
     assert_eq!((held.total, held.users), (20_000, 20_000));
+    let again = run(&["challenge", "100", "5", "--store", &store]);
+    assert_eq!(again.status.code(), Some(2), "a benchmark does not erase what somebody keeps");
+    let said = text(&again.stderr);
+    assert!(said.contains("holds events (20000)"), "{said}");
+    assert_eq!(Totals::parse(&text(&inspect(&store).stdout)), held);
 }
 
 #[test]

@@ -10,7 +10,7 @@
 mod common;
 
 use common::disk::{Disk, Faults};
-use common::{post, split_responses};
+use common::{Totals, post, split_responses};
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::http::{Connection, Limits, Timeouts};
@@ -34,7 +34,8 @@ const EVENTS_MAX: usize = 1900;
 #[derive(Clone, Debug)]
 enum Request {
     Event(usize),
-    Totals,
+    /// With the number of events that were acknowledged when it was received.
+    Totals(u64),
     Reset,
     Health,
 }
@@ -112,6 +113,8 @@ struct Peer {
     out: Vec<u8>,
     /// Requests whose responses have not left.
     pending: VecDeque<Request>,
+    /// The events of the last totals.
+    shown: u64,
 }
 
 /// One life of the server.
@@ -154,6 +157,7 @@ impl Server {
                 held: Held::default(),
                 out: Vec::new(),
                 pending: VecDeque::new(),
+                shown: 0,
             })
             .collect();
         Server { services, committer, settlement, tally, peers, now_ms: 0 }
@@ -198,7 +202,10 @@ impl Server {
     fn ask(&self, rng: &mut Rng, model: &mut Model, resets: bool, bytes: &mut Vec<u8>) -> Request {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
         let (request, text) = match rng.u8(..100) {
-            0..=14 => (Request::Totals, get("/stats")),
+            0..=14 => {
+                let events = model.events.iter().filter(|event| event.is_acknowledged).count();
+                (Request::Totals(events as u64), get("/stats"))
+            }
             15..=19 => (Request::Health, get("/health")),
             20..=22 if resets => {
                 model.resets_sent += 1;
@@ -241,13 +248,17 @@ impl Server {
                     Request::Event(event) => model.events[event].is_acknowledged = true,
                     Request::Reset => model.resets_acknowledged += 1,
                     Request::Health => {}
-                    Request::Totals => {
-                        let totals: serde_json::Value =
-                            serde_json::from_str(&response.body).unwrap();
-                        let shown = totals["totalRequests"].as_u64().unwrap();
+                    Request::Totals(acknowledged) => {
+                        let totals = Totals::parse(&response.body);
+                        let is_empty = totals.total == 0;
+                        assert_eq!((totals.users == 0, totals.sum == 0.0), (is_empty, is_empty));
+                        assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
+                        assert!(totals.users <= totals.total);
                         if model.resets_sent == 0 {
-                            // Promise 1: everything that was acknowledged before.
-                            model.shown = model.shown.max(shown);
+                            assert!(totals.total >= acknowledged, "what was acknowledged is shown");
+                            assert!(totals.total >= peer.shown, "totals never decrease");
+                            peer.shown = totals.total;
+                            model.shown = model.shown.max(totals.total);
                         }
                     }
                 }

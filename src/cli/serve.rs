@@ -7,7 +7,7 @@ use crate::http::{Limits, Timeouts};
 use crate::log::Log;
 use crate::server::{Engine, StoreConfig};
 use crate::service::{Dialect, Policy};
-use crate::store::Location;
+use crate::store::{Location, file};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{server, topology};
 use clap::{Args, ValueEnum};
@@ -263,6 +263,22 @@ impl ServerTuning {
             add(flag, &humantime::format_duration(timeout));
         }
         flags
+    }
+
+    /// Refuses a store with events, for a command that begins with a reset.
+    pub(super) fn check_store_is_empty(&self) -> Result<(), Failure> {
+        let Some(Location::File(path)) = &self.store else { return Ok(()) };
+        // One that is not there, or is empty, holds nothing.
+        let holds_something = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+        let events = if holds_something { file::inspect(path)?.events } else { 0 };
+        match events {
+            0 => Ok(()),
+            _ => Err(Failure::Usage(format!(
+                "{} holds events ({events}), and a challenge begins with a reset: pass another --store, or \
+                 delete the file",
+                path.display()
+            ))),
+        }
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {

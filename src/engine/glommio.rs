@@ -137,6 +137,14 @@ impl Hub {
         }
     }
 
+    /// When a response that comes to wait for the store now has waited too long. By the clock, since the last
+    /// tick may be long ago.
+    fn late_ms(&self, service: &Service) -> u64 {
+        service.durability().map_or(u64::MAX, |durability| {
+            milliseconds(self.started.elapsed()).saturating_add(durability.timeout_ms())
+        })
+    }
+
     /// The epoch up to which everything is durable.
     fn settled(&self) -> u64 {
         self.service.borrow().durability().map_or(u64::MAX, Durability::settled)
@@ -306,11 +314,6 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
 }
 
-/// When a response that comes to wait for the store now has waited too long.
-fn late_ms(now_ms: u64, service: &Service) -> u64 {
-    now_ms.saturating_add(service.durability().map_or(0, Durability::timeout_ms))
-}
-
 /// Starts the task of a connection.
 fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
     let is_turned_away = accepted.is_turned_away;
@@ -393,7 +396,7 @@ impl Task {
                 let Task { connection, held, out, .. } = self;
                 outcome = service.receive(connection, &[], now_ms, held, out);
                 service.commit();
-                held.publish(service.settles_at(), late_ms(now_ms, &service));
+                held.publish(service.settles_at(), self.hub.late_ms(&service));
             }
             if outcome == Outcome::Close {
                 return true;
@@ -429,7 +432,7 @@ impl Task {
                         service.receive(connection, &input[..received], now_ms, held, out);
                     // Nothing is acknowledged before it can be read.
                     service.commit();
-                    held.publish(service.settles_at(), late_ms(now_ms, &service));
+                    held.publish(service.settles_at(), hub.late_ms(&service));
                     service.metrics().received_bytes.add(received as u64);
                     service.note_turn(received_at.elapsed());
                     Poll::Ready(Turn::Handled(outcome))

@@ -41,6 +41,14 @@ const COMMIT_AFTER: Duration = Duration::from_millis(2);
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
+/// A connection with responses that wait for the store.
+struct Waiting {
+    key: Key,
+    /// The epoch that they wait for.
+    epoch: u64,
+    since_ms: u64,
+}
+
 /// One shard: its ring, its connections, and its clock.
 struct Reactor {
     ring: Uring<Connection>,
@@ -52,13 +60,16 @@ struct Reactor {
     heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
-    /// Connections with responses that wait for the store, and the epochs that they wait for, in order.
-    waiting: VecDeque<(u64, Key)>,
+    /// In the order of their epochs.
+    waiting: VecDeque<Waiting>,
     /// Since when some of them wait without the committer having been asked.
     unasked_since: Option<Instant>,
     spare: Vec<Vec<u8>>,
     started: Instant,
     now_ms: u64,
+    /// When the present turn has received what it handles: what waits for the store waits from here on, even
+    /// where the clock was not looked at for long.
+    received_ms: u64,
     /// When the clock was last looked at for all connections, and when it is to be again.
     ticked_ms: u64,
     next_tick_ms: u64,
@@ -109,6 +120,7 @@ pub(super) async fn run_with(
         spare: Vec::new(),
         started: Instant::now(),
         now_ms: 0,
+        received_ms: 0,
         ticked_ms: 0,
         next_tick_ms: 0,
         urgency: Urgency::Serve,
@@ -201,6 +213,7 @@ impl Reactor {
 
     /// Waits for work, at most until the clock is to be looked at.
     fn sleep(&mut self) -> io::Result<()> {
+        self.ask_for_commit();
         self.service.metrics().sleeps.add(1);
         let pause = Duration::from_millis(self.next_tick_ms.saturating_sub(self.now_ms));
         self.turn(Wait::For(pause))?;
@@ -217,6 +230,7 @@ impl Reactor {
             self.read_clocks();
         }
         let received_at = Instant::now();
+        self.received_ms = milliseconds(received_at - self.started);
         while let Some(event) = self.ring.next_event() {
             done -= usize::from(matches!(event, Event::Timer));
             self.handle(event);
@@ -352,9 +366,9 @@ impl Reactor {
     /// turn adds to what one commit carries.
     fn ask_for_commit(&mut self) {
         if self.unasked_since.take().is_some()
-            && let Some((epoch, _)) = self.waiting.back()
+            && let Some(last) = self.waiting.back()
             && let Some(durability) = self.service.durability()
-            && durability.request(*epoch)
+            && durability.request(last.epoch)
         {
             // Nobody will wake this shard for it.
             self.release_settled();
@@ -367,7 +381,7 @@ impl Reactor {
             return;
         }
         let settled = self.service.durability().map_or(0, Durability::settled);
-        while let Some((epoch, key)) = self.waiting.front()
+        while let Some(Waiting { key, epoch, .. }) = self.waiting.front()
             && *epoch <= settled
         {
             let key = *key;
@@ -384,8 +398,8 @@ impl Reactor {
         };
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
-        if let Some(epoch) = connection.publish(self.now_ms, &self.service) {
-            self.waiting.push_back((epoch, key));
+        if let Some(epoch) = connection.publish(self.received_ms, &self.service) {
+            self.waiting.push_back(Waiting { key, epoch, since_ms: self.received_ms });
             self.unasked_since.get_or_insert_with(Instant::now);
         }
         let mut responses = None;
@@ -423,6 +437,14 @@ impl Reactor {
     /// Reads the clocks, and ends what has waited too long.
     fn tick(&mut self) {
         self.read_clocks();
+        self.received_ms = self.now_ms;
+        self.release_settled();
+        // Also where its connection has ended meanwhile.
+        if let Some((first, durability)) = self.waiting.front().zip(self.service.durability())
+            && self.now_ms >= first.since_ms.saturating_add(durability.timeout_ms())
+        {
+            durability.note_late(first.epoch);
+        }
         self.ticked_ms = self.now_ms;
         self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
         self.active = 0;
@@ -467,6 +489,7 @@ impl Reactor {
         self.next_tick_ms = self.next_tick_ms.max(self.now_ms + milliseconds(TICK));
         self.service.commit();
         self.advance_queued();
+        self.ask_for_commit();
     }
 
     /// Takes in who has connected before the server stopped, as many as a backlog holds: a flood of

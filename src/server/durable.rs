@@ -1,7 +1,7 @@
 //! The store of a server: restored before the shards start, committed to while they run, and finished after
 //! they have ended.
 
-use super::Lifecycle;
+use super::{Lifecycle, Stopping};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::metrics::{Reporter, StoreMetrics};
@@ -9,13 +9,17 @@ use crate::store::{self, Committer, Durability, Ending, Location, Settlement, St
 use crate::tally::{Journal, State, Tally, Totals, Writer};
 use crate::uring::Wakeup;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 /// How often the progress of a long restore is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
+
+/// From how many bytes on a store takes long enough to check that it is logged: about a second on a slow disk.
+const LONG_CHECK_BYTES: u64 = 64 << 20;
 
 /// Where totals are kept, and how long an acknowledgement waits for that.
 #[derive(Clone, Debug)]
@@ -26,7 +30,16 @@ pub struct StoreConfig {
     pub timeout: Duration,
 }
 
-/// A store that is open, and the counters that go on from what it holds.
+/// What came of a restore.
+#[expect(clippy::large_enum_variant, reason = "there is one per process")]
+pub(super) enum Start {
+    /// The counters go on from what the store holds.
+    Restored(Arc<Tally>, Vec<Writer>, Restored),
+    /// A signal came first; the store holds these totals.
+    Stopped(Totals),
+}
+
+/// A store that is open, and what a committer needs.
 pub(super) struct Restored {
     store: Box<dyn Store>,
     state: State,
@@ -34,7 +47,7 @@ pub(super) struct Restored {
     timeout: Duration,
 }
 
-/// Opens a store and restores the counters of so many shards from it.
+/// Opens a store and restores the counters of so many shards from it, unless a signal comes meanwhile.
 ///
 /// # Errors
 ///
@@ -44,17 +57,30 @@ pub(super) fn restore(
     shards: usize,
     users_max: u64,
     log: Log,
-) -> Result<(Arc<Tally>, Vec<Writer>, Restored), Failure> {
+    lifecycle: &Receiver<Lifecycle>,
+) -> Result<Start, Failure> {
+    let Location::File(path) = &config.location;
+    let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+    if bytes >= LONG_CHECK_BYTES {
+        log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
+    }
     let (mut store, state) = store::open(&config.location)?;
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
-    let (mut restored, mut told) = (0, Instant::now());
+    let (mut restored, mut told, mut is_stopped) = (0, Instant::now(), false);
     store.users(&mut |users| {
+        is_stopped |= lifecycle.try_iter().any(|event| matches!(event, Lifecycle::Signal(_)));
+        if is_stopped {
+            return;
+        }
         restored += tally.restore_users(users);
         if told.elapsed() >= PROGRESS {
             log.info(&format!("restoring: {restored} of {} users", state.users));
             told = Instant::now();
         }
     })?;
+    if is_stopped {
+        return Ok(Start::Stopped(state.totals()));
+    }
     let location = &config.location;
     if restored != state.users {
         return Err(Failure::Environment(format!(
@@ -68,7 +94,8 @@ pub(super) fn restore(
         counted(state.events, "event"),
         counted(state.users, "user")
     ));
-    Ok((tally, writers, Restored { store, state, journal, timeout: config.timeout }))
+    let restored = Restored { store, state, journal, timeout: config.timeout };
+    Ok(Start::Restored(tally, writers, restored))
 }
 
 fn counted(count: u64, noun: &str) -> String {
@@ -105,15 +132,18 @@ impl Restored {
             metrics,
         );
         let ending = Ending::default();
-        let (sender, finished) = channel();
         std::thread::Builder::new().name("committer".into()).spawn({
             let ending = ending.clone();
-            move || match committer.run(&ending) {
-                Ok(()) => drop(sender.send(())),
-                Err(failure) => drop(lifecycle.send(Lifecycle::StoreFailed(failure))),
+            move || {
+                // A committer that panics must end the server: nothing would be acknowledged anymore.
+                let run = AssertUnwindSafe(|| committer.run(&ending));
+                let result = catch_unwind(run).unwrap_or_else(|_| {
+                    Err(Failure::Wrong("the committer died: its error is above".into()))
+                });
+                let _ = lifecycle.send(Lifecycle::StoreEnded(result));
             }
         })?;
-        Ok(Durable { settlement, wakeups, ending, finished, timeout: self.timeout })
+        Ok(Durable { settlement, wakeups, ending, timeout: self.timeout })
     }
 }
 
@@ -122,42 +152,100 @@ pub(super) struct Durable {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     ending: Ending,
-    finished: Receiver<()>,
     timeout: Duration,
 }
 
 impl Durable {
     /// The side of a shard.
     pub(super) fn of_shard(&self, shard: usize) -> Durability {
-        // At most a day, which the command line checks.
-        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        // Rounded up: none is shorter than what was asked for. At most a day, which the command line checks.
+        let timeout_ms =
+            u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let (settlement, wakeups) = (Arc::clone(&self.settlement), Arc::clone(&self.wakeups));
         Durability::new(settlement, wakeups, shard, timeout_ms)
     }
 
-    /// Commits what is left, after the shards have ended, and returns the totals that the store holds.
+    /// The totals that the store holds.
+    pub(super) fn totals(&self) -> Totals {
+        self.settlement.totals()
+    }
+
+    /// Commits what is left, after the shards have ended.
     ///
     /// # Errors
     ///
-    /// The store failed, or took longer than an acknowledgement may wait.
-    pub(super) fn finish(self, lifecycle: &Receiver<Lifecycle>) -> Result<Totals, Failure> {
+    /// The store failed, or took longer than an acknowledgement may wait, or a second signal came.
+    pub(super) fn finish(
+        &self,
+        lifecycle: &Receiver<Lifecycle>,
+        stopping: &mut Stopping,
+    ) -> Result<(), Failure> {
         self.ending.begin(&self.wakeups);
-        match self.finished.recv_timeout(self.timeout) {
-            Ok(()) => Ok(self.settlement.totals()),
-            Err(RecvTimeoutError::Timeout) => Err(Failure::Environment(format!(
-                "the store did not respond within {}: it holds everything that was acknowledged, and may \
-                 hold the last events that were not",
-                humantime::format_duration(self.timeout)
-            ))),
-            Err(RecvTimeoutError::Disconnected) => Err(lifecycle
-                .try_iter()
-                .find_map(|event| match event {
-                    Lifecycle::StoreFailed(failure) => Some(failure),
-                    _ => None,
-                })
-                .unwrap_or_else(|| {
-                    Failure::Wrong("the committer died: its error is above".into())
-                })),
+        let end = Instant::now() + self.timeout;
+        while !stopping.is_forced {
+            match lifecycle.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(Lifecycle::StoreEnded(result)) => return result,
+                Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
+                Ok(Lifecycle::Ready | Lifecycle::Ended(..)) => {
+                    unreachable!("every shard has ended")
+                }
+                Err(_) => break,
+            }
         }
+        Err(Failure::Environment(format!(
+            "the store did not respond within {}: it holds everything that was acknowledged, and may hold \
+             the last events that were not",
+            humantime::format_duration(self.timeout)
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::UserIds;
+    use std::sync::mpsc::channel;
+
+    struct Broken;
+
+    impl Store for Broken {
+        fn users(&mut self, _: &mut dyn FnMut(&UserIds)) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn commit(&mut self, _: &State, _: &UserIds) -> Result<(), Failure> {
+            panic!("on purpose")
+        }
+    }
+
+    #[test]
+    fn a_committer_that_panics_ends_the_server() {
+        let state = State::default();
+        let (_, mut writers, journal) = Tally::resume(1, 1, &state);
+        let restored =
+            Restored { store: Box::new(Broken), state, journal, timeout: Duration::from_secs(1) };
+        let (sender, lifecycle) = channel();
+        let shards = [Arc::new(Wakeup::new().unwrap())];
+        let reporter = Reporter::for_shards(1, "test").remove(0);
+        let durable = restored.start(&shards, sender, &reporter).unwrap();
+        writers[0].count(b"u", 1.0).unwrap();
+        writers[0].publish();
+        assert!(!durable.of_shard(0).request(writers[0].settles_at()));
+        let event = lifecycle.recv_timeout(Duration::from_secs(20)).unwrap();
+        let Lifecycle::StoreEnded(Err(failure)) = event else { panic!("{event:?}") };
+        assert_eq!(failure.exit_code(), 1);
+        assert!(failure.to_string().contains("the committer died"), "{failure}");
+        assert_eq!(durable.totals().total_requests, 0, "nothing is durable");
+    }
+
+    #[test]
+    fn the_timeout_of_an_acknowledgement_is_rounded_up() {
+        let (_, _, journal) = Tally::resume(1, 1, &State::default());
+        let (store, state) = (Box::new(Broken), State::default());
+        let restored = Restored { store, state, journal, timeout: Duration::from_micros(1500) };
+        let shards = [Arc::new(Wakeup::new().unwrap())];
+        let reporter = Reporter::for_shards(1, "test").remove(0);
+        let durable = restored.start(&shards, channel().0, &reporter).unwrap();
+        assert_eq!(durable.of_shard(0).timeout_ms(), 2);
     }
 }

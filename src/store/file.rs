@@ -313,6 +313,9 @@ fn read_users(
     Ok(())
 }
 
+/// No number of events or resets gets so far.
+const NUMBERS_END: u64 = 1 << 62;
+
 fn encode(state: &State) -> Vec<u8> {
     let mut row = Vec::with_capacity(TOTALS_BYTES);
     for number in [FORMAT, state.generation, state.events, state.users] {
@@ -347,5 +350,6 @@ fn decode(row: &[u8]) -> Option<State> {
     let [generation, events, users] = numbers.map(u64::from_le_bytes);
     let sum: &[u8; ExactSum::BYTES] = sum.as_flattened().try_into().ok()?;
     let sum = ExactSum::from_bytes(sum)?;
-    rest.is_empty().then_some(State { generation, events, users, sum })
+    let is_possible = rest.is_empty() && users <= events && events.max(generation) < NUMBERS_END;
+    is_possible.then_some(State { generation, events, users, sum })
 }

@@ -317,11 +317,13 @@ impl Writer {
         self.unpublished += 1;
     }
 
-    /// Drops what belongs to an older generation. No reader saw what was not published of it, and
-    /// its events came before the reset.
+    /// Drops what belongs to an older generation: its events came before the reset.
     #[inline]
     fn enter(&mut self, generation: u64) {
         if generation != self.counts.generation {
+            // Counts of an older generation are no part of any cut. Published, they make their
+            // acknowledgements wait for a cut that has the reset.
+            self.publish();
             self.counts = Counts { generation, ..Counts::default() };
             self.changed = Extent::EMPTY;
             self.unpublished = 0;

@@ -73,10 +73,10 @@ fn a_store_restores_the_last_state_and_its_users() {
     store.commit(&state(0, 10, 3), &ids(0..3)).unwrap();
     store.commit(&state(0, 20, 3), &UserIds::default()).unwrap();
     // Several rows.
-    store.commit(&state(0, 30, 20_000), &ids(3..20_000)).unwrap();
+    store.commit(&state(0, 30_000, 20_000), &ids(3..20_000)).unwrap();
     drop(store);
     let (mut store, found) = FileStore::open(&directory.store()).unwrap();
-    assert_eq!(found, state(0, 30, 20_000));
+    assert_eq!(found, state(0, 30_000, 20_000));
     let expected = ids(0..20_000);
     assert!(users(&mut store).unwrap().iter().map(Vec::as_slice).eq(expected.iter()));
     // A reset, with users of its own at once.
@@ -357,4 +357,19 @@ fn a_file_that_ends_early_is_refused() {
             assert!(is_refused(&whole[..len], &format!("file {kind} of {len} bytes")), "{len}");
         }
     }
+}
+
+#[test]
+fn totals_that_nothing_counts_to_are_refused() {
+    let state = State { generation: 3, events: 5, users: 5, ..State::default() };
+    let row = |state: &State| encode(state)[8..].to_vec();
+    assert_eq!(decode(&row(&state)), Some(state.clone()));
+    for damaged in [
+        State { users: 6, ..state.clone() },
+        State { events: NUMBERS_END, ..state.clone() },
+        State { generation: NUMBERS_END, ..state.clone() },
+    ] {
+        assert_eq!(decode(&row(&damaged)), None, "{damaged:?}");
+    }
+    assert_eq!(decode(&row(&state)[1..]), None);
 }
