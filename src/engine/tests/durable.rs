@@ -228,3 +228,64 @@ fn a_drain_waits_for_the_store() {
         assert_eq!(valve.events(), 2);
     }
 }
+
+#[test]
+fn a_peer_that_pipelines_more_than_may_wait_gets_every_response() {
+    for engine in [RING, Engine::Streams] {
+        const EVENTS: usize = 1000;
+        let valve = with_valve(engine, PATIENCE, |address, valve, _| {
+            let mut stream = connect(address);
+            let mut writing = stream.try_clone().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(move || writing.write_all(&EVENT.repeat(EVENTS)).unwrap());
+                assert_quiet(&mut stream);
+                valve.set_open(true);
+                let responses = read_all(&mut stream, EVENTS);
+                assert_eq!(statuses(&responses), [200; EVENTS], "{engine:?}");
+            });
+        });
+        assert_eq!(valve.events(), EVENTS as u64);
+    }
+}
+
+#[test]
+fn the_end_of_a_connection_waits_for_its_last_response() {
+    let closing =
+        [&EVENT[..EVENT.len() - 24 - 4], b"\r\nConnection: close", &EVENT[EVENT.len() - 24 - 4..]]
+            .concat();
+    for engine in [RING, Engine::Streams] {
+        let valve = with_valve(engine, PATIENCE, |address, valve, _| {
+            let mut last = connect(address);
+            last.write_all(&closing).unwrap();
+            let mut half_closed = connect(address);
+            half_closed.write_all(EVENT).unwrap();
+            half_closed.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_quiet(&mut last);
+            valve.set_open(true);
+            assert_eq!(statuses(&read_all(&mut last, 2)), [200], "{engine:?}: and then the end");
+            assert_eq!(
+                statuses(&read_all(&mut half_closed, 2)),
+                [200],
+                "{engine:?}: and then the end"
+            );
+        });
+        assert_eq!(valve.events(), 2);
+    }
+}
+
+#[test]
+fn a_stop_that_aborts_does_not_wait_for_the_store() {
+    for engine in [RING, Engine::Streams] {
+        with_valve(engine, PATIENCE, |address, _, stop| {
+            let mut event = connect(address);
+            event.write_all(EVENT).unwrap();
+            assert_quiet(&mut event);
+            stop.escalate_to(Urgency::Abort);
+            let ended = event.read(&mut [0]);
+            assert!(matches!(ended, Ok(0) | Err(_)), "{engine:?}: no response");
+            let is_reset =
+                |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+            assert!(ended.err().is_none_or(is_reset), "{engine:?}: at once");
+        });
+    }
+}
