@@ -33,10 +33,13 @@ const TICKS_PER_HALF_DISTANCE: u32 = 8;
 /// The most points of a line, and columns of a heat map, that say what they stand for.
 const TOLD_MAX: usize = 120;
 
+/// The points of a line.
+type Points = Vec<(f64, f64)>;
+
 /// A line that is drawn, in one color.
 #[derive(Default)]
 struct Line {
-    points: Vec<(f64, f64)>,
+    points: Points,
     ink: RGBColor,
     /// What to say on some of its points.
     told: Vec<((f64, f64), String)>,
@@ -44,7 +47,7 @@ struct Line {
 
 impl Line {
     /// A line whose points say what `tell` makes of them.
-    fn new(points: Vec<(f64, f64)>, ink: RGBColor, tell: impl Fn((f64, f64)) -> String) -> Line {
+    fn new(points: Points, ink: RGBColor, tell: impl Fn((f64, f64)) -> String) -> Line {
         let step = points.len().div_ceil(TOLD_MAX).max(1);
         let told = points.iter().step_by(step).map(|point| (*point, tell(*point))).collect();
         Line { points, ink, told }
@@ -132,7 +135,7 @@ pub(super) fn spectrum(
     histogram: &Histogram<u64>,
     from_send: Option<&Histogram<u64>>,
 ) -> Result<String, Failure> {
-    let points = |histogram: &Histogram<u64>| -> Vec<(f64, f64)> {
+    let points = |histogram: &Histogram<u64>| -> Points {
         let steps = histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE);
         // The last step is 100 %, which has no place on the axis.
         let steps = steps.filter(|step| step.quantile_iterated_to() < 1.0);
@@ -150,7 +153,7 @@ pub(crate) fn overlay(
     base: &[Vec<(f64, f64)>],
     head: &[Vec<(f64, f64)>],
 ) -> Result<String, Failure> {
-    let in_nines = |runs: &[Vec<(f64, f64)>]| -> Vec<Vec<(f64, f64)>> {
+    let in_nines = |runs: &[Points]| -> Vec<Points> {
         let point = |(quantile, us): &(f64, f64)| (-(1.0 - quantile).log10(), *us);
         runs.iter().map(|points| points.iter().map(point).collect()).collect()
     };
@@ -158,12 +161,12 @@ pub(crate) fn overlay(
 }
 
 /// Lines of latency in microseconds by the number of nines of a percentile.
-fn draw_spectra(groups: &[(Vec<Vec<(f64, f64)>>, RGBColor)]) -> Result<String, Failure> {
+fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
     let all = || groups.iter().flat_map(|(runs, _)| runs.iter().flatten());
     let nines = all().map(|point| point.0).fold(1.0, f64::max);
     let least = all().map(|point| point.1).min_by(f64::total_cmp).unwrap_or(1.0);
     let most = all().map(|point| point.1).max_by(f64::total_cmp).unwrap_or(10.0);
-    let line = |points: &Vec<(f64, f64)>, ink: RGBColor| {
+    let line = |points: &Points, ink: RGBColor| {
         let points = points.iter().map(|(nines, us)| (*nines, us.log10())).collect();
         let tell = |(nines, log_us): (f64, f64)| {
             let share = 100.0 - 100.0 / 10_f64.powf(nines);
@@ -179,14 +182,14 @@ fn draw_spectra(groups: &[(Vec<Vec<(f64, f64)>>, RGBColor)]) -> Result<String, F
 
 /// Responses per second over the run.
 pub(super) fn rates(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
-    let tell = |rate| format!("{} responses/s", rounded(rate));
-    by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, (rounded, &tell))
+    let tell = |rate: f64| format!("{} responses/s", rounded(rate));
+    by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, rounded, tell)
 }
 
 /// The 99th percentile of each second over the run.
 pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
-    let tell = |us| format!("p99 {}", time(Bound::exactly(us)));
-    by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, (time_in_full, &tell))
+    let tell = |us: f64| format!("p99 {}", time(Bound::exactly(us)));
+    by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full, tell)
 }
 
 /// Latencies in microseconds over the rate: the median in blue, and the one that has a limit in brown,
@@ -207,7 +210,7 @@ pub(super) fn curve(
     };
     let [slowest, fastest] = extremes(&mut all().map(|point| point.0), [1.0, 10.0]);
     let [least, most] = extremes(&mut all().map(|point| point.1).chain(limit_us), [1.0, 10.0]);
-    let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+    let place = |points: &[(f64, f64)]| -> Points {
         points.iter().map(|(rate, us)| (rate.log10(), us.log10())).collect()
     };
     let line = |points: &[(f64, f64)], ink| {
@@ -277,7 +280,7 @@ fn each_second(
 
 /// The rate of each second, at its middle: zero if no request ended in it, and over the part that
 /// there was if the run ended in it.
-fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
+fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let rate = |second: Option<&Second>| second.map_or(0.0, |second| second.requests as f64);
     let points = each_second(seconds, elapsed_s)
         .map(|(start, length, second)| (start + length / 2.0, rate(second) / length));
@@ -285,7 +288,7 @@ fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
 }
 
 /// The 99th percentile of each second, at its middle, with a gap where no request ended.
-fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
+fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let mut runs = vec![Vec::new()];
     for (start, length, second) in each_second(seconds, elapsed_s) {
         match (second.and_then(|second| second.p99_us), runs.last_mut()) {
@@ -297,22 +300,21 @@ fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
 }
 
 fn by_second(
-    runs: &[Vec<(f64, f64)>],
+    runs: &[Points],
     elapsed_s: f64,
     step_min: f64,
-    (label, tell): (fn(f64) -> String, &dyn Fn(f64) -> String),
+    label: fn(f64) -> String,
+    tell: fn(f64) -> String,
 ) -> Result<String, Failure> {
     let most = runs.iter().flatten().map(|point| point.1).fold(1.0, f64::max);
-    let line = |points: &Vec<(f64, f64)>| match points.as_slice() {
+    let line = |points: &Points| match points.as_slice() {
         // A line of one point could not be seen.
         [(at, value)] => vec![((at - 0.5).max(0.0), *value), ((at + 0.5).min(elapsed_s), *value)],
         points => points.to_vec(),
     };
     let tell = |(at, value): (f64, f64)| format!("{} s: {}", rounded(at.floor()), tell(value));
-    let line = |points: &Vec<(f64, f64)>| Line {
-        points: line(points),
-        ..Line::new(points.clone(), INK, tell)
-    };
+    let line =
+        |points: &Points| Line { points: line(points), ..Line::new(points.clone(), INK, tell) };
     let lines: Vec<Line> = runs.iter().map(line).collect();
     draw(Axis::seconds(elapsed_s), Axis::linear(most, step_min, label), &lines, &[])
 }
