@@ -22,9 +22,10 @@ pub(super) struct Second {
     pub(super) heat: Heat,
 }
 
-/// How many requests took how long, coarsely: ten steps from a time to ten times as long.
+/// How many requests took how long, coarsely: ten steps from a time to ten times as long. It is small,
+/// because a run has one for each second.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Heat(BTreeMap<u16, u64>);
+pub(super) struct Heat(Vec<(u8, u32)>);
 
 /// Some of the requests of a [`Heat`].
 pub(super) struct HeatCell {
@@ -43,19 +44,25 @@ impl Heat {
             #[allow(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "ten times the digits of a number that is 1 or more"
+                reason = "ten times the digits of a number from 1 to an hour in nanoseconds"
             )]
-            let step = ((recorded.value_iterated_to() as f64).log10() * HEAT_STEPS) as u16;
-            *heat.0.entry(step).or_default() += recorded.count_at_value();
+            let step = ((recorded.value_iterated_to() as f64).log10() * HEAT_STEPS) as u8;
+            // No second has more.
+            heat.add(step, u32::try_from(recorded.count_at_value()).unwrap_or(u32::MAX));
         }
         heat
     }
 
+    fn add(&mut self, step: u8, requests: u32) {
+        match self.0.binary_search_by_key(&step, |(step, _)| *step) {
+            Ok(at) => self.0[at].1 = self.0[at].1.saturating_add(requests),
+            Err(at) => self.0.insert(at, (step, requests)),
+        }
+    }
+
     /// Adds the requests of another one.
     pub(super) fn merge(&mut self, other: &Heat) {
-        for (step, requests) in &other.0 {
-            *self.0.entry(*step).or_default() += requests;
-        }
+        other.0.iter().for_each(|(step, requests)| self.add(*step, *requests));
     }
 
     /// Its requests, from the shortest time on.
@@ -64,7 +71,7 @@ impl Heat {
         self.0.iter().map(move |(step, requests)| HeatCell {
             from_us: us(f64::from(*step)),
             to_us: us(f64::from(*step) + 1.0),
-            requests: *requests,
+            requests: u64::from(*requests),
         })
     }
 }
