@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_command().and_then(run_load)),
         Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
-        Command::Compare(args) => (Log::Text, compare::run(&args.into_config())),
+        Command::Compare(args) => (Log::Text, args.into_config().and_then(|c| compare::run(&c))),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
         Command::Store(args) => (Log::Text, cli::run_store(args)),

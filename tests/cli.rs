@@ -119,6 +119,7 @@ fn a_refused_value_says_what_is_expected() {
         (&["load", "--part", "1/2", "--start-in", "3s", "--json", "-", "--watch"], "--watch"),
         (&["compare", "a.json"], "--with <REPORT>..."),
         (&["compare", "a.json", "--with", "b.json", "--fail-if", "p99>5ms"], "such as +5% or -3%"),
+        (&["compare", "a", "--with", "b", "--json", "-", "--html", "-"], "would be mixed"),
         (&["compare", "/dev/null", "--with", "/dev/null"], "pass reports that load"),
         (&["merge"], "<PART>..."),
         (&["merge", "/nonexistent"], "cannot merge /nonexistent"),

@@ -5,12 +5,12 @@
 
 mod common;
 
-use common::{Server, ringtally, run, text};
+use common::{PATIENCE, Server, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A folder that is removed at the end.
 struct Folder(PathBuf);
@@ -174,4 +174,25 @@ fn a_client_that_is_stopped_or_killed_leaves_bounds_that_hold() {
     std::fs::write(&totals, saved.to_string()).unwrap();
     let flags = [&files[0], &files[1], "--lost", "3", "--server-totals", &totals];
     assert_eq!(merge(&flags).1["verdict"], "wrong");
+}
+
+#[test]
+fn a_client_that_waits_for_the_start_can_be_interrupted() {
+    let server = Server::start(&["--shards", "1"]);
+    let child = ringtally()
+        .args(["load", "100", "4", "--url", &server.url(), "--json", "-"])
+        .args(["--part", "1/2", "--start-in", "10m"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // By then it has connected, and waits.
+    std::thread::sleep(Duration::from_secs(2));
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
+    let interrupted = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(interrupted.elapsed() < PATIENCE);
+    // Shells have 130 for a process that was interrupted before it had a run to end.
+    assert!(matches!(output.status.code(), Some(1 | 130)), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
 }

@@ -1,6 +1,8 @@
 //! `ringtally compare`.
 
 use crate::compare::{ChangeLimit, Config};
+use crate::failure::Failure;
+use crate::load::check_stdout;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -52,22 +54,28 @@ pub struct CompareArgs {
     /// Write the comparison as Markdown; - is standard output
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write the comparison as one HTML page, with the latencies of all runs in one chart
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Do not show the table
     #[arg(long)]
     quiet: bool,
 }
 
 impl CompareArgs {
-    /// The configuration that the flags describe.
-    pub fn into_config(self) -> Config {
-        Config {
+    /// Checks the flags.
+    pub fn into_config(self) -> Result<Config, Failure> {
+        let Self { json, markdown, html, .. } = &self;
+        check_stdout(&[("--json", json), ("--markdown", markdown), ("--html", html)])?;
+        Ok(Config {
             base: self.base,
             head: self.with,
             differences: self.difference,
             fail_if: self.fail_if,
             json: self.json,
             markdown: self.markdown,
+            html: self.html,
             quiet: self.quiet,
-        }
+        })
     }
 }

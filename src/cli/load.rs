@@ -93,11 +93,11 @@ pub struct LoadArgs {
     ///
     /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000, doubles until
     /// the condition does not hold, and is then narrowed down to 2 %. Each rate is tried in 3 to 5
-    /// windows, each an open loop of its own after a warm-up; both rates at the end in 5 to 9. A
-    /// rate that is not held, or at which a request is not acknowledged, does not hold. The
-    /// report has the latencies over the rate, and says if the client was the limit first.
-    /// REQUESTS is not used: a window has as many as its rate and length make, and at most one
-    /// connection per request.
+    /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 9. A
+    /// rate that is not held, or at which a request is not acknowledged, does not hold. A window that
+    /// fails while the client was the limit is repeated. The report has the latencies over the rate,
+    /// and says if the client was the limit first. REQUESTS is not used: a window has as many as its
+    /// rate and length make, and at most one connection per request.
     #[arg(long, value_name = "CONDITION",
         conflicts_with_all = ["part", "watch", "hdr", "fail_if", "tui", "warmup"])]
     find_rate: Option<LatencyLimit>,

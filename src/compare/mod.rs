@@ -2,6 +2,7 @@
 //! ratios. Runs are compared only if nothing else differs than what the user names.
 
 mod change;
+mod page;
 mod tell;
 
 use crate::doctor::{self, Difference};
@@ -29,10 +30,12 @@ pub struct Config {
     pub differences: Vec<String>,
     /// Changes that are failures.
     pub fail_if: Vec<ChangeLimit>,
-    /// Where the comparison goes as JSON, and as Markdown; `-` is standard output.
+    /// Where the comparison goes as JSON, Markdown, and a page; `-` is standard output.
     pub json: Option<PathBuf>,
     /// See `json`.
     pub markdown: Option<PathBuf>,
+    /// See `json`.
+    pub html: Option<PathBuf>,
     /// Whether to print no table.
     pub quiet: bool,
 }
@@ -114,18 +117,22 @@ struct Comparison {
 /// failure.
 pub fn run(config: &Config) -> Result<(), Failure> {
     let read = |paths: &[PathBuf]| paths.iter().map(|path| Run::read(path)).collect();
-    let (base, head): (Result<Vec<Run>, Failure>, Result<Vec<Run>, Failure>) =
-        (read(&config.base), read(&config.head));
-    let comparison = Comparison::of(&base?, &head?, &config.differences, &config.fail_if)?;
+    let base: Result<Vec<Run>, Failure> = read(&config.base);
+    let head: Result<Vec<Run>, Failure> = read(&config.head);
+    let (base, head) = (base?, head?);
+    let comparison = Comparison::of(&base, &head, &config.differences, &config.fail_if)?;
     if let Some(path) = &config.json {
         write_to(path, &format!("{:#}\n", comparison.json()))?;
     }
     if let Some(path) = &config.markdown {
         write_to(path, &comparison.markdown())?;
     }
+    if let Some(path) = &config.html {
+        write_to(path, &comparison.html(&base, &head)?)?;
+    }
     if !config.quiet {
         let on_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        match on_stdout(&config.json) || on_stdout(&config.markdown) {
+        match [&config.json, &config.markdown, &config.html].into_iter().any(on_stdout) {
             false => write_to(Path::new("-"), &comparison.table())?,
             true => eprint!("{}", comparison.table()),
         }
@@ -314,6 +321,14 @@ mod tests {
             "{}",
             found.markdown()
         );
+        let page = found.html(&base, &head).unwrap();
+        assert!(page.contains("+19.9 % [") && !page.contains("<script"), "{page}");
+        // A line per run, of the percentiles that it has.
+        assert_eq!(
+            page.matches("<polyline fill=\"none\" opacity=\"1\" stroke=\"#B25A1F\"").count(),
+            7
+        );
+        assert_eq!(page.matches("<title>99.0000 %: 1.00 ms</title>").count(), 5);
         let json = found.json();
         assert_eq!(json["figures"]["p99"]["base"], 1003.0);
         assert!((json["figures"]["p99"]["change_percent"].as_f64().unwrap() - 19.94).abs() < 0.1);

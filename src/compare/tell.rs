@@ -10,12 +10,10 @@ use serde_json::{Map, Value, json};
 impl Comparison {
     /// As a table for a terminal.
     pub(super) fn table(&self) -> String {
-        let [base, head] = [&self.base, &self.head].map(|runs| runs_of(runs.len()));
+        let [base, head] = self.heads();
         let mut text = format!("{:<14}{base:>14}{head:>14}  change (95 % interval)\n", "");
-        for compared in &self.figures {
-            let [base, head] = compared.values();
-            let name = compared.figure.name;
-            text += &format!("{name:<14}{base:>14}{head:>14}  {}\n", compared.change());
+        for [name, base, head, change] in self.rows() {
+            text += &format!("{name:<14}{base:>14}{head:>14}  {change}\n");
         }
         for line in self.remarks() {
             text += &format!("{line}\n");
@@ -25,13 +23,11 @@ impl Comparison {
 
     /// As Markdown.
     pub(super) fn markdown(&self) -> String {
-        let [base, head] = [&self.base, &self.head].map(|runs| runs_of(runs.len()));
+        let [base, head] = self.heads();
         let mut text =
             format!("| | {base} | {head} | change (95 % interval) |\n|---|--:|--:|--:|\n");
-        for compared in &self.figures {
-            let [base, head] = compared.values();
-            let name = compared.figure.name;
-            text += &format!("| {name} | {base} | {head} | {} |\n", compared.change());
+        for [name, base, head, change] in self.rows() {
+            text += &format!("| {name} | {base} | {head} | {change} |\n");
         }
         let remarks = self.remarks();
         if !remarks.is_empty() {
@@ -43,8 +39,22 @@ impl Comparison {
         text
     }
 
+    /// The two groups, with their numbers of runs.
+    pub(super) fn heads(&self) -> [String; 2] {
+        [("base", self.base.len()), ("head", self.head.len())]
+            .map(|(name, runs)| format!("{name}, {runs} run{}", if runs == 1 { "" } else { "s" }))
+    }
+
+    /// Each figure with both medians and the change.
+    pub(super) fn rows(&self) -> impl Iterator<Item = [String; 4]> + '_ {
+        self.figures.iter().map(|compared| {
+            let [base, head] = compared.values();
+            [compared.figure.name.to_owned(), base, head, compared.change()]
+        })
+    }
+
     /// What is to be known besides the figures.
-    fn remarks(&self) -> Vec<String> {
+    pub(super) fn remarks(&self) -> Vec<String> {
         let differences =
             self.differences.iter().map(|Difference { what, values: [base, head] }| {
                 format!("compared: {what} {base} with {head}")
@@ -120,8 +130,4 @@ fn in_words(figure: &Figure, value: f64) -> String {
         Kind::CpuTime => format!("{value:.2} µs"),
         Kind::Rate => rounded(value),
     }
-}
-
-fn runs_of(count: usize) -> String {
-    format!("{count} run{}", if count == 1 { "" } else { "s" })
 }

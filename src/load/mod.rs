@@ -42,7 +42,7 @@ pub use control::Server;
 pub use find::{FindConfig, LatencyLimit, find_rate};
 pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
 pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
-pub(crate) use report::{grouped, rounded, time_in_full};
+pub(crate) use report::{chart, check_stdout, grouped, html, rounded, time_in_full};
 pub use run::{run, run_part};
 pub use schedule::RATE_MAX;
 use std::sync::Arc;

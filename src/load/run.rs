@@ -604,7 +604,7 @@ impl Prepared {
         wait_until(starts_at - guard, || {
             // Each response tells more about the clocks.
             let _ = control.totals();
-        });
+        })?;
         let prepared = match part.leads() {
             true => Prepared::now(config, control)?,
             false => Prepared { at: SystemTime::now(), before: Totals::ZERO, reset: None },
@@ -616,18 +616,21 @@ impl Prepared {
                 guard.as_secs_f64()
             )));
         }
-        wait_until(starts_at - START_EARLY, || {});
+        wait_until(starts_at - START_EARLY, || {})?;
         let _ = run.starts_at.set(starts_at);
         Ok(prepared)
     }
 }
 
-/// Waits, and does something about every [`WAIT_TICK`]. An interrupt ends the wait.
-fn wait_until(at: Instant, mut meanwhile: impl FnMut()) {
+/// Waits, and does something about every [`WAIT_TICK`]. Fails if the run is interrupted.
+fn wait_until(at: Instant, mut meanwhile: impl FnMut()) -> Result<(), Failure> {
     loop {
+        if interrupt::is_asked() {
+            return Err(Failure::Wrong("the run was interrupted before its start".into()));
+        }
         let left = at.saturating_duration_since(Instant::now());
-        if left.is_zero() || interrupt::is_asked() {
-            return;
+        if left.is_zero() {
+            return Ok(());
         }
         if left > WAIT_TICK {
             meanwhile();

@@ -17,6 +17,63 @@ pub(super) struct Second {
     pub(super) p50_us: Option<Bound>,
     pub(super) p99_us: Option<Bound>,
     pub(super) max_us: Option<Bound>,
+    /// How many requests took how long.
+    #[serde(skip)]
+    pub(super) heat: Heat,
+}
+
+/// How many requests took how long, coarsely: ten steps from a time to ten times as long. It is small,
+/// because a run has one for each second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Heat(Vec<(u8, u32)>);
+
+/// Some of the requests of a [`Heat`].
+pub(super) struct HeatCell {
+    pub(super) from_us: f64,
+    pub(super) to_us: f64,
+    pub(super) requests: u64,
+}
+
+/// Steps from a time to ten times as long.
+const HEAT_STEPS: f64 = 10.0;
+
+impl Heat {
+    pub(super) fn of(latency: &Latencies) -> Heat {
+        let mut heat = Heat::default();
+        for recorded in latency.histogram().iter_recorded() {
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "ten times the digits of a number from 1 to an hour in nanoseconds"
+            )]
+            let step = ((recorded.value_iterated_to() as f64).log10() * HEAT_STEPS) as u8;
+            // No second has more.
+            heat.add(step, u32::try_from(recorded.count_at_value()).unwrap_or(u32::MAX));
+        }
+        heat
+    }
+
+    fn add(&mut self, step: u8, requests: u32) {
+        match self.0.binary_search_by_key(&step, |(step, _)| *step) {
+            Ok(at) => self.0[at].1 = self.0[at].1.saturating_add(requests),
+            Err(at) => self.0.insert(at, (step, requests)),
+        }
+    }
+
+    /// Adds the requests of another one.
+    pub(super) fn merge(&mut self, other: &Heat) {
+        other.0.iter().for_each(|(step, requests)| self.add(*step, *requests));
+    }
+
+    /// Its requests, from the shortest time on.
+    pub(super) fn cells(&self) -> impl Iterator<Item = HeatCell> + '_ {
+        let us = |step: f64| 10_f64.powf(step / HEAT_STEPS) / 1e3;
+        self.0.iter().map(move |(step, requests)| HeatCell {
+            from_us: us(f64::from(*step)),
+            to_us: us(f64::from(*step) + 1.0),
+            requests: u64::from(*requests),
+        })
+    }
 }
 
 /// One second of a run, or some of its requests, as a file has it.
@@ -36,6 +93,7 @@ impl Second {
             p50_us: latency.quantile(0.5),
             p99_us: latency.quantile(0.99),
             max_us: latency.max(),
+            heat: Heat::of(latency),
         }
     }
 }
@@ -82,6 +140,7 @@ impl Timeline {
         match self.closed.iter_mut().rev().find(|old| old.second == new.second) {
             Some(old) => {
                 old.requests += new.requests;
+                old.heat.merge(&new.heat);
                 for (old, new) in [
                     (&mut old.p50_us, new.p50_us),
                     (&mut old.p99_us, new.p99_us),
@@ -139,6 +198,13 @@ mod tests {
             raw_total.merge(&Latencies::try_from(second.latency).unwrap());
         }
         assert_eq!(raw_total.histogram(), total.latency.histogram());
+        let in_heat = seconds.iter().flat_map(|second| second.heat.cells());
+        assert_eq!(in_heat.map(|cell| cell.requests).sum::<u64>(), 7);
+        for second in &seconds {
+            let cell = second.heat.cells().next().unwrap();
+            let us = 1.0 + second.second as f64;
+            assert!(cell.from_us <= us && us <= cell.to_us * 1.001, "{us}");
+        }
         let counts: Vec<(u64, u64)> = seconds.iter().map(|s| (s.second, s.requests)).collect();
         assert_eq!(counts, [(0, 2), (1, 2), (2, 1), (30, 1), (31, 1)]);
     }

@@ -217,6 +217,7 @@ pub(super) fn restore_terminal() {
 #[cfg(test)]
 mod tests {
     use super::super::latency::Bound;
+    use super::super::timeline::Heat;
     use super::*;
 
     fn status(phase: Phase) -> Status {
@@ -227,7 +228,14 @@ mod tests {
             ended: 1_000_000,
             of: 4_000_000,
             connect_failures: 0,
-            latest: Some(Second { second: 1, requests: 1, p50_us: p99_us, p99_us, max_us: p99_us }),
+            latest: Some(Second {
+                second: 1,
+                requests: 1,
+                p50_us: p99_us,
+                p99_us,
+                max_us: p99_us,
+                heat: Heat::default(),
+            }),
         }
     }
 

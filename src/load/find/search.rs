@@ -2,7 +2,9 @@
 //!
 //! The rate doubles, or halves, until one holds and a higher one does not; then it is the geometric mean
 //! of both, until they are close. Windows are noisy, so a rate is judged by most of its windows, and the
-//! two rates that decide by more of them: if that turns the judgement over, the search goes on.
+//! two rates that decide by more of them: if that turns the judgement over, the search goes on. A window
+//! that fails while the client was the limit says little of the server: it counts only if that is so
+//! again and again.
 
 use crate::load::RATE_MAX;
 use crate::load::report::Latency;
@@ -10,10 +12,13 @@ use std::collections::BTreeMap;
 
 /// How far the rate that holds and the one that does not may be apart at the end.
 const PRECISION: f64 = 1.02;
-/// So many windows of a rate must agree: of 3 to 5.
+/// So many windows of a rate must agree: of 3 to 5 that say something.
 const AGREE: usize = 3;
 /// The same for the rates that decide, at the end: of 5 to 9.
 const AGREE_CONFIRMED: usize = 5;
+/// So many times as many windows may be tried for that, before those count in which the client was the
+/// limit: if none held, and if some did.
+const PATIENCE: [usize; 2] = [2, 4];
 /// A search that is not over by then is on a machine that is too noisy for an answer.
 const WINDOWS_MAX: usize = 250;
 
@@ -42,9 +47,16 @@ impl Step {
         self.windows.iter().filter(|window| window.holds).count()
     }
 
-    /// Whether it holds in most.
+    /// Windows in which it failed, and the client was not the limit.
+    fn failed(&self) -> usize {
+        self.windows.iter().filter(|window| !window.holds && !window.is_client_limited).count()
+    }
+
+    /// Whether it holds in most of the windows that count.
     pub(in crate::load) fn holds(&self) -> bool {
-        2 * self.held() > self.windows.len()
+        let is_enough = self.held() + self.failed() >= AGREE;
+        let against = if is_enough { self.failed() } else { self.windows.len() - self.held() };
+        self.held() > against
     }
 
     /// Whether the client was the limit in most.
@@ -53,9 +65,10 @@ impl Step {
             > self.windows.len()
     }
 
-    /// How many windows agree with most.
-    fn agreeing(&self) -> usize {
-        self.held().max(self.windows.len() - self.held())
+    /// Whether so many windows agree, or there have been enough.
+    fn is_decided(&self, agree: usize) -> bool {
+        let patience = PATIENCE[usize::from(self.held() > 0)];
+        self.held().max(self.failed()) >= agree || self.windows.len() >= patience * agree
     }
 }
 
@@ -106,7 +119,7 @@ impl Search {
 
     fn wanted(&self) -> Option<u64> {
         let needs_more = |agree: usize| {
-            move |rate: &u64| self.steps.get(rate).is_some_and(|step| step.agreeing() < agree)
+            move |rate: &u64| self.steps.get(rate).is_some_and(|step| !step.is_decided(agree))
         };
         if let Some(rate) = self.steps.keys().find(|rate| needs_more(AGREE)(rate)) {
             return Some(*rate);
@@ -200,16 +213,41 @@ mod tests {
                         "{low} {knee} {seed}"
                     );
                     assert!(high as f64 <= low as f64 * PRECISION || high == low + 1);
-                    let windows_of = |rate| found.steps()[&rate].agreeing();
-                    assert!(
-                        windows_of(low) >= AGREE_CONFIRMED && windows_of(high) >= AGREE_CONFIRMED
-                    );
+                    let is_confirmed = |rate| found.steps()[&rate].is_decided(AGREE_CONFIRMED);
+                    assert!(is_confirmed(low) && is_confirmed(high));
                     tries += 1;
                     windows += found.steps().values().map(|step| step.windows.len()).sum::<usize>();
                 }
             }
         }
         assert!(windows / tries < 80, "{} windows on average", windows / tries);
+    }
+
+    /// On a machine whose other work keeps the client from its CPU in one window of four.
+    #[test]
+    fn windows_in_which_the_client_was_held_up_do_not_hide_the_knee() {
+        for seed in 0..40 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut search = Search::new(1000);
+            while let Some(rate) = search.next() {
+                let is_client_limited = random.f64() < 0.25;
+                let holds = rate < 50_000 && !is_client_limited;
+                search.add(rate, Window { is_client_limited, ..window(holds) });
+            }
+            let low = search.holds_at().unwrap() as f64;
+            assert!((47_500.0..=50_000.0).contains(&low), "{low} with seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_cannot_send_a_rate_ends_the_search_there() {
+        let mut search = Search::new(1000);
+        while let Some(rate) = search.next() {
+            let holds = rate < 50_000;
+            search.add(rate, Window { is_client_limited: !holds, ..window(holds) });
+        }
+        let (low, high) = (search.holds_at().unwrap(), search.fails_at().unwrap());
+        assert!((49_000..50_000).contains(&low) && search.steps()[&high].is_client_limited());
     }
 
     #[test]

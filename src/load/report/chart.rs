@@ -1,13 +1,18 @@
-//! The charts of the HTML page, as SVG.
+//! The charts of the HTML page, as SVG. What a point or a cell stands for is its `title`, which browsers
+//! show without a script when the pointer is on it.
 
-use super::text::{rounded, time_in_full};
+mod axis;
+
+use super::html::escape;
+use super::text::{counted, rounded, time, time_in_full};
 use crate::failure::Failure;
-use crate::load::timeline::Second;
+use crate::load::latency::Bound;
+use crate::load::timeline::{Heat, Second};
+use axis::Axis;
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
-use std::ops::Range;
+use std::collections::BTreeMap;
 
 /// The size of a chart and of its labels, in its own units. The page scales it, so that the labels can
 /// be read on a phone of 360 pixels and are not huge on a desktop.
@@ -22,147 +27,71 @@ const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);
 /// chance.
 const PART_MIN_S: f64 = 0.2;
 
-/// About how many labels an axis has.
-const LABELS: f64 = 6.0;
-
 /// Steps per halving of what is left to 100 % in the spectrum.
 const TICKS_PER_HALF_DISTANCE: u32 = 8;
 
+/// The most points of a line, and columns of a heat map, that say what they stand for.
+const TOLD_MAX: usize = 120;
+
+/// The points of a line.
+type Points = Vec<(f64, f64)>;
+
 /// A line that is drawn, in one color.
-type Line = (Vec<(f64, f64)>, RGBColor);
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
-
-/// An axis, with the positions and texts of its labels.
-struct Axis {
-    from: f64,
-    to: f64,
-    labels: Vec<(f64, String)>,
+#[derive(Default)]
+struct Line {
+    points: Points,
+    ink: RGBColor,
+    /// What to say on some of its points.
+    told: Vec<((f64, f64), String)>,
 }
 
-impl Axis {
-    /// From zero to a little above `most`, with labels that are multiples of a round number, which
-    /// is a whole one if `step_min` is 1.
-    fn linear(most: f64, step_min: f64, label: fn(f64) -> String) -> Axis {
-        let to = most * 1.1;
-        let labels = multiples(0.0, to, round_step(to / LABELS).max(step_min));
-        Axis { from: 0.0, to, labels: labels.map(|value| (value, label(value))).collect() }
-    }
-
-    /// The seconds of a run: whole ones, unless it took less than one.
-    fn seconds(elapsed_s: f64) -> Axis {
-        let to = if elapsed_s > 0.0 { elapsed_s } else { 1.0 };
-        let step = round_step(to / LABELS).max(if to < 1.0 { 0.0 } else { 1.0 });
-        let label = |second: f64| match second {
-            1.0.. => format!("{} s", rounded(second)),
-            0.0 => "0 s".into(),
-            _ => time_in_full(second * 1e6),
-        };
-        let labels = multiples(0.0, to, step).map(|second| (second, label(second))).collect();
-        Axis { from: 0.0, to, labels }
-    }
-
-    /// Times on a logarithmic scale: a position is the logarithm of the microseconds.
-    fn log_times(least: f64, most: f64) -> Axis {
-        Axis::logarithmic(least, most, time_in_full)
-    }
-
-    /// A logarithmic scale: a position is the logarithm of the value.
-    fn logarithmic(least: f64, most: f64, label: fn(f64) -> String) -> Axis {
-        let (least, most) = (least * 0.9, most * 1.1);
-        let (from, to) = (least.log10(), most.log10());
-        let digits: &[f64] = if to - from > 2.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
-        let mut values = Vec::new();
-        let mut decade = 10_f64.powf(from.floor());
-        while decade <= most {
-            values.extend(digits.iter().map(|digit| digit * decade));
-            decade *= 10.0;
-        }
-        values.retain(|value| (least..=most).contains(value));
-        if values.len() < 3 {
-            // Less than a decade: multiples of one number are close enough to even.
-            values = multiples(least, most, round_step((most - least) / LABELS)).collect();
-        }
-        let labels = values.into_iter().map(|value| (value.log10(), label(value)));
-        Axis { from, to, labels: labels.collect() }
-    }
-
-    /// Percentiles on a logarithmic scale: a position is the logarithm of 1 / (1 - q), so that steps
-    /// from 90 % to 99 % and from 99 % to 99.9 % are equal.
-    fn percentiles(to: f64) -> Axis {
-        let nines = multiples(0.0, to, 1.0).map(|nines| (nines, percentile(nines)));
-        let mut labels: Vec<(f64, String)> = nines.collect();
-        labels.insert(1.min(labels.len()), (2_f64.log10(), "50 %".into()));
-        Axis { from: 0.0, to, labels }
+impl Line {
+    /// A line whose points say what `tell` makes of them.
+    fn new(points: Points, ink: RGBColor, tell: impl Fn((f64, f64)) -> String) -> Line {
+        let step = points.len().div_ceil(TOLD_MAX).max(1);
+        let told = points.iter().step_by(step).map(|point| (*point, tell(*point))).collect();
+        Line { points, ink, told }
     }
 }
 
-impl Ranged for Axis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, at: &f64, (start, end): (i32, i32)) -> i32 {
-        let share = (at - self.from) / (self.to - self.from);
-        #[allow(clippy::cast_possible_truncation, reason = "pixels of a chart")]
-        let pixels = (share * f64::from(end - start)).round() as i32;
-        start + pixels
-    }
-
-    /// Labels, each with a line of the grid, and no lines between them.
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        match hint.weight().allow_light_points() {
-            true => Vec::new(),
-            false => self.labels.iter().map(|(position, _)| *position).collect(),
-        }
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.from..self.to
-    }
+/// A rectangle of a heat map.
+struct Cell {
+    from: (f64, f64),
+    to: (f64, f64),
+    /// From 0 to 1.
+    opacity: f64,
+    says: String,
 }
 
-impl ValueFormatter<f64> for Axis {
-    fn format_ext(&self, at: &f64) -> String {
-        let found = self.labels.iter().find(|(position, _)| position == at);
-        found.map_or(String::new(), |(_, label)| label.clone())
-    }
-}
+type Drawn = Result<String, DrawingAreaErrorKind<std::io::Error>>;
 
-/// The smallest of 1, 2, and 5 times a power of ten that is not below `step`.
-fn round_step(step: f64) -> f64 {
-    let power = 10_f64.powf(step.log10().floor());
-    let found = [1.0, 2.0, 5.0].into_iter().map(|digit| digit * power);
-    found.into_iter().find(|round| *round >= step).unwrap_or(10.0 * power)
-}
-
-/// The multiples of `step` within a range.
-fn multiples(from: f64, to: f64, step: f64) -> impl Iterator<Item = f64> {
-    let first = (from / step).ceil();
-    (0..).map(move |index: u32| (first + f64::from(index)) * step).take_while(move |at| *at <= to)
-}
-
-/// The percentile with this many nines: 99 % for 2.
-fn percentile(nines: f64) -> String {
-    #[allow(clippy::cast_possible_truncation, reason = "a whole number of about ten at most")]
-    let decimals = (nines as usize).saturating_sub(2);
-    format!("{:.decimals$} %", 100.0 - 100.0 / 10_f64.powf(nines))
-}
-
-/// Draws lines into an SVG.
-fn draw(x: Axis, y: Axis, lines: &[Line]) -> Result<String, Failure> {
+/// Draws lines and cells into an SVG.
+fn draw(x: Axis, y: Axis, lines: &[Line], cells: &[Cell]) -> Result<String, Failure> {
     let mut svg = String::new();
     let drawn = {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        plot(&area, x, y, lines).and_then(|()| area.present())
+        plot(&area, x, y, lines, cells).and_then(|marks| area.present().map(|()| marks))
     };
     match drawn {
-        Ok(()) => Ok(svg),
+        Ok(marks) => {
+            let end = svg.rfind("</svg>").unwrap_or(svg.len());
+            svg.insert_str(end, &marks);
+            Ok(svg)
+        }
         Err(error) => {
             Err(Failure::Wrong(format!("a chart of the report cannot be drawn: {error}")))
         }
     }
 }
 
-fn plot(area: &DrawingArea<SVGBackend<'_>, Shift>, x: Axis, y: Axis, lines: &[Line]) -> Drawn {
+/// Draws axes and lines, and returns what goes on top of them.
+fn plot(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    x: Axis,
+    y: Axis,
+    lines: &[Line],
+    cells: &[Cell],
+) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .margin(14)
         .x_label_area_size(32)
@@ -174,10 +103,31 @@ fn plot(area: &DrawingArea<SVGBackend<'_>, Shift>, x: Axis, y: Axis, lines: &[Li
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .draw()?;
-    for (points, ink) in lines {
-        chart.draw_series(LineSeries::new(points.iter().copied(), ink.stroke_width(2)))?;
+    let mut marks = String::new();
+    let RGBColor(red, green, blue) = INK;
+    for Cell { from, to, opacity, says } in cells {
+        let ((left, bottom), (right, top)) = (chart.backend_coord(from), chart.backend_coord(to));
+        let (width, height) = ((right - left).max(1), (bottom - top).max(1));
+        marks += &format!(
+            "<rect class=\"cell\" x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" \
+             fill=\"#{red:02X}{green:02X}{blue:02X}\" fill-opacity=\"{opacity:.2}\">\
+             <title>{}</title></rect>\n",
+            escape(says)
+        );
     }
-    Ok(())
+    for Line { points, ink, told } in lines {
+        chart.draw_series(LineSeries::new(points.iter().copied(), ink.stroke_width(2)))?;
+        let RGBColor(red, green, blue) = ink;
+        for (point, says) in told {
+            let (x, y) = chart.backend_coord(point);
+            marks += &format!(
+                "<circle class=\"point\" cx=\"{x}\" cy=\"{y}\" r=\"6\" \
+                 fill=\"#{red:02X}{green:02X}{blue:02X}\"><title>{}</title></circle>\n",
+                escape(says)
+            );
+        }
+    }
+    Ok(marks)
 }
 
 /// Latency by percentile: from the intended send time in blue, from the actual one in brown.
@@ -185,33 +135,61 @@ pub(super) fn spectrum(
     histogram: &Histogram<u64>,
     from_send: Option<&Histogram<u64>>,
 ) -> Result<String, Failure> {
-    let points = |histogram: &Histogram<u64>| -> Vec<(f64, f64)> {
+    let points = |histogram: &Histogram<u64>| -> Points {
         let steps = histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE);
         // The last step is 100 %, which has no place on the axis.
         let steps = steps.filter(|step| step.quantile_iterated_to() < 1.0);
         let point = |quantile: f64, ns: u64| (-(1.0 - quantile).log10(), ns as f64 / 1e3);
         steps.map(|step| point(step.quantile_iterated_to(), step.value_iterated_to())).collect()
     };
-    let mut lines = vec![(points(histogram), INK)];
-    lines.extend(from_send.map(|from_send| (points(from_send), SECOND_INK)));
-    let all = || lines.iter().flat_map(|(points, _)| points);
+    let groups =
+        [(vec![points(histogram)], INK), (from_send.map(points).into_iter().collect(), SECOND_INK)];
+    draw_spectra(&groups)
+}
+
+/// Latency by percentile of several runs: those to compare with in blue, and the others in brown. A
+/// point is a quantile and its latency in microseconds.
+pub(crate) fn overlay(
+    base: &[Vec<(f64, f64)>],
+    head: &[Vec<(f64, f64)>],
+) -> Result<String, Failure> {
+    let in_nines = |runs: &[Points]| -> Vec<Points> {
+        let point = |(quantile, us): &(f64, f64)| (-(1.0 - quantile).log10(), *us);
+        runs.iter().map(|points| points.iter().map(point).collect()).collect()
+    };
+    draw_spectra(&[(in_nines(base), INK), (in_nines(head), SECOND_INK)])
+}
+
+/// Lines of latency in microseconds by the number of nines of a percentile.
+fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
+    let all = || groups.iter().flat_map(|(runs, _)| runs.iter().flatten());
     let nines = all().map(|point| point.0).fold(1.0, f64::max);
     let least = all().map(|point| point.1).min_by(f64::total_cmp).unwrap_or(1.0);
     let most = all().map(|point| point.1).max_by(f64::total_cmp).unwrap_or(10.0);
-    for (points, _) in &mut lines {
-        points.iter_mut().for_each(|point| point.1 = point.1.log10());
-    }
-    draw(Axis::percentiles(nines), Axis::log_times(least, most), &lines)
+    let line = |points: &Points, ink: RGBColor| {
+        let points = points.iter().map(|(nines, us)| (*nines, us.log10())).collect();
+        let tell = |(nines, log_us): (f64, f64)| {
+            let share = 100.0 - 100.0 / 10_f64.powf(nines);
+            format!("{share:.4} %: {}", time(Bound::exactly(10_f64.powf(log_us))))
+        };
+        Line::new(points, ink, tell)
+    };
+    let lines = groups.iter().flat_map(|(runs, ink)| runs.iter().map(|run| line(run, *ink)));
+    let lines: Vec<Line> = lines.collect();
+    // With room for the last label.
+    draw(Axis::percentiles(nines + 0.15), Axis::log_times(least, most), &lines, &[])
 }
 
 /// Responses per second over the run.
 pub(super) fn rates(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
-    by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, rounded)
+    let tell = |rate: f64| format!("{} responses/s", rounded(rate));
+    by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, rounded, tell)
 }
 
 /// The 99th percentile of each second over the run.
 pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
-    by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full)
+    let tell = |us: f64| format!("p99 {}", time(Bound::exactly(us)));
+    by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full, tell)
 }
 
 /// Latencies in microseconds over the rate: the median in blue, and the one that has a limit in brown,
@@ -232,12 +210,56 @@ pub(super) fn curve(
     };
     let [slowest, fastest] = extremes(&mut all().map(|point| point.0), [1.0, 10.0]);
     let [least, most] = extremes(&mut all().map(|point| point.1).chain(limit_us), [1.0, 10.0]);
-    let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+    let place = |points: &[(f64, f64)]| -> Points {
         points.iter().map(|(rate, us)| (rate.log10(), us.log10())).collect()
     };
-    let mut lines = vec![(place(median), INK), (place(limited), SECOND_INK)];
-    lines.extend(limit_us.map(|us| (place(&[(slowest, us), (fastest, us)]), LIMIT_INK)));
-    draw(Axis::logarithmic(slowest, fastest, rounded), Axis::log_times(least, most), &lines)
+    let line = |points: &[(f64, f64)], ink| {
+        Line::new(place(points), ink, |(rate, us)| {
+            let us = time(Bound::exactly(10_f64.powf(us)));
+            format!("{} requests/s: {us}", rounded(10_f64.powf(rate)))
+        })
+    };
+    let mut lines = vec![line(median, INK), line(limited, SECOND_INK)];
+    lines.extend(limit_us.map(|us| line(&[(slowest, us), (fastest, us)], LIMIT_INK)));
+    draw(Axis::logarithmic(slowest, fastest, rounded), Axis::log_times(least, most), &lines, &[])
+}
+
+/// How many requests of each second took how long: the stronger the color, the more.
+pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
+    let end = seconds.last().map_or(0, |last| last.second + 1);
+    let per_column = end.div_ceil(TOLD_MAX as u64).max(1);
+    let mut columns: BTreeMap<u64, Heat> = BTreeMap::new();
+    for second in seconds {
+        columns.entry(second.second / per_column).or_default().merge(&second.heat);
+    }
+    let all = || columns.values().flat_map(Heat::cells);
+    let most = all().map(|cell| cell.requests).max().unwrap_or(1) as f64;
+    let least_us = all().map(|cell| cell.from_us).min_by(f64::total_cmp).unwrap_or(1.0);
+    let most_us = all().map(|cell| cell.to_us).max_by(f64::total_cmp).unwrap_or(10.0);
+    let mut cells = Vec::new();
+    for (column, heat) in &columns {
+        let from_s = (column * per_column) as f64;
+        let to_s = (from_s + per_column as f64).min(elapsed_s);
+        if to_s <= from_s {
+            continue;
+        }
+        for cell in heat.cells() {
+            cells.push(Cell {
+                from: (from_s, cell.from_us.log10()),
+                to: (to_s, cell.to_us.log10()),
+                // The least is to be seen, too.
+                opacity: 0.15 + 0.85 * (cell.requests as f64).ln() / most.ln().max(1.0),
+                says: format!(
+                    "{} s, {} to {}: {}",
+                    rounded(from_s),
+                    time(Bound::exactly(cell.from_us)),
+                    time(Bound::exactly(cell.to_us)),
+                    counted(cell.requests, "request", "requests")
+                ),
+            });
+        }
+    }
+    draw(Axis::seconds(elapsed_s), Axis::log_times(least_us, most_us), &[], &cells)
 }
 
 /// The seconds of a run from its start to its end, each with its length, and with what is known of it
@@ -258,7 +280,7 @@ fn each_second(
 
 /// The rate of each second, at its middle: zero if no request ended in it, and over the part that
 /// there was if the run ended in it.
-fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
+fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let rate = |second: Option<&Second>| second.map_or(0.0, |second| second.requests as f64);
     let points = each_second(seconds, elapsed_s)
         .map(|(start, length, second)| (start + length / 2.0, rate(second) / length));
@@ -266,7 +288,7 @@ fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
 }
 
 /// The 99th percentile of each second, at its middle, with a gap where no request ended.
-fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
+fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let mut runs = vec![Vec::new()];
     for (start, length, second) in each_second(seconds, elapsed_s) {
         match (second.and_then(|second| second.p99_us), runs.last_mut()) {
@@ -278,47 +300,37 @@ fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Vec<(f64, f64)>> {
 }
 
 fn by_second(
-    runs: &[Vec<(f64, f64)>],
+    runs: &[Points],
     elapsed_s: f64,
     step_min: f64,
     label: fn(f64) -> String,
+    tell: fn(f64) -> String,
 ) -> Result<String, Failure> {
     let most = runs.iter().flatten().map(|point| point.1).fold(1.0, f64::max);
-    let line = |points: &Vec<(f64, f64)>| match points.as_slice() {
+    let line = |points: &Points| match points.as_slice() {
         // A line of one point could not be seen.
         [(at, value)] => vec![((at - 0.5).max(0.0), *value), ((at + 0.5).min(elapsed_s), *value)],
         points => points.to_vec(),
     };
-    let lines: Vec<Line> = runs.iter().map(|points| (line(points), INK)).collect();
-    draw(Axis::seconds(elapsed_s), Axis::linear(most, step_min, label), &lines)
+    let tell = |(at, value): (f64, f64)| format!("{} s: {}", rounded(at.floor()), tell(value));
+    let line =
+        |points: &Points| Line { points: line(points), ..Line::new(points.clone(), INK, tell) };
+    let lines: Vec<Line> = runs.iter().map(line).collect();
+    draw(Axis::seconds(elapsed_s), Axis::linear(most, step_min, label), &lines, &[])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::latency::{Bound, Latencies};
+    use crate::load::latency::Latencies;
     use std::collections::HashSet;
 
     fn second(second: u64, requests: u64) -> Second {
         let p99_us = (requests > 0).then(|| Bound::exactly(1234.0));
-        Second { second, requests, p50_us: p99_us, p99_us, max_us: p99_us }
-    }
-
-    #[test]
-    fn percentiles_are_told_apart() {
-        let labels: Vec<String> =
-            Axis::percentiles(6.0).labels.into_iter().map(|(_, label)| label).collect();
-        assert_eq!(
-            labels,
-            ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %"]
-        );
-    }
-
-    #[test]
-    fn steps_are_round() {
-        for (step, round) in [(0.03, 0.05), (1.0, 1.0), (1.1, 2.0), (2.1, 5.0), (5.1, 10.0)] {
-            assert!((round_step(step) - round).abs() < 1e-9, "{step}");
-        }
+        let mut latencies = Latencies::new();
+        (0..requests).for_each(|request| latencies.record(1_234_000 << (request % 5)));
+        let heat = Heat::of(&latencies);
+        Second { second, requests, p50_us: p99_us, p99_us, max_us: p99_us, heat }
     }
 
     #[test]
@@ -344,7 +356,7 @@ mod tests {
         }
         let svg = rates(&[second(0, 7), second(1, 7), second(2, 3)], 2.37).unwrap();
         for label in ["0 s", "1 s", "2 s"] {
-            assert_eq!(svg.matches(label).count(), 1, "{svg}");
+            assert_eq!(svg.matches(&format!("\n{label}\n")).count(), 1, "{svg}");
         }
     }
 
@@ -384,10 +396,35 @@ mod tests {
         for (seconds, elapsed_s) in
             [(vec![], 0.0), (vec![second(0, 7)], 0.5), (vec![second(0, 7), second(3, 7)], 4.0)]
         {
-            for svg in [rates(&seconds, elapsed_s), p99s(&seconds, elapsed_s)] {
+            for svg in [
+                rates(&seconds, elapsed_s),
+                p99s(&seconds, elapsed_s),
+                heat_map(&seconds, elapsed_s),
+            ] {
                 let svg = svg.unwrap();
                 assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{svg}");
             }
         }
+    }
+
+    #[test]
+    fn each_request_is_in_the_heat_map_and_each_point_says_what_it_is() {
+        let seconds: Vec<Second> = (0..400).map(|index| second(index, 10)).collect();
+        let svg = heat_map(&seconds, 400.0).unwrap();
+        let requests: u64 = svg
+            .split("<title>")
+            .skip(1)
+            .map(|says| says.split(": ").nth(1).unwrap().split(' ').next().unwrap())
+            .map(|requests| requests.parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(requests, 4000);
+        assert!(svg.matches("<rect class=\"cell\"").count() <= TOLD_MAX * 5);
+        let svg = rates(&seconds[..3], 3.0).unwrap();
+        assert!(svg.contains("<title>1 s: 10 responses/s</title>"), "{svg}");
+        let svg = curve(&[(20_000.0, 1200.0)], &[], None).unwrap();
+        assert!(svg.contains("<title>20,000 requests/s: 1.20 ms</title>"), "{svg}");
+        let runs = [vec![(0.5, 100.0), (0.99, 1000.0)]];
+        let svg = overlay(&runs, &runs).unwrap();
+        assert_eq!(svg.matches("<title>99.0000 %: 1.00 ms</title>").count(), 2, "{svg}");
     }
 }

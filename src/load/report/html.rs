@@ -1,6 +1,6 @@
 //! The report as one HTML page: it loads nothing from elsewhere and runs no scripts.
 
-use super::text::{Row, rounded};
+use super::text::{Row, counted, rounded};
 use super::{Report, chart, word};
 use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
@@ -17,8 +17,23 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; }
 th, td { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
 th { overflow-wrap: normal; }
+.wide { overflow-x: auto; overflow-wrap: normal; } .wide td { white-space: nowrap; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
 svg { width: 100%; max-width: 48rem; height: auto; background: #fff; border-radius: .4rem; }
+.point { fill-opacity: 0; } .point:hover { fill-opacity: 1; }
+.cell:hover { stroke: currentColor; }
+summary { font-size: 1.1rem; font-weight: bold; margin-top: 2rem; cursor: pointer; }
+@media screen and (prefers-color-scheme: dark) {
+  svg { background: #16191d; } svg text { fill: #c9ced6; }
+  svg [stroke='#000000'] { stroke: #8a9099; } svg [stroke='#D8D8D8'] { stroke: #343a42; }
+  svg [stroke='#1F6FB2'] { stroke: #6cb2f0; } svg [fill='#1F6FB2'] { fill: #6cb2f0; }
+  svg [stroke='#B25A1F'] { stroke: #f0a26c; } svg [fill='#B25A1F'] { fill: #f0a26c; }
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 11pt; }
+  h2, summary { break-after: avoid; } figure, tr { break-inside: avoid; }
+  details::details-content { content-visibility: visible; height: auto; }
+}
 ";
 
 impl Report {
@@ -63,6 +78,9 @@ impl Report {
         figure(page, &chart::rates(&self.seconds, self.elapsed_s)?, caption);
         let caption = "99th percentile of the latency of the requests that ended in each second.";
         figure(page, &chart::p99s(&self.seconds, self.elapsed_s)?, caption);
+        let caption = "Latency of the requests that ended in each second: the stronger the color, the \
+                       more of them, on logarithmic scales.";
+        figure(page, &chart::heat_map(&self.seconds, self.elapsed_s)?, caption);
         Ok(())
     }
 
@@ -90,7 +108,7 @@ impl Report {
 }
 
 /// A page with a title, which is HTML, as its body is.
-pub(super) fn page(title: &str, body: &str) -> String {
+pub(crate) fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -101,12 +119,13 @@ pub(super) fn page(title: &str, body: &str) -> String {
 }
 
 /// The machine.
-pub(super) fn put_environment(page: &mut String, environment: &Environment) {
+pub(crate) fn put_environment(page: &mut String, environment: &Environment) {
     put(
         page,
         &format!(
-            "<h2>Environment</h2>\n<p>{} on {}, Linux {}, {}, CPUs {} of {}, ringtally {}.</p>\n\
+            "<details>\n<summary>Environment: {}</summary>\n<p>{} on {}, Linux {}, {}, CPUs {} of {}, ringtally {}.</p>\n\
              <table>",
+            counted(environment.warnings() as u64, "warning", "warnings"),
             escape(&environment.date),
             escape(&environment.host),
             escape(&environment.kernel),
@@ -125,11 +144,11 @@ pub(super) fn put_environment(page: &mut String, environment: &Environment) {
             &format!("<tr><td>{verdict}</td><th scope=\"row\">{name}</th><td>{value}</td></tr>"),
         );
     }
-    put(page, "</table>");
+    put(page, "</table>\n</details>");
 }
 
 /// A table of text with heads.
-pub(super) fn put_table<const N: usize>(
+pub(crate) fn put_table<const N: usize>(
     page: &mut String,
     heads: &[&str; N],
     rows: impl Iterator<Item = [String; N]>,
@@ -137,29 +156,31 @@ pub(super) fn put_table<const N: usize>(
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
-    put(page, &format!("<table>\n<tr>{}</tr>", cells("th", &heads.map(str::to_owned))));
+    // Wider than a phone, so that it is scrolled there and no number is broken.
+    let heads = cells("th", &heads.map(str::to_owned));
+    put(page, &format!("<div class=\"wide\"><table>\n<tr>{heads}</tr>"));
     for row in rows {
         put(page, &format!("<tr>{}</tr>", cells("td", &row)));
     }
-    put(page, "</table>");
+    put(page, "</table></div>");
 }
 
-pub(super) fn put(page: &mut String, line: &str) {
+pub(crate) fn put(page: &mut String, line: &str) {
     page.push_str(line);
     page.push('\n');
 }
 
-pub(super) fn put_row(page: &mut String, name: &str, values: &[String]) {
+pub(crate) fn put_row(page: &mut String, name: &str, values: &[String]) {
     let values = lines(values);
     put(page, &format!("<tr><th scope=\"row\">{}</th><td>{values}</td></tr>", escape(name)));
 }
 
 /// Lines of text as HTML.
-pub(super) fn lines(lines: &[String]) -> String {
+pub(crate) fn lines(lines: &[String]) -> String {
     lines.iter().map(|line| escape(line)).collect::<Vec<_>>().join("<br>")
 }
 
-pub(super) fn figure(page: &mut String, svg: &str, caption: &str) {
+pub(crate) fn figure(page: &mut String, svg: &str, caption: &str) {
     let text = escape(caption);
     // Screen readers read the caption in place of the picture.
     let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{text}\" "), 1);
@@ -167,7 +188,7 @@ pub(super) fn figure(page: &mut String, svg: &str, caption: &str) {
 }
 
 /// Escapes text for HTML.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -231,6 +252,14 @@ mod tests {
             assert!(page.contains(words), "{words}");
         }
         assert!(!page.contains("<script"), "{page}");
-        assert_eq!(page.matches("<svg ").count(), 3);
+        assert_eq!(page.matches("<svg ").count(), 4);
+        // Every point and cell says what it stands for, and the colors that are for the dark are in use.
+        let marks =
+            page.matches("class=\"point\"").count() + page.matches("class=\"cell\"").count();
+        assert!(marks > 0 && page.matches("<title>").count() == marks + 1);
+        for color in ["#1F6FB2", "#B25A1F", "#D8D8D8", "#000000"] {
+            assert!(page.contains(&format!("stroke=\"{color}\"")), "{color}");
+        }
+        assert!(page.contains("<details>") && page.contains("Environment: 0 warnings"));
     }
 }

@@ -1,10 +1,10 @@
 //! What a run found. JSON is the form of the report itself; the text, the HTML page, and the
 //! percentile table are written from it.
 
-mod chart;
+pub(crate) mod chart;
 mod found;
 mod hdr;
-mod html;
+pub(crate) mod html;
 mod output;
 mod text;
 
@@ -20,6 +20,7 @@ use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 pub use found::FoundRate;
 use hdrhistogram::Histogram;
+pub(crate) use output::check_stdout;
 pub use output::{Output, write_to};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -467,6 +468,7 @@ pub(super) fn ratio(a: f64, b: f64) -> f64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::thresholds::FIGURES;
+    use super::super::timeline::Heat;
     use super::super::verdict::Users;
     use super::super::workload::Workload;
     use super::*;
@@ -513,6 +515,7 @@ pub(super) mod tests {
             p50_us: total.latency.quantile(0.5),
             p99_us: total.latency.quantile(0.99),
             max_us: total.latency.max(),
+            heat: Heat::of(&total.latency),
         };
         Outcome {
             ledger: Ledger { acknowledged: 1000, ..Ledger::default() },

@@ -27,15 +27,8 @@ impl Output {
     ) -> Result<Output, Failure> {
         let output = Output { json, hdr, html, quiet };
         let flags = [("--json", &output.json), ("--hdr", &output.hdr), ("--html", &output.html)];
-        let on_stdout: Vec<&str> =
-            flags.iter().filter(|(_, path)| is_stdout(path)).map(|(flag, _)| *flag).collect();
-        match on_stdout.as_slice() {
-            [] | [_] => Ok(output),
-            [first, rest @ ..] => Err(Failure::Usage(format!(
-                "{first} - and {} - would be mixed on standard output: write all but one to a file",
-                rest.join(" - and ")
-            ))),
-        }
+        check_stdout(&flags)?;
+        Ok(output)
     }
 
     /// Writes the report to every place that was asked for, and the summary to standard output,
@@ -83,6 +76,19 @@ impl Output {
                 Ok(())
             }
         }
+    }
+}
+
+/// Fails if more than one of the paths is `-`, each of which comes with its flag.
+pub(crate) fn check_stdout(flags: &[(&str, &Option<PathBuf>)]) -> Result<(), Failure> {
+    let on_stdout: Vec<&str> =
+        flags.iter().filter(|(_, path)| is_stdout(path)).map(|(flag, _)| *flag).collect();
+    match on_stdout.as_slice() {
+        [] | [_] => Ok(()),
+        [first, rest @ ..] => Err(Failure::Usage(format!(
+            "{first} - and {} - would be mixed on standard output: write all but one to a file",
+            rest.join(" - and ")
+        ))),
     }
 }
 

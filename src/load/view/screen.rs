@@ -212,6 +212,7 @@ fn whole_p99_us(second: &Second) -> u64 {
 mod tests {
     use super::*;
     use crate::load::latency::Bound;
+    use crate::load::timeline::Heat;
     use ratatui::backend::TestBackend;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -223,7 +224,14 @@ mod tests {
 
     fn second(second: u64) -> Second {
         let us = Some(Bound::exactly(1234.0));
-        Second { second, requests: 100 * second, p50_us: us, p99_us: us, max_us: us }
+        Second {
+            second,
+            requests: 100 * second,
+            p50_us: us,
+            p99_us: us,
+            max_us: us,
+            heat: Heat::default(),
+        }
     }
 
     fn status(phase: Phase, ended: u64, latest: Option<Second>) -> Status {
