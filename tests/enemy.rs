@@ -326,7 +326,7 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
         alone / (together - polls.load(Ordering::Relaxed) as f64 * a_poll)
     };
     let ratio = || median((0..5).map(|_| pair()));
-    let what = "events a CPU second beside 64 pollers, beyond their CPU share";
+    let what = "events per CPU second beside 64 pollers, beyond their CPU share";
     attempts(what, ratio, |ratio| ratio >= 0.9);
 }
 
@@ -411,7 +411,7 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
     eventually("every descriptor is closed", || server.descriptors() <= descriptors);
     let grown = rss_kib(&server).saturating_sub(before);
     println!(
-        "{count} connections; 20,000 resets; memory grew by {grown} KiB ({each} bytes a connection while open)"
+        "{count} connections; 20,000 resets; memory grew by {grown} KiB ({each} bytes per connection while open)"
     );
     assert!(grown < 2048, "{grown} KiB");
     server.signal(Signal::TERM);

@@ -88,7 +88,7 @@ fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
     within(&latency["p99"], 0.88, 0.95);
     within(&latency["p99_9"], 0.97, 1.04);
     within(&latency["max"], 0.98, 1.06);
-    // What a closed loop would have seen: one late request a connection, 16 of 10,000.
+    // What a closed loop would have seen: one late request per connection, 16 of 10,000.
     within(&report["open_loop"]["latency_from_send_us"]["p99"], 0.0, 0.3);
     within(&report["open_loop"]["latency_from_send_us"]["max"], 0.9, 1.06);
     assert!(report["open_loop"]["held_up"].as_u64().unwrap() > 900, "{report}");
