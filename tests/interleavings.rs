@@ -269,7 +269,7 @@ fn a_cut_has_the_id_of_every_user_that_it_counts() {
 fn no_response_leaves_early_and_none_waits_for_ever() {
     // The shard's turn: count, publish, note what waits, ask, and wait until it is settled. The committer's:
     // wait until somebody asks, cut, make durable, settle.
-    model(3, || {
+    model(2, || {
         let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
         let mut writer = writers.remove(0);
         let settlement = Arc::new(Settlement::new(1, State::default().totals()));

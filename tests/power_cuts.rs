@@ -338,7 +338,7 @@ fn what_was_acknowledged_survives_every_power_cut() {
     if let Some(seed) = number("RINGTALLY_SEED") {
         return simulate(seed, true, |store| Box::new(store));
     }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(2000) {
+    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(1000) {
         let run = AssertUnwindSafe(|| simulate(seed, true, |store| Box::new(store)));
         if let Err(panic) = catch_unwind(run) {
             eprintln!("replay with RINGTALLY_SEED={seed}");

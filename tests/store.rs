@@ -125,7 +125,7 @@ fn whatever_a_power_failure_takes_what_was_durable_is_restored() {
     let image = image();
     let seeds = match number("RINGTALLY_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("RINGTALLY_SEEDS").unwrap_or(2000),
+        None => 0..number("RINGTALLY_SEEDS").unwrap_or(1000),
     };
     for seed in seeds {
         lives(seed, &image, Faults::default())

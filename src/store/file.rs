@@ -4,7 +4,7 @@
 //! per commit: uniqueness is kept in memory, so a user needs no row of its own.
 //!
 //! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
-//! slot is the current one; [`Checked`] adds what is missing. Everything is checked before the first byte of
+//! slot is the current one; `Checked` adds what is missing. Everything is checked before the first byte of
 //! a file is changed, with the changes of redb's recovery kept in memory.
 
 mod backend;
