@@ -166,6 +166,11 @@ const _: () = {
 const BUCKETS_US: [u64; 14] =
     [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
+/// Nanoseconds of a time, which fits for five centuries.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The bucket that a value belongs to, behind the last bound if it is above all of them.
 #[inline]
 fn bucket_of(bounds: &[u64], value: u64) -> usize {

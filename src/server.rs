@@ -369,7 +369,12 @@ impl Stopping {
 
 /// A number of connections, in words.
 fn connections(count: usize) -> String {
-    format!("{count} connection{}", if count == 1 { "" } else { "s" })
+    counted(count as u64, "connection")
+}
+
+/// A number of things, in words.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 fn start_shard(
@@ -509,7 +514,10 @@ mod tests {
     #[test]
     fn a_shard_that_panics_or_fails_ends_the_server_with_its_name() {
         for (end, cause) in [
-            ((|_| panic!("on purpose")) as fn(ExitGuard), "before it was done"),
+            (
+                (|_| std::panic::resume_unwind(Box::new("on purpose"))) as fn(ExitGuard),
+                "before it was done",
+            ),
             (|exit_guard| exit_guard.report(Err("no listener".into())), "no listener"),
         ] {
             let (sender, lifecycle) = channel();

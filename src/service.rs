@@ -106,6 +106,16 @@ struct Durable {
     settles_at: u64,
 }
 
+impl Durable {
+    /// Makes a response wait until an epoch and what was handled so far are settled, and with it all that
+    /// follow on its connection.
+    #[inline]
+    fn hold(&mut self, reply: &Reply<'_>, epoch: u64) {
+        self.settles_at = self.settles_at.max(epoch);
+        self.held_from.get_or_insert(reply.position());
+    }
+}
+
 impl Service {
     /// A service that counts with `writer` and reports to `metrics`, at a Unix time in seconds.
     pub fn new(writer: Writer, metrics: Reporter, policy: Policy, unix_seconds: u64) -> Self {
@@ -222,7 +232,10 @@ impl Endpoints {
         }
         match self.writer.count(&event.user, event.value) {
             Ok(()) => {
-                self.hold(&reply);
+                if let Some(durable) = &mut self.durable {
+                    // It is settled with what is published next.
+                    durable.hold(&reply, 0);
+                }
                 reply.send_prepared(&self.acknowledgement)
             }
             Err(UsersFull) => {
@@ -231,15 +244,6 @@ impl Endpoints {
                                 no more users can be held";
                 reply.send_error(Status::InsufficientStorage, &[], sentence)
             }
-        }
-    }
-
-    /// Makes a response wait until what was handled so far is settled, and with it all that follow on its
-    /// connection.
-    #[inline]
-    fn hold(&mut self, reply: &Reply<'_>) {
-        if let Some(durable) = &mut self.durable {
-            durable.held_from.get_or_insert(reply.position());
         }
     }
 
@@ -270,8 +274,7 @@ impl Endpoints {
                 self.writer.publish();
                 let (epoch, totals) = self.writer.tally().totals_with_epoch();
                 if let Some(durable) = durable {
-                    durable.settles_at = durable.settles_at.max(epoch);
-                    durable.held_from.get_or_insert(reply.position());
+                    durable.hold(reply, epoch);
                 }
                 totals
             }
@@ -330,9 +333,8 @@ impl Endpoints {
             return self.refuse_for_store(reply);
         }
         let settles_at = self.writer.tally().reset();
-        self.hold(&reply);
         if let Some(durable) = &mut self.durable {
-            durable.settles_at = durable.settles_at.max(settles_at);
+            durable.hold(&reply, settles_at);
         }
         reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }

@@ -13,6 +13,7 @@ use super::{
     unix_seconds,
 };
 use crate::http::Limits;
+use crate::metrics::nanoseconds;
 use crate::service::Service;
 use crate::store::Durability;
 use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
@@ -513,9 +514,4 @@ impl Reactor {
 /// Whether a socket holds bytes that were not received.
 fn has_unread(socket: &Socket) -> bool {
     rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
-}
-
-/// Nanoseconds of a time, which fits for five centuries.
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,6 @@
 //! What the committer counts.
 
-use super::{Counter, Text, bucket_of};
+use super::{Counter, Text, bucket_of, nanoseconds};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -98,9 +98,4 @@ impl StoreMetrics {
         text.family(name, "counter", "Commits that failed.");
         text.sample(name, "", self.errors.get());
     }
-}
-
-/// Nanoseconds of a time, which fits for five centuries.
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,7 @@
 //! The store of a server: restored before the shards start, committed to while they run, and finished after
 //! they have ended.
 
-use super::{Lifecycle, Stopping};
+use super::{Lifecycle, Stopping, counted};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::metrics::{Reporter, StoreMetrics};
@@ -96,10 +96,6 @@ pub(super) fn restore(
     ));
     let restored = Restored { store, state, journal, timeout: config.timeout };
     Ok(Start::Restored(tally, writers, restored))
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 impl Restored {
@@ -204,6 +200,7 @@ impl Durable {
 mod tests {
     use super::*;
     use crate::tally::UserIds;
+    use std::panic::resume_unwind;
     use std::sync::mpsc::channel;
 
     struct Broken;
@@ -214,7 +211,8 @@ mod tests {
         }
 
         fn commit(&mut self, _: &State, _: &UserIds) -> Result<(), Failure> {
-            panic!("on purpose")
+            // Without the panic hook, which belongs to the whole process and is tested elsewhere.
+            resume_unwind(Box::new("on purpose"))
         }
     }
 
