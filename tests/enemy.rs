@@ -394,12 +394,11 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
             })
             .collect()
     };
-    drop(open());
-    eventually("all are gone", || server.descriptors() < 100);
-    let (descriptors, before) = (server.descriptors(), rss_kib(&server));
+    let (descriptors, idle) = (server.descriptors(), rss_kib(&server));
     let clients = open();
-    let each = rss_kib(&server).saturating_sub(before) * 1024 / count as u64;
-    let total = server.stats().total;
+    // Memory is compared while all are open: how much of what is free the allocator keeps varies.
+    let before = rss_kib(&server);
+    let each = before.saturating_sub(idle) * 1024 / count as u64;
     drop(clients);
     for round in 0..20_000 {
         let mut socket = socket2::Socket::from(TcpStream::connect(server.address).unwrap());
@@ -409,11 +408,14 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
     eventually("every descriptor is closed", || server.descriptors() <= descriptors);
+    let clients = open();
+    let total = server.stats().total;
     let grown = rss_kib(&server).saturating_sub(before);
+    drop(clients);
     println!(
         "{count} connections; 20,000 resets; memory grew by {grown} KiB ({each} bytes per connection while open)"
     );
-    assert!(grown < 2048, "{grown} KiB");
+    assert!(grown < 512, "{grown} KiB");
     server.signal(Signal::TERM);
     let (code, printed) = server.wait();
     assert_eq!((code, common::Totals::parse(&printed).total), (Some(0), total));

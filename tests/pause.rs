@@ -16,7 +16,6 @@ use common::{Client, Server};
 use ringtally::topology::{allowed_cpus, pin_to};
 use rustix::process::Signal;
 use std::collections::VecDeque;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -53,8 +52,7 @@ const WARM_UP: usize = 3 * HELD;
 const LATE_ENOUGH: usize = 5;
 
 fn start(engine: &str, shards: usize) -> Server {
-    let binary = std::env::var("RINGTALLY_TEST_BINARY");
-    let mut command = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_ringtally")));
+    let mut command = common::ringtally();
     command.args(["serve", "--port", "0", "--engine", engine, "--shards", &shards.to_string()]);
     Server::start_command(command)
 }

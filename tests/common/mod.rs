@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 /// How long anything that must happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A command that runs the real binary, with signals as a shell's foreground job has them: a
-/// background job of a script inherits an ignored SIGINT, and so would its children.
+/// A command that runs the real binary, or the one that `RINGTALLY_TEST_BINARY` names. It has the signals of
+/// a shell's foreground job: a background job of a script inherits an ignored SIGINT, and so would its children.
 pub fn ringtally() -> Command {
     static HANDLED: Once = Once::new();
     // A signal that is caught here has its default disposition in what is started from here.
@@ -42,7 +42,8 @@ pub fn ringtally() -> Command {
             register_conditional_shutdown(signal, 128 + signal, is_armed).unwrap();
         }
     });
-    Command::new(env!("CARGO_BIN_EXE_ringtally"))
+    let binary = std::env::var("RINGTALLY_TEST_BINARY");
+    Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_ringtally")))
 }
 
 /// The data plane under test: every test runs on each.
