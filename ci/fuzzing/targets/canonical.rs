@@ -1,5 +1,6 @@
 //! The event decoder against itself: an ignored member in front, which no canonical body has, leads to the
-//! general parser and must change neither the verdict nor a bit of the value.
+//! general parser and must change neither the verdict nor a bit of the value. A body that is wrong in several
+//! ways may be refused for any of them: the general parser reads longer bodies in another order.
 
 #![no_main]
 
@@ -15,6 +16,6 @@ fuzz_target!(|body: &[u8]| {
         return;
     }
     let general = [&body[..=open], b"\"\":0,", members].concat();
-    let bits = |body| decode(body).map(|event| (event.user.into_owned(), event.value.to_bits()));
+    let bits = |body| decode(body).ok().map(|event| (event.user.into_owned(), event.value.to_bits()));
     assert_eq!(bits(body), bits(&general));
 });
