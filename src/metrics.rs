@@ -15,7 +15,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
-pub use store::StoreMetrics;
+pub use store::{ServerShare, StoreMetrics};
 
 /// A number that one thread writes and every thread may read.
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use ringtally::http::{Connection, Limits, Timeouts};
 use ringtally::metrics::{Reporter, StoreMetrics};
 use ringtally::service::{Dialect, Policy, Service};
 use ringtally::store::file::FileStore;
-use ringtally::store::{Committer, Durability, Held, Settlement, Store, Wakeups};
+use ringtally::store::{Committer, Durability, Held, Outcome, Settlement, Store, Wakeups};
 use ringtally::tally::{ExactSum, State, Tally, UserIds};
 use ringtally::uring::Wakeup;
 use std::collections::{BTreeSet, VecDeque};
@@ -372,10 +372,10 @@ impl Store for Hasty {
         self.store.users(each)
     }
 
-    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure> {
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         match self.late.replace((state.clone(), new_users.clone())) {
             Some((state, users)) => self.store.commit(&state, &users),
-            None => Ok(()),
+            None => Ok(Outcome::Durable),
         }
     }
 }

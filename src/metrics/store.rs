@@ -12,6 +12,21 @@ const COMMIT_US: [u64; 13] = [
 /// Upper bounds of the events that a commit carries.
 const COMMIT_EVENTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
+/// What one of the servers that share a store has contributed to the totals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerShare {
+    /// Its name: a host and a port.
+    pub name: String,
+    /// Events that it has counted.
+    pub events: u64,
+    /// Users that it was the first to make durable.
+    pub users: u64,
+    /// How long ago it made its last commit.
+    pub age: Duration,
+    /// It is this server.
+    pub is_this: bool,
+}
+
 /// The metrics of the store, written by the committer.
 #[derive(Debug)]
 pub struct StoreMetrics {

@@ -64,7 +64,7 @@ pub(super) fn restore(
     if bytes >= LONG_CHECK_BYTES {
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
-    let (mut store, state) = store::open(&config.location)?;
+    let (mut store, state) = store::open(&config.location, config.timeout)?;
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
     let (mut restored, mut told, mut is_stopped) = (0, Instant::now(), false);
     store.users(&mut |users| {
@@ -199,6 +199,7 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Outcome;
     use crate::tally::UserIds;
     use std::panic::resume_unwind;
     use std::sync::mpsc::channel;
@@ -210,7 +211,7 @@ mod tests {
             Ok(())
         }
 
-        fn commit(&mut self, _: &State, _: &UserIds) -> Result<(), Failure> {
+        fn commit(&mut self, _: &State, _: &UserIds) -> Result<Outcome, Failure> {
             // Without the panic hook, which belongs to the whole process and is tested elsewhere.
             resume_unwind(Box::new("on purpose"))
         }

@@ -1,6 +1,6 @@
 //! The one thread that makes cuts durable: while it writes one, the shards count what the next will carry.
 
-use super::{Settlement, Store, Wakeups};
+use super::{Outcome, Settlement, Store, Wakeups};
 use crate::failure::Failure;
 use crate::metrics::StoreMetrics;
 use crate::tally::{Journal, State};
@@ -86,9 +86,15 @@ impl Committer {
         // Where nothing has changed, the store holds it.
         if cut.state != self.committed {
             self.metrics.begin_commit();
-            if let Err(failure) = self.store.commit(&cut.state, &cut.new_users) {
-                self.metrics.errors.add(1);
-                return Err(failure);
+            match self.store.commit(&cut.state, &cut.new_users) {
+                Ok(Outcome::Durable) => {}
+                Ok(Outcome::Superseded) => {
+                    return Err(Failure::Wrong("the store was reset by another server".into()));
+                }
+                Err(failure) => {
+                    self.metrics.errors.add(1);
+                    return Err(failure);
+                }
             }
             let events = match cut.state.generation == self.committed.generation {
                 true => cut.state.events - self.committed.events,

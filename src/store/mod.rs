@@ -9,6 +9,7 @@ mod held;
 mod settle;
 
 use crate::failure::Failure;
+pub use crate::metrics::ServerShare;
 use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;
 pub use committer::{Committer, Ending};
@@ -18,6 +19,7 @@ pub use settle::{Settlement, Waker};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Keeps a [`State`] and its users where a crash or a power failure cannot take them.
 pub trait Store: Send {
@@ -29,13 +31,63 @@ pub trait Store: Send {
     fn users(&mut self, each: &mut dyn FnMut(&UserIds)) -> Result<(), Failure>;
 
     /// Makes a state durable, in the place of the one before it, together with those of its users that no
-    /// commit of the same generation had. Returns once it cannot be lost anymore.
+    /// commit of the same generation had. Returns once the outcome is known and cannot be lost anymore.
+    ///
+    /// A state of a later generation than the one before it is a reset, of everybody who shares the store;
+    /// but after [`Outcome::Superseded`], one of the very next generation only follows the reset of another
+    /// server. With a shared store, a state that has not changed says that this server is alive.
     ///
     /// # Errors
     ///
     /// [`Failure::Environment`]: whether the state is durable is unknown, and the store must not be used
-    /// again: fsync(2) does not report an error twice.
-    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure>;
+    /// again: fsync(2) does not report an error twice. A shared store tries again by itself, and fails only
+    /// for what that cannot mend.
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure>;
+
+    /// Totals over all servers that share the store, at one moment between the call and its return. `None`
+    /// where no other server shares it: then they are those of the last commit.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    fn read(&mut self) -> Result<Option<Group>, Failure> {
+        Ok(None)
+    }
+
+    /// How this server learns what others have done to the store. `None` where no other server shares it.
+    fn news(&self) -> Option<News> {
+        None
+    }
+
+    /// Tells the store how this server is called among those that share it.
+    fn introduce(&mut self, _name: &str) {}
+}
+
+/// What has come of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The state is durable.
+    Durable,
+    /// Another server has reset the totals: the state is not durable and never will be.
+    Superseded,
+}
+
+/// What all servers that share a store have counted, at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The totals over all of them.
+    pub totals: Totals,
+    /// What each has contributed to them.
+    pub servers: Vec<ServerShare>,
+}
+
+/// Why a server looks at a store that it shares.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// Pending when another server has reset the totals.
+    pub wakeup: Arc<Wakeup>,
+    /// How often to commit in any case, so that the others know that this server is alive.
+    pub every: Duration,
 }
 
 /// Where a store is.
@@ -53,12 +105,13 @@ impl fmt::Display for Location {
     }
 }
 
-/// Opens a store, or creates it where there is none, and returns it with what it holds.
+/// Opens a store, or creates it where there is none, and returns it with what it holds for this server. One
+/// that does not respond is waited for as long as `timeout`.
 ///
 /// # Errors
 ///
 /// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
-pub fn open(location: &Location) -> Result<(Box<dyn Store>, State), Failure> {
+pub fn open(location: &Location, _timeout: Duration) -> Result<(Box<dyn Store>, State), Failure> {
     match location {
         Location::File(path) => {
             let (store, state) = FileStore::open(path)?;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::failure::Failure;
 use crate::metrics::StoreMetrics;
-use crate::store::{Committer, Durability, Ending, Settlement, Store, Wakeups};
+use crate::store::{Committer, Durability, Ending, Outcome, Settlement, Store, Wakeups};
 use crate::tally::{State, UserIds};
 use std::sync::{Condvar, Mutex};
 
@@ -41,13 +41,13 @@ impl Store for Valve {
         Ok(())
     }
 
-    fn commit(&mut self, state: &State, _: &UserIds) -> Result<(), Failure> {
+    fn commit(&mut self, state: &State, _: &UserIds) -> Result<Outcome, Failure> {
         let mut flow = self.0.0.lock().unwrap();
         while !flow.is_open {
             flow = self.0.1.wait(flow).unwrap();
         }
         flow.state = state.clone();
-        Ok(())
+        Ok(Outcome::Durable)
     }
 }
 
