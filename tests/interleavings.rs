@@ -6,7 +6,7 @@
 #[path = "../src/tally/mod.rs"]
 mod tally;
 
-#[allow(unreachable_pub, reason = "it is public in the crate")]
+#[allow(dead_code, unreachable_pub, reason = "the model uses only a part of it")]
 #[path = "../src/store/settle.rs"]
 mod settle;
 
@@ -272,7 +272,7 @@ fn no_response_leaves_early_and_none_waits_for_ever() {
     model(2, || {
         let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
         let mut writer = writers.remove(0);
-        let settlement = Arc::new(Settlement::new(1, State::default().totals()));
+        let settlement = Arc::new(Settlement::new(1, State::default().totals(), false));
         let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
         // Events that are durable.
         let durable = Arc::new(AtomicU64::new(0));
@@ -305,7 +305,7 @@ fn no_response_leaves_early_and_none_waits_for_ever() {
             let cut = journal.cut();
             committed = cut.state.events;
             durable.store(committed, Ordering::Release);
-            settlement.settle(cut.epoch, cut.state.totals(), |waker| match waker {
+            settlement.settle(cut.epoch, Some(cut.state.totals()), |waker| match waker {
                 Waker::Committer => unreachable!("the committer does not wake itself"),
                 Waker::Shard(shard) => {
                     assert_eq!(shard, 0);
@@ -320,7 +320,7 @@ fn no_response_leaves_early_and_none_waits_for_ever() {
 #[test]
 fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
     model(2, || {
-        let settlement = Arc::new(Settlement::new(2, State::default().totals()));
+        let settlement = Arc::new(Settlement::new(2, State::default().totals(), false));
         let wakeups: Arc<[Wakeup; 3]> = Arc::default();
         let shards: Vec<_> = (0..2)
             .map(|shard| {
@@ -335,7 +335,7 @@ fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
             .collect();
         // Whoever asked first woke the committer; if both found it settled, nobody did.
         wakeups[2].wait();
-        settlement.settle(1, State::default().totals(), |waker| match waker {
+        settlement.settle(1, Some(State::default().totals()), |waker| match waker {
             Waker::Committer => unreachable!("the committer does not wake itself"),
             Waker::Shard(shard) => wakeups[shard].wake(),
         });
@@ -346,13 +346,13 @@ fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
 #[test]
 fn what_was_late_is_late_until_it_is_settled() {
     model(0, || {
-        let settlement = Settlement::new(1, State::default().totals());
+        let settlement = Settlement::new(1, State::default().totals(), false);
         assert!(!settlement.is_late());
         settlement.note_late(2);
         assert!(settlement.is_late());
-        settlement.settle(1, State::default().totals(), |_| ());
+        settlement.settle(1, Some(State::default().totals()), |_| ());
         assert!(settlement.is_late());
-        settlement.settle(2, State::default().totals(), |_| ());
+        settlement.settle(2, Some(State::default().totals()), |_| ());
         assert!(!settlement.is_late());
     });
 }

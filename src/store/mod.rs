@@ -14,7 +14,8 @@ use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;
 pub use committer::{Committer, Ending};
 use file::FileStore;
-pub use held::Held;
+pub use held::{Held, Release};
+use rustix::time::{ClockId, clock_gettime};
 pub use settle::{Settlement, Waker};
 use std::fmt;
 use std::path::PathBuf;
@@ -35,7 +36,8 @@ pub trait Store: Send {
     ///
     /// A state of a later generation than the one before it is a reset, of everybody who shares the store;
     /// but after [`Outcome::Superseded`], one of the very next generation only follows the reset of another
-    /// server. With a shared store, a state that has not changed says that this server is alive.
+    /// server. A reset is never superseded. With a shared store, a state that has not changed says that this
+    /// server is alive.
     ///
     /// # Errors
     ///
@@ -159,10 +161,17 @@ impl Durability {
         Durability { settlement, wakeups, shard, timeout_ms }
     }
 
-    /// The epoch up to which everything is durable.
+    /// The epoch up to which everything is durable, or void.
     #[inline]
     pub fn settled(&self) -> u64 {
         self.settlement.settled()
+    }
+
+    /// What of so many bytes of a connection may leave.
+    #[inline]
+    pub fn release(&self, held: &mut Held, bytes: usize) -> Release {
+        let is_void = |epoch, generation| self.settlement.is_void(epoch, generation);
+        held.release(self.settlement.settled(), bytes, is_void)
     }
 
     /// Asks for an epoch to be settled, after what waits for it was noted. Returns whether it is already; if
@@ -171,9 +180,34 @@ impl Durability {
         self.settlement.request(self.shard, epoch, |waker| self.wakeups.wake(waker))
     }
 
-    /// The totals of the last durable cut.
+    /// Whether other servers share the store: then totals have to be read before they are shown.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.settlement.is_shared()
+    }
+
+    /// The epoch of the last cut after which the totals were read.
+    #[inline]
+    pub fn read(&self) -> u64 {
+        self.settlement.read()
+    }
+
+    /// Asks in the same way for the totals to be read after a cut.
+    pub fn request_read(&self, epoch: u64) -> bool {
+        self.settlement.request_read(self.shard, epoch, |waker| self.wakeups.wake(waker))
+    }
+
+    /// The totals of the last durable cut, or where others share the store, those that were read last.
     pub fn totals(&self) -> Totals {
         self.settlement.totals()
+    }
+
+    /// Notes that the store is late where a commit has taken too long, also if nobody waits for it. To be called
+    /// from time to time.
+    pub fn check_store(&self) {
+        if self.is_shared() {
+            self.settlement.check_under_way(monotonic_ms(), self.timeout_ms);
+        }
     }
 
     /// Notes that a response has waited too long for an epoch.
@@ -191,4 +225,11 @@ impl Durability {
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms
     }
+}
+
+/// Milliseconds of a clock that every thread of the process reads alike.
+fn monotonic_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // It starts with the machine, and is never negative.
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }

@@ -187,12 +187,29 @@ impl Tally {
     /// grow with the number of events or users: what is old is dropped by whoever meets it next
     /// (see [`Writer::take_forgotten`]). Returns the epoch of the first cut that can have it.
     pub fn reset(&self) -> u64 {
+        self.reset_to().1
+    }
+
+    /// Resets the totals. Returns the generation that begins with it, and the epoch of the first cut that can
+    /// have it.
+    fn reset_to(&self) -> (u64, u64) {
         let _one_at_a_time = self.cut.lock();
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         // Before the generation, so that no shard of the new one finds the old count.
         self.users.forget_held(generation);
         self.generation.store(generation, Ordering::SeqCst);
-        self.epoch.load(Ordering::Relaxed) + 1
+        (generation, self.epoch.load(Ordering::Relaxed) + 1)
+    }
+
+    /// How many resets there were.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The epoch of the next cut, which is taken after this call. It has everything that was published before.
+    pub fn next_epoch(&self) -> u64 {
+        // A load may return an epoch that has passed.
+        self.epoch.fetch_add(0, Ordering::AcqRel) + 1
     }
 
     /// Waits for a reset that is under way.
@@ -251,6 +268,12 @@ impl Writer {
     #[inline]
     pub fn settles_at(&self) -> u64 {
         self.publisher.epoch() + 1
+    }
+
+    /// The generation of the event that was counted last.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.counts.generation
     }
 
     /// The counters that this writer is a part of.

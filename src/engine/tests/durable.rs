@@ -60,7 +60,7 @@ fn with_valve(
     let valve = Valve::default();
     let shards = wakeups(2);
     let (_, writers, journal) = Tally::resume(2, 1000, &State::default());
-    let settlement = Arc::new(Settlement::new(2, State::default().totals()));
+    let settlement = Arc::new(Settlement::new(2, State::default().totals(), false));
     let committer = Wakeup::new().unwrap();
     let wakeups = Arc::new(Wakeups { committer, shards: shards.clone() });
     let store = Box::new(valve.clone());
