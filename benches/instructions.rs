@@ -8,7 +8,7 @@
 use gungraun::prelude::*;
 use ringtally::event;
 use ringtally::http::{
-    Connection, Context, Handler, Limits, Outcome, Reply, Request, Status, Timeouts,
+    Connection, Context, Handled, Handler, Limits, Outcome, Reply, Request, Status, Timeouts,
 };
 use ringtally::metrics::Reporter;
 use ringtally::service::{Dialect, Endpoints, Policy, Service, stats_json};
@@ -34,9 +34,10 @@ impl Handler for Sink {
         true
     }
 
-    fn handle(&mut self, request: &Request<'_>, _: Reply<'_>) {
+    fn handle(&mut self, request: &Request<'_>, _: Reply<'_>) -> Handled {
         black_box(request.body);
         self.handled += 1;
+        Handled::Responded
     }
 
     fn refused(&mut self, _: Status) {}

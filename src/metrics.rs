@@ -15,7 +15,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
-pub use store::StoreMetrics;
+pub use store::{ServerShare, StoreMetrics};
 
 /// A number that one thread writes and every thread may read.
 #[derive(Debug, Default)]
@@ -215,6 +215,8 @@ pub struct ShardMetrics {
     pub polled_ns: Counter,
     /// Receives for which no buffer was free.
     pub exhausted: Counter,
+    /// Connections closed because another server's reset made void what they waited for.
+    pub voided: Counter,
 }
 
 impl ShardMetrics {
@@ -295,16 +297,17 @@ impl Reporter {
         assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
     }
 
-    /// The metrics of all shards. `totals` belong to one moment; the other numbers are read one by one. The
+    /// The metrics of all shards. `totals` belong to one moment, and are left out where they are not known; the
+    /// other numbers are read one by one. The
     /// cost grows with the number of shards, not with the number of connections: it is paid by a shard,
     /// whose connections wait meanwhile.
-    pub fn text(&self, totals: &Totals, format: Format) -> String {
+    pub fn text(&self, totals: Option<&Totals>, format: Format) -> String {
         self.metrics.text(totals, format)
     }
 }
 
 impl Metrics {
-    fn text(&self, totals: &Totals, format: Format) -> String {
+    fn text(&self, totals: Option<&Totals>, format: Format) -> String {
         let mut text = Text::new(format, self.start_seconds);
         self.write_requests(&mut text);
         text.family(
@@ -313,20 +316,18 @@ impl Metrics {
             "Requests in progress, or whose responses were not taken yet.",
         );
         text.sample("http_requests_in_flight", "", self.sum(|shard| &shard.in_flight));
-        text.family("events_processed_total", "total", "Events counted since the last reset.");
-        text.sample("events_processed_total", "", totals.total_requests);
+        if let Some(totals) = totals {
+            write_totals(&mut text, totals);
+        }
         text.family("events_failed_total", "counter", "Events refused, by reason.");
         for (index, reason) in Failure::LABELS.iter().enumerate() {
             let failed = self.sum(|shard| &shard.failures[index]);
             text.sample("events_failed_total", &format!("reason=\"{reason}\""), failed);
         }
-        text.family("event_values_sum_total", "sum", "Sum of the values of counted events.");
-        text.sample("event_values_sum_total", "", totals.sum);
-        text.family("unique_users_total", "total", "Users of counted events.");
-        text.sample("unique_users_total", "", totals.unique_users);
         self.write_shards(&mut text);
         if let Some(store) = self.store.get() {
-            store.write(&mut text, self.sum(|shard| &shard.waiting));
+            let waiting = self.sum(|shard| &shard.waiting);
+            store.write(&mut text, waiting, self.sum(|shard| &shard.voided));
         }
         self.write_process(&mut text);
         text.finish()
@@ -465,6 +466,15 @@ impl Metrics {
             text.sample("process_max_fds", "", max_fds);
         }
     }
+}
+
+fn write_totals(text: &mut Text, totals: &Totals) {
+    text.family("events_processed_total", "total", "Events counted since the last reset.");
+    text.sample("events_processed_total", "", totals.total_requests);
+    text.family("event_values_sum_total", "sum", "Sum of the values of counted events.");
+    text.sample("event_values_sum_total", "", totals.sum);
+    text.family("unique_users_total", "total", "Users of counted events.");
+    text.sample("unique_users_total", "", totals.unique_users);
 }
 
 /// When this process started, in seconds of the Unix epoch. Determined once, at startup, because

@@ -167,7 +167,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let mut threads = Vec::new();
     let metrics = Reporter::for_shards(shards, engine_name);
     let durable = restored
-        .map(|restored| restored.start(&wakeups, sender.clone(), &metrics[0]))
+        .map(|restored| restored.start(&name_of(address), &wakeups, sender.clone(), &metrics[0]))
         .transpose()
         .map_err(cannot_start)?;
     for (index, ((listener, writer), metrics)) in
@@ -270,6 +270,16 @@ pub fn end_with(parent: u32) -> Result<(), Failure> {
 
 fn cannot_start(error: impl std::fmt::Display) -> Failure {
     Failure::Environment(format!("cannot start a shard: {error}"))
+}
+
+/// What others call a server that share its store: the address, or where it is any address, the name of the
+/// machine.
+fn name_of(address: SocketAddr) -> String {
+    let system = rustix::system::uname();
+    match system.nodename().to_str() {
+        Ok(machine) if address.ip().is_unspecified() => format!("{machine}:{}", address.port()),
+        _ => address.to_string(),
+    }
 }
 
 fn distinct(cpus: &[usize]) -> Vec<usize> {

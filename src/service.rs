@@ -2,8 +2,8 @@
 
 use crate::event;
 use crate::http::{
-    Connection, Context, Handler, MediaType, Method, Outcome, Prepared, Reply, Request, Status,
-    Target,
+    Connection, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request,
+    Status, Target,
 };
 use crate::metrics::{Endpoint, Failure, Format, Reporter};
 use crate::page::Page;
@@ -100,19 +100,60 @@ struct Durable {
     /// Responses of the connection that is being served wait already.
     is_holding: bool,
     /// Where in the unsent bytes of the connection that is being served the first new response begins that has
-    /// to wait, and with it all that follow.
-    held_from: Option<usize>,
+    /// to wait, and with it all that follow; and the generation in which it was counted.
+    held_from: Option<(usize, u64)>,
     /// The epoch at which everything is settled that was handled so far, but for what is not published.
     settles_at: u64,
+    /// What was read for the connection that is being served, where others share the store.
+    reading: Reading,
+}
+
+/// What has come of reading the totals that a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Nothing.
+    None,
+    /// They were read after the request that waits had come.
+    ForFirst,
+    /// They were read after all requests had come that the connection holds.
+    ForAll,
+    /// They could not be read in time.
+    Late,
+}
+
+/// The totals that a response shows.
+enum Shown {
+    Totals(Totals),
+    /// They have to be read first.
+    NotYet,
+    /// They cannot be read for the time being.
+    Late,
 }
 
 impl Durable {
-    /// Makes a response wait until an epoch and what was handled so far are settled, and with it all that
-    /// follow on its connection.
+    /// Makes a response for what was counted in a generation wait until an epoch and what was handled so far
+    /// are settled, and with it all that follow on its connection.
     #[inline]
-    fn hold(&mut self, reply: &Reply<'_>, epoch: u64) {
+    fn hold(&mut self, reply: &Reply<'_>, epoch: u64, generation: u64) {
         self.settles_at = self.settles_at.max(epoch);
-        self.held_from.get_or_insert(reply.position());
+        self.held_from.get_or_insert((reply.position(), generation));
+    }
+
+    /// The totals over all servers that share the store, if they were read for this request. They have the
+    /// events before it on its connection only if none came since they were asked for.
+    fn read_totals(&mut self) -> Shown {
+        let reading = self.reading;
+        match reading {
+            Reading::ForFirst | Reading::ForAll if self.held_from.is_none() => {
+                if reading == Reading::ForFirst {
+                    self.reading = Reading::None;
+                }
+                Shown::Totals(self.durability.totals())
+            }
+            Reading::Late => Shown::Late,
+            _ if self.durability.is_late() => Shown::Late,
+            _ => Shown::NotYet,
+        }
     }
 }
 
@@ -141,8 +182,13 @@ impl Service {
 
     /// Acknowledges events and resets only once they are durable.
     pub fn set_durability(&mut self, durability: Durability) {
-        self.handler.durable =
-            Some(Durable { durability, is_holding: false, held_from: None, settles_at: 0 });
+        self.handler.durable = Some(Durable {
+            durability,
+            is_holding: false,
+            held_from: None,
+            settles_at: 0,
+            reading: Reading::None,
+        });
     }
 
     /// The shard's side of the store, if there is one.
@@ -162,14 +208,47 @@ impl Service {
         held: &mut Held,
         out: &mut Vec<u8>,
     ) -> Outcome {
+        self.begin(held, Reading::None);
+        let outcome = connection.receive(input, now_ms, self, out);
+        self.note_held(held);
+        outcome
+    }
+
+    /// Has a connection go on with requests that were held back, for which totals were read if they waited for
+    /// that.
+    pub fn resume(
+        &mut self,
+        connection: &mut Connection,
+        reading: Reading,
+        now_ms: u64,
+        held: &mut Held,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        self.begin(held, reading);
+        let outcome = connection.resume(now_ms, self, out);
+        self.note_held(held);
+        outcome
+    }
+
+    #[inline]
+    fn begin(&mut self, held: &Held, reading: Reading) {
         if let Some(durable) = &mut self.handler.durable {
             (durable.is_holding, durable.held_from) = (!held.is_empty(), None);
+            durable.reading = reading;
         }
-        let outcome = connection.receive(input, now_ms, self, out);
-        if let Some(Durable { held_from: Some(from), .. }) = self.handler.durable {
-            held.hold(from);
+    }
+
+    #[inline]
+    fn note_held(&mut self, held: &mut Held) {
+        if let Some(Durable { held_from: Some((from, generation)), .. }) = self.handler.durable {
+            held.hold(from, generation);
         }
-        outcome
+    }
+
+    /// The epoch of a cut after which totals have to be read to have everything that was acknowledged so far,
+    /// and everything that was handled before the last [`Service::commit`].
+    pub fn next_epoch(&self) -> u64 {
+        self.handler.writer.tally().next_epoch()
     }
 
     /// The epoch at which everything is settled that was handled before the last [`Service::commit`].
@@ -183,6 +262,9 @@ impl Service {
     pub fn set_time(&mut self, unix_seconds: u64) {
         self.set_date(unix_seconds);
         self.handler.metrics.note_cpu_time();
+        if let Some(durable) = &self.handler.durable {
+            durable.durability.check_store();
+        }
         if let Some(forgotten) = self.handler.writer.take_forgotten() {
             drop_elsewhere(forgotten);
         }
@@ -234,7 +316,7 @@ impl Endpoints {
             Ok(()) => {
                 if let Some(durable) = &mut self.durable {
                     // It is settled with what is published next.
-                    durable.hold(&reply, 0);
+                    durable.hold(&reply, 0, self.writer.generation());
                 }
                 reply.send_prepared(&self.acknowledgement)
             }
@@ -253,7 +335,7 @@ impl Endpoints {
         self.durable.as_ref().is_some_and(|durable| durable.durability.is_late())
     }
 
-    /// Refuses what the store would have to settle.
+    /// Refuses what the store would have to settle, or read.
     #[cold]
     fn refuse_for_store(&self, reply: Reply<'_>) -> Status {
         let sentence =
@@ -262,8 +344,9 @@ impl Endpoints {
     }
 
     /// The totals that a response may show.
-    fn totals(&mut self, reply: &Reply<'_>) -> Totals {
-        match &mut self.durable {
+    fn totals(&mut self, reply: &Reply<'_>) -> Shown {
+        Shown::Totals(match &mut self.durable {
+            Some(durable) if durable.durability.is_shared() => return durable.read_totals(),
             // What was acknowledged is durable. Nothing that is not may be shown.
             Some(durable) if !durable.is_holding && durable.held_from.is_none() => {
                 durable.durability.totals()
@@ -274,16 +357,21 @@ impl Endpoints {
                 self.writer.publish();
                 let (epoch, totals) = self.writer.tally().totals_with_epoch();
                 if let Some(durable) = durable {
-                    durable.hold(reply, epoch);
+                    durable.hold(reply, epoch, self.writer.generation());
                 }
                 totals
             }
-        }
+        })
     }
 
-    fn stats(&mut self, reply: Reply<'_>) -> Status {
-        let totals = self.totals(&reply);
-        reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
+    fn stats(&mut self, reply: Reply<'_>) -> Option<Status> {
+        match self.totals(&reply) {
+            Shown::Totals(totals) => {
+                Some(reply.send_json(Status::Ok, stats_json(&totals).as_bytes()))
+            }
+            Shown::NotYet => None,
+            Shown::Late => Some(self.refuse_for_store(reply)),
+        }
     }
 
     fn health(&self, reply: Reply<'_>) -> Status {
@@ -293,17 +381,23 @@ impl Endpoints {
         }
     }
 
-    fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
+    fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Option<Status> {
+        let totals = match self.totals(&reply) {
+            Shown::Totals(totals) => Some(totals),
+            Shown::NotYet => return None,
+            // The other metrics say what is wrong.
+            Shown::Late => None,
+        };
         self.metrics.note_cpu_time();
-        let totals = self.totals(&reply);
         let (format, content_type) = match request.prefers(OPEN_METRICS, PROMETHEUS) {
             true => {
                 (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8")
             }
             false => (Format::Prometheus, "text/plain; version=0.0.4"),
         };
-        let text = self.metrics.text(&totals, format);
-        reply.send(Status::Ok, Some(content_type), &[("Vary", "Accept")], text.as_bytes())
+        let text = self.metrics.text(totals.as_ref(), format);
+        let fields = [("Vary", "Accept")];
+        Some(reply.send(Status::Ok, Some(content_type), &fields, text.as_bytes()))
     }
 
     fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
@@ -334,7 +428,8 @@ impl Endpoints {
         }
         let settles_at = self.writer.tally().reset();
         if let Some(durable) = &mut self.durable {
-            durable.hold(&reply, settles_at);
+            // At least that of the reset.
+            durable.hold(&reply, settles_at, self.writer.tally().generation());
         }
         reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }
@@ -362,14 +457,17 @@ impl Handler for Endpoints {
     }
 
     #[inline]
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled {
         let endpoint = match &request.target {
             Target::Path(path) => endpoint_at(path),
             Target::Server | Target::Tunnel => Endpoint::Other,
         };
-        let status = self.respond(request, endpoint, reply);
+        let Some(status) = self.respond(request, endpoint, reply) else {
+            return Handled::NotYet;
+        };
         self.metrics.note_response(request.method(), endpoint, status);
         self.responded += 1;
+        Handled::Responded
     }
 
     fn refused(&mut self, status: Status) {
@@ -378,10 +476,15 @@ impl Handler for Endpoints {
 }
 
 impl Endpoints {
-    /// Responds to a request. Returns the status.
+    /// Responds to a request. Returns the status, or `None` where totals have to be read first.
     #[inline]
-    fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, reply: Reply<'_>) -> Status {
-        match (request.method(), endpoint) {
+    fn respond(
+        &mut self,
+        request: &Request<'_>,
+        endpoint: Endpoint,
+        reply: Reply<'_>,
+    ) -> Option<Status> {
+        Some(match (request.method(), endpoint) {
             (Method::Post, _) if request.is_cross_site() => {
                 let sentence =
                     "send this from a page of this server, or from a client that is not a browser";
@@ -392,9 +495,9 @@ impl Endpoints {
                 reply.send_error(Status::NotImplemented, &[("Allow", METHODS)], sentence)
             }
             (Method::Post, Endpoint::Event) => self.event(request.body, reply),
-            (Method::Get | Method::Head, Endpoint::Stats) => self.stats(reply),
+            (Method::Get | Method::Head, Endpoint::Stats) => return self.stats(reply),
             (Method::Get | Method::Head, Endpoint::Health) => self.health(reply),
-            (Method::Get | Method::Head, Endpoint::Metrics) => self.report(request, reply),
+            (Method::Get | Method::Head, Endpoint::Metrics) => return self.report(request, reply),
             (Method::Get | Method::Head, Endpoint::Description) => {
                 reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
             }
@@ -423,7 +526,7 @@ impl Endpoints {
                 let sentence = "use one of the methods in the Allow field";
                 reply.send_error(Status::MethodNotAllowed, &fields, sentence)
             }
-        }
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use ringtally::http::{Connection, Limits, Timeouts};
 use ringtally::metrics::{Reporter, StoreMetrics};
 use ringtally::service::{Dialect, Policy, Service};
 use ringtally::store::file::FileStore;
-use ringtally::store::{Committer, Durability, Held, Settlement, Store, Wakeups};
+use ringtally::store::{Committer, Durability, Held, Outcome, Release, Settlement, Store, Wakeups};
 use ringtally::tally::{ExactSum, State, Tally, UserIds};
 use ringtally::uring::Wakeup;
 use std::collections::{BTreeSet, VecDeque};
@@ -131,7 +131,7 @@ impl Server {
     fn start(rng: &mut Rng, store: Box<dyn Store>, state: State, users: &UserIds) -> Server {
         let (tally, writers, journal) = Tally::resume(SHARDS, 1000, &state);
         assert_eq!(tally.restore_users(users), state.users);
-        let settlement = Arc::new(Settlement::new(SHARDS, state.totals()));
+        let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), false));
         let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
         let wakeups = Arc::new(Wakeups { committer: Wakeup::new().unwrap(), shards });
         let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
@@ -238,7 +238,9 @@ impl Server {
             if rng.u8(..) < 80 {
                 continue;
             }
-            let count = peer.held.release(self.settlement.settled(), peer.out.len());
+            let settled = self.settlement.settled();
+            let released = peer.held.release(settled, peer.out.len(), |_, _| false);
+            let Release::Bytes(count) = released else { unreachable!("nothing is void") };
             let rest = peer.out.split_off(count);
             let sent = std::mem::replace(&mut peer.out, rest);
             peer.held.note_taken(count);
@@ -372,10 +374,10 @@ impl Store for Hasty {
         self.store.users(each)
     }
 
-    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure> {
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         match self.late.replace((state.clone(), new_users.clone())) {
             Some((state, users)) => self.store.commit(&state, &users),
-            None => Ok(()),
+            None => Ok(Outcome::Durable),
         }
     }
 }

@@ -236,6 +236,7 @@ impl Peer {
         match outcome {
             Outcome::Receive => assert!(!self.has_complete() && !self.is_closing),
             Outcome::Resume => assert!(self.out.len() >= UNSENT_BYTES_MAX),
+            Outcome::Wait => unreachable!("nobody shares the totals"),
             Outcome::Close => {
                 let asked =
                     responses.last().is_some_and(|last| last.field("connection") == Some("close"));

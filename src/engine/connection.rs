@@ -3,8 +3,8 @@
 
 use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
 use crate::http::{self, Limits, Outcome, UNSENT_BYTES_MAX};
-use crate::service::Service;
-use crate::store::Held;
+use crate::service::{Reading, Service};
+use crate::store::{Held, Release};
 use crate::uring::BUFFER_BYTES;
 
 /// Receives in a row that leave room in their buffer, after which a connection's receive is
@@ -20,11 +20,41 @@ enum Phase {
     Serving,
     /// Requests are here that wait until the peer has taken responses.
     Held,
+    /// A request is here that waits until totals were read.
+    Reading(Awaited),
     /// The last responses are on their way.
     Finishing,
     /// Our side is shut; input is discarded until the deadline, so that the peer can read
     /// (RFC 9112 section 9.6).
     Lingering { discarded: usize },
+}
+
+/// What a request waits for that shows totals of a group of servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Awaited {
+    /// The cut after which they are to be read; `None` as long as nobody was asked.
+    epoch: Option<u64>,
+    /// When it has waited too long.
+    deadline_ms: u64,
+    /// It has.
+    is_late: bool,
+    /// More was received since it waits.
+    has_more: bool,
+}
+
+impl Awaited {
+    const UNASKED: Awaited =
+        Awaited { epoch: None, deadline_ms: u64::MAX, is_late: false, has_more: false };
+
+    /// What has come of it, if anything has.
+    fn outcome(&self, service: &Service) -> Option<Reading> {
+        let read = service.durability()?.read();
+        match self.epoch.is_some_and(|epoch| epoch <= read) {
+            true if self.has_more => Some(Reading::ForFirst),
+            true => Some(Reading::ForAll),
+            false => self.is_late.then_some(Reading::Late),
+        }
+    }
 }
 
 /// What a connection wants of its socket.
@@ -45,8 +75,8 @@ pub(super) enum Next {
 pub(super) enum Due {
     /// Nothing.
     No,
-    /// It has something to send, its last.
-    Finish,
+    /// It has something to send, as its last response or instead of what was not read in time.
+    Send,
     /// It is to be closed, since it has nothing in flight.
     CloseIdle,
     /// It is to be closed, and requests or responses are lost with it.
@@ -120,13 +150,23 @@ impl Connection {
             _ => self.small_receives.saturating_add(1),
         };
         match &mut self.phase {
-            Phase::Serving | Phase::Held => self.handle(input, now_ms, urgency, service),
+            Phase::Serving | Phase::Held => {
+                self.heed(urgency);
+                let Connection { http, held, out, .. } = self;
+                let outcome = service.receive(http, input, now_ms, held, out);
+                self.go_on(outcome);
+            }
+            Phase::Reading(awaited) => {
+                awaited.has_more |= awaited.epoch.is_some();
+                self.http.keep(input);
+            }
             Phase::Lingering { discarded } => *discarded += input.len(),
             Phase::Finishing => {}
         }
     }
 
-    /// Goes on with requests that were held back, where the peer has taken enough.
+    /// Goes on with requests that were held back, where the peer has taken enough, or the totals were read that
+    /// the first of them waits for.
     pub(super) fn resume(
         &mut self,
         unsent: usize,
@@ -134,20 +174,32 @@ impl Connection {
         urgency: Urgency,
         service: &mut Service,
     ) {
-        if self.phase == Phase::Held && self.unsent(unsent) < UNSENT_BYTES_MAX {
-            self.handle(&[], now_ms, urgency, service);
-            service.commit();
-        }
+        let reading = match &self.phase {
+            Phase::Held if self.unsent(unsent) < UNSENT_BYTES_MAX => Reading::None,
+            Phase::Reading(awaited) => match awaited.outcome(service) {
+                Some(reading) => reading,
+                None => return,
+            },
+            _ => return,
+        };
+        self.heed(urgency);
+        let Connection { http, held, out, .. } = self;
+        let outcome = service.resume(http, reading, now_ms, held, out);
+        self.go_on(outcome);
+        service.commit();
     }
 
-    fn handle(&mut self, input: &[u8], now_ms: u64, urgency: Urgency, service: &mut Service) {
+    fn heed(&mut self, urgency: Urgency) {
         if urgency != Urgency::Serve {
             self.http.drain();
         }
-        let Connection { http, held, out, .. } = self;
-        self.phase = match service.receive(http, input, now_ms, held, out) {
+    }
+
+    fn go_on(&mut self, outcome: Outcome) {
+        self.phase = match outcome {
             Outcome::Receive => Phase::Serving,
             Outcome::Resume => Phase::Held,
+            Outcome::Wait => Phase::Reading(Awaited::UNASKED),
             Outcome::Close => Phase::Finishing,
         };
     }
@@ -172,13 +224,33 @@ impl Connection {
         self.held.publish(epoch, deadline_ms).then_some(epoch)
     }
 
-    /// How many bytes of responses may leave now.
+    /// Returns the epoch after which totals are to be read for a request that has come to wait for that, if
+    /// there is one. To be called after what was handled is published.
+    pub(super) fn await_read(&mut self, now_ms: u64, service: &Service) -> Option<u64> {
+        let Phase::Reading(awaited) = &mut self.phase else { return None };
+        if awaited.epoch.is_some() {
+            return None;
+        }
+        awaited.epoch = Some(service.next_epoch());
+        awaited.deadline_ms = now_ms.saturating_add(service.durability()?.timeout_ms());
+        awaited.epoch
+    }
+
+    /// How many bytes of responses may leave now. Where those behind them never may, they are the last.
     #[inline]
     pub(super) fn sendable(&mut self, service: &Service) -> usize {
         let bytes = self.out.len();
-        service
-            .durability()
-            .map_or(bytes, |durability| self.held.release(durability.settled(), bytes))
+        let Some(durability) = service.durability() else { return bytes };
+        match durability.release(&mut self.held, bytes) {
+            Release::Bytes(bytes) => bytes,
+            Release::Void(bytes) => {
+                self.out.truncate(bytes);
+                self.held.clear();
+                self.phase = Phase::Finishing;
+                service.metrics().voided.add(1);
+                bytes
+            }
+        }
     }
 
     /// Takes the responses that are to be sent now, so many bytes. They are late after the send time-out.
@@ -201,7 +273,13 @@ impl Connection {
         let unsent = self.unsent(unsent);
         match self.phase {
             Phase::Serving if unsent < UNSENT_BYTES_MAX => Next::Receive,
-            Phase::Serving | Phase::Held => Next::Wait,
+            // It is over soon: until then a little may come.
+            Phase::Reading(_)
+                if self.http.kept_bytes() < UNSENT_BYTES_MAX && !self.has_peer_closed =>
+            {
+                Next::Receive
+            }
+            Phase::Serving | Phase::Held | Phase::Reading(_) => Next::Wait,
             Phase::Finishing if unsent > 0 => Next::Wait,
             Phase::Finishing if self.has_peer_closed => Next::Close,
             Phase::Finishing => Next::ShutDownSending,
@@ -237,12 +315,23 @@ impl Connection {
 
     /// When the clock has something to say at the earliest, while the server serves.
     pub(super) fn deadline_ms(&self, unsent: usize) -> u64 {
-        match self.held.deadline_ms() {
+        match self.store_deadline_ms() {
             None if self.waits_for_peer(unsent) => self.http.deadline_ms(),
             None => self.deadline_ms,
             // Nothing is on its way to the peer.
-            Some(held_ms) if unsent == 0 => held_ms,
-            Some(held_ms) => held_ms.min(self.deadline_ms),
+            Some(store_ms) if unsent == 0 => store_ms,
+            Some(store_ms) => store_ms.min(self.deadline_ms),
+        }
+    }
+
+    /// When the store is late with what this connection waits for.
+    fn store_deadline_ms(&self) -> Option<u64> {
+        let held_ms = self.held.deadline_ms();
+        match self.phase {
+            Phase::Reading(Awaited { deadline_ms, .. }) => {
+                Some(held_ms.map_or(deadline_ms, |held_ms| held_ms.min(deadline_ms)))
+            }
+            _ => held_ms,
         }
     }
 
@@ -264,8 +353,11 @@ impl Connection {
         if urgency == Urgency::Abort {
             return close;
         }
-        if !self.held.is_empty() && self.sendable(service) > 0 && unsent == 0 {
-            // The store has just settled them, and they are about to be sent.
+        if !self.held.is_empty()
+            && unsent == 0
+            && (self.sendable(service) > 0 || self.held.is_empty())
+        {
+            // The store has just settled them, and they are about to be sent, or their connection to be ended.
             self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
         }
         let is_late = now_ms >= self.deadline_ms(unsent);
@@ -274,7 +366,7 @@ impl Connection {
             self.http.expire(service, &mut self.out);
             self.phase = Phase::Finishing;
             self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
-            return if self.out.is_empty() { Due::CloseIdle } else { Due::Finish };
+            return if self.out.is_empty() { Due::CloseIdle } else { Due::Send };
         }
         if let Some((durability, epoch)) = service.durability().zip(self.held.epoch())
             && is_late
@@ -283,6 +375,16 @@ impl Connection {
             // Without a response: whether the store has it is unknown.
             durability.note_late(epoch);
             return Due::Cut;
+        }
+        if let Phase::Reading(awaited) = &mut self.phase
+            && now_ms >= awaited.deadline_ms
+        {
+            if let Some((durability, epoch)) = service.durability().zip(awaited.epoch) {
+                durability.note_late(epoch);
+            }
+            // It is responded to without them.
+            awaited.is_late = true;
+            return Due::Send;
         }
         if is_late {
             return match self.phase {

@@ -9,8 +9,8 @@ use super::{
     Permit, Shard, TICK, Urgency, milliseconds, unix_seconds,
 };
 use crate::http::{Connection, Limits, Outcome};
-use crate::service::Service;
-use crate::store::{Durability, Held};
+use crate::service::{Reading, Service};
+use crate::store::{Durability, Held, Release};
 use futures_lite::future::poll_fn;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::io::PollableFd;
@@ -64,6 +64,8 @@ struct Hub {
     waiting: RefCell<Vec<(u64, Weak<Watch>)>>,
     /// The highest of these epochs so far.
     requested: Cell<u64>,
+    /// Tasks with a request for which totals are to be read, and the epochs that they wait for.
+    reading: RefCell<Vec<(u64, Weak<Watch>)>>,
 }
 
 /// What can end a task's waiting besides its socket.
@@ -145,6 +147,11 @@ impl Hub {
         })
     }
 
+    /// The epoch of the last cut after which the totals were read.
+    fn read(&self) -> u64 {
+        self.service.borrow().durability().map_or(u64::MAX, Durability::read)
+    }
+
     /// The epoch up to which everything is durable.
     fn settled(&self) -> u64 {
         self.service.borrow().durability().map_or(u64::MAX, Durability::settled)
@@ -162,17 +169,24 @@ impl Hub {
         }
     }
 
-    /// Wakes the tasks whose responses the store has settled.
+    /// Has a task woken when totals were read that have everything that was acknowledged so far. Returns the
+    /// epoch that it waits for.
+    fn wake_when_read(&self, watch: &Rc<Watch>) -> u64 {
+        let service = self.service.borrow();
+        let epoch = service.next_epoch();
+        self.reading.borrow_mut().push((epoch, Rc::downgrade(watch)));
+        service.metrics().waiting.add(1);
+        if let Some(durability) = service.durability() {
+            // The task looks at what was read after this, and before it waits.
+            durability.request_read(epoch);
+        }
+        epoch
+    }
+
+    /// Wakes the tasks whose responses the store has settled, or for which totals were read.
     fn wake_settled(&self) {
-        let settled = self.settled();
-        self.waiting.borrow_mut().retain(|(epoch, watch)| {
-            let Some(watch) = watch.upgrade() else { return false };
-            let is_settled = *epoch <= settled;
-            if is_settled && let Some(waker) = watch.waker.take() {
-                waker.wake();
-            }
-            !is_settled
-        });
+        wake_up_to(&mut self.waiting.borrow_mut(), self.settled());
+        wake_up_to(&mut self.reading.borrow_mut(), self.read());
     }
 
     fn watch(&self) -> Rc<Watch> {
@@ -184,6 +198,18 @@ impl Hub {
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
+}
+
+/// Wakes the tasks that wait for an epoch up to this one, and forgets them.
+fn wake_up_to(waiting: &mut Vec<(u64, Weak<Watch>)>, reached: u64) {
+    waiting.retain(|(epoch, watch)| {
+        let Some(watch) = watch.upgrade() else { return false };
+        let is_reached = *epoch <= reached;
+        if is_reached && let Some(waker) = watch.waker.take() {
+            waker.wake();
+        }
+        !is_reached
+    });
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
@@ -206,6 +232,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         watches: RefCell::new(Vec::new()),
         waiting: RefCell::new(Vec::new()),
         requested: Cell::new(0),
+        reading: RefCell::new(Vec::new()),
     });
     let (admission, index) = (shard.admission, shard.index);
     let listener = Rc::new(PollableFd::new(shard.listener)?);
@@ -325,6 +352,7 @@ fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
         connection,
         out: Vec::new(),
         held: Held::default(),
+        is_void: false,
         received_ms: hub.now_ms.get(),
         _permit: accepted.permit,
     };
@@ -342,6 +370,8 @@ struct Task {
     out: Vec<u8>,
     /// Which of them wait for the store.
     held: Held,
+    /// What followed those that are not sent yet was void: they are the last.
+    is_void: bool,
     /// When something was last received; at first, when it was accepted.
     received_ms: u64,
     _permit: Permit,
@@ -386,15 +416,17 @@ impl Task {
                     return !self.out.is_empty();
                 }
             };
-            while outcome == Outcome::Resume {
-                if !self.flush().await {
-                    return false;
-                }
+            while matches!(outcome, Outcome::Resume | Outcome::Wait) {
+                let reading = match outcome {
+                    Outcome::Wait => self.wait_for_read().await,
+                    _ => self.flush().await.then_some(Reading::None),
+                };
+                let Some(reading) = reading else { return self.is_void };
                 glommio::executor().yield_now().await;
                 let mut service = self.hub.service.borrow_mut();
                 let now_ms = self.hub.now_ms.get();
                 let Task { connection, held, out, .. } = self;
-                outcome = service.receive(connection, &[], now_ms, held, out);
+                outcome = service.resume(connection, reading, now_ms, held, out);
                 service.commit();
                 held.publish(service.settles_at(), self.hub.late_ms(&service));
             }
@@ -402,7 +434,7 @@ impl Task {
                 return true;
             }
             if !self.flush().await {
-                return false;
+                return self.is_void;
             }
             // A peer that always has more to say does not keep the others waiting.
             if !waited {
@@ -453,6 +485,42 @@ impl Task {
         .await
     }
 
+    /// Waits until the totals are read that a request asks for, and sends meanwhile what may leave before it;
+    /// `None` where the connection cannot go on.
+    async fn wait_for_read(&mut self) -> Option<Reading> {
+        let deadline_ms = self.hub.late_ms(&self.hub.service.borrow());
+        let epoch = self.hub.wake_when_read(&self.watch);
+        let reading = match self.flush().await {
+            true => self.wait_until_read(epoch, deadline_ms).await,
+            false => None,
+        };
+        self.hub.service.borrow().metrics().waiting.subtract(1);
+        reading
+    }
+
+    async fn wait_until_read(&self, epoch: u64, deadline_ms: u64) -> Option<Reading> {
+        let Task { hub, watch, .. } = self;
+        watch.deadline_ms.set(deadline_ms);
+        let transfer = poll_fn(|cx| match hub.read() >= epoch {
+            true => Poll::Ready(Transfer::Done(Ok(0))),
+            false => hub.keep_waiting(watch, cx),
+        })
+        .await;
+        match transfer {
+            Transfer::Done(_) => Some(Reading::ForAll),
+            Transfer::Over if hub.urgency.get() == Urgency::Abort => {
+                hub.cut.set(hub.cut.get() + 1);
+                None
+            }
+            Transfer::Over => {
+                if let Some(durability) = hub.service.borrow().durability() {
+                    durability.note_late(epoch);
+                }
+                Some(Reading::Late)
+            }
+        }
+    }
+
     /// Sends what is unsent, as the store settles it. Returns whether the connection can go on.
     async fn flush(&mut self) -> bool {
         while !self.out.is_empty() {
@@ -463,14 +531,30 @@ impl Task {
             self.out.drain(..sendable);
             self.held.note_taken(sendable);
         }
-        true
+        !self.is_void
+    }
+
+    /// How many bytes of what is unsent may leave. Where those behind them never may, they are the last.
+    fn release(&mut self) -> usize {
+        let service = self.hub.service.borrow();
+        let Some(durability) = service.durability() else { return self.out.len() };
+        match durability.release(&mut self.held, self.out.len()) {
+            Release::Bytes(bytes) => bytes,
+            Release::Void(bytes) => {
+                self.out.truncate(bytes);
+                self.held.clear();
+                self.is_void = true;
+                service.metrics().voided.add(1);
+                bytes
+            }
+        }
     }
 
     /// Waits until some of what is unsent may leave, and returns how many bytes; `None` where the store takes
     /// too long, or the stop aborts.
     async fn wait_until_settled(&mut self) -> Option<usize> {
-        let Task { hub, watch, out, held, .. } = self;
-        let sendable = held.release(hub.settled(), out.len());
+        let sendable = self.release();
+        let Task { hub, watch, held, .. } = self;
         let (Some(epoch), Some(deadline_ms), 0) = (held.epoch(), held.deadline_ms(), sendable)
         else {
             return Some(sendable);
@@ -485,7 +569,10 @@ impl Task {
         let service = hub.service.borrow();
         service.metrics().waiting.subtract(1);
         match transfer {
-            Transfer::Done(_) => Some(held.release(hub.settled(), out.len())),
+            Transfer::Done(_) => {
+                drop(service);
+                Some(self.release())
+            }
             Transfer::Over => {
                 if let Some(durability) = service.durability()
                     && hub.now_ms.get() >= deadline_ms
@@ -534,7 +621,8 @@ impl Task {
     /// Sends the last responses, ends our side, and discards what the peer still sends, for a
     /// bounded while: closing with unread input would reset the connection under the response.
     async fn close_gently(&mut self) {
-        if !self.flush().await || self.stream.shutdown(Shutdown::Write).await.is_err() {
+        let can_go_on = self.flush().await || self.is_void;
+        if !can_go_on || self.stream.shutdown(Shutdown::Write).await.is_err() {
             return;
         }
         let Task { hub, watch, stream, .. } = self;

@@ -15,7 +15,6 @@ use super::{
 use crate::http::Limits;
 use crate::metrics::nanoseconds;
 use crate::service::Service;
-use crate::store::Durability;
 use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
 use socket2::Socket;
 use std::collections::VecDeque;
@@ -43,7 +42,7 @@ const COMMIT_AFTER: Duration = Duration::from_millis(4);
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
-/// A connection with responses that wait for the store.
+/// A connection with responses or a request that wait for the store.
 struct Waiting {
     key: Key,
     /// The epoch that they wait for.
@@ -62,8 +61,10 @@ struct Reactor {
     heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
-    /// In the order of their epochs.
+    /// Those whose responses wait, in the order of their epochs.
     waiting: VecDeque<Waiting>,
+    /// Those with a request for which totals are to be read, in the order of their epochs.
+    reading: VecDeque<Waiting>,
     /// Since when some of them wait without the committer having been asked.
     unasked_since: Option<Instant>,
     spare: Vec<Vec<u8>>,
@@ -118,6 +119,7 @@ pub(super) async fn run_with(
         heartbeat: shard.heartbeat,
         queue: Vec::new(),
         waiting: VecDeque::new(),
+        reading: VecDeque::new(),
         unasked_since: None,
         spare: Vec::new(),
         started: Instant::now(),
@@ -256,7 +258,8 @@ impl Reactor {
             if self.unasked_since.is_some_and(|since| received_at - since >= COMMIT_AFTER) {
                 self.ask_for_commit();
             }
-            self.service.metrics().waiting.set(self.waiting.len() as u64);
+            let waiting = self.waiting.len() + self.reading.len();
+            self.service.metrics().waiting.set(waiting as u64);
             self.service.metrics().completions.add(done as u64);
             self.service.note_turn(received_at.elapsed());
         }
@@ -368,26 +371,28 @@ impl Reactor {
     /// turn adds to what one commit carries.
     fn ask_for_commit(&mut self) {
         if self.unasked_since.take().is_some()
-            && let Some(last) = self.waiting.back()
             && let Some(durability) = self.service.durability()
-            && durability.request(last.epoch)
         {
-            // Nobody will wake this shard for it.
-            self.release_settled();
+            let settled = self.waiting.back().is_some_and(|last| durability.request(last.epoch));
+            let read = self.reading.back().is_some_and(|last| durability.request_read(last.epoch));
+            if settled || read {
+                // Nobody will wake this shard for it.
+                self.release_settled();
+            }
         }
     }
 
-    /// Queues up the connections whose responses the store has settled.
+    /// Queues up the connections whose responses the store has settled, or for which totals were read.
     fn release_settled(&mut self) {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && self.reading.is_empty() {
             return;
         }
-        let settled = self.service.durability().map_or(0, Durability::settled);
-        while let Some(Waiting { key, epoch, .. }) = self.waiting.front()
-            && *epoch <= settled
-        {
-            let key = *key;
-            self.waiting.pop_front();
+        let (settled, read) =
+            self.service.durability().map_or((0, 0), |store| (store.settled(), store.read()));
+        while let Some(Waiting { key, .. }) = pop_up_to(&mut self.waiting, settled) {
+            self.queue_up(key);
+        }
+        while let Some(Waiting { key, .. }) = pop_up_to(&mut self.reading, read) {
             self.queue_up(key);
         }
     }
@@ -400,9 +405,16 @@ impl Reactor {
         };
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
-        if let Some(epoch) = connection.publish(self.received_ms, &self.service) {
-            self.waiting.push_back(Waiting { key, epoch, since_ms: self.received_ms });
-            self.unasked_since.get_or_insert_with(Instant::now);
+        if self.service.durability().is_some() {
+            let since_ms = self.received_ms;
+            if let Some(epoch) = connection.publish(since_ms, &self.service) {
+                self.waiting.push_back(Waiting { key, epoch, since_ms });
+                self.unasked_since.get_or_insert_with(Instant::now);
+            }
+            if let Some(epoch) = connection.await_read(since_ms, &self.service) {
+                self.reading.push_back(Waiting { key, epoch, since_ms });
+                self.unasked_since.get_or_insert_with(Instant::now);
+            }
         }
         let mut responses = None;
         let sendable = connection.sendable(&self.service);
@@ -442,10 +454,12 @@ impl Reactor {
         self.received_ms = self.now_ms;
         self.release_settled();
         // Also where its connection has ended meanwhile.
-        if let Some((first, durability)) = self.waiting.front().zip(self.service.durability())
-            && self.now_ms >= first.since_ms.saturating_add(durability.timeout_ms())
-        {
-            durability.note_late(first.epoch);
+        if let Some(durability) = self.service.durability() {
+            for first in [self.waiting.front(), self.reading.front()].into_iter().flatten() {
+                if self.now_ms >= first.since_ms.saturating_add(durability.timeout_ms()) {
+                    durability.note_late(first.epoch);
+                }
+            }
         }
         self.ticked_ms = self.now_ms;
         self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
@@ -468,7 +482,7 @@ impl Reactor {
                     let deadline_ms = connection.deadline_ms(slot.unsent);
                     self.next_tick_ms = self.next_tick_ms.min(deadline_ms);
                 }
-                Due::Finish => {
+                Due::Send => {
                     if !std::mem::replace(&mut connection.is_queued, true) {
                         self.queue.push(slot.key);
                     }
@@ -508,6 +522,14 @@ impl Reactor {
             self.admit(socket);
         }
         self.ring.close_listener();
+    }
+}
+
+/// Takes the first one if it waits for an epoch up to this one.
+fn pop_up_to(waiting: &mut VecDeque<Waiting>, epoch: u64) -> Option<Waiting> {
+    match waiting.front().is_some_and(|first| first.epoch <= epoch) {
+        true => waiting.pop_front(),
+        false => None,
     }
 }
 

@@ -88,11 +88,22 @@ pub trait Handler {
     /// waits for `100 Continue` should send it.
     fn wants_body(&self, request: &Request<'_>) -> bool;
 
-    /// Responds to a complete request by calling one method of `reply`.
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>);
+    /// Responds to a complete request by calling one method of `reply`, or asks to be given the request once
+    /// more.
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled;
 
     /// Is told of a response to what never reached [`Handler::handle`].
     fn refused(&mut self, status: Status);
+}
+
+/// What a handler has done with a request.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// It has responded.
+    Responded,
+    /// It cannot respond yet, and has written nothing. The request is kept, and so are those behind it.
+    NotYet,
 }
 
 /// What the engine has to do next.
@@ -102,6 +113,9 @@ pub enum Outcome {
     Receive,
     /// Send what was written, then call [`Connection::resume`]: requests are waiting.
     Resume,
+    /// Send what was written, and call [`Connection::resume`] once the handler can respond. Until then,
+    /// [`Connection::keep`] what is received.
+    Wait,
     /// Send what was written, shut down the writing side, discard what still arrives for a bounded
     /// time (RFC 9112 section 9.6), and close.
     Close,
@@ -127,6 +141,8 @@ enum Stage {
     Body { head: Head, length: usize },
     /// A chunked body.
     Chunked(Box<ChunkedRequest>),
+    /// A complete request that the handler cannot respond to yet.
+    Asked(Box<AskedRequest>),
 }
 
 impl Stage {
@@ -139,6 +155,15 @@ struct ChunkedRequest {
     chunked: Chunked,
     /// The head as it was received, then the decoded body.
     bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct AskedRequest {
+    head: Head,
+    /// The head as it was received, then the decoded body.
+    bytes: Vec<u8>,
+    /// How much of what is not consumed belongs to it.
+    unconsumed: usize,
 }
 
 /// The protocol state of one connection.
@@ -201,13 +226,35 @@ impl Connection {
         outcome
     }
 
-    /// Continues with the requests that were held back, now that `out` was sent.
+    /// Keeps received bytes behind a request that cannot be responded to yet.
+    pub fn keep(&mut self, input: &[u8]) {
+        debug_assert!(matches!(self.stage, Stage::Asked(_)));
+        self.buffer.extend_from_slice(input);
+    }
+
+    /// How many bytes wait behind the request under way.
+    pub fn kept_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Continues with the requests that were held back, now that `out` was sent, or that the handler can
+    /// respond.
     pub fn resume<H: Handler>(
         &mut self,
         now_ms: u64,
         context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Outcome {
+        if matches!(self.stage, Stage::Asked(_))
+            && let Stage::Asked(request) = std::mem::replace(&mut self.stage, Stage::START)
+        {
+            let AskedRequest { head, bytes, .. } = *request;
+            let has_more = !self.buffer.is_empty();
+            if self.handle(&head, &bytes, has_more, now_ms, context, out) == Handled::NotYet {
+                self.ask(&head, bytes, 0);
+                return Outcome::Wait;
+            }
+        }
         self.receive(&[], now_ms, context, out)
     }
 
@@ -227,6 +274,8 @@ impl Connection {
             Stage::Head { .. } if !self.begun => Waited::Idle,
             Stage::Head { .. } => Waited::Header,
             Stage::Body { .. } | Stage::Chunked(_) => Waited::Body,
+            // It does not wait for the peer.
+            Stage::Asked(_) => Waited::Idle,
         }
     }
 
@@ -287,7 +336,14 @@ impl Connection {
                 Ok(Some(taken)) => at += taken,
                 // Closing although nothing was consumed: the body is not wanted anymore.
                 Ok(None) if self.closing => return (data.len(), Outcome::Close),
-                Ok(None) => return (at, Outcome::Receive),
+                Ok(None) => {
+                    return match &mut self.stage {
+                        Stage::Asked(asked) => {
+                            (at + std::mem::take(&mut asked.unconsumed), Outcome::Wait)
+                        }
+                        _ => (at, Outcome::Receive),
+                    };
+                }
                 Err(refusal) => {
                     let is_head = self.is_head(&data[at..]);
                     self.refuse(refusal, is_head, context, out);
@@ -343,11 +399,17 @@ impl Connection {
                         let (head, bytes) = (*head, std::mem::take(bytes));
                         self.stage = Stage::START;
                         let has_more = taken < data.len();
-                        self.handle(&head, &bytes, has_more, now_ms, context, out);
-                        Ok(Some(taken))
+                        match self.handle(&head, &bytes, has_more, now_ms, context, out) {
+                            Handled::Responded => Ok(Some(taken)),
+                            Handled::NotYet => {
+                                self.ask(&head, bytes, taken);
+                                Ok(None)
+                            }
+                        }
                     }
                 }
             }
+            Stage::Asked(_) => unreachable!("what is received is kept until it is resumed"),
         }
     }
 
@@ -382,6 +444,9 @@ impl Connection {
                 let length = length as usize;
                 if length > 0 && arrived == 0 && head.expects_continue {
                     self.meet_expectation(&head, data, now_ms, context, out);
+                    if matches!(self.stage, Stage::Asked(_)) {
+                        return Ok(None);
+                    }
                 }
                 if arrived < length {
                     self.begin(now_ms);
@@ -393,6 +458,9 @@ impl Connection {
             Framing::Chunked => {
                 if arrived == 0 && head.expects_continue {
                     self.meet_expectation(&head, data, now_ms, context, out);
+                    if matches!(self.stage, Stage::Asked(_)) {
+                        return Ok(None);
+                    }
                 }
                 self.begin(now_ms);
                 self.since_ms = now_ms;
@@ -422,8 +490,20 @@ impl Connection {
         }
         let total = head.bytes + length;
         self.stage = Stage::START;
-        self.handle(&head, &data[..total], data.len() > total, now_ms, context, out);
-        Some(total)
+        match self.handle(&head, &data[..total], data.len() > total, now_ms, context, out) {
+            Handled::Responded => Some(total),
+            Handled::NotYet => {
+                self.ask(&head, data[..total].to_vec(), total);
+                None
+            }
+        }
+    }
+
+    /// Keeps a request that the handler cannot respond to yet, and of which so much is not consumed.
+    #[cold]
+    fn ask(&mut self, head: &Head, bytes: Vec<u8>, unconsumed: usize) {
+        (self.begun, self.closing) = (true, false);
+        self.stage = Stage::Asked(Box::new(AskedRequest { head: *head, bytes, unconsumed }));
     }
 
     /// Tells a client that waits whether to send its body (RFC 9110 section 10.1.1). If the body is
@@ -445,7 +525,9 @@ impl Connection {
             out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         } else {
             let last = Head { is_persistent: false, ..*head };
-            self.handle(&last, head_only, false, now_ms, context, out);
+            if self.handle(&last, head_only, false, now_ms, context, out) == Handled::NotYet {
+                self.ask(&last, head_only.to_vec(), data.len());
+            }
         }
     }
 
@@ -467,11 +549,14 @@ impl Connection {
         now_ms: u64,
         context: &mut Context<H>,
         out: &mut Vec<u8>,
-    ) {
+    ) -> Handled {
         let is_head = head.method == Method::Head;
         let target = match head.target(bytes) {
             Ok(target) => target,
-            Err(refusal) => return self.refuse(refusal, is_head, context, out),
+            Err(refusal) => {
+                self.refuse(refusal, is_head, context, out);
+                return Handled::Responded;
+            }
         };
         // Bytes behind a request for a tunnel are not requests.
         let is_last = self.draining && !has_more;
@@ -486,7 +571,7 @@ impl Connection {
         self.since_ms = now_ms;
         let request = self.request(head, bytes, target);
         let reply = Reply::new(out, &context.date, persistence, is_head);
-        context.handler.handle(&request, reply);
+        context.handler.handle(&request, reply)
     }
 
     /// Whether the request that starts or continues with `data` is a HEAD request, or could become
@@ -500,6 +585,7 @@ impl Connection {
             }
             Stage::Body { head, .. } => head.method == Method::Head,
             Stage::Chunked(request) => request.head.method == Method::Head,
+            Stage::Asked(request) => request.head.method == Method::Head,
         }
     }
 

@@ -17,7 +17,7 @@ mod response;
 mod target;
 
 pub use accept::MediaType;
-pub use connection::{Connection, Handler, Limits, Outcome, Request, Timeouts, Waited};
+pub use connection::{Connection, Handled, Handler, Limits, Outcome, Request, Timeouts, Waited};
 pub use context::Context;
 pub use method::Method;
 pub use response::{Prepared, Reply, Status};

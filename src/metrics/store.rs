@@ -1,6 +1,8 @@
 //! What the committer counts.
 
 use super::{Counter, Text, bucket_of, nanoseconds};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,21 @@ const COMMIT_US: [u64; 13] = [
 /// Upper bounds of the events that a commit carries.
 const COMMIT_EVENTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
+/// What one of the servers that share a store has contributed to the totals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerShare {
+    /// Its name: a host and a port.
+    pub name: String,
+    /// Events that it has counted.
+    pub events: u64,
+    /// Users that it was the first to make durable.
+    pub users: u64,
+    /// How long ago it made its last commit.
+    pub age: Duration,
+    /// It is this server.
+    pub is_this: bool,
+}
+
 /// The metrics of the store, written by the committer.
 #[derive(Debug)]
 pub struct StoreMetrics {
@@ -21,6 +38,13 @@ pub struct StoreMetrics {
     events_total: Counter,
     /// Commits that failed.
     pub errors: Counter,
+    /// Commits that found that another server had reset the totals.
+    pub superseded: Counter,
+    /// Totals read over all servers.
+    reads: Counter,
+    /// What each server has contributed to the totals that were read last, and when that was; `None` where no
+    /// other server shares the store, or nothing was read yet.
+    group: Mutex<Option<(Vec<ServerShare>, Instant)>>,
     started: Instant,
     /// When the last commit was durable, in nanoseconds since `started`.
     settled_ns: AtomicU64,
@@ -37,6 +61,9 @@ impl Default for StoreMetrics {
             events: Default::default(),
             events_total: Counter::default(),
             errors: Counter::default(),
+            superseded: Counter::default(),
+            reads: Counter::default(),
+            group: Mutex::new(None),
             started: Instant::now(),
             settled_ns: AtomicU64::new(0),
             begun_ns: AtomicU64::new(0),
@@ -61,13 +88,22 @@ impl StoreMetrics {
         self.begun_ns.store(0, Ordering::Relaxed);
     }
 
+    /// Counts that the totals were read, to which these servers have contributed.
+    pub fn note_read(&self, servers: Vec<ServerShare>) {
+        self.reads.add(1);
+        // They are replaced in whole: a lock that a panic has poisoned guards nothing half done.
+        *self.group.lock().unwrap_or_else(|error| error.into_inner()) =
+            Some((servers, Instant::now()));
+    }
+
     /// How long ago a time was that was noted, in seconds.
     fn age(&self, noted_ns: u64) -> f64 {
         self.started.elapsed().saturating_sub(Duration::from_nanos(noted_ns)).as_secs_f64()
     }
 
-    /// Writes them; `waiting` connections have responses that wait for a commit.
-    pub(super) fn write(&self, text: &mut Text, waiting: u64) {
+    /// Writes them; `waiting` connections have responses that wait for a commit, and `voided` were closed
+    /// because what they waited for was void.
+    pub(super) fn write(&self, text: &mut Text, waiting: u64, voided: u64) {
         let commits: u64 = self.durations.iter().map(Counter::get).sum();
         let name = "ringtally_store_commits_total";
         text.family(name, "counter", "Commits to the store.");
@@ -97,5 +133,115 @@ impl StoreMetrics {
         let name = "ringtally_store_errors_total";
         text.family(name, "counter", "Commits that failed.");
         text.sample(name, "", self.errors.get());
+        let group = self.group.lock().unwrap_or_else(|error| error.into_inner());
+        if let Some((servers, read_at)) = &*group {
+            self.write_group(text, servers, read_at.elapsed(), voided);
+        }
+    }
+
+    /// Writes what concerns the servers that share the store, as they were read some time ago.
+    fn write_group(&self, text: &mut Text, servers: &[ServerShare], ago: Duration, voided: u64) {
+        let name = "ringtally_store_reads_total";
+        text.family(name, "counter", "Reads of the totals over all servers.");
+        text.sample(name, "", self.reads.get());
+        let name = "ringtally_store_superseded_total";
+        text.family(name, "counter", "Commits that met another server's reset, and were not made.");
+        text.sample(name, "", self.superseded.get());
+        let name = "ringtally_store_voided_total";
+        text.family(
+            name,
+            "counter",
+            "Connections closed without a response because of another server's reset.",
+        );
+        text.sample(name, "", voided);
+        type Of = fn(&ServerShare) -> f64;
+        let families: [(&str, &str, &str, Of); 4] = [
+            (
+                "events_total",
+                "total",
+                "Events since the last reset, by the server that counted them.",
+                |s| s.events as f64,
+            ),
+            (
+                "users_total",
+                "total",
+                "Their users, by the server that committed them first.",
+                |s| s.users as f64,
+            ),
+            ("age_seconds", "gauge", "Time since a server's last commit.", |s| s.age.as_secs_f64()),
+            ("is_this", "gauge", "1 for the server that reports this.", |s| f64::from(s.is_this)),
+        ];
+        let servers = by_name(servers, ago);
+        for (name, kind, help, of) in families {
+            let name = format!("ringtally_server_{name}");
+            text.family(&name, kind, help);
+            for server in &servers {
+                text.sample(&name, &format!("server=\"{}\"", escaped(&server.name)), of(server));
+            }
+        }
+    }
+}
+
+/// Servers by their names, as they are some time after they were read. A server that was started anew has the
+/// name of the one before it, and what both have contributed: a series has one value.
+fn by_name(servers: &[ServerShare], ago: Duration) -> Vec<ServerShare> {
+    let mut names: BTreeMap<&str, ServerShare> = BTreeMap::new();
+    for server in servers {
+        let age = server.age + ago;
+        names
+            .entry(&server.name)
+            .and_modify(|known| {
+                known.events += server.events;
+                known.users += server.users;
+                known.age = known.age.min(age);
+                known.is_this |= server.is_this;
+            })
+            .or_insert_with(|| ServerShare { age, ..server.clone() });
+    }
+    names.into_values().collect()
+}
+
+/// A text as the value of a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Format;
+    use super::*;
+
+    fn share(name: &str, events: u64, users: u64, age_s: u64, is_this: bool) -> ServerShare {
+        ServerShare { name: name.into(), events, users, age: Duration::from_secs(age_s), is_this }
+    }
+
+    #[test]
+    fn each_name_has_one_series_with_what_all_its_servers_counted() {
+        let metrics = StoreMetrics::default();
+        let text = |metrics: &StoreMetrics| {
+            let mut text = Text::new(Format::Prometheus, None);
+            metrics.write(&mut text, 0, 7);
+            text.finish()
+        };
+        assert!(!text(&metrics).contains("server"), "nobody shares the store");
+        metrics.note_read(vec![
+            share("b:1", 5, 3, 900, false),
+            share("a\"\\:1", 1, 1, 2000, false),
+            share("b:1", 7, 2, 100, true),
+        ]);
+        let text = text(&metrics);
+        for line in [
+            r#"ringtally_server_events_total{server="a\"\\:1"} 1"#,
+            r#"ringtally_server_events_total{server="b:1"} 12"#,
+            r#"ringtally_server_users_total{server="b:1"} 5"#,
+            r#"ringtally_server_is_this{server="b:1"} 1"#,
+            r#"ringtally_server_is_this{server="a\"\\:1"} 0"#,
+            "ringtally_store_voided_total 7",
+            "ringtally_store_reads_total 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        let age = r#"ringtally_server_age_seconds{server="b:1"} 10"#;
+        assert!(text.contains(age), "the younger one's: {text}");
     }
 }

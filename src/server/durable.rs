@@ -43,6 +43,8 @@ pub(super) enum Start {
 pub(super) struct Restored {
     store: Box<dyn Store>,
     state: State,
+    /// What the store holds of all servers.
+    totals: Totals,
     journal: Journal,
     timeout: Duration,
 }
@@ -64,7 +66,9 @@ pub(super) fn restore(
     if bytes >= LONG_CHECK_BYTES {
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
-    let (mut store, state) = store::open(&config.location)?;
+    let (mut store, state) = store::open(&config.location, config.timeout)?;
+    let group = store.read()?;
+    let totals = group.as_ref().map_or_else(|| state.totals(), |group| group.totals);
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
     let (mut restored, mut told, mut is_stopped) = (0, Instant::now(), false);
     store.users(&mut |users| {
@@ -79,7 +83,7 @@ pub(super) fn restore(
         }
     })?;
     if is_stopped {
-        return Ok(Start::Stopped(state.totals()));
+        return Ok(Start::Stopped(totals));
     }
     let location = &config.location;
     if restored != state.users {
@@ -91,21 +95,23 @@ pub(super) fn restore(
     }
     log.info(&format!(
         "restored {} of {} from {location}",
-        counted(state.events, "event"),
-        counted(state.users, "user")
+        counted(totals.total_requests, "event"),
+        counted(totals.unique_users, "user")
     ));
-    let restored = Restored { store, state, journal, timeout: config.timeout };
+    let restored = Restored { store, state, totals, journal, timeout: config.timeout };
     Ok(Start::Restored(tally, writers, restored))
 }
 
 impl Restored {
-    /// Starts the committer. A failure of the store is reported to `lifecycle`.
+    /// Starts the committer of a server that others know as `name`. A failure of the store is reported to
+    /// `lifecycle`.
     ///
     /// # Errors
     ///
     /// The system has no thread or descriptor left.
     pub(super) fn start(
-        self,
+        mut self,
+        name: &str,
         shards: &[Arc<Wakeup>],
         lifecycle: Sender<Lifecycle>,
         reporter: &Reporter,
@@ -115,7 +121,9 @@ impl Restored {
             signal_hook::consts::SIGXFSZ,
             Arc::new(AtomicBool::new(false)),
         )?;
-        let settlement = Arc::new(Settlement::new(shards.len(), self.state.totals()));
+        self.store.introduce(name);
+        let is_shared = self.store.news().is_some();
+        let settlement = Arc::new(Settlement::new(shards.len(), self.totals, is_shared));
         let wakeups = Arc::new(Wakeups { committer: Wakeup::new()?, shards: shards.to_vec() });
         let metrics = Arc::new(StoreMetrics::default());
         reporter.report_store(Arc::clone(&metrics));
@@ -199,6 +207,7 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Outcome;
     use crate::tally::UserIds;
     use std::panic::resume_unwind;
     use std::sync::mpsc::channel;
@@ -210,7 +219,7 @@ mod tests {
             Ok(())
         }
 
-        fn commit(&mut self, _: &State, _: &UserIds) -> Result<(), Failure> {
+        fn commit(&mut self, _: &State, _: &UserIds) -> Result<Outcome, Failure> {
             // Without the panic hook, which belongs to the whole process and is tested elsewhere.
             resume_unwind(Box::new("on purpose"))
         }
@@ -220,12 +229,17 @@ mod tests {
     fn a_committer_that_panics_ends_the_server() {
         let state = State::default();
         let (_, mut writers, journal) = Tally::resume(1, 1, &state);
-        let restored =
-            Restored { store: Box::new(Broken), state, journal, timeout: Duration::from_secs(1) };
+        let restored = Restored {
+            store: Box::new(Broken),
+            totals: state.totals(),
+            state,
+            journal,
+            timeout: Duration::from_secs(1),
+        };
         let (sender, lifecycle) = channel();
         let shards = [Arc::new(Wakeup::new().unwrap())];
         let reporter = Reporter::for_shards(1, "test").remove(0);
-        let durable = restored.start(&shards, sender, &reporter).unwrap();
+        let durable = restored.start("a:1", &shards, sender, &reporter).unwrap();
         writers[0].count(b"u", 1.0).unwrap();
         writers[0].publish();
         assert!(!durable.of_shard(0).request(writers[0].settles_at()));
@@ -240,10 +254,11 @@ mod tests {
     fn the_timeout_of_an_acknowledgement_is_rounded_up() {
         let (_, _, journal) = Tally::resume(1, 1, &State::default());
         let (store, state) = (Box::new(Broken), State::default());
-        let restored = Restored { store, state, journal, timeout: Duration::from_micros(1500) };
+        let (totals, timeout) = (state.totals(), Duration::from_micros(1500));
+        let restored = Restored { store, state, totals, journal, timeout };
         let shards = [Arc::new(Wakeup::new().unwrap())];
         let reporter = Reporter::for_shards(1, "test").remove(0);
-        let durable = restored.start(&shards, channel().0, &reporter).unwrap();
+        let durable = restored.start("a:1", &shards, channel().0, &reporter).unwrap();
         assert_eq!(durable.of_shard(0).timeout_ms(), 2);
     }
 }

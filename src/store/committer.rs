@@ -1,10 +1,13 @@
 //! The one thread that makes cuts durable: while it writes one, the shards count what the next will carry.
+//!
+//! Where other servers share the store, it also commits from time to time although nothing has changed, so that
+//! the others know of this server, and this server of their resets; and it reads the totals over all of them.
 
-use super::{Settlement, Store, Wakeups};
+use super::{News, Outcome, Settlement, Store, Wakeups, monotonic_ms};
 use crate::failure::Failure;
 use crate::metrics::StoreMetrics;
-use crate::tally::{Journal, State};
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::tally::{Cut, Journal, State, Totals};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +20,12 @@ pub struct Committer {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     metrics: Arc<StoreMetrics>,
-    /// What the store holds.
+    /// What the store was last told to hold.
     committed: State,
+    /// How others are heard of who share the store, if they can.
+    news: Option<News>,
+    /// When to commit although nothing has changed.
+    due_at: Instant,
 }
 
 impl fmt::Debug for Committer {
@@ -40,7 +47,8 @@ impl Ending {
 }
 
 impl Committer {
-    /// A committer to a store that holds `committed`, from which the journal's counters go on.
+    /// A committer to a store that holds `committed`, from which the journal's counters go on. The settlement
+    /// knows whether others share the store.
     pub fn new(
         journal: Journal,
         store: Box<dyn Store>,
@@ -49,7 +57,10 @@ impl Committer {
         wakeups: Arc<Wakeups>,
         metrics: Arc<StoreMetrics>,
     ) -> Committer {
-        Committer { journal, store, settlement, wakeups, metrics, committed }
+        let news = store.news();
+        assert_eq!(news.is_some(), settlement.is_shared(), "totals are read where others count");
+        let due_at = Instant::now();
+        Committer { journal, store, settlement, wakeups, metrics, committed, news, due_at }
     }
 
     /// Commits whatever shards ask for, until it is told to end; then what is left.
@@ -63,16 +74,48 @@ impl Committer {
             self.wakeups.committer.clear();
             if ending.0.load(Ordering::Acquire) {
                 // The shards have ended: nothing comes after this.
-                return self.commit();
+                return self.finish();
             }
-            if self.settlement.is_requested() {
-                self.commit()?;
+            self.take_news();
+            if self.is_due() || self.settlement.is_requested() {
+                self.commit_and(false)?;
             } else {
-                let mut wakeup = [PollFd::new(&self.wakeups.committer, PollFlags::IN)];
-                // Fails only when a signal interrupts it, and is repeated then.
-                let _ = poll(&mut wakeup, None);
+                self.wait();
             }
         }
+    }
+
+    /// Waits until it is woken, or a commit is due.
+    fn wait(&self) {
+        let wakeup = PollFd::new(&self.wakeups.committer, PollFlags::IN);
+        // It fails only when a signal interrupts it, and is repeated then.
+        let _ = match &self.news {
+            None => poll(&mut [wakeup], None),
+            Some(news) => {
+                let mut wakeups = [wakeup, PollFd::new(&*news.wakeup, PollFlags::IN)];
+                let timeout = self.due_at.saturating_duration_since(Instant::now());
+                poll(&mut wakeups, Timespec::try_from(timeout).ok().as_ref())
+            }
+        };
+    }
+
+    /// Has a commit be due where others have changed the store.
+    fn take_news(&mut self) {
+        if let Some(news) = &self.news
+            && news.wakeup.clear()
+        {
+            self.due_at = Instant::now();
+        }
+    }
+
+    /// Whether to commit although nothing has changed.
+    fn is_due(&self) -> bool {
+        self.news.is_some() && Instant::now() >= self.due_at
+    }
+
+    /// Commits what is left, and reads the totals over all servers once more.
+    fn finish(&mut self) -> Result<(), Failure> {
+        self.commit_and(true)
     }
 
     /// Takes one cut, makes it durable, and says so.
@@ -81,24 +124,78 @@ impl Committer {
     ///
     /// Those of [`Store::commit`].
     pub fn commit(&mut self) -> Result<(), Failure> {
-        let started = Instant::now();
-        let cut = self.journal.cut();
-        // Where nothing has changed, the store holds it.
-        if cut.state != self.committed {
-            self.metrics.begin_commit();
-            if let Err(failure) = self.store.commit(&cut.state, &cut.new_users) {
-                self.metrics.errors.add(1);
-                return Err(failure);
+        self.take_news();
+        self.commit_and(false)
+    }
+
+    /// Takes one cut and makes it durable, and where others share the store, reads the totals afterwards if
+    /// `is_read` or somebody has asked for them. Repeats it for as long as others reset them meanwhile.
+    fn commit_and(&mut self, is_read: bool) -> Result<(), Failure> {
+        loop {
+            let cut = self.journal.cut();
+            if self.news.is_some() {
+                self.settlement.begin(cut.epoch, monotonic_ms());
             }
+            let outcome = match self.is_due() || cut.state != self.committed {
+                true => self.write(&cut)?,
+                // Where nothing has changed, the store holds it.
+                false => Outcome::Durable,
+            };
+            if outcome == Outcome::Superseded {
+                self.start_over(&cut);
+                continue;
+            }
+            let totals = match self.news {
+                None => Some(cut.state.totals()),
+                Some(_) if is_read || self.settlement.is_read_requested() => Some(self.read()?),
+                Some(_) => None,
+            };
+            self.settlement.settle(cut.epoch, totals, |waker| self.wakeups.wake(waker));
+            return Ok(());
+        }
+    }
+
+    /// Writes a cut to the store.
+    fn write(&mut self, cut: &Cut) -> Result<Outcome, Failure> {
+        let started = Instant::now();
+        self.metrics.begin_commit();
+        let outcome = self.store.commit(&cut.state, &cut.new_users).inspect_err(|_| {
+            self.metrics.errors.add(1);
+        })?;
+        if let Some(news) = &self.news {
+            self.due_at = Instant::now() + news.every;
+        }
+        if outcome == Outcome::Durable {
             let events = match cut.state.generation == self.committed.generation {
                 true => cut.state.events - self.committed.events,
                 false => cut.state.events,
             };
             self.metrics.note_commit(events, started.elapsed());
+            self.committed = cut.state.clone();
         }
-        let totals = cut.state.totals();
-        self.committed = cut.state;
-        self.settlement.settle(cut.epoch, totals, |waker| self.wakeups.wake(waker));
-        Ok(())
+        Ok(outcome)
+    }
+
+    /// Starts from zero after the reset of another server, which a cut has met: what is not settled is void.
+    fn start_over(&mut self, cut: &Cut) {
+        let mut generation = self.journal.reset();
+        if cut.state.generation > self.committed.generation {
+            // The cut had a reset of this server, which would be taken for that of the other one.
+            generation = self.journal.reset();
+        }
+        self.settlement.void_before(generation);
+        self.metrics.superseded.add(1);
+        self.committed = cut.state.clone();
+        self.due_at = Instant::now();
+    }
+
+    /// Reads the totals over all servers.
+    fn read(&mut self) -> Result<Totals, Failure> {
+        let group = self.store.read().inspect_err(|_| {
+            self.metrics.errors.add(1);
+        })?;
+        let group = group.expect("a store with news has the totals of a group");
+        self.metrics.note_read(group.servers);
+        Ok(group.totals)
     }
 }

@@ -13,7 +13,7 @@ mod sentences;
 #[cfg(test)]
 mod tests;
 
-use super::Store;
+use super::{Outcome, Store};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, State, UserIds};
 use backend::{Overlay, Shared};
@@ -127,7 +127,7 @@ impl Store for FileStore {
         read_users(&self.name, &transaction, self.generation, self.users, each)
     }
 
-    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure> {
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
@@ -140,7 +140,7 @@ impl Store for FileStore {
             return Err(failure);
         }
         (self.generation, self.users) = (state.generation, state.users);
-        Ok(())
+        Ok(Outcome::Durable)
     }
 }
 

@@ -8,8 +8,18 @@ use std::collections::VecDeque;
 pub struct Held {
     /// In the order of their bytes, and so of their epochs.
     marks: VecDeque<Mark>,
-    /// What must wait is not published yet: from this byte on.
-    unpublished: Option<usize>,
+    /// What must wait is not published yet: from this byte on, and counted in this generation.
+    unpublished: Option<(usize, u64)>,
+}
+
+/// What of a connection's responses may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The first so many bytes.
+    Bytes(usize),
+    /// The first so many bytes, and never any others: another server has reset the totals, and events that the
+    /// next response acknowledges are counted nowhere.
+    Void(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +28,8 @@ struct Mark {
     from: usize,
     /// The epoch that it waits for.
     epoch: u64,
+    /// The generation in which the first of it was counted.
+    generation: u64,
     /// When it has waited too long, in the engine's milliseconds.
     deadline_ms: u64,
 }
@@ -29,40 +41,57 @@ impl Held {
         self.marks.is_empty() && self.unpublished.is_none()
     }
 
-    /// Holds back everything from a byte on, until what it acknowledges is published and settled.
+    /// Holds back everything from a byte on, until what it acknowledges, counted in a generation or later, is
+    /// published and settled.
     #[inline]
-    pub fn hold(&mut self, from: usize) {
-        self.unpublished.get_or_insert(from);
+    pub fn hold(&mut self, from: usize, generation: u64) {
+        self.unpublished.get_or_insert((from, generation));
     }
 
     /// Notes that everything so far is published, and is settled with `epoch`, for which it waits until
     /// `deadline_ms`. Returns whether something has come to wait for it.
     #[inline]
     pub fn publish(&mut self, epoch: u64, deadline_ms: u64) -> bool {
-        let Some(from) = self.unpublished.take() else { return false };
+        let Some((from, generation)) = self.unpublished.take() else { return false };
         debug_assert!(
             self.marks.back().is_none_or(|last| last.epoch <= epoch && last.from <= from)
         );
         if self.marks.back().is_none_or(|last| last.epoch < epoch) {
-            self.marks.push_back(Mark { from, epoch, deadline_ms });
+            self.marks.push_back(Mark { from, epoch, generation, deadline_ms });
         }
         true
     }
 
-    /// How many of `bytes` bytes may leave, where everything up to an epoch is settled.
+    /// What of `bytes` bytes may leave, where everything up to an epoch is settled, but for what waited for an
+    /// epoch and was counted in a generation that `is_void` says are void.
     #[inline]
-    pub fn release(&mut self, settled: u64, bytes: usize) -> usize {
-        while self.marks.front().is_some_and(|mark| mark.epoch <= settled) {
+    pub fn release(
+        &mut self,
+        settled: u64,
+        bytes: usize,
+        is_void: impl Fn(u64, u64) -> bool,
+    ) -> Release {
+        while let Some(mark) = self.marks.front()
+            && mark.epoch <= settled
+        {
+            if is_void(mark.epoch, mark.generation) {
+                return Release::Void(mark.from);
+            }
             self.marks.pop_front();
         }
-        let unpublished = self.unpublished.unwrap_or(bytes);
-        self.marks.front().map_or(unpublished, |mark| mark.from)
+        let unpublished = self.unpublished.map_or(bytes, |(from, _)| from);
+        Release::Bytes(self.marks.front().map_or(unpublished, |mark| mark.from))
+    }
+
+    /// Forgets what waits: it never leaves.
+    pub fn clear(&mut self) {
+        *self = Held::default();
     }
 
     /// Notes that the first `bytes` bytes have left.
     pub fn note_taken(&mut self, bytes: usize) {
         self.marks.iter_mut().for_each(|mark| mark.from -= bytes);
-        self.unpublished = self.unpublished.map(|from| from - bytes);
+        self.unpublished = self.unpublished.map(|(from, generation)| (from - bytes, generation));
     }
 
     /// The epoch that is waited for first.
@@ -80,27 +109,52 @@ impl Held {
 mod tests {
     use super::*;
 
+    fn release(held: &mut Held, settled: u64, bytes: usize) -> usize {
+        match held.release(settled, bytes, |_, _| false) {
+            Release::Bytes(bytes) => bytes,
+            Release::Void(_) => unreachable!("nothing is void"),
+        }
+    }
+
     #[test]
     fn bytes_leave_in_order_as_their_epochs_settle() {
         let mut held = Held::default();
-        assert_eq!(held.release(0, 7), 7, "nothing waits");
-        held.hold(10);
-        held.hold(20);
+        assert_eq!(release(&mut held, 0, 7), 7, "nothing waits");
+        held.hold(10, 0);
+        held.hold(20, 0);
         assert!(!held.is_empty());
-        assert_eq!(held.release(u64::MAX, 30), 10, "what is not published never leaves");
+        assert_eq!(release(&mut held, u64::MAX, 30), 10, "what is not published never leaves");
         assert!(held.publish(5, 105));
         assert!(!held.publish(6, 106), "nothing new waits");
-        held.hold(30);
+        held.hold(30, 0);
         assert!(held.publish(5, 155), "the same epoch");
-        held.hold(40);
+        held.hold(40, 0);
         assert!(held.publish(8, 108));
-        assert_eq!((held.release(4, 50), held.epoch()), (10, Some(5)));
+        assert_eq!((release(&mut held, 4, 50), held.epoch()), (10, Some(5)));
         assert_eq!(held.deadline_ms(), Some(105), "of what came first");
         held.note_taken(10);
-        assert_eq!(held.release(4, 40), 0);
-        assert_eq!((held.release(7, 40), held.epoch()), (30, Some(8)));
+        assert_eq!(release(&mut held, 4, 40), 0);
+        assert_eq!((release(&mut held, 7, 40), held.epoch()), (30, Some(8)));
         held.note_taken(30);
-        assert_eq!((held.release(8, 10), held.epoch()), (10, None));
+        assert_eq!((release(&mut held, 8, 10), held.epoch()), (10, None));
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn what_is_void_never_leaves_nor_what_follows_it() {
+        let mut held = Held::default();
+        let is_void = |epoch, generation| epoch > 5 && generation < 2;
+        for (from, epoch, generation) in [(10, 5, 1), (20, 6, 1), (30, 7, 2)] {
+            held.hold(from, generation);
+            // The first of what is published together says how old it is.
+            held.hold(from + 5, 3);
+            assert!(held.publish(epoch, 100));
+        }
+        assert_eq!(held.release(5, 40, is_void), Release::Bytes(20), "settled before");
+        assert_eq!(held.release(9, 40, is_void), Release::Void(20));
+        held.note_taken(20);
+        assert_eq!(held.release(9, 20, is_void), Release::Void(0), "for good");
+        held.clear();
         assert!(held.is_empty());
     }
 }

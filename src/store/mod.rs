@@ -9,15 +9,18 @@ mod held;
 mod settle;
 
 use crate::failure::Failure;
+pub use crate::metrics::ServerShare;
 use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;
 pub use committer::{Committer, Ending};
 use file::FileStore;
-pub use held::Held;
+pub use held::{Held, Release};
+use rustix::time::{ClockId, clock_gettime};
 pub use settle::{Settlement, Waker};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Keeps a [`State`] and its users where a crash or a power failure cannot take them.
 pub trait Store: Send {
@@ -29,13 +32,64 @@ pub trait Store: Send {
     fn users(&mut self, each: &mut dyn FnMut(&UserIds)) -> Result<(), Failure>;
 
     /// Makes a state durable, in the place of the one before it, together with those of its users that no
-    /// commit of the same generation had. Returns once it cannot be lost anymore.
+    /// commit of the same generation had. Returns once the outcome is known and cannot be lost anymore.
+    ///
+    /// A state of a later generation than the one before it is a reset, of everybody who shares the store;
+    /// but after [`Outcome::Superseded`], one of the very next generation only follows the reset of another
+    /// server. A reset is never superseded. With a shared store, a state that has not changed says that this
+    /// server is alive.
     ///
     /// # Errors
     ///
     /// [`Failure::Environment`]: whether the state is durable is unknown, and the store must not be used
-    /// again: fsync(2) does not report an error twice.
-    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<(), Failure>;
+    /// again: fsync(2) does not report an error twice. A shared store tries again by itself, and fails only
+    /// for what that cannot mend.
+    fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure>;
+
+    /// Totals over all servers that share the store, at one moment between the call and its return. `None`
+    /// where no other server shares it: then they are those of the last commit.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    fn read(&mut self) -> Result<Option<Group>, Failure> {
+        Ok(None)
+    }
+
+    /// How this server learns what others have done to the store. `None` where no other server shares it.
+    fn news(&self) -> Option<News> {
+        None
+    }
+
+    /// Tells the store how this server is called among those that share it.
+    fn introduce(&mut self, _name: &str) {}
+}
+
+/// What has come of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The state is durable.
+    Durable,
+    /// Another server has reset the totals: the state is not durable and never will be.
+    Superseded,
+}
+
+/// What all servers that share a store have counted, at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The totals over all of them.
+    pub totals: Totals,
+    /// What each has contributed to them.
+    pub servers: Vec<ServerShare>,
+}
+
+/// Why a server looks at a store that it shares.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// Pending when another server has reset the totals.
+    pub wakeup: Arc<Wakeup>,
+    /// How often to commit in any case, so that the others know that this server is alive.
+    pub every: Duration,
 }
 
 /// Where a store is.
@@ -53,12 +107,13 @@ impl fmt::Display for Location {
     }
 }
 
-/// Opens a store, or creates it where there is none, and returns it with what it holds.
+/// Opens a store, or creates it where there is none, and returns it with what it holds for this server. One
+/// that does not respond is waited for as long as `timeout`.
 ///
 /// # Errors
 ///
 /// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
-pub fn open(location: &Location) -> Result<(Box<dyn Store>, State), Failure> {
+pub fn open(location: &Location, _timeout: Duration) -> Result<(Box<dyn Store>, State), Failure> {
     match location {
         Location::File(path) => {
             let (store, state) = FileStore::open(path)?;
@@ -106,10 +161,17 @@ impl Durability {
         Durability { settlement, wakeups, shard, timeout_ms }
     }
 
-    /// The epoch up to which everything is durable.
+    /// The epoch up to which everything is durable, or void.
     #[inline]
     pub fn settled(&self) -> u64 {
         self.settlement.settled()
+    }
+
+    /// What of so many bytes of a connection may leave.
+    #[inline]
+    pub fn release(&self, held: &mut Held, bytes: usize) -> Release {
+        let is_void = |epoch, generation| self.settlement.is_void(epoch, generation);
+        held.release(self.settlement.settled(), bytes, is_void)
     }
 
     /// Asks for an epoch to be settled, after what waits for it was noted. Returns whether it is already; if
@@ -118,9 +180,34 @@ impl Durability {
         self.settlement.request(self.shard, epoch, |waker| self.wakeups.wake(waker))
     }
 
-    /// The totals of the last durable cut.
+    /// Whether other servers share the store: then totals have to be read before they are shown.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.settlement.is_shared()
+    }
+
+    /// The epoch of the last cut after which the totals were read.
+    #[inline]
+    pub fn read(&self) -> u64 {
+        self.settlement.read()
+    }
+
+    /// Asks in the same way for the totals to be read after a cut.
+    pub fn request_read(&self, epoch: u64) -> bool {
+        self.settlement.request_read(self.shard, epoch, |waker| self.wakeups.wake(waker))
+    }
+
+    /// The totals of the last durable cut, or where others share the store, those that were read last.
     pub fn totals(&self) -> Totals {
         self.settlement.totals()
+    }
+
+    /// Notes that the store is late where a commit has taken too long, also if nobody waits for it. To be called
+    /// from time to time.
+    pub fn check_store(&self) {
+        if self.is_shared() {
+            self.settlement.check_under_way(monotonic_ms(), self.timeout_ms);
+        }
     }
 
     /// Notes that a response has waited too long for an epoch.
@@ -138,4 +225,11 @@ impl Durability {
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms
     }
+}
+
+/// Milliseconds of a clock that every thread of the process reads alike.
+fn monotonic_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // It starts with the machine, and is never negative.
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }

@@ -83,6 +83,11 @@ impl Journal {
         }
     }
 
+    /// Sets all totals to zero, because others have. Returns the generation that begins with it.
+    pub fn reset(&self) -> u64 {
+        self.tally.reset_to().0
+    }
+
     /// Takes the users of a cut in which each shard had sighted so many; `None` where a reset has come
     /// after it: then some of them are forgotten, and the cut counts for nothing.
     fn take(&mut self, generation: u64, sighted: &[u64]) -> Option<UserIds> {

@@ -187,12 +187,29 @@ impl Tally {
     /// grow with the number of events or users: what is old is dropped by whoever meets it next
     /// (see [`Writer::take_forgotten`]). Returns the epoch of the first cut that can have it.
     pub fn reset(&self) -> u64 {
+        self.reset_to().1
+    }
+
+    /// Resets the totals. Returns the generation that begins with it, and the epoch of the first cut that can
+    /// have it.
+    fn reset_to(&self) -> (u64, u64) {
         let _one_at_a_time = self.cut.lock();
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         // Before the generation, so that no shard of the new one finds the old count.
         self.users.forget_held(generation);
         self.generation.store(generation, Ordering::SeqCst);
-        self.epoch.load(Ordering::Relaxed) + 1
+        (generation, self.epoch.load(Ordering::Relaxed) + 1)
+    }
+
+    /// How many resets there were.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The epoch of the next cut, which is taken after this call. It has everything that was published before.
+    pub fn next_epoch(&self) -> u64 {
+        // A load may return an epoch that has passed.
+        self.epoch.fetch_add(0, Ordering::AcqRel) + 1
     }
 
     /// Waits for a reset that is under way.
@@ -217,6 +234,8 @@ pub struct Writer {
     swept: u64,
     /// Where the users go that a store has to keep.
     sightings: Option<Arc<Mutex<Sightings>>>,
+    /// With a store, the epoch of the first cut that has everything published so far.
+    settles_at: u64,
 }
 
 impl Writer {
@@ -231,6 +250,7 @@ impl Writer {
             unpublished: 0,
             swept: 0,
             sightings: None,
+            settles_at: 1,
         }
     }
 
@@ -247,10 +267,17 @@ impl Writer {
         self.publish();
     }
 
-    /// The epoch of the first cut that has everything published so far.
+    /// The epoch of the first cut that is sure to have everything published so far, for a tally that
+    /// [`Tally::resume`] made.
     #[inline]
     pub fn settles_at(&self) -> u64 {
-        self.publisher.epoch() + 1
+        self.settles_at
+    }
+
+    /// The generation of the event that was counted last.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.counts.generation
     }
 
     /// The counters that this writer is a part of.
@@ -338,6 +365,13 @@ impl Writer {
             self.publisher.publish(snapshot, &self.tally.epoch, &self.counts, self.changed);
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
+            if self.sightings.is_some() {
+                // The epoch that the publication carries does not say it: a cut may have begun after that was
+                // read, and ended before anything was written. Pairs with the fence in `Tally::merge`: a cut
+                // whose epoch is not seen here sees the publication.
+                fence(Ordering::SeqCst);
+                self.settles_at = self.tally.epoch.load(Ordering::Relaxed) + 1;
+            }
         }
     }
     /// Takes the users that this shard still holds from before the last reset, so that the caller

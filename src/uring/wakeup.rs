@@ -25,11 +25,10 @@ impl Wakeup {
         let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
     }
 
-    /// Makes it not pending. To be called before the reason for the wake-up is looked at: what is
-    /// added after that wakes again.
-    pub fn clear(&self) {
-        // It may not have been pending.
-        let _ = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0; 8]));
+    /// Makes it not pending, and returns whether it was. To be called before the reason for the wake-up is
+    /// looked at: what is added after that wakes again.
+    pub fn clear(&self) -> bool {
+        rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0; 8])).is_ok()
     }
 }
 

@@ -3,8 +3,8 @@
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
     CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
-    Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Status, Target,
-    Timeouts,
+    Handled, Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Status,
+    Target, Timeouts,
 };
 
 const BODY_BYTES_MAX: usize = 200;
@@ -20,7 +20,7 @@ impl Handler for Recorder {
             && matches!(&request.target, Target::Path(path) if **path == *b"/event")
     }
 
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) {
+    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled {
         let path = match &request.target {
             Target::Path(path) => path.to_vec(),
             Target::Server => b"*".to_vec(),
@@ -29,6 +29,7 @@ impl Handler for Recorder {
         let method = format!("{:?}", request.method());
         self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
         reply.send_json(Status::Ok, b"{}");
+        Handled::Responded
     }
 
     fn refused(&mut self, _: Status) {}

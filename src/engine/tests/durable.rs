@@ -3,7 +3,7 @@
 use super::*;
 use crate::failure::Failure;
 use crate::metrics::StoreMetrics;
-use crate::store::{Committer, Durability, Ending, Settlement, Store, Wakeups};
+use crate::store::{Committer, Durability, Ending, Outcome, Settlement, Store, Wakeups};
 use crate::tally::{State, UserIds};
 use std::sync::{Condvar, Mutex};
 
@@ -41,13 +41,13 @@ impl Store for Valve {
         Ok(())
     }
 
-    fn commit(&mut self, state: &State, _: &UserIds) -> Result<(), Failure> {
+    fn commit(&mut self, state: &State, _: &UserIds) -> Result<Outcome, Failure> {
         let mut flow = self.0.0.lock().unwrap();
         while !flow.is_open {
             flow = self.0.1.wait(flow).unwrap();
         }
         flow.state = state.clone();
-        Ok(())
+        Ok(Outcome::Durable)
     }
 }
 
@@ -60,7 +60,7 @@ fn with_valve(
     let valve = Valve::default();
     let shards = wakeups(2);
     let (_, writers, journal) = Tally::resume(2, 1000, &State::default());
-    let settlement = Arc::new(Settlement::new(2, State::default().totals()));
+    let settlement = Arc::new(Settlement::new(2, State::default().totals(), false));
     let committer = Wakeup::new().unwrap();
     let wakeups = Arc::new(Wakeups { committer, shards: shards.clone() });
     let store = Box::new(valve.clone());
