@@ -203,6 +203,44 @@ fn the_help_starts_with_three_commands_that_run() {
     }
 }
 
+#[test]
+fn the_password_of_a_database_is_in_no_error_and_no_title() {
+    for (url, expected) in [
+        ("postgres://u:s3cret@x@h/d", "more than one @"),
+        ("postgres://u:s3cret/x@h/d", "more than one @"),
+        ("postgres://u:s3cret@h/d?sslmode=s3cret", "sslmode"),
+        ("postgres://u:s3cret@h/d?s3cret=1", "unknown parameter"),
+    ] {
+        for args in [&["serve", "--store", url][..], &["store", "inspect", url]] {
+            let output = run(args);
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains(expected) && !said.contains("s3cret"), "{said}");
+        }
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://u:s3cret@{}/d?connect_timeout=20", silent.local_addr().unwrap());
+    let mut server = ringtally()
+        .args(["serve", "--port", "0", "--store-timeout", "20s", "--store", &url])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let connection = silent.accept().unwrap();
+    let title = std::fs::read_to_string(format!("/proc/{}/cmdline", server.id())).unwrap();
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", server.id())).unwrap();
+    drop(silent);
+    drop(connection);
+    server.kill().unwrap();
+    let said = text(&server.wait_with_output().unwrap().stderr);
+    assert!(title.contains("postgres://u@127.0.0.1") && !title.contains("s3cret"), "{title}");
+    assert_eq!(name, "ringtally\n");
+    assert!(!said.contains("s3cret"), "{said}");
+    let output = run(&["store", "inspect", "postgres://u:s3cret@127.0.0.1:1/d"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("postgres://u@127.0.0.1:1/d") && !said.contains("s3cret"), "{said}");
+}
+
 /// What a command shows on a terminal, and its exit code.
 fn shown(columns: u16, args: &[&str], variables: &[(&str, &str)]) -> (String, Option<i32>) {
     let (mut controller, open) = terminal(columns);

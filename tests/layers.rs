@@ -110,6 +110,19 @@ fn a_store_in_a_file_knows_only_what_it_keeps() {
 }
 
 #[test]
+fn a_store_in_postgresql_knows_only_what_it_keeps_and_who_is_woken() {
+    let store = sources().join("store");
+    let mut paths = files(&store.join("postgres"));
+    paths.push(store.join("postgres.rs"));
+    for path in paths {
+        for name in used(&read_to_string(&path).unwrap()) {
+            let is_allowed = ["failure", "log", "store", "tally", "uring"].contains(&name.as_str());
+            assert!(is_allowed, "{path:?} uses crate::{name}, which it must not know");
+        }
+    }
+}
+
+#[test]
 fn the_list_has_every_module() {
     let lib = read_to_string(sources().join("lib.rs")).unwrap();
     let listed = listed(&lib);

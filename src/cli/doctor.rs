@@ -1,6 +1,8 @@
 //! `ringtally doctor`.
 
+use super::values::location;
 use crate::doctor;
+use crate::store::Location;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -13,8 +15,9 @@ affinity, SMT, NUMA, frequency governor, turbo, idle states, isolated CPUs,
 interrupts, clock source, stolen time, load, limits, queues, loopback, and
 whether this is a virtual machine or a container. With --store, also whether
 what a store acknowledged survives a power failure: the file system of the file,
-its mount options, the write caches of its devices, and the free space. It
-changes nothing and does not need root. Reports of load and challenge hold its
+its mount options, the write caches of its devices, and the free space; or of a
+PostgreSQL its settings, its standbys, and the rights of the role. It changes
+nothing and does not need root. Reports of load and challenge hold its
 findings, apart from those of --store, as `environment`.";
 
 pub(super) const EXAMPLES: &str = "\
@@ -22,6 +25,7 @@ Examples:
   ringtally doctor
   ringtally doctor --strict && ringtally challenge
   ringtally doctor --store /var/lib/ringtally/tally.redb
+  ringtally doctor --store postgres://tally@db/tally
   ringtally doctor --compare before.json after.json";
 
 /// The flags of `doctor`.
@@ -37,16 +41,8 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "FILE", num_args = 1..=2)]
     compare: Vec<PathBuf>,
     /// Also check where a store is, or would be
-    #[arg(long, value_name = "FILE", value_parser = parse_store, conflicts_with = "compare")]
-    store: Option<PathBuf>,
-}
-
-/// The file of a store. A database is not on this machine's disks, or not for the doctor to find there.
-fn parse_store(text: &str) -> Result<PathBuf, String> {
-    match text.contains("://") || text.is_empty() {
-        true => Err("use the path of a file, such as tally.redb".into()),
-        false => Ok(text.into()),
-    }
+    #[arg(long, value_name = "STORE", value_parser = location, conflicts_with = "compare")]
+    store: Option<Location>,
 }
 
 impl DoctorArgs {

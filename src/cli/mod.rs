@@ -5,6 +5,7 @@ mod challenge;
 mod compare;
 mod completions;
 mod doctor;
+mod hidden;
 mod load;
 mod man;
 mod merge;
@@ -13,6 +14,7 @@ mod store;
 mod values;
 
 use crate::failure::Failure;
+use crate::log::Log;
 pub use challenge::ChallengeArgs;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -92,8 +94,13 @@ pub enum Command {
     },
 }
 
-/// Reads the command line. Prints help, or why it cannot be read, and ends the process.
+/// Reads the command line. Prints help, or why it cannot be read, and ends the process. If an argument has the
+/// password of a database, the process is replaced by itself without it.
 pub fn parse() -> Cli {
+    if let Err(failure) = hidden::hide_passwords() {
+        Log::Text.error(&failure.to_string());
+        std::process::exit(failure.exit_code().into());
+    }
     Cli::try_parse().unwrap_or_else(|error| advised(error).exit())
 }
 

@@ -1,13 +1,13 @@
 //! `ringtally serve`, and the server's flags that `challenge` has too.
 
-use super::values::{CpuList, count, cpu_list, duration, host};
+use super::values::{CpuList, count, cpu_list, duration, host, location};
 use crate::engine::Spin;
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::log::Log;
 use crate::server::{Engine, StoreConfig};
 use crate::service::{Dialect, Policy};
-use crate::store::{Location, file};
+use crate::store::{Location, file, postgres};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{server, topology};
 use clap::{Args, ValueEnum};
@@ -36,13 +36,28 @@ it has, prints the final totals as one line of JSON on standard output, and
 exits with 0. A second signal ends it at once, with exit code 1.
 
 It needs io_uring: kernel.io_uring_disabled must be 0, and a container's seccomp
-profile must allow the io_uring system calls. `ringtally doctor` checks this.";
+profile must allow the io_uring system calls. `ringtally doctor` checks this.
+
+With --store postgres://user@host1,host2/database, any number of servers behind
+a load balancer count into one tally: /stats on each of them is the total over
+all. The URL is what libpq accepts: several hosts, of which the one that can be
+written is used, sslmode up to verify-full with sslrootcert, and the password
+from PGPASSWORD or the file that PGPASSFILE names; one in the URL is moved out of
+the process's arguments. PostgreSQL 12 or newer is needed. A database that does
+not respond at the start is waited for as long as --store-timeout, and then the
+server exits with 3; later it is waited for without end.
+The role needs CONNECT and CREATE on the database for the first start, which
+makes the schema ringtally, or the schema to be its own (CREATE SCHEMA ringtally
+AUTHORIZATION role). A role that does not own it needs USAGE on the schema,
+SELECT on its table format, SELECT and UPDATE on tally, and SELECT, INSERT,
+UPDATE, and DELETE on servers and users.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ringtally serve
   ringtally serve --host :: --port 9000 --cpus 0-3
   ringtally serve --store tally.redb
+  ringtally serve --store 'postgres://tally@db1,db2/tally?sslrootcert=system'
   taskset -c 2-5 ringtally serve --dialect fasterapi
   numactl --cpunodebind=0 --membind=0 ringtally serve --cpus 0-7";
 
@@ -122,11 +137,12 @@ pub(super) struct ServerTuning {
     /// longest id (256 bytes), and 64 more for each further shard that sees it.
     #[arg(long, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
     max_users: u64,
-    /// File that keeps the totals; it is created where there is none
+    /// Where the totals are kept: a file, or the URL of a PostgreSQL
     ///
     /// With it, an event is acknowledged once it is durable, and the totals survive the end of the server,
-    /// however that comes. One server at a time uses a file. Without it, the totals live in memory.
-    #[arg(long, value_name = "FILE", value_parser = location)]
+    /// however that comes. One server at a time uses a file, which is created where there is none. Any
+    /// number of servers share postgres://user@host/database. Without it, the totals live in memory.
+    #[arg(long, value_name = "STORE", value_parser = location)]
     store: Option<Location>,
     /// How long an acknowledgement waits for the store
     ///
@@ -163,17 +179,6 @@ fn spin(text: &str) -> Result<Spin, String> {
             Ok(micros) => Ok(Spin::Fixed(Duration::from_micros(micros))),
             Err(error) => Err(format!("{error}, or auto")),
         },
-    }
-}
-
-/// Where a store is.
-fn location(text: &str) -> Result<Location, String> {
-    match text.split_once("://") {
-        None if text.is_empty() => Err("the name of the file is empty".into()),
-        None => Ok(Location::File(text.into())),
-        Some((scheme, _)) => {
-            Err(format!("{scheme}:// is no kind of store: pass the name of a file"))
-        }
     }
 }
 
@@ -267,16 +272,24 @@ impl ServerTuning {
 
     /// Refuses a store with events, for a command that begins with a reset.
     pub(super) fn check_store_is_empty(&self) -> Result<(), Failure> {
-        let Some(Location::File(path)) = &self.store else { return Ok(()) };
+        let Some(location) = &self.store else { return Ok(()) };
         // One that is not there, or is empty, holds nothing.
-        let holds_something = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
-        let events = if holds_something { file::inspect(path)?.events } else { 0 };
+        let (events, advice) = match location {
+            Location::File(path) => {
+                let holds_something = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+                let events = if holds_something { file::inspect(path)?.events } else { 0 };
+                (events, "delete the file")
+            }
+            Location::Postgres(target) => {
+                let held = postgres::inspect(target)?.map_or(0, |held| held.totals.total_requests);
+                (held, "drop its schema ringtally")
+            }
+        };
         match events {
             0 => Ok(()),
             _ => Err(Failure::Usage(format!(
-                "{} holds events ({events}), and a challenge begins with a reset: pass another --store, or \
-                 delete the file",
-                path.display()
+                "{location} holds events ({events}), and a challenge begins with a reset: pass another --store, \
+                 or {advice}"
             ))),
         }
     }

@@ -1,12 +1,12 @@
 //! `ringtally store`.
 
 use super::print;
+use super::values::location;
 use crate::failure::Failure;
-use crate::store::file;
+use crate::store::{Location, file, postgres};
 use crate::tally::Totals;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use std::path::PathBuf;
 
 pub(super) const LONG_ABOUT: &str = "\
 Look into what a server keeps in a store
@@ -18,15 +18,17 @@ a server would restore it, and not a byte of it is written.";
 pub(super) const EXAMPLES: &str = "\
 Examples:
   ringtally store inspect tally.redb
-  ringtally store inspect tally.redb | jq .totalRequests";
+  ringtally store inspect tally.redb | jq .totalRequests
+  ringtally store inspect postgres://tally@db/tally";
 
 const INSPECT_LONG_ABOUT: &str = "\
 Print the totals and the number of users in a store as JSON
 
 The totals are those that /stats would report after a start on this store, and
 `users` counts the users in its lists: if the two disagree, the store is refused
-as damaged. A store that a server uses is refused, too: its /stats has the same
-totals.";
+as damaged. A file that a server uses is refused, too: its /stats has the same
+totals. What is in PostgreSQL is that of one moment, whether servers use it or
+not, and a standby will do.";
 
 /// The arguments of `store`.
 #[derive(Args, Debug)]
@@ -41,8 +43,9 @@ enum StoreCommand {
     /// Print the totals and the number of users in a store as JSON
     #[command(long_about = INSPECT_LONG_ABOUT, after_help = EXAMPLES)]
     Inspect {
-        /// File of the store
-        store: PathBuf,
+        /// File of the store, or the URL of a PostgreSQL
+        #[arg(value_parser = location)]
+        store: Location,
     },
 }
 
@@ -61,8 +64,20 @@ struct Inspection {
 /// [`Failure::Environment`]: the store cannot be read, or standard output cannot be written.
 pub fn run_store(args: StoreArgs) -> Result<(), Failure> {
     let StoreCommand::Inspect { store } = args.command;
-    let state = file::inspect(&store)?;
-    let inspection = Inspection { totals: state.totals(), users: state.users };
+    let inspection = match store {
+        Location::File(path) => {
+            let state = file::inspect(&path)?;
+            Inspection { totals: state.totals(), users: state.users }
+        }
+        Location::Postgres(target) => {
+            let held = postgres::inspect(&target)?.ok_or_else(|| {
+                Failure::Environment(format!(
+                    "the store {target} holds no totals: start a server on it first"
+                ))
+            })?;
+            Inspection { totals: held.totals, users: held.users }
+        }
+    };
     let json = serde_json::to_string(&inspection).expect("finite numbers have a JSON form");
     print(format!("{json}\n").as_bytes())
 }

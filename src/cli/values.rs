@@ -2,6 +2,8 @@
 //! value in front of it.
 
 use crate::load::grouped;
+use crate::store::Location;
+use crate::store::postgres::Target;
 use crate::topology;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
@@ -29,6 +31,21 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     address.ok_or_else(|| {
         "expected an IPv4 or IPv6 address of this machine, or localhost, without a port".into()
     })
+}
+
+/// Where a store is.
+pub(super) fn location(text: &str) -> Result<Location, String> {
+    match text.split_once("://") {
+        None if text.is_empty() => Err("the name of the file is empty".into()),
+        None => Ok(Location::File(text.into())),
+        Some(_) if Target::is_url(text) => match Target::parse(text) {
+            Ok(target) => Ok(Location::Postgres(Box::new(target))),
+            Err(why) => Err(format!("the URL {why}")),
+        },
+        Some((scheme, _)) => Err(format!(
+            "{scheme}:// is no kind of store: pass the name of a file, or postgres://user@host/database"
+        )),
+    }
 }
 
 /// A whole number in `range`: digits, digits with a suffix (`75k`, `1.5M`, `2G`), or in scientific

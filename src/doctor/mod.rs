@@ -3,6 +3,7 @@
 
 mod compare;
 mod cpu;
+mod database;
 mod kernel;
 mod machine;
 mod network;
@@ -10,6 +11,7 @@ mod ring;
 mod storage;
 
 use crate::failure::Failure;
+use crate::store::Location;
 use crate::terminal;
 use anstyle::{AnsiColor, Style};
 pub use compare::{Difference, compare, differences};
@@ -33,8 +35,8 @@ pub struct Config {
     pub strict: bool,
     /// Two reports to compare with each other, or one to compare with this machine.
     pub compare: Vec<PathBuf>,
-    /// The file of a store, whose file system and device are checked as well.
-    pub store: Option<PathBuf>,
+    /// A store, whose file system and device, or database, are checked as well.
+    pub store: Option<Location>,
 }
 
 /// The result of a check.
@@ -224,8 +226,12 @@ pub fn run(config: Config) -> Result<(), Failure> {
         };
     }
     let mut environment = Environment::here(SAMPLE);
-    if let Some(file) = &config.store {
-        environment.checks.extend(storage::checks(&Machine::here(), file));
+    match &config.store {
+        Some(Location::File(file)) => {
+            environment.checks.extend(storage::checks(&Machine::here(), file));
+        }
+        Some(Location::Postgres(target)) => environment.checks.extend(database::checks(target)),
+        None => {}
     }
     print(&if config.json { environment.json() + "\n" } else { for_people(&environment.lines()) })?;
     match environment.warnings() {

@@ -61,12 +61,14 @@ pub(super) fn restore(
     log: Log,
     lifecycle: &Receiver<Lifecycle>,
 ) -> Result<Start, Failure> {
-    let Location::File(path) = &config.location;
-    let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+    let bytes = match &config.location {
+        Location::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+        Location::Postgres(_) => 0,
+    };
     if bytes >= LONG_CHECK_BYTES {
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
-    let (mut store, state) = store::open(&config.location, config.timeout)?;
+    let (mut store, state) = store::open(&config.location, config.timeout, log)?;
     let group = store.read()?;
     let totals = group.as_ref().map_or_else(|| state.totals(), |group| group.totals);
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);

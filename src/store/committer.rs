@@ -132,6 +132,7 @@ impl Committer {
     /// `is_read` or somebody has asked for them. Repeats it for as long as others reset them meanwhile.
     fn commit_and(&mut self, is_read: bool) -> Result<(), Failure> {
         loop {
+            self.store.pace();
             let cut = self.journal.cut();
             if self.news.is_some() {
                 self.settlement.begin(cut.epoch, monotonic_ms());

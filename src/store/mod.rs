@@ -6,15 +6,18 @@
 mod committer;
 pub mod file;
 mod held;
+pub mod postgres;
 mod settle;
 
 use crate::failure::Failure;
+use crate::log::Log;
 pub use crate::metrics::ServerShare;
 use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;
 pub use committer::{Committer, Ending};
 use file::FileStore;
 pub use held::{Held, Release};
+use postgres::{PostgresStore, Target};
 use rustix::time::{ClockId, clock_gettime};
 pub use settle::{Settlement, Waker};
 use std::fmt;
@@ -61,6 +64,9 @@ pub trait Store: Send {
         None
     }
 
+    /// Waits until the next commit may begin. Called before its cut is taken.
+    fn pace(&mut self) {}
+
     /// Tells the store how this server is called among those that share it.
     fn introduce(&mut self, _name: &str) {}
 }
@@ -97,27 +103,39 @@ pub struct News {
 pub enum Location {
     /// A file.
     File(PathBuf),
+    /// A PostgreSQL, which other servers may share.
+    Postgres(Box<Target>),
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::File(path) => write!(f, "{}", path.display()),
+            Location::Postgres(target) => write!(f, "{target}"),
         }
     }
 }
 
 /// Opens a store, or creates it where there is none, and returns it with what it holds for this server. One
-/// that does not respond is waited for as long as `timeout`.
+/// that does not respond is waited for as long as `timeout`; later losses of its connection go to `log`.
 ///
 /// # Errors
 ///
 /// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
-pub fn open(location: &Location, _timeout: Duration) -> Result<(Box<dyn Store>, State), Failure> {
+pub fn open(
+    location: &Location,
+    timeout: Duration,
+    log: Log,
+) -> Result<(Box<dyn Store>, State), Failure> {
     match location {
         Location::File(path) => {
             let (store, state) = FileStore::open(path)?;
             Ok((Box::new(store), state))
+        }
+        Location::Postgres(target) => {
+            let store = PostgresStore::open(target, timeout, log)?;
+            // What it holds was counted by others, and by this server before it was restarted.
+            Ok((Box::new(store), State::default()))
         }
     }
 }

@@ -1,0 +1,139 @@
+//! What a database holds and promises, read without changing it.
+
+use super::member::{count, damaged};
+use super::session::{Purpose, Session, within};
+use super::target::Target;
+use super::trouble::Trouble;
+use super::{runtime, schema, sums};
+use crate::failure::Failure;
+use crate::tally::{ExactSum, Totals};
+use std::time::{Duration, Instant};
+use tokio::task::LocalSet;
+
+/// How long a database may take to answer.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What a store holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    /// The totals over all servers.
+    pub totals: Totals,
+    /// The users in its list.
+    pub users: u64,
+}
+
+/// What a database says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Database {
+    /// The host that answered, and its version.
+    pub about: String,
+    /// How long it takes to answer.
+    pub round_trip: Duration,
+    /// Whether the connection is encrypted.
+    pub is_encrypted: bool,
+    /// Settings that let it lose what it confirmed, such as `fsync = off`.
+    pub unsafe_settings: Vec<String>,
+    /// `synchronous_standby_names`.
+    pub standbys: String,
+    /// How many standbys it waits for now.
+    pub standbys_waited_for: u64,
+    /// Whether the tables are there.
+    pub has_tables: bool,
+    /// Whether the role may create the schema where there is none, or use its tables.
+    pub has_rights: bool,
+}
+
+/// What a store in PostgreSQL holds at one moment; `None` where no server has made one.
+///
+/// # Errors
+///
+/// [`Failure::Environment`]: the database does not answer, or holds a store of another format, or a damaged one.
+pub fn inspect(target: &Target) -> Result<Option<Inspection>, Failure> {
+    read_only(target, read)
+}
+
+/// What the database of a store says about itself.
+///
+/// # Errors
+///
+/// [`Failure::Environment`]: it does not answer.
+pub fn examine(target: &Target) -> Result<Database, Failure> {
+    read_only(target, ask)
+}
+
+/// Reads something in a transaction that can change nothing.
+fn read_only<T>(
+    target: &Target,
+    read: impl AsyncFnOnce(&Session) -> Result<T, Trouble>,
+) -> Result<T, Failure> {
+    let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
+    let runtime = runtime().map_err(no_room)?;
+    let reading = async {
+        let session = Session::open(target, Purpose::Read, "ringtally inspect", None).await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        session.client.batch_execute(begin).await?;
+        read(&session).await
+    };
+    let result = LocalSet::new().block_on(&runtime, within(LIMIT, reading));
+    result.map_err(|trouble| trouble.failure(target))
+}
+
+async fn read(session: &Session) -> Result<Option<Inspection>, Trouble> {
+    if !schema::check(session).await? {
+        return Ok(None);
+    }
+    let sql = "SELECT s.events, s.users, s.sum FROM ringtally.servers s JOIN ringtally.tally t USING (generation)";
+    let (mut events, mut unique_users, mut sum) = (0, 0, ExactSum::default());
+    for row in session.client.query(sql, &[]).await? {
+        events += count(row.get(0))?;
+        unique_users += count(row.get(1))?;
+        sum.merge(&sums::unpack(row.get(2)).ok_or_else(damaged)?);
+    }
+    let sql = "SELECT count(*) FROM ringtally.users u JOIN ringtally.tally t USING (generation)";
+    let users = count(session.client.query_one(sql, &[]).await?.get(0))?;
+    if users != unique_users {
+        return Err(Trouble::Lasting(format!(
+            "it is damaged: its rows have {unique_users} users, and its list {users}: restore it from a backup"
+        )));
+    }
+    let totals = Totals { total_requests: events, unique_users, sum: sum.round() };
+    Ok(Some(Inspection { totals, users }))
+}
+
+async fn ask(session: &Session) -> Result<Database, Trouble> {
+    let client = &session.client;
+    let started = Instant::now();
+    client.query_one("SELECT 1", &[]).await?;
+    let round_trip = started.elapsed();
+    let sql =
+        "SELECT current_setting('fsync') = 'off', current_setting('full_page_writes') = 'off',
+        current_setting('synchronous_standby_names'),
+        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
+        COALESCE((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
+        has_database_privilege(current_database(), 'CREATE')";
+    let row = client.query_one(sql, &[]).await?;
+    let names = ["fsync = off", "full_page_writes = off"];
+    let unsafe_settings = names.iter().enumerate().filter(|(at, _)| row.get::<_, bool>(*at));
+    let unsafe_settings = unsafe_settings.map(|(_, name)| (*name).to_owned()).collect();
+    let has_tables = schema::check(session).await?;
+    let has_rights = match has_tables {
+        false => row.get(5),
+        true => {
+            let sql =
+                "SELECT has_table_privilege('ringtally.servers', 'SELECT, INSERT, UPDATE, DELETE')
+                AND has_table_privilege('ringtally.users', 'SELECT, INSERT, DELETE')
+                AND has_table_privilege('ringtally.tally', 'SELECT, UPDATE')";
+            client.query_one(sql, &[]).await?.get(0)
+        }
+    };
+    Ok(Database {
+        about: session.about.clone(),
+        round_trip,
+        is_encrypted: row.get(4),
+        unsafe_settings,
+        standbys: row.get(2),
+        standbys_waited_for: count(row.get(3))?,
+        has_tables,
+        has_rights,
+    })
+}

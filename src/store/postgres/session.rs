@@ -1,0 +1,242 @@
+//! A connection to PostgreSQL, and the task that moves its bytes and hears what it says unasked.
+
+use super::password;
+use super::target::{Host, Target};
+use super::tls::{Connector, Stream};
+use super::trouble::Trouble;
+use crate::uring::Wakeup;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::Severity;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket};
+
+/// The oldest PostgreSQL that has what the statements use, as it counts versions.
+const VERSION_MIN: i32 = 120_000;
+
+/// What every session begins with. A commit is acknowledged once the database says that it is durable, so
+/// no setting of the role or the database may lower that. A session of a server that was cut off must not
+/// hold its locks for long: the server comes back on another one.
+const SETTINGS: &str = "\
+    SET search_path = pg_catalog;
+    SET client_min_messages = warning;
+    SET default_transaction_isolation = 'read committed';
+    SET default_transaction_deferrable = off;
+    SET statement_timeout = 0;
+    SET lock_timeout = 0;
+    SET idle_in_transaction_session_timeout = '10s';
+    SET tcp_keepalives_idle = 5;
+    SET tcp_keepalives_interval = 1;
+    SET tcp_keepalives_count = 5;
+    SELECT set_config('synchronous_commit', 'on', false)
+        WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To read: a standby will do.
+    Read,
+    /// To write.
+    Write,
+}
+
+/// A connection. Dropped, it is closed.
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// What the database has warned of since it was last asked.
+    warnings: Rc<RefCell<Vec<String>>>,
+    driver: JoinHandle<()>,
+    /// The host, and the version of the database.
+    pub(super) about: String,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// Connects to the first host that lets it in and can do what it is for. What the database says unasked
+    /// wakes `news`. Must run in a `LocalSet`.
+    ///
+    /// # Errors
+    ///
+    /// Why none did. Passing, if any of them may do so later.
+    pub(super) async fn open(
+        target: &Target,
+        purpose: Purpose,
+        application: &str,
+        news: Option<Arc<Wakeup>>,
+    ) -> Result<Session, Trouble> {
+        let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
+        let mut worst = None;
+        let mut reasons = Vec::new();
+        for host in &target.hosts {
+            let connecting = Session::connect(
+                target,
+                host,
+                purpose,
+                application,
+                connector.clone(),
+                news.clone(),
+            );
+            let trouble = match timeout(target.patience.connect, connecting).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(trouble)) => trouble,
+                Err(_) => {
+                    let ms = target.patience.connect.as_millis();
+                    Trouble::Passing(format!("it did not respond within {ms} ms"))
+                }
+            };
+            reasons.push(format!("{host}: {trouble}"));
+            if !matches!(worst, Some(Trouble::Passing(_))) {
+                worst = Some(trouble);
+            }
+        }
+        let reasons = reasons.join("; ");
+        Err(match worst {
+            Some(Trouble::Lasting(_)) => Trouble::Lasting(reasons),
+            Some(Trouble::Refused(_)) => Trouble::Refused(reasons),
+            Some(Trouble::Passing(_)) | None => Trouble::Passing(reasons),
+        })
+    }
+
+    async fn connect(
+        target: &Target,
+        host: &Host,
+        purpose: Purpose,
+        application: &str,
+        connector: Connector,
+        news: Option<Arc<Wakeup>>,
+    ) -> Result<Session, Trouble> {
+        let (password, ignored) = password::find(target, host);
+        let config = config(target, host, application, password.map(|password| password.0));
+        let (client, connection) = config.connect(connector).await.map_err(|error| {
+            match (Trouble::from(error), ignored) {
+                // The password that is missing is in a file that was not used.
+                (Trouble::Refused(why), Some(ignored)) => Trouble::Refused(format!("{ignored}; {why}")),
+                // Without one there is nothing to send.
+                (Trouble::Passing(why), ignored) if why == "password missing" => {
+                    let ignored = ignored.map_or(String::new(), |ignored| format!("{ignored}; "));
+                    Trouble::Refused(format!(
+                        "{ignored}it asks for a password: set PGPASSWORD, or PGPASSFILE to the name of a \
+                         file that has it"
+                    ))
+                }
+                (trouble, _) => trouble,
+            }
+        })?;
+        let version = connection.parameter("server_version").unwrap_or("of unknown version");
+        let about = format!("PostgreSQL {version} on {host}");
+        let warnings = Rc::default();
+        let driver = tokio::task::spawn_local(drive(connection, Rc::clone(&warnings), news));
+        let session = Session { client, warnings, driver, about };
+        session.check(purpose).await?;
+        session.client.batch_execute(SETTINGS).await?;
+        Ok(session)
+    }
+
+    /// Refuses a database that is too old, or that cannot do what the session is for.
+    async fn check(&self, purpose: Purpose) -> Result<(), Trouble> {
+        let sql = "SELECT current_setting('server_version_num')::int,
+            pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
+        let row = self.client.query_one(sql, &[]).await?;
+        if row.get::<_, i32>(0) < VERSION_MIN {
+            return Err(Trouble::Lasting(format!("{} is too old: use 12 or newer", self.about)));
+        }
+        if purpose == Purpose::Write && row.get(1) {
+            return Err(Trouble::Passing("it is read-only, as a standby is".into()));
+        }
+        Ok(())
+    }
+
+    /// Forgets what was warned of.
+    pub(super) fn forget_warnings(&self) {
+        self.warnings.borrow_mut().clear();
+    }
+
+    /// Passing trouble if the database has warned of something: a commit that it warns about may not be on
+    /// the standby that it should have waited for.
+    pub(super) fn check_warnings(&self) -> Result<(), Trouble> {
+        match self.warnings.borrow_mut().pop() {
+            None => Ok(()),
+            Some(warning) => Err(Trouble::Passing(format!("PostgreSQL warned \"{warning}\""))),
+        }
+    }
+}
+
+fn config(target: &Target, host: &Host, application: &str, password: Option<String>) -> Config {
+    let patience = &target.patience;
+    let mut config = Config::new();
+    config
+        .user(&target.user)
+        .dbname(&target.database)
+        .port(host.port)
+        .application_name(target.application.as_deref().unwrap_or(application))
+        .connect_timeout(patience.connect)
+        .keepalives(patience.keepalives)
+        .keepalives_idle(patience.idle)
+        .keepalives_interval(patience.interval)
+        .keepalives_retries(patience.count)
+        .tcp_user_timeout(patience.user_timeout);
+    if host.is_socket() {
+        config.host_path(&host.name).ssl_mode(SslMode::Disable);
+    } else {
+        config.host(&host.name).ssl_mode(target.tls.negotiation());
+    }
+    if let Some(address) = host.address {
+        config.hostaddr(address);
+    }
+    if let Some(password) = password {
+        config.password(password);
+    }
+    if let Some(options) = &target.options {
+        config.options(options);
+    }
+    config
+}
+
+/// Moves the bytes of a connection until it ends.
+async fn drive(
+    mut connection: Connection<Socket, Stream>,
+    warnings: Rc<RefCell<Vec<String>>>,
+    news: Option<Arc<Wakeup>>,
+) {
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            AsyncMessage::Notification(_) => {
+                if let Some(news) = &news {
+                    news.wake();
+                }
+            }
+            AsyncMessage::Notice(notice) if notice.parsed_severity() == Some(Severity::Warning) => {
+                warnings.borrow_mut().push(notice.message().to_owned());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Does something in a limited time.
+///
+/// # Errors
+///
+/// Its own, or that it took longer.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    match timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => {
+            let seconds = limit.as_secs();
+            Err(Trouble::Passing(format!("it did not respond within {seconds} s")))
+        }
+    }
+}

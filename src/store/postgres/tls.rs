@@ -1,0 +1,309 @@
+//! TLS to PostgreSQL by rustls, with libpq's levels of trust (PostgreSQL documentation, section 34.19.1).
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::Socket;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// How much a connection is protected: `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Not at all.
+    Disable,
+    /// Against listening, if the server can.
+    Prefer,
+    /// Against listening.
+    Require,
+    /// Also against a server whose certificate no trusted root has signed.
+    VerifyCa,
+    /// Also against a server that is another than the URL names.
+    VerifyFull,
+}
+
+/// The certificates that are trusted: `sslrootcert`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// None are known.
+    None,
+    /// Those of a file.
+    File(PathBuf),
+    /// Those of this machine.
+    System,
+}
+
+impl Roots {
+    /// What the parameter says, or else the file in the home directory, if there is one.
+    pub(super) fn new(parameter: Option<&str>, of_home: Option<PathBuf>) -> Roots {
+        match parameter {
+            Some("system") => Roots::System,
+            Some(path) => Roots::File(path.into()),
+            None => of_home.filter(|file| file.exists()).map_or(Roots::None, Roots::File),
+        }
+    }
+
+    fn load(&self) -> Result<RootCertStore, String> {
+        let mut store = RootCertStore::empty();
+        match self {
+            Roots::None => return Err("no root certificate is known: pass sslrootcert".into()),
+            Roots::System => {
+                let (added, _) =
+                    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                if added == 0 {
+                    return Err(
+                        "this machine has no root certificates: install ca-certificates".into()
+                    );
+                }
+            }
+            Roots::File(path) => {
+                let shown = path.display();
+                let cannot = |error: &dyn std::fmt::Display| {
+                    format!("sslrootcert {shown} cannot be read ({error})")
+                };
+                let certificates =
+                    CertificateDer::pem_file_iter(path).map_err(|error| cannot(&error))?;
+                for certificate in certificates {
+                    let certificate = certificate.map_err(|error| cannot(&error))?;
+                    store.add(certificate).map_err(|error| cannot(&error))?;
+                }
+                if store.is_empty() {
+                    return Err(format!("sslrootcert {shown} holds no certificate in PEM format"));
+                }
+            }
+        }
+        Ok(store)
+    }
+}
+
+impl Mode {
+    /// What the parameter says, with libpq's default.
+    pub(super) fn new(parameter: Option<&str>, roots: &Roots) -> Result<Mode, String> {
+        let mode = match parameter {
+            Some("disable") => Mode::Disable,
+            None if *roots == Roots::System => Mode::VerifyFull,
+            None | Some("prefer") => Mode::Prefer,
+            // With a root certificate at hand it is checked, as libpq does.
+            Some("require") if *roots != Roots::None => Mode::VerifyCa,
+            Some("require") => Mode::Require,
+            Some("verify-ca") => Mode::VerifyCa,
+            Some("verify-full") => Mode::VerifyFull,
+            Some(_) => {
+                return Err("has an sslmode other than disable, prefer, require, verify-ca, and \
+                            verify-full"
+                    .into());
+            }
+        };
+        Ok(mode)
+    }
+
+    /// What the client of PostgreSQL is told.
+    pub(super) fn negotiation(self) -> SslMode {
+        match self {
+            Mode::Disable => SslMode::Disable,
+            Mode::Prefer => SslMode::Prefer,
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
+        }
+    }
+
+    /// What makes connections of this mode.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: the root certificates cannot be read.
+    pub(super) fn connector(self, roots: &Roots) -> Result<Connector, String> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier: Arc<dyn ServerCertVerifier> = match self {
+            Mode::Disable | Mode::Prefer | Mode::Require => {
+                Arc::new(Lenient { roots: None, provider: Arc::clone(&provider) })
+            }
+            Mode::VerifyCa => {
+                Arc::new(Lenient { roots: Some(roots.load()?), provider: Arc::clone(&provider) })
+            }
+            Mode::VerifyFull => {
+                let (roots, provider) = (Arc::new(roots.load()?), Arc::clone(&provider));
+                WebPkiServerVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .map_err(|error| error.to_string())?
+            }
+        };
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Ok(Connector(TlsConnector::from(Arc::new(config))))
+    }
+}
+
+/// Checks less than rustls does, for the modes that ask for less: not the name, and without roots only that the
+/// server has the key of the certificate that it shows.
+#[derive(Debug)]
+struct Lenient {
+    roots: Option<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Lenient {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            let certificate = ParsedCertificate::try_from(end_entity)?;
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &certificate,
+                roots,
+                intermediates,
+                now,
+                algorithms,
+            )?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Makes TLS connections.
+#[derive(Clone)]
+pub(super) struct Connector(TlsConnector);
+
+/// Makes one TLS connection, to a server of this name.
+pub(super) struct Handshake(TlsConnector, ServerName<'static>);
+
+impl MakeTlsConnect<Socket> for Connector {
+    type Stream = Stream;
+    type TlsConnect = Handshake;
+    type Error = io::Error;
+
+    fn make_tls_connect(&mut self, name: &str) -> io::Result<Handshake> {
+        // A socket in a folder has no name, and never TLS.
+        let name = if name.is_empty() { "localhost" } else { name };
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| io::Error::other("the name of the host is none that a certificate has"))?;
+        Ok(Handshake(self.0.clone(), name))
+    }
+}
+
+impl TlsConnect<Socket> for Handshake {
+    type Stream = Stream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        Box::pin(async move { Ok(Stream(Box::new(self.0.connect(self.1, socket).await?))) })
+    }
+}
+
+/// A TLS connection.
+pub(super) struct Stream(Box<TlsStream<Socket>>);
+
+impl tokio_postgres::tls::TlsStream for Stream {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_asks_for_what_libpq_asks_for() {
+        let file = Roots::new(Some("root.crt"), None);
+        for (parameter, roots, expected) in [
+            (None, &Roots::None, Mode::Prefer),
+            (None, &file, Mode::Prefer),
+            (None, &Roots::System, Mode::VerifyFull),
+            (Some("disable"), &file, Mode::Disable),
+            (Some("require"), &Roots::None, Mode::Require),
+            (Some("require"), &file, Mode::VerifyCa),
+            (Some("verify-ca"), &file, Mode::VerifyCa),
+            (Some("verify-full"), &Roots::None, Mode::VerifyFull),
+        ] {
+            assert_eq!(Mode::new(parameter, roots), Ok(expected), "{parameter:?} {roots:?}");
+        }
+        assert!(Mode::new(Some("allow"), &file).unwrap_err().contains("prefer"));
+    }
+
+    #[test]
+    fn who_verifies_needs_roots() {
+        for mode in [Mode::VerifyCa, Mode::VerifyFull] {
+            let said = mode.connector(&Roots::None).err().unwrap();
+            assert!(said.contains("pass sslrootcert"), "{said}");
+            let said = mode.connector(&Roots::File("/nowhere".into())).err().unwrap();
+            assert!(said.contains("/nowhere"), "{said}");
+        }
+        assert!(Mode::Require.connector(&Roots::None).is_ok());
+    }
+}

@@ -1,0 +1,109 @@
+//! Why something failed in a database, and whether trying again can mend it.
+
+use super::target::Target;
+use crate::failure::Failure;
+use std::error::Error as _;
+use std::fmt;
+use tokio_postgres::error::SqlState;
+
+/// Why something failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It may work later: the database is away, full, or starting.
+    Passing(String),
+    /// Trying again changes nothing: a clause that says what happened and what to do.
+    Lasting(String),
+    /// The database lets this user not in. At the start that is lasting; later it may be a change of the
+    /// password that is under way.
+    Refused(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Passing(why) | Trouble::Lasting(why) | Trouble::Refused(why) => {
+                f.write_str(why)
+            }
+        }
+    }
+}
+
+impl Trouble {
+    /// As the failure of a command.
+    pub(super) fn failure(&self, target: &Target) -> Failure {
+        Failure::Environment(format!("the store {target}: {self}"))
+    }
+}
+
+impl From<tokio_postgres::Error> for Trouble {
+    fn from(error: tokio_postgres::Error) -> Trouble {
+        match error.as_db_error() {
+            Some(said) => judge(said.code(), said.message()),
+            None => {
+                // Of an error on the way there, the cause says more than the error.
+                let mut why = error.to_string();
+                if let Some(cause) = error.source() {
+                    why = cause.to_string();
+                }
+                Trouble::Passing(why)
+            }
+        }
+    }
+}
+
+/// What an error of the database means, by its code (PostgreSQL documentation, appendix A).
+fn judge(code: &SqlState, message: &str) -> Trouble {
+    let said = |advice: &str| format!("PostgreSQL said \"{message}\" ({}): {advice}", code.code());
+    match code.code() {
+        "28P01" => Trouble::Refused(said(
+            "check the user and its password, which PGPASSWORD or the file that PGPASSFILE names has",
+        )),
+        "28000" => Trouble::Refused(said("check the user and what pg_hba.conf says about it")),
+        "3D000" => Trouble::Refused(said("create the database, or name another one")),
+        "42501" => Trouble::Lasting(said(
+            "grant the role what it needs: ringtally serve --help says what that is",
+        )),
+        // Tables, columns, and functions, values, and constraints: the schema is not the one that was made.
+        code if ["42", "22", "23", "3F", "0A"].iter().any(|class| code.starts_with(class)) => {
+            Trouble::Lasting(said(
+                "the schema ringtally is not as it was made: restore it, or name another database",
+            ))
+        }
+        _ => Trouble::Passing(format!("PostgreSQL said \"{message}\" ({})", code.code())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_lasting_only_if_no_retry_can_mend_it() {
+        for (code, expected) in [
+            ("53100", "passing"), // disk full
+            ("53300", "passing"), // too many connections
+            ("57P01", "passing"), // admin shutdown
+            ("57P03", "passing"), // starting up
+            ("40P01", "passing"), // deadlock
+            ("40001", "passing"), // serialization
+            ("25006", "passing"), // read only: a standby
+            ("58030", "passing"), // I/O error
+            ("XX000", "passing"),
+            ("28P01", "refused"),
+            ("28000", "refused"),
+            ("3D000", "refused"),
+            ("42501", "lasting"),
+            ("42P01", "lasting"),
+            ("3F000", "lasting"),
+            ("22003", "lasting"),
+            ("23514", "lasting"),
+        ] {
+            let kind = match judge(&SqlState::from_code(code), "no") {
+                Trouble::Passing(_) => "passing",
+                Trouble::Refused(_) => "refused",
+                Trouble::Lasting(_) => "lasting",
+            };
+            assert_eq!(kind, expected, "{code}");
+        }
+    }
+}
