@@ -1,160 +1,235 @@
-//! `load --batch`: events in batches, judged by batch outcome, against small servers that handle batches
-//! well, or wrong in one way each.
+//! `POST /events` in the pure core: raw bytes in, raw responses out, and what is counted after each.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 mod common;
 
-use common::fake::{Fake, GOOD, Habits, load};
-use common::{run, text};
-use serde_json::Value;
-use std::time::Duration;
+use common::{Response, split_responses};
+use ringtally::http::{Limits, Outcome, Timeouts};
+use ringtally::metrics::Reporter;
+use ringtally::service::{BatchMemory, Connection, Policy, Service};
+use ringtally::tally::{Tally, Totals};
+use std::sync::Arc;
 
-/// What a load of a server with such habits is judged, in batches of 100.
-fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
-    load(&Fake::start(habits).url(), &[&["--batch", "100"], flags].concat())
+const BATCH_BYTES_MAX: usize = 1 << 20;
+const LINE_BYTES_MAX: usize = 500;
+const LIMITS: Limits = Limits {
+    body_bytes_max: LINE_BYTES_MAX,
+    batch_bytes_max: BATCH_BYTES_MAX,
+    timeouts: Timeouts { header_ms: 100, body_ms: 200, idle_ms: 1000 },
+};
+
+/// Connections of the shards of one server.
+struct Server {
+    tally: Arc<Tally>,
+    services: Vec<Service>,
+    memory: Arc<BatchMemory>,
 }
 
-fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
-    let (code, report) = report;
-    assert_eq!((*code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
-    let reasons = report["reasons"].to_string();
-    assert!(reasons.contains(reason), "{reasons}");
+/// One connection.
+struct Client {
+    connection: Connection,
+    out: Vec<u8>,
+    outcome: Outcome,
+}
+
+impl Client {
+    fn new() -> Client {
+        let connection = Connection::new(LIMITS, true, 0);
+        Client { connection, out: Vec::new(), outcome: Outcome::Receive }
+    }
+
+    /// Receives a piece, without going on with what takes more turns.
+    fn receive(&mut self, service: &mut Service, input: &[u8]) {
+        self.outcome = self.connection.receive(input, 0, service, &mut self.out);
+        service.commit();
+    }
+
+    /// Gives the connection turns until it waits for input.
+    fn finish(&mut self, service: &mut Service) -> Vec<Response> {
+        let mut bytes = std::mem::take(&mut self.out);
+        while matches!(self.outcome, Outcome::Resume | Outcome::Work) {
+            self.outcome = self.connection.resume(0, service, &mut self.out);
+            service.commit();
+            bytes.append(&mut self.out);
+        }
+        split_responses(&bytes)
+    }
+}
+
+impl Server {
+    fn new(shards: usize, users_max: u64) -> Server {
+        let (tally, writers) = Tally::new(shards, users_max);
+        let memory = BatchMemory::new(2 * BATCH_BYTES_MAX);
+        let policy = Policy {
+            line_bytes_max: LINE_BYTES_MAX,
+            batch_memory: Arc::clone(&memory),
+            ..Policy::new("h")
+        };
+        let services = std::iter::zip(writers, Reporter::for_shards(shards, "none"))
+            .map(|(writer, metrics)| Service::new(writer, metrics, policy.clone(), 0))
+            .collect();
+        Server { tally, services, memory }
+    }
+
+    /// The only response to a request on a connection of its own.
+    fn ask(&mut self, request: &[u8]) -> Response {
+        let mut client = Client::new();
+        client.receive(&mut self.services[0], request);
+        let mut responses = client.finish(&mut self.services[0]);
+        assert_eq!(responses.len(), 1, "{responses:?}");
+        assert_eq!(self.memory.used(), 0, "the batch is over");
+        responses.remove(0)
+    }
+
+    fn totals(&self) -> (u64, u64, f64) {
+        let Totals { total_requests, unique_users, sum } = self.tally.totals();
+        (total_requests, unique_users, sum)
+    }
+}
+
+/// A sized batch.
+fn sized(body: &[u8]) -> Vec<u8> {
+    let head =
+        format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// The same in chunks of so many bytes.
+fn chunked(body: &[u8], chunk: usize) -> Vec<u8> {
+    let mut wire =
+        b"POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for piece in body.chunks(chunk) {
+        wire.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        wire.extend_from_slice(piece);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b"0\r\n\r\n");
+    wire
+}
+
+fn lines(events: usize) -> Vec<u8> {
+    let line = |event| format!("{{\"userId\":\"user_{}\",\"value\":{}.5}}\n", event % 700, event);
+    (0..events).map(line).collect::<String>().into_bytes()
+}
+
+const THREE: &[u8] =
+    b"{\"userId\":\"a\",\"value\":1}\n{\"userId\":\"b\",\"value\":2}\r\n\n{\"value\":4,\"userId\":\"\\u0061\"}";
+
+#[test]
+fn a_batch_is_counted_whole_however_its_bytes_are_split() {
+    for wire in [sized(THREE), chunked(THREE, 7), chunked(THREE, 1000)] {
+        for split in 0..=wire.len() {
+            let mut server = Server::new(1, 10);
+            let mut client = Client::new();
+            let (first, second) = wire.split_at(split);
+            client.receive(&mut server.services[0], first);
+            if split < wire.len() {
+                assert_eq!(server.totals(), (0, 0, 0.0), "split at {split}");
+            }
+            client.receive(&mut server.services[0], second);
+            let responses = client.finish(&mut server.services[0]);
+            assert_eq!(responses.len(), 1, "split at {split}");
+            assert_eq!((responses[0].status, &*responses[0].body), (200, r#"{"accepted":3}"#));
+            assert_eq!(server.totals(), (3, 2, 7.0), "split at {split}");
+            assert_eq!(server.memory.used(), 0);
+        }
+    }
 }
 
 #[test]
-fn a_report_counts_events_and_batches() {
-    for flags in [
-        &["2050", "4"][..],
-        &["2050", "3", "--pipeline", "3", "--threads", "2", "--values", "half", "--users", "7"],
-        &["2050", "4", "--rate", "20000", "--warmup", "250"],
-        &["2050", "4", "--watch", "--values", "one"],
-        &["7", "4"],
+fn lines_end_in_lf_or_crlf_and_the_last_one_in_either_or_nothing() {
+    let (a, b) = (r#"{"userId":"a","value":1}"#, r#"{"userId":"b","value":2}"#);
+    for (body, accepted) in [
+        (String::new(), 0),
+        ("\n\r\n\n".into(), 0),
+        (a.into(), 1),
+        (format!("{a}\n"), 1),
+        (format!("{a}\r\n"), 1),
+        (format!("{a}\n{b}"), 2),
+        (format!("{a}\r\n{b}\r\n"), 2),
+        (format!("\n\n{a}\n\r\n{b}\n\n"), 2),
+        (format!(" {a} \t\n\t{b}\r\r\n"), 2),
     ] {
-        let (code, report) = judged(GOOD, flags);
-        assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
-        let events: u64 = flags[0].parse().unwrap();
-        assert_eq!(
-            (&report["requests"], &report["acknowledged"]),
-            (&events.into(), &events.into())
-        );
-        assert_eq!(report["batches"], events.div_ceil(100));
-        assert_eq!(report["server"]["totalRequests"], events);
-        assert_eq!((&report["setup"]["batch"], &report["misstated"]), (&100.into(), &0.into()));
-        let seconds = report["seconds"].as_array().unwrap();
-        let of_seconds: u64 = seconds.iter().map(|one| one["requests"].as_u64().unwrap()).sum();
-        assert_eq!(of_seconds, events);
-        let rate =
-            report["requests_per_s"].as_f64().unwrap() * report["elapsed_s"].as_f64().unwrap();
-        assert!((rate / events as f64 - 1.0).abs() < 1e-6, "{report}");
+        let mut server = Server::new(1, 10);
+        let response = server.ask(&sized(body.as_bytes()));
+        assert_eq!(response.body, format!("{{\"accepted\":{accepted}}}"), "{body:?}");
+        assert_eq!(server.totals().0, accepted, "{body:?}");
     }
 }
 
 #[test]
-fn a_batch_that_is_counted_in_part_is_detected() {
-    assert_wrong(&judged(Habits { cuts: 20, ..GOOD }, &["2000", "4"]), "1 event was lost");
-    assert_wrong(&judged(Habits { loses: 20, ..GOOD }, &["2000", "4"]), "100 events were lost");
-    assert_wrong(&judged(Habits { doubles: 20, ..GOOD }, &["2000", "4"]), "100 events too many");
-}
-
-/// The totals are right, but what was acknowledged is not what was sent.
-#[test]
-fn an_acknowledgement_of_another_number_of_events_is_wrong() {
-    let less = judged(Habits { misstates: 5, ..GOOD }, &["2000", "4"]);
-    assert_wrong(&less, "4 acknowledgements were of another number of events");
-    assert_wrong(&less, "of a batch of 100, one said accepted 99");
-    assert_eq!(less.1["misstated"], 4);
-    let silent = judged(Habits { tells_accepted: false, ..GOOD }, &["2000", "4"]);
-    assert_wrong(&silent, "one said not how many events were accepted");
-}
-
-#[test]
-fn a_batch_without_a_response_is_unknown_with_all_its_events() {
-    for habits in [Habits { hangs_up: 15, ..GOOD }, Habits { stops_reading: 15, ..GOOD }] {
-        let (code, report) = judged(habits, &["2050", "4", "--timeout", "2s"]);
-        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
-        assert_eq!((&report["unknown"], &report["acknowledged"]), (&100.into(), &1950.into()));
-        assert!(report["reasons"].to_string().contains("100 events got no response"), "{report}");
-        assert!(report["reconnects"].as_u64().unwrap() > 0);
-        assert_eq!(report["latency_us"]["censored"], 1);
-    }
-    let (code, report) =
-        judged(Habits { silent: 15, ..GOOD }, &["2050", "4", "--timeout", "500ms"]);
-    assert_eq!((code, &report["unknown"]), (Some(1), &100.into()), "{report}");
-    assert_eq!(report["timeouts"], 1);
-}
-
-#[test]
-fn a_refused_batch_is_refused_with_all_its_events_and_advice() {
-    for (refusal, advice) in [
-        (400, ""),
-        (413, "use a smaller --batch"),
-        (503, "raise its --max-batch-memory"),
-        (507, "raise its --max-users"),
+fn a_bad_line_refuses_the_whole_batch_and_is_named() {
+    let good = r#"{"userId":"a","value":1}"#;
+    for bad in [
+        r#"{"userId":"a"}"#,
+        r#"{"userId":"","value":1}"#,
+        r#"{"userId":"a","value":1}{"userId":"a","value":1}"#,
+        r#"{"userId":"a","value":1e999}"#,
+        "{\"userId\":\"a\",",
+        "[]",
+        " ",
+        "\u{feff}",
     ] {
-        let habits = Habits { refuses: 10, refusal, ..GOOD };
-        let (code, report) = judged(habits, &["2000", "4"]);
-        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("exact")), "{report}");
-        assert_eq!((&report["refused"], &report["acknowledged"]), (&200.into(), &1800.into()));
-        assert_eq!(report["refused_by_status"][refusal.to_string()], 200);
-        assert!(report["warnings"].to_string().contains(advice), "{report}");
+        for bad_at in [0, 1, 40, 99] {
+            let mut server = Server::new(1, 10);
+            let mut body: Vec<&str> = vec![good; 100];
+            body[bad_at] = bad;
+            let response = server.ask(&sized(body.join("\n").as_bytes()));
+            assert_eq!(response.status, 400, "{bad}");
+            let json: serde_json::Value = serde_json::from_str(&response.body).unwrap();
+            assert_eq!(json["line"], bad_at + 1, "{bad}");
+            let sentence = json["error"].as_str().unwrap();
+            assert!(sentence.starts_with(&format!("line {}: send ", bad_at + 1)), "{sentence}");
+            assert_eq!(server.totals(), (0, 0, 0.0));
+            // No user is left behind: all ten fit.
+            let users = (0..10).map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n"));
+            assert_eq!(server.ask(&sized(users.collect::<String>().as_bytes())).status, 200);
+        }
     }
+    // An object does not go on behind the end of its line.
+    let mut server = Server::new(1, 10);
+    let response = server.ask(&sized(b"\n{\"userId\":\"a\",\n\"value\":1}\n"));
+    assert!(response.body.contains("\"line\":2"), "{}", response.body);
 }
 
 #[test]
-fn a_server_without_batches_is_said_to_have_none() {
-    let fake = Fake::start(Habits { takes_batches: false, ..GOOD });
-    let output = run(&["load", "2000", "4", "--batch", "100", "--url", &fake.url()]);
-    assert_eq!(output.status.code(), Some(3), "{output:?}");
-    let said = text(&output.stderr);
-    assert!(said.contains("takes no batches") && said.contains("leave out --batch"), "{said}");
-}
-
-/// Three seconds of 100 batches per second, with a stall of one second in the middle: a hundred of 300 are
-/// late, by a second for the first of them and evenly less for those that were due later.
-#[test]
-fn the_latency_of_a_batch_counts_from_when_it_was_due() {
-    let habits = Habits { stalls: Some((100, Duration::from_secs(1))), ..GOOD };
-    let (code, report) = judged(habits, &["30000", "4", "--rate", "10000"]);
-    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
-    let seconds = |figure: &str| report["latency_us"][figure].as_f64().unwrap() / 1e6;
-    assert!(seconds("p50") < 0.1, "{report}");
-    assert!((0.65..0.8).contains(&seconds("p90")), "{report}");
-    assert!((0.95..1.1).contains(&seconds("p99")), "{report}");
-    let held = report["open_loop"]["held"].as_f64().unwrap();
-    assert!((0.95..1.05).contains(&held), "{report}");
-}
-
-/// One connection of a server that takes 10 ms for each batch of 50: at 5,000 events/s it begins to fall
-/// behind.
-#[test]
-fn the_rate_of_events_at_which_a_server_falls_behind_is_found() {
-    let fake = Fake::start(Habits { delay: |_| Duration::from_millis(10), ..GOOD });
-    let flags = ["1", "1", "--find-rate", "p99<60ms", "--window", "250ms", "--rate", "4000"];
-    let (code, found) = load(&fake.url(), &[&["--batch", "50"], &flags[..]].concat());
-    let rate = found["rate"].as_u64().unwrap();
-    assert_eq!((code, &found["confirmed"]), (Some(0), &true.into()), "{found}");
-    assert!((2000..=6500).contains(&rate), "{found}");
+fn a_batch_whose_users_do_not_fit_leaves_none_behind() {
+    let users = |range: std::ops::Range<usize>| {
+        range.map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n")).collect::<String>()
+    };
+    let mut server = Server::new(1, 10);
+    assert_eq!(server.ask(&sized(users(0..4).as_bytes())).status, 200);
+    let response = server.ask(&sized(users(2..11).as_bytes()));
+    assert_eq!(response.status, 507);
+    // Lines 1 and 2 are known, and six more fit.
+    assert!(response.body.contains("\"line\":9"), "{}", response.body);
+    assert_eq!(server.totals(), (4, 4, 4.0));
+    assert_eq!(server.ask(&sized(users(2..10).as_bytes())).status, 200);
+    assert_eq!(server.totals(), (12, 10, 12.0));
 }
 
 #[test]
-fn batches_that_cannot_be_are_refused() {
-    for (flags, says) in [
-        (&["--batch", "0"][..], "from 1 to 150,000"),
-        (&["--batch", "150001"], "from 1 to 150,000"),
-        (&["100M", "1000", "--batch", "50k"], "would be in flight at once"),
-        (&["--batch", "1", "--pipeline", "1024", "100M", "30000"], "would be in flight at once"),
-        (
-            &["1000", "10", "--batch", "500", "--part", "1/3", "--start-in", "5s", "--json", "-"],
-            "more connections and batches",
-        ),
-    ] {
-        let output = run(&[&["load"], flags].concat());
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{flags:?} {said}");
-        assert!(said.contains(says), "{said}");
+fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
+    let body = lines(20_000);
+    let mut server = Server::new(2, 1000);
+    let mut client = Client::new();
+    client.receive(&mut server.services[0], &sized(&body));
+    let mut turns = 0;
+    while client.outcome == Outcome::Work {
+        assert_eq!(server.totals(), (turns, turns.min(1), turns as f64));
+        // Others are served meanwhile, and meet its users.
+        let mut other = Client::new();
+        let request = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 29\r\n\r\n{\"userId\":\"user_1\",\"value\":1}";
+        let shard = turns as usize % 2;
+        other.receive(&mut server.services[shard], request);
+        assert_eq!(other.finish(&mut server.services[shard])[0].status, 200);
+        turns += 1;
+        client.outcome = client.connection.resume(0, &mut server.services[0], &mut client.out);
+        server.services[0].commit();
     }
-    // Few requests are in flight at once if there are no more.
-    let output = run(&["load", "300k", "1000", "--batch", "150k", "--url", "http://127.0.0.1:1"]);
-    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(turns > 3, "{turns}");
+    assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":20000}"#);
+    let sum: f64 = (0..20_000).map(|event| f64::from(event) + 0.5).sum();
+    assert_eq!(server.totals(), (20_000 + turns, 700, sum + turns as f64));
 }

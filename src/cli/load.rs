@@ -77,7 +77,7 @@ pub struct LoadArgs {
     /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
     /// before, all clients must be connected and warm.
     #[arg(long, value_name = "K/N", requires = "json",
-        conflicts_with_all = ["watch", "hdr", "html", "fail_if", "tui"])]
+        conflicts_with_all = ["hdr", "html", "fail_if", "tui"])]
     part: Option<Part>,
     /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
     #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
@@ -161,7 +161,8 @@ pub(super) struct LoadTuning {
     ///
     /// A hundred times per second. A response is impossible if a total went down, if it counts more
     /// than was sent or less than was acknowledged, or if its numbers do not belong together. With
-    /// --values one, the sum must be the count, so that every torn response is found.
+    /// --values one, the sum must be the count, so that every torn response is found. Of clients with
+    /// --part, part 1 polls: what it knows of the others is that they send no more than their parts.
     #[arg(long)]
     watch: bool,
     /// Exit with 1 if this holds, such as p99>5ms; may be given more than once
@@ -324,12 +325,16 @@ impl LoadTuning {
         }
     }
 
+    /// The most bytes of a batch; 0 without batches.
+    pub(super) fn batch_bytes_max(&self) -> u64 {
+        self.batch.map_or(0, |_| self.workload().request_bytes_max())
+    }
+
     /// Checks that the batches that are in flight at once fit this client's memory.
     pub(super) fn check_batches(&self) -> Result<(), Failure> {
-        let workload = self.workload();
         let in_flight = (self.workers * self.pipeline) as u64;
-        let bytes = workload.request_bytes_max() * in_flight.min(workload.requests());
-        if self.batch.is_some() && bytes > BATCHES_BYTES_MAX {
+        let bytes = self.batch_bytes_max() * in_flight.min(self.workload().requests());
+        if bytes > BATCHES_BYTES_MAX {
             return Err(Failure::Usage(format!(
                 "batches of {} MiB would be in flight at once, and at most {} MiB may be: use fewer \
                  connections, or a smaller --batch or --pipeline",

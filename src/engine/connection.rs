@@ -2,8 +2,8 @@
 //! knows no socket and no ring.
 
 use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
-use crate::http::{self, Limits, Outcome, UNSENT_BYTES_MAX};
-use crate::service::Service;
+use crate::http::{Limits, Outcome, UNSENT_BYTES_MAX};
+use crate::service::{self, Service};
 use crate::store::Held;
 use crate::uring::BUFFER_BYTES;
 
@@ -20,6 +20,8 @@ enum Phase {
     Serving,
     /// Requests are here that wait until the peer has taken responses.
     Held,
+    /// There is work to do on a batch.
+    Working,
     /// The last responses are on their way.
     Finishing,
     /// Our side is shut; input is discarded until the deadline, so that the peer can read
@@ -56,7 +58,7 @@ pub(super) enum Due {
 /// A connection that is served.
 #[derive(Debug)]
 pub(super) struct Connection {
-    http: http::Connection,
+    http: service::Connection,
     phase: Phase,
     /// Responses made and not yet given to the kernel.
     pub(super) out: Vec<u8>,
@@ -66,6 +68,8 @@ pub(super) struct Connection {
     has_peer_closed: bool,
     /// It is on the reactor's list for the end of the turn.
     pub(super) is_queued: bool,
+    /// It is in the reactor's line of those with work to do.
+    pub(super) is_in_line: bool,
     /// Something was received since the last tick.
     is_active: bool,
     /// Receives in a row that left room in their buffer.
@@ -85,12 +89,13 @@ impl Connection {
         permit: Permit,
     ) -> Connection {
         Connection {
-            http: http::Connection::new(limits, peer_is_loopback, now_ms),
+            http: service::Connection::new(limits, peer_is_loopback, now_ms),
             phase: Phase::Serving,
             out: Vec::new(),
             held: Held::default(),
             has_peer_closed: false,
             is_queued: false,
+            is_in_line: false,
             is_active: false,
             small_receives: 0,
             received_ms: now_ms,
@@ -120,7 +125,9 @@ impl Connection {
             _ => self.small_receives.saturating_add(1),
         };
         match &mut self.phase {
-            Phase::Serving | Phase::Held => self.handle(input, now_ms, urgency, service),
+            Phase::Serving | Phase::Held | Phase::Working => {
+                self.handle(input, now_ms, urgency, service)
+            }
             Phase::Lingering { discarded } => *discarded += input.len(),
             Phase::Finishing => {}
         }
@@ -140,6 +147,18 @@ impl Connection {
         }
     }
 
+    /// Does a slice of the work on a batch. What comes of it is to be published.
+    pub(super) fn work(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) {
+        if self.phase == Phase::Working {
+            self.handle(&[], now_ms, urgency, service);
+        }
+    }
+
+    /// Whether there is work to do on a batch.
+    pub(super) fn is_working(&self) -> bool {
+        self.phase == Phase::Working
+    }
+
     fn handle(&mut self, input: &[u8], now_ms: u64, urgency: Urgency, service: &mut Service) {
         if urgency != Urgency::Serve {
             self.http.drain();
@@ -148,6 +167,7 @@ impl Connection {
         self.phase = match service.receive(http, input, now_ms, held, out) {
             Outcome::Receive => Phase::Serving,
             Outcome::Resume => Phase::Held,
+            Outcome::Work => Phase::Working,
             Outcome::Close => Phase::Finishing,
         };
     }
@@ -201,7 +221,7 @@ impl Connection {
         let unsent = self.unsent(unsent);
         match self.phase {
             Phase::Serving if unsent < UNSENT_BYTES_MAX => Next::Receive,
-            Phase::Serving | Phase::Held => Next::Wait,
+            Phase::Serving | Phase::Held | Phase::Working => Next::Wait,
             Phase::Finishing if unsent > 0 => Next::Wait,
             Phase::Finishing if self.has_peer_closed => Next::Close,
             Phase::Finishing => Next::ShutDownSending,
@@ -239,6 +259,8 @@ impl Connection {
     pub(super) fn deadline_ms(&self, unsent: usize) -> u64 {
         match self.held.deadline_ms() {
             None if self.waits_for_peer(unsent) => self.http.deadline_ms(),
+            // It waits for nobody.
+            None if self.is_working() && unsent == 0 => u64::MAX,
             None => self.deadline_ms,
             // Nothing is on its way to the peer.
             Some(held_ms) if unsent == 0 => held_ms,

@@ -8,8 +8,8 @@ use super::{
     AcceptedConnection, Admission, BACKLOG, DRAIN_QUIET_MS, Drained, LINGER_BYTES_MAX, LINGER_MS,
     Permit, Shard, TICK, Urgency, milliseconds, unix_seconds,
 };
-use crate::http::{Connection, Limits, Outcome};
-use crate::service::Service;
+use crate::http::{Limits, Outcome};
+use crate::service::{Connection, Service};
 use crate::store::{Durability, Held};
 use futures_lite::future::poll_fn;
 use futures_lite::io::{AsyncRead, AsyncWrite};
@@ -386,7 +386,8 @@ impl Task {
                     return !self.out.is_empty();
                 }
             };
-            while outcome == Outcome::Resume {
+            // What is written leaves before the others have their turn, and these before the work goes on.
+            while matches!(outcome, Outcome::Resume | Outcome::Work) {
                 if !self.flush().await {
                     return false;
                 }

@@ -123,6 +123,7 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
             elapsed,
             ledger: sent.ledger,
             warm_up: sent.warm_up,
+            watched: sent.watched,
             latency: sent.total.latency,
             open_loop,
             seconds: sent.raw_seconds,
@@ -408,9 +409,10 @@ fn send_all(
         let started = run.starts_at.get().copied().unwrap_or_else(Instant::now);
         let (is_over, before) = (Arc::new(AtomicBool::new(false)), prepared.as_ref().ok().copied());
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
-        let watcher = before.filter(|_| config.watch).map(|Prepared { before, .. }| {
+        let watches = config.watch && run.part.leads();
+        let watcher = before.filter(|_| watches).map(|Prepared { before, .. }| {
             let is_over = Arc::clone(&is_over);
-            let late = run.late.load(Ordering::Relaxed);
+            let late = run.late.load(Ordering::Relaxed) + run.events_of_others();
             scope.spawn(move || {
                 let (server, values) = (&config.server, config.workload.values);
                 let before = (before, late);

@@ -55,6 +55,12 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// How many events other clients may send, before the run and in it.
+    pub(super) fn events_of_others(&self) -> u64 {
+        let of_others = |workload: &Workload| workload.events - workload.len_of(self.part.rest(0));
+        of_others(&self.workload) + of_others(&self.earlier())
+    }
+
     /// The events of the warm-up.
     pub(super) fn earlier(&self) -> Workload {
         Workload { events: self.warm_up, ..self.workload }

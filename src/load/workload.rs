@@ -37,7 +37,10 @@ const _: () = assert!(BATCH_MAX * LINE_BYTES_MAX <= 8 << 20, "the default of ser
 /// Bytes of an event on a line of its own, but for the digits of its user and its value.
 const LINE_BYTES: u64 = (USER.len() + VALUE.len() + END.len() + 1) as u64;
 /// The same with as many digits as there can be, and with a fraction.
-const LINE_BYTES_MAX: u64 = LINE_BYTES + 20 + 3 + HALF.len() as u64;
+const LINE_BYTES_MAX: u64 = LINE_BYTES + USER_DIGITS_MAX + VALUE_BYTES_MAX;
+/// Digits of the largest number of a user, and bytes of the longest value.
+const USER_DIGITS_MAX: u64 = 20;
+const VALUE_BYTES_MAX: u64 = 3 + HALF.len() as u64;
 
 /// What an event consists of, besides the digits of its user and its value.
 const USER: &[u8] = b"{\"userId\":\"user_";
@@ -121,7 +124,8 @@ impl Workload {
 
     /// How many bytes of events a request has at most.
     pub(crate) fn request_bytes_max(&self) -> u64 {
-        LINE_BYTES_MAX * self.events_per_request()
+        let digits = u64::from(self.users.min(self.events).max(1).ilog10()) + 1;
+        (LINE_BYTES + digits + VALUE_BYTES_MAX) * self.events_per_request().min(self.events)
     }
 
     /// How many requests there are.

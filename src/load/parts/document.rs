@@ -10,6 +10,7 @@ use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
 use crate::load::timeline::RawSecond;
+use crate::load::watch::Watched;
 use crate::load::workload::{Totals, Values, Workload};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -85,6 +86,7 @@ pub(in crate::load) struct PartOutcome {
     pub(in crate::load) elapsed: Duration,
     pub(in crate::load) ledger: Ledger,
     pub(in crate::load) warm_up: Ledger,
+    pub(in crate::load) watched: Option<Watched>,
     pub(in crate::load) latency: Latencies,
     pub(in crate::load) open_loop: Option<OpenLoopClient>,
     pub(in crate::load) seconds: Vec<RawSecond>,
@@ -118,6 +120,8 @@ pub struct PartReport {
     pub(super) clock_ahead_of_server: Option<ClockOffset>,
     pub(super) ledger: Ledger,
     pub(super) warm_up_ledger: Ledger,
+    /// Of part 1, if it was to watch.
+    pub(super) watched: Option<Watched>,
     pub(super) latency: Latencies,
     pub(super) open_loop: Option<OpenLoopClient>,
     pub(super) seconds: Vec<RawSecond>,
@@ -182,6 +186,7 @@ impl PartReport {
             clock_ahead_of_server: outcome.clock,
             ledger: outcome.ledger,
             warm_up_ledger: outcome.warm_up,
+            watched: outcome.watched,
             latency: outcome.latency,
             open_loop: outcome.open_loop,
             seconds: outcome.seconds,

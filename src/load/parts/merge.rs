@@ -275,7 +275,7 @@ impl Parts {
             seconds: self.seconds()?,
             evidence,
             settled_after: None,
-            watched: None,
+            watched: self.reports[0].watched.clone(),
             warm_up: self.parameters.warm_up,
             setup: self.setup(),
             workload: self.parameters.workload(),

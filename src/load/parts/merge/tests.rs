@@ -60,6 +60,7 @@ fn outcome(ledger: Ledger, latency: Latencies) -> PartOutcome {
         elapsed: Duration::from_secs(2),
         ledger,
         warm_up: Ledger::default(),
+        watched: None,
         latency,
         open_loop: None,
         seconds: Vec::new(),
