@@ -30,6 +30,8 @@ struct Sink {
 }
 
 impl Handler for Sink {
+    type Work = ();
+
     fn wants_body(&self, _: &Request<'_>) -> bool {
         true
     }
@@ -38,6 +40,18 @@ impl Handler for Sink {
         black_box(request.body);
         self.handled += 1;
         Handled::Responded
+    }
+
+    fn is_batch(&self, _: &Request<'_>) -> bool {
+        false
+    }
+
+    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<()> {
+        None
+    }
+
+    fn work(&mut self, (): &mut (), _: &[u8], _: Reply<'_>) -> bool {
+        true
     }
 
     fn refused(&mut self, _: Status) {}
@@ -52,14 +66,18 @@ fn request() -> Vec<u8> {
     .into_bytes()
 }
 
-fn connection() -> Connection {
+fn connection<W>() -> Connection<W> {
     let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
-    Connection::new(Limits { body_bytes_max: 16 * 1024, timeouts }, true, 0)
+    Connection::new(
+        Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts },
+        true,
+        0,
+    )
 }
 
 /// A connection, its handler, and the requests that it receives.
-struct Receiver<H> {
-    connection: Connection,
+struct Receiver<H: Handler> {
+    connection: Connection<H::Work>,
     context: Context<H>,
     input: Vec<u8>,
     out: Vec<u8>,
@@ -202,7 +220,7 @@ fn encode(totals: Totals) -> String {
 /// A service that has handled the same requests before.
 fn service(requests: usize) -> (Arc<Tally>, Receiver<Endpoints>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
-    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+    let policy = Policy::new("127.0.0.1");
     let reporter = Reporter::for_shards(1, "none").remove(0);
     let service = Service::new(writers.remove(0), reporter, policy, 0);
     let mut receiver = Receiver::new(service, requests);

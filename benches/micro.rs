@@ -6,9 +6,9 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hdrhistogram::Histogram;
 use ringtally::event::decode;
-use ringtally::http::{Connection, Limits, Outcome, Timeouts};
+use ringtally::http::{Limits, Outcome, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Policy, Service, stats_json};
+use ringtally::service::{Connection, Dialect, Policy, Service, stats_json};
 use ringtally::tally::{Tally, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,9 +33,9 @@ fn request(path: &str, body: &str) -> Vec<u8> {
 
 fn core() -> (Arc<Tally>, Service, Connection) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
-    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+    let policy = Policy::new("127.0.0.1");
     let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
-    let limits = Limits { body_bytes_max: 16 * 1024, timeouts };
+    let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts };
     (
         tally,
         Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0),

@@ -67,6 +67,8 @@ labeled! {
     pub enum Endpoint {
         /// `/event`
         Event = "/event",
+        /// `/events`
+        Batch = "/events",
         /// `/stats`
         Stats = "/stats",
         /// `/health`
@@ -103,6 +105,8 @@ labeled! {
         EmptyUser = "empty_user",
         /// See [`event::Refusal::LongUser`].
         LongUser = "long_user",
+        /// A line of a batch that is longer than the body of one event may be.
+        LongLine = "long_line",
         /// `--max-users` are held.
         UsersFull = "users_full",
     }

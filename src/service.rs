@@ -1,14 +1,17 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
+mod batch;
+
 use crate::event;
 use crate::http::{
-    Connection, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request,
-    Status, Target,
+    self, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request, Status,
+    Target,
 };
 use crate::metrics::{Endpoint, Failure, Format, Reporter};
 use crate::page::Page;
 use crate::store::{Durability, Held};
 use crate::tally::{Forgotten, Totals, UsersFull, Writer};
+pub use batch::{BatchMemory, Work};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -32,7 +35,27 @@ pub struct Policy {
     pub admin_token: Option<Arc<[u8]>>,
     /// The host that the server was told to bind, which a `Host` may name besides loopback.
     pub host: String,
+    /// The longest line of a batch in bytes, without its ending: as long as the body of one event.
+    pub line_bytes_max: usize,
+    /// What the batches of all shards share.
+    pub batch_memory: Arc<BatchMemory>,
 }
+
+impl Policy {
+    /// The default, for a server that was told to bind `host`.
+    pub fn new(host: &str) -> Policy {
+        Policy {
+            dialect: Dialect::Original,
+            admin_token: None,
+            host: host.to_owned(),
+            line_bytes_max: 16 * 1024,
+            batch_memory: BatchMemory::new(256 << 20),
+        }
+    }
+}
+
+/// A connection whose requests a [`Service`] responds to.
+pub type Connection = http::Connection<Work>;
 
 /// The totals as one JSON object.
 pub fn stats_json(totals: &Totals) -> String {
@@ -43,6 +66,7 @@ pub fn stats_json(totals: &Totals) -> String {
 fn endpoint_at(path: &[u8]) -> Endpoint {
     match path {
         b"/event" => Endpoint::Event,
+        b"/events" => Endpoint::Batch,
         b"/stats" => Endpoint::Stats,
         b"/health" => Endpoint::Health,
         b"/reset" => Endpoint::Reset,
@@ -56,7 +80,7 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
 /// The value of `Allow` for a resource.
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
-        Endpoint::Event | Endpoint::Reset => "POST, OPTIONS",
+        Endpoint::Event | Endpoint::Batch | Endpoint::Reset => "POST, OPTIONS",
         Endpoint::Stats
         | Endpoint::Health
         | Endpoint::Metrics
@@ -73,6 +97,10 @@ const DESCRIPTION: &str = include_str!("openapi.json");
 const PROMETHEUS: MediaType = MediaType { name: "text/plain", version: "0.0.4" };
 const OPEN_METRICS: MediaType =
     MediaType { name: "application/openmetrics-text", version: "1.0.0" };
+
+/// What to do where no more users can be held.
+const USERS_FULL: &str =
+    "reset the totals, or start the server with a larger --max-users: no more users can be held";
 
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -322,9 +350,7 @@ impl Endpoints {
             }
             Err(UsersFull) => {
                 self.metrics.note_failure(Failure::UsersFull);
-                let sentence = "reset the totals, or start the server with a larger --max-users: \
-                                no more users can be held";
-                reply.send_error(Status::InsufficientStorage, &[], sentence)
+                reply.send_error(Status::InsufficientStorage, &[], USERS_FULL)
             }
         }
     }
@@ -447,6 +473,8 @@ fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
 }
 
 impl Handler for Endpoints {
+    type Work = Work;
+
     fn wants_body(&self, request: &Request<'_>) -> bool {
         let Target::Path(path) = &request.target else {
             return false;
@@ -470,9 +498,39 @@ impl Handler for Endpoints {
         Handled::Responded
     }
 
+    fn is_batch(&self, request: &Request<'_>) -> bool {
+        let is_of_batches =
+            matches!(&request.target, Target::Path(path) if endpoint_at(path) == Endpoint::Batch);
+        request.method() == Method::Post && is_of_batches
+    }
+
+    fn begin_batch(
+        &mut self,
+        request: &Request<'_>,
+        bytes: usize,
+        reply: Reply<'_>,
+    ) -> Option<Work> {
+        let admitted = self.admit_batch(request, bytes, reply);
+        self.responded += u64::from(admitted.is_none());
+        admitted
+    }
+
+    fn work(&mut self, work: &mut Work, body: &[u8], reply: Reply<'_>) -> bool {
+        let Some(status) = self.work_on_batch(work, body, reply) else { return false };
+        self.metrics.note_response(Method::Post, Endpoint::Batch, status);
+        self.responded += 1;
+        true
+    }
+
     fn refused(&mut self, status: Status) {
         self.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
+}
+
+/// Refuses what a page of another site could have made a browser send.
+fn refuse_cross_site(reply: Reply<'_>) -> Status {
+    let sentence = "send this from a page of this server, or from a client that is not a browser";
+    reply.send_error(Status::Forbidden, &[], sentence)
 }
 
 impl Endpoints {
@@ -485,11 +543,7 @@ impl Endpoints {
         reply: Reply<'_>,
     ) -> Option<Status> {
         Some(match (request.method(), endpoint) {
-            (Method::Post, _) if request.is_cross_site() => {
-                let sentence =
-                    "send this from a page of this server, or from a client that is not a browser";
-                reply.send_error(Status::Forbidden, &[], sentence)
-            }
+            (Method::Post, _) if request.is_cross_site() => refuse_cross_site(reply),
             (Method::Unknown, _) => {
                 let sentence = "use GET, HEAD, POST, or OPTIONS";
                 reply.send_error(Status::NotImplemented, &[("Allow", METHODS)], sentence)
@@ -513,8 +567,7 @@ impl Endpoints {
                     reply.send_error(Status::MethodNotAllowed, &[("Allow", METHODS)], sentence)
                 }
                 Target::Path(_) => {
-                    let sentence =
-                        "use /event, /stats, /health, /reset, /metrics, /openapi.json, or /";
+                    let sentence = "use /event, /events, /stats, /health, /reset, /metrics, /openapi.json, or /";
                     reply.send_error(Status::NotFound, &[], sentence)
                 }
             },
@@ -537,8 +590,7 @@ mod tests {
 
     fn services(shards: usize, users_max: u64) -> (Arc<Tally>, Vec<Service>) {
         let (tally, writers) = Tally::new(shards, users_max);
-        let policy =
-            Policy { dialect: Dialect::Original, admin_token: None, host: "localhost".into() };
+        let policy = Policy::new("localhost");
         let services = std::iter::zip(writers, Reporter::for_shards(shards, "none"))
             .map(|(writer, metrics)| Service::new(writer, metrics, policy.clone(), 0))
             .collect();

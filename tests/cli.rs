@@ -116,7 +116,7 @@ fn a_refused_value_says_what_is_expected() {
             &["load", "9", "2", "--part", "1/3", "--json", "-", "--start-in", "3s"],
             "use fewer parts",
         ),
-        (&["load", "--part", "1/2", "--start-in", "3s", "--json", "-", "--watch"], "--watch"),
+        (&["load", "--part", "1/2", "--start-in", "3s", "--json", "-", "--tui"], "--tui"),
         (&["compare", "a.json"], "--with <REPORT>..."),
         (&["compare", "a.json", "--with", "b.json", "--fail-if", "p99>5ms"], "such as +5% or -3%"),
         (&["compare", "a", "--with", "b", "--json", "-", "--html", "-"], "would be mixed"),

@@ -53,21 +53,22 @@ impl Servers {
             with(&format!("Content-Length: {}\r\n", body.len()), &body)
         };
         let request = match (status, path) {
-            ("200", "/event") => event("u"),
+            ("200", "/event" | "/events") => event("u"),
             ("201", "/event") => return (self.fasterapi.address, event("u")),
             ("200" | "204", _) => with(&format!("Accept: {media_type}\r\n"), ""),
             ("400", _) => format!("{method} {path} HTTP/1.1\r\n\r\n"),
             ("401", _) => return (self.with_token.address, with("", "")),
             ("403", _) => with("Origin: http://example.org\r\n", ""),
             ("408", _) => with("Content-Length: 1\r\n", ""),
-            ("413", _) => with("Content-Length: 1000000\r\n", ""),
+            ("413", _) => with("Content-Length: 100000000\r\n", ""),
             ("414", _) => format!("{method} {path}?{} HTTP/1.1\r\n", "x".repeat(8192)),
+            ("415", "/events") => with("Content-Encoding: gzip\r\n", ""),
             ("417", _) => with("Expect: nothing\r\n", ""),
             ("431", _) => with(&"A: b\r\n".repeat(101), ""),
             ("501", _) => with("Transfer-Encoding: gzip, chunked\r\n", ""),
             ("503", _) => return (self.full.address, with("", "")),
             ("505", _) => format!("{method} {path} HTTP/2.0\r\nHost: localhost\r\n\r\n"),
-            ("507", "/event") => event("v"),
+            ("507", "/event" | "/events") => event("v"),
             other => panic!("nothing provokes {other:?}: is it a response of this server?"),
         };
         (self.usual.address, request)

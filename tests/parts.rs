@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::fake::{Fake, GOOD, Habits};
 use common::{PATIENCE, Server, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -138,6 +139,45 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
         let found = merge(&[&names(&files)[..], &["--server-totals", &totals]].concat());
         assert_eq!(found.0, Some(code), "{}", found.2);
     }
+}
+
+/// In batches, and watched by part 1.
+#[test]
+fn three_clients_that_send_batches_are_what_one_would_be() {
+    let folder = Folder::new("parts-batches");
+    let server = Server::start(&["--shards", "2"]);
+    let flags = ["60050", "9", "--batch", "100", "--warmup", "250", "--watch", "--values", "one"];
+    let (codes, files) = Clients::start(&folder, &server.url(), &flags).join();
+    assert_eq!(codes, [Some(0), Some(0), Some(0)]);
+    let (code, report, said) = merge(&names(&files));
+    assert_eq!((code, &report["verdict"]), (Some(0), &"exact".into()), "{report} {said}");
+    assert_eq!((&report["requests"], &report["batches"]), (&60_050.into(), &601.into()));
+    let sent = |key: &str| -> Vec<u64> {
+        report["clients"].as_array().unwrap().iter().map(|c| c[key].as_u64().unwrap()).collect()
+    };
+    // Of 601 batches, the last of which is in part 1.
+    assert_eq!(
+        (sent("requests"), sent("batches")),
+        (vec![20_050, 20_000, 20_000], vec![201, 200, 200])
+    );
+    assert!(report["watch"]["answers"].as_u64().unwrap() > 0, "{report}");
+}
+
+/// A server that shows torn totals is found out by part 1, whatever the others send.
+#[test]
+fn what_part_1_has_watched_is_in_the_verdict_of_all() {
+    let folder = Folder::new("parts-watched");
+    let fake = Fake::start(Habits { tears: true, ..GOOD });
+    let flags = ["9000", "9", "--rate", "6000", "--watch", "--values", "one"];
+    let (codes, files) = Clients::start(&folder, &fake.url(), &flags).join();
+    assert_eq!(codes, [Some(0), Some(0), Some(0)]);
+    let (code, report, _) = merge(&names(&files));
+    assert_eq!((code, &report["verdict"]), (Some(1), &"wrong".into()), "{report}");
+    assert!(report["watch"]["torn"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(
+        (&report["watch"]["above_sent"], &report["watch"]["below_acknowledged"]),
+        (&0.into(), &0.into())
+    );
 }
 
 #[test]

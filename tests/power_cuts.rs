@@ -13,9 +13,9 @@ use common::disk::{Disk, Faults};
 use common::{Totals, post, split_responses};
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::http::{Connection, Limits, Timeouts};
+use ringtally::http::{Limits, Timeouts};
 use ringtally::metrics::{Reporter, StoreMetrics};
-use ringtally::service::{Dialect, Policy, Service};
+use ringtally::service::{Connection, Policy, Service};
 use ringtally::store::file::FileStore;
 use ringtally::store::{Committer, Durability, Held, Outcome, Release, Settlement, Store, Wakeups};
 use ringtally::tally::{ExactSum, State, Tally, UserIds};
@@ -134,7 +134,7 @@ impl Server {
         let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), false));
         let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
         let wakeups = Arc::new(Wakeups { committer: Wakeup::new().unwrap(), shards });
-        let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
+        let policy = Policy::new("h");
         let reporters = Reporter::for_shards(SHARDS, "none");
         let services = std::iter::zip(writers, reporters)
             .enumerate()
@@ -149,7 +149,7 @@ impl Server {
         let committer =
             Committer::new(journal, store, state, Arc::clone(&settlement), wakeups, metrics);
         let timeouts = Timeouts { header_ms: 1000, body_ms: 1000, idle_ms: 1000 };
-        let limits = Limits { body_bytes_max: 400, timeouts };
+        let limits = Limits { body_bytes_max: 400, batch_bytes_max: 8 << 20, timeouts };
         let peers = (0..rng.usize(1..6))
             .map(|peer| Peer {
                 shard: peer % SHARDS,

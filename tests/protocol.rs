@@ -7,17 +7,19 @@ mod common;
 use common::{Response, post, split_responses};
 use proptest::prelude::*;
 use ringtally::http::{
-    CHUNK_FRAMING_BYTES_MAX, Connection, FIELDS_MAX, HEAD_BYTES_MAX, Limits, Outcome,
-    REQUEST_LINE_BYTES_MAX, Timeouts, UNSENT_BYTES_MAX,
+    CHUNK_FRAMING_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, Limits, Outcome, REQUEST_LINE_BYTES_MAX,
+    Timeouts, UNSENT_BYTES_MAX,
 };
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Policy, Service};
+use ringtally::service::{Connection, Dialect, Policy, Service};
 use ringtally::tally::Tally;
 use std::sync::Arc;
 
 const BODY_BYTES_MAX: usize = 1000;
+const BATCH_BYTES_MAX: usize = 2000;
 const LIMITS: Limits = Limits {
     body_bytes_max: BODY_BYTES_MAX,
+    batch_bytes_max: BATCH_BYTES_MAX,
     timeouts: Timeouts { header_ms: 100, body_ms: 200, idle_ms: 1000 },
 };
 
@@ -39,7 +41,7 @@ impl Core {
         let policy = Policy {
             dialect,
             admin_token: token.map(|token| Arc::from(token.as_bytes())),
-            host: "192.0.2.1".into(),
+            ..Policy::new("192.0.2.1")
         };
         Core {
             connection: Connection::new(LIMITS, peer_is_loopback, 0),

@@ -11,15 +11,15 @@ mod common;
 
 use common::{Response, post, split_responses};
 use fastrand::Rng;
-use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
+use ringtally::http::{Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Policy, Service};
+use ringtally::service::{Connection, Policy, Service};
 use ringtally::tally::Tally;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 const TIMEOUTS: Timeouts = Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 };
-const LIMITS: Limits = Limits { body_bytes_max: 400, timeouts: TIMEOUTS };
+const LIMITS: Limits = Limits { body_bytes_max: 400, batch_bytes_max: 8 << 20, timeouts: TIMEOUTS };
 const USERS_MAX: u64 = 6;
 
 /// A request, and what the model does with it.
@@ -342,7 +342,7 @@ impl Shard {
 fn simulate(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let (tally, mut writers) = Tally::new(1, USERS_MAX);
-    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
+    let policy = Policy::new("h");
     let service =
         Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0);
     let mut shard = Shard { tally, service, model: Model::default(), now_ms: 0 };

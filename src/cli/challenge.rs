@@ -20,6 +20,7 @@ Examples:
   ringtally challenge
   ringtally challenge 1M 8                        latency while not saturated
   ringtally challenge 5M 64 --pipeline 16
+  ringtally challenge 100M 4 --batch 1000
   ringtally challenge --store tally.redb          every event durable
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
 
@@ -48,6 +49,15 @@ impl ChallengeArgs {
     /// server has reported its address.
     pub fn into_config(self) -> Result<challenge::Config, Failure> {
         let output = self.load.output()?;
+        self.load.check_batches()?;
+        let batch_bytes_max = self.load.batch_bytes_max();
+        if batch_bytes_max > self.server.max_batch() as u64 {
+            return Err(Failure::Usage(format!(
+                "a batch has up to {batch_bytes_max} bytes, and --max-batch is {}: use a smaller --batch, or raise \
+                 --max-batch",
+                self.server.max_batch()
+            )));
+        }
         let (server_cpus, client_cpus) = divide_cpus(self.cpus, self.client_cpus)?;
         self.server.check_store_is_empty()?;
         let server_flags = self.server.to_flags();

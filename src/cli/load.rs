@@ -4,8 +4,8 @@ use super::serve::read_token;
 use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
-    self, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX, Show,
-    Threshold, Values,
+    self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX,
+    Show, Threshold, Values,
 };
 use crate::topology;
 use clap::Args;
@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 pub(super) const LONG_ABOUT: &str = "\
 Send the challenge's events to a server and check what it counted
 
-Works with any server of the challenge: it needs POST /event and GET /stats, and
-uses POST /reset if the server has it.
+Works with any server of the challenge: it needs POST /event (with --batch, POST
+/events) and GET /stats, and uses POST /reset if the server has it.
 
 Each event is sent once. If a connection breaks, the outcome of its requests is
 unknown, and the totals may lie anywhere between what was acknowledged and that
@@ -40,6 +40,7 @@ Examples:
   ringtally load --watch --values one --json report.json --hdr latency.hgrm
   ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
   ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
+  ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
 Exit codes: 0 the verdict is exact, 1 it is not, requests were refused, or a
@@ -76,7 +77,7 @@ pub struct LoadArgs {
     /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
     /// before, all clients must be connected and warm.
     #[arg(long, value_name = "K/N", requires = "json",
-        conflicts_with_all = ["watch", "hdr", "html", "fail_if", "tui"])]
+        conflicts_with_all = ["hdr", "html", "fail_if", "tui"])]
     part: Option<Part>,
     /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
     #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
@@ -91,7 +92,7 @@ pub struct LoadArgs {
     run_id: Option<String>,
     /// Find the highest rate at which this holds, such as p99<5ms
     ///
-    /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000, doubles until
+    /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000 requests/s, doubles until
     /// the condition does not hold, and is then narrowed down to 2 %. Each rate is tried in 3 to 5
     /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 9. A
     /// rate that is not held, or at which a request is not acknowledged, does not hold. A window that
@@ -124,15 +125,25 @@ pub(super) struct LoadTuning {
     /// Number of distinct users
     #[arg(long, default_value = "75000", value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     users: u64,
+    /// Events per request: batches of N go to POST /events [default: one event to POST /event]
+    ///
+    /// A batch is one JSON object per line; the last one may be shorter. A response says how many events
+    /// were accepted, and a server that names another number than was sent is wrong. All events of a
+    /// batch share its outcome: acknowledged, refused with its status, or unknown if there was no
+    /// response. Requests, --rate, and rps count events; latency is that of a batch, from when its
+    /// first event was due. Up to the maximum, a batch fits the default of serve --max-batch; what
+    /// all connections have in flight must fit its --max-batch-memory.
+    #[arg(long, value_name = "N", value_parser = count::<u64>(1..=BATCH_MAX))]
+    batch: Option<u64>,
     /// Requests in flight per connection
     #[arg(long, default_value = "1", value_name = "D", value_parser = count::<usize>(1..=PIPELINE_MAX))]
     pipeline: usize,
     /// Client threads [default: one per CPU]
     #[arg(long, value_name = "T", value_parser = count::<usize>(1..=THREADS_MAX))]
     threads: Option<usize>,
-    /// Requests per second, sent on schedule (an open loop) [default: a closed loop]
+    /// Events per second, sent on schedule (an open loop) [default: a closed loop]
     ///
-    /// Request i is due after i/R seconds, whatever the server does, on the connections in turn.
+    /// Event i is due after i/R seconds, whatever the server does, on the connections in turn.
     /// Latency counts from when a request was due, so a server that stalls shows in the
     /// percentiles. A closed loop waits for a connection's response before it sends the next
     /// request, and hides such a stall (coordinated omission). The report also has the latency from
@@ -150,7 +161,8 @@ pub(super) struct LoadTuning {
     ///
     /// A hundred times per second. A response is impossible if a total went down, if it counts more
     /// than was sent or less than was acknowledged, or if its numbers do not belong together. With
-    /// --values one, the sum must be the count, so that every torn response is found.
+    /// --values one, the sum must be the count, so that every torn response is found. Of clients with
+    /// --part, part 1 polls: what it knows of the others is that they send no more than their parts.
     #[arg(long)]
     watch: bool,
     /// Exit with 1 if this holds, such as p99>5ms; may be given more than once
@@ -160,7 +172,7 @@ pub(super) struct LoadTuning {
     /// decides. The figures are:
     ///   mean, p50, p90, p95, p99, p99.9, p99.99, max
     ///       latency, with its unit: p99>5ms, max>=300us
-    ///   rps  requests per second: rps<100k
+    ///   rps  requests per second, with --batch events per second: rps<100k
     ///   held  share of --rate that was reached: held<0.99
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
@@ -201,6 +213,8 @@ const NO_HEADING: Option<&str> = None;
 const WORKERS_MAX: u64 = 64_511;
 /// The most requests in flight per connection.
 const PIPELINE_MAX: u64 = 1024;
+/// The most bytes of batches in flight: four times what a ringtally server takes by default.
+const BATCHES_BYTES_MAX: u64 = 1 << 30;
 /// The most client threads.
 const THREADS_MAX: u64 = 1024;
 
@@ -246,12 +260,13 @@ impl LoadArgs {
     /// How this client takes part in a run with others, if it does.
     fn participation(&self, now: SystemTime) -> Result<Option<Participation>, Failure> {
         let Some(part) = self.part else { return Ok(None) };
-        let (events, connections) = (self.tuning.requests, self.tuning.workers as u64);
-        let usable = events.min(connections);
+        let requests = self.tuning.workload().requests();
+        let usable = requests.min(self.tuning.workers as u64);
         if usable < part.of() {
+            let what = if self.tuning.batch.is_some() { "batches" } else { "events" };
             return Err(Failure::Usage(format!(
                 "--part {part}: {usable} of the connections would be used, and each part needs one: use \
-                 fewer parts, or more connections and events"
+                 fewer parts, or more connections and {what}"
             )));
         }
         let (start, guard) = match (self.start_at, self.start_in) {
@@ -281,6 +296,7 @@ impl LoadArgs {
     fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
         let output = self.tuning.output()?;
+        self.tuning.check_batches()?;
         let allowed = topology::allowed_cpus();
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
         let cpus = self.cpus.map(choose).transpose()?;
@@ -300,6 +316,35 @@ impl LoadTuning {
         Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), self.quiet)
     }
 
+    fn workload(&self) -> load::Workload {
+        load::Workload {
+            events: self.requests,
+            users: self.users,
+            values: self.values,
+            batch: self.batch,
+        }
+    }
+
+    /// The most bytes of a batch; 0 without batches.
+    pub(super) fn batch_bytes_max(&self) -> u64 {
+        self.batch.map_or(0, |_| self.workload().request_bytes_max())
+    }
+
+    /// Checks that the batches that are in flight at once fit this client's memory.
+    pub(super) fn check_batches(&self) -> Result<(), Failure> {
+        let in_flight = (self.workers * self.pipeline) as u64;
+        let bytes = self.batch_bytes_max() * in_flight.min(self.workload().requests());
+        if bytes > BATCHES_BYTES_MAX {
+            return Err(Failure::Usage(format!(
+                "batches of {} MiB would be in flight at once, and at most {} MiB may be: use fewer \
+                 connections, or a smaller --batch or --pipeline",
+                bytes >> 20,
+                BATCHES_BYTES_MAX >> 20
+            )));
+        }
+        Ok(())
+    }
+
     /// The configuration of a run that may reset the server.
     pub(super) fn into_config(
         self,
@@ -309,11 +354,7 @@ impl LoadTuning {
     ) -> load::Config {
         load::Config {
             server,
-            workload: load::Workload {
-                events: self.requests,
-                users: self.users,
-                values: self.values,
-            },
+            workload: self.workload(),
             connections: self.workers,
             warm_up: self.warmup,
             threads: self.threads,

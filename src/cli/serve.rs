@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::log::Log;
 use crate::server::{Engine, StoreConfig};
-use crate::service::{Dialect, Policy};
+use crate::service::{BatchMemory, Dialect, Policy};
 use crate::store::{Location, file, postgres};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{server, topology};
@@ -24,6 +24,7 @@ Count events over HTTP and report exact totals
 
 Endpoints:
   POST /event    count one event: {\"userId\": \"user_1\", \"value\": 499.5}
+  POST /events   count a batch, all of it or nothing: one such event per line
   GET  /stats    the totals, of one moment over all shards
   POST /reset    set all totals to zero
   GET  /health   200 while the server can acknowledge events
@@ -131,6 +132,18 @@ pub(super) struct ServerTuning {
     /// Maximum size of a request body, in bytes; a larger one gets 413
     #[arg(long, default_value = "16384", value_name = "BYTES", value_parser = count::<usize>(1..=u64::from(u32::MAX)))]
     max_body: usize,
+    /// Maximum size of a batch, in bytes; a larger one gets 413
+    ///
+    /// A line of a batch may be as long as --max-body.
+    #[arg(long, default_value = "8388608", value_name = "BYTES", value_parser = count::<usize>(1..=u64::from(u32::MAX)))]
+    max_batch: usize,
+    /// Maximum size of all batches that are being received, in bytes
+    ///
+    /// One more gets 503 before its body is read. A chunked batch counts as --max-batch bytes until it is
+    /// counted. Working on a batch with new users takes up to five times its size besides, one
+    /// batch at a time.
+    #[arg(long, default_value = "268435456", value_name = "BYTES", value_parser = count::<usize>(1..=u64::MAX))]
+    max_batch_memory: usize,
     /// Maximum number of distinct users; an event of one more gets 507
     ///
     /// A user takes up to 128 bytes of memory with an id of at most 23 bytes, up to 512 with the
@@ -213,6 +226,7 @@ impl ServeArgs {
             connections_max: tuning.max_connections,
             limits: Limits {
                 body_bytes_max: tuning.max_body,
+                batch_bytes_max: tuning.max_batch,
                 timeouts: Timeouts {
                     header_ms: milliseconds(tuning.header_timeout),
                     body_ms: milliseconds(tuning.body_timeout),
@@ -224,7 +238,13 @@ impl ServeArgs {
                 .store
                 .map(|location| StoreConfig { location, timeout: tuning.store_timeout }),
             drain_timeout: tuning.drain_timeout,
-            policy: Policy { dialect: tuning.dialect, admin_token, host: self.host.to_string() },
+            policy: Policy {
+                dialect: tuning.dialect,
+                admin_token,
+                host: self.host.to_string(),
+                line_bytes_max: tuning.max_body,
+                batch_memory: BatchMemory::new(tuning.max_batch_memory),
+            },
             log: self.log,
             ready: self.ready_fd.map(open_descriptor).transpose()?,
         })
@@ -254,6 +274,8 @@ impl ServerTuning {
             add("--max-connections", &connections);
         }
         add("--max-body", &self.max_body);
+        add("--max-batch", &self.max_batch);
+        add("--max-batch-memory", &self.max_batch_memory);
         add("--max-users", &self.max_users);
         if let Some(location) = &self.store {
             add("--store", location);
@@ -292,6 +314,10 @@ impl ServerTuning {
                  or {advice}"
             ))),
         }
+    }
+
+    pub(super) fn max_batch(&self) -> usize {
+        self.max_batch
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
@@ -345,6 +371,8 @@ mod tests {
             ("--spin-us", "20"),
             ("--max-connections", "77"),
             ("--max-body", "1k"),
+            ("--max-batch", "2M"),
+            ("--max-batch-memory", "1G"),
             ("--max-users", "1e3"),
             ("--store", "tally.redb"),
             ("--store-timeout", "2s"),

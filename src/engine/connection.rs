@@ -2,8 +2,8 @@
 //! knows no socket and no ring.
 
 use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
-use crate::http::{self, Limits, Outcome, UNSENT_BYTES_MAX};
-use crate::service::{Reading, Service};
+use crate::http::{Limits, Outcome, UNSENT_BYTES_MAX};
+use crate::service::{self, Reading, Service};
 use crate::store::{Held, Release};
 use crate::uring::BUFFER_BYTES;
 
@@ -22,6 +22,8 @@ enum Phase {
     Held,
     /// A request is here that waits until totals were read.
     Reading(Awaited),
+    /// There is work to do on a batch.
+    Working,
     /// The last responses are on their way.
     Finishing,
     /// Our side is shut; input is discarded until the deadline, so that the peer can read
@@ -86,7 +88,7 @@ pub(super) enum Due {
 /// A connection that is served.
 #[derive(Debug)]
 pub(super) struct Connection {
-    http: http::Connection,
+    http: service::Connection,
     phase: Phase,
     /// Responses made and not yet given to the kernel.
     pub(super) out: Vec<u8>,
@@ -96,6 +98,8 @@ pub(super) struct Connection {
     has_peer_closed: bool,
     /// It is on the reactor's list for the end of the turn.
     pub(super) is_queued: bool,
+    /// It is in the reactor's line of those with work to do.
+    pub(super) is_in_line: bool,
     /// Something was received since the last tick.
     is_active: bool,
     /// Receives in a row that left room in their buffer.
@@ -115,12 +119,13 @@ impl Connection {
         permit: Permit,
     ) -> Connection {
         Connection {
-            http: http::Connection::new(limits, peer_is_loopback, now_ms),
+            http: service::Connection::new(limits, peer_is_loopback, now_ms),
             phase: Phase::Serving,
             out: Vec::new(),
             held: Held::default(),
             has_peer_closed: false,
             is_queued: false,
+            is_in_line: false,
             is_active: false,
             small_receives: 0,
             received_ms: now_ms,
@@ -150,7 +155,7 @@ impl Connection {
             _ => self.small_receives.saturating_add(1),
         };
         match &mut self.phase {
-            Phase::Serving | Phase::Held => {
+            Phase::Serving | Phase::Held | Phase::Working => {
                 self.heed(urgency);
                 let Connection { http, held, out, .. } = self;
                 let outcome = service.receive(http, input, now_ms, held, out);
@@ -189,6 +194,21 @@ impl Connection {
         service.commit();
     }
 
+    /// Does a slice of the work on a batch. What comes of it is to be published.
+    pub(super) fn work(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) {
+        if self.phase == Phase::Working {
+            self.heed(urgency);
+            let Connection { http, held, out, .. } = self;
+            let outcome = service.receive(http, &[], now_ms, held, out);
+            self.go_on(outcome);
+        }
+    }
+
+    /// Whether there is work to do on a batch.
+    pub(super) fn is_working(&self) -> bool {
+        self.phase == Phase::Working
+    }
+
     fn heed(&mut self, urgency: Urgency) {
         if urgency != Urgency::Serve {
             self.http.drain();
@@ -200,6 +220,7 @@ impl Connection {
             Outcome::Receive => Phase::Serving,
             Outcome::Resume => Phase::Held,
             Outcome::Wait => Phase::Reading(Awaited::UNASKED),
+            Outcome::Work => Phase::Working,
             Outcome::Close => Phase::Finishing,
         };
     }
@@ -279,7 +300,7 @@ impl Connection {
             {
                 Next::Receive
             }
-            Phase::Serving | Phase::Held | Phase::Reading(_) => Next::Wait,
+            Phase::Serving | Phase::Held | Phase::Reading(_) | Phase::Working => Next::Wait,
             Phase::Finishing if unsent > 0 => Next::Wait,
             Phase::Finishing if self.has_peer_closed => Next::Close,
             Phase::Finishing => Next::ShutDownSending,
@@ -317,6 +338,8 @@ impl Connection {
     pub(super) fn deadline_ms(&self, unsent: usize) -> u64 {
         match self.store_deadline_ms() {
             None if self.waits_for_peer(unsent) => self.http.deadline_ms(),
+            // It waits for nobody.
+            None if self.is_working() && unsent == 0 => u64::MAX,
             None => self.deadline_ms,
             // Nothing is on its way to the peer.
             Some(store_ms) if unsent == 0 => store_ms,

@@ -8,8 +8,8 @@ use super::{
     AcceptedConnection, Admission, BACKLOG, DRAIN_QUIET_MS, Drained, LINGER_BYTES_MAX, LINGER_MS,
     Permit, Shard, TICK, Urgency, milliseconds, unix_seconds,
 };
-use crate::http::{Connection, Limits, Outcome};
-use crate::service::{Reading, Service};
+use crate::http::{Limits, Outcome};
+use crate::service::{Connection, Reading, Service};
 use crate::store::{Durability, Held, Release};
 use futures_lite::future::poll_fn;
 use futures_lite::io::{AsyncRead, AsyncWrite};
@@ -416,7 +416,8 @@ impl Task {
                     return !self.out.is_empty();
                 }
             };
-            while matches!(outcome, Outcome::Resume | Outcome::Wait) {
+            // What is written leaves before the others have their turn, and these before the work goes on.
+            while matches!(outcome, Outcome::Resume | Outcome::Work | Outcome::Wait) {
                 let reading = match outcome {
                     Outcome::Wait => self.wait_for_read().await,
                     _ => self.flush().await.then_some(Reading::None),

@@ -61,6 +61,8 @@ struct Reactor {
     heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
+    /// Connections with batches to work on: each turn has a slice of the first, which then goes to the end.
+    working: VecDeque<Key>,
     /// Those whose responses wait, in the order of their epochs.
     waiting: VecDeque<Waiting>,
     /// Those with a request for which totals are to be read, in the order of their epochs.
@@ -118,6 +120,7 @@ pub(super) async fn run_with(
         limits: shard.limits,
         heartbeat: shard.heartbeat,
         queue: Vec::new(),
+        working: VecDeque::new(),
         waiting: VecDeque::new(),
         reading: VecDeque::new(),
         unasked_since: None,
@@ -190,6 +193,10 @@ impl Reactor {
             let polls_for = self.polling.duration(self.active);
             let waiting_since = Instant::now();
             let mut done = 0;
+            if !self.working.is_empty() {
+                completed += self.turn(Wait::No)?;
+                continue;
+            }
             if !polls_for.is_zero() || self.unasked_since.is_some() {
                 done = self.turn(Wait::No)?;
                 if done == 0 {
@@ -228,7 +235,8 @@ impl Reactor {
     /// how many completions there were, the idle timer aside.
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         // What is left of the last turn does not wait for anything.
-        let mut done = self.ring.turn(if self.queue.is_empty() { wait } else { Wait::No })?;
+        let is_done = self.queue.is_empty() && self.working.is_empty();
+        let mut done = self.ring.turn(if is_done { wait } else { Wait::No })?;
         if matches!(wait, Wait::For(_)) {
             // It was long: what has come is stamped with the time at which it came.
             self.read_clocks();
@@ -242,7 +250,7 @@ impl Reactor {
         let enters = self.ring.enters();
         self.service.metrics().enters.add(enters - self.enters);
         self.enters = enters;
-        if done > 0 {
+        if self.work_on_batch() || done > 0 {
             self.lull = match self.lull {
                 Lull::Unmeasured | Lull::Asleep => Lull::Unmeasured,
                 Lull::Quiet | Lull::Busy => Lull::Busy,
@@ -264,6 +272,19 @@ impl Reactor {
             self.service.note_turn(received_at.elapsed());
         }
         Ok(done)
+    }
+
+    /// Does a slice of the work on one batch, if there is one. Returns whether there was.
+    fn work_on_batch(&mut self) -> bool {
+        while let Some(key) = self.working.pop_front() {
+            let Some(connection) = self.ring.get_mut(key) else { continue };
+            connection.work(self.now_ms, self.urgency, &mut self.service);
+            connection.is_in_line = false;
+            // At the end of the turn it gets in line again.
+            self.queue_up(key);
+            return true;
+        }
+        false
     }
 
     fn handle(&mut self, event: Event) {
@@ -405,6 +426,9 @@ impl Reactor {
         };
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
+        if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+            self.working.push_back(key);
+        }
         if self.service.durability().is_some() {
             let since_ms = self.received_ms;
             if let Some(epoch) = connection.publish(since_ms, &self.service) {

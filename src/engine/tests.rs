@@ -87,8 +87,7 @@ fn with_services(
         listener.bind(&address.into()).unwrap();
         listener.listen(1024).unwrap();
         address = listener.local_addr().unwrap().as_socket().unwrap();
-        let policy =
-            Policy { dialect: Dialect::Original, admin_token: None, host: "127.0.0.1".into() };
+        let policy = Policy::new("127.0.0.1");
         let mut service = Service::new(writer, metrics, policy, 0);
         set_up(index, &mut service);
         let shard = Shard {
@@ -98,6 +97,7 @@ fn with_services(
             service,
             limits: Limits {
                 body_bytes_max: 1000,
+                batch_bytes_max: 8 << 20,
                 timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
             },
             wakeup: Arc::clone(&wakeups[index]),

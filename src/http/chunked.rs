@@ -3,7 +3,7 @@
 //! httparse has a parser for chunk sizes, but it reads an empty size as 0 and takes any byte in an
 //! extension; both can hide a request from another reader of the same bytes.
 
-use super::{CHUNK_FRAMING_BYTES_MAX, Refusal, hex_digit};
+use super::{Refusal, hex_digit};
 
 /// Where in a chunked body the next byte belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,8 @@ pub(super) struct Chunked {
     /// The size of the chunk, then what is left of it.
     left: u64,
     decoded: usize,
-    framing: usize,
+    /// Bytes of framing that may still come.
+    framing_left: usize,
 }
 
 /// What a piece of input held.
@@ -72,8 +73,9 @@ pub(super) enum Progress {
 }
 
 impl Chunked {
-    pub(super) fn new() -> Self {
-        Chunked { state: State::SizeStart, left: 0, decoded: 0, framing: 0 }
+    /// A body whose framing may take so many bytes.
+    pub(super) fn new(framing_bytes_max: usize) -> Self {
+        Chunked { state: State::SizeStart, left: 0, decoded: 0, framing_left: framing_bytes_max }
     }
 
     /// Decodes `input` and appends the data to `body`, at most `body_bytes_max` bytes in all.
@@ -96,10 +98,7 @@ impl Chunked {
                 }
                 continue;
             }
-            self.framing += 1;
-            if self.framing > CHUNK_FRAMING_BYTES_MAX {
-                return Err(Refusal::LargeBody);
-            }
+            self.framing_left = self.framing_left.checked_sub(1).ok_or(Refusal::LargeBody)?;
             self.state = self.step(input[at], body_bytes_max)?;
             at += 1;
             if self.state == State::Done {
@@ -180,10 +179,12 @@ fn is_token_byte(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::CHUNK_FRAMING_BYTES_MAX;
     use super::*;
 
     fn decode(wire: &[u8], pieces: usize, limit: usize) -> Result<(Vec<u8>, Progress), Refusal> {
-        let (mut chunked, mut body, mut fed) = (Chunked::new(), Vec::new(), 0);
+        let (mut chunked, mut body, mut fed) =
+            (Chunked::new(CHUNK_FRAMING_BYTES_MAX), Vec::new(), 0);
         for piece in wire.chunks(pieces) {
             match chunked.feed(piece, limit, &mut body)? {
                 Progress::More => fed += piece.len(),

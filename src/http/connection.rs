@@ -12,7 +12,8 @@ use super::head::{Framing, Head, Scan};
 use super::method::Method;
 use super::response::{Persistence, Reply, Status};
 use super::target::Target;
-use super::{EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX, authority};
+use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX, authority};
+use std::fmt::Debug;
 
 /// How long a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct Timeouts {
 pub struct Limits {
     /// Bytes of a request body, decoded.
     pub body_bytes_max: usize,
+    /// Bytes of a batch, decoded.
+    pub batch_bytes_max: usize,
     /// How long the peer may take.
     pub timeouts: Timeouts,
 }
@@ -76,6 +79,11 @@ impl<'a> Request<'a> {
         self.head.is_forwarded
     }
 
+    /// Whether its body has a content coding, such as gzip.
+    pub fn is_encoded(&self) -> bool {
+        self.head.is_encoded
+    }
+
     /// Whether it is addressed to a loopback address, `localhost`, or `bound_host`.
     pub fn names_server(&self, bound_host: &str) -> bool {
         authority::names_server(&self.bytes[self.head.host.range()], bound_host)
@@ -84,6 +92,9 @@ impl<'a> Request<'a> {
 
 /// What responds to requests.
 pub trait Handler {
+    /// What it keeps of a batch.
+    type Work: Debug;
+
     /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that
     /// waits for `100 Continue` should send it.
     fn wants_body(&self, request: &Request<'_>) -> bool;
@@ -91,6 +102,23 @@ pub trait Handler {
     /// Responds to a complete request by calling one method of `reply`, or asks to be given the request once
     /// more.
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled;
+
+    /// Whether the body of a request is a batch: it is received into memory of its own, as many bytes as
+    /// [`Limits::batch_bytes_max`], and worked on in slices. To be said of the head alone.
+    fn is_batch(&self, request: &Request<'_>) -> bool;
+
+    /// Decides on a batch whose body has not been received yet and will take `bytes` bytes at most: takes it, or
+    /// responds.
+    fn begin_batch(
+        &mut self,
+        request: &Request<'_>,
+        bytes: usize,
+        reply: Reply<'_>,
+    ) -> Option<Self::Work>;
+
+    /// Does a slice of the work on a batch that has been received: so little that other connections can wait for it.
+    /// Returns whether it has responded, and the work is done.
+    fn work(&mut self, work: &mut Self::Work, body: &[u8], reply: Reply<'_>) -> bool;
 
     /// Is told of a response to what never reached [`Handler::handle`].
     fn refused(&mut self, status: Status);
@@ -116,6 +144,9 @@ pub enum Outcome {
     /// Send what was written, and call [`Connection::resume`] once the handler can respond. Until then,
     /// [`Connection::keep`] what is received.
     Wait,
+    /// Send what was written, and call [`Connection::resume`] once others have had their turn: there is work to do on
+    /// a batch.
+    Work,
     /// Send what was written, shut down the writing side, discard what still arrives for a bounded
     /// time (RFC 9112 section 9.6), and close.
     Close,
@@ -132,9 +163,12 @@ pub enum Waited {
     Body,
 }
 
+/// Tells a client to send its body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// What the connection is in the middle of.
 #[derive(Debug)]
-enum Stage {
+enum Stage<W> {
     /// The head of a request, or nothing at all.
     Head { scan: Scan, empty_lines: usize },
     /// A body of known length, in the buffer behind its head.
@@ -143,10 +177,16 @@ enum Stage {
     Chunked(Box<ChunkedRequest>),
     /// A complete request that the handler cannot respond to yet.
     Asked(Box<AskedRequest>),
+    /// The body of a batch.
+    Batch(Box<BatchRequest<W>>),
+    /// A batch whose body has been received.
+    Work(Box<BatchRequest<W>>),
+    /// The body, so many bytes, of a request that was responded to.
+    Skip { left: usize },
 }
 
-impl Stage {
-    const START: Stage = Stage::Head { scan: Scan::START, empty_lines: 0 };
+impl<W> Stage<W> {
+    const START: Self = Stage::Head { scan: Scan::START, empty_lines: 0 };
 }
 
 #[derive(Debug)]
@@ -166,11 +206,29 @@ struct AskedRequest {
     unconsumed: usize,
 }
 
-/// The protocol state of one connection.
 #[derive(Debug)]
-pub struct Connection {
+struct BatchRequest<W> {
+    head: Head,
+    /// What is known of the body's end.
+    end: BodyEnd,
+    /// The decoded body. It has room for all of it, so its bytes are copied once.
+    body: Vec<u8>,
+    /// What the handler keeps of it.
+    work: W,
+}
+
+#[derive(Debug)]
+enum BodyEnd {
+    /// So many bytes are left.
+    Length(usize),
+    Chunked(Chunked),
+}
+
+/// The protocol state of one connection. `W` is what its handler keeps of a batch.
+#[derive(Debug)]
+pub struct Connection<W> {
     limits: Limits,
-    stage: Stage,
+    stage: Stage<W>,
     /// Received and not yet consumed.
     buffer: Vec<u8>,
     /// When the stage began, in the engine's milliseconds.
@@ -183,7 +241,7 @@ pub struct Connection {
     peer_is_loopback: bool,
 }
 
-impl Connection {
+impl<W> Connection<W> {
     /// A connection accepted at `now_ms`.
     pub fn new(limits: Limits, peer_is_loopback: bool, now_ms: u64) -> Self {
         Connection {
@@ -200,7 +258,7 @@ impl Connection {
 
     /// Takes received bytes, hands every complete request to the handler, and appends the responses
     /// to `out`, where the unsent responses of this connection are.
-    pub fn receive<H: Handler>(
+    pub fn receive<H: Handler<Work = W>>(
         &mut self,
         input: &[u8],
         now_ms: u64,
@@ -239,7 +297,7 @@ impl Connection {
 
     /// Continues with the requests that were held back, now that `out` was sent, or that the handler can
     /// respond.
-    pub fn resume<H: Handler>(
+    pub fn resume<H: Handler<Work = W>>(
         &mut self,
         now_ms: u64,
         context: &mut Context<H>,
@@ -260,6 +318,9 @@ impl Connection {
 
     /// When the peer will have been too slow, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
+        if self.works() {
+            return u64::MAX;
+        }
         let timeouts = &self.limits.timeouts;
         self.since_ms.saturating_add(match self.waited() {
             Waited::Idle => timeouts.idle_ms,
@@ -273,10 +334,15 @@ impl Connection {
         match self.stage {
             Stage::Head { .. } if !self.begun => Waited::Idle,
             Stage::Head { .. } => Waited::Header,
-            Stage::Body { .. } | Stage::Chunked(_) => Waited::Body,
             // It does not wait for the peer.
             Stage::Asked(_) => Waited::Idle,
+            _ => Waited::Body,
         }
+    }
+
+    /// Whether there is work to do on a batch.
+    fn works(&self) -> bool {
+        matches!(self.stage, Stage::Work(_))
     }
 
     /// How long the peer may leave responses untaken, in milliseconds.
@@ -285,8 +351,8 @@ impl Connection {
     }
 
     /// Ends a connection whose deadline has passed, with 408 if a request had begun.
-    pub fn expire<H: Handler>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
-        if self.begun && !self.closing {
+    pub fn expire<H: Handler<Work = W>>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
+        if self.begun && !self.closing && !matches!(self.stage, Stage::Skip { .. }) {
             let is_head = self.is_head(&self.buffer);
             self.refuse(Refusal::Timeout, is_head, context, out);
         }
@@ -304,7 +370,7 @@ impl Connection {
     }
 
     /// Refuses the connection as a whole, because the server has no room for it.
-    pub fn turn_away<H: Handler>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
+    pub fn turn_away<H: Handler<Work = W>>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
         self.closing = true;
         let reply = Reply::new(out, &context.date, Persistence::Close, false);
         let sentence = "try again later: the server has as many connections as it allows";
@@ -314,7 +380,7 @@ impl Connection {
     }
 
     /// Handles what is complete in `data`; returns how much of it was consumed.
-    fn advance<H: Handler>(
+    fn advance<H: Handler<Work = W>>(
         &mut self,
         data: &[u8],
         now_ms: u64,
@@ -326,11 +392,18 @@ impl Connection {
             if self.closing {
                 return (data.len(), Outcome::Close);
             }
-            if at == data.len() {
+            let works = self.works();
+            if at == data.len() && !works {
                 return (at, Outcome::Receive);
             }
             if out.len() >= UNSENT_BYTES_MAX {
                 return (at, Outcome::Resume);
+            }
+            if works {
+                match self.work(at < data.len(), now_ms, context, out) {
+                    true => continue,
+                    false => return (at, Outcome::Work),
+                }
             }
             match self.step(&data[at..], now_ms, context, out) {
                 Ok(Some(taken)) => at += taken,
@@ -355,7 +428,7 @@ impl Connection {
     /// Takes one step with `data`, which is not empty: returns how many bytes it consumed, or `None`
     /// if more must arrive first.
     #[inline]
-    fn step<H: Handler>(
+    fn step<H: Handler<Work = W>>(
         &mut self,
         data: &[u8],
         now_ms: u64,
@@ -376,15 +449,19 @@ impl Connection {
                 let head = match known {
                     Some(head) => head,
                     None => {
-                        let Some(head) = scan.parse(data, &context.bound_host)? else {
+                        let Some(mut head) = scan.parse(data, &context.bound_host)? else {
                             self.begin(now_ms);
                             return Ok(None);
                         };
+                        head.is_batch = self.is_batch(&head, &data[..head.bytes], context);
                         context.head_cache.keep(&head, &data[..head.bytes]);
                         head
                     }
                 };
-                self.start_body(head, data, now_ms, context, out)
+                match head.is_batch {
+                    false => self.start_body(head, data, now_ms, context, out),
+                    true => self.start_batch(head, data, now_ms, context, out),
+                }
             }
             Stage::Body { head, length } => {
                 let (head, length) = (*head, *length);
@@ -410,7 +487,116 @@ impl Connection {
                 }
             }
             Stage::Asked(_) => unreachable!("what is received is kept until it is resumed"),
+            Stage::Batch(batch) => {
+                let limit = self.limits.batch_bytes_max;
+                let (taken, is_whole) = batch.take(data, limit)?;
+                if is_whole {
+                    self.start_work();
+                }
+                Ok(Some(taken))
+            }
+            // The caller does the work.
+            Stage::Work(_) => Ok(None),
+            Stage::Skip { left } => {
+                let taken = data.len().min(*left);
+                *left -= taken;
+                if *left == 0 {
+                    (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
+                }
+                Ok(Some(taken))
+            }
         }
+    }
+
+    /// Whether the body behind a head is a batch.
+    fn is_batch<H: Handler<Work = W>>(
+        &self,
+        head: &Head,
+        head_only: &[u8],
+        context: &Context<H>,
+    ) -> bool {
+        head.target(head_only)
+            .is_ok_and(|target| context.handler.is_batch(&self.request(head, head_only, target)))
+    }
+
+    /// Continues from the complete head of a batch at the start of `data`.
+    fn start_batch<H: Handler<Work = W>>(
+        &mut self,
+        head: Head,
+        data: &[u8],
+        now_ms: u64,
+        context: &mut Context<H>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<usize>, Refusal> {
+        let bytes_max = self.limits.batch_bytes_max;
+        let (bytes, end) = match head.framing {
+            Framing::Length(length) => {
+                let length = usize::try_from(length).ok().filter(|length| *length <= bytes_max);
+                let length = length.ok_or(Refusal::LargeBatch)?;
+                (length, BodyEnd::Length(length))
+            }
+            // As many bytes of framing as of data.
+            Framing::Chunked => {
+                let framing_bytes_max = bytes_max.max(CHUNK_FRAMING_BYTES_MAX);
+                (bytes_max, BodyEnd::Chunked(Chunked::new(framing_bytes_max)))
+            }
+        };
+        let is_chunked = matches!(end, BodyEnd::Chunked(_));
+        let waits = head.expects_continue && data.len() == head.bytes && bytes > 0;
+        // If it is refused, the connection goes on behind a body that comes in any case and whose end is known.
+        let persistence = match waits || is_chunked {
+            true => Persistence::Close,
+            false => self.persistence(&head, true),
+        };
+        let head_only = &data[..head.bytes];
+        let request = self.request(&head, head_only, head.target(head_only)?);
+        let reply = Reply::new(out, &context.date, persistence, false);
+        let begun = context.handler.begin_batch(&request, bytes, reply);
+        self.begin(now_ms);
+        self.since_ms = now_ms;
+        let Some(work) = begun else {
+            self.closing = persistence == Persistence::Close;
+            self.begun = bytes > 0;
+            self.stage = if bytes > 0 { Stage::Skip { left: bytes } } else { Stage::START };
+            return Ok(Some(head.bytes));
+        };
+        if waits {
+            out.extend_from_slice(CONTINUE);
+        }
+        let body = Vec::with_capacity(bytes);
+        self.stage = Stage::Batch(Box::new(BatchRequest { head, end, body, work }));
+        if bytes == 0 {
+            self.start_work();
+        }
+        Ok(Some(head.bytes))
+    }
+
+    /// Notes that the body of a batch is whole.
+    fn start_work(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::START) {
+            Stage::Batch(batch) => Stage::Work(batch),
+            other => other,
+        };
+    }
+
+    /// Does a slice of the work on a batch. Returns whether it is done.
+    fn work<H: Handler<Work = W>>(
+        &mut self,
+        has_more: bool,
+        now_ms: u64,
+        context: &mut Context<H>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Stage::Work(batch) = &self.stage else { return true };
+        let persistence = self.persistence(&batch.head, has_more);
+        let Stage::Work(batch) = &mut self.stage else { return true };
+        let reply = Reply::new(out, &context.date, persistence, false);
+        let is_done = context.handler.work(&mut batch.work, &batch.body, reply);
+        if is_done {
+            self.closing = persistence == Persistence::Close;
+            (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
+        }
+        is_done
     }
 
     /// Notes that a request has begun.
@@ -423,7 +609,7 @@ impl Connection {
 
     /// Continues from a complete head at the start of `data`.
     #[inline]
-    fn start_body<H: Handler>(
+    fn start_body<H: Handler<Work = W>>(
         &mut self,
         head: Head,
         data: &[u8],
@@ -466,7 +652,7 @@ impl Connection {
                 self.since_ms = now_ms;
                 self.stage = Stage::Chunked(Box::new(ChunkedRequest {
                     head,
-                    chunked: Chunked::new(),
+                    chunked: Chunked::new(CHUNK_FRAMING_BYTES_MAX),
                     bytes: data[..head.bytes].to_vec(),
                 }));
                 Ok(Some(head.bytes))
@@ -476,7 +662,7 @@ impl Connection {
 
     /// Handles a request whose body has a known length, once all of it is in `data`.
     #[inline]
-    fn finish_body<H: Handler>(
+    fn finish_body<H: Handler<Work = W>>(
         &mut self,
         head: Head,
         length: usize,
@@ -508,7 +694,7 @@ impl Connection {
 
     /// Tells a client that waits whether to send its body (RFC 9110 section 10.1.1). If the body is
     /// not wanted, the response comes at once, and the connection ends with it.
-    fn meet_expectation<H: Handler>(
+    fn meet_expectation<H: Handler<Work = W>>(
         &mut self,
         head: &Head,
         data: &[u8],
@@ -522,7 +708,7 @@ impl Connection {
             context.handler.wants_body(&request)
         });
         if is_wanted {
-            out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            out.extend_from_slice(CONTINUE);
         } else {
             let last = Head { is_persistent: false, ..*head };
             if self.handle(&last, head_only, false, now_ms, context, out) == Handled::NotYet {
@@ -541,7 +727,7 @@ impl Connection {
     /// Hands over a complete request. `bytes` are its head and its decoded body; `has_more` says whether
     /// something has arrived behind it.
     #[inline]
-    fn handle<H: Handler>(
+    fn handle<H: Handler<Work = W>>(
         &mut self,
         head: &Head,
         bytes: &[u8],
@@ -558,20 +744,29 @@ impl Connection {
                 return Handled::Responded;
             }
         };
-        // Bytes behind a request for a tunnel are not requests.
-        let is_last = self.draining && !has_more;
-        let is_persistent = head.is_persistent && !is_last && target != Target::Tunnel;
-        let persistence = match (is_persistent, head.is_1_1) {
-            (true, true) => Persistence::Implied,
-            (true, false) => Persistence::KeepAlive,
-            (false, _) => Persistence::Close,
+        let persistence = match target {
+            // Bytes behind a request for a tunnel are not requests.
+            Target::Tunnel => Persistence::Close,
+            _ => self.persistence(head, has_more),
         };
-        self.closing = !is_persistent;
+        self.closing = persistence == Persistence::Close;
         self.begun = false;
         self.since_ms = now_ms;
         let request = self.request(head, bytes, target);
         let reply = Reply::new(out, &context.date, persistence, is_head);
         context.handler.handle(&request, reply)
+    }
+
+    /// Whether the connection goes on behind the response to a request. `has_more` says whether something has arrived
+    /// behind the request.
+    #[inline]
+    fn persistence(&self, head: &Head, has_more: bool) -> Persistence {
+        let is_last = self.draining && !has_more;
+        match (head.is_persistent && !is_last, head.is_1_1) {
+            (true, true) => Persistence::Implied,
+            (true, false) => Persistence::KeepAlive,
+            (false, _) => Persistence::Close,
+        }
     }
 
     /// Whether the request that starts or continues with `data` is a HEAD request, or could become
@@ -586,12 +781,14 @@ impl Connection {
             Stage::Body { head, .. } => head.method == Method::Head,
             Stage::Chunked(request) => request.head.method == Method::Head,
             Stage::Asked(request) => request.head.method == Method::Head,
+            Stage::Batch(batch) | Stage::Work(batch) => batch.head.method == Method::Head,
+            Stage::Skip { .. } => false,
         }
     }
 
     /// Responds with an error after which the end of the request cannot be known.
     #[cold]
-    fn refuse<H: Handler>(
+    fn refuse<H: Handler<Work = W>>(
         &mut self,
         refusal: Refusal,
         is_head: bool,
@@ -599,8 +796,31 @@ impl Connection {
         out: &mut Vec<u8>,
     ) {
         self.closing = true;
+        // What was received of it is not wanted anymore.
+        self.stage = Stage::START;
         let (status, sentence) = refusal.response();
         let reply = Reply::new(out, &context.date, Persistence::Close, is_head);
         context.handler.refused(reply.send_error(status, &[], sentence));
+    }
+}
+
+impl<W> BatchRequest<W> {
+    /// Takes what `data` has of the body, at most `bytes_max` bytes in all. Returns how many bytes of it belong to the
+    /// body, and whether that is whole.
+    fn take(&mut self, data: &[u8], bytes_max: usize) -> Result<(usize, bool), Refusal> {
+        match &mut self.end {
+            BodyEnd::Length(left) => {
+                let taken = data.len().min(*left);
+                self.body.extend_from_slice(&data[..taken]);
+                *left -= taken;
+                Ok((taken, *left == 0))
+            }
+            BodyEnd::Chunked(chunked) => match chunked.feed(data, bytes_max, &mut self.body) {
+                Ok(Progress::More) => Ok((data.len(), false)),
+                Ok(Progress::Done(taken)) => Ok((taken, true)),
+                Err(Refusal::LargeBody) => Err(Refusal::LargeBatch),
+                Err(refusal) => Err(refusal),
+            },
+        }
     }
 }

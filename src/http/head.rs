@@ -86,6 +86,11 @@ pub(super) struct Head {
     pub(super) is_cross_site: bool,
     /// A proxy says that it forwarded this.
     pub(super) is_forwarded: bool,
+    /// The body has a content coding.
+    pub(super) is_encoded: bool,
+    /// The handler takes the body as a batch. Determined with the head, so that a head that is not parsed again spares
+    /// that, too.
+    pub(super) is_batch: bool,
     /// `Authorization`; an empty span where it is repeated.
     pub(super) authorization: Option<Span>,
     /// `Accept`, unless it is repeated: whatever a server sends is allowed then, too.
@@ -242,7 +247,7 @@ fn interpret(
     let is_1_1 = minor == 1;
     let (mut host, mut origin, mut fetch_site) = (Field::Absent, Field::Absent, Field::Absent);
     let (mut length, mut codings) = (Field::Absent, Field::Absent);
-    let (mut authorization, mut is_forwarded) = (Field::Absent, false);
+    let (mut authorization, mut is_forwarded, mut is_encoded) = (Field::Absent, false, false);
     let mut accept = Field::Absent;
     let (mut keep_alive, mut close) = (false, false);
     let (mut expects_continue, mut expects_other) = (false, false);
@@ -268,6 +273,10 @@ fn interpret(
             14 if name.eq_ignore_ascii_case("content-length") => length.see(value),
             14 if name.eq_ignore_ascii_case("sec-fetch-site") => fetch_site.see(value),
             15 if name.eq_ignore_ascii_case("x-forwarded-for") => is_forwarded = true,
+            16 if name.eq_ignore_ascii_case("content-encoding") => {
+                let is_identity = |coding: &[u8]| coding.eq_ignore_ascii_case(b"identity");
+                is_encoded |= !list(value).all(|coding| coding.is_empty() || is_identity(coding));
+            }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => codings.see(value),
             _ => {}
         }
@@ -303,6 +312,8 @@ fn interpret(
         host: if host.is_empty() { Span::EMPTY } else { Span::of(host, bytes) },
         is_cross_site: is_cross_site(origin, fetch_site, host, bound_host),
         is_forwarded,
+        is_encoded,
+        is_batch: false,
         authorization: match authorization {
             Field::Absent => None,
             Field::Once(value) => Some(Span::of(value, bytes)),

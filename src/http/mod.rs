@@ -66,6 +66,8 @@ enum Refusal {
     ManyFields,
     /// The body is larger than the limit.
     LargeBody,
+    /// The same of a batch.
+    LargeBatch,
     /// A version other than HTTP/1.x.
     Version,
     /// `Expect` with anything but `100-continue`.
@@ -109,6 +111,10 @@ impl Refusal {
             Refusal::LargeBody => (
                 Status::ContentTooLarge,
                 "send a smaller body, or start the server with a larger --max-body",
+            ),
+            Refusal::LargeBatch => (
+                Status::ContentTooLarge,
+                "send a smaller batch, or start the server with a larger --max-batch",
             ),
             Refusal::Version => (Status::VersionNotSupported, "send the request in HTTP/1.1"),
             Refusal::Expectation => {

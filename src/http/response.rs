@@ -56,6 +56,7 @@ statuses! {
     RequestTimeout = 408 "Request Timeout",
     ContentTooLarge = 413 "Content Too Large",
     UriTooLong = 414 "URI Too Long",
+    UnsupportedMediaType = 415 "Unsupported Media Type",
     ExpectationFailed = 417 "Expectation Failed",
     FieldsTooLarge = 431 "Request Header Fields Too Large",
     NotImplemented = 501 "Not Implemented",

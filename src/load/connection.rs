@@ -1,7 +1,7 @@
 //! One connection of a client thread: its state, the requests in flight on it, and the responses to
 //! them. No socket is in here.
 
-use super::response::{self, Malformed, Response};
+use super::response::{self, Malformed, Response, join_chunks};
 use std::collections::VecDeque;
 
 /// Bytes of a response.
@@ -12,7 +12,7 @@ const NO_ROOM: u16 = 503;
 /// A request that waits for its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flight {
-    pub(super) event: u64,
+    pub(super) request: u64,
     /// When it was to be sent, and when it was.
     pub(super) due_ns: u64,
     pub(super) sent_ns: u64,
@@ -90,9 +90,9 @@ impl Connection {
     }
 
     /// Notes a request of so many bytes that was given to it.
-    pub(super) fn push(&mut self, event: u64, due_ns: u64, sent_ns: u64, bytes: u64) {
+    pub(super) fn push(&mut self, request: u64, due_ns: u64, sent_ns: u64, bytes: u64) {
         debug_assert!(self.is_open(), "requests are given to open connections only");
-        self.flights.push_back(Flight { event, due_ns, sent_ns, offset: self.made_bytes });
+        self.flights.push_back(Flight { request, due_ns, sent_ns, offset: self.made_bytes });
         self.made_bytes += bytes;
     }
 
@@ -174,6 +174,16 @@ impl Connection {
         self.answered += 1;
         Ok(Next::Response(flight, response))
     }
+
+    /// How many events the response that [`Connection::next`] has just read says were accepted.
+    pub(super) fn accepted(&self, response: &Response) -> Option<u64> {
+        let body_bytes = response.end - response.body_start;
+        let body = &self.input[self.read - body_bytes..self.read];
+        let joined = response.is_chunked.then(|| join_chunks(body).ok()).flatten();
+        let json: serde_json::Value =
+            serde_json::from_slice(joined.as_deref().unwrap_or(body)).ok()?;
+        json.get("accepted")?.as_u64()
+    }
 }
 
 #[cfg(test)]
@@ -196,10 +206,32 @@ mod tests {
             for part in [&wire[..split], &wire[split..]] {
                 connection.receive(part);
                 while let Next::Response(flight, _) = connection.next(false).unwrap() {
-                    events.push(flight.event);
+                    events.push(flight.request);
                 }
             }
             assert_eq!((events, connection.has_part()), (vec![0, 1, 2], false));
+        }
+    }
+
+    #[test]
+    fn what_was_accepted_is_read_from_each_response() {
+        let chunked =
+            "Transfer-Encoding: chunked\r\n\r\n7\r\n{\"accep\r\n8\r\nted\":10}\r\n0\r\n\r\n";
+        for (rest, accepted) in [
+            ("Content-Length: 15\r\n\r\n{\"accepted\":10}", Some(10)),
+            (chunked, Some(10)),
+            ("Content-Length: 17\r\n\r\n{\"accepted\":10.5}", None),
+            ("Content-Length: 18\r\n\r\n{\"accepted\":\"ten\"}", None),
+            ("Content-Length: 2\r\n\r\n{}", None),
+            ("Content-Length: 0\r\n\r\n", None),
+        ] {
+            let mut connection = open();
+            (0..2).for_each(|request| connection.push(request, 0, 0, 10));
+            connection.receive(format!("HTTP/1.1 200 OK\r\n{rest}").repeat(2).as_bytes());
+            for _ in 0..2 {
+                let Ok(Next::Response(_, response)) = connection.next(false) else { panic!() };
+                assert_eq!(connection.accepted(&response), accepted, "{rest}");
+            }
         }
     }
 
@@ -217,7 +249,7 @@ mod tests {
         assert!(!connection.owes_response(0) && connection.owes_response(1));
         // One byte of the second request was handed over, and none of the third.
         let flights: Vec<(u64, bool)> =
-            connection.take_flights(11).map(|(flight, left)| (flight.event, left)).collect();
+            connection.take_flights(11).map(|(flight, left)| (flight.request, left)).collect();
         assert_eq!(flights, [(0, true), (1, true), (2, false)]);
         assert!(!connection.has_flights());
     }
@@ -234,7 +266,7 @@ mod tests {
         let mut connection = open();
         connection.push(7, 0, 0, 10);
         connection.receive(full);
-        assert!(matches!(connection.next(false), Ok(Next::Response(Flight { event: 7, .. }, _))));
+        assert!(matches!(connection.next(false), Ok(Next::Response(Flight { request: 7, .. }, _))));
         assert!(connection.was_turned_away());
         let mut connection = open();
         (0..2).for_each(|event| connection.push(event, 0, 0, 10));

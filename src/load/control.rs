@@ -209,6 +209,14 @@ impl<'a> Control<'a> {
         self.clock
     }
 
+    /// The status with which the server says that it has no such path, if it has none: it is sent a
+    /// request without a body, which changes nothing.
+    pub(super) fn lacks(&mut self, path: &'static str) -> Option<u16> {
+        // If it does not respond, the run will show why.
+        let status = self.ask("POST", path).ok()?.status;
+        matches!(status, 404 | 405 | 501).then_some(status)
+    }
+
     /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
     pub(super) fn engine(&mut self) -> Option<String> {
         let timeout = self.timeout;

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 /// not from which further users they come.
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
 
-/// Every `step`-th event from `start` to the end of the workload.
+/// The events of every `step`-th request from `start` to the end of the workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rest {
     pub(super) start: u64,
@@ -21,9 +21,9 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// How many events of a workload of `events` it has.
-    pub(super) fn len(self, events: u64) -> u64 {
-        events.saturating_sub(self.start).div_ceil(self.step)
+    /// How many requests of so many it has.
+    pub(super) fn len(self, requests: u64) -> u64 {
+        requests.saturating_sub(self.start).div_ceil(self.step)
     }
 }
 
@@ -41,11 +41,12 @@ pub(super) struct EventSet {
 }
 
 impl EventSet {
-    /// Adds one event.
-    pub(super) fn insert(&mut self, workload: &Workload, event: u64) {
-        self.singles += 1;
-        self.singles_sum_in_halves += workload.value_in_halves(event);
-        self.count(event % workload.users, 1);
+    /// Adds the events of one request.
+    pub(super) fn insert(&mut self, workload: &Workload, request: u64) {
+        let events = workload.events_of(request);
+        self.singles += events.end - events.start;
+        self.singles_sum_in_halves += workload.sum_in_halves_of_events(&events);
+        events.for_each(|event| self.count(event % workload.users, 1));
     }
 
     fn count(&mut self, user: u64, events: u64) {
@@ -61,9 +62,9 @@ impl EventSet {
         self.rests.iter().map(|rest| rest.step)
     }
 
-    /// Drops rests without an event of a workload of `events`.
-    pub(super) fn drop_empty_rests(&mut self, events: u64) {
-        self.rests.retain(|rest| rest.len(events) > 0);
+    /// Drops rests without a request of so many.
+    pub(super) fn drop_empty_rests(&mut self, requests: u64) {
+        self.rests.retain(|rest| rest.len(requests) > 0);
     }
 
     /// Writes its rests with another step, of which theirs must be divisors.
@@ -83,14 +84,14 @@ impl EventSet {
         let is_of_part = |rest: &Rest| {
             rest.step > 0
                 && rest.step.is_multiple_of(part.of())
-                && rest.start <= workload.events.saturating_add(rest.step)
+                && rest.start <= workload.requests().saturating_add(rest.step)
                 && part.has(rest.start)
         };
         let attributed = self
             .by_user
             .values()
             .try_fold(self.unattributed, |sum, events| sum.checked_add(*events));
-        self.singles <= part.share(workload.events)
+        self.singles <= workload.len_of(part.rest(0))
             && self.singles_sum_in_halves <= VALUE_IN_HALVES_MAX * self.singles
             && attributed == Some(self.singles)
             && self.by_user.keys().all(|user| *user < workload.users.min(workload.events))
@@ -116,9 +117,14 @@ impl EventSet {
         }
     }
 
-    /// How many events of a workload of `events` are in it.
-    pub(super) fn len(&self, events: u64) -> u64 {
-        self.singles + self.rests.iter().map(|rest| rest.len(events)).sum::<u64>()
+    /// How many events of a workload are in it.
+    pub(super) fn len(&self, workload: &Workload) -> u64 {
+        self.singles + self.rests.iter().map(|rest| workload.len_of(*rest)).sum::<u64>()
+    }
+
+    /// How many events are in it that are not of a rest.
+    pub(super) fn singles(&self) -> u64 {
+        self.singles
     }
 
     /// The users that its events may come from, in a workload: those of the single events, and all if
@@ -126,7 +132,7 @@ impl EventSet {
     pub(super) fn users(&self, workload: &Workload) -> UserSet {
         // Each event that is not attributed may come from a user that is not among these.
         let known = self.by_user.keys().copied();
-        let has_rest = self.rests.iter().any(|rest| rest.len(workload.events) > 0);
+        let has_rest = self.rests.iter().any(|rest| rest.len(workload.requests()) > 0);
         let below = if has_rest { workload.users.min(workload.events) } else { 0 };
         let beyond = known.filter(|user| *user >= below).collect();
         UserSet { below, beyond, unseen: self.unattributed, ..UserSet::default() }
@@ -188,7 +194,7 @@ impl Workload {
     /// stopped far from each other, with the users between.
     pub(super) fn users_without(&self, sets: &[&EventSet]) -> UserSet {
         let rests = self.rests_of(sets);
-        let starts = || rests.starts.values().copied();
+        let starts = || rests.starts.values().map(|request| request * self.events_per_request());
         // Every event below `first` was taken but for single ones; none from `last` on was, if the rest
         // of every remainder is there.
         let first = starts().min().unwrap_or(self.events);
@@ -215,7 +221,7 @@ impl Workload {
     fn rests_of(&self, sets: &[&EventSet]) -> Rests {
         let all = sets.iter().flat_map(|set| set.rests.iter().copied());
         let mut rests = Rests { step: 1, starts: HashMap::new() };
-        for Rest { start, step } in all.filter(|rest| rest.start < self.events) {
+        for Rest { start, step } in all.filter(|rest| rest.start < self.requests()) {
             rests.step = step;
             rests.starts.insert(start % step, start);
         }
@@ -224,24 +230,19 @@ impl Workload {
 
     /// How many of a user's events are in rests.
     fn events_of_user_in_rests(&self, user: u64, rests: &Rests) -> u64 {
-        let Rests { step, starts } = rests;
-        let step = *step;
-        if starts.is_empty() {
-            return 0;
-        }
-        // The remainders of a user's events repeat after so many of them.
-        let period = step / greatest_common_divisor(self.users, step);
-        let stride = u128::from(self.users) * u128::from(period);
-        let mut found = 0;
-        for turn in 0..period {
-            let event = u128::from(user) + u128::from(self.users) * u128::from(turn);
-            // A remainder is below the step.
-            let start = u64::try_from(event % u128::from(step)).ok().and_then(|r| starts.get(&r));
-            let Some(start) = start else { continue };
-            // The number of events below a limit, in this user's turn.
-            let below = |limit: u64| u128::from(limit).saturating_sub(event).div_ceil(stride);
-            found += below(self.events).saturating_sub(below(*start));
-        }
+        let batch = u128::from(self.events_per_request());
+        let (user, users) = (u128::from(user), u128::from(self.users));
+        let of_rest = |start: &u64| {
+            let start = u128::from(*start) * batch;
+            // Its events from there on.
+            let first = start.saturating_sub(user).div_ceil(users);
+            let end = u128::from(self.events).saturating_sub(user).div_ceil(users);
+            let behind = user + first * users - start;
+            // A rest is `batch` events, and again so many after `period` events.
+            let period = batch * u128::from(rests.step);
+            count_below(end.saturating_sub(first), users, behind, period, batch)
+        };
+        let found = rests.starts.values().map(of_rest).sum::<u128>();
         u64::try_from(found).unwrap_or_else(|_| unreachable!("there are no more than events"))
     }
 
@@ -258,7 +259,7 @@ impl Workload {
     pub(super) fn share_without(&self, sets: &[&EventSet]) -> Share {
         let mut share = self.whole();
         for set in sets {
-            share.events -= set.len(self.events);
+            share.events -= set.len(self);
             share.sum_in_halves -= set.singles_sum_in_halves;
             for rest in &set.rests {
                 share.sum_in_halves -= self.sum_in_halves_of(*rest);
@@ -272,6 +273,29 @@ impl Workload {
 struct Rests {
     step: u64,
     starts: HashMap<u64, u64>,
+}
+
+/// How many of the `count` numbers `first`, `first + step`, `first + 2 * step` have a remainder below `limit`
+/// when they are divided by `divisor`, which is at least `limit`.
+fn count_below(count: u128, step: u128, first: u128, divisor: u128, limit: u128) -> u128 {
+    // Such a number, less the limit, has a smaller quotient.
+    count + sum_of_quotients(count, step, first, divisor)
+        - sum_of_quotients(count, step, first + divisor - limit, divisor)
+}
+
+/// The sum of the quotients of so many numbers when they are divided by `divisor`, rounded down, in steps
+/// as in Euclid's algorithm.
+fn sum_of_quotients(mut count: u128, mut step: u128, mut first: u128, mut divisor: u128) -> u128 {
+    let mut sum = 0;
+    while count > 0 {
+        sum += count * (count - 1) / 2 * (step / divisor) + count * (first / divisor);
+        (step, first) = (step % divisor, first % divisor);
+        // What is left are the points below a line, which are counted from its other side.
+        let last = step * count + first;
+        (count, first) = (last / divisor, last % divisor);
+        (step, divisor) = (divisor, step);
+    }
+    sum
 }
 
 /// The greatest number that divides both, of which neither is 0.
@@ -291,14 +315,15 @@ mod tests {
     /// Which events of a workload are in a set, for a small one that is listed.
     fn list(workload: &Workload, singles: &[u64], rests: &[Rest]) -> HashSet<u64> {
         let rests = rests.iter().flat_map(|rest| {
-            (rest.start..workload.events).step_by(usize::try_from(rest.step).unwrap())
+            (rest.start..workload.requests()).step_by(usize::try_from(rest.step).unwrap())
         });
-        singles.iter().copied().chain(rests).collect()
+        let requests = singles.iter().copied().chain(rests);
+        requests.flat_map(|request| workload.events_of(request)).collect()
     }
 
     fn set(workload: &Workload, singles: &[u64], rests: &[Rest]) -> EventSet {
         let mut set = EventSet::default();
-        singles.iter().for_each(|event| set.insert(workload, *event));
+        singles.iter().for_each(|request| set.insert(workload, *request));
         rests.iter().for_each(|rest| set.insert_rest(*rest));
         set
     }
@@ -308,12 +333,14 @@ mod tests {
     #[test]
     fn closed_forms_agree_with_a_list_of_all_events() {
         let mut random = fastrand::Rng::with_seed(3);
-        for _ in 0..2000 {
+        for _ in 0..1000 {
             let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
             let events = random.u64(1..3000);
-            let workload = Workload { events, users: random.u64(1..2500), values };
+            let batch = random.bool().then(|| random.u64(1..200));
+            let workload = Workload { events, users: random.u64(1..2500), values, batch };
+            let requests = workload.requests();
             let step = [1, 1, 2, 3, 8, 12][random.usize(0..6)];
-            let near = random.u64(0..events + 50);
+            let near = random.u64(0..requests + 50);
             let spread = [1, 60, 3000][random.usize(0..3)];
             let threads = if random.u8(0..4) == 0 { 0 } else { step };
             let rests: Vec<Rest> = (0..threads)
@@ -324,12 +351,12 @@ mod tests {
                 .collect();
             let rest = list(&workload, &[], &rests);
             let share = random.f64();
-            let (out, left): (Vec<u64>, Vec<u64>) = (0..events)
-                .filter(|event| !rest.contains(event))
+            let (out, left): (Vec<u64>, Vec<u64>) = (0..requests)
+                .filter(|request| !rest.contains(&workload.events_of(*request).start))
                 .partition(|_| random.f64() < share);
             let (some, others) = out.split_at(random.usize(0..=out.len()));
             let (first, second) = (set(&workload, some, &[]), set(&workload, others, &rests));
-            let left: HashSet<u64> = left.into_iter().collect();
+            let left = list(&workload, &left, &[]);
             let sum = left.iter().map(|event| workload.value_in_halves(*event)).sum();
             let expected = Share { events: left.len() as u64, sum_in_halves: sum };
             let users: HashSet<u64> = left.iter().map(|event| event % workload.users).collect();
@@ -343,13 +370,14 @@ mod tests {
             let mut merged = first;
             merged.merge(second);
             assert_eq!(workload.share_without(&[&merged]), expected);
-            assert_eq!(merged.len(events), events - left.len() as u64);
+            assert_eq!(merged.len(&workload), events - left.len() as u64);
             assert_eq!(workload.users_without(&[&merged]).most(), users.len() as u64);
             // The union with the users of some others.
             let (fewer, picked) = (random.u64(0..=events), random.f64());
             let fewer = Workload { events: fewer.max(1), ..workload };
-            let out: Vec<u64> = (0..fewer.events).filter(|_| random.f64() < picked).collect();
+            let out: Vec<u64> = (0..fewer.requests()).filter(|_| random.f64() < picked).collect();
             let other = set(&fewer, &out, &[]);
+            let out = list(&fewer, &out, &[]);
             let listed: HashSet<u64> = (0..fewer.events)
                 .filter(|event| !out.contains(event))
                 .map(|event| event % fewer.users)
@@ -368,7 +396,7 @@ mod tests {
     fn a_trillion_events_that_were_not_sent_take_no_time() {
         let started = Instant::now();
         for users in [1, 75_000, 1 << 41, u64::MAX] {
-            let workload = Workload { events: 1 << 42, users, values: Values::Half };
+            let workload = Workload { events: 1 << 42, users, values: Values::Half, batch: None };
             for threads in [1, 2, 16] {
                 let rests: Vec<Rest> = (0..threads)
                     .map(|thread| Rest { start: 160_000 + 5 * threads + thread, step: threads })
@@ -388,13 +416,14 @@ mod tests {
     #[test]
     fn a_set_counts_the_users_of_so_many_and_knows_what_it_does_not_know() {
         let limit = USERS_COUNTED_MAX as u64;
-        let workload = Workload { events: 10 * limit, users: 2 * limit, values: Values::One };
+        let workload =
+            Workload { events: 10 * limit, users: 2 * limit, values: Values::One, batch: None };
         for (events, unattributed) in [(limit - 1, 0), (limit, 0), (limit + 1, 1)] {
             let mut set = EventSet::default();
             (0..events).for_each(|event| set.insert(&workload, event));
             // A user that is in has room for another event.
             set.insert(&workload, workload.users);
-            assert_eq!(set.len(workload.events), events + 1);
+            assert_eq!(set.len(&workload), events + 1);
             let users = set.users(&workload);
             assert_eq!((users.least(), users.most()), (events - unattributed, events));
             let left = workload.users_without(&[&set]);

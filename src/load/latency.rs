@@ -188,6 +188,8 @@ impl Latencies {
 pub(super) struct Slice {
     /// Seconds since the start.
     pub(super) second: u64,
+    /// Events of the requests that got a response.
+    pub(super) events: u64,
     /// From the intended send time, which in a closed loop is the actual one.
     pub(super) latency: Latencies,
     /// In an open loop, from the actual send time.
@@ -199,11 +201,18 @@ pub(super) struct Slice {
 impl Slice {
     pub(super) fn new(second: u64, is_open_loop: bool) -> Slice {
         let latencies = || is_open_loop.then(Latencies::new);
-        Slice { second, latency: Latencies::new(), from_send: latencies(), lag: latencies() }
+        Slice {
+            second,
+            events: 0,
+            latency: Latencies::new(),
+            from_send: latencies(),
+            lag: latencies(),
+        }
     }
 
-    /// Adds all latencies of `other`, whatever its second.
+    /// Adds all that `other` has, whatever its second.
     pub(super) fn merge(&mut self, other: &Slice) {
+        self.events += other.events;
         self.latency.merge(&other.latency);
         for (ours, theirs) in [(&mut self.from_send, &other.from_send), (&mut self.lag, &other.lag)]
         {

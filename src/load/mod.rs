@@ -50,7 +50,7 @@ use std::time::Duration;
 pub use thresholds::Threshold;
 pub(crate) use thresholds::{Condition, Operator};
 pub use verdict::Verdict;
-pub use workload::{EVENTS_MAX, Totals, Values, Workload};
+pub use workload::{BATCH_MAX, EVENTS_MAX, Totals, Values, Workload};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ pub struct Config {
     pub workload: Workload,
     /// Events to send before, which are not measured.
     pub warm_up: u64,
-    /// Connections, at least one; no more than events are used.
+    /// Connections, at least one; no more than requests are used.
     pub connections: usize,
     /// Client threads, at least one and at most as many as connections; `None` is one per CPU.
     pub threads: Option<usize>,
@@ -71,7 +71,7 @@ pub struct Config {
     pub server_cpus: Option<Vec<usize>>,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
+    /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
     pub rate: Option<u64>,
     /// How long a response, a connection, or a server that is gone may take.
     pub timeout: Duration,

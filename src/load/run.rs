@@ -15,7 +15,7 @@ use super::verdict::{Evidence, Verdict, plural};
 use super::view::{Phase, Stage, View};
 use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
-use super::workload::Totals;
+use super::workload::{Totals, Workload};
 use super::{Config, Moment, placement};
 use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
@@ -64,7 +64,9 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         client_limits: client_load.limits(),
         client_cpu: sent.client_cpu.saturating_sub(sent.client_polling),
         client_poll: sent.client_polling,
-        rate_held: config.rate.and_then(|_| rate_held(sent.requests(), sent.last_sent)),
+        rate_held: config
+            .rate
+            .and_then(|_| rate_held(&config.workload, sent.events(), sent.last_sent)),
         is_interrupted,
         suspended: sent.suspended,
         held_up: sent.held_up,
@@ -76,7 +78,7 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         watched: sent.watched,
         warm_up: config.warm_up,
         setup,
-        requests: config.workload.events,
+        workload: config.workload,
         ledger: sent.ledger,
         warm_up_ledger: sent.warm_up,
         warnings,
@@ -99,7 +101,7 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
     drop(running);
     let elapsed = sent.elapsed();
     let client_load = sent.client_load(elapsed, &cpus);
-    let requests = sent.requests();
+    let requests = sent.events();
     let open_loop =
         sent.total.from_send.zip(sent.total.lag).map(|(from_send, lag)| OpenLoopClient {
             from_send,
@@ -121,6 +123,7 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
             elapsed,
             ledger: sent.ledger,
             warm_up: sent.warm_up,
+            watched: sent.watched,
             latency: sent.total.latency,
             open_loop,
             seconds: sent.raw_seconds,
@@ -144,10 +147,10 @@ fn control(config: &Config) -> Control<'_> {
         .with_token(config.reset_token.clone())
 }
 
-/// How many connections all clients together use: more than one per event would never be used.
+/// How many connections all clients together use: more than one per request would never be used.
 fn connections(config: &Config) -> usize {
-    usize::try_from(config.workload.events)
-        .map_or(config.connections, |events| config.connections.min(events))
+    usize::try_from(config.workload.requests())
+        .map_or(config.connections, |requests| config.connections.min(requests))
 }
 
 /// What was measured, with what it was measured on.
@@ -179,6 +182,15 @@ fn measure(
     #[allow(clippy::cast_possible_truncation, reason = "a share is no greater than the whole")]
     let connections = part.share(all_connections as u64) as usize;
     let (first, keeps_alive) = control.first_totals().map_err(|e| e.into_failure(server))?;
+    if config.workload.batch.is_some()
+        && let Some(status) = control.lacks(EVENTS)
+    {
+        return Err(Failure::Environment(format!(
+            "the server at http://{} takes no batches: it refused POST {EVENTS} with status {status}: \
+             leave out --batch to send single events",
+            server.host
+        )));
+    }
     let engine = control.engine();
     let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
     let cpus = match &config.cpus {
@@ -190,7 +202,7 @@ fn measure(
         workload: config.workload,
         part,
         address: server.address,
-        head: request_head(&server.host),
+        head: request_head(&server.host, config.workload.batch.is_some()),
         depth: config.pipeline,
         rate: config.rate,
         timeout: config.timeout,
@@ -208,8 +220,9 @@ fn measure(
         placement::warning(&cpus, of_server.as_deref()).into_iter().collect();
     if all_connections < config.connections {
         warnings.push(format!(
-            "{all_connections} of {} connections are used: there are no more events than that",
-            config.connections
+            "{all_connections} of {} connections are used: there are no more {} than that",
+            config.connections,
+            if config.workload.batch.is_some() { "batches" } else { "events" }
         ));
     }
     if let Err(error) = listening {
@@ -232,6 +245,7 @@ fn measure(
         rate: config.rate,
         users: config.workload.users,
         values: config.workload.values,
+        batch: config.workload.batch,
         one_request_per_connection: run.keep_alive.is_one_shot(),
         was_reset: false,
     };
@@ -277,12 +291,18 @@ fn totals(config: &Config, control: &mut Control<'_>) -> Result<Totals, String> 
     control.totals().map_err(|error| error.sentence(&config.server))
 }
 
-fn request_head(host: &str) -> Vec<u8> {
-    format!(
-        "POST /event HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: "
-    )
-    .into_bytes()
+fn request_head(host: &str, has_batch: bool) -> Vec<u8> {
+    let (path, content) = match has_batch {
+        false => (EVENT, "application/json"),
+        true => (EVENTS, "application/x-ndjson"),
+    };
+    format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {content}\r\nContent-Length: ")
+        .into_bytes()
 }
+
+/// Where single events go, and batches.
+const EVENT: &str = "/event";
+pub(super) const EVENTS: &str = "/events";
 
 /// What the client threads did, and what was seen meanwhile.
 struct Sent {
@@ -389,9 +409,10 @@ fn send_all(
         let started = run.starts_at.get().copied().unwrap_or_else(Instant::now);
         let (is_over, before) = (Arc::new(AtomicBool::new(false)), prepared.as_ref().ok().copied());
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
-        let watcher = before.filter(|_| config.watch).map(|Prepared { before, .. }| {
+        let watches = config.watch && run.part.leads();
+        let watcher = before.filter(|_| watches).map(|Prepared { before, .. }| {
             let is_over = Arc::clone(&is_over);
-            let late = run.late.load(Ordering::Relaxed);
+            let late = run.late.load(Ordering::Relaxed) + run.events_of_others();
             scope.spawn(move || {
                 let (server, values) = (&config.server, config.workload.values);
                 let before = (before, late);
@@ -443,11 +464,12 @@ fn send_all(
             sent.warm_up.merge(warm_up.ledger);
             sent.add(measured);
         }
-        sent.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], run.warm_up));
+        sent.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], &run.earlier()));
         if run.rate.is_none() {
-            sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], run.workload.events));
+            sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], &run.workload));
         }
         sent.ledger.trouble += sent.warm_up.trouble;
+        sent.ledger.add_misstatements(&sent.warm_up);
         Ok(sent)
     })
 }
@@ -473,9 +495,9 @@ impl Sent {
         self.ended.saturating_duration_since(self.started)
     }
 
-    /// Requests that were sent.
-    fn requests(&self) -> u64 {
-        self.ledger.answered() + self.ledger.unknown.len(0)
+    /// Events that were sent.
+    fn events(&self) -> u64 {
+        self.ledger.answered() + self.ledger.unknown.singles()
     }
 
     /// What is known of the run's events, if there was no other client.
@@ -525,6 +547,10 @@ impl Sent {
                  totals that it had; pass its token with --token-file, or --no-reset"
             ));
         }
+        if run.workload.batch.is_some() {
+            let refusals = self.ledger.refused_by_status.keys();
+            warnings.extend(refusals.filter_map(|status| explain_refusal(*status)));
+        }
         if run.keep_alive.was_one_shot() && !run.keep_alive.is_one_shot() {
             warnings.push(
                 "for a part of the run each connection took one request only, because the server \
@@ -558,10 +584,26 @@ impl Sent {
     }
 }
 
-/// Requests per second that an open loop sent; `None` for a single request, which has no rate.
-pub(super) fn rate_held(requests: u64, last_sent: Duration) -> Option<f64> {
-    // The first request is due at once: there are n - 1 steps between n requests.
-    (requests > 1 && !last_sent.is_zero()).then(|| (requests - 1) as f64 / last_sent.as_secs_f64())
+/// Events per second that an open loop sent; `None` for a single request, which has no rate.
+pub(super) fn rate_held(workload: &Workload, events: u64, last_sent: Duration) -> Option<f64> {
+    // The first request is due at once, and the last when the events of those before it were.
+    let batch = workload.events_per_request();
+    let before_last = events.div_ceil(batch).saturating_sub(1) * batch;
+    (before_last > 0 && !last_sent.is_zero()).then(|| before_last as f64 / last_sent.as_secs_f64())
+}
+
+/// What to do about batches that were refused with a status.
+fn explain_refusal(status: u16) -> Option<String> {
+    Some(match status {
+        413 => "the server takes smaller batches: use a smaller --batch, or raise its --max-batch"
+            .into(),
+        503 => "the server could not take all batches at once: use fewer connections or a smaller \
+                --batch, or raise its --max-batch-memory"
+            .into(),
+        507 => "the server has no room for more users: raise its --max-users, or use fewer --users"
+            .into(),
+        _ => return None,
+    })
 }
 
 /// What the server had counted before the run, and what came of its reset if one was wanted.

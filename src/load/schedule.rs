@@ -1,38 +1,40 @@
-//! Which event a thread sends next, and when it is due.
+//! Which request a thread sends next, and when it is due.
 //!
-//! In a closed loop, an event is due as soon as a connection is free; threads take events from a common
-//! counter. In an open loop, event `i` is due at `i / rate`, whatever the server does; thread `t` of
-//! `T` has the events that are `t` modulo `T`, so that the spacing is even over all threads. Of a part
-//! of a workload, both take the part's events only, each when it is due in the whole.
+//! In a closed loop, a request is due as soon as a connection is free; threads take requests from a common
+//! counter. In an open loop, request `i` is due when its first event is, at `i * batch / rate`, whatever the
+//! server does; thread `t` of `T` has the requests that are `t` modulo `T`, so that the spacing is even
+//! over all threads. Of a part of a workload, both take the part's requests only, each when it is due in
+//! the whole.
 
 use super::event_set::Rest;
 use super::parts::Part;
+use super::workload::Workload;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Events that a thread takes from the common counter at once.
+/// Events that a thread takes from the common counter at once, unless a request has more.
 const EVENTS_PER_GRAB: u64 = 32;
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
 
-/// The most requests per second that can be asked for: one per nanosecond.
+/// The most events per second that can be asked for: one per nanosecond.
 pub const RATE_MAX: u64 = 1_000_000_000;
 
-/// An event, and when it is to be sent, in nanoseconds since the start.
+/// A request, and when it is to be sent, in nanoseconds since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
-    pub(super) event: u64,
+    pub(super) request: u64,
     pub(super) ns: u64,
 }
 
-/// The events of one thread.
+/// The requests of one thread.
 #[derive(Debug)]
 pub(super) enum Schedule<'a> {
-    /// Closed loop: the next of the part's `events` that no thread has taken, at once. They are counted
-    /// within the part.
-    Closed { part: Part, next: &'a AtomicU64, events: u64, grabbed: Range<u64> },
-    /// Open loop: every `step`-th event of the whole workload.
-    Open { next: u64, events: u64, step: u64, rate: u64 },
+    /// Closed loop: the next of the part's `requests` that no thread has taken, at once, `grab` of them
+    /// together. They are counted within the part.
+    Closed { part: Part, next: &'a AtomicU64, requests: u64, grab: u64, grabbed: Range<u64> },
+    /// Open loop: every `step`-th request of the whole workload.
+    Open { next: u64, requests: u64, step: u64, pace: Pace },
     /// There is nothing more to send.
     Ended,
 }
@@ -40,27 +42,34 @@ pub(super) enum Schedule<'a> {
 /// What a thread took and did not send, or would have taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// Events of a closed loop that only this thread has.
+    /// Requests of a closed loop that only this thread has.
     Grabbed(Vec<u64>),
     /// The rest of an open loop's thread.
     Rest(Rest),
 }
 
 impl Schedule<'_> {
-    /// For the part's share of a workload of `events`.
-    pub(super) fn closed(part: Part, next: &AtomicU64, events: u64) -> Schedule<'_> {
-        Schedule::Closed { part, next, events: part.share(events), grabbed: 0..0 }
+    /// For the part's share of a workload.
+    pub(super) fn closed<'a>(part: Part, next: &'a AtomicU64, workload: &Workload) -> Schedule<'a> {
+        let grab = (EVENTS_PER_GRAB / workload.events_per_request()).max(1);
+        let requests = part.share(workload.requests());
+        Schedule::Closed { part, next, requests, grab, grabbed: 0..0 }
     }
 
-    /// For one of the part's threads, at `rate` requests per second over all threads of all parts.
+    /// For one of the part's threads, at `rate` events per second over all threads of all parts.
     pub(super) fn open(
         part: Part,
         thread: u64,
         threads: u64,
-        events: u64,
+        workload: &Workload,
         rate: u64,
     ) -> Schedule<'static> {
-        Schedule::Open { next: part.event(thread), events, step: part.of() * threads, rate }
+        Schedule::Open {
+            next: part.nth(thread),
+            requests: workload.requests(),
+            step: part.of() * threads,
+            pace: Pace { batch: workload.events_per_request(), rate },
+        }
     }
 
     /// Ends it, and returns what this thread leaves. What no thread of a closed loop took is not
@@ -68,59 +77,60 @@ impl Schedule<'_> {
     pub(super) fn end(&mut self) -> Left {
         match std::mem::replace(self, Schedule::Ended) {
             Schedule::Closed { part, grabbed, .. } => {
-                Left::Grabbed(grabbed.map(|nth| part.event(nth)).collect())
+                Left::Grabbed(grabbed.map(|nth| part.nth(nth)).collect())
             }
             Schedule::Open { next, step, .. } => Left::Rest(Rest { start: next, step }),
             Schedule::Ended => Left::Grabbed(Vec::new()),
         }
     }
 
-    /// Tells `note` how long the events that are due at `now_ns` have waited, and how many have
+    /// Tells `note` how long the requests that are due at `now_ns` have waited, and how many have
     /// waited for so long. Waits that `least_alike` maps to the same time are told together, as
-    /// that time, so that the number of calls does not grow with the number of events.
+    /// that time, so that the number of calls does not grow with the number of requests.
     pub(super) fn overdue(
         &self,
         now_ns: u64,
         least_alike: impl Fn(u64) -> u64,
         mut note: impl FnMut(u64, u64),
     ) {
-        let Schedule::Open { next, events, step, rate } = *self else { return };
-        let mut event = next;
-        while event < events && due_ns(event, rate) <= now_ns {
-            let waited_ns = now_ns - due_ns(event, rate);
+        let Schedule::Open { next, requests, step, pace } = *self else { return };
+        let mut request = next;
+        while request < requests && pace.due_ns(request) <= now_ns {
+            let waited_ns = now_ns - pace.due_ns(request);
             let least_ns = least_alike(waited_ns).min(waited_ns);
-            let count = (due_by(now_ns - least_ns, rate).min(events) - event).div_ceil(step);
+            let due = pace.due_by(now_ns - least_ns).min(requests);
+            let count = (due - request).div_ceil(step);
             note(least_ns, count);
-            event += count * step;
+            request += count * step;
         }
     }
 
-    /// When the next event is due; `None` if there is none.
+    /// When the next request is due; `None` if there is none.
     pub(super) fn next_ns(&self) -> Option<u64> {
         match self {
-            Schedule::Closed { next, events, grabbed, .. } => {
-                (!grabbed.is_empty() || next.load(Ordering::Relaxed) < *events).then_some(0)
+            Schedule::Closed { next, requests, grabbed, .. } => {
+                (!grabbed.is_empty() || next.load(Ordering::Relaxed) < *requests).then_some(0)
             }
-            Schedule::Open { next, events, rate, .. } => {
-                (next < events).then(|| due_ns(*next, *rate))
+            Schedule::Open { next, requests, pace, .. } => {
+                (next < requests).then(|| pace.due_ns(*next))
             }
             Schedule::Ended => None,
         }
     }
 
-    /// Takes the next event that is due at `now_ns`. In a closed loop it is due now.
+    /// Takes the next request that is due at `now_ns`. In a closed loop it is due now.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Due> {
         match self {
-            Schedule::Closed { part, next, events, grabbed } => {
+            Schedule::Closed { part, next, requests, grab, grabbed } => {
                 if grabbed.is_empty() {
-                    let start = next.fetch_add(EVENTS_PER_GRAB, Ordering::Relaxed).min(*events);
-                    *grabbed = start..(start + EVENTS_PER_GRAB).min(*events);
+                    let start = next.fetch_add(*grab, Ordering::Relaxed).min(*requests);
+                    *grabbed = start..(start + *grab).min(*requests);
                 }
-                grabbed.next().map(|nth| Due { event: part.event(nth), ns: now_ns })
+                grabbed.next().map(|nth| Due { request: part.nth(nth), ns: now_ns })
             }
-            Schedule::Open { next, events, step, rate } => {
-                let due = Due { event: *next, ns: due_ns(*next, *rate) };
-                let is_due = *next < *events && due.ns <= now_ns;
+            Schedule::Open { next, requests, step, pace } => {
+                let due = Due { request: *next, ns: pace.due_ns(*next) };
+                let is_due = *next < *requests && due.ns <= now_ns;
                 is_due.then(|| {
                     *next += *step;
                     due
@@ -131,27 +141,56 @@ impl Schedule<'_> {
     }
 }
 
-/// When an event is due, rounded down to a nanosecond: errors do not add up.
-fn due_ns(event: u64, rate: u64) -> u64 {
-    u64::try_from(u128::from(event) * NS_PER_SECOND / u128::from(rate)).unwrap_or(u64::MAX)
+/// How fast an open loop sends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Events per request.
+    batch: u64,
+    /// Events per second.
+    rate: u64,
 }
 
-/// How many events are due at a time: those before this number.
-fn due_by(ns: u64, rate: u64) -> u64 {
-    let due = ((u128::from(ns) + 1) * u128::from(rate)).div_ceil(NS_PER_SECOND);
-    u64::try_from(due).unwrap_or(u64::MAX)
+impl Pace {
+    /// When a request is due, rounded down to a nanosecond: errors do not add up.
+    fn due_ns(self, request: u64) -> u64 {
+        let event = u128::from(request) * u128::from(self.batch);
+        u64::try_from(event * NS_PER_SECOND / u128::from(self.rate)).unwrap_or(u64::MAX)
+    }
+
+    /// How many requests are due at a time: those before this number.
+    fn due_by(self, ns: u64) -> u64 {
+        let events = ((u128::from(ns) + 1) * u128::from(self.rate)).div_ceil(NS_PER_SECOND);
+        u64::try_from(events.div_ceil(u128::from(self.batch))).unwrap_or(u64::MAX)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::workload::Values;
+
+    fn workload(events: u64, batch: Option<u64>) -> Workload {
+        Workload { events, users: 1, values: Values::One, batch }
+    }
+
+    fn due_ns(request: u64, rate: u64) -> u64 {
+        Pace { batch: 1, rate }.due_ns(request)
+    }
 
     #[test]
-    fn an_open_loop_sends_every_event_once_and_evenly() {
-        for (threads, events, rate) in [(1, 10, 3), (3, 1000, 7), (4, 4001, 333_333), (2, 1, 1)] {
+    fn an_open_loop_sends_every_request_once_and_evenly() {
+        for (threads, events, batch, rate) in [
+            (1, 10, None, 3),
+            (3, 1000, None, 7),
+            (4, 4001, None, 333_333),
+            (2, 1, None, 1),
+            (3, 4001, Some(10), 333_333),
+            (2, 5, Some(1000), 1),
+        ] {
+            let workload = workload(events, batch);
             let mut all: Vec<Due> = Vec::new();
             for thread in 0..threads {
-                let mut schedule = Schedule::open(Part::WHOLE, thread, threads, events, rate);
+                let mut schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, rate);
                 while let Some(ns) = schedule.next_ns() {
                     if ns > 0 {
                         assert_eq!(schedule.take(ns - 1), None, "a nanosecond early");
@@ -162,9 +201,9 @@ mod tests {
                 }
                 assert_eq!(schedule.take(u64::MAX), None);
             }
-            all.sort_by_key(|due| due.event);
-            assert!(all.iter().map(|due| due.event).eq(0..events));
-            let step = 1e9 / rate as f64;
+            all.sort_by_key(|due| due.request);
+            assert!(all.iter().map(|due| due.request).eq(0..workload.requests()));
+            let step = 1e9 * batch.unwrap_or(1) as f64 / rate as f64;
             for (index, due) in all.iter().enumerate() {
                 assert!((due.ns as f64 - index as f64 * step).abs() <= 1.0, "{due:?}");
             }
@@ -181,12 +220,12 @@ mod tests {
     #[test]
     fn the_rest_is_what_was_not_taken() {
         let next = AtomicU64::new(0);
-        for mut schedules in [
-            [Schedule::closed(Part::WHOLE, &next, 100), Schedule::closed(Part::WHOLE, &next, 100)],
-            [Schedule::open(Part::WHOLE, 0, 2, 100, 5), Schedule::open(Part::WHOLE, 1, 2, 100, 5)],
-        ] {
+        let hundred = workload(100, None);
+        let closed = || Schedule::closed(Part::WHOLE, &next, &hundred);
+        let open = |thread| Schedule::open(Part::WHOLE, thread, 2, &hundred, 5);
+        for mut schedules in [[closed(), closed()], [open(0), open(1)]] {
             let mut all: Vec<u64> =
-                (0..40).map(|turn| schedules[turn % 2].take(u64::MAX).unwrap().event).collect();
+                (0..40).map(|turn| schedules[turn % 2].take(u64::MAX).unwrap().request).collect();
             if matches!(schedules[0], Schedule::Closed { .. }) {
                 all.extend(next.load(Ordering::Relaxed)..100);
             }
@@ -216,12 +255,16 @@ mod tests {
             let now_ns = due_ns(random.u64(0..3000), rate) + random.u64(0..3);
             let grain = 1 << random.u32(0..20);
             let least_alike = |ns: u64| ns / grain * grain;
-            let schedule = Schedule::open(Part::WHOLE, thread, threads, events, rate);
+            let batch = random.bool().then(|| random.u64(1..50));
+            let workload = workload(events, batch);
+            let schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, rate);
+            let pace = Pace { batch: workload.events_per_request(), rate };
             let mut found = Vec::new();
             schedule.overdue(now_ns, least_alike, |ns, count| found.push((ns, count)));
             let mut expected: Vec<(u64, u64)> = Vec::new();
-            for event in (thread..events).step_by(usize::try_from(threads).unwrap()) {
-                let Some(waited_ns) = now_ns.checked_sub(due_ns(event, rate)) else { break };
+            let step = usize::try_from(threads).unwrap();
+            for request in (thread..workload.requests()).step_by(step) {
+                let Some(waited_ns) = now_ns.checked_sub(pace.due_ns(request)) else { break };
                 match expected.last_mut() {
                     Some((ns, count)) if *ns == least_alike(waited_ns) => *count += 1,
                     _ => expected.push((least_alike(waited_ns), 1)),
@@ -233,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_trillion_overdue_events_take_no_time() {
-        let schedule = Schedule::open(Part::WHOLE, 0, 1, 1 << 42, RATE_MAX);
+        let schedule = Schedule::open(Part::WHOLE, 0, 1, &workload(1 << 42, None), RATE_MAX);
         let mut events = 0;
         let powers = |ns: u64| 1 << ns.max(1).ilog2();
         schedule.overdue(1 << 40, powers, |_, count| events += count);
@@ -241,22 +284,23 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_loop_gives_every_event_to_one_thread() {
-        let next = AtomicU64::new(0);
-        let mut schedules = [
-            Schedule::closed(Part::WHOLE, &next, 1000),
-            Schedule::closed(Part::WHOLE, &next, 1000),
-        ];
-        let mut taken = Vec::new();
-        for turn in 0.. {
-            let schedule = &mut schedules[turn % 2];
-            match schedule.take(turn as u64) {
-                Some(due) => taken.push(due.event),
-                None if schedules.iter().all(|schedule| schedule.next_ns().is_none()) => break,
-                None => {}
+    fn a_closed_loop_gives_every_request_to_one_thread() {
+        for batch in [None, Some(1), Some(3), Some(32), Some(33), Some(2000)] {
+            let next = AtomicU64::new(0);
+            let workload = workload(1000, batch);
+            let closed = || Schedule::closed(Part::WHOLE, &next, &workload);
+            let mut schedules = [closed(), closed()];
+            let mut taken = Vec::new();
+            for turn in 0.. {
+                let schedule = &mut schedules[turn % 2];
+                match schedule.take(turn as u64) {
+                    Some(due) => taken.push(due.request),
+                    None if schedules.iter().all(|schedule| schedule.next_ns().is_none()) => break,
+                    None => {}
+                }
             }
+            taken.sort_unstable();
+            assert!(taken.into_iter().eq(0..workload.requests()), "{batch:?}");
         }
-        taken.sort_unstable();
-        assert!(taken.into_iter().eq(0..1000));
     }
 }

@@ -16,10 +16,10 @@ const BROKEN_PROMISES: u64 = 2;
 /// How far a thread is. Written by it alone.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Requests that may have left. Written before they do.
+    /// Events that may have left. Written before they do.
     pub(super) sent: AtomicU64,
     pub(super) acknowledged: AtomicU64,
-    /// Requests that have ended, with a response or without.
+    /// Events whose requests have ended, with a response or without.
     pub(super) ended: AtomicU64,
     pub(super) connect_failures: AtomicU64,
 }
@@ -34,7 +34,7 @@ pub(super) struct Run {
     pub(super) head: Vec<u8>,
     /// Requests in flight per connection.
     pub(super) depth: usize,
-    /// Requests per second of an open loop; `None` is a closed loop.
+    /// Events per second of an open loop; `None` is a closed loop.
     pub(super) rate: Option<u64>,
     pub(super) timeout: Duration,
     /// Events to send before those of the workload, which are measured.
@@ -45,13 +45,26 @@ pub(super) struct Run {
     pub(super) starts_at: OnceLock<Instant>,
     /// The server cannot be talked to: nothing more is to be sent.
     pub(super) is_called_off: AtomicBool,
-    /// The first event of the part's warm-up, and of its run, that no thread has taken.
+    /// The first request of the part's warm-up, and of its run, that no thread has taken.
     pub(super) next: [AtomicU64; 2],
     /// Events of the warm-up without a response, which may be counted at any time.
     pub(super) late: AtomicU64,
     pub(super) progress: Vec<CachePadded<Progress>>,
     /// All threads are ready for the next phase, and all may start it: waited for twice.
     pub(super) gate: Barrier,
+}
+
+impl Run {
+    /// How many events other clients may send, before the run and in it.
+    pub(super) fn events_of_others(&self) -> u64 {
+        let of_others = |workload: &Workload| workload.events - workload.len_of(self.part.rest(0));
+        of_others(&self.workload) + of_others(&self.earlier())
+    }
+
+    /// The events of the warm-up.
+    pub(super) fn earlier(&self) -> Workload {
+        Workload { events: self.warm_up, ..self.workload }
+    }
 }
 
 /// Whether the server keeps connections open, as far as all threads have seen.
@@ -107,7 +120,7 @@ impl KeepAlive {
     }
 }
 
-/// What no thread of a closed loop took of a part of a workload of `events`.
-pub(super) fn rest_of_closed_loop(part: Part, next: &AtomicU64, events: u64) -> Rest {
-    part.rest(next.load(Ordering::Relaxed).min(part.share(events)))
+/// What no thread of a closed loop took of a part of a workload.
+pub(super) fn rest_of_closed_loop(part: Part, next: &AtomicU64, workload: &Workload) -> Rest {
+    part.rest(next.load(Ordering::Relaxed).min(part.share(workload.requests())))
 }

@@ -12,7 +12,7 @@ const OPEN_SECONDS: u64 = 10;
 pub(super) struct Second {
     /// Its number, from 0.
     pub(super) second: u64,
-    /// Requests that got their response in it.
+    /// Events that got their response in it: one per request without batches.
     pub(super) requests: u64,
     pub(super) p50_us: Option<Bound>,
     pub(super) p99_us: Option<Bound>,
@@ -81,15 +81,18 @@ impl Heat {
 pub(super) struct RawSecond {
     /// Its number, from 0.
     pub(super) second: u64,
+    /// Events that got their response in it.
+    pub(super) events: u64,
     #[serde(flatten)]
     pub(super) latency: Encoded,
 }
 
 impl Second {
-    pub(super) fn of(second: u64, latency: &Latencies) -> Second {
+    /// From how many events got a response in it, and the latencies of their requests.
+    pub(super) fn of(second: u64, events: u64, latency: &Latencies) -> Second {
         Second {
             second,
-            requests: latency.len() - latency.censored(),
+            requests: events,
             p50_us: latency.quantile(0.5),
             p99_us: latency.quantile(0.99),
             max_us: latency.max(),
@@ -101,8 +104,8 @@ impl Second {
 /// The slices of a run, added up over the whole run and over each second.
 pub(super) struct Timeline {
     total: Slice,
-    /// Seconds that threads may still report, with their histograms.
-    open: BTreeMap<u64, Latencies>,
+    /// Seconds that threads may still report, with their events and histograms.
+    open: BTreeMap<u64, (u64, Latencies)>,
     closed: Vec<Second>,
     /// The histograms of all seconds, if they are to be kept: about a KiB each.
     raw: Option<Vec<RawSecond>>,
@@ -121,22 +124,25 @@ impl Timeline {
 
     pub(super) fn add(&mut self, slice: &Slice) {
         self.total.merge(slice);
-        self.open.entry(slice.second).or_insert_with(Latencies::new).merge(&slice.latency);
+        let (events, latency) =
+            self.open.entry(slice.second).or_insert_with(|| (0, Latencies::new()));
+        *events += slice.events;
+        latency.merge(&slice.latency);
         while let Some(first) = self.open.first_entry()
             && first.key() + OPEN_SECONDS < slice.second
         {
-            let (second, latency) = first.remove_entry();
-            self.close(second, &latency);
+            let (second, (events, latency)) = first.remove_entry();
+            self.close(second, events, &latency);
         }
     }
 
     /// Adds a second that is over. If a thread reports more than [`OPEN_SECONDS`] late, the histogram
     /// of that second is gone: its larger latencies are kept.
-    fn close(&mut self, second: u64, latency: &Latencies) {
+    fn close(&mut self, second: u64, events: u64, latency: &Latencies) {
         if let Some(raw) = &mut self.raw {
-            raw.push(RawSecond { second, latency: Encoded::from(latency) });
+            raw.push(RawSecond { second, events, latency: Encoded::from(latency) });
         }
-        let new = Second::of(second, latency);
+        let new = Second::of(second, events, latency);
         match self.closed.iter_mut().rev().find(|old| old.second == new.second) {
             Some(old) => {
                 old.requests += new.requests;
@@ -155,15 +161,15 @@ impl Timeline {
 
     /// The latest second that a thread has reported; other threads may add to it.
     pub(super) fn latest(&self) -> Option<Second> {
-        let (second, latency) = self.open.iter().next_back()?;
-        Some(Second::of(*second, latency))
+        let (second, (events, latency)) = self.open.iter().next_back()?;
+        Some(Second::of(*second, *events, latency))
     }
 
     /// The whole run, every second in which a request ended, and their histograms, if they were kept.
     pub(super) fn finish(mut self) -> (Slice, Vec<Second>, Vec<RawSecond>) {
-        while let Some((second, latency)) = self.open.pop_first() {
+        while let Some((second, (events, latency))) = self.open.pop_first() {
             if latency.len() > 0 {
-                self.close(second, &latency);
+                self.close(second, events, &latency);
             }
         }
         self.closed.sort_by_key(|second| second.second);
@@ -189,6 +195,7 @@ mod tests {
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);
             slice.latency.record(1000 * (second + 1));
+            slice.events += 10;
             timeline.add(&slice);
         }
         let (total, seconds, raw) = timeline.finish();
@@ -206,6 +213,6 @@ mod tests {
             assert!(cell.from_us <= us && us <= cell.to_us * 1.001, "{us}");
         }
         let counts: Vec<(u64, u64)> = seconds.iter().map(|s| (s.second, s.requests)).collect();
-        assert_eq!(counts, [(0, 2), (1, 2), (2, 1), (30, 1), (31, 1)]);
+        assert_eq!(counts, [(0, 20), (1, 20), (2, 10), (30, 10), (31, 10)]);
     }
 }

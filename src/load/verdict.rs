@@ -39,15 +39,17 @@ impl Verdict {
 }
 
 impl Judgement {
-    /// The judgement with what was seen besides the last totals: that they were wrong at first,
+    /// The judgement with what was seen besides the last totals: acknowledgements that contradict what
+    /// they acknowledge, that the totals were wrong at first,
     /// responses during the run that cannot be, and how long the client did not run.
     pub(super) fn with(
         mut self,
+        contradiction: Option<String>,
         settled: Option<Duration>,
         watched: Option<&Watched>,
         suspended: Duration,
     ) -> Judgement {
-        let mut wrong = Vec::new();
+        let mut wrong: Vec<String> = contradiction.into_iter().collect();
         if let Some(after) = settled {
             let ms = after.as_secs_f64() * 1e3;
             wrong.push(format!(
@@ -141,7 +143,7 @@ impl Evidence {
         if unknown > 0 {
             open.push(format!(
                 "{} no response: whether {} counted is unknown",
-                plural(unknown, "request got", "requests got"),
+                plural(unknown, "event got", "events got"),
                 if unknown == 1 { "it was" } else { "they were" }
             ));
         }
@@ -230,7 +232,8 @@ mod tests {
     use crate::load::event_set::EventSet;
     use crate::load::workload::{Values, Workload};
 
-    const WORKLOAD: Workload = Workload { events: 2000, users: 500, values: Values::Half };
+    const WORKLOAD: Workload =
+        Workload { events: 2000, users: 500, values: Values::Half, batch: None };
 
     fn evidence(unknown: &[u64]) -> Evidence {
         let mut set = EventSet::default();

@@ -5,9 +5,10 @@ mod screen;
 
 use super::latency::Slice;
 use super::parts::Part;
-use super::report::{counted, grouped, rounded, time};
+use super::report::{Unit, counted, grouped, rounded, time};
 use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};
+use super::workload::Workload;
 use super::{Config, Show};
 use rustix::termios::tcgetwinsize;
 use screen::Screen;
@@ -55,9 +56,10 @@ impl Stage {
 /// How far a run is.
 struct Status {
     phase: Phase,
+    unit: Unit,
     /// Since the phase began.
     elapsed: Duration,
-    /// Requests that have ended in this phase, and how many it has.
+    /// Events that have ended in this phase, and how many it has.
     ended: u64,
     of: u64,
     connect_failures: u64,
@@ -65,13 +67,13 @@ struct Status {
 }
 
 impl Status {
-    fn requests_per_s(&self) -> f64 {
+    fn events_per_s(&self) -> f64 {
         self.ended as f64 / self.elapsed.as_secs_f64().max(1e-3)
     }
 
     /// What has been done, without how fast.
     fn progress(&self) -> String {
-        let (ended, of) = (grouped(self.ended), counted(self.of, "request", "requests"));
+        let (ended, of) = (grouped(self.ended), self.unit.count(self.of));
         match self.phase {
             Phase::Connecting => format!("connecting ({:.0} s)", self.elapsed.as_secs_f64()),
             Phase::WarmingUp => format!("warming up: {ended} of {of}"),
@@ -85,7 +87,7 @@ impl Status {
         let mut parts = vec![self.progress()];
         if self.phase == Phase::Measuring {
             parts[0] = format!("{:3} %  {}", self.ended * 100 / self.of.max(1), parts[0]);
-            parts.push(format!("{} requests/s", rounded(self.requests_per_s())));
+            parts.push(format!("{} {}", rounded(self.events_per_s()), self.unit.per_second()));
         }
         if self.connect_failures > 0 {
             parts.push(self.failures());
@@ -107,6 +109,7 @@ impl Status {
 /// The progress of a run, on standard error.
 pub(super) struct View {
     form: Form,
+    unit: Unit,
     requests: u64,
     warm_up: u64,
 }
@@ -126,10 +129,14 @@ impl View {
             Show::Line | Show::Nothing => Form::Nothing,
         };
         let part = config.part;
-        let (requests, warm_up) = (part.share(config.workload.events), part.share(config.warm_up));
-        let mut view = View { form, requests, warm_up };
+        let earlier = Workload { events: config.warm_up, ..config.workload };
+        let [requests, warm_up] =
+            [config.workload, earlier].map(|workload| workload.len_of(part.rest(0)));
+        let unit = Unit::of(config.workload.batch);
+        let mut view = View { form, unit, requests, warm_up };
         view.draw(|| Status {
             phase: Phase::Connecting,
+            unit,
             elapsed: Duration::ZERO,
             ended: 0,
             of: requests,
@@ -165,11 +172,12 @@ impl View {
         let sum = |of: fn(&Progress) -> &AtomicU64| -> u64 {
             run.progress.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum()
         };
-        let (requests, warm_up) = (self.requests, self.warm_up);
+        let View { unit, requests, warm_up, .. } = *self;
         self.draw(|| {
             let (phase, since) = stage.get();
             Status {
                 phase,
+                unit,
                 elapsed: since.elapsed(),
                 ended: sum(|progress| &progress.ended),
                 of: if phase == Phase::WarmingUp { warm_up } else { requests },
@@ -224,6 +232,7 @@ mod tests {
         let p99_us = Some(Bound::exactly(1230.0));
         Status {
             phase,
+            unit: Unit::Request,
             elapsed: Duration::from_secs(2),
             ended: 1_000_000,
             of: 4_000_000,

@@ -4,7 +4,7 @@ use super::control::{Control, Server};
 use super::shared::Progress;
 use super::workload::{Totals, Values};
 use crossbeam_utils::CachePadded;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(10);
 const EXAMPLES_MAX: usize = 5;
 
 /// What the watch has seen.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Watched {
     /// Responses with totals.
     pub answers: u64,

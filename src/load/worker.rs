@@ -1,8 +1,8 @@
 //! One client thread: its connections, on the ring, each with a bounded number of requests in flight.
 //!
-//! Every event is sent once. When a connection ends, events of which nothing was sent go to
-//! another one; events that were sent and have no response may have been counted or not: they are
-//! unknown, and are not sent again.
+//! Every request is sent once, with its event or its batch. When a connection ends, requests of which
+//! nothing was sent go to another one; the events of those that were sent and have no response may have
+//! been counted or not: they are unknown, and are not sent again.
 
 mod lifecycle;
 
@@ -10,7 +10,7 @@ use super::client_load::{ThreadTime, thread_cpu};
 use super::connection::{Connection, Next, State};
 use super::interrupt;
 use super::latency::Slice;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, is_success};
 use super::response::Malformed;
 use super::schedule::{Due, Left, Schedule};
 use super::shared::Run;
@@ -27,12 +27,12 @@ use std::time::{Duration, Instant};
 const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
 /// Ticks come fifty times per second: a thread that saw none for so long did not run.
 const SUSPENDED_FROM_NS: u64 = 1_000_000_000;
-/// Requests that are given to the kernel together. It sends them one by one, about 2 µs each, and
-/// their send time is read once for all of them.
-const SENDS_PER_SUBMIT: usize = 16;
+/// Events that are given to the kernel together, unless a request has more. It sends requests one by one,
+/// about 2 µs each, and their send time is read once for all of them.
+const EVENTS_PER_SUBMIT: u64 = 16;
 /// How often every connection may time out without a single response before a thread gives up.
 const GIVE_UP_ROUNDS: usize = 3;
-/// From this time before an event is due on, an open loop polls: a sleep would end too late.
+/// From this time before a request is due on, an open loop polls: a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -62,8 +62,10 @@ pub(super) struct Findings {
 /// What is counted in a phase, and starts at zero in the next.
 #[derive(Debug, Default)]
 struct Counts {
+    /// Events.
     sent: u64,
     ended: u64,
+    /// Requests.
     held_up: u64,
     last_sent_ns: u64,
     polling: Duration,
@@ -82,13 +84,13 @@ pub(super) struct Worker<'a> {
     wire: Transport,
     connections: Vec<Connection>,
     schedule: Schedule<'a>,
-    /// Events that were given back by a connection that broke.
+    /// Requests that were given back by a connection that broke.
     waiting: VecDeque<Due>,
     /// Connections that take another request, those that waited longest first.
     free: VecDeque<usize>,
     in_flight: u64,
-    /// Requests made since the last were given to the kernel.
-    unsubmitted: usize,
+    /// Events of the requests made since the last were given to the kernel.
+    unsubmitted: u64,
     started: Instant,
     /// The clock as of this turn, and as of the last submission, in nanoseconds since the start.
     now_ns: u64,
@@ -124,7 +126,7 @@ impl<'a> Worker<'a> {
             thread,
             wire: Transport::new(run.address, connections)?,
             connections: (0..connections).map(|_| down()).collect(),
-            schedule: Schedule::closed(run.part, &run.next[0], run.warm_up),
+            schedule: Schedule::closed(run.part, &run.next[0], &run.earlier()),
             waiting: VecDeque::new(),
             free: VecDeque::new(),
             in_flight: 0,
@@ -151,7 +153,7 @@ impl<'a> Worker<'a> {
     pub(super) fn work(mut self) -> [Findings; 2] {
         let connected = self.wire.enable().and_then(|()| self.connect_all());
         let warm_up = self.phase(connected.map_err(|error| error.to_string()));
-        let late = warm_up.ledger.unknown.len(self.run.warm_up);
+        let late = warm_up.ledger.unknown.len(&self.run.earlier());
         self.run.late.fetch_add(late, Ordering::Relaxed);
         let connected = match &warm_up.failure {
             Some(failure) => Err(failure.clone()),
@@ -159,12 +161,12 @@ impl<'a> Worker<'a> {
             None => self.connect_all().map_err(|error| error.to_string()),
         };
         self.schedule = match self.run.rate {
-            None => Schedule::closed(self.run.part, &self.run.next[1], self.run.workload.events),
+            None => Schedule::closed(self.run.part, &self.run.next[1], &self.run.workload),
             Some(rate) => Schedule::open(
                 self.run.part,
                 self.thread as u64,
                 self.run.threads as u64,
-                self.run.workload.events,
+                &self.run.workload,
                 rate,
             ),
         };
@@ -178,8 +180,7 @@ impl<'a> Worker<'a> {
 
     /// The events of this phase: those of the warm-up, or those that are measured.
     fn workload(&self) -> Workload {
-        let events = if self.is_measured { self.run.workload.events } else { self.run.warm_up };
-        Workload { events, ..self.run.workload }
+        if self.is_measured { self.run.workload } else { self.run.earlier() }
     }
 
     /// Waits for the others, sends all there is to send, and says what happened.
@@ -261,7 +262,7 @@ impl<'a> Worker<'a> {
         agreed
     }
 
-    /// How to wait: an open loop must be awake when the next event is due.
+    /// How to wait: an open loop must be awake when the next request is due.
     fn wait(&mut self) -> io::Result<Wait> {
         let due_ns = match self.schedule {
             Schedule::Open { .. } if !self.free.is_empty() => self.schedule.next_ns(),
@@ -410,12 +411,12 @@ impl<'a> Worker<'a> {
             }
         }
         for due in self.waiting.drain(..) {
-            self.ledger.unsent.insert(&workload, due.event);
+            self.ledger.unsent.insert(&workload, due.request);
         }
         match self.schedule.end() {
-            Left::Grabbed(events) => {
-                for event in events {
-                    self.ledger.unsent.insert(&workload, event);
+            Left::Grabbed(requests) => {
+                for request in requests {
+                    self.ledger.unsent.insert(&workload, request);
                 }
             }
             Left::Rest(rest) => self.ledger.leave(rest),
@@ -437,7 +438,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Gives free connections the events that are due.
+    /// Gives free connections the requests that are due.
     fn dispatch(&mut self) -> io::Result<()> {
         if !self.is_running {
             return Ok(());
@@ -460,7 +461,7 @@ impl<'a> Worker<'a> {
             let index = self.unlist();
             self.make(index, due);
             self.offer(index);
-            if self.unsubmitted >= SENDS_PER_SUBMIT {
+            if self.unsubmitted >= EVENTS_PER_SUBMIT {
                 self.show_sent();
                 self.wire.submit()?;
                 self.unsubmitted = 0;
@@ -471,7 +472,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Notes how late an event is that could have been sent, or that it could not.
+    /// Notes how late a request is that could have been sent, or that it could not.
     fn note_lag(&mut self, due: Due) {
         if let (Schedule::Open { .. }, Some(lag)) = (&self.schedule, &mut self.slice.lag) {
             if self.blocked_ns.is_some_and(|blocked_ns| due.ns <= blocked_ns) {
@@ -489,23 +490,25 @@ impl<'a> Worker<'a> {
         index
     }
 
-    /// Says how many requests may have left, before they do.
+    /// Says how many events may have left, before they do.
     fn show_sent(&self) {
         self.run.progress[self.thread].sent.store(self.counts.sent, Ordering::Release);
     }
 
-    /// Makes the request of an event.
+    /// Makes a request.
     fn make(&mut self, index: usize, due: Due) {
+        let workload = self.workload();
         // What is free is open: it is closed here, or where its end is told.
         let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
-        self.run.workload.append_request(due.event, &self.run.head, out);
+        workload.append_request(due.request, &self.run.head, out);
         let bytes = (out.len() - before) as u64;
-        self.connections[index].push(due.event, due.ns, self.stamp_ns, bytes);
+        self.connections[index].push(due.request, due.ns, self.stamp_ns, bytes);
+        let events = workload.size_of(due.request);
         self.in_flight += 1;
-        self.counts.sent += 1;
+        self.counts.sent += events;
         self.counts.last_sent_ns = self.stamp_ns;
-        self.unsubmitted += 1;
+        self.unsubmitted += events;
         self.wire.send(index);
     }
 
@@ -525,12 +528,8 @@ impl<'a> Worker<'a> {
 
     /// Books the whole responses that a connection has.
     fn take_responses(&mut self, index: usize, at_end: bool) -> Result<(), Malformed> {
+        let workload = self.workload();
         let connection = &mut self.connections[index];
-        let workload = if self.is_measured {
-            self.run.workload
-        } else {
-            Workload { events: self.run.warm_up, ..self.run.workload }
-        };
         loop {
             let (flight, response) = match connection.next(at_end)? {
                 Next::Response(flight, response) => (flight, response),
@@ -540,9 +539,14 @@ impl<'a> Worker<'a> {
             if let Some(from_send) = &mut self.slice.from_send {
                 from_send.record(self.now_ns.saturating_sub(flight.sent_ns));
             }
-            self.ledger.note(&workload, flight.event, response.status);
+            let events = workload.size_of(flight.request);
+            self.slice.events += events;
+            self.ledger.note(&workload, flight.request, response.status);
+            if workload.batch.is_some() && is_success(response.status) {
+                self.ledger.note_accepted(events, connection.accepted(&response));
+            }
             self.in_flight -= 1;
-            self.counts.ended += 1;
+            self.counts.ended += events;
             self.counts.given_up_in_a_row = 0;
             if !connection.was_turned_away() {
                 self.progress_ns = self.now_ns;

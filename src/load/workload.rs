@@ -3,6 +3,7 @@
 use super::event_set::{Rest, greatest_common_divisor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 
 /// The values that events carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -29,7 +30,26 @@ const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
 pub const EVENTS_MAX: u64 = 1 << 42;
 const _: () = assert!(EVENTS_MAX <= (1 << 53) / (2 * VALUES));
 
-/// Event `i` of a run comes from `user_{i % users}` with a value that follows from `i`.
+/// Most events of a batch: up to here its body fits what a ringtally server takes by default.
+pub const BATCH_MAX: u64 = 150_000;
+const _: () = assert!(BATCH_MAX * LINE_BYTES_MAX <= 8 << 20, "the default of serve --max-batch");
+
+/// Bytes of an event on a line of its own, but for the digits of its user and its value.
+const LINE_BYTES: u64 = (USER.len() + VALUE.len() + END.len() + 1) as u64;
+/// The same with as many digits as there can be, and with a fraction.
+const LINE_BYTES_MAX: u64 = LINE_BYTES + USER_DIGITS_MAX + VALUE_BYTES_MAX;
+/// Digits of the largest number of a user, and bytes of the longest value.
+const USER_DIGITS_MAX: u64 = 20;
+const VALUE_BYTES_MAX: u64 = 3 + HALF.len() as u64;
+
+/// What an event consists of, besides the digits of its user and its value.
+const USER: &[u8] = b"{\"userId\":\"user_";
+const VALUE: &[u8] = b"\",\"value\":";
+const HALF: &[u8] = b".5";
+const END: &[u8] = b"}";
+
+/// Event `i` of a run comes from `user_{i % users}` with a value that follows from `i`. Request `r` has
+/// the event with that number, or the batch of events that begins with `r * batch`.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
     /// How many events there are, at most [`EVENTS_MAX`].
@@ -38,6 +58,9 @@ pub struct Workload {
     pub users: u64,
     /// Which values they carry.
     pub values: Values,
+    /// How many events a request has, at most [`BATCH_MAX`]; the last may have fewer. `None` is one event
+    /// per `POST /event`.
+    pub batch: Option<u64>,
 }
 
 /// The four totals that a server reports.
@@ -84,7 +107,8 @@ pub(super) struct Share {
 }
 
 impl Workload {
-    /// Twice the value of an event.
+    /// Twice the value of an event, for the tests to add up.
+    #[cfg(test)]
     pub(super) fn value_in_halves(&self, event: u64) -> u64 {
         match self.values {
             Values::Integer => 2 * (event % VALUES),
@@ -93,48 +117,166 @@ impl Workload {
         }
     }
 
-    /// Appends one event as an HTTP request with `head` before its Content-Length.
-    pub(super) fn append_request(&self, event: u64, head: &[u8], out: &mut Vec<u8>) {
-        let (mut user, mut whole, mut length) =
-            (itoa::Buffer::new(), itoa::Buffer::new(), itoa::Buffer::new());
-        let user = user.format(event % self.users).as_bytes();
-        let one = self.values == Values::One;
-        let whole = whole.format(if one { 1 } else { event % VALUES }).as_bytes();
-        let fraction: &[u8] = if self.values == Values::Half { b".5" } else { b"" };
-        let parts: [&[u8]; 6] =
-            [b"{\"userId\":\"user_", user, b"\",\"value\":", whole, fraction, b"}"];
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+    /// How many events a request has; the last may have fewer.
+    pub(super) fn events_per_request(&self) -> u64 {
+        self.batch.unwrap_or(1)
+    }
+
+    /// How many bytes of events a request has at most.
+    pub(crate) fn request_bytes_max(&self) -> u64 {
+        let digits = u64::from(self.users.min(self.events).max(1).ilog10()) + 1;
+        (LINE_BYTES + digits + VALUE_BYTES_MAX) * self.events_per_request().min(self.events)
+    }
+
+    /// How many requests there are.
+    pub(crate) fn requests(&self) -> u64 {
+        self.events.div_ceil(self.events_per_request())
+    }
+
+    /// The events of a request.
+    pub(super) fn events_of(&self, request: u64) -> Range<u64> {
+        let batch = self.events_per_request();
+        (request * batch).min(self.events)..((request + 1) * batch).min(self.events)
+    }
+
+    /// How many events a request has.
+    #[inline]
+    pub(super) fn size_of(&self, request: u64) -> u64 {
+        let Range { start, end } = self.events_of(request);
+        end - start
+    }
+
+    /// Appends an HTTP request with `head` before its Content-Length.
+    pub(super) fn append_request(&self, request: u64, head: &[u8], out: &mut Vec<u8>) {
+        let events = self.events_of(request);
+        let mut length = itoa::Buffer::new();
+        let bytes = match self.batch {
+            None => self.bytes_of_lines(&events) - 1,
+            Some(_) => self.bytes_of_lines(&events),
+        };
         out.extend_from_slice(head);
         out.extend_from_slice(length.format(bytes).as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        let start = out.len();
+        match self.batch {
+            None => self.append_event(events.start % self.users, events.start % VALUES, out),
+            Some(_) => self.append_lines(events, out),
+        }
+        debug_assert_eq!((out.len() - start) as u64, bytes, "Content-Length is that of the body");
+    }
+
+    /// Appends events, each on a line of its own.
+    fn append_lines(&self, events: Range<u64>, out: &mut Vec<u8>) {
+        let (mut user, mut value) = (events.start % self.users, events.start % VALUES);
+        for _ in events {
+            self.append_event(user, value, out);
+            out.push(b'\n');
+            user = if user + 1 == self.users { 0 } else { user + 1 };
+            value = if value + 1 == VALUES { 0 } else { value + 1 };
+        }
+    }
+
+    #[inline]
+    fn append_event(&self, user: u64, value: u64, out: &mut Vec<u8>) {
+        let mut digits = itoa::Buffer::new();
+        out.extend_from_slice(USER);
+        out.extend_from_slice(digits.format(user).as_bytes());
+        out.extend_from_slice(VALUE);
+        let value = if self.values == Values::One { 1 } else { value };
+        out.extend_from_slice(digits.format(value).as_bytes());
+        if self.values == Values::Half {
+            out.extend_from_slice(HALF);
+        }
+        out.extend_from_slice(END);
+    }
+
+    /// How long events are, each on a line of its own.
+    fn bytes_of_lines(&self, events: &Range<u64>) -> u64 {
+        let digits = |period: u64| {
+            digits_of_first(events.end, period) - digits_of_first(events.start, period)
+        };
+        let count = events.end - events.start;
+        let of_values = match self.values {
+            Values::Integer => digits(VALUES),
+            Values::Half => digits(VALUES) + count * HALF.len() as u64,
+            Values::One => count,
+        };
+        count * LINE_BYTES + digits(self.users) + of_values
     }
 
     /// What all events add up to.
     pub(super) fn whole(&self) -> Share {
-        let (cycles, rest) = (self.events / VALUES, self.events % VALUES);
+        Share { events: self.events, sum_in_halves: self.sum_in_halves_of_first(self.events) }
+    }
+
+    /// Twice the sum of the values of so many events from the first on.
+    fn sum_in_halves_of_first(&self, events: u64) -> u64 {
+        let (cycles, rest) = (events / VALUES, events % VALUES);
         let triangle = |n: u64| n * n.saturating_sub(1);
         let of_indices = cycles * triangle(VALUES) + triangle(rest);
-        Share {
-            events: self.events,
-            sum_in_halves: match self.values {
-                Values::Integer => of_indices,
-                Values::Half => of_indices + self.events,
-                Values::One => 2 * self.events,
-            },
+        match self.values {
+            Values::Integer => of_indices,
+            Values::Half => of_indices + events,
+            Values::One => 2 * events,
         }
+    }
+
+    /// Twice the sum of the values of some events.
+    pub(super) fn sum_in_halves_of_events(&self, events: &Range<u64>) -> u64 {
+        self.sum_in_halves_of_first(events.end) - self.sum_in_halves_of_first(events.start)
+    }
+
+    /// How many events the rest of the workload has.
+    pub(super) fn len_of(&self, rest: Rest) -> u64 {
+        let Range { start, end } = self.overhang(rest);
+        rest.len(self.requests()) * self.events_per_request() - (end - start)
+    }
+
+    /// The events by which the last request is shorter than others, if the rest has it.
+    fn overhang(&self, rest: Rest) -> Range<u64> {
+        let requests = self.requests();
+        let has_last =
+            rest.start < requests && (requests - 1 - rest.start).is_multiple_of(rest.step);
+        let end = if has_last { requests * self.events_per_request() } else { self.events };
+        self.events..end
     }
 
     /// Twice the sum of the values of the rest of the workload.
     pub(super) fn sum_in_halves_of(&self, rest: Rest) -> u64 {
-        let events = rest.len(self.events);
-        // Values repeat after so many of its events.
-        let period = VALUES / greatest_common_divisor(VALUES, rest.step);
+        let (requests, batch) = (rest.len(self.requests()), self.events_per_request());
+        // Values repeat after so many of its requests.
+        let period = VALUES / greatest_common_divisor(VALUES, rest.step * batch);
         let of_first = |count: u64| -> u64 {
-            (0..count).map(|index| self.value_in_halves(rest.start + index * rest.step)).sum()
+            let starts = (0..count).map(|index| (rest.start + index * rest.step) * batch);
+            starts.map(|start| self.sum_in_halves_of_events(&(start..start + batch))).sum()
         };
-        events / period * of_first(period) + of_first(events % period)
+        let all = match requests / period {
+            0 => of_first(requests),
+            cycles => cycles * of_first(period) + of_first(requests % period),
+        };
+        all - self.sum_in_halves_of_events(&self.overhang(rest))
     }
+}
+
+/// How many digits the first so many of the numbers 0, 1, 2 have that begin again at `period`.
+fn digits_of_first(count: u64, period: u64) -> u64 {
+    let (cycles, rest) = (count / period, count % period);
+    let of_cycle = if cycles > 0 { cycles * digits_below(period) } else { 0 };
+    of_cycle + digits_below(rest)
+}
+
+/// How many digits the numbers below `end` have together.
+fn digits_below(end: u64) -> u64 {
+    let (mut digits, mut least) = (end, 10);
+    // Each number from 10 on has one more, from 100 on another one, and so on.
+    while least < end {
+        digits += end - least;
+        match u64::checked_mul(least, 10) {
+            Some(next) => least = next,
+            None => break,
+        }
+    }
+    digits
 }
 
 impl Share {
@@ -151,7 +293,7 @@ mod tests {
     use super::*;
 
     fn workload(events: u64, values: Values) -> Workload {
-        Workload { events, users: 75_000, values }
+        Workload { events, users: 75_000, values, batch: None }
     }
 
     #[test]
@@ -173,9 +315,51 @@ mod tests {
     #[test]
     fn a_request_is_what_the_challenge_publishes() {
         let mut out = Vec::new();
-        workload(1, Values::Half).append_request(75_012, b"Content-Length: ", &mut out);
+        workload(80_000, Values::Half).append_request(75_012, b"Content-Length: ", &mut out);
         let body = r#"{"userId":"user_12","value":12.5}"#;
         let expected = format!("Content-Length: {}\r\n\r\n{body}", body.len());
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    /// Every event of a workload is in one batch, in order, and each batch states its length.
+    #[test]
+    fn batches_are_the_events_line_by_line() {
+        let mut random = fastrand::Rng::with_seed(2);
+        for _ in 0..200 {
+            let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+            let users = [1, 7, 10, 11, 1000, 75_000, u64::MAX][random.usize(0..7)];
+            let events = random.u64(1..3000);
+            let batch = Some(random.u64(1..1200));
+            let batches = Workload { events, users, values, batch };
+            let singles = Workload { batch: None, ..batches };
+            let mut lines = String::new();
+            let mut counts = 0;
+            for request in 0..batches.requests() {
+                let mut out = Vec::new();
+                batches.append_request(request, b"", &mut out);
+                let text = String::from_utf8(out).unwrap();
+                let (length, body) = text.split_once("\r\n\r\n").unwrap();
+                assert_eq!(length, body.len().to_string());
+                assert_eq!(body.lines().count() as u64, batches.size_of(request));
+                counts += batches.size_of(request);
+                lines += body;
+            }
+            assert_eq!(counts, events);
+            for (event, line) in (0..events).zip(lines.lines()) {
+                let mut out = Vec::new();
+                singles.append_request(event, b"", &mut out);
+                assert!(String::from_utf8(out).unwrap().ends_with(&format!("\r\n\r\n{line}")));
+            }
+        }
+    }
+
+    #[test]
+    fn the_digits_of_numbers_are_counted() {
+        for end in [0, 1, 9, 10, 11, 99, 100, 101, 12_345] {
+            let listed: usize = (0..end).map(|number: u64| number.to_string().len()).sum();
+            assert_eq!(digits_below(end), listed as u64, "{end}");
+        }
+        assert_eq!(digits_of_first(23, 11), 2 * 12 + 1);
+        assert_eq!(digits_of_first(5, u64::MAX), 5);
     }
 }

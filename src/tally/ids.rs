@@ -1,5 +1,7 @@
 //! A list of user ids in one allocation, as it travels from a shard to a store and back.
 
+use std::collections::HashSet;
+
 /// User ids, one after the other: two bytes of length, little endian, and then the id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserIds {
@@ -37,6 +39,15 @@ impl UserIds {
             rest = after;
             Some(id)
         })
+    }
+
+    /// The list without the ids at some places.
+    pub(super) fn without(&self, places: &[usize]) -> UserIds {
+        let places: HashSet<&usize> = places.iter().collect();
+        let mut rest = UserIds::default();
+        let kept = self.iter().enumerate().filter(|(place, _)| !places.contains(place));
+        kept.for_each(|(_, id)| rest.push(id));
+        rest
     }
 
     /// Moves the ids of another list to the end of this one.

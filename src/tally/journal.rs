@@ -14,10 +14,20 @@ pub(crate) struct Sightings {
 impl Sightings {
     /// Adds a user of a generation. Those of an older one count for nothing anymore.
     pub(crate) fn push(&mut self, generation: u64, id: &[u8]) {
+        self.enter(generation);
+        self.ids.push(id);
+    }
+
+    /// Adds users of a generation, in the same way.
+    pub(crate) fn append(&mut self, generation: u64, ids: &mut UserIds) {
+        self.enter(generation);
+        self.ids.append(ids);
+    }
+
+    fn enter(&mut self, generation: u64) {
         if self.generation != generation {
             *self = Sightings { generation, ids: UserIds::default() };
         }
-        self.ids.push(id);
     }
 }
 

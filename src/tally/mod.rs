@@ -8,6 +8,8 @@
 //! A reset is one number, the generation, raised by one. A writer compares it before each event,
 //! and everything that belongs to an older generation counts as nothing from then on.
 
+mod batch;
+mod claims;
 mod ids;
 mod journal;
 mod snapshot;
@@ -15,6 +17,7 @@ mod sum;
 mod users;
 
 use crate::primitives::{AtomicU64, Mutex, Ordering, fence};
+pub use batch::{Batch, Finish};
 use crossbeam_utils::CachePadded;
 pub use ids::UserIds;
 use journal::Sightings;
@@ -308,24 +311,25 @@ impl Writer {
     fn count_unseen(&mut self, hash: u64, user: &[u8], value: f64) -> Result<(), UsersFull> {
         let tally = Arc::clone(&self.tally);
         loop {
-            match tally.users.sight(self.counts.generation, hash, user) {
-                Sighting::First(id, lock) => {
-                    self.counts.first_sightings += 1;
-                    self.add(value);
-                    // Before it is published: a cut that counts this user finds its id.
-                    if let Some(sightings) = &self.sightings {
-                        journal::lock(sightings).push(self.counts.generation, user);
-                    }
-                    // Before the lock is released: an event that finds this user must not
-                    // become visible before this one.
-                    self.publish();
-                    drop(lock);
-                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
+            let generation = self.counts.generation;
+            let sighting = tally.users.sight(generation, hash, user, || {
+                self.counts.first_sightings += 1;
+                self.add(value);
+                // Before it is published: a cut that counts this user finds its id.
+                if let Some(sightings) = &self.sightings {
+                    journal::lock(sightings).push(generation, user);
+                }
+                // Before another shard can find the user: its event must not become visible before this one.
+                self.publish();
+            });
+            match sighting {
+                Sighting::First(id) => {
+                    self.seen.insert(generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
                 Sighting::Known(id) => {
                     self.add(value);
-                    self.seen.insert(self.counts.generation, &tally.hasher, hash, id);
+                    self.seen.insert(generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
                 Sighting::Full => return Err(UsersFull),

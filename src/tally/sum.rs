@@ -148,6 +148,20 @@ impl ExactSum {
         self.extent = self.extent.hull(extent);
     }
 
+    /// Adds another accumulator, any number of times, and returns the limbs that may have changed.
+    pub(crate) fn absorb(&mut self, other: &ExactSum) -> Extent {
+        // Limbs whose carries were propagated are as large as one addition makes them.
+        let additions = other.additions + 1;
+        let mut changed = other.extent;
+        if self.additions + additions > ADDITIONS_BETWEEN_CARRIES {
+            self.propagate_carries();
+            changed = Extent::ALL;
+        }
+        self.merge(other);
+        self.additions += additions;
+        changed
+    }
+
     /// Adds another accumulator.
     pub fn merge(&mut self, other: &ExactSum) {
         self.merge_limbs(other.extent, &other.limbs);

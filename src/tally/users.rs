@@ -6,6 +6,7 @@
 //! in each of the two sets. A long one takes as many for its hash and a pointer, and the bytes that both
 //! point to.
 
+use super::claims::{Claim, Claimed, End, Pending};
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crossbeam_utils::CachePadded;
 use foldhash::quality::RandomState;
@@ -98,8 +99,16 @@ pub(crate) enum Id {
 }
 
 impl Id {
-    fn new(user: &[u8]) -> Id {
+    pub(super) fn new(user: &[u8]) -> Id {
         Short::new(user).map_or_else(|| Id::Long(user.into()), Id::Short)
+    }
+
+    /// Whether this is the id of a user.
+    pub(super) fn is(&self, user: &[u8]) -> bool {
+        match self {
+            Id::Short(held) => Short::new(user).is_some_and(|short| short.is(held)),
+            Id::Long(held) => **held == *user,
+        }
     }
 }
 
@@ -154,12 +163,16 @@ impl Table {
 /// Users of earlier generations, which count for nothing anymore. Dropping them takes time that
 /// grows with their number: about a second for ten million.
 #[derive(Debug, Default)]
-pub struct Forgotten(Vec<Table>);
+pub struct Forgotten {
+    tables: Vec<Table>,
+    pending: Vec<HashTable<Pending>>,
+}
 
 impl Forgotten {
     /// How many users these are. A user that was taken from two sets counts twice.
     pub fn users(&self) -> usize {
-        self.0.iter().map(Table::len).sum()
+        let pending: usize = self.pending.iter().map(HashTable::len).sum();
+        self.tables.iter().map(Table::len).sum::<usize>() + pending
     }
 }
 
@@ -186,7 +199,7 @@ impl Stripe {
             self.generation = generation;
             let users = std::mem::take(&mut self.users);
             if users.len() > 0 {
-                forgotten.0.push(users);
+                forgotten.tables.push(users);
             }
         }
     }
@@ -227,21 +240,74 @@ impl Seen {
     }
 }
 
+/// One stripe of the set that all shards share.
+#[derive(Debug, Default)]
+struct SharedStripe {
+    known: Stripe,
+    /// Users that a batch has claimed, and who were not met again since it has ended: see `claims`.
+    pending: HashTable<Pending>,
+}
+
+impl SharedStripe {
+    /// Drops the users of earlier generations. Returns whether there are none of later ones.
+    fn enter(&mut self, generation: u64) -> bool {
+        if self.known.generation < generation {
+            *self = SharedStripe::default();
+            self.known.generation = generation;
+        }
+        self.known.generation == generation
+    }
+
+    /// Moves the users of earlier generations to `forgotten`.
+    fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+        if self.known.generation < generation && !self.pending.is_empty() {
+            forgotten.pending.push(std::mem::take(&mut self.pending));
+        }
+        self.known.forget(generation, forgotten);
+    }
+
+    /// Removes a user from those that a batch has claimed.
+    fn take_pending(&mut self, hash: u64, user: &[u8]) -> Option<Pending> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        let entry = self.pending.find_entry(hash, |pending| pending.is(hash, user)).ok()?;
+        Some(entry.remove().0)
+    }
+
+    /// Settles the users of batches that have ended, where the table would grow otherwise. It has been filled since
+    /// it last grew or was looked through, so this costs each claim little.
+    fn make_room(&mut self, hasher: &Hasher) {
+        if self.pending.len() < self.pending.capacity() {
+            return;
+        }
+        let known = &mut self.known.users;
+        for Pending { hash, id, claim, .. } in
+            self.pending.extract_if(|held| held.claim.has_ended())
+        {
+            if claim.is_counted() {
+                known.insert(|user| hasher.hash(user), hash, id);
+            }
+        }
+    }
+}
+
 /// The users that any shard has seen.
 #[derive(Debug)]
 pub(crate) struct Users {
-    stripes: Vec<CachePadded<Mutex<Stripe>>>,
+    stripes: Vec<CachePadded<Mutex<SharedStripe>>>,
     /// Users held in a generation: the low bits of the generation above [`HELD_BITS`] bits of count.
     held: CachePadded<AtomicU64>,
     users_max: u64,
     hasher: Hasher,
+    /// Not zero while a batch claims users: one does at a time.
+    claiming: CachePadded<AtomicU64>,
 }
 
 /// What a shard learns about a user that it has not seen itself.
-pub(crate) enum Sighting<'a> {
-    /// No shard had seen the user. The stripe stays locked until this is dropped: the shard
-    /// publishes the sighting before that, so that a shard that finds the user publishes after it.
-    First(Id, #[allow(dead_code, reason = "held for its drop")] StripeLock<'a>),
+pub(crate) enum Sighting {
+    /// No shard had counted the user.
+    First(Id),
     /// Another shard has counted the user.
     Known(Id),
     /// A reset came in between, or is under way: the event belongs to a later generation.
@@ -250,51 +316,138 @@ pub(crate) enum Sighting<'a> {
     Full,
 }
 
-/// Keeps a stripe locked.
-pub(crate) struct StripeLock<'a>(
-    #[allow(dead_code, reason = "held for its drop")] MutexGuard<'a, Stripe>,
-);
-
 impl Users {
     pub(crate) fn new(generation: u64, users_max: u64, hasher: Hasher) -> Self {
         Users {
             stripes: (0..STRIPES)
-                .map(|_| CachePadded::new(Mutex::new(Stripe::default())))
+                .map(|_| CachePadded::new(Mutex::new(SharedStripe::default())))
                 .collect(),
             held: CachePadded::new(AtomicU64::new(generation << HELD_BITS)),
             users_max: users_max.min(USERS_MAX),
             hasher,
+            claiming: CachePadded::new(AtomicU64::new(0)),
         }
     }
 
-    /// Looks up a user in `generation`, and adds it if there is room.
-    pub(crate) fn sight(&self, generation: u64, hash: u64, user: &[u8]) -> Sighting<'_> {
+    /// Looks up a user in `generation`, and adds it if there is room. Where no shard had counted the user, `count`
+    /// is called to publish an event of it before any shard can find it: a shard that finds it publishes after that.
+    pub(crate) fn sight(
+        &self,
+        generation: u64,
+        hash: u64,
+        user: &[u8],
+        count: impl FnOnce(),
+    ) -> Sighting {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
-        if stripe.generation > generation {
+        if !stripe.enter(generation) {
             return Sighting::Reset;
         }
-        stripe.enter(generation);
-        if let Some(known) = stripe.users.find(hash, user) {
+        if let Some(known) = stripe.known.users.find(hash, user) {
             return Sighting::Known(known);
         }
-        match self.hold_one_more(generation) {
+        let pending = stripe.take_pending(hash, user);
+        let mut claimed = pending.as_ref().map(|pending| pending.claim.lock());
+        let is_counted = claimed.as_ref().is_some_and(|claimed| claimed.end == Some(End::Counted));
+        let hold = if is_counted { Hold::Held } else { self.hold(generation, 1) };
+        match hold {
             Hold::Held => {
                 let id = Id::new(user);
-                stripe.users.insert(|user| self.hasher.hash(user), hash, id.clone());
-                Sighting::First(id, StripeLock(stripe))
+                stripe.known.users.insert(|user| self.hasher.hash(user), hash, id.clone());
+                if is_counted {
+                    return Sighting::Known(id);
+                }
+                if let Some((claimed, pending)) = claimed.as_mut().zip(pending.as_ref()) {
+                    claimed.lose(pending.index);
+                }
+                // With the lock of the claim, too: its batch is published after this.
+                count();
+                Sighting::First(id)
             }
-            Hold::Full => Sighting::Full,
-            Hold::Reset => Sighting::Reset,
+            Hold::Full { .. } | Hold::Reset => {
+                drop(claimed);
+                if let Some(pending) = pending {
+                    stripe.pending.insert_unique(hash, pending, |pending| pending.hash);
+                }
+                if hold == Hold::Reset { Sighting::Reset } else { Sighting::Full }
+            }
         }
+    }
+
+    /// Begins to claim users for a batch, unless another one does. To be ended with [`Users::end_claiming`].
+    pub(crate) fn begin_claiming(&self) -> bool {
+        self.claiming.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Lets another batch claim users. What this one has claimed must be settled or dropped.
+    pub(crate) fn end_claiming(&self) {
+        self.claiming.store(0, Ordering::Release);
+    }
+
+    /// Claims a user for a batch, as its claim number `index`, where no shard has counted the user. To be called
+    /// between [`Users::begin_claiming`] and [`Users::end_claiming`].
+    pub(crate) fn claim(
+        &self,
+        generation: u64,
+        hash: u64,
+        user: &[u8],
+        claim: &Arc<Claim>,
+        index: usize,
+    ) -> Claimed {
+        let mut stripe = lock(&self.stripes[stripe_of(hash)]);
+        if !stripe.enter(generation) {
+            return Claimed::Reset;
+        }
+        if let Some(known) = stripe.known.users.find(hash, user) {
+            return Claimed::Known(known);
+        }
+        let id = match stripe.take_pending(hash, user) {
+            Some(own) if Arc::ptr_eq(&own.claim, claim) => {
+                stripe.pending.insert_unique(hash, own, |pending| pending.hash);
+                return Claimed::Already;
+            }
+            Some(Pending { id, claim: earlier, .. }) if earlier.is_counted() => {
+                stripe.known.users.insert(|user| self.hasher.hash(user), hash, id.clone());
+                return Claimed::Known(id);
+            }
+            Some(Pending { id, claim: earlier, .. }) => {
+                debug_assert!(earlier.has_ended(), "one batch claims users at a time");
+                id
+            }
+            None => Id::new(user),
+        };
+        stripe.make_room(&self.hasher);
+        let pending = Pending { hash, id, index, claim: Arc::clone(claim) };
+        stripe.pending.insert_unique(hash, pending, |pending| pending.hash);
+        Claimed::New
+    }
+
+    /// Has the users counted that a batch claimed, `claimed` in number: calls `count` with the numbers of those that
+    /// were lost to other events, in no order, to publish the batch, before any shard finds one of the others.
+    /// If they cannot be held, nothing is counted.
+    pub(crate) fn settle(
+        &self,
+        generation: u64,
+        claim: &Claim,
+        claimed: usize,
+        count: impl FnOnce(&[usize]),
+    ) -> Hold {
+        let mut state = claim.lock();
+        let hold = self.hold(generation, (claimed - state.lost.len()) as u64);
+        if hold == Hold::Held {
+            count(&state.lost);
+            state.end = Some(End::Counted);
+        }
+        hold
     }
 
     /// Adds a user that a store held, whatever the limit. Returns whether it was not there yet.
     pub(crate) fn restore(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         stripe.enter(generation);
-        let is_new = !stripe.users.contains(hash, user);
+        let users = &mut stripe.known.users;
+        let is_new = !users.contains(hash, user);
         if is_new {
-            stripe.users.insert(|user| self.hasher.hash(user), hash, Id::new(user));
+            users.insert(|user| self.hasher.hash(user), hash, Id::new(user));
             self.held.fetch_add(1, Ordering::Relaxed);
         }
         is_new
@@ -312,7 +465,8 @@ impl Users {
         self.held.store(generation << HELD_BITS, Ordering::Release);
     }
 
-    fn hold_one_more(&self, generation: u64) -> Hold {
+    /// Counts `more` users as held, if there is room for all of them.
+    fn hold(&self, generation: u64, more: u64) -> Hold {
         let tag = generation << HELD_BITS;
         let mut held = self.held.load(Ordering::Acquire);
         loop {
@@ -321,12 +475,14 @@ impl Users {
             if held & !USERS_MAX != tag {
                 return Hold::Reset;
             }
-            if held & USERS_MAX >= self.users_max {
-                return Hold::Full;
+            // A store may have held more than the limit.
+            let room = self.users_max.saturating_sub(held & USERS_MAX);
+            if more > room {
+                return Hold::Full { room };
             }
             match self.held.compare_exchange_weak(
                 held,
-                held + 1,
+                held + more,
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
@@ -338,7 +494,7 @@ impl Users {
 }
 
 /// Locks a stripe.
-fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
+fn lock(stripe: &Mutex<SharedStripe>) -> MutexGuard<'_, SharedStripe> {
     match stripe.lock() {
         Ok(stripe) => stripe,
         // A shard that panicked with the lock ends the process; until then, go on.
@@ -346,10 +502,14 @@ fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
     }
 }
 
-/// Whether one more user can be held.
-enum Hold {
+/// Whether more users can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// They are.
     Held,
-    Full,
+    /// There is room for fewer.
+    Full { room: u64 },
+    /// A reset came in between, or is under way.
     Reset,
 }
 

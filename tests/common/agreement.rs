@@ -8,6 +8,7 @@ use ringtally::http::{
 };
 
 const BODY_BYTES_MAX: usize = 200;
+const BATCH_BYTES_MAX: usize = 300;
 
 /// Records what reaches it.
 struct Recorder {
@@ -15,9 +16,27 @@ struct Recorder {
 }
 
 impl Handler for Recorder {
+    type Work = ();
+
     fn wants_body(&self, request: &Request<'_>) -> bool {
         request.method() == Method::Post
             && matches!(&request.target, Target::Path(path) if **path == *b"/event")
+    }
+
+    fn is_batch(&self, request: &Request<'_>) -> bool {
+        request.method() == Method::Post
+            && matches!(&request.target, Target::Path(path) if **path == *b"/events")
+    }
+
+    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn work(&mut self, (): &mut (), body: &[u8], reply: Reply<'_>) -> bool {
+        let (method, path) = ("Post".into(), b"/events".to_vec());
+        self.accepted.push(Accepted { method, path, body: body.to_vec() });
+        reply.send_json(Status::Ok, b"{}");
+        true
     }
 
     fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled {
@@ -43,7 +62,8 @@ pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
 
 pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
     let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
-    let limits = Limits { body_bytes_max: BODY_BYTES_MAX, timeouts };
+    let limits =
+        Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts };
     let mut context = Context::of(Recorder { accepted: Vec::new() }, "localhost", 0);
     let mut connection = Connection::new(limits, true, 0);
     let mut out = Vec::new();
@@ -82,6 +102,7 @@ pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
         head: HEAD_BYTES_MAX,
         fields: FIELDS_MAX,
         body: BODY_BYTES_MAX,
+        batch: BATCH_BYTES_MAX,
         chunk_framing: CHUNK_FRAMING_BYTES_MAX,
         empty_lines: EMPTY_LINES_MAX,
     };

@@ -24,15 +24,25 @@ pub struct Habits {
     pub reset_status: u16,
     /// Counts every event as that of a new user.
     pub recounts_users: bool,
-    /// Of so many events, one is lost, counted twice, refused, or never responded to; 0 is none.
+    /// Of so many requests, one has all its events lost, counted twice, refused with a status, or never
+    /// responded to; 0 is none.
     pub loses: u64,
     pub doubles: u64,
     pub refuses: u64,
+    pub refusal: u16,
     pub silent: u64,
     /// Of so many responses, one is followed by bytes that nobody asked for; 0 is none.
     pub trails: u64,
-    /// Of so many events, one gets no response but its connection closed; 0 is none.
+    /// Of so many requests, one gets no response but its connection closed; 0 is none.
     pub hangs_up: u64,
+    /// Whether it has `POST /events`, and whether it says how many events it accepted.
+    pub takes_batches: bool,
+    pub tells_accepted: bool,
+    /// Of so many batches, one is counted but for its last event, acknowledged as one event less, or its
+    /// connection closed before all of it was read; 0 is none.
+    pub cuts: u64,
+    pub misstates: u64,
+    pub stops_reading: u64,
     /// Of so many `/stats`, one is of an earlier moment; 0 is none.
     pub forgets: u64,
     /// `/stats` reads the sum, and some time later the count.
@@ -56,9 +66,15 @@ pub const GOOD: Habits = Habits {
     loses: 0,
     doubles: 0,
     refuses: 0,
+    refusal: 500,
     silent: 0,
     trails: 0,
     hangs_up: 0,
+    takes_batches: true,
+    tells_accepted: true,
+    cuts: 0,
+    misstates: 0,
+    stops_reading: 0,
     forgets: 0,
     tears: false,
     counts_after: Duration::ZERO,
@@ -80,6 +96,7 @@ struct State {
     /// Totals of some time ago.
     old: Mutex<Counted>,
     seen: AtomicU64,
+    begun: AtomicU64,
     asked: AtomicU64,
     /// While it is held for writing, nothing gets a response.
     stall: RwLock<()>,
@@ -126,7 +143,14 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
     stream.set_nodelay(true).unwrap();
     let mut input = Vec::new();
     loop {
-        let Some((head, body)) = read_request(&mut stream, &mut input) else { return };
+        let is_turn = |number: u64, every: u64| every > 0 && number.is_multiple_of(every);
+        let stops_reading = |head: &str| {
+            let begins = || state.begun.fetch_add(1, Ordering::Relaxed) + 1;
+            is_batch(head) && is_turn(begins(), habits.stops_reading)
+        };
+        let Some((head, body)) = read_request(&mut stream, &mut input, stops_reading) else {
+            return;
+        };
         let response = |status: u16, body: &str| {
             format!(
                 "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
@@ -134,8 +158,11 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 habits.connection
             )
         };
-        let is_turn = |number: u64, every: u64| every > 0 && number.is_multiple_of(every);
-        let response = if head.starts_with("POST /event ") {
+        let is_batch = is_batch(&head);
+        let is_event = head.starts_with("POST /event ") || (is_batch && !body.is_empty());
+        let response = if is_batch && !habits.takes_batches {
+            response(404, "")
+        } else if is_event {
             let number = state.seen.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some((_, pause)) = habits.stalls.filter(|(at, _)| *at == number) {
                 let _all = state.stall.write().unwrap();
@@ -150,25 +177,34 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 return;
             }
             if is_turn(number, habits.refuses) {
-                response(500, "no")
+                response(habits.refusal, "no")
             } else {
                 let times = 1 + u64::from(is_turn(number, habits.doubles))
                     - u64::from(is_turn(number, habits.loses));
+                let sent = body.lines().count();
+                let counted = sent - usize::from(is_batch && is_turn(number, habits.cuts));
+                let body = body.lines().take(counted).collect::<Vec<_>>().join("\n");
                 if habits.counts_after.is_zero() {
                     state.count(&body, times, habits.recounts_users);
                 } else {
-                    let (state, body) = (Arc::clone(state), body.clone());
+                    let state = Arc::clone(state);
                     std::thread::spawn(move || {
                         std::thread::sleep(habits.counts_after);
                         state.count(&body, times, habits.recounts_users);
                     });
                 }
-                let mut response = response(habits.status, habits.body);
+                let accepted = sent - usize::from(is_turn(number, habits.misstates));
+                let accepted = format!(r#"{{"accepted":{accepted}}}"#);
+                let tells = is_batch && habits.tells_accepted;
+                let mut response =
+                    response(habits.status, if tells { &accepted } else { habits.body });
                 if is_turn(number, habits.trails) {
                     response.push_str("and more");
                 }
                 response
             }
+        } else if is_batch {
+            response(400, "")
         } else if head.starts_with("GET /stats ") {
             let number = state.asked.fetch_add(1, Ordering::Relaxed) + 1;
             let mut shown = state.counted.lock().unwrap().clone();
@@ -207,10 +243,12 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
 }
 
 impl State {
+    /// Counts the events of a request, one per line.
     fn count(&self, body: &str, times: u64, recounts_users: bool) {
-        let event: Value = serde_json::from_str(body).unwrap();
+        let events: Vec<Value> =
+            body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let mut counted = self.counted.lock().unwrap();
-        for _ in 0..times {
+        for event in (0..times).flat_map(|_| &events) {
             counted.events += 1;
             counted.sum += event["value"].as_f64().unwrap();
             let user = event["userId"].as_str().unwrap();
@@ -223,10 +261,24 @@ impl State {
     }
 }
 
-fn read_request(stream: &mut TcpStream, input: &mut Vec<u8>) -> Option<(String, String)> {
+fn is_batch(head: &str) -> bool {
+    head.starts_with("POST /events ")
+}
+
+/// The head and the body of the next request, unless the reading stops after a head.
+fn read_request(
+    stream: &mut TcpStream,
+    input: &mut Vec<u8>,
+    stops_after: impl Fn(&str) -> bool,
+) -> Option<(String, String)> {
+    let mut is_head_read = false;
     loop {
         let all = text(input);
         if let Some((head, rest)) = all.split_once("\r\n\r\n") {
+            if !is_head_read && stops_after(head) {
+                return None;
+            }
+            is_head_read = true;
             let length = head
                 .split("Content-Length: ")
                 .nth(1)
@@ -236,7 +288,7 @@ fn read_request(stream: &mut TcpStream, input: &mut Vec<u8>) -> Option<(String, 
                 return Some((head.to_owned(), rest[..length].to_owned()));
             }
         }
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; 65536];
         match stream.read(&mut buffer) {
             Ok(0) | Err(_) => return None,
             Ok(received) => input.extend_from_slice(&buffer[..received]),

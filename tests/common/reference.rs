@@ -26,6 +26,7 @@ pub struct Limits {
     pub head: usize,
     pub fields: usize,
     pub body: usize,
+    pub batch: usize,
     pub chunk_framing: usize,
     pub empty_lines: usize,
 }
@@ -151,8 +152,14 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
             return Ok(None);
         }
         let path = read_target(&method, target)?;
-        let is_wanted = method == "POST" && path == b"/event";
+        let is_wanted = method == "POST" && (path == b"/event" || path == b"/events");
         Ok((!is_wanted).then(|| Accepted { method: method.clone(), path, body: Vec::new() }))
+    };
+    let is_batch =
+        method == "POST" && read_target(&method, target).is_ok_and(|path| path == b"/events");
+    let (body_max, framing_max) = match is_batch {
+        true => (limits.batch, limits.batch.max(limits.chunk_framing)),
+        false => (limits.body, limits.chunk_framing),
     };
     let body = match (all("content-length")[..].to_vec(), all("transfer-encoding")[..].to_vec()) {
         (lengths, codings) if codings.is_empty() => {
@@ -165,7 +172,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
                     digits.parse::<u64>().map_err(|_| Stop::Refused)?
                 }
             };
-            must(length <= limits.body as u64)?;
+            must(length <= body_max as u64)?;
             if length > 0
                 && let Some(request) = turned_down(rest)?
             {
@@ -185,7 +192,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
             if let Some(request) = turned_down(rest)? {
                 return Ok((request, false));
             }
-            read_chunked(rest, limits)?
+            read_chunked(rest, body_max, framing_max)?
         }
     };
     let path = read_target(&method, target)?;
@@ -313,13 +320,13 @@ fn is_extension(mut rest: &[u8]) -> bool {
 }
 
 /// RFC 9112 section 7.1, with all framing counted against one limit.
-fn read_chunked(rest: &mut &[u8], limits: &Limits) -> Result<Vec<u8>, Stop> {
+fn read_chunked(rest: &mut &[u8], body_max: usize, framing_max: usize) -> Result<Vec<u8>, Stop> {
     let (mut body, mut framing) = (Vec::new(), 0);
     let is_text = |text: &[u8]| text.iter().all(|b| *b == b'\t' || *b >= b' ' && *b != 0x7f);
     let mut framing_line = |rest: &mut &[u8]| {
         let line = line(rest)?;
         framing += line.len() + 2;
-        must(framing <= limits.chunk_framing)?;
+        must(framing <= framing_max)?;
         Ok(line.to_vec())
     };
     loop {
@@ -335,7 +342,7 @@ fn read_chunked(rest: &mut &[u8], limits: &Limits) -> Result<Vec<u8>, Stop> {
         if size == 0 {
             break;
         }
-        must(size <= (limits.body - body.len()) as u64)?;
+        must(size <= (body_max - body.len()) as u64)?;
         #[allow(clippy::cast_possible_truncation, reason = "it is at most the limit")]
         let size = size as usize;
         if rest.len() < size {

@@ -6,15 +6,15 @@
 use libfuzzer_sys::fuzz_target;
 use ringtally::http::{Connection, Limits, Outcome, Timeouts, UNSENT_BYTES_MAX};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Policy, Service};
+use ringtally::service::{Policy, Service};
 use ringtally::tally::Tally;
 
 fuzz_target!(|data: &[u8]| {
     let (tally, mut writers) = Tally::new(1, 3);
-    let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
+    let policy = Policy::new("h");
     let mut service = Service::new(writers.remove(0), Reporter::for_shards(1, "none").remove(0), policy, 0);
     let timeouts = Timeouts { header_ms: 50, body_ms: 70, idle_ms: 90 };
-    let limits = Limits { body_bytes_max: 100, timeouts };
+    let limits = Limits { body_bytes_max: 100, batch_bytes_max: 8 << 20, timeouts };
     let mut connection = Connection::new(limits, true, 0);
     let (mut out, mut now_ms) = (Vec::new(), 0);
     let mut outcome = Outcome::Receive;

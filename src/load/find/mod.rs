@@ -5,10 +5,10 @@
 
 mod search;
 
-use super::report::{FoundRate, Report};
+use super::report::{FoundRate, Report, Unit};
 use super::thresholds::Threshold;
 use super::verdict::Verdict;
-use super::{Config, EVENTS_MAX, Show, run};
+use super::{Config, EVENTS_MAX, RATE_MAX, Show, run};
 use crate::failure::Failure;
 pub(super) use search::{Search, Step, Window};
 use std::fmt;
@@ -16,7 +16,7 @@ use std::io::Write;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The rate to begin with if none was given.
+/// The requests per second to begin with if no rate was given.
 const FIRST_RATE: u64 = 1000;
 /// The share of a window's events that are sent before it, and the most of them.
 const WARM_UP_SHARE: u64 = 4;
@@ -63,14 +63,17 @@ pub struct FindConfig {
 ///
 /// If there is no server, if it counts wrong in a window, or if the search is interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
-    let mut search = Search::new(config.load.rate.unwrap_or(FIRST_RATE));
+    let batch = config.load.workload.events_per_request();
+    let first_rate = config.load.rate.unwrap_or(batch * FIRST_RATE);
+    let unit = Unit::of(config.load.workload.batch);
+    let mut search = Search::new(first_rate.min(RATE_MAX));
     let mut last = None;
     while let Some(rate) = search.next() {
         let report = window(config, rate)?;
         let window = report.window(&config.limit.0);
         if !config.quiet {
             // If standard error is closed, nobody reads it.
-            let _ = writeln!(std::io::stderr(), "{}", window.line(rate, &config.limit));
+            let _ = writeln!(std::io::stderr(), "{}", window.line(rate, &config.limit, unit));
         }
         search.add(rate, window);
         last = Some(report);
@@ -104,7 +107,8 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
     match report.verdict() {
         Verdict::Exact | Verdict::Undecided => Ok(report),
         Verdict::Wrong => Err(Failure::Wrong(format!(
-            "the result is not exact at {rate} requests/s: {}",
+            "the result is not exact at {rate} {}: {}",
+            Unit::of(config.load.workload.batch).per_second(),
             report.reasons().join("; ")
         ))),
     }

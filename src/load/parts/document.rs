@@ -8,15 +8,16 @@ use crate::load::Config;
 use crate::load::control::Reset;
 use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
-use crate::load::report::{Latency, Setup, counted, grouped, ratio, rounded};
+use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
 use crate::load::timeline::RawSecond;
+use crate::load::watch::Watched;
 use crate::load::workload::{Totals, Values, Workload};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// The version of the format. A change that an older program would misread raises it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What all parts of a run have in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,7 @@ pub(in crate::load) struct Parameters {
     pub(super) warm_up: u64,
     pub(super) users: u64,
     pub(super) values: Values,
+    pub(super) batch: Option<u64>,
     pub(super) connections: usize,
     pub(super) pipeline: usize,
     pub(super) rate: Option<u64>,
@@ -39,6 +41,7 @@ impl Parameters {
             warm_up: config.warm_up,
             users: config.workload.users,
             values: config.workload.values,
+            batch: config.workload.batch,
             connections: config.connections,
             pipeline: config.pipeline,
             rate: config.rate,
@@ -49,7 +52,12 @@ impl Parameters {
     }
 
     pub(super) fn workload(&self) -> Workload {
-        Workload { events: self.requests, users: self.users, values: self.values }
+        Workload {
+            events: self.requests,
+            users: self.users,
+            values: self.values,
+            batch: self.batch,
+        }
     }
 }
 
@@ -62,7 +70,7 @@ pub(in crate::load) struct OpenLoopClient {
     pub(in crate::load) lag: Latencies,
     /// Requests that came due while every connection was busy.
     pub(in crate::load) held_up: u64,
-    /// Requests that were sent, and when the last one was, since the start.
+    /// Events that were sent, and when the last of their requests was, since the start.
     pub(in crate::load) requests: u64,
     pub(in crate::load) last_sent: Duration,
 }
@@ -78,6 +86,7 @@ pub(in crate::load) struct PartOutcome {
     pub(in crate::load) elapsed: Duration,
     pub(in crate::load) ledger: Ledger,
     pub(in crate::load) warm_up: Ledger,
+    pub(in crate::load) watched: Option<Watched>,
     pub(in crate::load) latency: Latencies,
     pub(in crate::load) open_loop: Option<OpenLoopClient>,
     pub(in crate::load) seconds: Vec<RawSecond>,
@@ -111,6 +120,8 @@ pub struct PartReport {
     pub(super) clock_ahead_of_server: Option<ClockOffset>,
     pub(super) ledger: Ledger,
     pub(super) warm_up_ledger: Ledger,
+    /// Of part 1, if it was to watch.
+    pub(super) watched: Option<Watched>,
     pub(super) latency: Latencies,
     pub(super) open_loop: Option<OpenLoopClient>,
     pub(super) seconds: Vec<RawSecond>,
@@ -175,6 +186,7 @@ impl PartReport {
             clock_ahead_of_server: outcome.clock,
             ledger: outcome.ledger,
             warm_up_ledger: outcome.warm_up,
+            watched: outcome.watched,
             latency: outcome.latency,
             open_loop: outcome.open_loop,
             seconds: outcome.seconds,
@@ -224,11 +236,11 @@ impl PartReport {
         for (ledger, workload) in [(&self.ledger, workload), (&self.warm_up_ledger, warm_up)] {
             let sets = [&ledger.refused, &ledger.unknown, &ledger.unsent];
             let is_possible = sets.iter().all(|set| set.is_possible(&workload, self.part));
-            let all =
-                sets.iter().filter(|_| is_possible).try_fold(ledger.acknowledged, |sum, set| {
-                    sum.checked_add(set.len(workload.events))
-                });
-            if !is_possible || all != Some(self.part.share(workload.events)) {
+            let all = sets
+                .iter()
+                .filter(|_| is_possible)
+                .try_fold(ledger.acknowledged, |sum, set| sum.checked_add(set.len(&workload)));
+            if !is_possible || all != Some(workload.len_of(self.part.rest(0))) {
                 return Err("it does not have each event of its part once".into());
             }
         }
@@ -244,20 +256,22 @@ impl PartReport {
     /// A few lines for whoever started the part.
     pub fn summary(&self) -> String {
         let row = self.row(self);
+        let unit = Unit::of(self.parameters.batch);
         format!(
-            "part      {}: {} over {} in {:.2} s: {} requests/s\n\
+            "part      {}: {} over {} in {:.2} s: {} {}\n\
              verdict   of all parts together: run ringtally merge with their reports\n",
             self.part,
-            grouped(self.part.share(self.parameters.requests)),
+            unit.batched(row.requests, row.batches),
             counted(row.workers as u64, "connection", "connections"),
             row.elapsed_s,
             rounded(row.requests_per_s),
+            unit.per_second(),
         )
     }
 
     /// Whether all its events were acknowledged.
     pub fn check(&self) -> Result<(), Failure> {
-        let events = self.part.share(self.parameters.requests);
+        let events = self.events();
         let missing = events - self.ledger.acknowledged;
         match (self.interrupted, missing) {
             (true, _) => Err(Failure::Wrong("the run was interrupted".into())),
@@ -265,13 +279,19 @@ impl PartReport {
             (false, missing) => Err(Failure::Wrong(format!(
                 "{} of {} of this part not acknowledged",
                 grouped(missing),
-                counted(events, "request", "requests")
+                Unit::of(self.parameters.batch).count(events)
             ))),
         }
     }
 
+    /// How many events it has.
+    fn events(&self) -> u64 {
+        self.parameters.workload().len_of(self.part.rest(0))
+    }
+
     /// This client's row in the report on all, of which `first` has part 1.
     pub(super) fn row(&self, first: &PartReport) -> ClientRow {
+        let workload = self.parameters.workload();
         let elapsed_s = self.elapsed.as_secs_f64();
         ClientRow {
             part: self.part.to_string(),
@@ -280,11 +300,12 @@ impl PartReport {
             workers: self.setup.workers,
             threads: self.setup.threads,
             cpus: self.setup.cpus.clone(),
-            requests: self.part.share(self.parameters.requests),
+            requests: self.events(),
+            batches: workload.batch.map(|_| self.part.share(workload.requests())),
             acknowledged: self.ledger.acknowledged,
             refused: self.ledger.refused_by_status.values().sum(),
-            unknown: self.ledger.unknown.len(self.parameters.requests),
-            unsent: self.ledger.unsent.len(self.parameters.requests),
+            unknown: self.ledger.unknown.len(&workload),
+            unsent: self.ledger.unsent.len(&workload),
             elapsed_s,
             requests_per_s: ratio(self.ledger.answered() as f64, elapsed_s),
             latency_us: Latency::of(&self.latency),
@@ -310,6 +331,8 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) threads: usize,
     cpus: String,
     requests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::load) batches: Option<u64>,
     pub(in crate::load) acknowledged: u64,
     refused: u64,
     unknown: u64,

@@ -12,7 +12,7 @@ use crate::load::ledger::Ledger;
 use crate::load::report::{Outcome, Report, Setup};
 use crate::load::run::rate_held;
 use crate::load::thresholds::Threshold;
-use crate::load::timeline::Second;
+use crate::load::timeline::{RawSecond, Second};
 use crate::load::workload::{Totals, Workload};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -171,7 +171,7 @@ impl Parts {
         // A rest without an event says nothing.
         let mut step = 1;
         for set in ledgers.iter_mut().flat_map(Ledger::sets_mut) {
-            set.drop_empty_rests(workload.events);
+            set.drop_empty_rests(workload.requests());
             for own in set.steps() {
                 step = least_common_multiple(step, own).filter(|step| *step <= STEP_MAX).ok_or(
                     "the events that were not sent cannot be added up, because the clients had very \
@@ -208,21 +208,22 @@ impl Parts {
 
     /// Second by second, on one clock: one second of a client may reach into two of the run.
     fn seconds(&self) -> Result<Vec<Second>, String> {
-        let mut by_second: BTreeMap<u64, Vec<&crate::load::latency::Encoded>> = BTreeMap::new();
+        let mut by_second: BTreeMap<u64, Vec<&RawSecond>> = BTreeMap::new();
         for report in &self.reports {
             let shift = (self.started_after(report) + Duration::from_millis(500)).as_secs();
             for raw in &report.seconds {
                 let second = raw.second.saturating_add(shift);
-                by_second.entry(second).or_default().push(&raw.latency);
+                by_second.entry(second).or_default().push(raw);
             }
         }
         let mut seconds = Vec::new();
-        for (second, encoded) in by_second {
+        for (second, raw) in by_second {
             let mut latency = Latencies::new();
-            for encoded in encoded {
-                latency.merge(&Latencies::try_from(encoded.clone())?);
+            for raw in &raw {
+                latency.merge(&Latencies::try_from(raw.latency.clone())?);
             }
-            seconds.push(Second::of(second, &latency));
+            let events = raw.iter().map(|raw| raw.events).sum();
+            seconds.push(Second::of(second, events, &latency));
         }
         Ok(seconds)
     }
@@ -253,7 +254,8 @@ impl Parts {
         let last_sent =
             open_loops().map(|(report, open)| self.started_after(report) + open.last_sent);
         let requests = open_loops().map(|(_, open)| open.requests).sum();
-        let rate_held = rate_held(requests, last_sent.max().unwrap_or(Duration::ZERO));
+        let last_sent = last_sent.max().unwrap_or(Duration::ZERO);
+        let rate_held = rate_held(&self.parameters.workload(), requests, last_sent);
         let greatest = |of: fn(&PartReport) -> f64| self.reports.iter().map(of).fold(0.0, f64::max);
         let clients: Vec<ClientRow> =
             self.reports.iter().map(|report| report.row(&self.reports[0])).collect();
@@ -273,10 +275,10 @@ impl Parts {
             seconds: self.seconds()?,
             evidence,
             settled_after: None,
-            watched: None,
+            watched: self.reports[0].watched.clone(),
             warm_up: self.parameters.warm_up,
             setup: self.setup(),
-            requests: self.parameters.requests,
+            workload: self.parameters.workload(),
             ledger,
             warm_up_ledger,
             warnings: self.warnings(),

@@ -1,6 +1,6 @@
 //! A run in parts: clients on several machines send one workload, and their reports are merged.
 //!
-//! Part `k` of `n` has every `n`-th event from event `k - 1` on. In an open loop each event is due when
+//! Part `k` of `n` has every `n`-th request from request `k - 1` on. In an open loop each is due when
 //! it is due in the whole, so that the parts together send what one client would have sent, at the same
 //! times. All parts start at one time. Before it, in steps of a guard time: their warm-ups are over, and
 //! then part 1, and no other, resets the server and reads the totals that the run starts from.
@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 /// The most parts of a run.
 const PARTS_MAX: u64 = 1024;
 
-/// One of the parts of a run, as in `2/3`: it has every `of`-th event, and connection.
+/// One of the parts of a run, as in `2/3`: it has every `of`-th request, and connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Part {
@@ -70,24 +70,24 @@ impl Part {
         self.number == 1
     }
 
-    /// How many of so many events, or connections, are in it.
+    /// How many of so many requests, or connections, are in it.
     pub(super) fn share(self, whole: u64) -> u64 {
         whole.saturating_sub(self.number - 1).div_ceil(self.of)
     }
 
-    /// Its nth event, from 0 on, in the whole workload.
-    pub(super) fn event(self, nth: u64) -> u64 {
+    /// Its nth request, from 0 on, in the whole workload.
+    pub(super) fn nth(self, nth: u64) -> u64 {
         self.number - 1 + nth * self.of
     }
 
-    /// Whether an event of the whole workload is in it.
-    pub(super) fn has(self, event: u64) -> bool {
-        event % self.of == self.number - 1
+    /// Whether a request of the whole workload is in it.
+    pub(super) fn has(self, request: u64) -> bool {
+        request % self.of == self.number - 1
     }
 
-    /// Its events from the nth on.
+    /// Its requests from the nth on.
     pub(super) fn rest(self, nth: u64) -> Rest {
-        Rest { start: self.event(nth), step: self.of }
+        Rest { start: self.nth(nth), step: self.of }
     }
 }
 

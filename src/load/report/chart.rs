@@ -3,8 +3,9 @@
 
 mod axis;
 
+use super::Unit;
 use super::html::escape;
-use super::text::{counted, rounded, time, time_in_full};
+use super::text::{rounded, time, time_in_full};
 use crate::failure::Failure;
 use crate::load::latency::Bound;
 use crate::load::timeline::{Heat, Second};
@@ -180,9 +181,12 @@ fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
     draw(Axis::percentiles(nines + 0.15), Axis::log_times(least, most), &lines, &[])
 }
 
-/// Responses per second over the run.
-pub(super) fn rates(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
-    let tell = |rate: f64| format!("{} responses/s", rounded(rate));
+/// Responses per second over the run, or events with batches.
+pub(super) fn rates(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<String, Failure> {
+    let tell: fn(f64) -> String = match unit {
+        Unit::Request => |rate| format!("{} responses/s", rounded(rate)),
+        Unit::Event => |rate| format!("{} events/s", rounded(rate)),
+    };
     by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, rounded, tell)
 }
 
@@ -198,6 +202,7 @@ pub(super) fn curve(
     median: &[(f64, f64)],
     limited: &[(f64, f64)],
     limit_us: Option<f64>,
+    unit: Unit,
 ) -> Result<String, Failure> {
     let all = || median.iter().chain(limited).copied();
     let extremes = |values: &mut dyn Iterator<Item = f64>, or: [f64; 2]| {
@@ -216,7 +221,7 @@ pub(super) fn curve(
     let line = |points: &[(f64, f64)], ink| {
         Line::new(place(points), ink, |(rate, us)| {
             let us = time(Bound::exactly(10_f64.powf(us)));
-            format!("{} requests/s: {us}", rounded(10_f64.powf(rate)))
+            format!("{} {}: {us}", rounded(10_f64.powf(rate)), unit.per_second())
         })
     };
     let mut lines = vec![line(median, INK), line(limited, SECOND_INK)];
@@ -225,7 +230,7 @@ pub(super) fn curve(
 }
 
 /// How many requests of each second took how long: the stronger the color, the more.
-pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
+pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<String, Failure> {
     let end = seconds.last().map_or(0, |last| last.second + 1);
     let per_column = end.div_ceil(TOLD_MAX as u64).max(1);
     let mut columns: BTreeMap<u64, Heat> = BTreeMap::new();
@@ -254,7 +259,7 @@ pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64) -> Result<String, Fai
                     rounded(from_s),
                     time(Bound::exactly(cell.from_us)),
                     time(Bound::exactly(cell.to_us)),
-                    counted(cell.requests, "request", "requests")
+                    unit.count_requests(cell.requests)
                 ),
             });
         }
@@ -354,7 +359,7 @@ mod tests {
             assert!((2..16).contains(&labels.len()), "{labels:?}");
             assert!(axis.labels.iter().all(|(at, _)| (axis.from..=axis.to).contains(at)));
         }
-        let svg = rates(&[second(0, 7), second(1, 7), second(2, 3)], 2.37).unwrap();
+        let svg = rates(&[second(0, 7), second(1, 7), second(2, 3)], 2.37, Unit::Request).unwrap();
         for label in ["0 s", "1 s", "2 s"] {
             assert_eq!(svg.matches(&format!("\n{label}\n")).count(), 1, "{svg}");
         }
@@ -389,7 +394,7 @@ mod tests {
         }
         for points in [&[][..], &[(5.0, 100.0)], &[(5.0, 100.0), (80_000.0, 9e6)]] {
             for limit_us in [None, Some(5000.0)] {
-                let svg = curve(points, points, limit_us).unwrap();
+                let svg = curve(points, points, limit_us, Unit::Request).unwrap();
                 assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{svg}");
             }
         }
@@ -397,9 +402,9 @@ mod tests {
             [(vec![], 0.0), (vec![second(0, 7)], 0.5), (vec![second(0, 7), second(3, 7)], 4.0)]
         {
             for svg in [
-                rates(&seconds, elapsed_s),
+                rates(&seconds, elapsed_s, Unit::Request),
                 p99s(&seconds, elapsed_s),
-                heat_map(&seconds, elapsed_s),
+                heat_map(&seconds, elapsed_s, Unit::Request),
             ] {
                 let svg = svg.unwrap();
                 assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"), "{svg}");
@@ -410,7 +415,7 @@ mod tests {
     #[test]
     fn each_request_is_in_the_heat_map_and_each_point_says_what_it_is() {
         let seconds: Vec<Second> = (0..400).map(|index| second(index, 10)).collect();
-        let svg = heat_map(&seconds, 400.0).unwrap();
+        let svg = heat_map(&seconds, 400.0, Unit::Event).unwrap();
         let requests: u64 = svg
             .split("<title>")
             .skip(1)
@@ -419,9 +424,9 @@ mod tests {
             .sum();
         assert_eq!(requests, 4000);
         assert!(svg.matches("<rect class=\"cell\"").count() <= TOLD_MAX * 5);
-        let svg = rates(&seconds[..3], 3.0).unwrap();
+        let svg = rates(&seconds[..3], 3.0, Unit::Request).unwrap();
         assert!(svg.contains("<title>1 s: 10 responses/s</title>"), "{svg}");
-        let svg = curve(&[(20_000.0, 1200.0)], &[], None).unwrap();
+        let svg = curve(&[(20_000.0, 1200.0)], &[], None, Unit::Request).unwrap();
         assert!(svg.contains("<title>20,000 requests/s: 1.20 ms</title>"), "{svg}");
         let runs = [vec![(0.5, 100.0), (0.99, 1000.0)]];
         let svg = overlay(&runs, &runs).unwrap();

@@ -1,7 +1,7 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
-use super::text::{counted, grouped, rounded, time};
-use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, chart, html};
+use super::text::{grouped, rounded, time};
+use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
 use crate::failure::Failure;
 use crate::load::find::{LatencyLimit, Search, Step, Window};
@@ -71,7 +71,7 @@ impl Report {
             (0, _) if limit.surely_holds(&measured) => None,
             (0, _) => Some(limit.check(measured).sentence),
             (missing, _) => {
-                Some(counted(missing, "request not acknowledged", "requests not acknowledged"))
+                Some(format!("{} not acknowledged", Unit::of(self.setup.batch).count(missing)))
             }
         };
         Window {
@@ -86,13 +86,13 @@ impl Report {
 
 impl Window {
     /// One line for whoever waits.
-    pub(in crate::load) fn line(&self, rate: u64, limit: &LatencyLimit) -> String {
+    pub(in crate::load) fn line(&self, rate: u64, limit: &LatencyLimit, unit: Unit) -> String {
         let found = match &self.why_not {
             None => format!("{limit} holds"),
             Some(why_not) => format!("{limit} does not hold: {why_not}"),
         };
         let client = if self.is_client_limited { ", the client was the limit" } else { "" };
-        format!("{:>12} requests/s: {found}{client}", grouped(rate))
+        format!("{:>12} {}: {found}{client}", grouped(rate), unit.per_second())
     }
 }
 
@@ -150,7 +150,9 @@ impl Point {
 }
 
 /// The heads of the columns.
-const HEADS: [&str; 6] = ["requests/s", "windows", "p50", "p99", "p99.9", "max"];
+fn heads(unit: Unit) -> [&'static str; 6] {
+    [unit.per_second(), "windows", "p50", "p99", "p99.9", "max"]
+}
 
 impl FoundRate {
     /// What a search over so many connections found, of which `last` is one of the windows.
@@ -177,16 +179,21 @@ impl FoundRate {
         }
     }
 
+    fn unit(&self) -> Unit {
+        Unit::of(self.setup.batch)
+    }
+
     /// What was found, a sentence each.
     fn findings(&self) -> Vec<String> {
         let limit = &self.find_rate;
+        let per_second = self.unit().per_second();
         let mut lines = vec![match (self.rate, self.fails_at) {
             (None, _) => format!("{limit} holds at no rate"),
             (Some(rate), None) => {
-                format!("{} requests/s, the highest rate there is, holds {limit}", grouped(rate))
+                format!("{} {per_second}, the highest rate there is, holds {limit}", grouped(rate))
             }
             (Some(rate), Some(fails_at)) => format!(
-                "{} requests/s is the highest rate with {limit}; {} is too much",
+                "{} {per_second} is the highest rate with {limit}; {} is too much",
                 grouped(rate),
                 grouped(fails_at)
             ),
@@ -198,9 +205,9 @@ impl FoundRate {
             let from = grouped(from);
             lines.push(match self.client_limited {
                 true => format!(
-                    "the client became the limit at {from} requests/s: the server may take more"
+                    "the client became the limit at {from} {per_second}: the server may take more"
                 ),
-                false => format!("the client was the limit from {from} requests/s on"),
+                false => format!("the client was the limit from {from} {per_second} on"),
             });
         }
         lines
@@ -212,7 +219,7 @@ impl FoundRate {
             let [rate, windows, p50, p99, p99_9, max] = cells;
             format!("{rate:>12}  {windows:>8}  {p50:>11}  {p99:>11}  {p99_9:>11}  {max}\n")
         };
-        let mut text = row(HEADS.map(str::to_owned));
+        let mut text = row(heads(self.unit()).map(str::to_owned));
         self.curve.iter().for_each(|point| text += &row(point.cells()));
         for line in self.findings() {
             text += &format!("{line}\n");
@@ -239,8 +246,8 @@ impl FoundRate {
             Some((point.rate as f64, found?.micros))
         };
         let limited: Vec<(f64, f64)> = self.curve.iter().filter_map(of_limit).collect();
-        let svg =
-            chart::curve(&of(|point| point.latency_us.p50), &limited, self.limit.0.limit_us())?;
+        let limit_us = self.limit.0.limit_us();
+        let svg = chart::curve(&of(|point| point.latency_us.p50), &limited, limit_us, self.unit())?;
         let caption = format!(
             "Latency over the rate, on logarithmic axes, medians of the windows: p50 (blue), and {} \
              (brown) with its limit (gray).",
@@ -252,12 +259,13 @@ impl FoundRate {
         html::put(&mut body, &format!("<p class=\"verdict {class}\">{}</p>", html::lines(&lines)));
         html::put(&mut body, "<h2>Latency over the rate</h2>");
         html::figure(&mut body, &svg, &caption);
-        html::put_table(&mut body, &HEADS, self.curve.iter().map(Point::cells));
+        html::put_table(&mut body, &heads(self.unit()), self.curve.iter().map(Point::cells));
         html::put(&mut body, "<h2>Setup</h2>\n<table>");
         let connections = rounded(self.setup.workers as f64);
         for (name, value) in [
             ("server", self.setup.url.clone()),
             ("connections", format!("{connections}, {} in flight on each", self.setup.pipeline)),
+            ("each request", self.setup.per_request()),
             ("users", rounded(self.setup.users as f64)),
         ] {
             html::put_row(&mut body, name, &[value]);

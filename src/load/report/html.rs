@@ -1,7 +1,7 @@
 //! The report as one HTML page: it loads nothing from elsewhere and runs no scripts.
 
 use super::text::{Row, counted, rounded};
-use super::{Report, chart, word};
+use super::{Report, Unit, chart, word};
 use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
 
@@ -40,8 +40,9 @@ impl Report {
     /// The report as one HTML page without outside assets and without scripts.
     pub fn html(&self) -> Result<String, Failure> {
         let title = format!(
-            "{} requests/s, {}: {}",
+            "{} {}, {}: {}",
             rounded(self.requests_per_s),
+            self.unit().per_second(),
             self.verdict.word(),
             escape(&self.setup.url)
         );
@@ -73,21 +74,27 @@ impl Report {
         put(page, "<h2>Latency spectrum</h2>");
         figure(page, &chart::spectrum(&self.histogram, from_send)?, caption);
         put(page, "<h2>Second by second</h2>");
-        let caption = "Responses per second. If the run ended within a second, the last point is the \
-                       rate over that part of it.";
-        figure(page, &chart::rates(&self.seconds, self.elapsed_s)?, caption);
+        let what = match self.unit() {
+            Unit::Request => "Responses",
+            Unit::Event => "Events of the batches that got a response,",
+        };
+        let caption = format!(
+            "{what} per second. If the run ended within a second, the last point is the rate over that \
+             part of it."
+        );
+        figure(page, &chart::rates(&self.seconds, self.elapsed_s, self.unit())?, &caption);
         let caption = "99th percentile of the latency of the requests that ended in each second.";
         figure(page, &chart::p99s(&self.seconds, self.elapsed_s)?, caption);
         let caption = "Latency of the requests that ended in each second: the stronger the color, the \
                        more of them, on logarithmic scales.";
-        figure(page, &chart::heat_map(&self.seconds, self.elapsed_s)?, caption);
+        figure(page, &chart::heat_map(&self.seconds, self.elapsed_s, self.unit())?, caption);
         Ok(())
     }
 
     fn put_setup(&self, page: &mut String) {
         let setup = &self.setup;
         let load = setup.rate.map_or("closed loop".into(), |rate| {
-            format!("open loop at {} requests/s", rounded(rate as f64))
+            format!("open loop at {} {}", rounded(rate as f64), self.unit().per_second())
         });
         let engine = setup.engine.clone().unwrap_or_else(|| "not known".into());
         let was_reset = if setup.was_reset { "yes" } else { "no" };
@@ -96,6 +103,7 @@ impl Report {
             ("server", setup.url.clone()),
             ("engine", engine),
             ("load", format!("{load}, {} in flight per connection", setup.pipeline)),
+            ("each request", setup.per_request()),
             ("users", rounded(setup.users as f64)),
             ("values", word(setup.values).to_owned()),
             ("reset before the run", was_reset.to_owned()),

@@ -7,6 +7,7 @@ mod hdr;
 pub(crate) mod html;
 mod output;
 mod text;
+mod unit;
 
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
@@ -15,7 +16,7 @@ use super::thresholds::{Checked, Figure, Measured, Threshold};
 use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Verdict};
 use super::watch::Watched;
-use super::workload::{Totals, Values};
+use super::workload::{Totals, Values, Workload};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 pub use found::FoundRate;
@@ -27,6 +28,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 pub(super) use text::{counted, time};
 pub(crate) use text::{grouped, rounded, time_in_full};
+pub(super) use unit::Unit;
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;
@@ -54,16 +56,29 @@ pub struct Setup {
     pub cpus: String,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests per second of an open loop; `None` is a closed loop.
+    /// Requests per second of an open loop, with batches events per second; `None` is a closed loop.
     pub rate: Option<u64>,
     /// Distinct users.
     pub users: u64,
     /// The values of the events.
     pub values: Values,
+    /// Events per batch; `None` is one event per request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u64>,
     /// Whether the server closes each connection after one response.
     pub one_request_per_connection: bool,
     /// Whether the server was reset before the run.
     pub was_reset: bool,
+}
+
+impl Setup {
+    /// What a request has.
+    fn per_request(&self) -> String {
+        match self.batch {
+            None => "one event".into(),
+            Some(batch) => format!("a batch of {}", counted(batch, "event", "events")),
+        }
+    }
 }
 
 fn word(values: Values) -> &'static str {
@@ -173,15 +188,21 @@ struct ServerCost {
     server_cpus: String,
 }
 
-/// What a run found.
+/// What a run found. With batches, `requests` and all that is counted or measured per request are events;
+/// latencies are those of batches.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     requests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batches: Option<u64>,
     acknowledged: u64,
     refused: u64,
     refused_by_status: BTreeMap<u16, u64>,
     unknown: u64,
     unsent: u64,
+    /// Batches whose acknowledgement was of another number of events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    misstated: Option<u64>,
     reconnects: u64,
     connect_failures: u64,
     /// Connections that the server had no room for.
@@ -279,7 +300,7 @@ pub(super) struct Outcome {
     pub(super) watched: Option<Watched>,
     pub(super) warnings: Vec<String>,
     pub(super) setup: Setup,
-    pub(super) requests: u64,
+    pub(super) workload: Workload,
     pub(super) thresholds: Vec<Threshold>,
     /// Each client, if there was more than one.
     pub(super) clients: Vec<ClientRow>,
@@ -289,9 +310,14 @@ pub(super) struct Outcome {
 impl Report {
     pub(super) fn new(outcome: Outcome) -> Report {
         let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
+        let workload = outcome.workload;
         let judgement = evidence.judge();
-        let Judgement { verdict, reasons } =
-            judgement.with(outcome.settled_after, outcome.watched.as_ref(), outcome.suspended);
+        let Judgement { verdict, reasons } = judgement.with(
+            ledger.contradiction(),
+            outcome.settled_after,
+            outcome.watched.as_ref(),
+            outcome.suspended,
+        );
         let refused_by_status = ledger.refused_by_status.clone();
         let elapsed_s = elapsed.as_secs_f64();
         let answered = ledger.answered();
@@ -306,12 +332,14 @@ impl Report {
         });
         let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
         Report {
-            requests: outcome.requests,
+            requests: workload.events,
+            batches: workload.batch.map(|_| workload.requests()),
             acknowledged: ledger.acknowledged,
             refused: refused_by_status.values().sum(),
             refused_by_status,
-            unknown: ledger.unknown.len(outcome.requests),
-            unsent: ledger.unsent.len(outcome.requests),
+            unknown: ledger.unknown.len(&workload),
+            unsent: ledger.unsent.len(&workload),
+            misstated: workload.batch.map(|_| ledger.misstated),
             reconnects: ledger.trouble.reconnects,
             connect_failures: ledger.trouble.connect_failures,
             turned_away: ledger.trouble.turned_away,
@@ -331,7 +359,10 @@ impl Report {
             warm_up: (outcome.warm_up > 0).then_some(WarmUp {
                 requests: outcome.warm_up,
                 acknowledged: outcome.warm_up_ledger.acknowledged,
-                unknown: outcome.warm_up_ledger.unknown.len(outcome.warm_up),
+                unknown: outcome
+                    .warm_up_ledger
+                    .unknown
+                    .len(&Workload { events: outcome.warm_up, ..workload }),
             }),
             interrupted: outcome.is_interrupted,
             client_suspended_s: outcome.suspended.as_secs_f64(),
@@ -369,6 +400,11 @@ impl Report {
         });
     }
 
+    /// What it counts.
+    pub(super) fn unit(&self) -> Unit {
+        Unit::of(self.setup.batch)
+    }
+
     /// The report as one JSON object.
     pub fn json(&self) -> Result<String, Failure> {
         let json = Json { report: self, thresholds: self.check_thresholds() };
@@ -392,7 +428,7 @@ impl Report {
             failures.push(format!(
                 "{} of {} {verb} not acknowledged",
                 grouped(not_acknowledged),
-                text::counted(self.requests, "request", "requests")
+                self.unit().count(self.requests)
             ));
         }
         let failed = self.check_thresholds().into_iter().filter(|checked| !checked.passed);
@@ -455,7 +491,10 @@ impl Report {
     fn limit(&self) -> Option<&'static str> {
         match (self.client_limited, &self.open_loop) {
             (false, _) => None,
-            (true, None) => Some("the client was the limit, so requests/s is a lower bound"),
+            (true, None) => Some(match self.unit() {
+                Unit::Request => "the client was the limit, so requests/s is a lower bound",
+                Unit::Event => "the client was the limit, so events/s is a lower bound",
+            }),
             (true, Some(_)) => Some("the client was the limit, so latencies are upper bounds"),
         }
     }
@@ -470,7 +509,6 @@ pub(super) mod tests {
     use super::super::thresholds::FIGURES;
     use super::super::timeline::Heat;
     use super::super::verdict::Users;
-    use super::super::workload::Workload;
     use super::*;
 
     pub(in crate::load) fn setup() -> Setup {
@@ -484,6 +522,7 @@ pub(super) mod tests {
             rate: None,
             users: 100,
             values: Values::Integer,
+            batch: None,
             one_request_per_connection: false,
             was_reset: true,
         }
@@ -505,7 +544,7 @@ pub(super) mod tests {
 
     /// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
     pub(super) fn outcome() -> Outcome {
-        let workload = Workload { events: 1000, users: 100, values: Values::Integer };
+        let workload = Workload { events: 1000, users: 100, values: Values::Integer, batch: None };
         let share = workload.share_without(&[]);
         let mut total = Slice::new(0, false);
         (0..1000).for_each(|_| total.latency.record(1_000_000));
@@ -545,7 +584,7 @@ pub(super) mod tests {
             watched: None,
             warnings: Vec::new(),
             setup: setup(),
-            requests: 1000,
+            workload,
             thresholds: Vec::new(),
             clients: Vec::new(),
             environment: environment(),

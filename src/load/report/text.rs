@@ -1,6 +1,6 @@
 //! The report as lines of text, and how numbers are written.
 
-use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost};
+use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
 use crate::doctor::CpuUse;
 use crate::load::latency::Bound;
 use crate::load::parts::ClientRow;
@@ -45,8 +45,8 @@ impl Report {
     /// What the report says: what was measured, what it took, and what to think of it.
     pub(super) fn rows(&self) -> Vec<Row> {
         let mut rows = vec![
-            Row { name: "requests", lines: self.speed() },
-            Row { name: "latency", lines: self.latency_us.lines() },
+            Row { name: self.unit().many(), lines: self.speed() },
+            Row { name: "latency", lines: self.latency_us.lines(self.unit()) },
         ];
         let mut row = |name, lines: Vec<String>| {
             if !lines.is_empty() {
@@ -54,13 +54,13 @@ impl Report {
             }
         };
         if let Some(open_loop) = &self.open_loop {
-            row("from send", open_loop.latency_from_send_us.lines());
-            row("schedule", open_loop.lines(self.client_limited));
+            row("from send", open_loop.latency_from_send_us.lines(self.unit()));
+            row("schedule", open_loop.lines(self.unit(), self.client_limited));
         }
         row("warm-up", self.warm_up_lines());
         row("refused", self.refusals());
         row("trouble", self.trouble());
-        row("server", self.cost.as_ref().map(ServerCost::lines).unwrap_or_default());
+        row("server", self.cost.as_ref().map(|cost| cost.lines(self.unit())).unwrap_or_default());
         row("client", self.client());
         row("watch", self.watch_lines());
         row("machine", self.machine());
@@ -74,14 +74,15 @@ impl Report {
 
     fn speed(&self) -> Vec<String> {
         let mut lines = vec![format!(
-            "{} over {} in {:.2} s: {} requests/s",
-            grouped(self.requests),
+            "{} over {} in {:.2} s: {} {}",
+            self.unit().batched(self.requests, self.batches),
             counted(self.setup.workers as u64, "connection", "connections"),
             self.elapsed_s,
-            rounded(self.requests_per_s)
+            rounded(self.requests_per_s),
+            self.unit().per_second()
         )];
         if self.interrupted {
-            lines.push("interrupted before every request was sent".into());
+            lines.push(format!("interrupted before every {} was sent", self.unit().one()));
         }
         if self.setup.one_request_per_connection {
             lines.push("one request per connection: the server closes it after a response".into());
@@ -94,7 +95,7 @@ impl Report {
             format!(
                 "{} of {} acknowledged, not part of the result",
                 grouped(warm_up.acknowledged),
-                counted(warm_up.requests, "request", "requests"),
+                self.unit().count(warm_up.requests),
             )
         };
         self.warm_up.iter().map(line).collect()
@@ -102,16 +103,19 @@ impl Report {
 
     fn refusals(&self) -> Vec<String> {
         let line = |(status, count): (&u16, &u64)| {
-            format!("{} with status {status}", counted(*count, "request", "requests"))
+            format!("{} with status {status}", self.unit().count(*count))
         };
         self.refused_by_status.iter().map(line).collect()
     }
 
     /// What went wrong with requests and connections.
     fn trouble(&self) -> Vec<String> {
+        let of_unit = [(self.unknown, "sent without a response"), (self.unsent, "not sent")];
+        let of_unit = of_unit
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{} {what}", self.unit().count(count)));
         let kinds = [
-            (self.unknown, "request sent without a response", "requests sent without a response"),
-            (self.unsent, "request not sent", "requests not sent"),
             (
                 self.turned_away,
                 "connection turned away by the server",
@@ -128,7 +132,7 @@ impl Report {
             (self.garbled, "malformed or unexpected response", "malformed or unexpected responses"),
         ];
         let found = kinds.into_iter().filter(|(count, _, _)| *count > 0);
-        found.map(|(count, one, many)| counted(count, one, many)).collect()
+        of_unit.chain(found.map(|(count, one, many)| counted(count, one, many))).collect()
     }
 
     fn client(&self) -> Vec<String> {
@@ -144,14 +148,16 @@ impl Report {
         let mut lines =
             vec![format!("{of_clients}, the busiest {:.0} % busy", self.client_busy * 100.0)];
         lines.extend(self.clients.iter().map(ClientRow::line));
+        let unit = self.unit();
         let polling = match self.open_loop {
             Some(_) => {
-                format!(", {:.2} µs polling for the next due time", self.client_poll_us_per_request)
+                let us = unit.cpu_us(self.client_poll_us_per_request);
+                format!(", {us} µs polling for the next due time")
             }
             None => String::new(),
         };
-        let us = self.client_cpu_us_per_request;
-        lines.push(format!("{us:.2} µs CPU time per request{polling}"));
+        let us = unit.cpu_us(self.client_cpu_us_per_request);
+        lines.push(format!("{us} µs CPU time per {}{polling}", unit.one()));
         if let Some(CpuUse { steal, softirq, .. }) = self.client_cpus {
             let (steal, softirq) = (steal * 100.0, softirq * 100.0);
             let line = format!("{softirq:.1} % of its CPUs' time in softirq, {steal:.1} % stolen");
@@ -196,7 +202,7 @@ impl Report {
 
 impl Latency {
     /// Two lines, because one would be wider than a terminal of 80 columns.
-    fn lines(&self) -> Vec<String> {
+    fn lines(&self, unit: Unit) -> Vec<String> {
         let (Some(p50), Some(p90), Some(p95), Some(p99)) = (self.p50, self.p90, self.p95, self.p99)
         else {
             return vec!["not known: no request ended".into()];
@@ -204,31 +210,32 @@ impl Latency {
         let first =
             format!("p50 {}, p90 {}, p95 {}, p99 {}", time(p50), time(p90), time(p95), time(p99));
         let rest = [("p99.9", self.p99_9), ("p99.99", self.p99_99), ("max", self.max)];
-        let rest: Vec<String> = rest
+        let mut rest: Vec<String> = rest
             .into_iter()
             .filter_map(|(name, figure)| Some(format!("{name} {}", time(figure?))))
             .collect();
+        if unit == Unit::Event {
+            rest.push("per batch".into());
+        }
         vec![first, rest.join(", ")]
     }
 }
 
 impl OpenLoop {
-    fn lines(&self, client_limited: bool) -> Vec<String> {
-        let asked = grouped(self.rate);
+    fn lines(&self, unit: Unit, client_limited: bool) -> Vec<String> {
+        let asked = format!("{} {}", grouped(self.rate), unit.per_second());
         let mut lines = vec![match (self.rate_held, self.held) {
-            (Some(rate_held), Some(held)) => format!(
-                "{asked} requests/s asked for, {} sent ({:.1} %)",
-                rounded(rate_held),
-                held * 100.0
-            ),
-            _ => format!("{asked} requests/s asked for, too short to tell whether they were sent"),
+            (Some(rate_held), Some(held)) => {
+                format!("{asked} asked for, {} sent ({:.1} %)", rounded(rate_held), held * 100.0)
+            }
+            _ => format!("{asked} asked for, too short to tell whether they were sent"),
         }];
         let lag = &self.schedule_lag_us;
         if let (Some(p99), Some(max)) = (lag.p99, lag.max) {
             lines.push(format!("the client sent late by p99 {}, max {}", time(p99), time(max)));
         }
         if self.held_up > 0 {
-            let waited = counted(self.held_up, "request", "requests");
+            let waited = unit.count_requests(self.held_up);
             lines.push(format!("{waited} waited for a free connection"));
         }
         if self.held.is_some_and(|held| held < HELD_MIN) && self.held_up > 0 && !client_limited {
@@ -239,14 +246,16 @@ impl OpenLoop {
 }
 
 impl ServerCost {
-    fn lines(&self) -> Vec<String> {
+    fn lines(&self, unit: Unit) -> Vec<String> {
         let cpu = match (
             self.server_cpu_us_per_request,
             self.server_user_us_per_request,
             self.server_system_us_per_request,
         ) {
             (Some(all), Some(user), Some(system)) => {
-                format!("{all:.2} µs CPU time per request (user {user:.2}, system {system:.2})")
+                let [all, user, system] = [all, user, system].map(|us| unit.cpu_us(us));
+                let one = unit.one();
+                format!("{all} µs CPU time per {one} (user {user}, system {system})")
             }
             _ => {
                 format!("CPU time too short to tell (less than {} ms)", SERVER_CPU_MIN.as_millis())
@@ -270,10 +279,11 @@ impl ClientRow {
     pub(super) fn line(&self) -> String {
         let p99 = self.latency_us.p99.map_or("unknown".into(), time);
         format!(
-            "{} on {}: {} requests/s, p99 {p99}, {:.0} % busy{}",
+            "{} on {}: {} {}, p99 {p99}, {:.0} % busy{}",
             self.part,
             self.host,
             rounded(self.requests_per_s),
+            Unit::of(self.batches).per_second(),
             self.client_busy * 100.0,
             if self.interrupted { ", interrupted" } else { "" }
         )
@@ -372,7 +382,7 @@ mod tests {
     fn the_summary_reads_in_order() {
         let mut outcome = outcome();
         outcome.ledger.acknowledged = 996;
-        let workload = Workload { events: 1000, users: 100, values: Values::Integer };
+        let workload = Workload { events: 1000, users: 100, values: Values::Integer, batch: None };
         (1..4).for_each(|event| outcome.ledger.note(&workload, event, 507));
         outcome.ledger.unknown.insert(&workload, 4);
         outcome.ledger.trouble.timeouts = 1;
@@ -448,6 +458,41 @@ verdict   exact: every acknowledged event was counted once
                 "          one request per connection: the server closes it after a response"
             ]
         );
+    }
+
+    #[test]
+    fn a_run_in_batches_counts_events() {
+        let mut outcome = open_loop(9000);
+        outcome.workload.batch = Some(300);
+        outcome.setup.batch = Some(300);
+        outcome.ledger.acknowledged = 400;
+        outcome.ledger.note(&outcome.workload, 0, 507);
+        outcome.ledger.unknown.insert(&outcome.workload, 1);
+        outcome.held_up = 2;
+        outcome.client_limits = vec!["busy".into()];
+        let mut report = Report::new(outcome);
+        report.add_server(ServerUse {
+            user: Duration::from_millis(100),
+            system: Duration::ZERO,
+            peak_rss_bytes: None,
+            cpus: "0".into(),
+        });
+        let text = summary(&report);
+        for line in [
+            "events    1,000 in 4 batches over 10 connections in 2.00 s: 350 events/s\n",
+            "max 1.00 ms, per batch\n",
+            "schedule  500 events/s asked for,",
+            "2 batches waited for a free connection\n",
+            "refused   300 events with status 507\n",
+            "trouble   300 events sent without a response\n",
+            "142.857 µs CPU time per event (user 142.857, system 0.000)\n",
+            "4.286 µs CPU time per event",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert!(!text.contains("requests/s") && !text.contains("per request"), "{text}");
+        let page = report.html().unwrap();
+        assert!(page.contains("350 events/s") && page.contains("a batch of 300 events"), "{page}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A run on the whole terminal.
 
-use super::super::report::{counted, grouped, rounded, time};
+use super::super::report::{Unit, counted, grouped, rounded, time};
 use super::super::timeline::Second;
 use super::super::{Config, Server, interrupt};
 use super::{Phase, Status};
@@ -38,9 +38,10 @@ impl Screen {
     /// Takes the terminal.
     pub(super) fn open(config: &Config) -> io::Result<Screen> {
         let Server { host, .. } = &config.server;
-        let rate = config
-            .rate
-            .map_or("closed loop".into(), |rate| format!("{} requests/s", grouped(rate)));
+        let unit = Unit::of(config.workload.batch);
+        let rate = config.rate.map_or("closed loop".into(), |rate| {
+            format!("{} {}", grouped(rate), unit.per_second())
+        });
         let connections = counted(config.connections as u64, "connection", "connections");
         let title = format!(" http://{host}, {connections}, {rate} ");
         enable_raw_mode()?;
@@ -166,10 +167,12 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
 
     let mut lines = Vec::new();
     if status.phase == Phase::Measuring {
-        let per_s = rounded(status.requests_per_s());
+        let per_s = rounded(status.events_per_s());
         let elapsed = status.elapsed.as_secs_f64();
-        lines.push(Line::from(format!("{per_s} requests/s on average over {elapsed:.0} s")));
-        lines.extend(status.latest.as_ref().map(|second| Line::from(of_second(second))));
+        let unit = status.unit.per_second();
+        lines.push(Line::from(format!("{per_s} {unit} on average over {elapsed:.0} s")));
+        let latest = status.latest.as_ref();
+        lines.extend(latest.map(|second| Line::from(of_second(second, status.unit))));
     }
     if status.connect_failures > 0 {
         lines.push(Line::from(status.failures()));
@@ -181,20 +184,22 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
     let recent = &seconds[seconds.len().saturating_sub(width)..];
     let rates: Vec<u64> = recent.iter().map(|second| second.requests).collect();
     let p99s: Vec<u64> = recent.iter().map(whole_p99_us).collect();
-    for (area, name, values) in
-        [(rate, " responses per second ", rates), (p99, " p99 of each second ", p99s)]
-    {
+    let of_rates = match status.unit {
+        Unit::Request => " responses per second ",
+        Unit::Event => " events per second ",
+    };
+    for (area, name, values) in [(rate, of_rates, rates), (p99, " p99 of each second ", p99s)] {
         let chart = Sparkline::default().data(&values).block(Block::bordered().title(name));
         frame.render_widget(chart, area);
     }
 }
 
-fn of_second(second: &Second) -> String {
-    let mut parts = vec![format!(
-        "second {}: {}",
-        second.second,
-        counted(second.requests, "response", "responses")
-    )];
+fn of_second(second: &Second, unit: Unit) -> String {
+    let ended = match unit {
+        Unit::Request => counted(second.requests, "response", "responses"),
+        Unit::Event => unit.count(second.requests),
+    };
+    let mut parts = vec![format!("second {}: {ended}", second.second)];
     let latencies = [("p50", second.p50_us), ("p99", second.p99_us), ("max", second.max_us)];
     parts.extend(
         latencies.into_iter().filter_map(|(name, us)| Some(format!("{name} {}", time(us?)))),
@@ -236,7 +241,8 @@ mod tests {
 
     fn status(phase: Phase, ended: u64, latest: Option<Second>) -> Status {
         let elapsed = Duration::from_secs(5);
-        Status { phase, elapsed, ended, of: 1_000_000, connect_failures: 3, latest }
+        let unit = Unit::Request;
+        Status { phase, unit, elapsed, ended, of: 1_000_000, connect_failures: 3, latest }
     }
 
     #[test]

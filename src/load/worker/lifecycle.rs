@@ -69,18 +69,18 @@ impl Worker<'_> {
         for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
             self.in_flight -= 1;
             if may_have_left {
-                self.ledger.unknown.insert(&workload, flight.event);
-                self.counts.ended += 1;
+                self.ledger.unknown.insert(&workload, flight.request);
+                self.counts.ended += workload.size_of(flight.request);
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
                 if let Some(from_send) = &mut self.slice.from_send {
                     from_send.record_at_least(self.now_ns.saturating_sub(flight.sent_ns));
                 }
             } else {
-                self.counts.sent -= 1;
+                self.counts.sent -= workload.size_of(flight.request);
                 if self.interrupted_ns.is_some() {
-                    self.ledger.unsent.insert(&workload, flight.event);
+                    self.ledger.unsent.insert(&workload, flight.request);
                 } else {
-                    self.waiting.push_back(Due { event: flight.event, ns: flight.due_ns });
+                    self.waiting.push_back(Due { request: flight.request, ns: flight.due_ns });
                 }
             }
         }

@@ -60,6 +60,7 @@ fn outcome(ledger: Ledger, latency: Latencies) -> PartOutcome {
         elapsed: Duration::from_secs(2),
         ledger,
         warm_up: Ledger::default(),
+        watched: None,
         latency,
         open_loop: None,
         seconds: Vec::new(),
@@ -78,7 +79,7 @@ fn outcome(ledger: Ledger, latency: Latencies) -> PartOutcome {
 
 /// The reports of a run in which everything was acknowledged.
 fn good(parts: u64) -> Vec<(String, PartReport)> {
-    let workload = Workload { events: 1000, users: 70, values: Values::Half };
+    let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
     let config = config(workload, 10, None);
     (1..=parts)
         .map(|number| {
@@ -123,35 +124,31 @@ impl Sender {
             Sender { ledger: Ledger::default(), latencies: Latencies::new(), dues: Vec::new() };
         for thread in 0..threads {
             let mut schedule = match rate {
-                Some(rate) => Schedule::open(part, thread, threads, workload.events, rate),
-                None => Schedule::closed(part, &next, workload.events),
+                Some(rate) => Schedule::open(part, thread, threads, &workload, rate),
+                None => Schedule::closed(part, &next, &workload),
             };
             let mut left = stops_at();
             while left > 0
                 && let Some(due) = schedule.take(u64::MAX)
             {
                 left -= 1;
-                all.dues.push((due.event, if rate.is_some() { due.ns } else { 0 }));
-                all.latencies.record(1 + due.event * 1000);
-                match fate(due.event) {
-                    0 => all.ledger.unknown.insert(&workload, due.event),
-                    1 => all.ledger.unsent.insert(&workload, due.event),
-                    status => all.ledger.note(&workload, due.event, status),
+                all.dues.push((due.request, if rate.is_some() { due.ns } else { 0 }));
+                all.latencies.record(1 + due.request * 1000);
+                match fate(due.request) {
+                    0 => all.ledger.unknown.insert(&workload, due.request),
+                    1 => all.ledger.unsent.insert(&workload, due.request),
+                    status => all.ledger.note(&workload, due.request, status),
                 }
             }
             match schedule.end() {
-                Left::Grabbed(events) => {
-                    events.into_iter().for_each(|event| all.ledger.unsent.insert(&workload, event));
-                }
+                Left::Grabbed(requests) => requests
+                    .into_iter()
+                    .for_each(|request| all.ledger.unsent.insert(&workload, request)),
                 Left::Rest(rest) => all.ledger.leave(rest),
             }
         }
         if rate.is_none() {
-            all.ledger.leave(crate::load::shared::rest_of_closed_loop(
-                part,
-                &next,
-                workload.events,
-            ));
+            all.ledger.leave(crate::load::shared::rest_of_closed_loop(part, &next, &workload));
         }
         all
     }
@@ -179,13 +176,14 @@ fn any_split_equals_the_whole() {
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..300 {
         let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+        let batch = random.bool().then(|| random.u64(1..30));
         let workload =
-            Workload { events: random.u64(20..3000), users: random.u64(1..2500), values };
+            Workload { events: random.u64(20..3000), users: random.u64(1..2500), values, batch };
         let rate = random.bool().then(|| random.u64(1..1_000_000));
         let seed = random.u64(..);
         let trouble = random.u64(0..4);
-        // The same for an event, whoever sends it.
-        let fate = |event: u64| match fastrand::Rng::with_seed(seed ^ event).u64(0..40) {
+        // The same for a request, whoever sends it.
+        let fate = |request: u64| match fastrand::Rng::with_seed(seed ^ request).u64(0..40) {
             0 if trouble > 0 => 0,
             1 if trouble > 1 => 1,
             2 if trouble > 2 => 500,
@@ -240,8 +238,9 @@ fn what_stopped_and_lost_clients_leave_is_known_exactly() {
     let mut random = fastrand::Rng::with_seed(12);
     for _ in 0..300 {
         let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+        let batch = random.bool().then(|| random.u64(1..30));
         let workload =
-            Workload { events: random.u64(20..2000), users: random.u64(1..1500), values };
+            Workload { events: random.u64(20..2000), users: random.u64(1..1500), values, batch };
         let rate = random.bool().then_some(1000);
         let config = config(workload, 8, rate);
         let of = random.u64(2..6);
@@ -253,13 +252,17 @@ fn what_stopped_and_lost_clients_leave_is_known_exactly() {
             let mut stops_at = || random.u64(0..800);
             let sender = Sender::send(part, threads, workload, rate, &|_| 200, &mut stops_at);
             let mut dues = sender.dues;
-            acknowledged.extend(dues.drain(..).map(|(event, _)| event));
+            acknowledged
+                .extend(dues.drain(..).flat_map(|(request, _)| workload.events_of(request)));
             let outcome = outcome(sender.ledger, sender.latencies);
             let report = PartReport::new(&config, &participation(part), outcome);
             reports.push((number.to_string(), through_a_file(&report)));
         }
-        let is_lost = |event: &u64| lost.iter().any(|number| Part::new(*number, of).has(*event));
-        let mut possible: HashSet<u64> = (0..workload.events).filter(is_lost).collect();
+        let is_lost =
+            |request: &u64| lost.iter().any(|number| Part::new(*number, of).has(*request));
+        let lost_requests = (0..workload.requests()).filter(is_lost);
+        let mut possible: HashSet<u64> =
+            lost_requests.flat_map(|request| workload.events_of(request)).collect();
         possible.extend(&acknowledged);
         let parts = Parts::check(reports, &lost).unwrap();
         let [ledger, _] = parts.ledgers().unwrap();
@@ -304,6 +307,7 @@ fn parts_of_two_runs_are_told_apart_by_what_differs() {
         (with(|report| report.run_id = None), "their run id is a and none"),
         (with(|report| report.parameters.users = 71), "their users is 70 and 71"),
         (with(|report| report.parameters.rate = Some(5)), "their rate is null and 5"),
+        (with(|report| report.parameters.batch = Some(9)), "their batch is null and 9"),
         (with(|report| report.parameters.values = Values::One), r#"is "half" and "one""#),
     ] {
         assert!(said.starts_with("1.json and 2.json are not of one run"), "{said}");
@@ -370,7 +374,8 @@ fn the_merged_report_has_each_client_and_their_sums() {
     let mut reports = good(3);
     reports[2].1.client_limited_by.push("a client thread was 95 % busy".into());
     reports[1].1.started.0 += Duration::from_millis(500);
-    let total = Workload { events: 1000, users: 70, values: Values::Half }.whole().totals(70);
+    let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
+    let total = workload.whole().totals(70);
     let parts = Parts::check(reports, &[]).unwrap();
     let report = parts.report(Ok(total), Vec::new()).unwrap();
     assert_eq!(report.check(), Ok(()));

@@ -1,0 +1,210 @@
+//! Events that are counted together, or not at all: in many turns, between which the shard counts others.
+//!
+//! A batch keeps its events to itself until [`Writer::finish_batch`] publishes all of them at once. Of users whom its
+//! shard has not seen, it claims those that no shard has: see `claims`. If the totals are reset meanwhile, all of its
+//! events came before the reset: they count for nothing then, as if they had been published just before it.
+
+use super::claims::{Claim, Claimed};
+use super::users::Hold;
+use super::{ExactSum, Tally, UserIds, Writer, journal};
+use crate::primitives::Ordering;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Events whose users are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
+const BLOCK: usize = 32;
+
+/// Events that are counted together, or, if it is dropped, not at all.
+#[derive(Debug)]
+pub struct Batch {
+    generation: u64,
+    events: u64,
+    sum: ExactSum,
+    /// A reset has come since it began: nobody needs to know its users.
+    is_before_reset: bool,
+    claims: Option<Claims>,
+}
+
+/// The users that a batch has claimed.
+#[derive(Debug)]
+struct Claims {
+    tally: Arc<Tally>,
+    claim: Arc<Claim>,
+    /// The line of the first event of each.
+    lines: Vec<u64>,
+    /// Their ids, if a store has to keep them.
+    ids: UserIds,
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        self.claim.drop_unsettled();
+        self.tally.users.end_claiming();
+    }
+}
+
+/// How a batch has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It is counted, and visible once [`Writer::publish`] has returned.
+    Counted,
+    /// It is counted, and a reset after it has set it to zero.
+    BeforeReset {
+        /// The epoch of the first cut that has the reset.
+        settles_at: u64,
+    },
+    /// Nothing was counted: more users would be held than are allowed.
+    UsersFull {
+        /// The line of the first event whose user cannot be held.
+        line: u64,
+    },
+}
+
+impl Batch {
+    /// Events added so far.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// The generation in which it began.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl Writer {
+    /// Begins a batch. It may be acknowledged once [`Writer::finish_batch`] and then [`Writer::publish`] have returned.
+    pub fn begin_batch(&mut self) -> Batch {
+        self.enter(self.tally.generation.load(Ordering::Acquire));
+        Batch {
+            generation: self.counts.generation,
+            events: 0,
+            sum: ExactSum::default(),
+            is_before_reset: false,
+            claims: None,
+        }
+    }
+
+    /// Adds events with finite values to a batch. Calls `unseen` with the place of each whose user has to be claimed
+    /// with [`Writer::claim`] before the batch is finished.
+    pub fn add_to_batch(
+        &self,
+        batch: &mut Batch,
+        events: &[(&[u8], f64)],
+        mut unseen: impl FnMut(usize),
+    ) {
+        for (block_at, block) in events.chunks(BLOCK).enumerate() {
+            let mut lookups = [(0, false); BLOCK];
+            for ((hash, _), (user, _)) in lookups.iter_mut().zip(block) {
+                *hash = self.tally.hasher.hash(user);
+            }
+            // With nothing else between them, the processor waits for the memory of several at once.
+            for ((hash, is_seen), (user, _)) in lookups.iter_mut().zip(block) {
+                *is_seen = self.seen.contains(batch.generation, *hash, user);
+            }
+            for (at, ((_, is_seen), (_, value))) in lookups.into_iter().zip(block).enumerate() {
+                batch.sum.add(*value);
+                if !is_seen {
+                    unseen(block_at * BLOCK + at);
+                }
+            }
+        }
+        batch.events += events.len() as u64;
+    }
+
+    /// Lets a batch claim users. Returns whether it may: one batch does at a time, until it is finished or dropped.
+    pub fn may_claim(&mut self, batch: &mut Batch) -> bool {
+        if batch.claims.is_none() && self.tally.users.begin_claiming() {
+            batch.claims = Some(Claims {
+                tally: Arc::clone(&self.tally),
+                claim: Claim::new(),
+                lines: Vec::new(),
+                ids: UserIds::default(),
+            });
+        }
+        batch.claims.is_some()
+    }
+
+    /// Claims the user of an event on a line of a batch that [may](Writer::may_claim), where no event of the user is
+    /// counted.
+    pub fn claim(&mut self, batch: &mut Batch, user: &[u8], line: u64) {
+        let Batch { generation, is_before_reset, claims: Some(claims), .. } = batch else {
+            panic!("a batch asks before it claims users");
+        };
+        self.enter(self.tally.generation.load(Ordering::Acquire));
+        *is_before_reset |= self.counts.generation != *generation;
+        let hash = self.tally.hasher.hash(user);
+        if *is_before_reset || self.seen.contains(*generation, hash, user) {
+            return;
+        }
+        let index = claims.lines.len();
+        match self.tally.users.claim(*generation, hash, user, &claims.claim, index) {
+            Claimed::New => {
+                claims.lines.push(line);
+                if self.sightings.is_some() {
+                    claims.ids.push(user);
+                }
+            }
+            Claimed::Already => {}
+            Claimed::Known(id) => self.seen.insert(*generation, &self.tally.hasher, hash, id),
+            Claimed::Reset => *is_before_reset = true,
+        }
+    }
+
+    /// Counts the events of a batch, all at once, if its users can be held.
+    pub fn finish_batch(&mut self, batch: Batch) -> Finish {
+        self.enter(self.tally.generation.load(Ordering::Acquire));
+        let is_before_reset = batch.is_before_reset || batch.generation != self.counts.generation;
+        let Some(mut claims) = batch.claims.filter(|_| !is_before_reset) else {
+            if is_before_reset {
+                return self.before_reset();
+            }
+            self.add_batch(batch.events, &batch.sum);
+            return Finish::Counted;
+        };
+        let tally = Arc::clone(&self.tally);
+        let claimed = claims.lines.len();
+        let hold = tally.users.settle(batch.generation, &claims.claim, claimed, |lost| {
+            self.counts.first_sightings += (claimed - lost.len()) as u64;
+            self.add_batch(batch.events, &batch.sum);
+            // Before it is published: a cut that counts these users finds their ids.
+            if let Some(sightings) = &self.sightings {
+                if !lost.is_empty() {
+                    claims.ids = claims.ids.without(lost);
+                }
+                journal::lock(sightings).append(batch.generation, &mut claims.ids);
+            }
+            // Before another shard can find the users: no event of them must become visible before this one.
+            self.publish();
+        });
+        match hold {
+            Hold::Held => Finish::Counted,
+            Hold::Full { room } => Finish::UsersFull { line: claims.line_without_room(room) },
+            Hold::Reset => self.before_reset(),
+        }
+    }
+
+    fn add_batch(&mut self, events: u64, sum: &ExactSum) {
+        self.counts.events += events;
+        self.changed = self.changed.hull(self.counts.sum.absorb(sum));
+        self.unpublished += events;
+    }
+
+    /// The end of a batch that a reset has overtaken.
+    fn before_reset(&self) -> Finish {
+        self.tally.wait_for_reset();
+        Finish::BeforeReset { settles_at: self.tally.epoch.load(Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Claims {
+    /// The line of the first user for whom there is no room, if there is room for so many of those that were not lost.
+    fn line_without_room(&self, room: u64) -> u64 {
+        let lost: HashSet<usize> = self.claim.lock().lost.iter().copied().collect();
+        let is_kept = |index: &usize| !lost.contains(index);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let index = (0..self.lines.len()).filter(is_kept).nth(room);
+        // A user that was lost in between has made room.
+        index.or(self.lines.len().checked_sub(1)).map_or(1, |index| self.lines[index])
+    }
+}

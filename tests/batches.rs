@@ -1,0 +1,235 @@
+//! `POST /events` in the pure core: raw bytes in, raw responses out, and what is counted after each.
+
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use common::{Response, split_responses};
+use ringtally::http::{Limits, Outcome, Timeouts};
+use ringtally::metrics::Reporter;
+use ringtally::service::{BatchMemory, Connection, Policy, Service};
+use ringtally::tally::{Tally, Totals};
+use std::sync::Arc;
+
+const BATCH_BYTES_MAX: usize = 1 << 20;
+const LINE_BYTES_MAX: usize = 500;
+const LIMITS: Limits = Limits {
+    body_bytes_max: LINE_BYTES_MAX,
+    batch_bytes_max: BATCH_BYTES_MAX,
+    timeouts: Timeouts { header_ms: 100, body_ms: 200, idle_ms: 1000 },
+};
+
+/// Connections of the shards of one server.
+struct Server {
+    tally: Arc<Tally>,
+    services: Vec<Service>,
+    memory: Arc<BatchMemory>,
+}
+
+/// One connection.
+struct Client {
+    connection: Connection,
+    out: Vec<u8>,
+    outcome: Outcome,
+}
+
+impl Client {
+    fn new() -> Client {
+        let connection = Connection::new(LIMITS, true, 0);
+        Client { connection, out: Vec::new(), outcome: Outcome::Receive }
+    }
+
+    /// Receives a piece, without going on with what takes more turns.
+    fn receive(&mut self, service: &mut Service, input: &[u8]) {
+        self.outcome = self.connection.receive(input, 0, service, &mut self.out);
+        service.commit();
+    }
+
+    /// Gives the connection turns until it waits for input.
+    fn finish(&mut self, service: &mut Service) -> Vec<Response> {
+        let mut bytes = std::mem::take(&mut self.out);
+        while matches!(self.outcome, Outcome::Resume | Outcome::Work) {
+            self.outcome = self.connection.resume(0, service, &mut self.out);
+            service.commit();
+            bytes.append(&mut self.out);
+        }
+        split_responses(&bytes)
+    }
+}
+
+impl Server {
+    fn new(shards: usize, users_max: u64) -> Server {
+        let (tally, writers) = Tally::new(shards, users_max);
+        let memory = BatchMemory::new(2 * BATCH_BYTES_MAX);
+        let policy = Policy {
+            line_bytes_max: LINE_BYTES_MAX,
+            batch_memory: Arc::clone(&memory),
+            ..Policy::new("h")
+        };
+        let services = std::iter::zip(writers, Reporter::for_shards(shards, "none"))
+            .map(|(writer, metrics)| Service::new(writer, metrics, policy.clone(), 0))
+            .collect();
+        Server { tally, services, memory }
+    }
+
+    /// The only response to a request on a connection of its own.
+    fn ask(&mut self, request: &[u8]) -> Response {
+        let mut client = Client::new();
+        client.receive(&mut self.services[0], request);
+        let mut responses = client.finish(&mut self.services[0]);
+        assert_eq!(responses.len(), 1, "{responses:?}");
+        assert_eq!(self.memory.used(), 0, "the batch is over");
+        responses.remove(0)
+    }
+
+    fn totals(&self) -> (u64, u64, f64) {
+        let Totals { total_requests, unique_users, sum } = self.tally.totals();
+        (total_requests, unique_users, sum)
+    }
+}
+
+/// A sized batch.
+fn sized(body: &[u8]) -> Vec<u8> {
+    let head =
+        format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// The same in chunks of so many bytes.
+fn chunked(body: &[u8], chunk: usize) -> Vec<u8> {
+    let mut wire =
+        b"POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for piece in body.chunks(chunk) {
+        wire.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        wire.extend_from_slice(piece);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b"0\r\n\r\n");
+    wire
+}
+
+fn lines(events: usize) -> Vec<u8> {
+    let line = |event| format!("{{\"userId\":\"user_{}\",\"value\":{}.5}}\n", event % 700, event);
+    (0..events).map(line).collect::<String>().into_bytes()
+}
+
+const THREE: &[u8] =
+    b"{\"userId\":\"a\",\"value\":1}\n{\"userId\":\"b\",\"value\":2}\r\n\n{\"value\":4,\"userId\":\"\\u0061\"}";
+
+#[test]
+fn a_batch_is_counted_whole_however_its_bytes_are_split() {
+    for wire in [sized(THREE), chunked(THREE, 7), chunked(THREE, 1000)] {
+        for split in 0..=wire.len() {
+            let mut server = Server::new(1, 10);
+            let mut client = Client::new();
+            let (first, second) = wire.split_at(split);
+            client.receive(&mut server.services[0], first);
+            if split < wire.len() {
+                assert_eq!(server.totals(), (0, 0, 0.0), "split at {split}");
+            }
+            client.receive(&mut server.services[0], second);
+            let responses = client.finish(&mut server.services[0]);
+            assert_eq!(responses.len(), 1, "split at {split}");
+            assert_eq!((responses[0].status, &*responses[0].body), (200, r#"{"accepted":3}"#));
+            assert_eq!(server.totals(), (3, 2, 7.0), "split at {split}");
+            assert_eq!(server.memory.used(), 0);
+        }
+    }
+}
+
+#[test]
+fn lines_end_in_lf_or_crlf_and_the_last_one_in_either_or_nothing() {
+    let (a, b) = (r#"{"userId":"a","value":1}"#, r#"{"userId":"b","value":2}"#);
+    for (body, accepted) in [
+        (String::new(), 0),
+        ("\n\r\n\n".into(), 0),
+        (a.into(), 1),
+        (format!("{a}\n"), 1),
+        (format!("{a}\r\n"), 1),
+        (format!("{a}\n{b}"), 2),
+        (format!("{a}\r\n{b}\r\n"), 2),
+        (format!("\n\n{a}\n\r\n{b}\n\n"), 2),
+        (format!(" {a} \t\n\t{b}\r\r\n"), 2),
+    ] {
+        let mut server = Server::new(1, 10);
+        let response = server.ask(&sized(body.as_bytes()));
+        assert_eq!(response.body, format!("{{\"accepted\":{accepted}}}"), "{body:?}");
+        assert_eq!(server.totals().0, accepted, "{body:?}");
+    }
+}
+
+#[test]
+fn a_bad_line_refuses_the_whole_batch_and_is_named() {
+    let good = r#"{"userId":"a","value":1}"#;
+    for bad in [
+        r#"{"userId":"a"}"#,
+        r#"{"userId":"","value":1}"#,
+        r#"{"userId":"a","value":1}{"userId":"a","value":1}"#,
+        r#"{"userId":"a","value":1e999}"#,
+        "{\"userId\":\"a\",",
+        "[]",
+        " ",
+        "\u{feff}",
+    ] {
+        for bad_at in [0, 1, 40, 99] {
+            let mut server = Server::new(1, 10);
+            let mut body: Vec<&str> = vec![good; 100];
+            body[bad_at] = bad;
+            let response = server.ask(&sized(body.join("\n").as_bytes()));
+            assert_eq!(response.status, 400, "{bad}");
+            let json: serde_json::Value = serde_json::from_str(&response.body).unwrap();
+            assert_eq!(json["line"], bad_at + 1, "{bad}");
+            let sentence = json["error"].as_str().unwrap();
+            assert!(sentence.starts_with(&format!("line {}: send ", bad_at + 1)), "{sentence}");
+            assert_eq!(server.totals(), (0, 0, 0.0));
+            // No user is left behind: all ten fit.
+            let users = (0..10).map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n"));
+            assert_eq!(server.ask(&sized(users.collect::<String>().as_bytes())).status, 200);
+        }
+    }
+    // An object does not go on behind the end of its line.
+    let mut server = Server::new(1, 10);
+    let response = server.ask(&sized(b"\n{\"userId\":\"a\",\n\"value\":1}\n"));
+    assert!(response.body.contains("\"line\":2"), "{}", response.body);
+}
+
+#[test]
+fn a_batch_whose_users_do_not_fit_leaves_none_behind() {
+    let users = |range: std::ops::Range<usize>| {
+        range.map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n")).collect::<String>()
+    };
+    let mut server = Server::new(1, 10);
+    assert_eq!(server.ask(&sized(users(0..4).as_bytes())).status, 200);
+    let response = server.ask(&sized(users(2..11).as_bytes()));
+    assert_eq!(response.status, 507);
+    // Lines 1 and 2 are known, and six more fit.
+    assert!(response.body.contains("\"line\":9"), "{}", response.body);
+    assert_eq!(server.totals(), (4, 4, 4.0));
+    assert_eq!(server.ask(&sized(users(2..10).as_bytes())).status, 200);
+    assert_eq!(server.totals(), (12, 10, 12.0));
+}
+
+#[test]
+fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
+    let body = lines(20_000);
+    let mut server = Server::new(2, 1000);
+    let mut client = Client::new();
+    client.receive(&mut server.services[0], &sized(&body));
+    let mut turns = 0;
+    while client.outcome == Outcome::Work {
+        assert_eq!(server.totals(), (turns, turns.min(1), turns as f64));
+        // Others are served meanwhile, and meet its users.
+        let mut other = Client::new();
+        let request = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 29\r\n\r\n{\"userId\":\"user_1\",\"value\":1}";
+        let shard = turns as usize % 2;
+        other.receive(&mut server.services[shard], request);
+        assert_eq!(other.finish(&mut server.services[shard])[0].status, 200);
+        turns += 1;
+        client.outcome = client.connection.resume(0, &mut server.services[0], &mut client.out);
+        server.services[0].commit();
+    }
+    assert!(turns > 3, "{turns}");
+    assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":20000}"#);
+    let sum: f64 = (0..20_000).map(|event| f64::from(event) + 0.5).sum();
+    assert_eq!(server.totals(), (20_000 + turns, 700, sum + turns as f64));
+}
