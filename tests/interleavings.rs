@@ -318,6 +318,132 @@ fn no_response_leaves_early_and_none_waits_for_ever() {
 }
 
 #[test]
+fn a_cut_that_another_shard_has_asked_for_does_not_settle_what_is_published_after_it() {
+    model(2, || {
+        let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
+        let mut writer = writers.remove(0);
+        let settlement = Arc::new(Settlement::new(1, State::default().totals(), false));
+        let durable = Arc::new(AtomicU64::new(0));
+        let shard = loom::thread::spawn({
+            let (settlement, durable) = (Arc::clone(&settlement), Arc::clone(&durable));
+            move || {
+                writer.count(b"u", 1.0).unwrap();
+                writer.publish();
+                if settlement.request(0, writer.settles_at(), |_| ()) {
+                    assert_eq!(durable.load(Ordering::Acquire), 1, "a response left early");
+                }
+            }
+        });
+        // The committer is under way because of another shard.
+        for _ in 0..2 {
+            let cut = journal.cut();
+            durable.store(cut.state.events, Ordering::Release);
+            settlement.settle(cut.epoch, Some(cut.state.totals()), |_| ());
+        }
+        shard.join().unwrap();
+    });
+}
+
+#[test]
+fn after_the_reset_of_another_server_a_response_leaves_if_and_only_if_its_event_counts() {
+    // The shard counts one event at any time around the reset. The committer's first commit meets it, or does
+    // not: then the reset comes after it.
+    for meets_reset in [true, false] {
+        model(2, move || {
+            let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
+            let mut writer = writers.remove(0);
+            let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
+            let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
+            // Events that the group counts, or counted until it was reset; and whether the shard is done.
+            let counted = Arc::new(AtomicU64::new(0));
+            let done = Arc::new(AtomicU64::new(0));
+            let shard = loom::thread::spawn({
+                let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
+                let (counted, done) = (Arc::clone(&counted), Arc::clone(&done));
+                move || {
+                    writer.count(b"u", 1.0).unwrap();
+                    let generation = writer.generation();
+                    writer.publish();
+                    let epoch = writer.settles_at();
+                    let is_settled = settlement.request(0, epoch, |_| wakeups.0.wake());
+                    while !is_settled && settlement.settled() < epoch {
+                        wakeups.1.wait();
+                    }
+                    let is_void = settlement.is_void(epoch, generation);
+                    let is_counted = counted.load(Ordering::Acquire) == 1;
+                    assert_eq!(is_counted, !is_void, "an event of generation {generation}");
+                    done.store(1, Ordering::Release);
+                    wakeups.0.wake();
+                }
+            });
+            let commit = |journal: &mut tally::Journal| {
+                let cut = journal.cut();
+                counted.fetch_max(cut.state.events, Ordering::AcqRel);
+                settlement.settle(cut.epoch, None, |_| wakeups.1.wake());
+            };
+            if !meets_reset {
+                commit(&mut journal);
+            }
+            journal.cut();
+            settlement.void_before(journal.reset());
+            commit(&mut journal);
+            while done.load(Ordering::Acquire) == 0 {
+                match settlement.is_requested() {
+                    true => commit(&mut journal),
+                    false => wakeups.0.wait(),
+                }
+            }
+            shard.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn totals_that_were_read_for_a_request_have_what_came_before_it() {
+    model(2, || {
+        let (tally, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
+        let mut writer = writers.remove(0);
+        let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
+        let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
+        // Events that are durable at this or another server.
+        let durable = Arc::new(AtomicU64::new(0));
+        let shard = loom::thread::spawn({
+            let (settlement, wakeups, durable) =
+                (Arc::clone(&settlement), Arc::clone(&wakeups), Arc::clone(&durable));
+            move || {
+                writer.count(b"u", 1.0).unwrap();
+                writer.publish();
+                // Another server acknowledges one.
+                durable.fetch_add(1, Ordering::AcqRel);
+                let epoch = tally.next_epoch();
+                assert!(epoch >= writer.settles_at());
+                let is_read = settlement.request_read(0, epoch, |_| wakeups.0.wake());
+                while !is_read && settlement.read() < epoch {
+                    wakeups.1.wait();
+                }
+                assert_eq!(settlement.totals().total_requests, 2);
+            }
+        });
+        let (mut committed, mut rounds) = (0, 0);
+        // The first round may begin before the request.
+        while settlement.read() == 0 || settlement.totals().total_requests < 2 {
+            while rounds > 0 && !settlement.is_requested() {
+                wakeups.0.wait();
+            }
+            rounds += 1;
+            let cut = journal.cut();
+            durable.fetch_add(cut.state.events - committed, Ordering::AcqRel);
+            committed = cut.state.events;
+            let total_requests = durable.load(Ordering::Acquire);
+            let totals = tally::Totals { total_requests, ..State::default().totals() };
+            let is_read = settlement.is_read_requested();
+            settlement.settle(cut.epoch, is_read.then_some(totals), |_| wakeups.1.wake());
+        }
+        shard.join().unwrap();
+    });
+}
+
+#[test]
 fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
     model(2, || {
         let settlement = Arc::new(Settlement::new(2, State::default().totals(), false));

@@ -76,8 +76,9 @@ impl Committer {
                 // The shards have ended: nothing comes after this.
                 return self.finish();
             }
-            if self.take_news() || self.settlement.is_requested() {
-                self.commit()?;
+            self.take_news();
+            if self.is_due() || self.settlement.is_requested() {
+                self.commit_and(false)?;
             } else {
                 self.wait();
             }
@@ -98,16 +99,16 @@ impl Committer {
         };
     }
 
-    /// Whether a commit is due although nothing has changed.
-    fn take_news(&mut self) -> bool {
+    /// Has a commit be due where others have changed the store.
+    fn take_news(&mut self) {
         if let Some(news) = &self.news
             && news.wakeup.clear()
         {
             self.due_at = Instant::now();
         }
-        self.is_due()
     }
 
+    /// Whether to commit although nothing has changed.
     fn is_due(&self) -> bool {
         self.news.is_some() && Instant::now() >= self.due_at
     }
@@ -123,6 +124,7 @@ impl Committer {
     ///
     /// Those of [`Store::commit`].
     pub fn commit(&mut self) -> Result<(), Failure> {
+        self.take_news();
         self.commit_and(false)
     }
 

@@ -234,6 +234,8 @@ pub struct Writer {
     swept: u64,
     /// Where the users go that a store has to keep.
     sightings: Option<Arc<Mutex<Sightings>>>,
+    /// With a store, the epoch of the first cut that has everything published so far.
+    settles_at: u64,
 }
 
 impl Writer {
@@ -248,6 +250,7 @@ impl Writer {
             unpublished: 0,
             swept: 0,
             sightings: None,
+            settles_at: 1,
         }
     }
 
@@ -264,10 +267,11 @@ impl Writer {
         self.publish();
     }
 
-    /// The epoch of the first cut that has everything published so far.
+    /// The epoch of the first cut that is sure to have everything published so far, for a tally that
+    /// [`Tally::resume`] made.
     #[inline]
     pub fn settles_at(&self) -> u64 {
-        self.publisher.epoch() + 1
+        self.settles_at
     }
 
     /// The generation of the event that was counted last.
@@ -361,6 +365,13 @@ impl Writer {
             self.publisher.publish(snapshot, &self.tally.epoch, &self.counts, self.changed);
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
+            if self.sightings.is_some() {
+                // The epoch that the publication carries does not say it: a cut may have begun after that was
+                // read, and ended before anything was written. Pairs with the fence in `Tally::merge`: a cut
+                // whose epoch is not seen here sees the publication.
+                fence(Ordering::SeqCst);
+                self.settles_at = self.tally.epoch.load(Ordering::Relaxed) + 1;
+            }
         }
     }
     /// Takes the users that this shard still holds from before the last reset, so that the caller

@@ -192,12 +192,6 @@ impl SnapshotWriter {
         }
     }
 
-    /// The epoch of the last publication.
-    #[inline]
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     /// Publishes `counts`, of which the limbs in `changed` differ from the last publication.
     /// Everything counted before the call is visible to every reader after it.
     pub(crate) fn publish(
