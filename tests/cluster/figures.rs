@@ -89,7 +89,7 @@ fn known_users(database: &Postgres, pairs: usize) -> Value {
         let run = |store: Option<&Postgres>| {
             let server = serve("0", store.map(|store| store.url("")).as_deref());
             load(&server, "200000 1000");
-            measure(&server, store, "1000000 1000 --no-reset")
+            measure(&server, store, "600000 1000 --no-reset")
         };
         let (without, with) = (run(None), run(Some(database)));
         ratios.push(with.server_us / without.server_us);
@@ -132,7 +132,7 @@ fn new_users(database: &Postgres) -> Value {
     let (mut new, mut elsewhere) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let servers = [(); 2].map(|()| serve("0", Some(&database.url(""))));
-        let load = "1000000 1000 --users 1000000";
+        let load = "500000 1000 --users 500000";
         new.push(measure(&servers[0], Some(database), load));
         elsewhere.push(measure(&servers[1], Some(database), &format!("{load} --no-reset")));
     }
@@ -231,13 +231,17 @@ fn what_a_cluster_costs() {
     let database =
         Postgres::new(&["max_connections=300", "shared_buffers=512MB", "max_wal_size=4GB"]);
     let pairs = std::env::var("RINGTALLY_PAIRS").map_or(3, |text| text.parse().unwrap());
+    let said = |name: &str, value: Value| {
+        eprintln!("{name}: {value}");
+        value
+    };
     let figures = json!({
-        "single": single(&database),
-        "known_users": known_users(&database, pairs),
-        "transactions": transactions_by_rate(&database),
-        "new_users": new_users(&database),
-        "three_servers_events_per_s": three_servers(&database),
-        "inserts_per_s": inserts(&database),
+        "single": said("single", single(&database)),
+        "known_users": said("known users", known_users(&database, pairs)),
+        "transactions": said("transactions", transactions_by_rate(&database)),
+        "new_users": said("new users", new_users(&database)),
+        "inserts_per_s": said("inserts", inserts(&database)),
+        "three_servers_events_per_s": said("three servers", three_servers(&database)),
     });
     let text = serde_json::to_string_pretty(&figures).unwrap();
     println!("{text}");
