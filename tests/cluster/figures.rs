@@ -167,7 +167,7 @@ fn three_servers(database: &Postgres) -> Value {
                 .enumerate()
                 .map(|(at, server)| {
                     let mut command = program();
-                    command.args(["load", "600000", "192", "--quiet", "--start-at", &start_at]);
+                    command.args(["load", "600000", "960", "--quiet", "--start-at", &start_at]);
                     command.args(["--part", &format!("{}/3", at + 1), "--url", &server.url()]);
                     command.args(["--cpus", if at == 0 { "1" } else { "0" }, "--json", &file(at)]);
                     command.stdout(Stdio::null()).spawn().unwrap()
@@ -194,7 +194,7 @@ fn inserts(database: &Postgres) -> Value {
         "CREATE TABLE events (user_id text NOT NULL, value float8 NOT NULL)",
         "\\set user random(0, 74999)\n\\set value random(0, 999)\n\
          INSERT INTO events VALUES ('user_' || :user, :value);\n",
-        &["-c", "192", "-j", "2", "-T", "15"],
+        &["-c", "960", "-j", "2", "-T", "15"],
     );
     let tps = said.lines().find_map(|line| line.strip_prefix("tps = ")).unwrap();
     json!(tps.split(' ').next().unwrap().parse::<f64>().unwrap())
@@ -229,12 +229,17 @@ fn single(database: &Postgres) -> Value {
 #[ignore = "takes minutes and measures: run ci/cluster figures"]
 fn what_a_cluster_costs() {
     let database =
-        Postgres::new(&["max_connections=300", "shared_buffers=512MB", "max_wal_size=4GB"]);
+        Postgres::new(&["max_connections=1000", "shared_buffers=512MB", "max_wal_size=4GB"]);
     let pairs = std::env::var("RINGTALLY_PAIRS").map_or(3, |text| text.parse().unwrap());
     let said = |name: &str, value: Value| {
         eprintln!("{name}: {value}");
         value
     };
+    if std::env::var_os("RINGTALLY_ONLY_GROUP").is_some() {
+        said("inserts", inserts(&database));
+        said("three servers", three_servers(&database));
+        return;
+    }
     let figures = json!({
         "single": said("single", single(&database)),
         "known_users": said("known users", known_users(&database, pairs)),
