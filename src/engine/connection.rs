@@ -179,6 +179,10 @@ impl Connection {
         urgency: Urgency,
         service: &mut Service,
     ) {
+        if matches!(self.phase, Phase::Reading(_)) && !self.held.is_empty() {
+            // Where what comes before them is void, so are they.
+            self.sendable(service);
+        }
         let reading = match &self.phase {
             Phase::Held if self.unsent(unsent) < UNSENT_BYTES_MAX => Reading::None,
             Phase::Reading(awaited) => match awaited.outcome(service) {

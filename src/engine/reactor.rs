@@ -394,9 +394,10 @@ impl Reactor {
         if self.unasked_since.take().is_some()
             && let Some(durability) = self.service.durability()
         {
-            let settled = self.waiting.back().is_some_and(|last| durability.request(last.epoch));
+            // First, so that one commit does both.
             let read = self.reading.back().is_some_and(|last| durability.request_read(last.epoch));
-            if settled || read {
+            let settled = self.waiting.back().is_some_and(|last| durability.request(last.epoch));
+            if read || settled {
                 // Nobody will wake this shard for it.
                 self.release_settled();
             }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 mod durable;
+mod shared;
 
 use super::*;
 use crate::http::Timeouts;

@@ -9,6 +9,7 @@ mod member;
 mod password;
 mod schema;
 mod session;
+mod shares;
 mod sums;
 mod sweep;
 mod target;

@@ -385,3 +385,33 @@ fn a_restart_of_all_servers_restores_what_they_counted() {
     });
     assert_eq!(server.stats().total, 12);
 }
+
+#[test]
+#[ignore = "needs PostgreSQL: run ci/cluster"]
+fn what_counts_for_nothing_anymore_is_removed_and_the_totals_stay() {
+    let database = Postgres::new(&[]);
+    let url = database.url("");
+    let keeper = Server::start(&["--store", &url]);
+    for (user, is_old) in [("a", true), ("b", true), ("a", false), ("c", false)] {
+        let other = Server::start(&["--store", &url]);
+        other.client().event(user, 0.1);
+        if user == "b" && is_old {
+            assert_eq!(other.client().post("/reset", "").status, 200);
+        }
+        other.stop();
+    }
+    keeper.client().event("c", 0.1);
+    let before = keeper.stats();
+    assert_eq!((before.total, before.users), (3, 2));
+    let left = "SELECT (SELECT count(*) FROM ringtally.users) || ' ' || (SELECT count(*) FROM ringtally.servers)";
+    let deadline = Instant::now() + Duration::from_secs(90);
+    // Two users, the row of the server that is left, and one for all others.
+    while database.sql(left) != "2 2" {
+        assert!(Instant::now() < deadline, "{}", database.sql(left));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(keeper.stats(), before);
+    assert_eq!(inspect(&url), before);
+    keeper.client().event("d", 0.1);
+    assert_eq!(inspect(&url).users, 3);
+}

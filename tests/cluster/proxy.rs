@@ -49,7 +49,7 @@ impl Proxy {
     /// varies.
     pub(crate) fn cut(&self) {
         let before = self.state.cuts.load(Ordering::SeqCst);
-        let mode = if before % 2 == 0 { CUT_RESULT } else { CUT_REQUEST };
+        let mode = if before.is_multiple_of(2) { CUT_RESULT } else { CUT_REQUEST };
         self.state.mode.store(mode, Ordering::SeqCst);
         crate::common::eventually("a connection is cut", || {
             self.state.cuts.load(Ordering::SeqCst) > before

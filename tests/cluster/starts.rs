@@ -210,7 +210,7 @@ fn a_database_whose_disk_is_full_is_waited_for() {
         .status();
     filled.unwrap();
     let mut client = server.client();
-    let (mut acknowledged, mut sent) = (0u32, 0u32);
+    let (mut acknowledged, mut sent) = (0u64, 0u64);
     loop {
         let event = |at: u32| {
             let body = format!(r#"{{"userId":"{}{sent}_{at}","value":1}}"#, "x".repeat(200));
@@ -219,8 +219,8 @@ fn a_database_whose_disk_is_full_is_waited_for() {
         client.send((0..100).map(event).collect::<String>().as_bytes());
         sent += 100;
         let read = |_: &u32| client.try_read().is_some_and(|response| response.status == 200);
-        let count = (0..100).take_while(read).count() as u32;
-        acknowledged += count;
+        let count = (0..100).take_while(read).count();
+        acknowledged += count as u64;
         if count < 100 {
             break;
         }
@@ -232,7 +232,7 @@ fn a_database_whose_disk_is_full_is_waited_for() {
     server.client().event("one more", 1.0);
     let totals = server.stop();
     crate::check(&totals);
-    let possible = u64::from(acknowledged) + 1..=u64::from(sent) + 1;
+    let possible = acknowledged + 1..=sent + 1;
     assert!(possible.contains(&totals.total), "{totals:?} of {possible:?}");
     assert_eq!(totals, inspect(&url));
 }

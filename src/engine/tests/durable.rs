@@ -10,8 +10,9 @@ use std::sync::{Condvar, Mutex};
 /// How long nothing must come.
 const QUIET: Duration = Duration::from_millis(150);
 
-const STATS: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
-const RESET: &[u8] = b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+pub(super) const STATS: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
+pub(super) const RESET: &[u8] =
+    b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
 const REFUSED: &[u8] = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n?";
 
 /// A store whose commits wait until the test lets them through.
@@ -58,12 +59,26 @@ fn with_valve(
     client: impl FnOnce(SocketAddr, &Valve, &Stop),
 ) -> Valve {
     let valve = Valve::default();
+    with_store(engine, timeout, Box::new(valve.clone()), |address, stop| {
+        client(address, &valve, stop);
+        valve.set_open(true);
+    });
+    valve
+}
+
+/// Runs shards over a store.
+pub(super) fn with_store(
+    engine: Engine,
+    timeout: Duration,
+    store: Box<dyn Store>,
+    client: impl FnOnce(SocketAddr, &Stop),
+) {
     let shards = wakeups(2);
     let (_, writers, journal) = Tally::resume(2, 1000, &State::default());
-    let settlement = Arc::new(Settlement::new(2, State::default().totals(), false));
+    let is_shared = store.news().is_some();
+    let settlement = Arc::new(Settlement::new(2, State::default().totals(), is_shared));
     let committer = Wakeup::new().unwrap();
     let wakeups = Arc::new(Wakeups { committer, shards: shards.clone() });
-    let store = Box::new(valve.clone());
     let metrics = Arc::new(StoreMetrics::default());
     let committer = Committer::new(
         journal,
@@ -83,16 +98,12 @@ fn with_valve(
         let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
         service.set_durability(Durability::new(settlement, wakeups, shard, timeout_ms));
     };
-    with_services(engine, &shards, None, writers, set_up, |address, _, stop| {
-        client(address, &valve, stop);
-        valve.set_open(true);
-    });
+    with_services(engine, &shards, None, writers, set_up, |address, _, stop| client(address, stop));
     ending.begin(&wakeups);
     thread.join().unwrap().unwrap();
-    valve
 }
 
-fn assert_quiet(stream: &mut TcpStream) {
+pub(super) fn assert_quiet(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(QUIET)).unwrap();
     let error = stream.read(&mut [0]).expect_err("nothing may leave");
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
@@ -101,7 +112,7 @@ fn assert_quiet(stream: &mut TcpStream) {
 
 /// Reads until the end of the connection, or until `count` responses have come. Returns their statuses and
 /// bodies.
-fn read_all(stream: &mut TcpStream, count: usize) -> Vec<(u16, String)> {
+pub(super) fn read_all(stream: &mut TcpStream, count: usize) -> Vec<(u16, String)> {
     let (mut responses, mut bytes) = (Vec::new(), Vec::new());
     while responses.len() < count {
         let mut piece = [0; 4096];
@@ -125,13 +136,13 @@ fn read_all(stream: &mut TcpStream, count: usize) -> Vec<(u16, String)> {
     responses
 }
 
-fn ask(address: SocketAddr, request: &[u8]) -> (u16, String) {
+pub(super) fn ask(address: SocketAddr, request: &[u8]) -> (u16, String) {
     let mut stream = connect(address);
     stream.write_all(request).unwrap();
     read_all(&mut stream, 1).remove(0)
 }
 
-fn statuses(responses: &[(u16, String)]) -> Vec<u16> {
+pub(super) fn statuses(responses: &[(u16, String)]) -> Vec<u16> {
     responses.iter().map(|(status, _)| *status).collect()
 }
 

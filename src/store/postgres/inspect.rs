@@ -1,7 +1,7 @@
 //! What a database holds and promises, read without changing it.
 
-use super::member::{count, damaged};
 use super::session::{Purpose, Session, within};
+use super::shares::{count, damaged};
 use super::target::Target;
 use super::trouble::Trouble;
 use super::{runtime, schema, sums};

@@ -10,13 +10,14 @@
 
 use super::schema;
 use super::session::{Purpose, Session, within};
+use super::shares::{Share, add_up, count, damaged};
 use super::sums;
 use super::target::Target;
 use super::trouble::Trouble;
 use crate::failure::Failure;
 use crate::log::Log;
-use crate::store::{Group, Outcome, ServerShare};
-use crate::tally::{ExactSum, SHARDS_MAX, State, Totals, UserIds};
+use crate::store::{Group, Outcome};
+use crate::tally::{ExactSum, State, UserIds};
 use crate::uring::Wakeup;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::sync::Arc;
@@ -525,59 +526,8 @@ impl Member {
                 age: Duration::try_from_secs_f64(row.get(6)).unwrap_or(Duration::MAX),
             })
         });
-        Ok(group(rows.collect::<Result<Vec<Share>, Trouble>>()?))
+        Ok(add_up(rows.collect::<Result<Vec<Share>, Trouble>>()?))
     }
-}
-
-/// What one row contributes.
-pub(super) struct Share {
-    pub(super) is_this: bool,
-    pub(super) name: String,
-    pub(super) events: u64,
-    pub(super) users: u64,
-    pub(super) sum: ExactSum,
-    pub(super) has_ended: bool,
-    pub(super) age: Duration,
-}
-
-pub(super) fn count(number: i64) -> Result<u64, Trouble> {
-    u64::try_from(number).map_err(|_| damaged())
-}
-
-pub(super) fn damaged() -> Trouble {
-    Trouble::Lasting(
-        "a row of ringtally.servers is damaged: restore the schema from a backup".into(),
-    )
-}
-
-/// The totals of some rows. Servers that have ended are listed as one.
-fn group(shares: Vec<Share>) -> Group {
-    let (mut events, mut users, mut sum) = (0, 0, ExactSum::default());
-    let mut servers = Vec::new();
-    let mut ended: Option<ServerShare> = None;
-    for (row, share) in shares.into_iter().enumerate() {
-        if row % SHARDS_MAX == SHARDS_MAX - 1 {
-            // So many can be merged before carries have to be propagated.
-            sum = ExactSum::from_bytes(&sum.to_bytes()).expect("these are the bytes of a sum");
-        }
-        events += share.events;
-        users += share.users;
-        sum.merge(&share.sum);
-        let Share { is_this, name, events, users, age, .. } = share;
-        if !share.has_ended {
-            servers.push(ServerShare { name, events, users, age, is_this });
-        } else if let Some(ended) = &mut ended {
-            ended.events += events;
-            ended.users += users;
-            ended.age = ended.age.min(age);
-        } else {
-            let name = "servers that have ended".into();
-            ended = Some(ServerShare { name, events, users, age, is_this });
-        }
-    }
-    servers.extend(ended.filter(|ended| ended.events > 0));
-    let totals = Totals { total_requests: events, unique_users: users, sum: sum.round() };
-    Group { totals, servers }
 }
 
 fn attempt_limit(attempts: u32, users: usize) -> Duration {
@@ -597,24 +547,6 @@ fn random_id() -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn share(name: &str, events: u64, has_ended: bool) -> Share {
-        let sum = std::iter::repeat_n(0.1, usize::try_from(events).unwrap()).collect();
-        let (users, age) = (events / 2, Duration::from_secs(events));
-        Share { is_this: name == "b", name: name.into(), events, users, sum, has_ended, age }
-    }
-
-    #[test]
-    fn the_totals_are_those_of_all_rows_and_the_ended_ones_are_one() {
-        let rows = vec![share("a", 4, true), share("b", 7, false), share("c", 10, true)];
-        let Group { totals, servers } = group(rows);
-        assert_eq!((totals.total_requests, totals.unique_users, totals.sum), (21, 10, 2.1));
-        let [own, ended] = servers.as_slice() else { panic!("{servers:?}") };
-        assert_eq!((own.name.as_str(), own.events, own.users, own.is_this), ("b", 7, 3, true));
-        assert_eq!((ended.events, ended.users, ended.age), (14, 7, Duration::from_secs(4)));
-        let empty = group(vec![share("b", 0, false), share("old", 0, true)]);
-        assert_eq!((empty.totals.sum, empty.servers.len()), (0.0, 1));
-    }
 
     #[test]
     fn an_attempt_gets_more_time_with_users_and_after_others() {

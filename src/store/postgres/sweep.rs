@@ -1,8 +1,8 @@
 //! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has a
 //! connection of its own while there is something to do, and works in slices that no commit waits for.
 
-use super::member::{count, damaged};
 use super::session::{Purpose, Session, within};
+use super::shares::{count, damaged};
 use super::sums;
 use super::target::Target;
 use super::trouble::Trouble;
