@@ -9,7 +9,8 @@
 //! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
 //! handled, the writer publishes its totals, and only then does the engine send the responses. With a
 //! [`store`], it also waits until the committer has made the cut durable that contains the event.
-//! `GET /stats` merges what all shards have published into the totals of one moment.
+//! `GET /stats` merges what all shards have published into the totals of one moment; where several servers
+//! share a store, the request waits until the totals over all of them were read from it.
 //!
 //! # The modules
 //!
