@@ -37,7 +37,7 @@
 //! - `terminal`: breaks lines for narrow terminals.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
-//! - `primitives`: the locks and atomics of [`tally`], which loom replaces in a test.
+//! - `primitives`: the locks, atomics, and hash keys of [`tally`], which a test replaces by those of loom.
 //!
 //! [`http`], [`event`], and [`tally`] know no runtime, socket, or clock: bytes and time come in, and
 //! values go out, so every byte sequence, order, and interleaving can be tested.

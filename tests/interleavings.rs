@@ -11,6 +11,7 @@ mod tally;
 mod settle;
 
 mod primitives {
+    pub(crate) use foldhash::quality::FixedState as RandomState;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 }
