@@ -125,8 +125,8 @@ pub(super) struct ServerTuning {
     /// Maximum size of all batches that are being received, in bytes
     ///
     /// One more gets 503 before its body is read. A chunked batch counts as --max-batch bytes until it is
-    /// counted. Working on a batch with new users takes up to five times its size besides, one
-    /// batch at a time.
+    /// counted. While it is counted, a batch takes up to three times its size, and one batch at a
+    /// time, whose users are new, up to eight times.
     #[arg(long, default_value = "268435456", value_name = "BYTES", value_parser = count::<usize>(1..=u64::MAX))]
     max_batch_memory: usize,
     /// Maximum number of distinct users; an event of one more gets 507

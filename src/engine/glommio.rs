@@ -386,9 +386,9 @@ impl Task {
                     return !self.out.is_empty();
                 }
             };
-            // What is written leaves before the others have their turn, and these before the work goes on.
             while matches!(outcome, Outcome::Resume | Outcome::Work) {
-                if !self.flush().await {
+                // A batch that is worked on may keep others from claiming users: it waits for no peer.
+                if outcome == Outcome::Resume && !self.flush().await {
                     return false;
                 }
                 glommio::executor().yield_now().await;
