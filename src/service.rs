@@ -421,7 +421,8 @@ impl Endpoints {
             }
             false => (Format::Prometheus, "text/plain; version=0.0.4"),
         };
-        let text = self.metrics.text(totals.as_ref(), format);
+        let batch_memory = self.policy.batch_memory.used() as u64;
+        let text = self.metrics.text(totals.as_ref(), batch_memory, format);
         let fields = [("Vary", "Accept")];
         Some(reply.send(Status::Ok, Some(content_type), &fields, text.as_bytes()))
     }

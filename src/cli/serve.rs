@@ -140,8 +140,8 @@ pub(super) struct ServerTuning {
     /// Maximum size of all batches that are being received, in bytes
     ///
     /// One more gets 503 before its body is read. A chunked batch counts as --max-batch bytes until it is
-    /// counted. Working on a batch with new users takes up to five times its size besides, one
-    /// batch at a time.
+    /// counted. While it is counted, a batch takes up to three times its size, and one batch at a
+    /// time, whose users are new, up to eight times.
     #[arg(long, default_value = "268435456", value_name = "BYTES", value_parser = count::<usize>(1..=u64::MAX))]
     max_batch_memory: usize,
     /// Maximum number of distinct users; an event of one more gets 507
@@ -217,6 +217,13 @@ impl ServeArgs {
         let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
         let cpus = topology::choose(wanted, &topology::allowed_cpus())?;
         let tuning = self.tuning;
+        if tuning.max_batch_memory < tuning.max_batch {
+            return Err(Failure::Usage(format!(
+                "--max-batch-memory {} has no room for a batch of --max-batch {}: raise the one, or lower \
+                 the other",
+                tuning.max_batch_memory, tuning.max_batch
+            )));
+        }
         Ok(server::Config {
             host: self.host,
             port: self.port,

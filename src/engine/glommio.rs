@@ -416,11 +416,12 @@ impl Task {
                     return !self.out.is_empty();
                 }
             };
-            // What is written leaves before the others have their turn, and these before the work goes on.
             while matches!(outcome, Outcome::Resume | Outcome::Work | Outcome::Wait) {
                 let reading = match outcome {
                     Outcome::Wait => self.wait_for_read().await,
-                    _ => self.flush().await.then_some(Reading::None),
+                    Outcome::Resume => self.flush().await.then_some(Reading::None),
+                    // A batch that is worked on may keep others from claiming users: it waits for no peer.
+                    _ => Some(Reading::None),
                 };
                 let Some(reading) = reading else { return self.is_void };
                 glommio::executor().yield_now().await;
