@@ -9,6 +9,7 @@
 //! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
 //! handled, the writer publishes its totals, and only then does the engine send the responses. With a
 //! [`store`], it also waits until the committer has made the cut durable that contains the event.
+//! A batch (`POST /events`) is worked on in slices, with other connections served in between, and published as a whole.
 //! `GET /stats` merges what all shards have published into the totals of one moment.
 //!
 //! # The modules
@@ -36,7 +37,7 @@
 //! - `terminal`: breaks lines for narrow terminals.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
-//! - `primitives`: the locks and atomics of [`tally`], which loom replaces in a test.
+//! - `primitives`: the locks, atomics, and hash keys of [`tally`], which a test replaces by those of loom.
 //!
 //! [`http`], [`event`], and [`tally`] know no runtime, socket, or clock: bytes and time come in, and
 //! values go out, so every byte sequence, order, and interleaving can be tested.

@@ -1,10 +1,12 @@
 //! What Prometheus scrapes: counters with one writer per shard, and their text in two formats.
 
+mod batches;
 mod store;
 
 use crate::event;
 use crate::http::{Method, Status, Waited};
 use crate::tally::Totals;
+pub use batches::BatchMetrics;
 use crossbeam_utils::CachePadded;
 use procfs::process::Process;
 use procfs::{boot_time_secs, page_size, ticks_per_second};
@@ -193,7 +195,9 @@ pub struct ShardMetrics {
     cpu_ns: Counter,
     /// Requests in progress, or with responses that were not taken yet, as of the last tick.
     pub in_flight: Counter,
-    /// Batches of responses on one connection that wait for the store.
+    /// What is counted of batches.
+    pub batches: BatchMetrics,
+    /// Groups of responses on one connection that wait for the store.
     pub waiting: Counter,
     /// Connections that this shard serves.
     pub connections: Counter,
@@ -207,7 +211,7 @@ pub struct ShardMetrics {
     pub received_bytes: Counter,
     /// Bytes of responses.
     pub sent_bytes: Counter,
-    /// Batches of received bytes that were handled before responses left.
+    /// Turns, in each of which received bytes were handled before responses left.
     pub turns: Counter,
     /// Calls of io_uring_enter by the ring engine.
     pub enters: Counter,
@@ -299,16 +303,16 @@ impl Reporter {
         assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
     }
 
-    /// The metrics of all shards. `totals` belong to one moment; the other numbers are read one by one. The
+    /// The metrics of all shards, and of the memory that batches take. `totals` belong to one moment; the other numbers are read one by one. The
     /// cost grows with the number of shards, not with the number of connections: it is paid by a shard,
     /// whose connections wait meanwhile.
-    pub fn text(&self, totals: &Totals, format: Format) -> String {
-        self.metrics.text(totals, format)
+    pub fn text(&self, totals: &Totals, batch_memory_bytes: u64, format: Format) -> String {
+        self.metrics.text(totals, batch_memory_bytes, format)
     }
 }
 
 impl Metrics {
-    fn text(&self, totals: &Totals, format: Format) -> String {
+    fn text(&self, totals: &Totals, batch_memory_bytes: u64, format: Format) -> String {
         let mut text = Text::new(format, self.start_seconds);
         self.write_requests(&mut text);
         text.family(
@@ -328,6 +332,8 @@ impl Metrics {
         text.sample("event_values_sum_total", "", totals.sum);
         text.family("unique_users_total", "total", "Users of counted events.");
         text.sample("unique_users_total", "", totals.unique_users);
+        let batches = self.shards.iter().map(|shard| &shard.batches);
+        batches::write(batches, batch_memory_bytes, &mut text);
         self.write_shards(&mut text);
         if let Some(store) = self.store.get() {
             store.write(&mut text, self.sum(|shard| &shard.waiting));
@@ -385,7 +391,9 @@ impl Metrics {
             }),
             ("received_bytes_total", "counter", "Bytes received.", |s| &s.received_bytes),
             ("sent_bytes_total", "counter", "Bytes sent.", |s| &s.sent_bytes),
-            ("turns_total", "counter", "Batches of requests handled together.", |s| &s.turns),
+            ("turns_total", "counter", "Turns in which requests were handled together.", |s| {
+                &s.turns
+            }),
             ("ring_enters_total", "counter", "Calls of io_uring_enter.", |s| &s.enters),
             ("ring_completions_total", "counter", "Completions of io_uring operations.", |s| {
                 &s.completions

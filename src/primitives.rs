@@ -1,7 +1,9 @@
-//! The locks and atomics that `tally` is built on.
+//! The locks, atomics, and hash keys that `tally` is built on.
 //!
 //! They are named in one place so that `tests/interleavings.rs` can compile the same source
-//! against loom's versions, which try every interleaving that the memory model allows.
+//! against loom's versions, which try every interleaving that the memory model allows, and against keys that are the same
+//! in each.
 
+pub(crate) use foldhash::quality::RandomState;
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 pub(crate) use std::sync::{Mutex, MutexGuard};

@@ -327,7 +327,7 @@ impl Endpoints {
             }
             false => (Format::Prometheus, "text/plain; version=0.0.4"),
         };
-        let text = self.metrics.text(&totals, format);
+        let text = self.metrics.text(&totals, self.policy.batch_memory.used() as u64, format);
         reply.send(Status::Ok, Some(content_type), &[("Vary", "Accept")], text.as_bytes())
     }
 

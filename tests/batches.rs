@@ -233,3 +233,175 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     let sum: f64 = (0..20_000).map(|event| f64::from(event) + 0.5).sum();
     assert_eq!(server.totals(), (20_000 + turns, 700, sum + turns as f64));
 }
+
+/// What is on the line, and whether it says `line` as its place.
+fn status_of(server: &mut Server, head: &str, body: &[u8]) -> u16 {
+    let mut request = format!("POST /events HTTP/1.1\r\nHost: h\r\n{head}\r\n").into_bytes();
+    request.extend_from_slice(body);
+    server.ask(&request).status
+}
+
+#[test]
+fn every_limit_holds_at_it_and_one_above() {
+    let padded = |length: usize| {
+        let line = r#"{"userId":"a","value":1}"#;
+        format!("{line}{}", " ".repeat(length - line.len()))
+    };
+    for (end, ending) in [("", 0), ("\n", 1), ("\r\n", 2)] {
+        for (length, status) in [(LINE_BYTES_MAX, 200), (LINE_BYTES_MAX + 1, 400)] {
+            let body = padded(length) + end;
+            assert_eq!(body.len(), length + ending);
+            for after in ["", "{\"userId\":\"a\",\"value\":1}"] {
+                let mut server = Server::new(1, 10);
+                let body = if end.is_empty() { body.clone() } else { body.clone() + after };
+                let response = server.ask(&sized(body.as_bytes()));
+                assert_eq!(response.status, status, "{length} {end:?}");
+                assert!(status == 200 || response.body.contains("--max-body"), "{response:?}");
+            }
+        }
+    }
+    let mut largest = lines(BATCH_BYTES_MAX / 40);
+    largest.resize(BATCH_BYTES_MAX, b'\n');
+    let mut server = Server::new(1, 1000);
+    assert_eq!(server.ask(&sized(&largest)).status, 200);
+    assert_eq!(server.ask(&chunked(&largest, 4096)).status, 200);
+    let counted = server.totals();
+    largest.push(b'\n');
+    assert_eq!(server.ask(&sized(&largest)).status, 413);
+    assert_eq!(server.ask(&chunked(&largest, 4096)).status, 413);
+    assert_eq!(server.totals(), counted);
+}
+
+#[test]
+fn batches_over_the_memory_are_refused_before_their_body_and_others_go_on() {
+    let mut server = Server::new(1, 1000);
+    let whole = format!("Content-Length: {BATCH_BYTES_MAX}\r\n");
+    let head = format!("POST /events HTTP/1.1\r\nHost: h\r\n{whole}\r\n");
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::new()).collect();
+    for client in &mut clients {
+        client.receive(&mut server.services[0], head.as_bytes());
+    }
+    assert_eq!(server.memory.used(), 2 * BATCH_BYTES_MAX);
+    let third = clients[2].finish(&mut server.services[0]);
+    assert_eq!((third[0].status, third[0].field("retry-after")), (503, Some("1")));
+    // Its body is skipped, and the connection goes on.
+    let body = vec![b'\n'; BATCH_BYTES_MAX];
+    clients[2].receive(&mut server.services[0], &body);
+    clients[2].receive(&mut server.services[0], b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(clients[2].finish(&mut server.services[0])[0].status, 200);
+    // A chunked one may become as large as any: it is refused, and so is what waits to be asked for.
+    for fields in
+        ["Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\nContent-Length: 5\r\n"]
+    {
+        let mut client = Client::new();
+        let head = format!("POST /events HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+        client.receive(&mut server.services[0], head.as_bytes());
+        assert_eq!(client.outcome, Outcome::Close);
+        assert_eq!(client.finish(&mut server.services[0])[0].status, 503);
+    }
+    // A client that stops in the middle gives its memory back.
+    clients[0].receive(&mut server.services[0], b"{\"userId\":\"a\",\"value\":1}\n");
+    assert_eq!(clients[0].connection.deadline_ms(), LIMITS.timeouts.body_ms);
+    let Client { connection, out, .. } = &mut clients[0];
+    connection.expire(&mut server.services[0], out);
+    assert!(out.starts_with(b"HTTP/1.1 408 "));
+    drop(clients);
+    assert_eq!((server.memory.used(), server.totals()), (0, (0, 0, 0.0)));
+}
+
+#[test]
+fn a_client_that_waits_is_told_to_go_on_only_after_all_checks() {
+    let mut server = Server::new(1, 10);
+    for (fields, status) in [
+        ("", 100),
+        ("Content-Encoding: identity\r\n", 100),
+        ("Content-Encoding: gzip\r\n", 415),
+        ("Content-Encoding: identity, br\r\n", 415),
+        ("Origin: http://example.org\r\n", 403),
+    ] {
+        let mut client = Client::new();
+        let head = format!(
+            "POST /events HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n{fields}Content-Length: {}\r\n\r\n",
+            THREE.len()
+        );
+        client.receive(&mut server.services[0], head.as_bytes());
+        let responses = client.finish(&mut server.services[0]);
+        assert_eq!(responses[0].status, status, "{fields}");
+        let accepts = responses[0].field("accept-encoding");
+        assert_eq!(accepts, (status == 415).then_some("identity"));
+        if status == 100 {
+            client.receive(&mut server.services[0], THREE);
+            assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":3}"#);
+        } else {
+            assert_eq!(client.outcome, Outcome::Close, "the body may or may not come");
+        }
+    }
+    // Without waiting, the body comes in any case.
+    let refused = format!("Content-Encoding: gzip\r\nContent-Length: {}\r\n", THREE.len());
+    assert_eq!(status_of(&mut server, &refused, THREE), 415);
+    assert_eq!(server.totals(), (6, 2, 14.0));
+}
+
+#[test]
+fn pipelined_batches_and_single_events_are_responded_to_in_order() {
+    let single = "POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"s\",\"value\":1}";
+    let stats = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
+    let large = lines(10_000);
+    let wire = [
+        single.as_bytes(),
+        &sized(THREE),
+        stats.as_bytes(),
+        &sized(&large),
+        single.as_bytes(),
+        &chunked(&large, 333),
+        stats.as_bytes(),
+        &sized(b"?"),
+        single.as_bytes(),
+    ]
+    .concat();
+    for pieces in [wire.len(), 4096, 1000] {
+        let mut server = Server::new(1, 1000);
+        let (mut client, mut responses) = (Client::new(), Vec::new());
+        for piece in wire.chunks(pieces) {
+            client.receive(&mut server.services[0], piece);
+            responses.append(&mut client.finish(&mut server.services[0]));
+        }
+        let statuses: Vec<u16> = responses.iter().map(|response| response.status).collect();
+        assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 200, 400, 200]);
+        assert!(
+            responses[2].body.starts_with("{\"totalRequests\":4,\"uniqueUsers\":3,\"sum\":8.0,")
+        );
+        assert!(responses[6].body.starts_with("{\"totalRequests\":20005,\"uniqueUsers\":703,"));
+        assert_eq!(server.totals().0, 20_006);
+    }
+}
+
+#[test]
+fn a_server_keeps_batches_whole_in_its_store_through_a_crash() {
+    let store = std::env::temp_dir().join(format!("ringtally-batches-{}", std::process::id()));
+    let flags = ["--shards", "2", "--store", store.to_str().unwrap()];
+    let server = common::Server::start(&flags);
+    let large = sized(&lines(100_000));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                for _ in 0..2 {
+                    client.send(&large);
+                    client.send(&sized(THREE));
+                    assert_eq!(client.read().body, r#"{"accepted":100000}"#);
+                    assert_eq!(client.read().body, r#"{"accepted":3}"#);
+                    client.event("single", 1.0);
+                }
+                // Not acknowledged before the end: it is there whole, or not at all.
+                client.send(&large);
+            });
+        }
+    });
+    drop(server);
+    let server = common::Server::start(&flags);
+    let totals = server.stats();
+    std::fs::remove_file(&store).unwrap();
+    assert!((0..3).any(|more| totals.total == 400_016 + 100_000 * more), "{totals:?}");
+    assert_eq!(totals.users, 703);
+}

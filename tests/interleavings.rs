@@ -11,6 +11,7 @@ mod tally;
 mod settle;
 
 mod primitives {
+    pub(crate) use foldhash::quality::FixedState as RandomState;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 }
@@ -18,7 +19,7 @@ mod primitives {
 use primitives::{AtomicU64, Ordering};
 use settle::{Settlement, Waker};
 use std::sync::Arc;
-use tally::{State, Tally, Writer};
+use tally::{Finish, State, Tally, Writer};
 
 fn model(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -216,6 +217,126 @@ fn forgotten_users_are_taken_while_others_count() {
         let totals = tally.totals();
         assert!((1..=2).contains(&totals.total_requests), "{totals:?}");
         assert_eq!(totals.unique_users, 1);
+    });
+}
+
+/// Counts a batch with an event of each of these users, who may be new.
+fn count_batch(writer: &mut Writer, users: &[&str]) -> Finish {
+    let mut batch = writer.begin_batch();
+    let events: Vec<_> = users.iter().map(|user| (user.as_bytes(), 1.0)).collect();
+    let mut unseen = Vec::new();
+    writer.add_to_batch(&mut batch, &events, |event| unseen.push(event));
+    if !unseen.is_empty() {
+        while !writer.may_claim(&mut batch) {
+            loom::thread::yield_now();
+        }
+        unseen.into_iter().for_each(|event| writer.claim(&mut batch, events[event].0, 1));
+    }
+    let finish = writer.finish_batch(batch);
+    writer.publish();
+    finish
+}
+
+#[test]
+fn a_batch_is_seen_whole_with_its_users_and_with_those_it_lost() {
+    model(2, || {
+        let (tally, mut a, mut b) = two_shards();
+        let batch = loom::thread::spawn(move || {
+            assert_eq!(count_batch(&mut a, &["u", "v"]), Finish::Counted);
+        });
+        let single = loom::thread::spawn(move || {
+            b.count(b"u", 1.0).unwrap();
+            b.publish();
+        });
+        let totals = tally.totals();
+        assert_eq!(totals.unique_users, totals.total_requests.min(2), "{totals:?}");
+        batch.join().unwrap();
+        single.join().unwrap();
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (3, 2));
+    });
+}
+
+#[test]
+fn batches_with_the_same_new_users_count_them_once() {
+    model(2, || {
+        let (tally, mut a, mut b) = two_shards();
+        let one = loom::thread::spawn(move || {
+            assert_eq!(count_batch(&mut a, &["u", "v"]), Finish::Counted);
+        });
+        assert_eq!(count_batch(&mut b, &["u"]), Finish::Counted);
+        let totals = tally.totals();
+        assert_eq!(totals.unique_users, if totals.total_requests == 1 { 1 } else { 2 });
+        one.join().unwrap();
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (3, 2));
+    });
+}
+
+#[test]
+fn a_batch_falls_wholly_before_or_after_a_reset() {
+    model(2, || {
+        let (tally, mut a, mut b) = two_shards();
+        let batch = loom::thread::spawn(move || count_batch(&mut a, &["u", "v"]));
+        let resetting = loom::thread::spawn({
+            let tally = Arc::clone(&tally);
+            move || {
+                tally.reset();
+                b.count(b"u", 1.0).unwrap();
+                b.publish();
+            }
+        });
+        let finish = batch.join().unwrap();
+        resetting.join().unwrap();
+        let totals = tally.totals();
+        let (events, users) = (totals.total_requests, totals.unique_users);
+        match finish {
+            Finish::BeforeReset { .. } => assert_eq!((events, users), (1, 1)),
+            _ => assert!((events, users) == (1, 1) || (events, users) == (3, 2), "{totals:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_dropped_batch_leaves_no_user_behind() {
+    model(2, || {
+        let (tally, mut a, mut b) = two_shards();
+        let dropping = loom::thread::spawn(move || {
+            let mut batch = a.begin_batch();
+            assert!(a.may_claim(&mut batch));
+            a.claim(&mut batch, b"u", 1);
+        });
+        b.count(b"u", 1.0).unwrap();
+        b.publish();
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (1, 1));
+        dropping.join().unwrap();
+        assert_eq!(count_batch(&mut b, &["u", "v"]), Finish::Counted);
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (3, 2));
+    });
+}
+
+#[test]
+fn a_cut_has_a_batch_whole_or_not_at_all_and_all_of_its_ids() {
+    model(2, || {
+        let (_, writers, mut journal) = Tally::resume(2, 100, &State::default());
+        let [mut a, mut b]: [Writer; 2] = writers.try_into().expect("two writers");
+        let batch = loom::thread::spawn(move || count_batch(&mut a, &["u", "v"]));
+        let single = loom::thread::spawn(move || {
+            b.count(b"v", 1.0).unwrap();
+            b.publish();
+        });
+        let before = journal.cut();
+        batch.join().unwrap();
+        single.join().unwrap();
+        let after = journal.cut();
+        assert_eq!(before.state.users, before.state.events.min(2));
+        assert_eq!(before.new_users.len(), before.state.users);
+        assert_eq!((after.state.events, after.state.users), (3, 2));
+        let mut ids: Vec<&[u8]> = before.new_users.iter().chain(after.new_users.iter()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [b"u", b"v"]);
     });
 }
 

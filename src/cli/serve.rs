@@ -212,6 +212,13 @@ impl ServeArgs {
         let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
         let cpus = topology::choose(wanted, &topology::allowed_cpus())?;
         let tuning = self.tuning;
+        if tuning.max_batch_memory < tuning.max_batch {
+            return Err(Failure::Usage(format!(
+                "--max-batch-memory {} has no room for a batch of --max-batch {}: raise the one, or lower \
+                 the other",
+                tuning.max_batch_memory, tuning.max_batch
+            )));
+        }
         Ok(server::Config {
             host: self.host,
             port: self.port,

@@ -5,13 +5,17 @@ use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
 use crate::http::{Limits, Outcome, UNSENT_BYTES_MAX};
 use crate::service::{self, Service};
 use crate::store::Held;
-use crate::uring::BUFFER_BYTES;
+use crate::uring::{BUFFER_BYTES, receive_now};
+use socket2::Socket;
 
 /// Receives in a row that leave room in their buffer, after which a connection's receive is
 /// multishot. One multishot receive may fill 32 buffers before it can be canceled: who sends in
 /// bulk is received from one buffer at a time, so that a peer that never reads its responses holds
 /// little here.
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
+
+/// Bytes of a batch that are taken at once, for which other connections wait.
+const FILL_BYTES_MAX: usize = 256 * 1024;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +149,31 @@ impl Connection {
             self.handle(&[], now_ms, urgency, service);
             service.commit();
         }
+    }
+
+    /// Takes what has arrived of a large batch from the socket, on which nothing is receiving. Returns how many bytes that
+    /// was.
+    pub(super) fn fill(
+        &mut self,
+        socket: &Socket,
+        now_ms: u64,
+        urgency: Urgency,
+        service: &mut Service,
+    ) -> usize {
+        let missing = self.http.missing();
+        if self.phase != Phase::Serving || missing < BUFFER_BYTES {
+            return 0;
+        }
+        // What has gone wrong, and the end of the stream, are for the next receive to say.
+        let received = self
+            .http
+            .fill(|body| receive_now(socket, body, missing.min(FILL_BYTES_MAX)))
+            .and_then(Result::ok)
+            .unwrap_or(0);
+        if self.http.missing() == 0 {
+            self.handle(&[], now_ms, urgency, service);
+        }
+        received
     }
 
     /// Does a slice of the work on a batch. What comes of it is to be published.

@@ -301,6 +301,7 @@ impl Reactor {
                     connection.receive(bytes, self.now_ms, self.urgency, &mut self.service);
                 }
                 self.ring.give_back(filled);
+                self.fill(key);
                 self.queue_up(key);
             }
             // All buffers are back at the end of this turn.
@@ -338,6 +339,16 @@ impl Reactor {
             Event::Connected(_) | Event::ConnectFailed(..) => {
                 unreachable!("a server opens no connections")
             }
+        }
+    }
+
+    /// Takes the rest of a large batch from the socket itself: buffer by buffer, it would take a turn each.
+    fn fill(&mut self, key: Key) {
+        if let Some(OpenSlot { data: connection, socket, is_receiving: false, .. }) =
+            self.ring.slot(key)
+        {
+            let bytes = connection.fill(socket, self.now_ms, self.urgency, &mut self.service);
+            self.service.metrics().received_bytes.add(bytes as u64);
         }
     }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::http::Timeouts;
 use crate::log::Log;
 use crate::metrics::Reporter;
-use crate::service::{Dialect, Policy};
+use crate::service::Policy;
 use crate::tally::{Tally, Totals, Writer};
 use crate::uring::Sizes;
 use crate::uring::faults::{self, Fault};

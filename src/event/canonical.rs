@@ -39,6 +39,30 @@ fn read_value_first(rest: &[u8]) -> Option<Event<'_>> {
     Some(Event { user: Cow::Borrowed(user), value })
 }
 
+/// Reads the event on the line at the start of a batch, in the canonical shape as clients send it: `userId` first, and no
+/// more white space than a space behind a colon or the comma. Returns how many bytes the line takes, with its ending;
+/// `None` for any other line, and for one of which `batch` may hold only a part, where `is_cut` says so.
+#[inline(always)]
+pub(super) fn read_line(batch: &[u8], is_cut: bool) -> Option<(Event<'_>, usize)> {
+    // White space would be skipped past the end of the line by what reads a whole body.
+    let spaced = |bytes: &'_ [u8]| bytes.first().is_some_and(|byte| *byte == b' ');
+    let after_space = |bytes| if spaced(bytes) { &bytes[1..] } else { bytes };
+    let rest = after_space(batch.strip_prefix(b"{\"userId\":")?);
+    let (user, rest) = if rest.first() == Some(&b'"') { string(rest)? } else { return None };
+    let rest = after_space(rest.strip_prefix(b",")?);
+    let rest = after_space(rest.strip_prefix(b"\"value\":")?);
+    let (value, rest) = match rest {
+        [b'0'..=b'9' | b'-', ..] => number(rest)?,
+        _ => return None,
+    };
+    let rest = match rest.strip_prefix(b"}")? {
+        [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] => rest,
+        [] if !is_cut => &[],
+        _ => return None,
+    };
+    Some((Event { user: Cow::Borrowed(user), value }, batch.len() - rest.len()))
+}
+
 /// Whether only the closing brace is left.
 #[inline(always)]
 fn end(rest: &[u8]) -> Option<()> {
@@ -209,6 +233,31 @@ mod tests {
     }
 
     #[test]
+    fn what_clients_send_in_batches_is_read_line_by_line() {
+        for line in [
+            r#"{"userId":"user_74999","value":999.5}"#,
+            r#"{"userId": "user_1", "value": 499}"#,
+            r#"{"userId":"Zoë 😀 /","value":-0.1234567890123456789e-5}"#,
+        ] {
+            for end in ["", "\n", "\r\n", "\n{", "\r\n\n"] {
+                let batch = line.to_owned() + end;
+                let (event, bytes) = read_line(batch.as_bytes(), false).expect(&batch);
+                assert_eq!(bits(Ok(event)), bits(decode_any(line.as_bytes())));
+                assert_eq!(
+                    &batch[bytes..],
+                    end.trim_start_matches('\r').strip_prefix('\n').unwrap_or("")
+                );
+                assert_eq!(read_line(batch.as_bytes(), true).is_some(), !end.is_empty());
+            }
+            for end in ["\r", " \n", "}\n", "\t", "\r\r\n"] {
+                assert!(read_line((line.to_owned() + end).as_bytes(), false).is_none(), "{end:?}");
+            }
+        }
+        assert!(read_line(b"{\"userId\":\n\"u\",\"value\":1}\n", false).is_none());
+        assert!(read_line(b"{\"userId\":\"u\",\"value\":\n1}\n", false).is_none());
+    }
+
+    #[test]
     fn ids_of_every_length_end_where_they_end() {
         for length in 0..=USER_ID_BYTES_MAX + 1 {
             for last in ["a", "\x7f", "\u{1f}", "\0", "\n", "\\\"", "\\u0041", "é", "\u{80}"] {
@@ -328,6 +377,36 @@ mod tests {
         ) {
             mutations.iter().for_each(|mutation| mutation.apply(&mut body));
             prop_assert_eq!(bits(decode(&body)), bits(decode_any(&body)));
+        }
+
+        #[test]
+        fn lines_of_mutated_batches_have_the_verdict_and_the_bits_of_bodies(
+            mut batch in prop::collection::vec((body(), select(vec!["\n", "\r\n", "\n\n", ""])), 1..4)
+                .prop_map(|lines| {
+                    lines.into_iter().flat_map(|(body, end)| [body, end.into()].concat()).collect::<Vec<u8>>()
+                }),
+            mutations in prop::collection::vec(mutation(), 0..4),
+        ) {
+            let plain = br#"{"userId":"u_1","value":1.5}"#;
+            for body in [plain.to_vec(), br#"{"userId": "u_1", "value": -1}"#.to_vec()] {
+                batch.splice(0..0, [&body[..], b"\n"].concat());
+            }
+            mutations.iter().for_each(|mutation| mutation.apply(&mut batch));
+            let mut at = 0;
+            while at < batch.len() {
+                let rest = &batch[at..];
+                let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+                let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+                let taken = rest.len().min(end + 1);
+                if let Some((event, bytes)) = read_line(rest, false) {
+                    prop_assert_eq!(bytes, taken);
+                    prop_assert_eq!(bits(Ok(event)), bits(decode_any(line)));
+                }
+                if let Some((_, bytes)) = read_line(&rest[..end], true) {
+                    prop_assert!(bytes < end, "the rest may be missing");
+                }
+                at += taken;
+            }
         }
 
         #[test]

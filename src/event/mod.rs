@@ -80,6 +80,59 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     }
 }
 
+/// A line of a batch.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// Its event; `None` on an empty line.
+    pub event: Option<Result<Event<'a>, LineRefusal>>,
+    /// How many bytes it takes, with its ending.
+    pub bytes: usize,
+    /// It has the shape in which clients send events, and was read in a fraction of the time that others take.
+    pub is_usual: bool,
+}
+
+/// Why a line of a batch is not an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineRefusal {
+    /// It is longer than lines may be.
+    Long,
+    /// What it says is not an event.
+    Event(Refusal),
+}
+
+/// Reads the line at the start of a batch. It ends in LF or CRLF, or with the batch, and may have `line_bytes_max` bytes
+/// without that.
+#[inline(always)]
+pub fn decode_line(batch: &[u8], line_bytes_max: usize) -> Line<'_> {
+    let window = &batch[..batch.len().min(line_bytes_max.saturating_add(2))];
+    match canonical::read_line(window, window.len() < batch.len()) {
+        Some((event, bytes)) if bytes <= line_bytes_max => {
+            Line { event: Some(Ok(event)), bytes, is_usual: true }
+        }
+        _ => decode_any_line(batch, window, line_bytes_max),
+    }
+}
+
+/// Reads a line of any shape.
+#[inline(never)]
+fn decode_any_line<'a>(batch: &'a [u8], window: &'a [u8], line_bytes_max: usize) -> Line<'a> {
+    let (line, bytes) = match memchr::memchr(b'\n', window) {
+        Some(end) => (&window[..end], end + 1),
+        None if window.len() == batch.len() => (window, window.len()),
+        None => {
+            let event = Some(Err(LineRefusal::Long));
+            return Line { event, bytes: window.len(), is_usual: false };
+        }
+    };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let event = match line.len() {
+        0 => None,
+        length if length > line_bytes_max => Some(Err(LineRefusal::Long)),
+        _ => Some(decode(line).map_err(LineRefusal::Event)),
+    };
+    Line { event, bytes, is_usual: false }
+}
+
 /// Reads an event of any shape.
 #[cold]
 fn decode_any(body: &[u8]) -> Result<Event<'_>, Refusal> {

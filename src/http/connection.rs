@@ -269,6 +269,31 @@ impl<W> Connection<W> {
         self.receive(&[], now_ms, context, out)
     }
 
+    /// How many bytes of a batch have yet to arrive, where [`Connection::fill`] may take them.
+    pub fn missing(&self) -> usize {
+        match &self.stage {
+            Stage::Batch(batch) => match batch.end {
+                BodyEnd::Length(left) => left,
+                BodyEnd::Chunked(_) => 0,
+            },
+            _ => 0,
+        }
+    }
+
+    /// Has `receive` append bytes of a batch to those that are here, [`missing`](Connection::missing) ones at most, so
+    /// that no buffer comes in between. Afterwards, [`Connection::resume`] says what to do next.
+    pub fn fill<R>(&mut self, receive: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+        let Stage::Batch(batch) = &mut self.stage else { return None };
+        let BodyEnd::Length(left) = &mut batch.end else { return None };
+        let before = batch.body.len();
+        let received = receive(&mut batch.body);
+        *left = left.checked_sub(batch.body.len() - before).expect("no more than were missing");
+        if *left == 0 {
+            self.start_work();
+        }
+        Some(received)
+    }
+
     /// When the peer will have been too slow, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
         if self.works() {

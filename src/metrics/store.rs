@@ -81,11 +81,7 @@ impl StoreMetrics {
         let events = self.events_total.get() as f64;
         text.histogram(name, &COMMIT_EVENTS.map(|events| events as f64), &self.events, events);
         let name = "ringtally_store_responses_waiting";
-        text.family(
-            name,
-            "gauge",
-            "Batches of responses on one connection that wait for a commit.",
-        );
+        text.family(name, "gauge", "Groups of responses on one connection that wait for a commit.");
         text.sample(name, "", waiting);
         let name = "ringtally_store_last_commit_age_seconds";
         text.family(name, "gauge", "Time since the last commit was durable.");

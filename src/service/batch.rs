@@ -1,7 +1,7 @@
 //! `POST /events`: the work on a batch, in slices.
 
 use super::Endpoints;
-use crate::event;
+use crate::event::{self, LineRefusal};
 use crate::http::{Reply, Request, Status};
 use crate::metrics::{Endpoint, Failure};
 use crate::tally::{Batch, Finish, Writer};
@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// How much of a batch is worked on before other connections have their turn, in units of about the time that a byte of
 /// a usual line of a known user takes. It is 0.1 to 0.5 ms.
 const SLICE_COST: usize = 128 * 1024;
+/// What a byte of any other line costs.
+const UNUSUAL_COST: usize = 8;
 /// What it costs to claim the user of an event.
 const CLAIM_COST: usize = 256;
 
@@ -79,11 +81,30 @@ struct Line {
     number: u64,
 }
 
+/// What it costs to read a line.
+fn cost(line: &event::Line<'_>) -> usize {
+    line.bytes * if line.is_usual { 1 } else { UNUSUAL_COST }
+}
+
 /// Why a batch is refused.
 struct BadLine {
     number: u64,
     failure: Failure,
     sentence: &'static str,
+}
+
+impl BadLine {
+    #[cold]
+    fn new(number: u64, refusal: LineRefusal) -> BadLine {
+        let (failure, sentence) = match refusal {
+            LineRefusal::Event(refusal) => (Failure::from(refusal), refusal.sentence()),
+            LineRefusal::Long => (
+                Failure::LongLine,
+                "send a shorter line, or start the server with a larger --max-body",
+            ),
+        };
+        BadLine { number, failure, sentence }
+    }
 }
 
 impl Work {
@@ -102,32 +123,16 @@ impl Work {
         while self.at < body.len() && *left > 0 {
             let mut filled = 0;
             while filled < BLOCK && self.at < body.len() {
-                let rest = &body[self.at..];
-                let window = &rest[..rest.len().min(line_bytes_max + 2)];
-                let (line, taken) = match memchr::memchr(b'\n', window) {
-                    Some(end) => (&window[..end], end + 1),
-                    None => (rest, rest.len()),
-                };
-                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let line = event::decode_line(&body[self.at..], line_bytes_max);
                 self.lines += 1;
                 let place = Line { at: self.at, number: self.lines };
-                self.at += taken;
-                *left = left.saturating_sub(taken);
-                if line.is_empty() {
-                    continue;
-                }
-                if line.len() > line_bytes_max {
-                    return Err(BadLine {
-                        number: self.lines,
-                        failure: Failure::LongLine,
-                        sentence: "send a shorter line, or start the server with a larger --max-body",
-                    });
-                }
-                let event = event::decode(line).map_err(|refusal| BadLine {
-                    number: self.lines,
-                    failure: Failure::from(refusal),
-                    sentence: refusal.sentence(),
-                })?;
+                self.at += line.bytes;
+                *left = left.saturating_sub(cost(&line));
+                let event = match line.event {
+                    None => continue,
+                    Some(Ok(event)) => event,
+                    Some(Err(refusal)) => return Err(BadLine::new(self.lines, refusal)),
+                };
                 match event.user {
                     Cow::Borrowed(user) => {
                         (events[filled], places[filled]) = ((user, event.value), place);
@@ -146,20 +151,26 @@ impl Work {
     }
 
     /// Claims the users that the shard has not seen, until that is done or `left` is spent.
-    fn claim(&mut self, batch: &mut Batch, writer: &mut Writer, body: &[u8], left: &mut usize) {
+    fn claim(
+        &mut self,
+        batch: &mut Batch,
+        writer: &mut Writer,
+        body: &[u8],
+        line_bytes_max: usize,
+        left: &mut usize,
+    ) {
         if self.unseen.is_empty() || !writer.may_claim(batch) {
             return;
         }
         while let Some(place) = self.unseen.get(self.claimed)
             && *left > 0
         {
-            let rest = &body[place.at..];
-            let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
+            let line = event::decode_line(&body[place.at..], line_bytes_max);
             // It was an event before.
-            if let Ok(event) = event::decode(line) {
+            if let Some(Ok(event)) = &line.event {
                 writer.claim(batch, &event.user, place.number);
             }
-            *left = left.saturating_sub(CLAIM_COST + line.len());
+            *left = left.saturating_sub(CLAIM_COST + cost(&line));
             self.claimed += 1;
         }
     }
@@ -211,15 +222,15 @@ impl Endpoints {
     ) -> Option<Status> {
         let Endpoints { writer, .. } = self;
         let mut batch = work.batch.take().unwrap_or_else(|| writer.begin_batch());
+        let line_bytes_max = self.policy.line_bytes_max;
         let mut left = SLICE_COST;
-        if let Err(bad) =
-            work.decode(&mut batch, writer, body, self.policy.line_bytes_max, &mut left)
-        {
+        if let Err(bad) = work.decode(&mut batch, writer, body, line_bytes_max, &mut left) {
             self.metrics.note_failure(bad.failure);
+            self.metrics.batches.refused_lines.add(1);
             return Some(refuse_line(reply, Status::BadRequest, bad.number, bad.sentence));
         }
         if work.at == body.len() {
-            work.claim(&mut batch, writer, body, &mut left);
+            work.claim(&mut batch, writer, body, line_bytes_max, &mut left);
         }
         if work.at < body.len() || work.claimed < work.unseen.len() {
             work.batch = Some(batch);
@@ -235,6 +246,7 @@ impl Endpoints {
             Finish::BeforeReset { settles_at } => settles_at,
             Finish::UsersFull { line } => {
                 self.metrics.note_failure(Failure::UsersFull);
+                self.metrics.batches.refused_lines.add(1);
                 let status = Status::InsufficientStorage;
                 return Some(refuse_line(reply, status, line, super::USERS_FULL));
             }
@@ -242,6 +254,7 @@ impl Endpoints {
         if let Some(durable) = &mut self.durable {
             durable.hold(&reply, settles_at);
         }
+        self.metrics.batches.note_batch(events);
         let accepted = format!("{{\"accepted\":{events}}}");
         Some(reply.send_json(Status::Ok, accepted.as_bytes()))
     }

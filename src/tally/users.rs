@@ -7,9 +7,8 @@
 //! point to.
 
 use super::claims::{Claim, Claimed, End, Pending};
-use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering, RandomState};
 use crossbeam_utils::CachePadded;
-use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;

@@ -30,6 +30,7 @@
 
 mod buffers;
 mod completion;
+mod direct;
 #[cfg(test)]
 pub(crate) mod faults;
 mod probe;
@@ -39,6 +40,7 @@ mod tests;
 mod wakeup;
 
 pub(crate) use buffers::BUFFER_BYTES;
+pub(crate) use direct::receive_now;
 pub use probe::{Feature, check, probe};
 pub use wakeup::Wakeup;
 
