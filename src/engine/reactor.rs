@@ -466,8 +466,13 @@ impl Reactor {
             let is_open = self.ring.shut_down_sending(key).is_ok();
             next = if is_open { Next::Receive } else { Next::Close };
         }
-        if let Some(responses) = responses {
-            self.ring.send(key, responses);
+        match responses {
+            // The end of such a send lets the connection do nothing that its peer has not to start.
+            Some(responses) if next == Next::Receive && self.urgency == Urgency::Serve => {
+                self.ring.send_quietly(key, responses);
+            }
+            Some(responses) => self.ring.send(key, responses),
+            None => {}
         }
         match next {
             Next::Receive if is_receiving => {}

@@ -90,7 +90,7 @@ impl<T> Uring<T> {
             match operation {
                 Operation::Connect => slot.address = None,
                 Operation::Receive => slot.receiving = Receiving::No,
-                Operation::Send => slot.is_sending = false,
+                Operation::Send => (slot.is_sending, slot.is_quiet) = (false, false),
                 _ => {}
             }
         }

@@ -10,6 +10,9 @@
 //! - Receive buffers and their ring outlive the io_uring.
 //! - The bytes of a send belong to the slot from `Uring::send` until `Event::Sent` gives them
 //!   back. Nobody can change, move, or free them in between.
+//! - A quiet send has no completion when it succeeds. The kernel tries it while it takes its entry, never
+//!   later (MSG_DONTWAIT), and completes it where it could not send everything (MSG_WAITALL). So once the
+//!   kernel has taken all entries and every completion was looked at, what was quiet has succeeded.
 //! - The address of a connect belongs to the slot until the connect has ended.
 //! - A slot is vacated, and its descriptor closed, only when it has no operation under way, so a
 //!   completion is never taken for another connection's.
@@ -189,6 +192,8 @@ struct Slot<T> {
     sending: Vec<u8>,
     sent: usize,
     is_sending: bool,
+    /// It ends without a completion where it succeeds.
+    is_quiet: bool,
     receiving: Receiving,
     /// Where a connect under way goes.
     address: Option<Box<SockAddr>>,
@@ -245,6 +250,12 @@ pub(crate) struct Uring<T> {
     completions: Vec<(u64, i32, u32)>,
     /// How many of them were looked at.
     looked_at: usize,
+    /// Slots with a quiet send that the kernel was given, or is about to be.
+    quiet: Vec<Key>,
+    /// Those of them whose sends are over once all completions were looked at.
+    quiet_over: Vec<Key>,
+    /// The last turn has left entries or completions behind, perhaps those of quiet sends.
+    is_quiet_unknown: bool,
     /// Calls of `io_uring_enter`.
     enters: u64,
     /// With what to wait.
@@ -282,6 +293,9 @@ impl<T> Uring<T> {
             under_way: 0,
             completions: Vec::new(),
             looked_at: 0,
+            quiet: Vec::new(),
+            quiet_over: Vec::new(),
+            is_quiet_unknown: false,
             enters: 0,
             wait_flags,
             is_ending: false,
@@ -302,6 +316,7 @@ impl<T> Uring<T> {
             sending: Vec::new(),
             sent: 0,
             is_sending: false,
+            is_quiet: false,
             receiving: Receiving::No,
             address: None,
             operations: 0,
@@ -446,11 +461,25 @@ impl<T> Uring<T> {
 
     /// Sends all of `bytes` on a slot that is not sending.
     pub(crate) fn send(&mut self, key: Key, bytes: Vec<u8>) {
+        self.start_sending(key, bytes, Operation::Send);
+    }
+
+    /// The same, but where the socket takes everything at once, no wait ends for that: [`Event::Sent`] comes
+    /// in a turn that something else has ended.
+    pub(crate) fn send_quietly(&mut self, key: Key, bytes: Vec<u8>) {
+        // What is longer than a result can say is sent in parts, which is not quiet.
+        let is_short = i32::try_from(bytes.len()).is_ok();
+        let how = if is_short { Operation::SendQuietly } else { Operation::Send };
+        self.start_sending(key, bytes, how);
+    }
+
+    fn start_sending(&mut self, key: Key, bytes: Vec<u8>, how: Operation) {
         if let Some(slot) = self.open_slot(key) {
             assert!(!slot.is_sending && !bytes.is_empty(), "a socket has one send at a time");
             (slot.sending, slot.sent) = (bytes, 0);
             slot.is_sending = true;
-            self.begin(Operation::Send, key.0);
+            slot.is_quiet = how == Operation::SendQuietly;
+            self.begin(how, key.0);
         }
     }
 
@@ -502,8 +531,11 @@ impl<T> Uring<T> {
     ///
     /// The ring is broken.
     pub(crate) fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        assert!(self.looked_at == self.completions.len(), "events of the last turn are left");
+        let is_done = self.looked_at == self.completions.len() && self.quiet_over.is_empty();
+        assert!(is_done, "events of the last turn are left");
         self.kernel.buffers.publish();
+        // Whether these are over will be known without a wait.
+        let wait = if self.is_quiet_unknown { Wait::No } else { wait };
         match (self.submit_waiting()?, wait) {
             // What found no room waits for nothing.
             (false, _) | (true, Wait::No) => self.enter(EnterFlags::GETEVENTS, Wait::No)?,
@@ -519,7 +551,29 @@ impl<T> Uring<T> {
                 .completion()
                 .map(|done| (done.user_data(), done.result(), done.flags())),
         );
+        self.settle_quiet_sends();
         Ok(self.completions.len())
+    }
+
+    /// Finds out which quiet sends are over: those without a completion, once there can be none.
+    fn settle_quiet_sends(&mut self) {
+        if self.quiet.is_empty() {
+            self.is_quiet_unknown = false;
+            return;
+        }
+        for (tag, ..) in &self.completions {
+            if let (Operation::Send, key) = Operation::of(*tag)
+                && std::mem::take(&mut self.slots[key.index()].is_quiet)
+            {
+                self.quiet.retain(|quiet| *quiet != key);
+            }
+        }
+        let submission = self.kernel.ring.submission();
+        self.is_quiet_unknown =
+            !self.quiet.is_empty() && (!submission.is_empty() || submission.cq_overflow());
+        if !self.is_quiet_unknown {
+            std::mem::swap(&mut self.quiet, &mut self.quiet_over);
+        }
     }
 
     /// Polls for work until `until` without entering the kernel. Returns whether there is some, for a
@@ -543,6 +597,13 @@ impl<T> Uring<T> {
         while let Some((tag, result, flags)) = self.completions.get(self.looked_at).copied() {
             self.looked_at += 1;
             if let Some(event) = self.complete(tag, result, flags) {
+                return Some(event);
+            }
+        }
+        while let Some(key) = self.quiet_over.pop() {
+            let sent = self.slots[key.index()].sending.len();
+            let sent = i32::try_from(sent).expect("a longer send is not quiet");
+            if let Some(event) = self.complete(Operation::Send.tag(key.0), sent, 0) {
                 return Some(event);
             }
         }

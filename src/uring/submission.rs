@@ -2,15 +2,19 @@
 
 #[cfg(test)]
 use super::faults;
-use super::{BUFFER_BYTES, BUFFER_GROUP, Key, Uring, Wait};
+use super::{BUFFER_BYTES, BUFFER_GROUP, Key, Slot, Uring, Wait};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, opcode, squeue};
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use std::io;
 use std::os::fd::AsRawFd;
 
 /// `POLLIN` of poll(2).
 const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
+
+/// MSG_WAITALL of send(2), which io_uring gives a meaning (Linux 5.19): a short send is an error.
+const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(rustix::net::RecvFlags::WAITALL.bits());
 
 /// Everything that a ring is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,7 @@ pub(super) enum Operation {
     Receive,
     ReceiveMultishot,
     Send,
+    SendQuietly,
     CancelReceive,
     CancelConnect,
     Watch,
@@ -31,12 +36,13 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 12] = [
+    const ALL: [Operation; 13] = [
         Operation::Accept,
         Operation::Connect,
         Operation::Receive,
         Operation::ReceiveMultishot,
         Operation::Send,
+        Operation::SendQuietly,
         Operation::CancelReceive,
         Operation::CancelConnect,
         Operation::Watch,
@@ -46,11 +52,12 @@ impl Operation {
         Operation::CancelTimer,
     ];
 
-    /// The user data of its entry. Both ways of receiving have one: a slot has one at a time, and
-    /// what cancels it need not know which.
+    /// The user data of its entry. Both ways of receiving have one, and both ways of sending: a slot has one
+    /// at a time, and what cancels or completes it need not know which.
     pub(super) fn tag(self, slot: u32) -> u64 {
         let operation = match self {
             Operation::ReceiveMultishot => Operation::Receive,
+            Operation::SendQuietly => Operation::Send,
             other => other,
         };
         u64::from(operation as u32) << 32 | u64::from(slot)
@@ -65,8 +72,8 @@ impl Operation {
 
     /// Whether it belongs to a slot.
     pub(super) fn is_of_slot(self) -> bool {
-        use Operation::{CancelConnect, CancelReceive, Connect, Receive, ReceiveMultishot, Send};
-        matches!(self, Connect | Receive | ReceiveMultishot | Send | CancelReceive | CancelConnect)
+        use Operation::{Accept, CancelAccept, CancelTimer, CancelWatch, Timer, Watch};
+        !matches!(self, Accept | Watch | Timer | CancelAccept | CancelWatch | CancelTimer)
     }
 }
 
@@ -99,6 +106,9 @@ impl<T> Uring<T> {
         if !has_room {
             faults::note(faults::Fault::FullSubmissionQueue);
         }
+        if has_room && operation == Operation::SendQuietly {
+            self.quiet.push(Key(slot));
+        }
         has_room
     }
 
@@ -123,13 +133,10 @@ impl<T> Uring<T> {
                 entry.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
             }
             Operation::ReceiveMultishot => opcode::RecvMulti::new(socket(), BUFFER_GROUP).build(),
-            Operation::Send => {
-                let rest = &slot().sending[slot().sent..];
-                // The rest of a longer one follows as after any short send.
-                let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(socket(), rest.as_ptr(), len)
-                    .flags(rustix::net::SendFlags::NOSIGNAL.bits().cast_signed())
-                    .build()
+            Operation::Send => self.send_entry(slot(), SendFlags::NOSIGNAL),
+            Operation::SendQuietly => {
+                let at_once = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | WAIT_ALL;
+                self.send_entry(slot(), at_once).flags(squeue::Flags::SKIP_SUCCESS)
             }
             Operation::Watch => {
                 let wakeup = self.wakeup.as_ref().expect("watching has a wake-up");
@@ -142,6 +149,15 @@ impl<T> Uring<T> {
             Operation::CancelWatch => cancel(Operation::Watch),
             Operation::CancelTimer => cancel(Operation::Timer),
         }
+    }
+
+    fn send_entry(&self, slot: &Slot<T>, flags: SendFlags) -> squeue::Entry {
+        let rest = &slot.sending[slot.sent..];
+        // The rest of a longer one follows as after any short send.
+        let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        opcode::Send::new(Fd(slot.socket.as_raw_fd()), rest.as_ptr(), len)
+            .flags(flags.bits().cast_signed())
+            .build()
     }
 
     /// Queues operations that found no room. Returns whether all of them have.
