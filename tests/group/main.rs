@@ -16,9 +16,9 @@ mod database;
 use common::{Response, Totals, post, split_responses};
 use database::{Database, Fault, SharedStore, Step};
 use fastrand::Rng;
-use ringtally::http::{Connection, Limits, Outcome, Timeouts};
+use ringtally::http::{Limits, Outcome, Timeouts};
 use ringtally::metrics::{Reporter, StoreMetrics};
-use ringtally::service::{Dialect, Policy, Reading, Service};
+use ringtally::service::{Connection, Policy, Reading, Service};
 use ringtally::store::{Committer, Durability, Held, Release, Settlement, Store, Wakeups};
 use ringtally::tally::{State, Tally};
 use ringtally::uring::Wakeup;
@@ -73,9 +73,10 @@ struct Peer {
 impl Peer {
     fn new(shard: usize) -> Peer {
         let timeouts = Timeouts { header_ms: 1000, body_ms: 1000, idle_ms: 1000 };
+        let limits = Limits { body_bytes_max: 400, batch_bytes_max: 0, timeouts };
         Peer {
             shard,
-            connection: Connection::new(Limits { body_bytes_max: 400, timeouts }, true, 0),
+            connection: Connection::new(limits, true, 0),
             held: Held::default(),
             out: Vec::new(),
             pending: VecDeque::new(),
@@ -88,7 +89,9 @@ impl Peer {
         self.awaited = match outcome {
             Outcome::Receive => None,
             Outcome::Wait => Some(Awaited::default()),
-            Outcome::Resume | Outcome::Close => unreachable!("a few requests that are in order"),
+            Outcome::Resume | Outcome::Work | Outcome::Close => {
+                unreachable!("a few requests that are in order, and no batches")
+            }
         };
     }
 
@@ -135,7 +138,7 @@ impl Server {
         let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), store.news().is_some()));
         let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
         let wakeups = Arc::new(Wakeups { committer: Wakeup::new().unwrap(), shards });
-        let policy = Policy { dialect: Dialect::Original, admin_token: None, host: "h".into() };
+        let policy = Policy::new("h");
         let services = std::iter::zip(writers, Reporter::for_shards(SHARDS, "none"))
             .enumerate()
             .map(|(shard, (writer, reporter))| {
