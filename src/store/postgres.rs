@@ -57,7 +57,7 @@ pub struct PostgresStore {
 #[derive(Debug)]
 enum Request {
     Introduce(String),
-    Commit(State, UserIds, Sender<Result<Outcome, Failure>>),
+    Commit(Box<State>, UserIds, Sender<Result<Outcome, Failure>>),
     Read(Sender<Result<Group, Failure>>),
 }
 
@@ -123,7 +123,7 @@ impl Store for PostgresStore {
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         self.next = Instant::now() + TRANSACTION;
         self.has_committed = true;
-        self.ask(|sender| Request::Commit(state.clone(), new_users.clone(), sender))?
+        self.ask(|sender| Request::Commit(Box::new(state.clone()), new_users.clone(), sender))?
     }
 
     fn read(&mut self) -> Result<Option<Group>, Failure> {
