@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use ringtally::event::decode;
 use ringtally::http::{Limits, Outcome, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Connection, Dialect, Policy, Service, stats_json};
+use ringtally::service::{Connection, Policy, Service, stats_json};
 use ringtally::tally::{Tally, Writer};
 use std::hint::black_box;
 use std::sync::Arc;

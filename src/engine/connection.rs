@@ -130,7 +130,7 @@ impl Connection {
         };
         match &mut self.phase {
             Phase::Serving | Phase::Held | Phase::Working => {
-                self.handle(input, now_ms, urgency, service)
+                self.handle(input, now_ms, urgency, service);
             }
             Phase::Lingering { discarded } => *discarded += input.len(),
             Phase::Finishing => {}
