@@ -215,13 +215,13 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     let mut server = Server::new(2, 1000);
     let mut client = Client::new();
     client.receive(&mut server.services[0], &sized(&body));
-    let mut turns = 0;
+    let (mut turns, mut shard) = (0, 0);
     while client.outcome == Outcome::Work {
         assert_eq!(server.totals(), (turns, turns.min(1), turns as f64));
         // Others are served meanwhile, and meet its users.
         let mut other = Client::new();
         let request = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 29\r\n\r\n{\"userId\":\"user_1\",\"value\":1}";
-        let shard = turns as usize % 2;
+        shard = 1 - shard;
         other.receive(&mut server.services[shard], request);
         assert_eq!(other.finish(&mut server.services[shard])[0].status, 200);
         turns += 1;
@@ -404,4 +404,29 @@ fn a_server_keeps_batches_whole_in_its_store_through_a_crash() {
     std::fs::remove_file(&store).unwrap();
     assert!((0..3).any(|more| totals.total == 400_016 + 100_000 * more), "{totals:?}");
     assert_eq!(totals.users, 703);
+}
+
+#[test]
+fn a_body_that_is_received_in_place_is_counted_like_any() {
+    let (wire, head) = (sized(THREE), sized(THREE).len() - THREE.len());
+    for first in head..wire.len() {
+        let mut server = Server::new(1, 10);
+        let mut client = Client::new();
+        assert_eq!(client.connection.missing(), 0);
+        client.receive(&mut server.services[0], &wire[..first]);
+        let mut at = first;
+        while client.connection.missing() > 0 {
+            assert_eq!(client.connection.missing(), wire.len() - at);
+            let end = wire.len().min(at + 13);
+            client.connection.fill(|body| body.extend_from_slice(&wire[at..end])).unwrap();
+            at = end;
+        }
+        client.receive(&mut server.services[0], b"");
+        assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":3}"#);
+        assert_eq!(server.totals(), (3, 2, 7.0));
+    }
+    let mut server = Server::new(1, 10);
+    let mut client = Client::new();
+    client.receive(&mut server.services[0], &chunked(THREE, 7)[..100]);
+    assert_eq!(client.connection.missing(), 0, "chunks are not the body");
 }

@@ -461,7 +461,8 @@ impl Users {
 
     /// Starts the count of held users over, for a reset to `generation`.
     pub(crate) fn forget_held(&self, generation: u64) {
-        self.held.store(generation << HELD_BITS, Ordering::Release);
+        // Not a store: loom lets an exchange by another thread read what was there before one, even afterwards.
+        self.held.swap(generation << HELD_BITS, Ordering::AcqRel);
     }
 
     /// Counts `more` users as held, if there is room for all of them.
