@@ -60,6 +60,7 @@ impl Tables {
 
     fn note_version(&mut self) {
         let Totals { total_requests, unique_users, sum } = self.group(0).totals;
+        #[expect(clippy::cast_possible_truncation, reason = "a sum of powers of two below 2^52")]
         let bits = sum as u64;
         assert_eq!(u64::from(bits.count_ones()), total_requests, "an event is counted once");
         assert_eq!(unique_users, self.users.len() as u64, "a user is counted once");

@@ -327,6 +327,10 @@ impl World {
             }
             Request::Totals => {
                 let totals = Totals::parse(&response.body);
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "a sum of powers of two below 2^52"
+                )]
                 let bits = totals.sum as u64;
                 let is_held = versions.iter().any(|version| {
                     (version.bits, version.users) == (bits, totals.users)
