@@ -466,17 +466,18 @@ fn a_cut_that_another_shard_has_asked_for_does_not_settle_what_is_published_afte
 }
 
 #[test]
-fn after_the_reset_of_another_server_a_response_leaves_if_and_only_if_its_event_counts() {
+fn around_the_reset_of_another_server_a_response_leaves_only_if_its_event_counts() {
     // The shard counts one event at any time around the reset. The committer's first commit meets it, or does
-    // not: then the reset comes after it.
+    // not: then the reset comes after it. An event that the first commit has counted may be void nevertheless: then its
+    // outcome is unknown, and it must not count after the reset.
     for meets_reset in [true, false] {
         model(2, move || {
             let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
             let mut writer = writers.remove(0);
             let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
             let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
-            // Events that the group counts, or counted until it was reset; and whether the shard is done.
-            let counted = Arc::new(AtomicU64::new(0));
+            // Events that the group counted until it was reset, and after that; and whether the shard is done.
+            let counted = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
             let done = Arc::new(AtomicU64::new(0));
             let shard = loom::thread::spawn({
                 let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
@@ -491,15 +492,19 @@ fn after_the_reset_of_another_server_a_response_leaves_if_and_only_if_its_event_
                         wakeups.1.wait();
                     }
                     let is_void = settlement.is_void(epoch, generation);
-                    let is_counted = counted.load(Ordering::Acquire) == 1;
-                    assert_eq!(is_counted, !is_void, "an event of generation {generation}");
+                    let [before, after] = [0, 1].map(|at| counted[at].load(Ordering::Acquire));
+                    match is_void {
+                        true => assert_eq!(after, 0, "a void event of generation {generation}"),
+                        false => assert_eq!(before + after, 1, "one of generation {generation}"),
+                    }
                     done.store(1, Ordering::Release);
                     wakeups.0.wake();
                 }
             });
             let commit = |journal: &mut tally::Journal| {
                 let cut = journal.cut();
-                counted.fetch_max(cut.state.events, Ordering::AcqRel);
+                let is_after = usize::from(cut.state.generation > 0);
+                counted[is_after].fetch_max(cut.state.events, Ordering::AcqRel);
                 settlement.settle(cut.epoch, None, |_| wakeups.1.wake());
             };
             if !meets_reset {
