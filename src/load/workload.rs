@@ -58,8 +58,7 @@ pub struct Workload {
     pub users: u64,
     /// Which values they carry.
     pub values: Values,
-    /// How many events a request has, at most [`BATCH_MAX`]; the last may have fewer. `None` is one event
-    /// per `POST /event`.
+    /// Events per batch, at most [`BATCH_MAX`]; the last may have fewer. `None` is one event per `POST /event`.
     pub batch: Option<u64>,
 }
 
@@ -117,12 +116,12 @@ impl Workload {
         }
     }
 
-    /// How many events a request has; the last may have fewer.
+    /// Events per request; the last may have fewer.
     pub(super) fn events_per_request(&self) -> u64 {
         self.batch.unwrap_or(1)
     }
 
-    /// How many bytes of events a request has at most.
+    /// The most bytes that the events of one request take.
     pub(crate) fn request_bytes_max(&self) -> u64 {
         let digits = u64::from(self.users.min(self.events).max(1).ilog10()) + 1;
         (LINE_BYTES + digits + VALUE_BYTES_MAX) * self.events_per_request().min(self.events)
@@ -139,7 +138,7 @@ impl Workload {
         (request * batch).min(self.events)..((request + 1) * batch).min(self.events)
     }
 
-    /// How many events a request has.
+    /// How many events this request has.
     #[inline]
     pub(super) fn size_of(&self, request: u64) -> u64 {
         let Range { start, end } = self.events_of(request);
