@@ -11,7 +11,7 @@ use ringtally::http::{
     Connection, Context, Handled, Handler, Limits, Outcome, Reply, Request, Status, Timeouts,
 };
 use ringtally::metrics::Reporter;
-use ringtally::service::{Dialect, Endpoints, Policy, Service, stats_json};
+use ringtally::service::{Endpoints, Policy, Service, stats_json};
 use ringtally::tally::{Tally, Totals, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
