@@ -279,7 +279,7 @@ fn p99_us(server: &Server, options: &Options) -> f64 {
     let output = Command::new("taskset")
         .args(["-c", &options.client_cpu.to_string()])
         .arg(env!("CARGO_BIN_EXE_ringtally"))
-        .args(["load", &format!("{}", (options.seconds * 60_000.0) as u64)])
+        .args(["load", &format!("{:.0}", options.seconds * 60_000.0)])
         .arg(SINGLE_CONNECTIONS.to_string())
         .args(["--url", &format!("http://{}", server.address)])
         .args(["--no-reset", "--json", "-", "--quiet"])
