@@ -207,7 +207,7 @@ def check_response(url):
         check("the type is stated and not guessed",
               (response.headers["Content-Type"], response.headers["X-Content-Type-Options"]),
               ("text/html; charset=utf-8", "nosniff"))
-        check("the page is small", len(response.read()) < 16 * 1024)
+        check("the page is small", len(response.read()) < 20 * 1024)
 
 
 def check_idle(page, url):
