@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::fake::{Fake, GOOD, Habits, load};
+use common::fake::{Fake, GOOD, Habits, assert_wrong, load};
 use common::{Server, run, text};
 use serde_json::Value;
 use std::time::Duration;
@@ -13,13 +13,6 @@ use std::time::Duration;
 /// What a load of a server with such habits is judged, in batches of 100.
 fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
     load(&Fake::start(habits).url(), &[&["--batch", "100"], flags].concat())
-}
-
-fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
-    let (code, report) = report;
-    assert_eq!((*code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
-    let reasons = report["reasons"].to_string();
-    assert!(reasons.contains(reason), "{reasons}");
 }
 
 #[test]
@@ -120,12 +113,16 @@ fn an_acknowledgement_of_another_number_of_events_is_wrong() {
 #[test]
 fn a_batch_without_a_response_is_unknown_with_all_its_events() {
     for habits in [Habits { hangs_up: 15, ..GOOD }, Habits { stops_reading: 15, ..GOOD }] {
-        let (code, report) = judged(habits, &["2050", "4", "--timeout", "2s"]);
-        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
-        assert_eq!((&report["unknown"], &report["acknowledged"]), (&100.into(), &1950.into()));
-        assert!(report["reasons"].to_string().contains("100 events got no response"), "{report}");
-        assert!(report["reconnects"].as_u64().unwrap() > 0);
-        assert_eq!(report["latency_us"]["censored"], 1);
+        for connections in ["1", "4"] {
+            let (code, report) = judged(habits, &["2050", connections, "--timeout", "2s"]);
+            assert_eq!((code, &report["verdict"]), (Some(1), &"undecided".into()), "{report}");
+            assert_eq!((&report["unknown"], &report["acknowledged"]), (&100.into(), &1950.into()));
+            assert!(report["reasons"].to_string().contains("100 events got no response"));
+            assert_eq!(report["latency_us"]["censored"], 1);
+            // Of several, the others may send all that is left before the lost one reconnects.
+            let reconnects = report["reconnects"].as_u64().unwrap();
+            assert!(reconnects == 1 || connections != "1" && reconnects == 0, "{report}");
+        }
     }
     let (code, report) =
         judged(Habits { silent: 15, ..GOOD }, &["2050", "4", "--timeout", "500ms"]);

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::fake::{Fake, GOOD, Habits, load};
+use common::fake::{Fake, GOOD, Habits, assert_wrong, load};
 use common::{Server, ringtally, run, text};
 use serde_json::Value;
 use std::time::Duration;
@@ -13,13 +13,6 @@ use std::time::Duration;
 /// What a load of a server with such habits is judged, with its reasons.
 fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
     load(&Fake::start(habits).url(), flags)
-}
-
-fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
-    let (code, report) = report;
-    assert_eq!((*code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
-    let reasons = report["reasons"].to_string();
-    assert!(reasons.contains(reason), "{reasons}");
 }
 
 #[test]
@@ -85,7 +78,7 @@ fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
         assert!((least..most).contains(&seconds), "{seconds} in {report}");
     };
     within(&latency["p50"], 0.0, 0.05);
-    within(&latency["p99"], 0.88, 0.95);
+    within(&latency["p99"], 0.88, 0.97);
     within(&latency["p99_9"], 0.97, 1.04);
     within(&latency["max"], 0.98, 1.06);
     // What a closed loop would have seen: one late request per connection, 16 of 10,000.

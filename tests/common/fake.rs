@@ -303,3 +303,11 @@ pub fn load(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
         .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)));
     (output.status.code(), report)
 }
+
+/// Checks that the report of [`load`] finds the server wrong, for this reason among others.
+pub fn assert_wrong(report: &(Option<i32>, Value), reason: &str) {
+    let (code, report) = report;
+    assert_eq!((*code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
+    let reasons = report["reasons"].to_string();
+    assert!(reasons.contains(reason), "{reasons}");
+}
