@@ -189,6 +189,19 @@ pub(super) struct LoadTuning {
     /// waited for; a percentile that depends on one is a lower bound, and printed with >=.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     timeout: Duration,
+    #[command(flatten)]
+    report: ReportFiles,
+    /// Show the run on the whole terminal
+    #[arg(long, conflicts_with = "quiet")]
+    tui: bool,
+    /// Show neither progress nor a summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Where a report goes, besides the terminal.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReportFiles {
     /// Write the report as JSON; - is standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -198,12 +211,13 @@ pub(super) struct LoadTuning {
     /// Write the report as one HTML page that needs no network; - is standard output
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Show the run on the whole terminal
-    #[arg(long, conflicts_with = "quiet")]
-    tui: bool,
-    /// Show neither progress nor a summary
-    #[arg(long)]
-    quiet: bool,
+}
+
+impl ReportFiles {
+    /// Fails if a place that was asked for cannot be had.
+    pub(super) fn output(&self, quiet: bool) -> Result<Output, Failure> {
+        Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), quiet)
+    }
 }
 
 /// Keeps the positional arguments under "Arguments" in the help of `challenge`, too.
@@ -313,7 +327,7 @@ impl LoadTuning {
         if self.tui && !std::io::stderr().is_terminal() {
             return Err(Failure::Usage("--tui needs a terminal on standard error".into()));
         }
-        Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), self.quiet)
+        self.report.output(self.quiet)
     }
 
     fn workload(&self) -> load::Workload {

@@ -1,5 +1,6 @@
 //! `ringtally merge`.
 
+use super::load::ReportFiles;
 use super::values::duration;
 use crate::failure::Failure;
 use crate::load::{MergeConfig, Output, Server, Threshold};
@@ -54,15 +55,8 @@ pub struct MergeArgs {
     /// How long the server may take to respond
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     timeout: Duration,
-    /// Write the report as JSON; - is standard output
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a percentile table for HdrHistogram's plotter; - is standard output
-    #[arg(long, value_name = "FILE")]
-    hdr: Option<PathBuf>,
-    /// Write the report as one HTML page that needs no network; - is standard output
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    report: ReportFiles,
     /// Do not show a summary
     #[arg(long)]
     quiet: bool,
@@ -71,7 +65,7 @@ pub struct MergeArgs {
 impl MergeArgs {
     /// Checks the flags.
     pub fn into_config(self) -> Result<(MergeConfig, Output), Failure> {
-        let output = Output::new(self.json, self.hdr, self.html, self.quiet)?;
+        let output = self.report.output(self.quiet)?;
         let config = MergeConfig {
             reports: self.parts,
             lost: self.lost,

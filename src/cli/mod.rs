@@ -125,8 +125,13 @@ fn advised(mut error: clap::Error) -> clap::Error {
         argument.is_positional() && argument.get_id().as_str().eq_ignore_ascii_case(&name)
     };
     let tip = if !has_flag.is_empty() {
-        let (these, have) =
-            (has_flag.join(" and "), if has_flag.len() == 1 { "has" } else { "have" });
+        let these = match has_flag.as_slice() {
+            [first @ .., next, last] if !first.is_empty() => {
+                format!("{}, {next}, and {last}", first.join(", "))
+            }
+            one_or_two => one_or_two.join(" and "),
+        };
+        let have = if has_flag.len() == 1 { "has" } else { "have" };
         format!("{these} {have} '--{name}'")
     } else if !with(&is_positional).is_empty() {
         format!("{} is given without a flag", name.to_uppercase())

@@ -73,8 +73,8 @@ impl Committer {
             // Before the request is looked at: one that comes after that wakes again.
             self.wakeups.committer.clear();
             if ending.0.load(Ordering::Acquire) {
-                // The shards have ended: nothing comes after this.
-                return self.finish();
+                // The shards have ended: nothing comes after this, which reads the totals over all servers once more.
+                return self.commit_and(true);
             }
             self.take_news();
             if self.is_due() || self.settlement.is_requested() {
@@ -111,11 +111,6 @@ impl Committer {
     /// Whether to commit although nothing has changed.
     fn is_due(&self) -> bool {
         self.news.is_some() && Instant::now() >= self.due_at
-    }
-
-    /// Commits what is left, and reads the totals over all servers once more.
-    fn finish(&mut self) -> Result<(), Failure> {
-        self.commit_and(true)
     }
 
     /// Takes one cut, makes it durable, and says so.
