@@ -5,10 +5,11 @@
 //! events came before the reset: they count for nothing then, as if they had been published just before it.
 
 use super::claims::{Claim, Claimed};
-use super::users::Hold;
+use super::users::{Hold, Key};
 use super::{ExactSum, Tally, UserIds, Writer, journal};
 use crate::primitives::Ordering;
 use std::collections::HashSet;
+use std::hint::black_box;
 use std::sync::Arc;
 
 /// Events whose users are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
@@ -94,20 +95,19 @@ impl Writer {
         mut unseen: impl FnMut(usize),
     ) {
         for (block_at, block) in events.chunks(BLOCK).enumerate() {
-            let mut lookups = [(0, false); BLOCK];
-            for ((hash, _), (user, _)) in lookups.iter_mut().zip(block) {
-                *hash = self.tally.hasher.hash(user);
+            let mut keys = [Key::NONE; BLOCK];
+            let keys = &mut keys[..block.len()];
+            for (key, (user, _)) in keys.iter_mut().zip(block) {
+                *key = self.tally.hasher.key(user);
             }
-            // With nothing else between them, the processor waits for the memory of several at once.
-            for ((hash, is_seen), (user, _)) in lookups.iter_mut().zip(block) {
-                *is_seen = self.seen.contains(batch.generation, *hash, user);
-            }
-            for (at, ((_, is_seen), (_, value))) in lookups.into_iter().zip(block).enumerate() {
-                batch.sum.add(*value);
-                if !is_seen {
+            // With nothing else between them, the processor waits for the memory of many at once.
+            black_box(keys.iter().fold(0, |read, key| read ^ self.seen.touch(key)));
+            for (at, key) in keys.iter().enumerate() {
+                if !self.seen.contains(batch.generation, key) {
                     unseen(block_at * BLOCK + at);
                 }
             }
+            batch.sum.add_all(block.iter().map(|(_, value)| *value));
         }
         batch.events += events.len() as u64;
     }
@@ -133,10 +133,11 @@ impl Writer {
         };
         self.enter(self.tally.generation.load(Ordering::Acquire));
         *is_before_reset |= self.counts.generation != *generation;
-        let hash = self.tally.hasher.hash(user);
-        if *is_before_reset || self.seen.contains(*generation, hash, user) {
+        let key = self.tally.hasher.key(user);
+        if *is_before_reset || self.seen.contains(*generation, &key) {
             return;
         }
+        let hash = key.hash;
         let index = claims.lines.len();
         match self.tally.users.claim(*generation, hash, user, &claims.claim, index) {
             Claimed::New => {

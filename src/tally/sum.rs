@@ -138,6 +138,33 @@ impl ExactSum {
         }
     }
 
+    /// Adds finite values: their sum at once, as far as it is an `f64`.
+    #[inline]
+    pub(crate) fn add_all(&mut self, values: impl IntoIterator<Item = f64>) {
+        let mut values = values.into_iter();
+        let mut total = 0.0;
+        for value in values.by_ref() {
+            // What rounding takes from a sum, exactly (D. Knuth, "The Art of Computer Programming", volume 2, section
+            // 4.2.2). It is not a number where the sum is beyond the finite range.
+            let sum = total + value;
+            let rounded = sum - total;
+            let error = (total - (sum - rounded)) + (value - rounded);
+            if error != 0.0 {
+                self.add(value);
+                break;
+            }
+            total = sum;
+        }
+        // A zero changes nothing, but would have all limbs published from the lowest on.
+        if total != 0.0 {
+            self.add(total);
+        }
+        // Where one sum was not exact, the next ones are not either, most often.
+        for value in values {
+            self.add(value);
+        }
+    }
+
     /// Adds the limbs of another accumulator within its extent. At most [`MERGES_MAX`] accumulators
     /// may be merged into an empty one.
     pub(crate) fn merge_limbs(&mut self, extent: Extent, limbs: &[i64; LIMBS]) {
@@ -347,6 +374,25 @@ mod tests {
                 merged.merge(part);
             }
             prop_assert_eq!(merged.round().to_bits(), sum(&values).round().to_bits());
+        }
+
+        #[test]
+        fn values_that_are_added_at_once_have_the_same_sum(
+            blocks in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any_finite(), 0..8),
+                    prop::collection::vec((0..2000u32).prop_map(|value| f64::from(value) / 2.0), 0..40),
+                    prop::collection::vec((0..64i32).prop_map(|bit| 2f64.powi(bit)), 0..8),
+                    prop::collection::vec(prop::sample::select(vec![f64::MAX, f64::MIN, 1.0]), 0..8),
+                ],
+                0..6,
+            ),
+        ) {
+            let mut at_once = ExactSum::default();
+            for block in &blocks {
+                at_once.add_all(block.iter().copied());
+            }
+            prop_assert_eq!(at_once, sum(&blocks.concat()));
         }
 
         #[test]

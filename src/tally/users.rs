@@ -1,10 +1,9 @@
 //! Which users have been seen: one shared, striped set that compares bytes, and each shard's own
 //! copy of what it has seen, so that only a shard's first sighting of a user touches the shared one.
 //!
-//! Short ids are held in the tables themselves: looking one up reads a group of control bytes and one
-//! entry. A short id takes 25 bytes per slot, of which a table that has just grown uses 7 of 16: at most 58 bytes
-//! in each of the two sets. A long one takes as many for its hash and a pointer, and the bytes that both
-//! point to.
+//! Short ids are held in the tables themselves: looking one up most often reads one entry and nothing else. A short id
+//! takes 24 bytes per slot, of which a table that has just grown uses 7 of 16: at most 55 bytes in each of the two sets.
+//! A long one takes 25 for its hash, a pointer, and a control byte in such tables, and the bytes that both sets point to.
 
 use super::claims::{Claim, Claimed, End, Pending};
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering, RandomState};
@@ -27,13 +26,45 @@ pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
 pub(crate) struct Hasher(RandomState);
 
 impl Hasher {
-    #[inline]
-    pub(crate) fn hash(&self, user: &[u8]) -> u64 {
+    /// What a user is looked up with.
+    #[inline(always)]
+    pub(crate) fn key<'a>(&self, user: &'a [u8]) -> Key<'a> {
+        match Short::new(user) {
+            Some(short) => Key { hash: self.hash_short(&short), short, user },
+            None => Key { hash: self.hash_long(user), short: Short::EMPTY, user },
+        }
+    }
+
+    /// The hash of a short id from its words, whatever its length.
+    #[inline(always)]
+    fn hash_short(&self, short: &Short) -> u64 {
+        let [first, second, third] = short.0;
+        let mut hasher = self.0.build_hasher();
+        hasher.write_u128(u128::from(first) | u128::from(second) << 64);
+        hasher.write_u64(third);
+        hasher.finish()
+    }
+
+    #[inline(never)]
+    fn hash_long(&self, user: &[u8]) -> u64 {
         // `write` hashes the length as well, so there is no need for what `Hash` would write of it.
         let mut hasher = self.0.build_hasher();
         hasher.write(user);
         hasher.finish()
     }
+}
+
+/// What a user is looked up with, computed once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key<'a> {
+    pub(crate) hash: u64,
+    /// Empty where the id is long.
+    short: Short,
+    user: &'a [u8],
+}
+
+impl Key<'_> {
+    pub(crate) const NONE: Key<'static> = Key { hash: 0, short: Short::EMPTY, user: &[] };
 }
 
 /// Words of a short id.
@@ -47,6 +78,14 @@ const SHORT_BYTES_MAX: usize = WORDS * size_of::<u64>() - 1;
 pub(crate) struct Short([u64; WORDS]);
 
 impl Short {
+    /// What is the id of nobody.
+    const EMPTY: Short = Short([0; WORDS]);
+
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.0[WORDS - 1] == 0
+    }
+
     /// The short id of these bytes; `None` where they are too many, or none.
     #[inline(always)]
     fn new(user: &[u8]) -> Option<Short> {
@@ -80,12 +119,74 @@ impl Short {
         let ([a, b, c], [d, e, f]) = (self.0, other.0);
         (a ^ d) | (b ^ e) | (c ^ f) == 0
     }
+}
 
-    /// What `hash` makes of the bytes of the id.
-    fn hash(&self, hash: impl Fn(&[u8]) -> u64) -> u64 {
-        let bytes = self.0.map(u64::to_le_bytes);
-        let length = usize::from(bytes[WORDS - 1][7]);
-        hash(&bytes.as_flattened()[..length])
+/// A set of short ids: a table with open addressing. Its slots hold nothing but the ids, so that a user is most often found in
+/// the one cache line that is read first.
+#[derive(Debug, Default)]
+struct ShortSet {
+    /// None, or a power of two, of which at least one in eight is empty.
+    slots: Box<[Short]>,
+    len: usize,
+}
+
+impl ShortSet {
+    const SLOTS_MIN: usize = 16;
+
+    /// Where an id with this hash is first looked for, if there are slots.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
+    fn first_place(&self, hash: u64) -> usize {
+        hash as usize & self.slots.len().wrapping_sub(1)
+    }
+
+    /// Reads where an id with this hash would be first, so that it comes into the cache. Returns what it has read.
+    #[inline(always)]
+    fn touch(&self, hash: u64) -> u64 {
+        self.slots.get(self.first_place(hash)).map_or(0, |slot| slot.0[0] ^ slot.0[WORDS - 1])
+    }
+
+    #[inline(always)]
+    fn contains(&self, hash: u64, short: &Short) -> bool {
+        let mask = self.slots.len().wrapping_sub(1);
+        let (mut at, mut step) = (self.first_place(hash), 0);
+        while let Some(slot) = self.slots.get(at) {
+            if slot.is(short) {
+                return true;
+            }
+            if slot.is_empty() {
+                return false;
+            }
+            // By one more each time, which visits all slots of a power of two.
+            step += 1;
+            at = (at + step) & mask;
+        }
+        false
+    }
+
+    /// Adds an id that is not there. `hash_of` computes the hashes of those that move when the table grows.
+    fn insert(&mut self, hash_of: impl Fn(&Short) -> u64, hash: u64, short: Short) {
+        if (self.len + 1) * 8 > self.slots.len() * 7 {
+            let slots = vec![Short::EMPTY; (self.slots.len() * 2).max(Self::SLOTS_MIN)];
+            let mut grown = ShortSet { slots: slots.into(), len: self.len };
+            for slot in self.slots.iter().filter(|slot| !slot.is_empty()) {
+                grown.place(hash_of(slot), *slot);
+            }
+            *self = grown;
+        }
+        self.place(hash, short);
+        self.len += 1;
+    }
+
+    /// Puts an id into the first empty slot of those where it is looked for.
+    fn place(&mut self, hash: u64, short: Short) {
+        let mask = self.slots.len() - 1;
+        let (mut at, mut step) = (self.first_place(hash), 0);
+        while !self.slots[at].is_empty() {
+            step += 1;
+            at = (at + step) & mask;
+        }
+        self.slots[at] = short;
     }
 }
 
@@ -114,27 +215,27 @@ impl Id {
 /// The ids of some users.
 #[derive(Debug, Default)]
 struct Table {
-    short: HashTable<Short>,
+    short: ShortSet,
     /// With their hashes, so that a table grows without reading the ids.
     long: HashTable<(u64, Arc<[u8]>)>,
 }
 
 impl Table {
     fn len(&self) -> usize {
-        self.short.len() + self.long.len()
+        self.short.len + self.long.len()
     }
 
     #[inline(always)]
-    fn contains(&self, hash: u64, user: &[u8]) -> bool {
-        match Short::new(user) {
-            Some(short) => self.short.find(hash, |held| short.is(held)).is_some(),
-            None => self.find_long(hash, user).is_some(),
+    fn contains(&self, key: &Key<'_>) -> bool {
+        match key.short.is_empty() {
+            false => self.short.contains(key.hash, &key.short),
+            true => self.find_long(key.hash, key.user).is_some(),
         }
     }
 
     fn find(&self, hash: u64, user: &[u8]) -> Option<Id> {
         match Short::new(user) {
-            Some(short) => self.short.find(hash, |held| short.is(held)).copied().map(Id::Short),
+            Some(short) => self.short.contains(hash, &short).then_some(Id::Short(short)),
             None => self.find_long(hash, user).cloned().map(Id::Long),
         }
     }
@@ -146,11 +247,11 @@ impl Table {
         Some(id)
     }
 
-    /// Adds a user who is not there. `rehash` computes the hashes of ids that move when the table grows.
-    fn insert(&mut self, rehash: impl Fn(&[u8]) -> u64, hash: u64, id: Id) {
+    /// Adds a user who is not there. `hash_of` computes the hashes of ids that move when the table grows.
+    fn insert(&mut self, hash_of: impl Fn(&Short) -> u64, hash: u64, id: Id) {
         match id {
             Id::Short(short) => {
-                self.short.insert_unique(hash, short, |short| short.hash(&rehash));
+                self.short.insert(hash_of, hash, short);
             }
             Id::Long(id) => {
                 self.long.insert_unique(hash, (hash, id), |(hash, _)| *hash);
@@ -220,15 +321,21 @@ impl Seen {
     }
 
     #[inline]
-    pub(crate) fn contains(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
-        let stripe = &self.0[stripe_of(hash)];
-        stripe.generation == generation && stripe.users.contains(hash, user)
+    pub(crate) fn contains(&self, generation: u64, key: &Key<'_>) -> bool {
+        let stripe = &self.0[stripe_of(key.hash)];
+        stripe.generation == generation && stripe.users.contains(key)
+    }
+
+    /// Has what a lookup will read come into the cache. Returns something of that, to be used.
+    #[inline(always)]
+    pub(crate) fn touch(&self, key: &Key<'_>) -> u64 {
+        self.0[stripe_of(key.hash)].users.short.touch(key.hash)
     }
 
     pub(crate) fn insert(&mut self, generation: u64, hasher: &Hasher, hash: u64, id: Id) {
         let stripe = &mut self.0[stripe_of(hash)];
         stripe.enter(generation);
-        stripe.users.insert(|user| hasher.hash(user), hash, id);
+        stripe.users.insert(|short| hasher.hash_short(short), hash, id);
     }
 
     /// Moves the users of earlier generations to `forgotten`.
@@ -285,7 +392,7 @@ impl SharedStripe {
             self.pending.extract_if(|held| held.claim.has_ended())
         {
             if claim.is_counted() {
-                known.insert(|user| hasher.hash(user), hash, id);
+                known.insert(|short| hasher.hash_short(short), hash, id);
             }
         }
     }
@@ -351,7 +458,7 @@ impl Users {
         match hold {
             Hold::Held => {
                 let id = Id::new(user);
-                stripe.known.users.insert(|user| self.hasher.hash(user), hash, id.clone());
+                stripe.known.users.insert(|short| self.hasher.hash_short(short), hash, id.clone());
                 if is_counted {
                     return Sighting::Known(id);
                 }
@@ -405,7 +512,7 @@ impl Users {
                 return Claimed::Already;
             }
             Some(Pending { id, claim: earlier, .. }) if earlier.is_counted() => {
-                stripe.known.users.insert(|user| self.hasher.hash(user), hash, id.clone());
+                stripe.known.users.insert(|short| self.hasher.hash_short(short), hash, id.clone());
                 return Claimed::Known(id);
             }
             Some(Pending { id, claim: earlier, .. }) => {
@@ -444,9 +551,9 @@ impl Users {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         stripe.enter(generation);
         let users = &mut stripe.known.users;
-        let is_new = !users.contains(hash, user);
+        let is_new = users.find(hash, user).is_none();
         if is_new {
-            users.insert(|user| self.hasher.hash(user), hash, Id::new(user));
+            users.insert(|short| self.hasher.hash_short(short), hash, Id::new(user));
             self.held.fetch_add(1, Ordering::Relaxed);
         }
         is_new
@@ -518,8 +625,6 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    type Hash<'a> = &'a dyn Fn(&[u8]) -> u64;
-
     /// Ids of every length that differ only in one byte, in zeros, or in their length.
     fn ids() -> Vec<Vec<u8>> {
         let mut ids = Vec::new();
@@ -543,38 +648,41 @@ mod tests {
     #[test]
     fn a_table_is_a_set_of_ids_whatever_their_hashes() {
         let hasher = Hasher::default();
-        let hashes: [Hash<'_>; 4] = [
-            &|user| hasher.hash(user),
-            // All hashes are the same; they differ only in what the table looks at first; only in the rest.
-            &|_| 0,
-            &|user| hasher.hash(user) << 57,
-            &|user| hasher.hash(user) >> 57,
+        let others: [fn(u64) -> u64; 4] = [
+            |hash| hash,
+            // All hashes are the same; they differ only in what a table looks at first; only in the rest.
+            |_| 0,
+            |hash| hash << 57,
+            |hash| hash >> 57,
         ];
-        for hash in hashes {
+        for other in others {
+            let key = |id| {
+                let key = hasher.key(id);
+                Key { hash: other(key.hash), ..key }
+            };
             let (mut table, mut model) = (Table::default(), HashSet::new());
             let ids = ids();
             for id in ids.iter().step_by(2).chain(&ids) {
                 let is_new = model.insert(id.clone());
-                assert_eq!(table.contains(hash(id), id), !is_new, "{}", id.escape_ascii());
-                assert_eq!(table.find(hash(id), id).is_none(), is_new);
+                let key = key(id);
+                assert_eq!(table.contains(&key), !is_new, "{}", id.escape_ascii());
+                assert_eq!(table.find(key.hash, id).is_none(), is_new);
                 if is_new {
-                    table.insert(hash, hash(id), Id::new(id));
+                    table.insert(|short| other(hasher.hash_short(short)), key.hash, Id::new(id));
                 }
                 assert_eq!(table.len(), model.len());
             }
-            assert!(ids.iter().all(|id| table.contains(hash(id), id)));
-            assert!(!table.contains(hash(b"another"), b"another"));
+            assert!(ids.iter().all(|id| table.contains(&key(id))));
+            assert!(!table.contains(&key(b"another")));
         }
     }
 
     #[test]
-    fn a_short_id_has_the_hash_of_its_bytes() {
+    fn ids_that_differ_have_hashes_that_differ() {
         let hasher = Hasher::default();
-        for id in ids() {
-            let short = Short::new(&id);
-            assert_eq!(short.is_some(), id.len() <= SHORT_BYTES_MAX);
-            let hash = short.map(|short| short.hash(|user| hasher.hash(user)));
-            assert!(hash.is_none_or(|hash| hash == hasher.hash(&id)), "{}", id.escape_ascii());
-        }
+        let ids: HashSet<Vec<u8>> = ids().into_iter().collect();
+        let hashes: HashSet<u64> = ids.iter().map(|id| hasher.key(id).hash).collect();
+        assert_eq!(hashes.len(), ids.len());
+        assert!(ids.iter().all(|id| Short::new(id).is_some() == (id.len() <= SHORT_BYTES_MAX)));
     }
 }
