@@ -130,6 +130,8 @@ allowed_cpus() {
 start() {
     local log=$1
     shift
+    # What an earlier command has said there is not taken for what this one says.
+    : >"$log"
     env --default-signal=INT,QUIT "$@" </dev/null >"$log.out" 2>"$log" &
     pid=$!
     started+=("$pid")

@@ -13,6 +13,15 @@
 //! `GET /stats` merges what all shards have published into the totals of one moment; where several servers
 //! share a store, the request waits until the totals over all of them were read from it.
 //!
+//! # Where memory is
+//!
+//! Linux takes a page from the NUMA node of the thread that first touches it. So each shard's thread, once it is pinned,
+//! allocates what only this shard uses: the ring, its receive buffers, connections and responses, batches, and the set
+//! of users that the shard has seen. Two things are shared, and are where they were first touched: what the shards publish
+//! and their metrics, some KiB for each, which the main thread allocates; and the set of all users, each stripe of which
+//! is a table on the node of the shard that had it grow last. Of an event, only the first sighting of a user by a shard
+//! reads or writes that set.
+//!
 //! # The modules
 //!
 //! Each may use those below it in this list, and none above; `tests/layers.rs` checks that.

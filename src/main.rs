@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
         Command::Compare(args) => (Log::Text, args.into_config().and_then(|c| compare::run(&c))),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
-        Command::Doctor(args) => (Log::Text, doctor::run(args.into_config())),
+        Command::Doctor(args) => (Log::Text, args.into_config().and_then(doctor::run)),
         Command::Store(args) => (Log::Text, cli::run_store(args)),
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
         Command::Man { command } => (Log::Text, cli::print_man(command.as_deref())),

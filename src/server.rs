@@ -3,9 +3,12 @@
 mod durable;
 mod environment;
 mod listener;
+mod steering;
 mod systemd;
 
-use crate::engine::{self, Admission, Drained, Shard, Spin, Stop, Urgency, reactor, unix_seconds};
+use crate::engine::{
+    self, Admission, Drained, Shard, Spin, Steer, Stop, Urgency, reactor, unix_seconds,
+};
 use crate::failure::Failure;
 use crate::http::Limits;
 use crate::log::Log;
@@ -42,6 +45,12 @@ pub struct Config {
     pub engine: Engine,
     /// How long an idle shard polls before it sleeps.
     pub spin: Spin,
+    /// How long a shard waits for more completions than one; zero for not at all.
+    pub coalesce: Duration,
+    /// Which shard gets a connection.
+    pub steer: Steer,
+    /// How long a waiting shard polls its network devices; zero for not at all.
+    pub busy_poll: Duration,
     /// Connections over all shards, or as many as the file limit allows.
     pub connections_max: Option<u64>,
     /// What a connection may ask.
@@ -118,6 +127,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     environment::check_locked_memory(&config)?;
     environment::check_ring()?;
     let engine = environment::choose_engine(&config)?;
+    environment::check_coalescing(&config, engine)?;
+    environment::check_busy_poll(&config, engine)?;
     let engine_name = if engine == Engine::Ring { "ring" } else { "streams" };
     let shards = config.placement.len();
     let (sender, lifecycle) = channel();
@@ -141,17 +152,19 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let (listeners, inherited) = match systemd::inherited_listener()? {
         None => (listen(SocketAddr::new(config.host, config.port), shards)?, Inherited::No),
         Some(first) => {
+            steering::check_inherited(config.steer, &first, shards)?;
             let (listeners, is_one) = listen_beside(first, shards).map_err(cannot_start)?;
             (listeners, if is_one { Inherited::All } else { Inherited::First })
         }
     };
+    steering::steer(config.steer, &listeners, inherited, &config.placement)?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let address = address.unwrap_or_else(|| SocketAddr::new(config.host, config.port));
 
     let wakeups: io::Result<Vec<_>> = (0..shards).map(|_| Ok(Arc::new(Wakeup::new()?))).collect();
     let wakeups = wakeups.map_err(cannot_start)?;
     let connections_max = usize::try_from(connections_max).unwrap_or(usize::MAX);
-    let admission = Admission::new(connections_max, &wakeups, config.log);
+    let admission = Admission::new(connections_max, &wakeups, config.steer, config.log);
     let mut stopping = Stopping {
         stop: Stop::new(wakeups.clone()),
         admission: Arc::clone(&admission),
@@ -192,6 +205,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
             stop: Arc::clone(&stopping.stop),
             drain_timeout: config.drain_timeout,
             spin: config.spin,
+            coalesce: config.coalesce,
+            busy_poll: config.busy_poll,
             heartbeat: Arc::clone(&heartbeats[index]),
         };
         threads.push(start_shard(shard, engine, config.placement[index], sender.clone())?);
@@ -388,7 +403,7 @@ fn counted(count: u64, noun: &str) -> String {
 }
 
 fn start_shard(
-    shard: Shard,
+    mut shard: Shard,
     engine: Engine,
     cpu: usize,
     lifecycle: Sender<Lifecycle>,
@@ -408,6 +423,8 @@ fn start_shard(
         .name(&format!("shard-{index}"))
         .spin_before_park(glommio_spin)
         .spawn(move || async move {
+            // The executor has pinned this thread.
+            shard.service.move_here();
             let ready = || {
                 let _ = lifecycle.send(Lifecycle::Ready);
             };
@@ -500,7 +517,7 @@ mod tests {
         let wakeups = vec![Arc::new(Wakeup::new().unwrap())];
         Stopping {
             stop: Stop::new(wakeups.clone()),
-            admission: Admission::new(1, &wakeups, Log::Text),
+            admission: Admission::new(1, &wakeups, Steer::Hash, Log::Text),
             drain_timeout: Duration::from_secs(1),
             log: Log::Text,
             since: None,

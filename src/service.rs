@@ -219,6 +219,12 @@ impl Service {
         });
     }
 
+    /// Has the calling thread, which is to be the shard's, allocate what only this shard uses: see
+    /// [`Writer::move_here`].
+    pub fn move_here(&mut self) {
+        self.handler.writer.move_here();
+    }
+
     /// The shard's side of the store, if there is one.
     #[inline]
     pub fn durability(&self) -> Option<&Durability> {

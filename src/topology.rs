@@ -107,6 +107,15 @@ pub fn format_cpu_list(cpus: &[usize]) -> String {
     cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Formats a list of CPUs in ascending order in taskset's syntax, with ranges: `0-3,8`.
+pub fn format_cpu_ranges(cpus: &[usize]) -> String {
+    let ranges = cpus.chunk_by(|cpu, next| *next == cpu + 1).map(|range| match range {
+        [first, .., last] => format!("{first}-{last}"),
+        cpus => format_cpu_list(cpus),
+    });
+    ranges.collect::<Vec<_>>().join(",")
+}
+
 /// Returns the wanted CPUs if all of them are allowed, or all allowed CPUs if none are named.
 pub fn choose(wanted: Option<&[usize]>, allowed: &[usize]) -> Result<Vec<usize>, Error> {
     let Some(wanted) = wanted else {
@@ -172,6 +181,15 @@ mod tests {
         for empty in ["3-1", "0-3:0"] {
             let error = parse_cpu_list(empty).unwrap_err();
             assert!(matches!(error, Error::EmptyRange { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn neighbors_are_written_as_ranges() {
+        for (cpus, list) in
+            [(&[][..], ""), (&[7], "7"), (&[0, 1], "0-1"), (&[0, 2, 3, 4, 8, 127], "0,2-4,8,127")]
+        {
+            assert_eq!(format_cpu_ranges(cpus), list);
         }
     }
 

@@ -75,6 +75,7 @@ fn a_refused_value_says_what_is_expected() {
         (&["serve", "--drain-timeout", "25h"], "a time from 1ms to 24h with its unit"),
         (&["serve", "--spin-us", "1000001"], "from 0 to 1,000,000"),
         (&["serve", "--spin-us", "-1"], "or auto"),
+        (&["serve", "--coalesce-us", "10001"], "from 0 to 10,000"),
         (&["serve", "--shards", "0"], "from 1 to"),
         (&["serve", "--max-connections", "0"], "of at least 1,"),
         (&["serve", "--cpus", "3-1"], "selects no CPU"),
@@ -150,7 +151,8 @@ fn a_flag_that_does_not_exist_suggests_the_right_one() {
         (&["lod"], "a similar subcommand exists: 'load'"),
         // Flags of other commands.
         (&["--port", "9000"], "serve has '--port'"),
-        (&["load", "--shards", "2"], "serve and challenge have '--shards'"),
+        (&["load", "--dialect", "1mrc"], "serve and challenge have '--dialect'"),
+        (&["load", "--shards", "2"], "serve, challenge, and doctor have '--shards'"),
         (&["serve", "--url", "x"], "load and merge have '--url'"),
         // What has no flag.
         (&["load", "--workers", "64"], "WORKERS is given without a flag"),

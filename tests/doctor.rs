@@ -84,6 +84,58 @@ fn the_place_of_a_store_is_checked_where_it_is_named() {
     }
 }
 
+/// The checks of network cards that a report has.
+fn cards(report: &[u8]) -> Vec<Value> {
+    let report: Value = serde_json::from_slice(report).unwrap();
+    let checks = report["checks"].as_array().unwrap().iter();
+    checks.filter(|c| c["name"].as_str().unwrap().starts_with("NIC ")).cloned().collect()
+}
+
+#[test]
+fn the_card_that_has_an_address_is_checked_where_the_address_is_named() {
+    let checks = |flags: &[&str]| {
+        let output = run(&[&["doctor", "--json"], flags].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let mut checks = cards(&output.stdout);
+        // It is about all cards, and always there.
+        checks.retain(|check| check["name"] != "NIC interrupts");
+        checks
+    };
+    assert!(checks(&[]).is_empty());
+    for host in ["localhost", "127.0.0.1", "[::1]"] {
+        let checks = checks(&["--host", host, "--cpus", "0", "--shards", "2"]);
+        assert_eq!((checks.len(), &checks[0]["name"]), (1, &"NIC lo".into()), "{checks:?}");
+    }
+    // Documentation addresses (RFC 5737, RFC 3849), and whatever cards this machine has.
+    for host in ["203.0.113.77", "2001:db8::77", "0.0.0.0", "::"] {
+        for check in checks(&["--host", host]) {
+            let is_warning = check["verdict"] == "WARN";
+            assert_eq!(check["fix"].is_string(), is_warning, "{check}");
+            assert!(is_warning || check.get("commands").is_none(), "{check}");
+        }
+    }
+    for wrong in [
+        &["--host", "nowhere"][..],
+        &["--cpus", "0"],
+        &["--shards", "1"],
+        &["--host", "::1", "--cpus", "1023"],
+        &["--host", "::1", "--compare", "a", "b"],
+    ] {
+        assert_eq!(run(&[&["doctor"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_machine_is_compared_with_its_cards_where_an_address_is_named() {
+    let with_card = text(&run(&["doctor", "--json", "--host", "::1"]).stdout);
+    let file = Scratch::new("card.json", &with_card);
+    let compare = |flags: &[&str]| {
+        text(&run(&[&["doctor", "--compare", file.name()], flags].concat()).stdout)
+    };
+    assert!(!compare(&["--host", "::1"]).contains("NIC lo"));
+    assert!(compare(&[]).contains("NIC lo: loopback has neither"));
+}
+
 #[test]
 fn only_a_terminal_gets_color() {
     for command in ["doctor", "--help", "load --help"] {

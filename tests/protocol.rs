@@ -82,7 +82,7 @@ impl Core {
 fn exchange(input: &[u8]) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let outcome = core.feed(input);
-    (core.out, outcome == Outcome::Close)
+    (core.out, outcome.closes())
 }
 
 /// The same for bytes that come in pieces.
@@ -90,7 +90,7 @@ fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let mut closes = false;
     for piece in pieces {
-        closes |= core.feed(&piece) == Outcome::Close;
+        closes |= core.feed(&piece).closes();
     }
     (core.out, closes)
 }

@@ -476,6 +476,8 @@ fn wrong_flags_are_refused_with_their_name() {
         &["--engine", "other"],
         &["--spin-us", "fast"],
         &["--spin-us", "1000001"],
+        &["--coalesce-us", "10001"],
+        &["--coalesce-us", "1", "--spin-us", "1"],
         &["--max-connections", "0"],
         &["--max-body", "0"],
         &["--max-users", "0"],
@@ -489,6 +491,13 @@ fn wrong_flags_are_refused_with_their_name() {
         assert_eq!(code, Some(2), "{flags:?}: {said}");
         assert!(said.contains(flags[0]) || said.contains("CPU 1023"), "{flags:?}: {said}");
     }
+}
+
+#[test]
+fn coalescing_is_refused_where_it_cannot_be() {
+    let (code, said) = serve(&["--coalesce-us", "50", "--engine", "streams", "--port", "0"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("--coalesce-us needs the ring engine"), "{said}");
 }
 
 #[test]

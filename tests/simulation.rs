@@ -288,7 +288,7 @@ impl Peer {
                 shard.slices += 1;
                 assert!(self.has_complete(), "there is work on what has arrived");
             }
-            Outcome::Close => {
+            Outcome::Close | Outcome::CloseAtOnce => {
                 let asked =
                     responses.last().is_some_and(|last| last.field("connection") == Some("close"));
                 assert!(asked, "a close is announced");

@@ -1,9 +1,12 @@
 //! `ringtally doctor`.
 
-use super::values::location;
-use crate::doctor;
+use super::values::{CpuList, count, cpu_list, host, location};
+use crate::failure::Failure;
 use crate::store::Location;
+use crate::tally::SHARDS_MAX;
+use crate::{doctor, topology};
 use clap::Args;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -16,9 +19,13 @@ interrupts, clock source, stolen time, load, limits, queues, loopback, and
 whether this is a virtual machine or a container. With --store, also whether
 what a store acknowledged survives a power failure: the file system of the file,
 its mount options, the write caches of its devices, and the free space; or of a
-PostgreSQL its settings, its standbys, and the rights of the role. It changes
-nothing and does not need root. Reports of load and challenge hold its
-findings, apart from those of --store, as `environment`.";
+PostgreSQL its settings, its standbys, and the rights of the role. With --host,
+also whether the network card with that address lines up with the CPUs that
+`serve` would use: its queues and their interrupts, RPS, XPS, and its node, each
+with the commands that line them up, which are the lines that begin with $, and
+`commands` in the JSON. It changes nothing and does not need root. Reports of
+load and challenge hold its findings, apart from those of --store and --host, as
+`environment`.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +33,8 @@ Examples:
   ringtally doctor --strict && ringtally challenge
   ringtally doctor --store /var/lib/ringtally/tally.redb
   ringtally doctor --store postgres://tally@db/tally
+  ringtally doctor --host 10.0.0.1 --cpus 0-7
+  ringtally doctor --host 0.0.0.0 --json | jq -r '.checks[].commands[]?'
   ringtally doctor --compare before.json after.json";
 
 /// The flags of `doctor`.
@@ -43,16 +52,38 @@ pub struct DoctorArgs {
     /// Also check where a store is, or would be
     #[arg(long, value_name = "STORE", value_parser = location, conflicts_with = "compare")]
     store: Option<Location>,
+    /// Also check the network card that serve would listen on with this address
+    ///
+    /// With 0.0.0.0 or ::, each physical interface that is up. With --compare, this machine is compared
+    /// together with its cards.
+    #[arg(long, value_name = "ADDRESS", value_parser = host)]
+    host: Option<IpAddr>,
+    /// The CPUs that serve would run on, such as 0-3,8 [default: all allowed]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list, requires = "host")]
+    cpus: Option<CpuList>,
+    /// The number of shards that serve would have [default: one per CPU]
+    #[arg(long, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64), requires = "host")]
+    shards: Option<usize>,
 }
 
 impl DoctorArgs {
-    /// The configuration that the flags describe.
-    pub fn into_config(self) -> doctor::Config {
-        doctor::Config {
+    /// Checks the flags against the machine.
+    pub fn into_config(self) -> Result<doctor::Config, Failure> {
+        if self.host.is_some() && self.compare.len() > 1 {
+            return Err(Failure::Usage(
+                "--host is about this machine, and two files are compared: pass one file, or no \
+                 --host"
+                    .into(),
+            ));
+        }
+        let cpus = CpuList::choose(self.cpus.as_ref())?;
+        let placement = topology::place(&cpus, self.shards);
+        Ok(doctor::Config {
             json: self.json,
             strict: self.strict,
             compare: self.compare,
             store: self.store,
-        }
+            listener: self.host.map(|host| doctor::Listener { host, placement }),
+        })
     }
 }

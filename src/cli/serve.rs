@@ -1,7 +1,7 @@
 //! `ringtally serve`, and the server's flags that `challenge` has too.
 
 use super::values::{CpuList, count, cpu_list, duration, host, location};
-use crate::engine::Spin;
+use crate::engine::{Spin, Steer};
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
 use crate::log::Log;
@@ -75,6 +75,7 @@ pub struct ServeArgs {
     ///
     /// The list is in taskset syntax, and within the affinity mask of this process, which taskset,
     /// numactl, and cpusets set. Client and server should run on separate physical cores.
+    /// `ringtally doctor --host ADDRESS --cpus LIST` relates the network card to these CPUs.
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
     /// The flags that `challenge` has too
@@ -103,7 +104,7 @@ pub(super) struct ServerTuning {
     /// Number of shards; more than there are CPUs share them [default: one per CPU]
     ///
     /// More shards than CPUs are for tests. Connections are balanced: a shard that accepts one
-    /// while another has fewer hands it over.
+    /// while another has fewer hands it over; where connections are short, only while another has less than half.
     #[arg(long, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64))]
     shards: Option<usize>,
     /// How an event is acknowledged
@@ -122,6 +123,32 @@ pub(super) struct ServerTuning {
     /// 50 µs, for up to twice the usual gap.
     #[arg(long, default_value = "auto", value_name = "N", value_parser = spin, allow_hyphen_values = true)]
     spin_us: Spin,
+    /// How long to wait for more once something has arrived, in µs; 0 responds at once
+    ///
+    /// A shard that is not idle wakes up at most once in this time, unless 64 requests wait, as network cards
+    /// coalesce interrupts: below saturation, it saves CPU time and adds up to this much to each response. It
+    /// needs the ring engine and Linux 6.12, and takes the place of polling.
+    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=COALESCE_MICROS_MAX))]
+    coalesce_us: u64,
+    /// Which shard gets a connection
+    ///
+    /// With hash, a shard that accepts a connection while another has fewer hands it over. With cpu, the
+    /// kernel picks the shard on the CPU that received the connection, and none is handed over. That helps
+    /// where a network card spreads its queues over the CPUs of the shards (interrupt affinity or RPS; see
+    /// `ringtally doctor`): a connection is then handled on one CPU from the packet to the response. Where few
+    /// queues receive, few shards work. A CPU without a shard hands to the shard whose number is its own modulo
+    /// the number of shards. Over loopback, the receiving CPU is that of the client. It needs one CPU
+    /// per shard.
+    #[arg(long, value_enum, default_value = "hash")]
+    steer: Steer,
+    /// How long a waiting shard polls its network card, in µs; 0 disables it
+    ///
+    /// Each wait of the ring engine then takes packets from the card itself for up to this long before
+    /// the shard sleeps (NAPI busy polling, Linux 6.9), which saves the interrupt and the wake-up. It costs up to
+    /// that much CPU time per wait, so a shard that waits often keeps its CPU busy, and whatever else runs there
+    /// waits; an idle shard polls once per second. It does nothing over loopback or for devices without NAPI.
+    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=BUSY_POLL_MICROS_MAX))]
+    busy_poll_us: u64,
     /// Maximum number of connections, over all shards [default: from ulimit -Hn]
     ///
     /// One more is refused. A connection takes one file descriptor, so the limit on open files
@@ -184,6 +211,11 @@ pub(super) struct ServerTuning {
 
 /// The longest time to poll before sleeping: longer is a busy loop, not a wait.
 const SPIN_MICROS_MAX: u64 = 1_000_000;
+/// The longest time to wait for more: as long as a shard without work waits before it goes to sleep.
+const COALESCE_MICROS_MAX: u64 = 10_000;
+
+/// The longest time to poll a network device: as for [`SPIN_MICROS_MAX`].
+const BUSY_POLL_MICROS_MAX: u64 = 1_000_000;
 
 fn spin(text: &str) -> Result<Spin, String> {
     match text {
@@ -214,8 +246,7 @@ impl ServeArgs {
         }
         let read = |file: &Path| read_token("--admin-token-file", file);
         let admin_token = self.admin_token_file.as_deref().map(read).transpose()?;
-        let wanted = self.cpus.as_ref().map(|list| list.0.as_slice());
-        let cpus = topology::choose(wanted, &topology::allowed_cpus())?;
+        let cpus = CpuList::choose(self.cpus.as_ref())?;
         let tuning = self.tuning;
         if tuning.max_batch_memory < tuning.max_batch {
             return Err(Failure::Usage(format!(
@@ -224,12 +255,29 @@ impl ServeArgs {
                 tuning.max_batch_memory, tuning.max_batch
             )));
         }
+        let polls = !matches!(tuning.spin_us, Spin::Auto | Spin::Fixed(Duration::ZERO));
+        if tuning.coalesce_us > 0 && polls {
+            return Err(Failure::Usage(
+                "--coalesce-us waits asleep, and --spin-us does not: leave out one of them".into(),
+            ));
+        }
+        let placement = topology::place(&cpus, tuning.shards);
+        if tuning.steer == Steer::Cpu && placement.len() > cpus.len() {
+            let (shards, cpus) = (placement.len(), cpus.len());
+            return Err(Failure::Usage(format!(
+                "--steer cpu cannot choose between shards on one CPU, and --shards {shards} is more than the number \
+                 of CPUs, {cpus}: lower --shards, or pass --steer hash"
+            )));
+        }
         Ok(server::Config {
             host: self.host,
             port: self.port,
-            placement: topology::place(&cpus, tuning.shards),
+            placement,
             engine: tuning.engine,
             spin: tuning.spin_us,
+            coalesce: Duration::from_micros(tuning.coalesce_us),
+            steer: tuning.steer,
+            busy_poll: Duration::from_micros(tuning.busy_poll_us),
             connections_max: tuning.max_connections,
             limits: Limits {
                 body_bytes_max: tuning.max_body,
@@ -277,6 +325,11 @@ impl ServerTuning {
         if let Spin::Fixed(duration) = self.spin_us {
             add("--spin-us", &duration.as_micros());
         }
+        add("--coalesce-us", &self.coalesce_us);
+        if let Some(steer) = self.steer.to_possible_value() {
+            add("--steer", &steer.get_name());
+        }
+        add("--busy-poll-us", &self.busy_poll_us);
         if let Some(connections) = self.max_connections {
             add("--max-connections", &connections);
         }
@@ -376,6 +429,9 @@ mod tests {
             ("--dialect", "fasterapi"),
             ("--engine", "streams"),
             ("--spin-us", "20"),
+            ("--coalesce-us", "50"),
+            ("--steer", "cpu"),
+            ("--busy-poll-us", "50"),
             ("--max-connections", "77"),
             ("--max-body", "1k"),
             ("--max-batch", "2M"),

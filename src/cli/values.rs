@@ -13,6 +13,13 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug)]
 pub(super) struct CpuList(pub(super) Vec<usize>);
 
+impl CpuList {
+    /// The CPUs of a list that was typed, or all that are allowed.
+    pub(super) fn choose(list: Option<&CpuList>) -> Result<Vec<usize>, topology::Error> {
+        topology::choose(list.map(|list| list.0.as_slice()), &topology::allowed_cpus())
+    }
+}
+
 pub(super) fn cpu_list(text: &str) -> Result<CpuList, topology::Error> {
     topology::parse_cpu_list(text).map(CpuList)
 }

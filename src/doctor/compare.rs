@@ -1,6 +1,6 @@
 //! Whether two results were obtained on the same machine in the same way, and what differs.
 
-use super::{Environment, SAMPLE, json_of};
+use super::{Environment, json_of};
 use crate::failure::Failure;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -49,7 +49,7 @@ struct Figure {
 
 /// What differs between two environments, and between the two runs if both sides are reports.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
+pub(super) struct Comparison {
     is_same_machine: bool,
     /// What shows that these are two machines.
     machine: Vec<Difference>,
@@ -103,15 +103,18 @@ pub fn differences(a: &Value, b: &Value) -> Result<Vec<Difference>, String> {
     Ok([machine, settings, setup].concat())
 }
 
-/// Compares two reports, or one with this machine as it is.
+/// Compares two reports, or one with this machine as it is, which `here` checks.
 ///
 /// # Errors
 ///
 /// If there are not one or two paths, or a file cannot be read or has another format.
-pub fn compare(paths: &[PathBuf]) -> Result<Comparison, Failure> {
+pub(super) fn compare(
+    paths: &[PathBuf],
+    here: impl FnOnce() -> Environment,
+) -> Result<Comparison, Failure> {
     let mut sides = paths.iter().map(|path| Side::read(path)).collect::<Result<Vec<_>, _>>()?;
     if sides.len() == 1 {
-        sides.push(Side { environment: Environment::here(SAMPLE), report: None });
+        sides.push(Side { environment: here(), report: None });
     }
     let [first, second] = <[Side; 2]>::try_from(sides)
         .map_err(|_| Failure::Usage("--compare takes one or two files".into()))?;
@@ -132,17 +135,17 @@ impl Comparison {
     }
 
     /// Whether nothing shows that these are two machines.
-    pub fn is_same_machine(&self) -> bool {
+    pub(super) fn is_same_machine(&self) -> bool {
         self.is_same_machine
     }
 
     /// As one JSON object.
-    pub fn json(&self) -> String {
+    pub(super) fn json(&self) -> String {
         json_of(self)
     }
 
     /// As text: a verdict, then one line per difference and per figure.
-    pub fn lines(&self) -> String {
+    pub(super) fn lines(&self) -> String {
         let has_differences = !self.settings.is_empty() || !self.setup.is_empty();
         let mut text = match (self.is_same_machine, has_differences) {
             (false, _) => "different machines: their results cannot be compared\n",

@@ -3,7 +3,7 @@
 
 use super::Check;
 use super::machine::Machine;
-use crate::topology::format_cpu_list;
+use crate::topology::{format_cpu_list, format_cpu_ranges};
 use procfs::{CpuTime, KernelStats};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -55,19 +55,11 @@ fn affinity(machine: &Machine) -> Check {
     let value = format!(
         "CPUs {} of {} online, cpuset {}",
         machine.cpus_allowed_text(),
-        format_ranges(&online),
+        format_cpu_ranges(&online),
         set.unwrap_or_else(|| "none".into())
     );
     let fix = "allow two CPUs or more (taskset, cpuset.cpus): client and server share one here";
     Check::warn_if(allowed.len() < 2, name, value, fix)
-}
-
-/// A list of CPUs in taskset's syntax, as a range if it is one.
-fn format_ranges(cpus: &[usize]) -> String {
-    match cpus {
-        [first, .., last] if last - first + 1 == cpus.len() => format!("{first}-{last}"),
-        cpus => format_cpu_list(cpus),
-    }
 }
 
 fn quota(machine: &Machine, cpus: &[usize]) -> Check {
@@ -120,20 +112,21 @@ fn siblings(machine: &Machine, cpus: &[usize]) -> Check {
     Check::warn_if(!shared.is_empty(), name, value, fix)
 }
 
-fn nodes(machine: &Machine, cpus: &[usize]) -> Check {
+/// The nodes of the machine, and the CPUs of each.
+pub(super) fn nodes_with_cpus(machine: &Machine) -> Vec<(usize, Vec<usize>)> {
     const FOLDER: &str = "sys/devices/system/node";
-    let nodes: Vec<String> = machine
-        .names(FOLDER)
-        .into_iter()
-        .filter(|name| name.strip_prefix("node").is_some_and(|n| n.parse::<usize>().is_ok()))
-        .collect();
+    let number = |name: &String| name.strip_prefix("node")?.parse::<usize>().ok();
+    let numbers = machine.names(FOLDER).iter().filter_map(number).collect::<BTreeSet<_>>();
+    let cpus = |node| machine.cpus(&format!("{FOLDER}/node{node}/cpulist")).unwrap_or_default();
+    numbers.into_iter().map(|node| (node, cpus(node))).collect()
+}
+
+fn nodes(machine: &Machine, cpus: &[usize]) -> Check {
+    let nodes = nodes_with_cpus(machine);
     if nodes.is_empty() {
         return Check::skip("NUMA", "the kernel does not list nodes");
     }
-    let has_ours = |node: &&String| {
-        let of_node = machine.cpus(&format!("{FOLDER}/{node}/cpulist")).unwrap_or_default();
-        of_node.iter().any(|cpu| cpus.contains(cpu))
-    };
+    let has_ours = |(_, of_node): &&(usize, Vec<usize>)| of_node.iter().any(|c| cpus.contains(c));
     let used = nodes.iter().filter(has_ours).count();
     let plural = if nodes.len() == 1 { "" } else { "s" };
     let value = format!("the allowed CPUs are on {used} of {} node{plural}", nodes.len());
@@ -229,12 +222,17 @@ fn isolation(machine: &Machine, name: &str, path: &str, cpus: &[usize]) -> Check
     Check::warn_if(used == 0, name, value, &fix)
 }
 
-fn irqbalance(machine: &Machine) -> Check {
+/// Whether irqbalance runs, which moves interrupts between CPUs.
+pub(super) fn runs_irqbalance(machine: &Machine) -> bool {
     let is_it = |pid: &String| {
         pid.bytes().all(|b| b.is_ascii_digit())
             && machine.text(&format!("proc/{pid}/comm")).as_deref() == Some("irqbalance")
     };
-    let runs = machine.names("proc").iter().any(is_it);
+    machine.names("proc").iter().any(is_it)
+}
+
+fn irqbalance(machine: &Machine) -> Check {
+    let runs = runs_irqbalance(machine);
     let value = if runs { "running: it moves interrupts between CPUs" } else { "not running" };
     let fix = "stop it while you measure (systemctl stop irqbalance)";
     Check::warn_if(runs, "irqbalance", value, fix)

@@ -7,6 +7,7 @@ mod database;
 mod kernel;
 mod machine;
 mod network;
+mod nic;
 mod ring;
 mod storage;
 
@@ -14,9 +15,11 @@ use crate::failure::Failure;
 use crate::store::Location;
 use crate::terminal;
 use anstyle::{AnsiColor, Style};
-pub use compare::{Difference, compare, differences};
+use compare::compare;
+pub use compare::{Difference, differences};
 pub use cpu::CpuUse;
 use machine::Machine;
+pub use nic::Listener;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{self, Write};
@@ -25,6 +28,9 @@ use std::time::Duration;
 
 /// How long the doctor watches the CPUs.
 const SAMPLE: Duration = Duration::from_millis(250);
+
+/// What begins the line of a command, which is not broken, so that it can be copied.
+const COMMAND_INDENT: &str = "      $ ";
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -37,6 +43,8 @@ pub struct Config {
     pub compare: Vec<PathBuf>,
     /// A store, whose file system and device, or database, are checked as well.
     pub store: Option<Location>,
+    /// Where a server would listen: the network cards there are checked as well.
+    pub listener: Option<Listener>,
 }
 
 /// The result of a check.
@@ -72,13 +80,17 @@ pub struct Check {
     pub value: String,
     /// What to do about a warning.
     pub fix: Option<String>,
+    /// The shell commands of the fix, in order, where there are some that need no thought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<String>,
     /// Whether it changes from moment to moment, so that it does not tell machines apart.
     pub is_momentary: bool,
 }
 
 impl Check {
     fn new(name: &str, verdict: Verdict, value: impl Into<String>, fix: Option<String>) -> Check {
-        Check { name: name.into(), verdict, value: value.into(), fix, is_momentary: false }
+        let (name, value) = (name.into(), value.into());
+        Check { name, verdict, value, fix, commands: Vec::new(), is_momentary: false }
     }
 
     fn ok(name: &str, value: impl Into<String>) -> Check {
@@ -99,6 +111,11 @@ impl Check {
             true => Check::warn(name, value, fix),
             false => Check::ok(name, value),
         }
+    }
+
+    fn commands(mut self, commands: impl IntoIterator<Item = String>) -> Check {
+        self.commands = commands.into_iter().collect();
+        self
     }
 
     fn momentary(mut self) -> Check {
@@ -136,6 +153,14 @@ impl Environment {
         Environment::of(&Machine::here(), sample)
     }
 
+    /// The same, with the cards that a server would listen on.
+    fn with_listener(sample: Duration, listener: Option<&Listener>) -> Environment {
+        let mut here = Environment::here(sample);
+        let of_listener = listener.map(|listener| nic::checks(&Machine::here(), listener));
+        here.checks.extend(of_listener.into_iter().flatten());
+        here
+    }
+
     fn of(machine: &Machine, sample: Duration) -> Environment {
         let mut checks = kernel::checks(machine);
         checks.extend(ring::checks(machine));
@@ -165,11 +190,11 @@ impl Environment {
         json_of(self)
     }
 
-    /// One line per check, in color; `print` removes the color where it does not belong.
+    /// One line per check, and one per command of its fix, in color; `print` removes the color where it does not belong.
     fn lines(&self) -> String {
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         let mut text = String::new();
-        for Check { name, verdict, value, fix, .. } in &self.checks {
+        for Check { name, verdict, value, fix, commands, .. } in &self.checks {
             let style = match verdict {
                 Verdict::Ok => AnsiColor::Green.on_default(),
                 Verdict::Warn => AnsiColor::Yellow.on_default().bold(),
@@ -177,6 +202,9 @@ impl Environment {
             };
             let fix = fix.as_ref().map_or(String::new(), |fix| format!("; fix: {fix}"));
             text += &format!("{style}{verdict:<5}{style:#} {name:<width$}  {value}{fix}\n");
+            for command in commands {
+                text += &format!("{COMMAND_INDENT}{command}\n");
+            }
         }
         let count = |verdict| self.checks.iter().filter(|check| check.verdict == verdict).count();
         text += &format!(
@@ -214,7 +242,8 @@ pub fn check_memlock(shards: usize) -> Result<(), String> {
 /// and there is a warning or the machines differ.
 pub fn run(config: Config) -> Result<(), Failure> {
     if !config.compare.is_empty() {
-        let comparison = compare(&config.compare)?;
+        let here = || Environment::with_listener(SAMPLE, config.listener.as_ref());
+        let comparison = compare(&config.compare, here)?;
         print(&if config.json {
             comparison.json() + "\n"
         } else {
@@ -225,7 +254,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
             false => Ok(()),
         };
     }
-    let mut environment = Environment::here(SAMPLE);
+    let mut environment = Environment::with_listener(SAMPLE, config.listener.as_ref());
     match &config.store {
         Some(Location::File(file)) => {
             environment.checks.extend(storage::checks(&Machine::here(), file));
@@ -248,7 +277,11 @@ fn json_of(value: &impl Serialize) -> String {
 }
 
 fn for_people(lines: &str) -> String {
-    terminal::fit(lines, io::stdout())
+    let fit = |line: &str| match line.starts_with(COMMAND_INDENT) {
+        true => line.to_owned(),
+        false => terminal::fit(line, io::stdout()),
+    };
+    lines.split_inclusive('\n').map(fit).collect()
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -277,6 +310,26 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), here.checks.len(), "names are unique");
+    }
+
+    #[test]
+    fn a_command_has_a_line_of_its_own_and_is_a_member_only_where_there_is_one() {
+        let mut here = Environment::of(&Fixture::new(&[]).machine(), Duration::ZERO);
+        let command = "echo 0 > /proc/irq/41/smp_affinity_list".to_owned();
+        here.checks = vec![
+            Check::ok("a", "1"),
+            Check::warn("b", "2", "run this").commands([command.clone()]),
+        ];
+        let lines = here.lines();
+        assert!(
+            lines.contains(&format!("; fix: run this\n{COMMAND_INDENT}{command}\n")),
+            "{lines}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&here.json()).unwrap();
+        assert_eq!(json["checks"][0].get("commands"), None);
+        assert_eq!(json["checks"][1]["commands"], serde_json::json!([command]));
+        let again: Environment = serde_json::from_value(json).unwrap();
+        assert_eq!(again.checks, here.checks);
     }
 
     #[test]

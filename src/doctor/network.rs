@@ -2,7 +2,8 @@
 
 use super::Check;
 use super::machine::Machine;
-use crate::topology::{format_cpu_list, parse_cpu_list};
+use super::nic::interrupt_cpus;
+use crate::topology::format_cpu_list;
 
 /// The backlog that a shard requests; the kernel reduces it to somaxconn.
 const BACKLOG: u64 = 4096;
@@ -130,17 +131,9 @@ fn interrupts(machine: &Machine) -> Check {
             numbers.extend(machine.names(&format!("sys/class/net/{card}/{folder}")));
         }
     }
-    let mut cpus: Vec<usize> = numbers
-        .iter()
-        .filter_map(|number| {
-            let folder = format!("proc/irq/{number}");
-            let effective = machine.text(&format!("{folder}/effective_affinity_list"));
-            let list = effective.filter(|list| !list.is_empty());
-            parse_cpu_list(&list.or_else(|| machine.text(&format!("{folder}/smp_affinity_list")))?)
-                .ok()
-        })
-        .flatten()
-        .collect();
+    let numbers = numbers.iter().filter_map(|number| number.parse().ok());
+    let mut cpus: Vec<usize> =
+        numbers.filter_map(|number| interrupt_cpus(machine, number)).flatten().collect();
     cpus.sort_unstable();
     cpus.dedup();
     let (Some(allowed), false) = (machine.cpus_allowed(), cpus.is_empty()) else {

@@ -98,8 +98,8 @@ pub(super) struct Connection {
     pub(super) out: Vec<u8>,
     /// Which of them wait for the store.
     held: Held,
-    /// The peer has ended its side.
-    has_peer_closed: bool,
+    /// The peer sends nothing more: it has ended its side, or has said so.
+    has_peer_finished: bool,
     /// It is on the reactor's list for the end of the turn.
     pub(super) is_queued: bool,
     /// It is in the reactor's line of those with work to do.
@@ -127,7 +127,7 @@ impl Connection {
             phase: Phase::Serving,
             out: Vec::new(),
             held: Held::default(),
-            has_peer_closed: false,
+            has_peer_finished: false,
             is_queued: false,
             is_in_line: false,
             is_active: false,
@@ -256,12 +256,16 @@ impl Connection {
             Outcome::Wait => Phase::Reading(Awaited::UNASKED),
             Outcome::Work => Phase::Working,
             Outcome::Close => Phase::Finishing,
+            Outcome::CloseAtOnce => {
+                self.has_peer_finished = true;
+                Phase::Finishing
+            }
         };
     }
 
     /// Notes that the peer will send nothing more.
     pub(super) fn note_peer_closed(&mut self) {
-        self.has_peer_closed = true;
+        self.has_peer_finished = true;
     }
 
     /// Whether the next receive is to be multishot.
@@ -321,7 +325,7 @@ impl Connection {
 
     /// What it wants next, where the kernel has yet to take `unsent` bytes of a send under way.
     pub(super) fn next(&mut self, unsent: usize) -> Next {
-        if self.phase == Phase::Serving && self.has_peer_closed {
+        if self.phase == Phase::Serving && self.has_peer_finished {
             // It has its responses coming.
             self.phase = Phase::Finishing;
         }
@@ -330,16 +334,16 @@ impl Connection {
             Phase::Serving if unsent < UNSENT_BYTES_MAX => Next::Receive,
             // It is over soon: until then a little may come.
             Phase::Reading(_)
-                if self.http.kept_bytes() < UNSENT_BYTES_MAX && !self.has_peer_closed =>
+                if self.http.kept_bytes() < UNSENT_BYTES_MAX && !self.has_peer_finished =>
             {
                 Next::Receive
             }
             Phase::Serving | Phase::Held | Phase::Reading(_) | Phase::Working => Next::Wait,
             Phase::Finishing if unsent > 0 => Next::Wait,
-            Phase::Finishing if self.has_peer_closed => Next::Close,
+            Phase::Finishing if self.has_peer_finished => Next::Close,
             Phase::Finishing => Next::ShutDownSending,
             Phase::Lingering { discarded }
-                if self.has_peer_closed || discarded >= LINGER_BYTES_MAX =>
+                if self.has_peer_finished || discarded >= LINGER_BYTES_MAX =>
             {
                 Next::Close
             }
@@ -347,8 +351,14 @@ impl Connection {
         }
     }
 
-    /// Discards input from here on: our side is shut.
+    /// Whether the responses that it has are its last.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.phase == Phase::Finishing
+    }
+
+    /// Discards input from here on, also from a peer that has sent more than it said: our side is shut.
     pub(super) fn linger(&mut self, now_ms: u64) {
+        self.has_peer_finished = false;
         self.phase = Phase::Lingering { discarded: 0 };
         self.deadline_ms = now_ms.saturating_add(LINGER_MS);
     }

@@ -432,8 +432,9 @@ impl Task {
                 service.commit();
                 held.publish(service.settles_at(), self.hub.late_ms(&service));
             }
-            if outcome == Outcome::Close {
-                return true;
+            if outcome.closes() {
+                // Where the peer has sent its last, nothing is left to discard.
+                return outcome == Outcome::Close || !self.flush().await && self.is_void;
             }
             if !self.flush().await {
                 return self.is_void;

@@ -40,6 +40,15 @@ pub enum Spin {
     Fixed(Duration),
 }
 
+/// Which shard gets a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Steer {
+    /// One that the kernel picks by a hash of the addresses, or the one that has the fewest
+    Hash,
+    /// The one on the CPU that received it
+    Cpu,
+}
+
 /// How often timeouts and the date are looked at. Timeouts are late by this at most.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -80,6 +89,11 @@ pub struct Shard {
     pub drain_timeout: Duration,
     /// How long it polls before it sleeps.
     pub spin: Spin,
+    /// How long it waits for more completions than one, where it does not sleep. Zero for not at all, and for
+    /// the streams engine.
+    pub coalesce: Duration,
+    /// How long it polls its network devices whenever it waits; zero for not at all. Only the ring does.
+    pub busy_poll: Duration,
     /// Milliseconds since the shard's start, as of its last look at the clock: at least once per second
     /// while it is alive.
     pub heartbeat: Arc<AtomicU64>,

@@ -9,13 +9,13 @@
 use super::connection::{Connection, Due, Next};
 use super::idle::{IDLE_AFTER, Lull, Polling};
 use super::{
-    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Stop, TICK, Urgency, milliseconds,
-    unix_seconds,
+    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Spin, Stop, TICK, Urgency,
+    milliseconds, unix_seconds,
 };
 use crate::http::Limits;
 use crate::metrics::nanoseconds;
 use crate::service::Service;
-use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait};
+use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait, send_now};
 use socket2::Socket;
 use std::collections::VecDeque;
 use std::io;
@@ -75,6 +75,9 @@ struct Reactor {
     /// When the present turn has received what it handles: what waits for the store waits from here on, even
     /// where the clock was not looked at for long.
     received_ms: u64,
+    /// When the last turn had received what it handles, and when it had handled it.
+    received_at: Instant,
+    handled_at: Instant,
     /// When the clock was last looked at for all connections, and when it is to be again.
     ticked_ms: u64,
     next_tick_ms: u64,
@@ -84,11 +87,15 @@ struct Reactor {
     /// Connections that the stop has closed with something in flight.
     cut: usize,
     polling: Polling,
+    /// How it waits for work while it is not asleep.
+    wait: Wait,
     lull: Lull,
     /// Others are to have their turn now: glommio's tasks, or the stop.
     is_interrupted: bool,
     /// Connections with input, between the last two ticks.
     active: usize,
+    /// Those of them that have ended, since the last tick.
+    ended: usize,
     /// Calls of `io_uring_enter` that the metrics know of.
     enters: u64,
 }
@@ -109,8 +116,12 @@ pub(super) async fn run_with(
     ready: impl FnOnce(),
 ) -> io::Result<Drained> {
     let mut ring = Uring::new(sizes, Issuer::ThisThread)?;
+    if !shard.busy_poll.is_zero() {
+        ring.busy_poll(shard.busy_poll)?;
+    }
     ring.watch(shard.wakeup);
     ring.listen(shard.listener, shard.is_listener_shared);
+    let (now, coalesces) = (Instant::now(), !shard.coalesce.is_zero());
     let mut reactor = Reactor {
         ring,
         service: shard.service,
@@ -125,18 +136,23 @@ pub(super) async fn run_with(
         reading: VecDeque::new(),
         unasked_since: None,
         spare: Vec::new(),
-        started: Instant::now(),
+        started: now,
         now_ms: 0,
         received_ms: 0,
+        received_at: now,
+        handled_at: now,
         ticked_ms: 0,
         next_tick_ms: 0,
         urgency: Urgency::Serve,
         drain_ms: 0,
         cut: 0,
-        polling: Polling::new(shard.spin),
+        // What is gathered is waited for asleep.
+        polling: Polling::new(if coalesces { Spin::Fixed(Duration::ZERO) } else { shard.spin }),
+        wait: if coalesces { Wait::Gather(shard.coalesce) } else { Wait::One },
         lull: Lull::Unmeasured,
         is_interrupted: false,
         active: 0,
+        ended: 0,
         enters: 0,
     };
     // The kernel accepts from here on.
@@ -191,7 +207,7 @@ impl Reactor {
                 self.lull = Lull::Quiet;
             }
             let polls_for = self.polling.duration(self.active);
-            let waiting_since = Instant::now();
+            let waiting_since = self.handled_at;
             let mut done = 0;
             if !self.working.is_empty() {
                 completed += self.turn(Wait::No)?;
@@ -212,10 +228,10 @@ impl Reactor {
             }
             // The idle timer may have come while polling: nothing then ends a wait without a timeout.
             if done == 0 && !self.is_interrupted {
-                done = self.turn(Wait::One)?;
+                done = self.turn(self.wait)?;
             }
             if self.lull != Lull::Asleep {
-                self.polling.learn(waiting_since.elapsed());
+                self.polling.learn(self.received_at - waiting_since);
             }
             completed += done;
         }
@@ -242,6 +258,7 @@ impl Reactor {
             self.read_clocks();
         }
         let received_at = Instant::now();
+        (self.received_at, self.handled_at) = (received_at, received_at);
         self.received_ms = milliseconds(received_at - self.started);
         while let Some(event) = self.ring.next_event() {
             done -= usize::from(matches!(event, Event::Timer));
@@ -269,7 +286,8 @@ impl Reactor {
             let waiting = self.waiting.len() + self.reading.len();
             self.service.metrics().waiting.set(waiting as u64);
             self.service.metrics().completions.add(done as u64);
-            self.service.note_turn(received_at.elapsed());
+            self.handled_at = Instant::now();
+            self.service.note_turn(self.handled_at - received_at);
         }
         Ok(done)
     }
@@ -319,13 +337,9 @@ impl Reactor {
                 self.queue_up(key);
             }
             Event::ReceiveFailed(key) | Event::SendFailed(key) => self.close(key),
-            Event::Sent(key, mut sent) => {
+            Event::Sent(key, sent) => {
                 self.service.metrics().sent_bytes.add(sent.len() as u64);
-                sent.clear();
-                if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX
-                {
-                    self.spare.push(sent);
-                }
+                self.recycle(sent);
                 self.queue_up(key);
             }
             Event::Woken => {
@@ -342,6 +356,14 @@ impl Reactor {
             Event::Connected(_) | Event::ConnectFailed(..) => {
                 unreachable!("a server opens no connections")
             }
+        }
+    }
+
+    /// Keeps a buffer whose responses were sent for others.
+    fn recycle(&mut self, mut sent: Vec<u8>) {
+        sent.clear();
+        if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
+            self.spare.push(sent);
         }
     }
 
@@ -375,7 +397,8 @@ impl Reactor {
     }
 
     fn close(&mut self, key: Key) {
-        if self.ring.get_mut(key).is_some() {
+        if let Some(connection) = self.ring.get_mut(key) {
+            self.ended += usize::from(connection.take_activity());
             self.ring.close(key);
             self.service.metrics().connections.subtract(1);
         }
@@ -431,11 +454,8 @@ impl Reactor {
     }
 
     fn advance(&mut self, key: Key) {
-        let Some(OpenSlot { data: connection, mut unsent, is_sending, is_receiving, .. }) =
-            self.ring.slot(key)
-        else {
-            return;
-        };
+        let Some(slot) = self.ring.slot(key) else { return };
+        let OpenSlot { data: connection, socket, mut unsent, is_sending, is_receiving, .. } = slot;
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
         if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
@@ -455,11 +475,22 @@ impl Reactor {
         let mut responses = None;
         let sendable = connection.sendable(&self.service);
         if !is_sending && sendable > 0 {
-            let taken = connection.take_responses(sendable, self.now_ms);
+            let mut taken = connection.take_responses(sendable, self.now_ms);
+            if connection.is_finishing() {
+                // The last ones: where the socket takes them at once, this side ends in the same turn. What has
+                // failed here fails again.
+                let sent = send_now(socket, &taken).unwrap_or(0);
+                self.service.metrics().sent_bytes.add(sent as u64);
+                taken.drain(..sent);
+            }
             unsent = taken.len();
             responses = Some(taken);
         }
         let mut next = connection.next(unsent);
+        if next == Next::Close && connection.is_finishing() && has_unread(socket) {
+            // Closed now, it would be reset under its response.
+            next = Next::ShutDownSending;
+        }
         let is_multishot = connection.receives_multishot();
         if next == Next::ShutDownSending {
             connection.linger(self.now_ms);
@@ -467,6 +498,7 @@ impl Reactor {
             next = if is_open { Next::Receive } else { Next::Close };
         }
         match responses {
+            Some(sent) if sent.is_empty() => self.recycle(sent),
             // The end of such a send lets the connection do nothing that its peer has not to start.
             Some(responses) if next == Next::Receive && self.urgency == Urgency::Serve => {
                 self.ring.send_quietly(key, responses);
@@ -504,7 +536,8 @@ impl Reactor {
         }
         self.ticked_ms = self.now_ms;
         self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
-        self.active = 0;
+        // With those that have ended: where each request has a connection of its own, few are open at any moment.
+        self.active = std::mem::take(&mut self.ended);
         let mut in_flight = 0;
         let mut to_close = Vec::new();
         for slot in self.ring.open_slots() {

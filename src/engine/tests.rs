@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
+mod closing;
 mod durable;
 mod shared;
 
@@ -12,8 +13,8 @@ use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::Policy;
 use crate::tally::{Tally, Totals, Writer};
-use crate::uring::Sizes;
 use crate::uring::faults::{self, Fault};
+use crate::uring::{self, Sizes};
 use ::glommio::{LocalExecutorBuilder, Placement};
 use proptest::prelude::*;
 use socket2::{Domain, SockRef, Type};
@@ -29,10 +30,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 enum Engine {
     Streams,
-    Ring { submissions: u32, completions: u32, buffers: u16 },
+    Ring { submissions: u32, completions: u32, buffers: u16, coalesces: bool },
 }
 
-const RING: Engine = Engine::Ring { submissions: 64, completions: 256, buffers: 64 };
+const RING: Engine =
+    Engine::Ring { submissions: 64, completions: 256, buffers: 64, coalesces: false };
+
+/// How long an engine waits for more, where this kernel can.
+fn coalesce(engine: Engine) -> Duration {
+    let coalesces = matches!(engine, Engine::Ring { coalesces: true, .. }) && uring::gathers();
+    Duration::from_micros(if coalesces { 200 } else { 0 })
+}
 
 fn wakeups(shards: usize) -> Vec<Arc<Wakeup>> {
     (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect()
@@ -71,7 +79,7 @@ fn with_services(
     client: impl FnOnce(SocketAddr, &Admission, &Stop),
 ) -> BTreeSet<Fault> {
     let shards = wakeups.len();
-    let admission = Admission::new(1000, wakeups, Log::Text);
+    let admission = Admission::new(1000, wakeups, Steer::Hash, Log::Text);
     let stop = Stop::new(wakeups.to_vec());
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (ready, is_ready) = channel();
@@ -106,6 +114,8 @@ fn with_services(
             stop: Arc::clone(&stop),
             drain_timeout: Duration::from_secs(5),
             spin: Spin::Auto,
+            coalesce: coalesce(engine),
+            busy_poll: Duration::ZERO,
             heartbeat: Arc::default(),
         };
         let (ready, met) = (ready.clone(), met.clone());
@@ -113,7 +123,7 @@ fn with_services(
             let ready = || ready.send(()).unwrap();
             match engine {
                 Engine::Streams => drop(glommio::run(shard, ready).await.unwrap()),
-                Engine::Ring { submissions, completions, buffers } => {
+                Engine::Ring { submissions, completions, buffers, .. } => {
                     let sizes = Sizes { submissions, completions, buffers };
                     faults::begin();
                     reactor::run_with(&sizes, shard, ready).await.unwrap();
@@ -290,6 +300,7 @@ proptest! {
         submissions in 0..4u32,
         completions in 1..5u32,
         buffers in 0..4u16,
+        coalesces in any::<bool>(),
         send_buffer_bytes in 1000..20_000usize,
         scripts in prop::collection::vec(script(), 1..8),
     ) {
@@ -297,6 +308,7 @@ proptest! {
             submissions: 1 << submissions,
             completions: 1 << (submissions + completions),
             buffers: 1 << buffers,
+            coalesces,
         };
         play_all(engine, Some(send_buffer_bytes), &scripts);
     }
@@ -305,7 +317,7 @@ proptest! {
 /// The test above cannot pass because nothing went wrong: each fault is met here.
 #[test]
 fn a_tiny_ring_meets_every_fault_and_goes_on() {
-    let engine = Engine::Ring { submissions: 1, completions: 2, buffers: 1 };
+    let engine = Engine::Ring { submissions: 1, completions: 2, buffers: 1, coalesces: false };
     let script = Script { requests: 2000, piece: 3000, reads_late: true, resets: false };
     let mut scripts = vec![script.clone(); 12];
     scripts.push(Script { resets: true, ..script });

@@ -150,6 +150,16 @@ pub enum Outcome {
     /// Send what was written, shut down the writing side, discard what still arrives for a bounded
     /// time (RFC 9112 section 9.6), and close.
     Close,
+    /// Send what was written, and close. The client has said that this request is its last, after which it must
+    /// send nothing (RFC 9112 section 9.6), and nothing came behind it: there is nothing to discard.
+    CloseAtOnce,
+}
+
+impl Outcome {
+    /// Whether the connection ends with what was written.
+    pub fn closes(self) -> bool {
+        matches!(self, Outcome::Close | Outcome::CloseAtOnce)
+    }
 }
 
 /// What a peer is expected to send.
@@ -238,6 +248,8 @@ pub struct Connection<W> {
     /// The next response is the last.
     draining: bool,
     closing: bool,
+    /// It closes because the client has sent its last request, of which everything has arrived.
+    peer_has_finished: bool,
     peer_is_loopback: bool,
 }
 
@@ -252,6 +264,7 @@ impl<W> Connection<W> {
             begun: false,
             draining: false,
             closing: false,
+            peer_has_finished: false,
             peer_is_loopback,
         }
     }
@@ -415,7 +428,11 @@ impl<W> Connection<W> {
         let mut at = 0;
         loop {
             if self.closing {
-                return (data.len(), Outcome::Close);
+                let has_more = at < data.len();
+                return match self.peer_has_finished && !has_more {
+                    true => (at, Outcome::CloseAtOnce),
+                    false => (data.len(), Outcome::Close),
+                };
             }
             let works = self.works();
             if at == data.len() && !works {
@@ -619,6 +636,7 @@ impl<W> Connection<W> {
         let is_done = context.handler.work(&mut batch.work, &batch.body, reply);
         if is_done {
             self.closing = persistence == Persistence::Close;
+            self.peer_has_finished = batch.head.is_last();
             (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
         }
         is_done
@@ -775,6 +793,7 @@ impl<W> Connection<W> {
             _ => self.persistence(head, has_more),
         };
         self.closing = persistence == Persistence::Close;
+        self.peer_has_finished = head.is_last();
         self.begun = false;
         self.since_ms = now_ms;
         let request = self.request(head, bytes, target);

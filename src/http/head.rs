@@ -100,6 +100,13 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// Whether the client sends nothing behind the request: it has said so, or HTTP/1.0 implies it (RFC 9112
+    /// section 9.6), and neither a body that may or may not come nor the data of a tunnel can follow.
+    #[inline]
+    pub(super) fn is_last(&self) -> bool {
+        !self.is_persistent && !self.expects_continue && self.method != Method::Connect
+    }
+
     /// What the request is for. `bytes` start with the head.
     #[inline]
     pub(super) fn target<'a>(&self, bytes: &'a [u8]) -> Result<Target<'a>, Refusal> {

@@ -5,6 +5,7 @@ use crate::doctor;
 use crate::failure::Failure;
 use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io::ErrorKind;
 
 /// Descriptors that are not connections: of the process, and of each shard (its rings, event
 /// descriptors, listener, and the files that glommio opens).
@@ -55,6 +56,18 @@ pub(super) fn check_ring() -> Result<(), Failure> {
     uring::check().map_err(|error| Failure::Environment(doctor::explain_ring_error(&error)))
 }
 
+/// Refuses to coalesce completions where that cannot be done.
+pub(super) fn check_coalescing(config: &Config, engine: Engine) -> Result<(), Failure> {
+    if config.coalesce.is_zero() || engine == Engine::Ring && uring::gathers() {
+        return Ok(());
+    }
+    Err(Failure::Environment(match engine {
+        Engine::Ring => "--coalesce-us needs Linux 6.12 or later: leave it out".into(),
+        _ => "--coalesce-us needs the ring engine, and this is the streams engine: leave it out"
+            .into(),
+    }))
+}
+
 /// The data plane that was asked for, or the best that works here.
 pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
     if config.engine == Engine::Streams {
@@ -75,4 +88,29 @@ pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
     }
     config.log.warn(&format!("{lacks}: using the streams engine"));
     Ok(Engine::Streams)
+}
+
+/// Refuses to poll network devices where this engine or this kernel cannot.
+pub(super) fn check_busy_poll(config: &Config, engine: Engine) -> Result<(), Failure> {
+    if config.busy_poll.is_zero() {
+        return Ok(());
+    }
+    let refused = |why: &str| {
+        Err(Failure::Environment(format!(
+            "--busy-poll-us does not work here: {why}, or leave the flag out"
+        )))
+    };
+    if engine != Engine::Ring {
+        return refused("it polls through the ring engine: pass --engine ring");
+    }
+    match uring::check_busy_poll() {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => refused(
+            "this kernel cannot poll network devices through a ring: use Linux 6.9 or later",
+        ),
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            refused("this kernel polls no network devices: use one with CONFIG_NET_RX_BUSY_POLL")
+        }
+        Err(error) => refused(&format!("the kernel says \"{error}\": allow io_uring_register")),
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long a port that is in use may take to become free: after a server's end the kernel can
 /// hold its listener a moment longer.
-const PORT_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a stopped server waits for its port to become free.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
 

@@ -8,12 +8,16 @@ use std::alloc::{Layout, LayoutError, alloc_zeroed, dealloc, handle_alloc_error}
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Bytes per buffer. A buffer is taken only between a completion and its handling, so a burst needs
-/// at most one per connection.
+/// Bytes per buffer.
 pub(crate) const BUFFER_BYTES: usize = 4096;
 /// [`BUFFER_BYTES`] as the kernel counts them.
 const BUFFER_BYTES_U32: u32 = 4096;
 const _: () = assert!(BUFFER_BYTES == BUFFER_BYTES_U32 as usize);
+/// Bytes from the beginning of one buffer to that of the next. Requests are short: were it a power of two, all of
+/// them would compete for the same few sets of the processor's caches.
+const STRIDE_BYTES: usize = BUFFER_BYTES + 3 * 64;
+/// Buffers that the kernel has from the start.
+const CIRCULATING_MIN: u16 = 64;
 /// The kernel wants the ring of buffers to begin on a page, of which it has 4 KiB on x86-64, and 4, 16, or 64 KiB on
 /// 64-bit ARM.
 const PAGE_BYTES_MAX: usize = 65536;
@@ -21,11 +25,17 @@ const PAGE_BYTES_MAX: usize = 65536;
 pub(super) const BUFFER_GROUP: u16 = 0;
 
 /// As many buffers as were asked for, a power of two.
+///
+/// The kernel fills them in turn, so it has no more of them than are likely to be needed at once: the fewer there
+/// are, the sooner one is filled again, while the processor's caches still hold it. The others are put in
+/// circulation by [`Buffers::circulate`].
 #[derive(Debug)]
 pub(super) struct Buffers {
     entries: *mut BufRingEntry,
     bytes: *mut u8,
     count: u16,
+    /// Those below this one are in circulation.
+    circulating: u16,
     tail: u16,
 }
 
@@ -35,7 +45,7 @@ unsafe impl Send for Buffers {}
 impl Buffers {
     fn layouts(count: u16) -> Result<(Layout, Layout), LayoutError> {
         let of = |bytes| Layout::from_size_align(usize::from(count) * bytes, PAGE_BYTES_MAX);
-        Ok((of(size_of::<BufRingEntry>())?, of(BUFFER_BYTES)?))
+        Ok((of(size_of::<BufRingEntry>())?, of(STRIDE_BYTES)?))
     }
 
     /// Allocates buffers that the kernel does not know yet: see [`Buffers::register`].
@@ -47,10 +57,10 @@ impl Buffers {
         if entries.is_null() || bytes.is_null() {
             handle_alloc_error(of_bytes);
         }
-        Ok(Buffers { entries: entries.cast(), bytes, count, tail: 0 })
+        Ok(Buffers { entries: entries.cast(), bytes, count, circulating: 0, tail: 0 })
     }
 
-    /// Gives the kernel all buffers.
+    /// Gives the kernel the ring of buffers, and the first of them.
     ///
     /// # Safety
     ///
@@ -66,11 +76,26 @@ impl Buffers {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(entries, self.count, BUFFER_GROUP, 0)?;
         }
-        for id in 0..self.count {
-            self.put(id);
-        }
+        self.circulate(usize::from(CIRCULATING_MIN));
         self.publish();
         Ok(())
+    }
+
+    /// Puts buffers in circulation until there are this many, and as many more as make it a power of two: so many
+    /// may be filled before the first of them is looked at. The kernel sees them after [`Buffers::publish`].
+    pub(super) fn circulate(&mut self, wanted: usize) {
+        let wanted =
+            wanted.checked_next_power_of_two().and_then(|wanted| u16::try_from(wanted).ok());
+        let wanted = wanted.unwrap_or(self.count).min(self.count);
+        for id in self.circulating..wanted {
+            self.put(id);
+        }
+        self.circulating = self.circulating.max(wanted);
+    }
+
+    /// Puts twice as many in circulation: all of them were filled.
+    pub(super) fn circulate_more(&mut self) {
+        self.circulate(2 * usize::from(self.circulating));
     }
 
     /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
@@ -78,7 +103,7 @@ impl Buffers {
         assert!(id < self.count && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
         // SAFETY: in bounds by the line above, initialized because it was zeroed, and the kernel
         // does not write to a buffer between its completion and `put`, which needs `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * BUFFER_BYTES), len) }
+        unsafe { std::slice::from_raw_parts(self.bytes.add(usize::from(id) * STRIDE_BYTES), len) }
     }
 
     /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
@@ -89,7 +114,7 @@ impl Buffers {
         // entry.
         unsafe {
             let entry = &mut *self.entries.add(usize::from(self.tail & (self.count - 1)));
-            entry.set_addr(self.bytes.add(usize::from(id) * BUFFER_BYTES) as u64);
+            entry.set_addr(self.bytes.add(usize::from(id) * STRIDE_BYTES) as u64);
             entry.set_len(BUFFER_BYTES_U32);
             entry.set_bid(id);
         }
@@ -125,6 +150,21 @@ mod tests {
         for count in [1, 2, 256] {
             let buffers = Buffers::new(count).expect("there is memory for them");
             assert_eq!(buffers.entries.addr() % PAGE_BYTES_MAX, 0);
+        }
+    }
+
+    #[test]
+    fn more_buffers_circulate_as_more_are_needed_and_each_of_them_once() {
+        let mut buffers = Buffers::new(256).expect("there is memory for them");
+        for (wanted, circulating) in [(64, 64), (1, 64), (65, 128), (256, 256), (usize::MAX, 256)] {
+            buffers.circulate(wanted);
+            assert_eq!((buffers.circulating, buffers.tail), (circulating, circulating));
+        }
+        let mut buffers = Buffers::new(256).expect("there is memory for them");
+        buffers.circulate(1);
+        for circulating in [2, 4, 8, 16, 32, 64, 128, 256, 256] {
+            buffers.circulate_more();
+            assert_eq!((buffers.circulating, buffers.tail), (circulating, circulating));
         }
     }
 }

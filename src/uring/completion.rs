@@ -107,8 +107,11 @@ impl<T> Uring<T> {
             }
             (Operation::Receive, Ok(_)) => Some(Event::PeerClosed(key)),
             (Operation::Receive, Err(_)) if is_one_of(result, NOT_THE_END) => {
-                let no_buffers = NoBuffers(is_one_of(result, &[Errno::NOBUFS]));
-                Some(Event::ReceiveStopped(key, no_buffers))
+                let no_buffers = is_one_of(result, &[Errno::NOBUFS]);
+                if no_buffers {
+                    self.kernel.buffers.circulate_more();
+                }
+                Some(Event::ReceiveStopped(key, NoBuffers(no_buffers)))
             }
             (Operation::Receive, Err(_)) => Some(Event::ReceiveFailed(key)),
             (Operation::Send, Ok(sent)) => {

@@ -1,8 +1,9 @@
-//! Receiving without the ring: bytes that have arrived are copied once, to where they belong.
+//! Receiving and sending without the ring, where a socket is ready: large bodies are copied once, to where they
+//! belong, and a connection's last response needs no completion.
 
 #![allow(unsafe_code, reason = "the kernel writes to memory that was not initialized")]
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::Socket;
 use std::io;
 
@@ -26,10 +27,20 @@ pub(crate) fn receive_now(
     Ok(received)
 }
 
+/// Sends what a socket takes at once of `bytes`. Nothing may be sending on the socket. Returns how many it took.
+///
+/// # Errors
+///
+/// It takes nothing now, or the connection has failed.
+pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use socket2::{Domain, Type};
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
     #[test]
@@ -50,5 +61,23 @@ mod tests {
         bytes = Vec::with_capacity(1000);
         assert_eq!(receive_now(&receiver, &mut bytes, 1000).unwrap(), 87);
         assert_eq!(receive_now(&receiver, &mut bytes, 1000).unwrap(), 0, "the end");
+    }
+
+    #[test]
+    fn a_socket_takes_what_it_has_room_for() {
+        let (sender, mut receiver) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        let bytes = vec![b'x'; 4 << 20];
+        let sent = send_now(&sender, &bytes).unwrap();
+        assert!((1..bytes.len()).contains(&sent), "{sent}");
+        let full = send_now(&sender, &bytes).map_err(|error| error.kind());
+        assert_eq!(full, Err(io::ErrorKind::WouldBlock));
+        drop(sender);
+        let mut received = Vec::new();
+        receiver.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), sent);
+        let (sender, receiver) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        drop(receiver);
+        let gone = send_now(&sender, b"x").map_err(|error| error.kind());
+        assert_eq!(gone, Err(io::ErrorKind::BrokenPipe));
     }
 }

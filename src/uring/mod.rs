@@ -36,6 +36,7 @@ mod completion;
 mod direct;
 #[cfg(test)]
 pub(crate) mod faults;
+mod napi;
 mod probe;
 mod submission;
 #[cfg(test)]
@@ -43,8 +44,9 @@ mod tests;
 mod wakeup;
 
 pub(crate) use buffers::BUFFER_BYTES;
-pub(crate) use direct::receive_now;
-pub use probe::{Feature, check, probe};
+pub(crate) use direct::{receive_now, send_now};
+pub use napi::check_busy_poll;
+pub use probe::{Feature, check, gathers, probe};
 pub use wakeup::Wakeup;
 
 use buffers::{BUFFER_GROUP, Buffers};
@@ -97,7 +99,13 @@ pub(crate) enum Wait {
     One,
     /// For one, at most this long. It makes the kernel program a timer.
     For(Duration),
+    /// For [`GATHERED_MAX`], at most this long, and where none has come by then, for one, as long as it takes.
+    /// It makes the kernel program two timers, and needs [`Uring::gathers`].
+    Gather(Duration),
 }
+
+/// As many completions end a [`Wait::Gather`] before its time.
+pub(crate) const GATHERED_MAX: u32 = 64;
 
 /// Names a slot of a ring. A slot that was closed may be given to another connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,6 +329,8 @@ impl<T> Uring<T> {
             address: None,
             operations: 0,
         }));
+        // A turn is likely to receive at most once on each.
+        self.kernel.buffers.circulate(self.slots.len());
         Key(u32::try_from(index).expect("there are fewer descriptors than 2^32"))
     }
 
@@ -353,6 +363,11 @@ impl<T> Uring<T> {
     /// Whether no slot is taken, closed ones that wait for their operations included.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether the kernel knows [`Wait::Gather`]: since Linux 6.12.
+    pub(crate) fn gathers(&self) -> bool {
+        self.kernel.ring.params().is_feature_min_timeout()
     }
 
     /// How often the kernel was entered so far.
@@ -497,8 +512,10 @@ impl<T> Uring<T> {
     pub(crate) fn close(&mut self, key: Key) {
         let Some(slot) = self.open_slot(key) else { return };
         slot.is_closed = true;
-        // Ends the operations of a connected one. Fails only where it has ended already.
-        let _ = slot.socket.shutdown(Shutdown::Both);
+        if slot.operations > 0 {
+            // Ends the operations of a connected one. Fails only where it has ended already.
+            let _ = slot.socket.shutdown(Shutdown::Both);
+        }
         if slot.address.is_some() {
             self.begin(Operation::CancelConnect, key.0);
         }
@@ -661,6 +678,11 @@ impl<T> Drop for Uring<T> {
             ManuallyDrop::drop(&mut self.kernel);
         }
     }
+}
+
+/// A time as the kernel wants it in some places: in microseconds, rounded down, and at most 71 minutes.
+fn whole_micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn build(sizes: &Sizes, issuer: Issuer) -> io::Result<IoUring> {

@@ -80,6 +80,11 @@ pub fn check() -> io::Result<()> {
     IoUring::new(2).map(drop)
 }
 
+/// Whether a wait can gather completions for a time, as `--coalesce-us` asks for: since Linux 6.12.
+pub fn gathers() -> bool {
+    Uring::<()>::new(&PROBE_SIZES, Issuer::ThisThread).is_ok_and(|ring| ring.gathers())
+}
+
 struct Trial {
     ring: Uring<()>,
     wakeup: Arc<Wakeup>,

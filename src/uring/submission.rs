@@ -2,19 +2,23 @@
 
 #[cfg(test)]
 use super::faults;
-use super::{BUFFER_BYTES, BUFFER_GROUP, Key, Slot, Uring, Wait};
+use super::{BUFFER_BYTES, BUFFER_GROUP, GATHERED_MAX, Key, Slot, Uring, Wait, whole_micros};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, opcode, squeue};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// `POLLIN` of poll(2).
 const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
 
 /// MSG_WAITALL of send(2), which io_uring gives a meaning (Linux 5.19): a short send is an error.
 const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(rustix::net::RecvFlags::WAITALL.bits());
+
+/// How long [`Wait::Gather`] waits for the first completion before it looks after its ring anyway.
+const GATHER_END: Duration = Duration::from_secs(1);
 
 /// Everything that a ring is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,19 +188,23 @@ impl<T> Uring<T> {
         let queued = self.kernel.ring.submission().len() as u32;
         let submitter = self.kernel.ring.submitter();
         let flags_bits = flags.bits();
+        let bounded = |completions, time, gathered_for| {
+            let time = Timespec::from(time);
+            let arguments =
+                SubmitArgs::new().timespec(&time).min_wait_usec(whole_micros(gathered_for));
+            let flags = (flags | EnterFlags::EXT_ARG).bits();
+            // SAFETY: EXT_ARG says that the argument is what `SubmitArgs` is, and it and the time live until
+            // the call returns; what the entries point to was settled by `push`.
+            unsafe { submitter.enter(queued, completions, flags, Some(&arguments)) }
+        };
         let entered = match wait {
             // SAFETY: no argument is passed, and what the entries point to was settled by `push`.
             Wait::No => unsafe { submitter.enter::<u64>(queued, 0, flags_bits, None) },
             // SAFETY: as above.
             Wait::One => unsafe { submitter.enter::<u64>(queued, 1, flags_bits, None) },
-            Wait::For(time) => {
-                let time = Timespec::from(time);
-                let arguments = SubmitArgs::new().timespec(&time);
-                let flags = (flags | EnterFlags::EXT_ARG).bits();
-                // SAFETY: EXT_ARG says that the argument is what `SubmitArgs` is, and it and the
-                // time live until the call returns.
-                unsafe { submitter.enter(queued, 1, flags, Some(&arguments)) }
-            }
+            Wait::For(time) => bounded(1, time, Duration::ZERO),
+            // Without a time for the whole wait, the kernel would end it at the shorter one with nothing.
+            Wait::Gather(time) => bounded(GATHERED_MAX, GATHER_END, time),
         };
         match entered {
             Ok(_) => Ok(()),

@@ -199,3 +199,56 @@ fn a_dropped_ring_ends_everything_that_is_under_way() {
         peer.read_to_end(&mut rest).unwrap();
     }
 }
+
+/// What a wait that gathers has brought: how many completions, and how long it took.
+fn gather(ring: &mut Uring<usize>, time: Duration) -> (usize, Duration) {
+    let started = Instant::now();
+    let completions = ring.turn(Wait::Gather(time)).unwrap();
+    while let Some(event) = ring.next_event() {
+        if let Event::Received(_, filled) = event {
+            ring.give_back(filled);
+        }
+    }
+    (completions, started.elapsed())
+}
+
+#[test]
+fn a_wait_gathers_for_its_time_or_until_there_are_enough_and_then_waits_for_one() {
+    if !super::gathers() {
+        return;
+    }
+    let sizes = Sizes { submissions: 128, completions: 256, buffers: 128 };
+    let mut ring: Uring<usize> = Uring::new(&sizes, Issuer::ThisThread).unwrap();
+    let enough = GATHERED_MAX as usize;
+    let mut peers: Vec<_> = (0..enough).map(|number| pair(&mut ring, number)).collect();
+    for (_, key) in &peers {
+        ring.receive_multishot(*key);
+    }
+    ring.turn(Wait::No).unwrap();
+    let time = Duration::from_millis(100);
+    // One less than enough.
+    for (peer, _) in &mut peers[1..] {
+        peer.write_all(b"x").unwrap();
+    }
+    let (completions, took) = gather(&mut ring, time);
+    assert_eq!(completions, enough - 1);
+    assert!(took >= time, "{took:?}");
+    // Enough.
+    for (peer, _) in &mut peers {
+        peer.write_all(b"x").unwrap();
+    }
+    let (completions, took) = gather(&mut ring, PATIENCE);
+    assert_eq!(completions, enough);
+    assert!(took < PATIENCE, "{took:?}");
+    // None within the time.
+    let (mut peer, _) = peers.swap_remove(0);
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(2 * time);
+        peer.write_all(b"x").unwrap();
+        peer
+    });
+    let (completions, took) = gather(&mut ring, time);
+    assert_eq!(completions, 1);
+    assert!(took > time && took < PATIENCE, "{took:?}");
+    drop(later.join().unwrap());
+}

@@ -80,16 +80,16 @@ pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>)
             }
             outcome = connection.resume(0, &mut context, &mut out);
         }
-        if outcome == Outcome::Close {
+        if outcome.closes() {
             break;
         }
     }
     let accepted = context.handler.accepted;
     let refused = responses - accepted.len();
     assert!(refused <= 1, "one response per request, and one to what is refused");
-    let end = match (outcome, refused) {
-        (Outcome::Close, 0) => End::Closed,
-        (Outcome::Close, _) => End::Refused,
+    let end = match (outcome.closes(), refused) {
+        (true, 0) => End::Closed,
+        (true, _) => End::Refused,
         _ => End::Open,
     };
     (accepted, end, last)

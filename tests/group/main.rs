@@ -89,7 +89,7 @@ impl Peer {
         self.awaited = match outcome {
             Outcome::Receive => None,
             Outcome::Wait => Some(Awaited::default()),
-            Outcome::Resume | Outcome::Work | Outcome::Close => {
+            Outcome::Resume | Outcome::Work | Outcome::Close | Outcome::CloseAtOnce => {
                 unreachable!("a few requests that are in order, and no batches")
             }
         };

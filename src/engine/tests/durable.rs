@@ -17,7 +17,7 @@ const REFUSED: &[u8] = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\
 
 /// A store whose commits wait until the test lets them through.
 #[derive(Clone, Default)]
-struct Valve(Arc<(Mutex<Flow>, Condvar)>);
+pub(super) struct Valve(Arc<(Mutex<Flow>, Condvar)>);
 
 #[derive(Default)]
 struct Flow {
@@ -27,7 +27,7 @@ struct Flow {
 }
 
 impl Valve {
-    fn set_open(&self, is_open: bool) {
+    pub(super) fn set_open(&self, is_open: bool) {
         self.0.0.lock().unwrap().is_open = is_open;
         self.0.1.notify_all();
     }
@@ -53,7 +53,7 @@ impl Store for Valve {
 }
 
 /// Runs shards over a store with a valve, which is closed at first, and opened at the end.
-fn with_valve(
+pub(super) fn with_valve(
     engine: Engine,
     timeout: Duration,
     client: impl FnOnce(SocketAddr, &Valve, &Stop),
