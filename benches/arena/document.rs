@@ -112,12 +112,8 @@ impl Document<'_> {
 
     fn put_row(&self, text: &mut String, entry: &Entry, workload: Workload) {
         let name = &entry.name;
-        if let Some(held) = self.runs_of(name, workload).find(|run| run.is_void()) {
-            let percent = held.rate_held.unwrap_or(0.0) * 100.0;
-            put(
-                text,
-                &format!("| {name} | void: held {percent:.0} % of the rate | | | | | | | | | | |"),
-            );
+        if let Some(reason) = self.runs_of(name, workload).find_map(Run::void) {
+            put(text, &format!("| {name} | void: {reason} | | | | | | | | | | |"));
             return;
         }
         let number = |of: fn(&Run) -> f64, digits: usize| {
@@ -268,6 +264,6 @@ const UNFAIR: &str = "\
   threads it is given. Nothing bounds that channel, so it grows whenever events arrive faster than they are counted.
 - The JVMs were warmed up for seconds only, and run compiler and collector threads besides those that they are given.
   Spring's limits on kept connections were raised. java-vertx decodes each event on one of 20 workers.
-- CPU time is read in the kernel's ticks of 10 ms: at 5,000 requests/s for two seconds, one tick is 1 µs per request.
+- CPU time is counted in nanoseconds, but for children that have ended; only its parts, user and system, are in ticks of 10 ms.
 - floor reads no request and counts nothing: it is the limit that the kernel sets, not an entry.
 ";

@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 /// The exit code of a `build` script whose toolchain is missing.
 const TOOLCHAIN_IS_MISSING: i32 = 3;
 
+/// The flags of our entry that coalesces completions.
+const COALESCED: &[&str] = &["--engine", "ring", "--coalesce-us", "50"];
+
 /// A server for the challenge.
 pub(crate) struct Entry {
     pub(crate) name: String,
@@ -15,8 +18,8 @@ pub(crate) struct Entry {
 }
 
 enum Kind {
-    /// The binary of this package with this engine.
-    Ours(&'static str),
+    /// The binary of this package with these flags of `serve`.
+    Ours(&'static [&'static str]),
     /// A folder with scripts.
     Peer(PathBuf),
 }
@@ -31,13 +34,15 @@ pub(crate) enum Build {
 
 /// All entries, ours first.
 pub(crate) fn all() -> Vec<Entry> {
-    let ours = ["ring", "streams"].map(|engine| Entry {
-        name: format!("ringtally-{engine}"),
-        stands_for: match engine {
-            "ring" => "ringtally, one io_uring per shard".into(),
-            _ => "ringtally, glommio's TCP streams".into(),
-        },
-        kind: Kind::Ours(engine),
+    let ours: [(&str, &str, &[&str]); 3] = [
+        ("ring", "ringtally, one io_uring per shard", &["--engine", "ring"]),
+        ("coalesced", "the same with --coalesce-us 50", COALESCED),
+        ("streams", "ringtally, glommio's TCP streams", &["--engine", "streams"]),
+    ];
+    let ours = ours.map(|(name, stands_for, flags)| Entry {
+        name: format!("ringtally-{name}"),
+        stands_for: stands_for.into(),
+        kind: Kind::Ours(flags),
     });
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/arena/peers");
     let folders = std::fs::read_dir(&peers).into_iter().flatten().flatten();
@@ -68,7 +73,13 @@ impl Entry {
 
     /// Builds it into its own folder outside of the checkout, which is quick if it was built before.
     pub(crate) fn build(&self) -> Build {
-        let Kind::Peer(scripts) = &self.kind else { return Build::Done };
+        let scripts = match &self.kind {
+            Kind::Ours(flags) if *flags == COALESCED && !ringtally::uring::gathers() => {
+                return Build::Skipped("--coalesce-us needs Linux 6.12 or later".into());
+            }
+            Kind::Ours(_) => return Build::Done,
+            Kind::Peer(scripts) => scripts,
+        };
         let folder = build_folder(&std::env::temp_dir().join("ringtally-peers"), &self.name);
         let built = Command::new(scripts.join("build")).arg(&folder).stdin(Stdio::null()).output();
         let output = match built {
@@ -87,10 +98,10 @@ impl Entry {
     pub(crate) fn serve(&self, builds: &Path, port: u16, cpus: &[usize]) -> Command {
         let port = port.to_string();
         match &self.kind {
-            Kind::Ours(engine) => {
+            Kind::Ours(flags) => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_ringtally"));
                 let cpus = ringtally::topology::format_cpu_list(cpus);
-                command.args(["serve", "--port", &port, "--engine", engine, "--cpus", &cpus]);
+                command.args(["serve", "--port", &port, "--cpus", &cpus]).args(*flags);
                 command
             }
             Kind::Peer(scripts) => {

@@ -10,6 +10,7 @@
     reason = "event counts and pixels made of measured numbers: what they lose is less than a unit"
 )]
 
+mod closing;
 mod document;
 mod entry;
 mod measure;
@@ -51,6 +52,9 @@ struct Options {
     /// Also measure at these fixed rates in requests per second, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
     rate: Vec<u64>,
+    /// Also measure as many clients that open a connection for each request
+    #[arg(long)]
+    closing: bool,
     /// Length of a measured run in seconds, 0.1 or more
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -222,10 +226,13 @@ fn workloads(options: &Options) -> Vec<Workload> {
     let mut workloads = Vec::new();
     for connections in &options.connections {
         for pipeline in &options.pipeline {
-            workloads.push(Workload { connections: *connections, pipeline: *pipeline, rate: None });
+            workloads.push(Workload { pipeline: *pipeline, ..Workload::closed_loop(*connections) });
         }
-        let at = |rate| Workload { connections: *connections, pipeline: 1, rate: Some(rate) };
+        let at = |rate| Workload { rate: Some(rate), ..Workload::closed_loop(*connections) };
         workloads.extend(options.rate.iter().copied().map(at));
+        if options.closing {
+            workloads.push(Workload { closes: true, ..Workload::closed_loop(*connections) });
+        }
     }
     workloads
 }

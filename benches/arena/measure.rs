@@ -1,5 +1,6 @@
 //! One run of one entry, and what is examined apart from the timed runs.
 
+use super::closing::{self, Failure};
 use super::entry::{Entry, build_folder};
 use super::pause;
 use super::process::{Server, free_port, send, spawn_on};
@@ -36,12 +37,24 @@ pub(crate) struct Workload {
     pub(crate) pipeline: u64,
     /// Requests per second of an open loop.
     pub(crate) rate: Option<u64>,
+    /// Each request has a connection of its own, of which there are at most `connections` at a time.
+    pub(crate) closes: bool,
+}
+
+impl Workload {
+    /// One request in flight per connection, without a limit.
+    pub(crate) fn closed_loop(connections: u64) -> Workload {
+        Workload { connections, pipeline: 1, rate: None, closes: false }
+    }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Workload { connections, pipeline, rate } = self;
+        let Workload { connections, pipeline, rate, closes } = self;
         let plural = if *connections == 1 { "" } else { "s" };
+        if *closes {
+            return write!(f, "{connections} client{plural}, a connection for each request");
+        }
         write!(f, "{connections} connection{plural}")?;
         match (rate, pipeline) {
             (Some(rate), _) => write!(f, " at {rate} requests/s"),
@@ -71,6 +84,8 @@ pub(crate) struct Run {
     pub(crate) client_limited: bool,
     /// The share of the rate that was held, in an open loop.
     pub(crate) rate_held: Option<f64>,
+    /// It was asked to close its connections, and does not.
+    pub(crate) stays_open: bool,
 }
 
 impl Run {
@@ -78,9 +93,13 @@ impl Run {
         self.user_us + self.system_us
     }
 
-    /// Whether an open loop did not hold its rate.
-    pub(crate) fn is_void(&self) -> bool {
-        self.rate_held.is_some_and(|held| held < RATE_HELD_MIN)
+    /// Why its figures say nothing, if so.
+    pub(crate) fn void(&self) -> Option<String> {
+        if self.stays_open {
+            return Some("ignores Connection: close".into());
+        }
+        let held = self.rate_held.filter(|held| *held < RATE_HELD_MIN)?;
+        Some(format!("held {:.0} % of the rate", held * 100.0))
     }
 }
 
@@ -180,6 +199,9 @@ impl Bench {
         round: u32,
     ) -> Result<Run, String> {
         let mut server = self.start(entry)?;
+        if workload.closes {
+            return self.measure_closing(entry, &server, workload, round);
+        }
         let per_s = self.warm_up(entry, &mut server, workload)?;
         let per_s = workload.rate.map_or(per_s, |rate| rate as f64);
         let requests = ((per_s * self.length.as_secs_f64()) as u64).max(PROBE_EVENTS);
@@ -212,13 +234,76 @@ impl Bench {
             reasons: texts(&report["reasons"]),
             client_limited: report["client_limited"] == true,
             rate_held: held.map(|(held, rate)| held / rate as f64),
+            stays_open: false,
+        })
+    }
+
+    /// The same with a connection for each request.
+    fn measure_closing(
+        &self,
+        entry: &Entry,
+        server: &Server,
+        workload: Workload,
+        round: u32,
+    ) -> Result<Run, String> {
+        let void = Run {
+            entry: entry.name.clone(),
+            round,
+            workload,
+            requests: 0,
+            requests_per_s: 0.0,
+            p50_us: 0.0,
+            p99_us: 0.0,
+            p99_9_us: 0.0,
+            user_us: 0.0,
+            system_us: 0.0,
+            peak_rss_bytes: 0,
+            start_up_ms: server.start_up.as_secs_f64() * 1e3,
+            verdict: String::new(),
+            reasons: Vec::new(),
+            client_limited: false,
+            rate_held: None,
+            stays_open: true,
+        };
+        let load = |requests| {
+            closing::load(server.address, &self.client_cpus, workload.connections, requests)
+        };
+        let measured = || {
+            let mut requests = PROBE_EVENTS;
+            for _ in 0..2 {
+                let per_s = load(requests)?.requests_per_s;
+                requests = ((per_s * self.length.as_secs_f64()) as u64).max(PROBE_EVENTS);
+            }
+            let before = server.cpu();
+            let measured = load(requests)?;
+            Ok((requests, measured, before, server.cpu()))
+        };
+        let (requests, measured, before, after) = match measured() {
+            Ok(measured) => measured,
+            Err(Failure::StaysOpen) => return Ok(void),
+            Err(Failure::Other(reason)) => return Err(reason),
+        };
+        let quantile = |q| measured.latencies.value_at_quantile(q) as f64;
+        Ok(Run {
+            requests,
+            requests_per_s: measured.requests_per_s,
+            p50_us: quantile(0.5),
+            p99_us: quantile(0.99),
+            p99_9_us: quantile(0.999),
+            user_us: (after.user_us - before.user_us) / requests as f64,
+            system_us: (after.system_us - before.system_us) / requests as f64,
+            peak_rss_bytes: server.peak_rss_bytes(),
+            verdict: if measured.wrong.is_none() { "exact" } else { "wrong" }.into(),
+            reasons: measured.wrong.into_iter().collect(),
+            stays_open: false,
+            ..void
         })
     }
 
     /// Polls an entry's totals under load, times its first responses after pauses, and counts its system
     /// calls.
     pub(crate) fn examine(&self, entry: &Entry) -> Result<Exactness, String> {
-        let workload = Workload { connections: 64, pipeline: 1, rate: None };
+        let workload = Workload::closed_loop(64);
         let mut server = self.start(entry)?;
         let per_s = self.warm_up(entry, &mut server, workload)?;
         let requests = ((per_s * WATCHED.as_secs_f64()) as u64).max(PROBE_EVENTS);

@@ -1,5 +1,7 @@
 //! A running server, and what it and every process that it started cost.
 
+use nix::time::ClockId;
+use nix::unistd;
 use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -94,13 +96,20 @@ impl Server {
         tasks.all(|task| task.and_then(|task| task.status()).map_or(true, |s| s.tracerpid != 0))
     }
 
-    /// CPU time so far, including that of children that have ended.
+    /// CPU time so far, including that of children that have ended. The kernel counts it in nanoseconds, and its
+    /// parts in ticks: the sum is exact, and the parts are in proportion.
     pub(crate) fn cpu(&self) -> Cpu {
         let tick_us = 1e6 / procfs::ticks_per_second() as f64;
         let mut cpu = Cpu { user_us: 0.0, system_us: 0.0 };
-        for stat in self.processes().iter().filter_map(|process| process.stat().ok()) {
-            cpu.user_us += (stat.utime as f64 + stat.cutime as f64) * tick_us;
-            cpu.system_us += (stat.stime as f64 + stat.cstime as f64) * tick_us;
+        for process in self.processes() {
+            let clock = ClockId::pid_cpu_clock_id(unistd::Pid::from_raw(process.pid));
+            let (Ok(stat), Ok(time)) = (process.stat(), clock.and_then(ClockId::now)) else {
+                continue;
+            };
+            let time_us = Duration::from(time).as_secs_f64() * 1e6;
+            let user = stat.utime as f64 / ((stat.utime + stat.stime).max(1)) as f64;
+            cpu.user_us += time_us * user + stat.cutime as f64 * tick_us;
+            cpu.system_us += time_us * (1.0 - user) + stat.cstime as f64 * tick_us;
         }
         cpu
     }
