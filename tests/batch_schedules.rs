@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 use fastrand::Rng;
-use ringtally::tally::{Batch, Finish, Journal, State, Tally, Writer};
+use ringtally::tally::{Batch, Block, Finish, Journal, State, Tally, Writer};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl World {
         match rng.u8(..100) {
             0..=9 if self.open.len() < 6 => {
                 let shard = rng.usize(..SHARDS);
-                let length = rng.usize(..30);
+                let length = rng.usize(..50);
                 self.open.push(Open {
                     shard,
                     batch: self.writers[shard].begin_batch(),
@@ -127,13 +127,19 @@ impl World {
         let open = &mut self.open[index];
         let writer = &mut self.writers[open.shard];
         if open.added < open.events.len() {
-            let end = rng.usize(open.added..open.events.len()) + 1;
-            let part: Vec<(&[u8], f64)> = open.events[open.added..end]
-                .iter()
-                .map(|(user, value)| (user.as_bytes(), *value))
-                .collect();
-            let (added, unseen) = (open.added, &mut open.unseen);
-            writer.add_to_batch(&mut open.batch, &part, |event| unseen.push(added + event));
+            let (added, is_at_once) = (open.added, rng.bool());
+            let end = open.events.len().min(added + Block::EVENTS_MAX);
+            let end = rng.usize(added..end) + 1;
+            let (mut block, unseen) = (Block::new(), &mut open.unseen);
+            for (event, (user, value)) in open.events[..end].iter().enumerate().skip(added) {
+                if is_at_once {
+                    writer.put_into_block(&mut block, user.as_bytes(), *value);
+                } else if !writer.add_to_batch(&mut open.batch, user.as_bytes(), *value) {
+                    unseen.push(event);
+                }
+            }
+            let put = |event| unseen.push(added + event);
+            writer.add_block_to_batch(&mut open.batch, &mut block, put);
             open.added = end;
         } else if open.claimed < open.unseen.len() {
             if writer.may_claim(&mut open.batch) {

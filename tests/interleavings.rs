@@ -223,14 +223,13 @@ fn forgotten_users_are_taken_while_others_count() {
 /// Counts a batch with an event of each of these users, who may be new.
 fn count_batch(writer: &mut Writer, users: &[&str]) -> Finish {
     let mut batch = writer.begin_batch();
-    let events: Vec<_> = users.iter().map(|user| (user.as_bytes(), 1.0)).collect();
-    let mut unseen = Vec::new();
-    writer.add_to_batch(&mut batch, &events, |event| unseen.push(event));
+    let is_unseen = |user: &&&str| !writer.add_to_batch(&mut batch, user.as_bytes(), 1.0);
+    let unseen: Vec<_> = users.iter().filter(is_unseen).collect();
     if !unseen.is_empty() {
         while !writer.may_claim(&mut batch) {
             loom::thread::yield_now();
         }
-        unseen.into_iter().for_each(|event| writer.claim(&mut batch, events[event].0, 1));
+        unseen.into_iter().for_each(|user| writer.claim(&mut batch, user.as_bytes(), 1));
     }
     let finish = writer.finish_batch(batch);
     writer.publish();

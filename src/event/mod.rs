@@ -87,8 +87,6 @@ pub struct Line<'a> {
     pub event: Option<Result<Event<'a>, LineRefusal>>,
     /// How many bytes it takes, with its ending.
     pub bytes: usize,
-    /// It has the shape in which clients send events, and was read in a fraction of the time that others take.
-    pub is_usual: bool,
 }
 
 /// Why a line of a batch is not an event.
@@ -100,29 +98,30 @@ pub enum LineRefusal {
     Event(Refusal),
 }
 
-/// Reads the line at the start of a batch. It ends in LF or CRLF, or with the batch, and may have `line_bytes_max` bytes
-/// without that.
+/// How much of a batch can belong to a line of at most `line_bytes_max` bytes without its ending, LF or CRLF.
 #[inline(always)]
-pub fn decode_line(batch: &[u8], line_bytes_max: usize) -> Line<'_> {
-    let window = &batch[..batch.len().min(line_bytes_max.saturating_add(2))];
-    match canonical::read_line(window, window.len() < batch.len()) {
-        Some((event, bytes)) if bytes <= line_bytes_max => {
-            Line { event: Some(Ok(event)), bytes, is_usual: true }
-        }
-        _ => decode_any_line(batch, window, line_bytes_max),
-    }
+fn window(batch: &[u8], line_bytes_max: usize) -> &[u8] {
+    &batch[..batch.len().min(line_bytes_max.saturating_add(2))]
 }
 
-/// Reads a line of any shape.
+/// Reads the line at the start of a batch if it has the shape in which clients send events, in a fraction of the time that
+/// [`decode_line`] takes. Returns the user, the value, and how many bytes the line takes, with its ending.
+#[inline(always)]
+pub fn decode_usual_line(batch: &[u8], line_bytes_max: usize) -> Option<(&[u8], f64, usize)> {
+    let window = window(batch, line_bytes_max);
+    canonical::read_line(window, window.len() < batch.len())
+        .filter(|(_, _, bytes)| *bytes <= line_bytes_max)
+}
+
+/// Reads the line at the start of a batch, of any shape. It ends in LF or CRLF, or with the batch, and may have
+/// `line_bytes_max` bytes without that.
 #[inline(never)]
-fn decode_any_line<'a>(batch: &'a [u8], window: &'a [u8], line_bytes_max: usize) -> Line<'a> {
+pub fn decode_line(batch: &[u8], line_bytes_max: usize) -> Line<'_> {
+    let window = window(batch, line_bytes_max);
     let (line, bytes) = match memchr::memchr(b'\n', window) {
         Some(end) => (&window[..end], end + 1),
         None if window.len() == batch.len() => (window, window.len()),
-        None => {
-            let event = Some(Err(LineRefusal::Long));
-            return Line { event, bytes: window.len(), is_usual: false };
-        }
+        None => return Line { event: Some(Err(LineRefusal::Long)), bytes: window.len() },
     };
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let event = match line.len() {
@@ -130,7 +129,7 @@ fn decode_any_line<'a>(batch: &'a [u8], window: &'a [u8], line_bytes_max: usize)
         length if length > line_bytes_max => Some(Err(LineRefusal::Long)),
         _ => Some(decode(line).map_err(LineRefusal::Event)),
     };
-    Line { event, bytes, is_usual: false }
+    Line { event, bytes }
 }
 
 /// Reads an event of any shape.

@@ -4,8 +4,7 @@ use super::Endpoints;
 use crate::event::{self, LineRefusal};
 use crate::http::{Reply, Request, Status};
 use crate::metrics::{Endpoint, Failure};
-use crate::tally::{Batch, Finish, Writer};
-use std::borrow::Cow;
+use crate::tally::{Batch, Block, Finish, Writer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,9 +15,6 @@ const SLICE_COST: usize = 128 * 1024;
 const UNUSUAL_COST: usize = 8;
 /// What it costs to claim the user of an event.
 const CLAIM_COST: usize = 256;
-
-/// Events that are decoded before their users are looked up.
-const BLOCK: usize = 32;
 
 /// Bounds the memory of the batches that all shards receive and work on.
 #[derive(Debug)]
@@ -81,11 +77,6 @@ struct Line {
     number: u64,
 }
 
-/// What it costs to read a line.
-fn cost(line: &event::Line<'_>) -> usize {
-    line.bytes * if line.is_usual { 1 } else { UNUSUAL_COST }
-}
-
 /// Why a batch is refused.
 struct BadLine {
     number: u64,
@@ -118,35 +109,42 @@ impl Work {
         line_bytes_max: usize,
         left: &mut usize,
     ) -> Result<(), BadLine> {
-        let mut events: [(&[u8], f64); BLOCK] = [(&[], 0.0); BLOCK];
-        let mut places = [Line::default(); BLOCK];
+        let mut block = Block::new();
+        let mut places = [Line::default(); Block::EVENTS_MAX];
         while self.at < body.len() && *left > 0 {
-            let mut filled = 0;
-            while filled < BLOCK && self.at < body.len() {
-                let line = event::decode_line(&body[self.at..], line_bytes_max);
-                self.lines += 1;
-                let place = Line { at: self.at, number: self.lines };
-                self.at += line.bytes;
-                *left = left.saturating_sub(cost(&line));
-                let event = match line.event {
-                    None => continue,
-                    Some(Ok(event)) => event,
-                    Some(Err(refusal)) => return Err(BadLine::new(self.lines, refusal)),
-                };
-                match event.user {
-                    Cow::Borrowed(user) => {
-                        (events[filled], places[filled]) = ((user, event.value), place);
-                        filled += 1;
-                    }
-                    Cow::Owned(user) => {
-                        let unseen = &mut self.unseen;
-                        writer.add_to_batch(batch, &[(&user, event.value)], |_| unseen.push(place));
+            let rest = &body[self.at..];
+            self.lines += 1;
+            let place = Line { at: self.at, number: self.lines };
+            if let Some((user, value, bytes)) = event::decode_usual_line(rest, line_bytes_max) {
+                self.at += bytes;
+                *left = left.saturating_sub(bytes);
+                places[block.len()] = place;
+                writer.put_into_block(&mut block, user, value);
+                if block.len() == Block::EVENTS_MAX {
+                    let unseen = &mut self.unseen;
+                    writer
+                        .add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
+                }
+                continue;
+            }
+            // Users are claimed in the order of their lines.
+            let unseen = &mut self.unseen;
+            writer.add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
+            let line = event::decode_line(rest, line_bytes_max);
+            self.at += line.bytes;
+            *left = left.saturating_sub(line.bytes * UNUSUAL_COST);
+            match line.event {
+                None => {}
+                Some(Ok(event)) => {
+                    if !writer.add_to_batch(batch, &event.user, event.value) {
+                        self.unseen.push(place);
                     }
                 }
+                Some(Err(refusal)) => return Err(BadLine::new(self.lines, refusal)),
             }
-            let unseen = &mut self.unseen;
-            writer.add_to_batch(batch, &events[..filled], |event| unseen.push(places[event]));
         }
+        let unseen = &mut self.unseen;
+        writer.add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
         Ok(())
     }
 
@@ -165,12 +163,22 @@ impl Work {
         while let Some(place) = self.unseen.get(self.claimed)
             && *left > 0
         {
-            let line = event::decode_line(&body[place.at..], line_bytes_max);
-            // It was an event before.
-            if let Some(Ok(event)) = &line.event {
-                writer.claim(batch, &event.user, place.number);
-            }
-            *left = left.saturating_sub(CLAIM_COST + cost(&line));
+            let rest = &body[place.at..];
+            let cost = match event::decode_usual_line(rest, line_bytes_max) {
+                Some((user, _, bytes)) => {
+                    writer.claim(batch, user, place.number);
+                    bytes
+                }
+                None => {
+                    let line = event::decode_line(rest, line_bytes_max);
+                    // It was an event before.
+                    if let Some(Ok(event)) = &line.event {
+                        writer.claim(batch, &event.user, place.number);
+                    }
+                    line.bytes * UNUSUAL_COST
+                }
+            };
+            *left = left.saturating_sub(CLAIM_COST + cost);
             self.claimed += 1;
         }
     }

@@ -9,11 +9,46 @@ use super::users::{Hold, Key};
 use super::{ExactSum, Tally, UserIds, Writer, journal};
 use crate::primitives::Ordering;
 use std::collections::HashSet;
-use std::hint::black_box;
 use std::sync::Arc;
 
-/// Events whose users are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
+/// Events that are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
 const BLOCK: usize = 32;
+
+/// Events of a batch that are to be looked up together: the memory where each user would be comes into the cache while the
+/// next events are decoded.
+#[derive(Debug)]
+pub struct Block<'a> {
+    keys: [Key<'a>; BLOCK],
+    values: [f64; BLOCK],
+    len: usize,
+}
+
+impl Block<'_> {
+    /// The most events that it holds.
+    pub const EVENTS_MAX: usize = BLOCK;
+
+    /// A block without events.
+    pub fn new() -> Self {
+        Block { keys: [Key::NONE; BLOCK], values: [0.0; BLOCK], len: 0 }
+    }
+
+    /// How many events are in it.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no event is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Default for Block<'_> {
+    fn default() -> Self {
+        Block::new()
+    }
+}
 
 /// Events that are counted together, or, if it is dropped, not at all.
 #[derive(Debug)]
@@ -86,30 +121,43 @@ impl Writer {
         }
     }
 
-    /// Adds events with finite values to a batch. Calls `unseen` with the place of each whose user has to be claimed
-    /// with [`Writer::claim`] before the batch is finished.
-    pub fn add_to_batch(
+    /// Adds an event with a finite value to a batch. Returns whether its user is known; if not, the user has to be
+    /// claimed with [`Writer::claim`] before the batch is finished.
+    pub fn add_to_batch(&self, batch: &mut Batch, user: &[u8], value: f64) -> bool {
+        batch.sum.add(value);
+        batch.events += 1;
+        self.seen.contains(batch.generation, &self.tally.hasher.key(user))
+    }
+
+    /// Puts an event with a finite value into a block.
+    ///
+    /// # Panics
+    ///
+    /// The block has [`Block::EVENTS_MAX`] already.
+    #[inline(always)]
+    pub fn put_into_block<'a>(&self, block: &mut Block<'a>, user: &'a [u8], value: f64) {
+        let key = self.tally.hasher.key(user);
+        self.seen.prefetch(&key);
+        (block.keys[block.len], block.values[block.len]) = (key, value);
+        block.len += 1;
+    }
+
+    /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Calls `unseen` with the place in the block of
+    /// each whose user is not known.
+    pub fn add_block_to_batch(
         &self,
         batch: &mut Batch,
-        events: &[(&[u8], f64)],
+        block: &mut Block<'_>,
         mut unseen: impl FnMut(usize),
     ) {
-        for (block_at, block) in events.chunks(BLOCK).enumerate() {
-            let mut keys = [Key::NONE; BLOCK];
-            let keys = &mut keys[..block.len()];
-            for (key, (user, _)) in keys.iter_mut().zip(block) {
-                *key = self.tally.hasher.key(user);
+        let len = std::mem::take(&mut block.len);
+        for (at, key) in block.keys[..len].iter().enumerate() {
+            if !self.seen.contains(batch.generation, key) {
+                unseen(at);
             }
-            // With nothing else between them, the processor waits for the memory of many at once.
-            black_box(keys.iter().fold(0, |read, key| read ^ self.seen.touch(key)));
-            for (at, key) in keys.iter().enumerate() {
-                if !self.seen.contains(batch.generation, key) {
-                    unseen(block_at * BLOCK + at);
-                }
-            }
-            batch.sum.add_all(block.iter().map(|(_, value)| *value));
         }
-        batch.events += events.len() as u64;
+        batch.sum.add_all(block.values[..len].iter().copied());
+        batch.events += len as u64;
     }
 
     /// Lets a batch claim users. Returns whether it may: one batch does at a time, until it is finished or dropped.

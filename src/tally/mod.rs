@@ -17,7 +17,7 @@ mod sum;
 mod users;
 
 use crate::primitives::{AtomicU64, Mutex, Ordering, fence};
-pub use batch::{Batch, Finish};
+pub use batch::{Batch, Block, Finish};
 use crossbeam_utils::CachePadded;
 pub use ids::UserIds;
 use journal::Sightings;
