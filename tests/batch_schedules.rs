@@ -128,18 +128,17 @@ impl World {
         let writer = &mut self.writers[open.shard];
         if open.added < open.events.len() {
             let (added, is_at_once) = (open.added, rng.bool());
-            let end = open.events.len().min(added + Block::EVENTS_MAX);
+            let mut block = Block::default();
+            let end = open.events.len().min(added + Block::<usize>::EVENTS_MAX);
             let end = rng.usize(added..end) + 1;
-            let (mut block, unseen) = (Block::new(), &mut open.unseen);
             for (event, (user, value)) in open.events[..end].iter().enumerate().skip(added) {
                 if is_at_once {
-                    writer.put_into_block(&mut block, user.as_bytes(), *value);
+                    writer.put_into_block(&mut block, user.as_bytes(), *value, event);
                 } else if !writer.add_to_batch(&mut open.batch, user.as_bytes(), *value) {
-                    unseen.push(event);
+                    open.unseen.push(event);
                 }
             }
-            let put = |event| unseen.push(added + event);
-            writer.add_block_to_batch(&mut open.batch, &mut block, put);
+            writer.add_block_to_batch(&mut open.batch, &mut block, &mut open.unseen);
             open.added = end;
         } else if open.claimed < open.unseen.len() {
             if writer.may_claim(&mut open.batch) {

@@ -207,6 +207,11 @@ fn a_batch_whose_users_do_not_fit_leaves_none_behind() {
     assert_eq!(server.totals(), (4, 4, 4.0));
     assert_eq!(server.ask(&sized(users(2..10).as_bytes())).status, 200);
     assert_eq!(server.totals(), (12, 10, 12.0));
+    // The first line without room is named also where another has an escape, which is decoded in another way.
+    let mut server = Server::new(1, 1);
+    let escaped = users(0..1) + "{\"userId\":\"\\u0061\",\"value\":1}\n" + &users(1..2);
+    let response = server.ask(&sized(escaped.as_bytes()));
+    assert!(response.body.contains("\"line\":2"), "{}", response.body);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use socket2::Socket;
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
 /// Bytes of a batch that are taken at once, for which other connections wait.
-const FILL_BYTES_MAX: usize = 256 * 1024;
+const FILL_BYTES_MAX: usize = 64 * 1024;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

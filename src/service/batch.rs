@@ -109,8 +109,7 @@ impl Work {
         line_bytes_max: usize,
         left: &mut usize,
     ) -> Result<(), BadLine> {
-        let mut block = Block::new();
-        let mut places = [Line::default(); Block::EVENTS_MAX];
+        let mut block = Block::default();
         while self.at < body.len() && *left > 0 {
             let rest = &body[self.at..];
             self.lines += 1;
@@ -118,18 +117,14 @@ impl Work {
             if let Some((user, value, bytes)) = event::decode_usual_line(rest, line_bytes_max) {
                 self.at += bytes;
                 *left = left.saturating_sub(bytes);
-                places[block.len()] = place;
-                writer.put_into_block(&mut block, user, value);
-                if block.len() == Block::EVENTS_MAX {
-                    let unseen = &mut self.unseen;
-                    writer
-                        .add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
+                writer.put_into_block(&mut block, user, value, place);
+                if block.is_full() {
+                    writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
                 }
                 continue;
             }
             // Users are claimed in the order of their lines.
-            let unseen = &mut self.unseen;
-            writer.add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
+            writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
             let line = event::decode_line(rest, line_bytes_max);
             self.at += line.bytes;
             *left = left.saturating_sub(line.bytes * UNUSUAL_COST);
@@ -143,8 +138,7 @@ impl Work {
                 Some(Err(refusal)) => return Err(BadLine::new(self.lines, refusal)),
             }
         }
-        let unseen = &mut self.unseen;
-        writer.add_block_to_batch(batch, &mut block, |event| unseen.push(places[event]));
+        writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
         Ok(())
     }
 

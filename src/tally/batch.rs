@@ -14,39 +14,32 @@ use std::sync::Arc;
 /// Events that are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
 const BLOCK: usize = 32;
 
-/// Events of a batch that are to be looked up together: the memory where each user would be comes into the cache while the
-/// next events are decoded.
+/// Events of a batch that are to be looked up together, each with its place `P` in the batch: the memory where each user
+/// would be comes into the cache while the next events are decoded.
 #[derive(Debug)]
-pub struct Block<'a> {
+pub struct Block<'a, P> {
     keys: [Key<'a>; BLOCK],
     values: [f64; BLOCK],
+    places: [P; BLOCK],
     len: usize,
 }
 
-impl Block<'_> {
+impl<P> Block<'_, P> {
     /// The most events that it holds.
     pub const EVENTS_MAX: usize = BLOCK;
 
-    /// A block without events.
-    pub fn new() -> Self {
-        Block { keys: [Key::NONE; BLOCK], values: [0.0; BLOCK], len: 0 }
-    }
-
-    /// How many events are in it.
+    /// Whether it holds as many events as it can.
     #[inline]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no event is in it.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn is_full(&self) -> bool {
+        self.len == BLOCK
     }
 }
 
-impl Default for Block<'_> {
+impl<P: Copy + Default> Default for Block<'_, P> {
+    /// A block without events.
     fn default() -> Self {
-        Block::new()
+        let places = [P::default(); BLOCK];
+        Block { keys: [Key::NONE; BLOCK], values: [0.0; BLOCK], places, len: 0 }
     }
 }
 
@@ -133,27 +126,35 @@ impl Writer {
     ///
     /// # Panics
     ///
-    /// The block has [`Block::EVENTS_MAX`] already.
+    /// The block is full.
     #[inline(always)]
-    pub fn put_into_block<'a>(&self, block: &mut Block<'a>, user: &'a [u8], value: f64) {
+    pub fn put_into_block<'a, P>(
+        &self,
+        block: &mut Block<'a, P>,
+        user: &'a [u8],
+        value: f64,
+        place: P,
+    ) {
         let key = self.tally.hasher.key(user);
         self.seen.prefetch(&key);
-        (block.keys[block.len], block.values[block.len]) = (key, value);
+        block.keys[block.len] = key;
+        block.values[block.len] = value;
+        block.places[block.len] = place;
         block.len += 1;
     }
 
-    /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Calls `unseen` with the place in the block of
-    /// each whose user is not known.
-    pub fn add_block_to_batch(
+    /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Appends the place of each whose user is not
+    /// known to `unseen`.
+    pub fn add_block_to_batch<P: Copy>(
         &self,
         batch: &mut Batch,
-        block: &mut Block<'_>,
-        mut unseen: impl FnMut(usize),
+        block: &mut Block<'_, P>,
+        unseen: &mut Vec<P>,
     ) {
         let len = std::mem::take(&mut block.len);
-        for (at, key) in block.keys[..len].iter().enumerate() {
+        for (key, place) in block.keys[..len].iter().zip(&block.places) {
             if !self.seen.contains(batch.generation, key) {
-                unseen(at);
+                unseen.push(*place);
             }
         }
         batch.sum.add_all(block.values[..len].iter().copied());
