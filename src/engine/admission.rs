@@ -17,6 +17,8 @@ pub const TURNED_AWAY_MAX: usize = 32;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
+/// Where turnover is high, so many connections more than the emptiest shard has are not worth a hand-over.
+const TURNOVER_SLACK: usize = 4;
 
 /// Seconds between two log lines about refused connections.
 const REFUSALS_LOGGED_EVERY_S: u64 = 10;
@@ -155,7 +157,7 @@ impl Admission {
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
     /// connection after each that is accepted, plus what several shards accept in the same instant. Where
     /// connections end as fast as they come, a shard keeps what it accepts until it has twice as many as the
-    /// emptiest: hand-over would cost more than a short connection gains. Steered by CPU, a connection stays with
+    /// emptiest, and [`TURNOVER_SLACK`] more: hand-over would cost more than a short connection gains. Steered by CPU, a connection stays with
     /// the shard that has accepted it.
     pub fn admit(
         self: &Arc<Self>,
@@ -235,8 +237,13 @@ impl Admission {
         let emptiest = (0..self.inboxes.len()).filter(takes_more).fold(shard, |emptiest, other| {
             if open(other) < open(emptiest) { other } else { emptiest }
         });
-        let slack = if self.inboxes[shard].turnover.is_high() { open(shard) / 2 } else { 0 };
-        if open(emptiest) + slack < open(shard) { emptiest } else { shard }
+        if open(emptiest) + self.slack(shard) < open(shard) { emptiest } else { shard }
+    }
+
+    /// How many connections more than another a shard may have before it hands over what it accepts.
+    fn slack(&self, shard: usize) -> usize {
+        let Inbox { open, turnover, .. } = &self.inboxes[shard];
+        if turnover.is_high() { open.load(Ordering::Relaxed) / 2 + TURNOVER_SLACK } else { 0 }
     }
 
     /// Connections that are open now.
@@ -366,7 +373,10 @@ mod tests {
         let handed_over: usize = (0..1000).map(|_| admit(20)).sum();
         assert!(handed_over < 400, "{handed_over}");
         let open = admission.open_by_shard();
-        assert!(open[0] <= 2 * open[1] + 2, "{open:?}");
+        assert!(open[0] <= 2 * (open[1] + TURNOVER_SLACK) + 2, "{open:?}");
+        let handed_over: usize = (0..1000).map(|_| admit(TURNOVER_SLACK)).sum();
+        assert_eq!(handed_over, 0);
+        let _: usize = (0..20).map(|_| admit(20)).sum();
         // From now on they stay.
         let _: usize = (0..100).map(|_| admit(usize::MAX)).sum();
         assert_eq!(admission.open_by_shard(), [60, 60]);
@@ -382,7 +392,8 @@ mod tests {
             let admission = admission(usize::MAX, shards);
             let mut held: Vec<Vec<AcceptedConnection>> = (0..shards).map(|_| Vec::new()).collect();
             let slack = |shard: usize, open: usize| {
-                if admission.inboxes[shard].turnover.is_high() { open / 2 } else { 0 }
+                let is_high = admission.inboxes[shard].turnover.is_high();
+                if is_high { open / 2 + TURNOVER_SLACK } else { 0 }
             };
             for (arrives, pick) in steps {
                 let shard = pick % shards;
