@@ -131,7 +131,8 @@ impl Work {
             match line.event {
                 None => {}
                 Some(Ok(event)) => {
-                    if !writer.add_to_batch(batch, &event.user, event.value) {
+                    let is_known = writer.add_to_batch(batch, &event.user, event.value);
+                    if !is_known {
                         self.unseen.push(place);
                     }
                 }
