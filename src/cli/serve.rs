@@ -104,7 +104,7 @@ pub(super) struct ServerTuning {
     /// Number of shards; more than there are CPUs share them [default: one per CPU]
     ///
     /// More shards than CPUs are for tests. Connections are balanced: a shard that accepts one
-    /// while another has fewer hands it over; where connections are short, only while another has less than half.
+    /// while another has fewer hands it over; where connections are short, only while another has far fewer.
     #[arg(long, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64))]
     shards: Option<usize>,
     /// How an event is acknowledged
