@@ -28,7 +28,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Bytes that one read takes at most. All connections of a shard share the buffer.
-const INPUT_BYTES: usize = 16 * 1024;
+pub(super) const INPUT_BYTES: usize = 16 * 1024;
 
 /// Connections accepted in a row before others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -433,8 +433,11 @@ impl Task {
                 held.publish(service.settles_at(), self.hub.late_ms(&service));
             }
             if outcome.closes() {
-                // Where the peer has sent its last, nothing is left to discard.
-                return outcome == Outcome::Close || !self.flush().await && self.is_void;
+                if outcome == Outcome::Close {
+                    return true;
+                }
+                // Where the peer has sent its last, nothing is left to discard, most often.
+                return if self.flush().await { self.has_unread().await } else { self.is_void };
             }
             if !self.flush().await {
                 return self.is_void;
@@ -484,6 +487,17 @@ impl Task {
                     Poll::Pending
                 }
             }
+        })
+        .await
+    }
+
+    /// Whether more has arrived than was read. What it reads is discarded.
+    async fn has_unread(&mut self) -> bool {
+        let Task { hub, stream, .. } = self;
+        poll_fn(|cx| {
+            let mut input = hub.input.borrow_mut();
+            let read = Pin::new(&mut *stream).poll_read(cx, &mut input);
+            Poll::Ready(matches!(read, Poll::Ready(Ok(1..))))
         })
         .await
     }

@@ -1,7 +1,9 @@
 //! How connections end whose client has said that a request is its last, in both engines, on real sockets.
 
+use super::super::glommio::INPUT_BYTES;
 use super::durable::{read_all, statuses, with_valve};
 use super::*;
+use crate::uring::BUFFER_BYTES;
 
 const LAST: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 24\r\n\r\n\
@@ -15,6 +17,13 @@ fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u16> {
     let mut stream = connect(address);
     stream.write_all(request).unwrap();
     statuses(&read_all(&mut stream, usize::MAX))
+}
+
+/// A request of so many bytes, with a field that makes it so long.
+fn padded(request: &[u8], bytes: usize) -> Vec<u8> {
+    let (first, rest) = request.split_at(memchr::memchr(b'\n', request).unwrap() + 1);
+    let field = format!("X: {}\r\n", "x".repeat(bytes - request.len() - 5));
+    [first, field.as_bytes(), rest].concat()
 }
 
 /// Waits until no connection is open, although their clients have not closed them.
@@ -63,15 +72,22 @@ fn who_has_sent_more_than_was_read_gets_its_response_without_a_reset() {
                 assert_eq!(exchange(address, &behind), [200], "{engine:?}");
                 assert_eq!(exchange(address, REFUSED), [413], "{engine:?}");
             }
-            // Until the client has closed, the end of the connection waits for what it may still send.
-            let mut stream = connect(address);
-            stream.write_all(&[LAST, b"\r\n"].concat()).unwrap();
-            assert_eq!(statuses(&read_all(&mut stream, usize::MAX)), [200]);
-            assert_eq!(admission.open(), 1, "{engine:?}");
-            stream.write_all(&[b'x'; 100]).unwrap();
-            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{engine:?}: no reset");
-            drop(stream);
-            wait_until_closed(admission);
+            // Where what was read ends with the request, the rest is still in the socket.
+            let filled = [BUFFER_BYTES, INPUT_BYTES].map(|bytes| padded(LAST, bytes));
+            for request in [LAST, &filled[0], &filled[1]] {
+                assert_eq!(exchange(address, request), [200], "{engine:?}");
+                wait_until_closed(admission);
+                // Until the client has closed, the end of the connection waits for what it may still send.
+                let mut stream = connect(address);
+                stream.write_all(&[request, b"\r\n"].concat()).unwrap();
+                assert_eq!(statuses(&read_all(&mut stream, usize::MAX)), [200]);
+                std::thread::sleep(Duration::from_millis(20));
+                assert_eq!(admission.open(), 1, "{engine:?}: {} bytes", request.len());
+                stream.write_all(&[b'x'; 100]).unwrap();
+                assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{engine:?}: no reset");
+                drop(stream);
+                wait_until_closed(admission);
+            }
         });
     }
 }
