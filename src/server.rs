@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::{Policy, Service, stats_json};
 use crate::tally::{Tally, Totals, Writer};
-use crate::topology::format_cpu_list;
+use crate::topology::{distinct, format_cpu_list};
 use crate::uring::Wakeup;
 use durable::Start;
 pub use durable::StoreConfig;
@@ -219,7 +219,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
              elsewhere",
         );
     }
-    let cpus = distinct(&config.placement);
+    let cpus = distinct(config.placement.iter().copied());
     let listening = format!(
         "listening on http://{address} ({shards} shard{} on CPU{} {}; engine {engine_name})",
         if shards == 1 { "" } else { "s" },
@@ -295,13 +295,6 @@ fn name_of(address: SocketAddr) -> String {
         Ok(machine) if address.ip().is_unspecified() => format!("{machine}:{}", address.port()),
         _ => address.to_string(),
     }
-}
-
-fn distinct(cpus: &[usize]) -> Vec<usize> {
-    let mut cpus = cpus.to_vec();
-    cpus.sort_unstable();
-    cpus.dedup();
-    cpus
 }
 
 fn service(config: &Config, writer: Writer, metrics: Reporter) -> Service {

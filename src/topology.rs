@@ -97,9 +97,15 @@ pub fn parse_cpu_list(list: &str) -> Result<Vec<usize>, Error> {
         }
         cpus.extend((first..=last).step_by(stride));
     }
+    Ok(distinct(cpus))
+}
+
+/// The CPUs, each once, in ascending order.
+pub fn distinct(cpus: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    let mut cpus: Vec<usize> = cpus.into_iter().collect();
     cpus.sort_unstable();
     cpus.dedup();
-    Ok(cpus)
+    cpus
 }
 
 /// Formats a list of CPUs in taskset's syntax.

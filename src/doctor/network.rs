@@ -3,7 +3,7 @@
 use super::Check;
 use super::machine::Machine;
 use super::nic::interrupt_cpus;
-use crate::topology::format_cpu_list;
+use crate::topology::{distinct, format_cpu_list};
 
 /// The backlog that a shard requests; the kernel reduces it to somaxconn.
 const BACKLOG: u64 = 4096;
@@ -132,10 +132,7 @@ fn interrupts(machine: &Machine) -> Check {
         }
     }
     let numbers = numbers.iter().filter_map(|number| number.parse().ok());
-    let mut cpus: Vec<usize> =
-        numbers.filter_map(|number| interrupt_cpus(machine, number)).flatten().collect();
-    cpus.sort_unstable();
-    cpus.dedup();
+    let cpus = distinct(numbers.filter_map(|number| interrupt_cpus(machine, number)).flatten());
     let (Some(allowed), false) = (machine.cpus_allowed(), cpus.is_empty()) else {
         return Check::skip(name, "there is no network card whose interrupts can be read");
     };

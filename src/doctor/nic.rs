@@ -11,7 +11,7 @@ mod tests;
 
 use super::machine::Machine;
 use super::{Check, cpu};
-use crate::topology::format_cpu_ranges;
+use crate::topology::{distinct, format_cpu_ranges};
 pub(super) use card::interrupt_cpus;
 use card::{Card, Line, format_mask};
 use nix::ifaddrs::getifaddrs;
@@ -434,14 +434,6 @@ impl Relation<'_> {
         Check::warn(&name, value, format!("run it on the CPUs of this node, {cost}"))
             .commands([format!("ringtally serve --host {host} --cpus {list}")])
     }
-}
-
-/// The numbers, each once, in ascending order.
-fn distinct(numbers: impl IntoIterator<Item = usize>) -> Vec<usize> {
-    let mut numbers: Vec<usize> = numbers.into_iter().collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers
 }
 
 /// A number of things, in words.

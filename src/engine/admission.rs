@@ -157,8 +157,8 @@ impl Admission {
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
     /// connection after each that is accepted, plus what several shards accept in the same instant. Where
     /// connections end as fast as they come, a shard keeps what it accepts until it has twice as many as the
-    /// emptiest, and a few more: hand-over would cost more than a short connection gains. Steered by CPU, a connection stays with
-    /// the shard that has accepted it.
+    /// emptiest, and a few more: hand-over would cost more than a short connection gains. Steered by CPU, a
+    /// connection stays with the shard that has accepted it.
     pub fn admit(
         self: &Arc<Self>,
         shard: usize,

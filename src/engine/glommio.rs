@@ -432,15 +432,15 @@ impl Task {
                 service.commit();
                 held.publish(service.settles_at(), self.hub.late_ms(&service));
             }
-            if outcome.closes() {
-                if outcome == Outcome::Close {
-                    return true;
-                }
-                // Where the peer has sent its last, nothing is left to discard, most often.
-                return if self.flush().await { self.has_unread().await } else { self.is_void };
+            if outcome == Outcome::Close {
+                return true;
             }
             if !self.flush().await {
                 return self.is_void;
+            }
+            if outcome == Outcome::CloseAtOnce {
+                // Most often, nothing is left to discard.
+                return self.has_unread().await;
             }
             // A peer that always has more to say does not keep the others waiting.
             if !waited {
