@@ -1,5 +1,5 @@
-//! Power cuts, through the whole pipeline: two shards, their connections, the committer, the store, and a disk
-//! that loses what was not synced. Every event has a power of two as its value, so the exact sum that a store
+//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store, and a
+//! disk that loses what was not synced. Every event has a power of two as its value, so the exact sum that a store
 //! holds says which events it has; a model knows which were sent and which were acknowledged.
 //!
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test power_cuts` replays it, and
@@ -73,8 +73,8 @@ impl Model {
         bits.map(|exponent| usize::try_from(exponent - FIRST_EXPONENT).unwrap()).collect()
     }
 
-    /// Compares what a store held with what may and what must be there.
-    fn check(&self, state: &State, users: &[String]) {
+    /// Compares what a store held with what may and what must be there. From here on it must be there: it is shown.
+    fn check(&mut self, state: &State, users: &[String]) {
         let held = Model::events_in(&state.sum);
         assert_eq!(held.len() as u64, state.events, "the sum and the count belong together");
         let generation = state.generation;
@@ -102,6 +102,10 @@ impl Model {
             expected,
             "the users of the events"
         );
+        for event in held {
+            self.events[event].is_acknowledged = true;
+        }
+        (self.resets_acknowledged, self.shown) = (generation, self.shown.max(state.events));
     }
 }
 
@@ -269,11 +273,13 @@ impl Server {
     }
 }
 
-/// Opens the store, as often as the power fails meanwhile.
+/// Opens the store, as often as the power or a sync fails meanwhile.
 fn open(disk: &Disk, rng: &mut Rng) -> (FileStore, State, UserIds) {
     loop {
-        if rng.u8(..) < 60 {
-            disk.fail_after(rng.u64(..60));
+        match rng.u8(..) {
+            0..60 => disk.fail_after(rng.u64(..60)),
+            60..120 => disk.lose_after(rng.u64(..6), rng),
+            _ => {}
         }
         let opened = FileStore::on(disk.backend()).and_then(|(mut store, state)| {
             let mut all = UserIds::default();
@@ -282,10 +288,15 @@ fn open(disk: &Disk, rng: &mut Rng) -> (FileStore, State, UserIds) {
         });
         match opened {
             Ok(opened) => return opened,
-            Err(failure) => assert!(disk.is_off(), "{failure}"),
+            Err(failure) => assert!(disk.is_off() || disk.has_lost(), "{failure}"),
         }
-        disk.crash(rng);
+        end_life(disk, rng);
     }
+}
+
+/// A power cut or, if the power is on, perhaps only a restart.
+fn end_life(disk: &Disk, rng: &mut Rng) {
+    if disk.is_off() || rng.bool() { disk.crash(rng) } else { disk.restart(rng) }
 }
 
 /// Lives and power cuts, with a wrapper around the store that a test may break.
@@ -311,11 +322,14 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
         model.resets_sent = state.generation;
         let mut server = Server::start(&mut rng, wrap(store), state, &users);
         disk.fail_after(rng.u64(1..400));
+        if rng.bool() {
+            disk.lose_after(rng.u64(..40), &mut rng);
+        }
         for _ in 0..rng.usize(1..80) {
             let step =
                 server.turn(&mut rng, &mut model, resets).and_then(|()| server.commit(&mut rng));
             if let Err(failure) = step {
-                assert!(disk.is_off(), "{failure}");
+                assert!(disk.is_off() || disk.has_lost(), "{failure}");
                 break;
             }
             server.send(&mut rng, &mut model);
@@ -323,7 +337,7 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
         let totals = server.tally.totals();
         assert!(totals.unique_users <= USERS as u64);
         drop(server);
-        disk.crash(&mut rng);
+        end_life(&disk, &mut rng);
     }
     let (_, state, users) = open(&disk, &mut rng);
     let names: Vec<String> =
@@ -336,7 +350,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn what_was_acknowledged_survives_every_power_cut() {
+fn what_was_acknowledged_survives_every_power_cut_and_failed_sync() {
     if let Some(seed) = number("RINGTALLY_SEED") {
         return simulate(seed, true, |store| Box::new(store));
     }

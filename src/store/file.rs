@@ -6,6 +6,29 @@
 //! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
 //! slot is the current one; `Checked` adds what is missing. Everything is checked before the first byte of
 //! a file is changed, with the changes of redb's recovery kept in memory.
+//!
+//! # What is on the disk
+//!
+//! After a sync that failed, Linux takes the pages for clean: a later sync does not write them, and succeeds. ext4 and
+//! XFS keep them readable, with what the disk does not have, until memory runs short; btrfs goes back to what the disk
+//! has (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020;
+//! <https://wiki.postgresql.org/wiki/Fsync_Errors>). The failure is reported once to each descriptor that was open, and
+//! otherwise to the next one, unless somebody else has heard of it (Linux 4.13 and 4.16; fsync(2); "Handling errors
+//! during writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a page that can be read nor a sync
+//! that succeeds shows that the page is on the disk. What does is a write of the page with a successful sync after it, on
+//! a descriptor that was open before the write. On every file system, this store relies on that alone:
+//!
+//! - The primary slot's pages are on the disk: redb syncs a transaction before it makes its slot the primary one,
+//!   and writes to none of its pages as long as it is. The header itself may only be readable, so it is read once and kept,
+//!   and redb writes and syncs it before the store is used.
+//! - A newer slot that is not the primary one belongs to a commit that was cut off or has failed. Before it is even
+//!   looked at, every page is written again and synced. If that fails, the disk still has the primary slot.
+//! - After a write or sync that failed, nothing is written, and no sync is tried again: redb refuses to, and the simulated
+//!   disk of the tests panics.
+//!
+//! Besides, a file is synced and dropped from the page cache when it is opened. That is advice to the kernel, which
+//! keeps a page that another process maps or reads. It serves what no store can know: whether a copy of the file,
+//! made by another program, is on the disk; and it shows an inspection what is there.
 
 mod backend;
 mod creation;
@@ -16,7 +39,7 @@ mod tests;
 use super::{Outcome, Store};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, State, UserIds};
-use backend::{Overlay, Shared};
+use backend::{HEADER_BYTES, Overlay, Shared};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
     StorageBackend, TableDefinition, TableError, TableHandle, WriteTransaction,
@@ -152,7 +175,9 @@ impl Store for FileStore {
 pub fn inspect(path: &Path) -> Result<State, Failure> {
     let name = Named::new(path);
     let file = creation::open_to_read(path, &name)?;
-    let bytes = Shared::new(Arc::new(file));
+    // What would be written again stays in memory.
+    let overlay = Overlay::new(Shared::new(Arc::new(file)));
+    let bytes = Shared::new(Arc::new(overlay.map_err(|error| name.cannot_read(&error))?));
     let Checked { bytes, state, .. } = Checked::new(&name, bytes)?;
     let database = in_memory(&bytes).map_err(|error| name.explain(error))?;
     let transaction = database.begin_read().map_err(|error| name.explain(error.into()))?;
@@ -160,7 +185,7 @@ pub fn inspect(path: &Path) -> Result<State, Failure> {
     Ok(state)
 }
 
-/// Bytes that are a sound store, found without a change to them.
+/// Bytes that are a sound store, and are on the disk.
 struct Checked {
     /// The bytes, with the commit slot to start from.
     bytes: Shared,
@@ -169,12 +194,13 @@ struct Checked {
 }
 
 impl Checked {
-    /// Checks some bytes.
+    /// Checks some bytes. They stay as they are.
     ///
     /// Commits have two phases, so the slot that the flags name is whole, and redb refuses it where it is
     /// not. But no checksum covers the flags: one flipped bit would bring the state of the commit before
     /// back. So where the other slot is newer, and its transaction is there in full, that one is taken. A
-    /// commit that was cut off between its phases looks the same, and taking it is as good as not.
+    /// commit that was cut off between its phases, or whose sync failed, looks the same, and taking it is as
+    /// good as not; but it may be readable only until every page was written again.
     fn new(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
         let mut magic = [0; MAGIC.len()];
         let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
@@ -187,11 +213,13 @@ impl Checked {
         if len < HEADER_BYTES {
             return Err(name.damaged("it ends early"));
         }
+        let bytes = bytes.with_header().map_err(|error| name.cannot_read(&error))?;
         let found = Checked::read(name, bytes.clone())?;
-        if bytes.is_other_slot_newer().map_err(|error| name.cannot_read(&error))?
-            && let Ok(newer) = Checked::read(name, bytes.swapped())
-        {
-            return Ok(newer);
+        if let Some(newer) = bytes.with_newer_slot().map_err(|error| name.cannot_read(&error))? {
+            bytes.rewrite().map_err(|error| name.cannot_write(&error))?;
+            if let Ok(newer) = Checked::read(name, newer) {
+                return Ok(newer);
+            }
         }
         Ok(found)
     }
@@ -212,9 +240,6 @@ impl Checked {
         Ok(Checked { bytes, state, next_row })
     }
 }
-
-/// Bytes of redb's header.
-const HEADER_BYTES: u64 = 320;
 
 fn builder() -> Builder {
     let mut builder = Builder::new();

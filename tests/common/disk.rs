@@ -1,23 +1,27 @@
-//! A disk that keeps what was synced; of the rest, a power failure keeps any part.
+//! A disk that keeps what was synced; of the rest, a power failure keeps any part. Above it is a page cache, which
+//! goes on showing what a failed sync has lost, until it forgets that.
 
 use fastrand::Rng;
 use redb::StorageBackend;
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A simulated disk with one file. Clones are the same disk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Disk(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// What a power failure cannot take.
     synced: Vec<u8>,
     /// What a reader sees.
     current: Vec<u8>,
-    /// What turns the one into the other.
+    /// The changes between the two, except for what is lost.
     unsynced: Vec<Change>,
-    /// Raised by a power failure: the backends from before it are dead.
+    /// Pages that a failed sync has lost: they can be read, and count as clean, so no later sync writes them.
+    lost: BTreeSet<usize>,
+    /// Raised by a power failure and a restart: the backends from before it are dead.
     life: u64,
     /// Writes, changes of the length, and syncs so far.
     operations: u64,
@@ -25,8 +29,17 @@ struct State {
     left: Option<u64>,
     /// Whether an operation has found the power gone.
     is_off: bool,
+    /// Syncs that still succeed, before one loses what it should write.
+    syncs_left: Option<u64>,
+    /// Whether a sync has lost something in this life.
+    has_lost: bool,
+    /// Decides which pages are lost, and when the page cache forgets them.
+    rng: Rng,
     faults: Faults,
 }
+
+/// Bytes of a page of the page cache.
+const PAGE_BYTES: usize = 4096;
 
 /// What the disk does wrong.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,11 +84,23 @@ impl Change {
 impl Disk {
     /// A disk whose file has these bytes, synced.
     pub fn with(bytes: &[u8]) -> Disk {
-        let state = State { synced: bytes.to_vec(), current: bytes.to_vec(), ..State::default() };
-        Disk(Arc::new(Mutex::new(state)))
+        Disk(Arc::new(Mutex::new(State {
+            synced: bytes.to_vec(),
+            current: bytes.to_vec(),
+            unsynced: Vec::new(),
+            lost: BTreeSet::new(),
+            life: 0,
+            operations: 0,
+            left: None,
+            is_off: false,
+            syncs_left: None,
+            has_lost: false,
+            rng: Rng::with_seed(0),
+            faults: Faults::default(),
+        })))
     }
 
-    /// The file, until the power fails.
+    /// The file, until the power fails or its process ends.
     pub fn backend(&self) -> Backend {
         Backend { disk: self.clone(), life: self.state().life }
     }
@@ -106,10 +131,38 @@ impl Disk {
         self.state().is_off
     }
 
+    /// Lets `syncs` more syncs succeed. The next one fails, and loses any part of what it should write. As on ext4, what
+    /// is lost can be read and counts as clean: later syncs succeed without it, until it is written again. At any
+    /// moment, the page cache may forget some of it.
+    pub fn lose_after(&self, syncs: u64, rng: &mut Rng) {
+        let mut state = self.state();
+        (state.syncs_left, state.rng) = (Some(syncs), rng.fork());
+    }
+
+    /// Whether a sync has lost something since the last restart or power failure.
+    pub fn has_lost(&self) -> bool {
+        self.state().has_lost
+    }
+
+    /// The process that uses the file ends, and another one may begin. The page cache stays; what is dirty in it
+    /// stays so, or its write-back fails, which nobody hears of.
+    pub fn restart(&self, rng: &mut Rng) {
+        let mut state = self.state();
+        state.rng = rng.fork();
+        if rng.u8(0..4) == 0 {
+            state.write_back_in_part();
+        }
+        if rng.bool() {
+            let lost = state.lost.clone();
+            lost.into_iter().filter(|_| rng.bool()).for_each(|page| state.forget(page));
+        }
+        state.begin_life();
+    }
+
     /// Makes everything durable.
     pub fn sync(&self) {
         let mut state = self.state();
-        state.unsynced.clear();
+        (state.unsynced, state.lost) = (Vec::new(), BTreeSet::new());
         state.synced = state.current.clone();
     }
 
@@ -127,9 +180,8 @@ impl Disk {
                 change.tear(&mut bytes, rng);
             }
         }
-        (state.current, state.synced) = (bytes.clone(), bytes);
-        (state.left, state.is_off) = (None, false);
-        state.life += 1;
+        (state.current, state.synced, state.lost) = (bytes.clone(), bytes, BTreeSet::new());
+        state.begin_life();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -138,8 +190,44 @@ impl Disk {
 }
 
 impl State {
+    fn begin_life(&mut self) {
+        (self.left, self.is_off) = (None, false);
+        (self.syncs_left, self.has_lost) = (None, false);
+        self.life += 1;
+    }
+
+    /// Brings any part of what is dirty to the disk, and loses the rest.
+    fn write_back_in_part(&mut self) {
+        let State { synced, current, unsynced, lost, rng, .. } = self;
+        let mut dirty = BTreeSet::new();
+        for change in unsynced.drain(..) {
+            match change {
+                Change::Write(offset, data) => dirty.extend(pages(offset, data.len())),
+                // The file system writes its own data elsewhere.
+                Change::Length(len) => synced.resize(len, 0),
+            }
+        }
+        let kept = [0.0, 0.5, 0.9][rng.usize(0..3)];
+        for page in dirty {
+            let range = page_range(page, current.len().min(synced.len()));
+            if rng.f64() < kept {
+                synced[range.clone()].copy_from_slice(&current[range]);
+            } else if !range.is_empty() {
+                lost.insert(page);
+            }
+        }
+    }
+
+    /// Takes a page that is lost out of the page cache.
+    fn forget(&mut self, page: usize) {
+        let range = page_range(page, self.current.len().min(self.synced.len()));
+        self.current[range.clone()].copy_from_slice(&self.synced[range]);
+        self.lost.remove(&page);
+    }
+
     /// Counts an operation; an error once the power is gone.
     fn begin(&mut self) -> Result<()> {
+        assert!(!self.has_lost, "a file is left alone after a failed sync");
         match &mut self.left {
             Some(0) => {
                 self.is_off = true;
@@ -165,9 +253,26 @@ impl State {
             return Err(kind.into());
         }
         change.apply(&mut self.current);
+        if let Change::Write(offset, data) = &change {
+            // What is written makes its whole page dirty.
+            for page in pages(*offset, data.len()).filter(|page| self.lost.remove(page)) {
+                let range = page_range(page, self.current.len());
+                self.unsynced.push(Change::Write(range.start, self.current[range].to_vec()));
+            }
+        }
         self.unsynced.push(change);
         Ok(())
     }
+}
+
+/// The pages that some bytes are on.
+fn pages(offset: usize, len: usize) -> std::ops::Range<usize> {
+    offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES)
+}
+
+/// The bytes of a page in a file of some length.
+fn page_range(page: usize, len: usize) -> std::ops::Range<usize> {
+    (page * PAGE_BYTES).min(len)..((page + 1) * PAGE_BYTES).min(len)
 }
 
 /// The file of a [`Disk`].
@@ -190,7 +295,13 @@ impl StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let state = self.state()?;
+        let mut state = self.state()?;
+        // Memory runs short at any moment.
+        if !state.lost.is_empty() && state.rng.u8(..) < 8 {
+            let State { lost, rng, .. } = &mut *state;
+            let page = *lost.iter().nth(rng.usize(..lost.len())).unwrap();
+            state.forget(page);
+        }
         let start = usize::try_from(offset).unwrap();
         let bytes = state.current.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or(ErrorKind::UnexpectedEof)?);
@@ -206,6 +317,15 @@ impl StorageBackend for Backend {
         state.begin()?;
         if let Some(kind) = state.faults.sync {
             return Err(kind.into());
+        }
+        match &mut state.syncs_left {
+            Some(0) => {
+                state.write_back_in_part();
+                state.has_lost = true;
+                return Err(Error::other("what was written is lost"));
+            }
+            Some(left) => *left -= 1,
+            None => {}
         }
         if !state.faults.ignores_syncs {
             let State { synced, unsynced, .. } = &mut *state;

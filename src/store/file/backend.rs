@@ -2,12 +2,13 @@
 //! an overlay that keeps every change in memory.
 
 use redb::StorageBackend;
+use rustix::fs::{Advice, fadvise};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The path of a store no longer names the file that is open: what is written would be found by nobody.
@@ -40,6 +41,19 @@ impl PathFile {
     /// The path, without links.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Writes back what is dirty, and drops the page cache, so that what is read from here on comes from the disk. The
+    /// latter is advice: a page stays if another process maps or reads it (`invalidate_mapping_pages` in the kernel's
+    /// mm/truncate.c), and tmpfs has nothing to drop.
+    ///
+    /// # Errors
+    ///
+    /// A write-back fails, or has failed without anybody having heard of it.
+    pub(super) fn read_from_disk(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        Ok(())
     }
 
     /// Whether the path still names the file.
@@ -79,41 +93,82 @@ impl StorageBackend for PathFile {
 
 /// The byte of redb's header whose lowest bit says which of two commit slots is the primary one, and where
 /// the slots have the number of their transaction (docs/design.md of redb, "Database header").
-const FLAGS: u64 = 9;
+const FLAGS: usize = 9;
 const PRIMARY: u8 = 1;
-const TRANSACTIONS: [u64; 2] = [64 + 104, 192 + 104];
+const TRANSACTIONS: [usize; 2] = [64 + 104, 192 + 104];
 
-/// The same bytes for several owners; with `is_swapped`, read as if the other commit slot were the primary
-/// one, until the flags are written.
+/// Bytes of redb's header.
+pub(super) const HEADER_BYTES: u64 = HEADER_LEN as u64;
+const HEADER_LEN: usize = 320;
+
+/// The same bytes for several owners.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     bytes: Arc<dyn StorageBackend>,
-    is_swapped: Arc<AtomicBool>,
+    /// The header, if it was kept: what is read of it does not depend on what the page cache keeps.
+    header: Option<Arc<Mutex<[u8; HEADER_LEN]>>>,
 }
 
 impl Shared {
     /// The bytes as they are.
     pub(super) fn new(bytes: Arc<dyn StorageBackend>) -> Shared {
-        Shared { bytes, is_swapped: Arc::new(AtomicBool::new(false)) }
+        Shared { bytes, header: None }
     }
 
-    /// The same bytes with the other commit slot as the primary one.
-    pub(super) fn swapped(&self) -> Shared {
-        Shared { bytes: Arc::clone(&self.bytes), is_swapped: Arc::new(AtomicBool::new(true)) }
+    /// The bytes of a database, with their header as it is now and as it is written from here on.
+    pub(super) fn with_header(&self) -> io::Result<Shared> {
+        let mut header = [0; HEADER_LEN];
+        self.read(0, &mut header)?;
+        Ok(self.replace_header(header))
     }
 
-    /// Whether the slot that is not the primary one claims to be of a later transaction.
-    pub(super) fn is_other_slot_newer(&self) -> io::Result<bool> {
-        let mut flags = [0];
-        self.read(FLAGS, &mut flags)?;
-        let mut numbers = [0; 2];
-        for (number, offset) in numbers.iter_mut().zip(TRANSACTIONS) {
-            let mut bytes = [0; 8];
-            self.read(offset, &mut bytes)?;
-            *number = u64::from_le_bytes(bytes);
+    fn replace_header(&self, header: [u8; HEADER_LEN]) -> Shared {
+        Shared { bytes: Arc::clone(&self.bytes), header: Some(Arc::new(Mutex::new(header))) }
+    }
+
+    /// The same bytes with the other commit slot as the primary one, if that claims to be of a later
+    /// transaction.
+    pub(super) fn with_newer_slot(&self) -> io::Result<Option<Shared>> {
+        let mut header = [0; HEADER_LEN];
+        self.read(0, &mut header)?;
+        let number = |slot: usize| {
+            let bytes = header[TRANSACTIONS[slot]..].first_chunk().expect("it is in the header");
+            u64::from_le_bytes(*bytes)
+        };
+        let primary = usize::from(header[FLAGS] & PRIMARY);
+        if number(1 - primary) <= number(primary) {
+            return Ok(None);
         }
-        let primary = usize::from(flags[0] & PRIMARY);
-        Ok(numbers[1 - primary] > numbers[primary])
+        header[FLAGS] ^= PRIMARY;
+        Ok(Some(self.replace_header(header)))
+    }
+
+    /// Writes every page again and syncs them, so that what is read is on the disk. A page of zeros does not belong
+    /// to a transaction, and may be a hole, which stays one.
+    pub(super) fn rewrite(&self) -> io::Result<()> {
+        let len = self.len()?;
+        let mut page = [0; PAGE_LEN];
+        for offset in (0..len).step_by(PAGE_LEN) {
+            let left = usize::try_from(len - offset).unwrap_or(PAGE_LEN);
+            let page = &mut page[..left.min(PAGE_LEN)];
+            self.read(offset, page)?;
+            if page.iter().any(|byte| *byte != 0) {
+                self.write(offset, page)?;
+            }
+        }
+        self.sync_data()
+    }
+
+    /// The part of a range at `offset` that is in the header which was kept, if there is one.
+    fn kept(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> Option<(MutexGuard<'_, [u8; HEADER_LEN]>, Range<usize>)> {
+        let header = self.header.as_ref()?;
+        let start = usize::try_from(offset).ok().filter(|start| *start < HEADER_LEN)?;
+        let header = header.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((header, start..HEADER_LEN.min(start + len)))
     }
 }
 
@@ -124,11 +179,8 @@ impl StorageBackend for Shared {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.bytes.read(offset, out)?;
-        if self.is_swapped.load(Ordering::Relaxed)
-            && let Some(at) = FLAGS.checked_sub(offset)
-            && let Some(flags) = usize::try_from(at).ok().and_then(|at| out.get_mut(at))
-        {
-            *flags ^= PRIMARY;
+        if let Some((header, part)) = self.kept(offset, out.len()) {
+            out[..part.len()].copy_from_slice(&header[part]);
         }
         Ok(())
     }
@@ -143,14 +195,15 @@ impl StorageBackend for Shared {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.bytes.write(offset, data)?;
-        if (offset..offset + data.len() as u64).contains(&FLAGS) {
-            self.is_swapped.store(false, Ordering::Relaxed);
+        if let Some((mut header, part)) = self.kept(offset, data.len()) {
+            let len = part.len();
+            header[part].copy_from_slice(&data[..len]);
         }
         Ok(())
     }
 }
 
-/// Bytes of a page of an overlay.
+/// Bytes of a page, of an overlay as of redb and of the page cache.
 const PAGE_BYTES: u64 = PAGE_LEN as u64;
 const PAGE_LEN: usize = 4096;
 
@@ -192,7 +245,7 @@ impl Overlay {
 }
 
 /// Splits a range of bytes at the bounds of pages: the page, where in it the part starts, and the part's range.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let at = offset + done as u64;

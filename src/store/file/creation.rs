@@ -26,6 +26,9 @@ pub(super) fn open_or_create(path: &Path, name: &Named) -> Result<PathFile, Fail
         // It can have been replaced before it was locked.
         let Some(file) = file else { continue };
         if file.len().map_err(|error| name.cannot_read(&error))? > 0 {
+            file.read_from_disk()
+                .and_then(|()| sync_name(file.path()))
+                .map_err(|error| name.cannot_write(&error))?;
             return Ok(file);
         }
         return replace_empty(&file, name).inspect_err(|_| {
@@ -49,6 +52,7 @@ pub(super) fn open_to_read(path: &Path, name: &Named) -> Result<PathFile, Failur
         if file.len().map_err(|error| name.cannot_read(&error))? == 0 {
             return Err(name.empty());
         }
+        file.read_from_disk().map_err(|error| name.cannot_write(&error))?;
         return Ok(file);
     }
     Err(name.unsteady())
@@ -125,12 +129,20 @@ fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
         name.cannot_create(&error)
     })?;
     let path = empty.path().to_owned();
-    // The new name is durable once the directory is.
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
+    sync_name(&path)
         .and_then(|()| PathFile::new(file, path))
         .map_err(|error| name.cannot_create(&error))
+}
+
+/// Makes the name of a file durable, which it is once its directory is: a server that renamed it can have ended
+/// before that.
+fn sync_name(path: &Path) -> io::Result<()> {
+    match File::open(path.parent().unwrap_or(Path::new("/"))) {
+        Ok(directory) => directory.sync_all(),
+        // Whoever has put the file there is another user.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a file in the same directory under a name that no other file has.

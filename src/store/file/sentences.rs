@@ -110,7 +110,12 @@ impl Named {
                  the file back, or pass another path to start from zero",
             );
         }
-        if is_full(&error) {
+        self.cannot_write(&error)
+    }
+
+    /// What was written does not reach the disk.
+    pub(super) fn cannot_write(&self, error: &io::Error) -> Failure {
+        if is_full(error) {
             return self.say(
                 "cannot be written, because its disk is full: free some space and restart the server, \
                  which restores what was acknowledged",
