@@ -115,18 +115,19 @@ impl Named {
 
     /// What was written does not reach the disk.
     pub(super) fn cannot_write(&self, error: &io::Error) -> Failure {
-        if is_full(error) {
-            return self.say(
-                "cannot be written, because its disk is full: free some space and restart the server, \
-                 which restores what was acknowledged",
-            );
-        }
+        let advice = match error.kind() {
+            _ if is_full(error) => ", because its disk is full: free some space".to_owned(),
+            ErrorKind::ReadOnlyFilesystem => format!(", because {READ_ONLY}"),
+            _ => format!(" ({error}): check its disk and the kernel's log"),
+        };
         self.say(&format!(
-            "cannot be written ({error}): check its disk and the kernel's log, and restart the server, \
-             which restores what was acknowledged"
+            "cannot be written{advice}, and restart the server, which restores what was acknowledged"
         ))
     }
 }
+
+const READ_ONLY: &str = "its file system is read-only, as Linux makes it after an error of its disk: see the \
+                         kernel's log, mount it again";
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
@@ -141,7 +142,9 @@ fn advice(error: &io::Error) -> String {
             "this user may not read and write it and its directory: change their permissions, or pass \
              another path"
         }
-        ErrorKind::ReadOnlyFilesystem => "its file system is read-only: pass a path on another one",
+        ErrorKind::ReadOnlyFilesystem => {
+            return format!(", because {READ_ONLY}, or pass a path on another one");
+        }
         _ if is_full(error) => "its disk is full: free some space",
         _ => return format!(" ({error}): check its disk and its path"),
     };

@@ -335,7 +335,7 @@ fn a_file_that_cannot_be_opened_or_created_says_what_to_do() {
         (ErrorKind::NotFound, "because its directory does not exist: create it first"),
         (ErrorKind::NotADirectory, "because a part of its path is not a directory"),
         (ErrorKind::PermissionDenied, "change their permissions, or pass another path"),
-        (ErrorKind::ReadOnlyFilesystem, "because its file system is read-only"),
+        (ErrorKind::ReadOnlyFilesystem, "see the kernel's log, mount it again, or pass a path on"),
         (ErrorKind::StorageFull, "because its disk is full: free some space"),
         (ErrorKind::QuotaExceeded, "because its disk is full: free some space"),
         (ErrorKind::TimedOut, "(timed out): check its disk and its path"),
