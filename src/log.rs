@@ -1,7 +1,14 @@
 //! Log lines on standard error, as text or as JSON.
+//!
+//! Standard error can be a pipe that nobody reads. So a server's lines are written by a thread of their own: whoever
+//! logs only puts a line into a queue, which drops what does not fit and reports how many lines that were.
 
-use std::io::Write;
-use std::time::SystemTime;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -12,7 +19,40 @@ pub enum Log {
     Json,
 }
 
+/// How many lines wait to be written before further ones are dropped.
+const LINES_MAX: usize = 1000;
+
+/// How long the end of the program waits for what it has logged to be written.
+const FINISH: Duration = Duration::from_secs(1);
+
+/// The lines of this process, once it has a thread that writes them.
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
+
 impl Log {
+    /// Has a thread of its own write what this process logs from here on, panics included.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread left.
+    pub fn start(self) -> io::Result<()> {
+        let queue = Queue::start(self, io::stderr())?;
+        // Whoever came first has a thread that does the same.
+        let _ = QUEUE.set(queue);
+        // By default, a thread that panics writes to standard error itself.
+        std::panic::set_hook(Box::new(move |panic| self.panicked(panic)));
+        Ok(())
+    }
+
+    fn panicked(self, panic: &PanicHookInfo<'_>) {
+        let thread = std::thread::current();
+        let mut message = format!("thread {} {panic}", thread.name().unwrap_or("without a name"));
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            message += &format!("\n{backtrace}");
+        }
+        self.error(&message);
+    }
+
     /// Reports an event of normal operation.
     pub fn info(self, message: &str) {
         self.line("info", message);
@@ -29,15 +69,184 @@ impl Log {
     }
 
     fn line(self, level: &str, message: &str) {
-        let line = match self {
-            Log::Text if level == "info" => message.to_owned(),
-            Log::Text => format!("{level}: {message}"),
+        let line = self.format(level, message);
+        match QUEUE.get() {
+            Some(queue) => queue.push(line),
+            // If standard error is closed, there is nowhere left to report that.
+            None => drop(io::stderr().write_all(line.as_bytes())),
+        }
+    }
+
+    fn format(self, level: &str, message: &str) -> String {
+        match self {
+            Log::Text if level == "info" => format!("{message}\n"),
+            Log::Text => format!("{level}: {message}\n"),
             Log::Json => {
                 let time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-                serde_json::json!({"time": time, "level": level, "message": message}).to_string()
+                let line = serde_json::json!({"time": time, "level": level, "message": message});
+                format!("{line}\n")
             }
-        };
-        // If standard error is closed, there is nowhere left to report that.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+}
+
+/// Waits until everything is written that was logged, or until it has taken too long. Called at the end of the
+/// program.
+pub fn finish() {
+    if let Some(queue) = QUEUE.get() {
+        queue.finish(FINISH);
+    }
+}
+
+/// Lines between those who log and the thread that writes.
+#[derive(Debug, Default)]
+struct Queue {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    lines: VecDeque<String>,
+    /// Lines for which there was no room, after those that wait.
+    dropped: u64,
+    /// The thread is writing lines that it has taken.
+    is_writing: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.dropped == 0
+    }
+}
+
+impl Queue {
+    fn start(log: Log, output: impl Write + Send + 'static) -> io::Result<Arc<Queue>> {
+        let queue = Arc::new(Queue::default());
+        let written = Arc::clone(&queue);
+        std::thread::Builder::new().name("log".into()).spawn(move || written.write(log, output))?;
+        Ok(queue)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        // It is whole at every moment, also when a holder of the lock panicked.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: String) {
+        let mut pending = self.pending();
+        // Those who were dropped first are reported before a later line.
+        if pending.dropped > 0 || pending.lines.len() == LINES_MAX {
+            pending.dropped += 1;
+        } else {
+            pending.lines.push_back(line);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Writes lines as they come, for as long as the process lives.
+    fn write(&self, log: Log, mut output: impl Write) {
+        loop {
+            let waiting = self.pending();
+            let waiting = self.changed.wait_while(waiting, |pending| pending.is_empty());
+            let mut pending = waiting.unwrap_or_else(PoisonError::into_inner);
+            let Pending { lines, dropped, .. } = std::mem::take(&mut *pending);
+            pending.is_writing = true;
+            drop(pending);
+            let mut text: String = lines.into_iter().collect();
+            if dropped > 0 {
+                let plural = if dropped == 1 { " was" } else { "s were" };
+                text += &log.format(
+                    "warning",
+                    &format!("{dropped} log line{plural} dropped: standard error took no more"),
+                );
+            }
+            // If it is closed, there is nowhere left to report that.
+            let _ = output.write_all(text.as_bytes());
+            self.pending().is_writing = false;
+            self.changed.notify_all();
+        }
+    }
+
+    fn finish(&self, patience: Duration) {
+        let is_busy = |pending: &mut Pending| pending.is_writing || !pending.is_empty();
+        let _ = self.changed.wait_timeout_while(self.pending(), patience, is_busy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::time::Instant;
+
+    /// Standard error whose reader takes its time.
+    struct Output(SyncSender<String>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            self.0.send(text).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn queue() -> (Arc<Queue>, Receiver<String>) {
+        let (sender, read) = sync_channel(0);
+        (Queue::start(Log::Text, Output(sender)).unwrap(), read)
+    }
+
+    #[test]
+    fn a_line_is_written_at_once_and_finishing_waits_for_it() {
+        let (queue, read) = queue();
+        queue.push("one\n".into());
+        assert_eq!(read.recv().unwrap(), "one\n");
+        queue.push("two\n".into());
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            read.recv().unwrap()
+        });
+        queue.finish(Duration::from_secs(60));
+        assert!(!queue.pending().is_writing && queue.pending().is_empty());
+        assert_eq!(reader.join().unwrap(), "two\n");
+    }
+
+    #[test]
+    fn an_output_that_takes_nothing_stops_nobody_and_drops_are_counted() {
+        let (queue, read) = queue();
+        queue.push("first\n".into());
+        while !queue.pending().is_writing {
+            std::thread::yield_now();
+        }
+        for line in 0..LINES_MAX + 7 {
+            queue.push(format!("{line}\n"));
+        }
+        let start = Instant::now();
+        queue.finish(Duration::from_millis(10));
+        assert!(start.elapsed() < Duration::from_secs(30), "finishing is bounded");
+        assert_eq!(read.recv().unwrap(), "first\n");
+        let text = read.recv().unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), LINES_MAX + 1);
+        assert_eq!(lines[LINES_MAX - 1], (LINES_MAX - 1).to_string());
+        let dropped = "warning: 7 log lines were dropped: standard error took no more";
+        assert_eq!(lines[LINES_MAX], dropped);
+        queue.push("last\n".into());
+        assert_eq!(read.recv().unwrap(), "last\n");
+    }
+
+    #[test]
+    fn a_closed_output_stops_nobody() {
+        let (queue, read) = queue();
+        drop(read);
+        for _ in 0..3 * LINES_MAX {
+            queue.push("line\n".into());
+        }
+        queue.finish(Duration::from_secs(60));
+        assert!(queue.pending().is_empty());
     }
 }

@@ -18,11 +18,15 @@ fn main() -> ExitCode {
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
         Command::Man { command } => (Log::Text, cli::print_man(command.as_deref())),
     };
-    let Err(failure) = result else {
-        return ExitCode::SUCCESS;
+    let code = match &result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log.error(&failure.to_string());
+            ExitCode::from(failure.exit_code())
+        }
     };
-    log.error(&failure.to_string());
-    ExitCode::from(failure.exit_code())
+    ringtally::log::finish();
+    code
 }
 
 fn run_load(command: LoadCommand) -> Result<(), Failure> {

@@ -133,6 +133,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let shards = config.placement.len();
     let (sender, lifecycle) = channel();
     listen_for_signals(sender.clone()).map_err(cannot_start)?;
+    // Its thread is not interrupted by signals either, and is on no shard's CPU.
+    config.log.start().map_err(cannot_start)?;
     // Before it listens: a client is served at once or refused.
     let (tally, writers, restored) = match &config.store {
         Some(store) => {

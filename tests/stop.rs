@@ -6,8 +6,9 @@
 mod common;
 
 use common::{Client, PATIENCE, Server, Totals, engine, eventually, post, ringtally};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -52,6 +53,53 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
             "{acknowledged} {stats:?}"
         );
     }
+}
+
+/// Fills a pipe as far as it goes.
+fn fill(pipe: &mut std::io::PipeWriter) {
+    let now = rustix::event::Timespec::default();
+    let has_room = |pipe: &std::io::PipeWriter| {
+        let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
+        poll(&mut fds, Some(&now)).unwrap() == 1
+    };
+    while has_room(pipe) {
+        pipe.write_all(&[b'x'; 4096]).unwrap();
+    }
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_stops_nothing() {
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    fill(&mut writer);
+    let stderr = Stdio::from(writer.try_clone().unwrap());
+    let server = Server::start_unheard(&["--max-connections", "1"], stderr);
+    let mut client = server.client();
+    client.event("u", 1.0);
+    // A shard logs that it refuses this one.
+    let mut refused = server.client();
+    assert_eq!(refused.read().status, 503);
+    client.event("u", 1.0);
+    assert_eq!(client.stats().total, 2);
+    server.signal(Signal::TERM);
+    let (code, printed) = server.wait();
+    assert_eq!(code, Some(0));
+    assert_eq!(Totals::parse(&printed).total, 2);
+    drop(writer);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert!(said.bytes().all(|byte| byte == b'x'), "nothing had room: {said}");
+}
+
+#[test]
+fn a_standard_error_that_is_closed_stops_nothing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let server = Server::start_unheard(&["--max-connections", "1"], Stdio::from(writer));
+    let mut client = server.client();
+    client.event("u", 1.0);
+    assert_eq!(server.client().read().status, 503);
+    client.event("u", 1.0);
+    assert_eq!(server.stop().total, 2);
 }
 
 /// Binds as servers do: connections of the last one in TIME_WAIT do not matter.

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod fake;
 pub mod reference;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -101,6 +102,30 @@ impl Server {
         let address = url.split([' ', '"']).next().unwrap().parse().unwrap();
         let stdout = child.stdout.take().unwrap();
         Server { child, address, ready_line, stdout, log: Some(log) }
+    }
+
+    /// Starts it with a standard error that nobody here reads.
+    pub fn start_unheard(flags: &[&str], stderr: Stdio) -> Server {
+        let mut command = ringtally();
+        command
+            .args(["serve", "--port", "0", "--engine", &engine(), "--ready-fd", "1"])
+            .args(flags);
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (address, log) = (([127, 0, 0, 1], 0).into(), std::thread::spawn(String::new));
+        let mut server =
+            Server { child, address, ready_line: String::new(), stdout, log: Some(log) };
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+            let mut readable = [PollFd::new(&server.stdout, PollFlags::IN)];
+            assert_eq!(poll(&mut readable, Some(&timeout)), Ok(1), "the server does not start");
+            let mut byte = [0];
+            server.stdout.read_exact(&mut byte).unwrap();
+            line.push(byte[0]);
+        }
+        server.address = text(&line).trim().parse().unwrap();
+        server
     }
 
     pub fn url(&self) -> String {
