@@ -445,8 +445,8 @@ impl Endpoints {
                 "send the reset from the server's own machine, or start the server with --admin-token-file",
             ),
             // To the server, everybody behind a proxy on this machine is a loopback peer.
-            None if request.is_forwarded() => Some(
-                "send the reset directly instead of through a proxy, or start the server with --admin-token-file",
+            None if request.may_be_forwarded() => Some(
+                "send the reset over HTTP/1.1 and not through a proxy, or start the server with --admin-token-file",
             ),
             None if !request.names_server(&self.policy.host) => {
                 Some("send the reset with a Host that names this server, such as localhost")

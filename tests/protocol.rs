@@ -665,16 +665,18 @@ fn a_page_of_another_site_changes_nothing() {
 
 #[test]
 fn a_reset_is_for_this_machine_or_for_those_with_the_token() {
-    let ask = |token: Option<&str>, is_loopback: bool, fields: &str| {
+    let ask_over = |version: &str, token: Option<&str>, is_loopback: bool, fields: &str| {
         let mut core = Core::with(Dialect::Original, token, is_loopback);
         core.responses(post("/event", EVENT).as_bytes());
-        let input =
-            format!("POST /reset HTTP/1.1\r\n{fields}\r\nGET /stats HTTP/1.1\r\nHost: h\r\n\r\n");
+        let input = format!(
+            "POST /reset HTTP/{version}\r\n{fields}\r\nGET /stats HTTP/1.1\r\nHost: h\r\n\r\n"
+        );
         let responses = core.responses(input.as_bytes());
         let is_reset = responses[1].body.starts_with("{\"totalRequests\":0,");
         assert_eq!(is_reset, responses[0].status == 200, "{fields:?}");
         responses[0].status
     };
+    let ask = |token, is_loopback, fields: &str| ask_over("1.1", token, is_loopback, fields);
     for (fields, status) in [
         ("Host: localhost:8000\r\n", 200),
         ("Host: 127.0.0.1\r\n", 200),
@@ -689,12 +691,22 @@ fn a_reset_is_for_this_machine_or_for_those_with_the_token() {
         ("Host: localhost\r\nForwarded: for=192.0.2.9\r\n", 403),
         ("Host: localhost\r\nX-Forwarded-For: 127.0.0.1\r\n", 403),
         ("Host: localhost\r\nx-forwarded-for:\r\n", 403),
+        ("Host: localhost\r\nX-Forwarded-Host: example.com\r\n", 403),
+        ("Host: localhost\r\nX-Forwarded-Proto: https\r\n", 403),
+        ("Host: localhost\r\nx-forwarded-anything: 1\r\n", 403),
+        ("Host: localhost\r\nX-Real-IP: 192.0.2.9\r\n", 403),
+        ("Host: localhost\r\nX-Forwarded: 1\r\nX-Real-Ip4: 192.0.2.9\r\n", 200),
         ("Host: localhost\r\nVIA: 1.1 proxy\r\n", 403),
         ("Host: localhost\r\nX-Via: 1.1 proxy\r\n", 200),
     ] {
         assert_eq!(ask(None, true, fields), status, "{fields:?}");
         assert_eq!(ask(None, false, fields), 403, "{fields:?} from another machine");
     }
+    // nginx's default, which adds no field.
+    let fields = "Host: 127.0.0.1:8000\r\nConnection: keep-alive\r\n";
+    assert_eq!(ask_over("1.0", None, true, fields), 403);
+    let fields = format!("{fields}Authorization: Bearer s3cret\r\n");
+    assert_eq!(ask_over("1.0", Some("s3cret"), true, &fields), 200);
     for (fields, status) in [
         ("Host: h\r\nAuthorization: Bearer s3cret\r\n", 200),
         ("Host: h\r\nAuthorization: bearer  s3cret\r\n", 200),

@@ -84,10 +84,13 @@ pub struct ServeArgs {
     /// File with the token that POST /reset requires
     ///
     /// Clients send it as "Authorization: Bearer TOKEN". Without this flag, only clients on this
-    /// machine may reset the totals.
+    /// machine may reset the totals, over HTTP/1.1 and not through a proxy. A server behind a proxy
+    /// on this machine needs it: to the server, every client of the proxy is on this machine.
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
     /// Format of the log on standard error
+    ///
+    /// If standard error is a pipe that nobody reads, lines are dropped and their number is logged.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log: Log,
     /// Process to end with; `challenge` starts its server with it

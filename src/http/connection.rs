@@ -74,9 +74,10 @@ impl<'a> Request<'a> {
         self.head.is_cross_site
     }
 
-    /// Whether a proxy says that it forwarded this: with `Forwarded`, `X-Forwarded-For`, or `Via`.
-    pub fn is_forwarded(&self) -> bool {
-        self.head.is_forwarded
+    /// Whether this may have come through a proxy: it has `Forwarded`, `X-Forwarded-*`, `X-Real-IP`, or `Via`, or it
+    /// is of HTTP/1.0, which nginx speaks to servers if it is not told otherwise, without any of these fields.
+    pub fn may_be_forwarded(&self) -> bool {
+        self.head.is_forwarded || !self.head.is_1_1
     }
 
     /// Whether its body has a content coding, such as gzip.

@@ -84,7 +84,7 @@ pub(super) struct Head {
     pub(super) host: Span,
     /// A browser sent this, and may have done so for a page of another site.
     pub(super) is_cross_site: bool,
-    /// A proxy says that it forwarded this.
+    /// It has a field that proxies add.
     pub(super) is_forwarded: bool,
     /// The body has a content coding.
     pub(super) is_encoded: bool,
@@ -270,6 +270,7 @@ fn interpret(
                 expects_other |= !expects_continue;
             }
             9 if name.eq_ignore_ascii_case("forwarded") => is_forwarded = true,
+            9 if name.eq_ignore_ascii_case("x-real-ip") => is_forwarded = true,
             10 if name.eq_ignore_ascii_case("connection") => {
                 for option in list(value) {
                     close |= option.eq_ignore_ascii_case(b"close");
@@ -279,12 +280,15 @@ fn interpret(
             13 if name.eq_ignore_ascii_case("authorization") => authorization.see(value),
             14 if name.eq_ignore_ascii_case("content-length") => length.see(value),
             14 if name.eq_ignore_ascii_case("sec-fetch-site") => fetch_site.see(value),
-            15 if name.eq_ignore_ascii_case("x-forwarded-for") => is_forwarded = true,
             16 if name.eq_ignore_ascii_case("content-encoding") => {
                 let is_identity = |coding: &[u8]| coding.eq_ignore_ascii_case(b"identity");
                 is_encoded |= !list(value).all(|coding| coding.is_empty() || is_identity(coding));
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => codings.see(value),
+            13.. => {
+                let start = &name.as_bytes()[..12];
+                is_forwarded |= start.eq_ignore_ascii_case(b"x-forwarded-");
+            }
             _ => {}
         }
     }
