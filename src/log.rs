@@ -7,8 +7,9 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -98,6 +99,44 @@ pub fn finish() {
     }
 }
 
+/// Counts what can happen often, and says when a line is to be logged about it: the first time, and then
+/// once per interval.
+#[derive(Debug)]
+pub struct Seldom {
+    interval: Duration,
+    started: Instant,
+    /// How often it has happened since the last line.
+    count: AtomicU64,
+    /// Milliseconds since the start before which no line is logged again.
+    silent_until_ms: AtomicU64,
+}
+
+impl Seldom {
+    /// Something that has not happened yet.
+    pub fn new(interval: Duration) -> Seldom {
+        let (count, silent_until_ms) = (AtomicU64::new(0), AtomicU64::new(0));
+        Seldom { interval, started: Instant::now(), count, silent_until_ms }
+    }
+
+    /// Notes that it has happened. Returns how often since the last line, if one is due.
+    pub fn note(&self) -> Option<u64> {
+        self.note_at(self.started.elapsed())
+    }
+
+    fn note_at(&self, now: Duration) -> Option<u64> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (now_ms, next_ms) = (milliseconds(now), milliseconds(now + self.interval));
+        let until_ms = self.silent_until_ms.load(Ordering::Relaxed);
+        let is_due = now_ms >= until_ms
+            && self
+                .silent_until_ms
+                .compare_exchange(until_ms, next_ms, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        is_due.then(|| self.count.swap(0, Ordering::Relaxed))
+    }
+}
+
 /// Lines between those who log and the thread that writes.
 #[derive(Debug, Default)]
 struct Queue {
@@ -178,7 +217,6 @@ impl Queue {
 mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::time::Instant;
 
     /// Standard error whose reader takes its time.
     struct Output(SyncSender<String>);
@@ -237,6 +275,16 @@ mod tests {
         assert_eq!(lines[LINES_MAX], dropped);
         queue.push("last\n".into());
         assert_eq!(read.recv().unwrap(), "last\n");
+    }
+
+    #[test]
+    fn what_happens_often_is_logged_at_once_and_then_once_per_interval() {
+        let seldom = Seldom::new(Duration::from_secs(60));
+        let at = |seconds| seldom.note_at(Duration::from_secs(seconds));
+        assert_eq!(
+            [at(0), at(0), at(59), at(60), at(119), at(500)].map(|due| due.unwrap_or(0)),
+            [1, 0, 0, 3, 0, 2]
+        );
     }
 
     #[test]

@@ -368,6 +368,13 @@ impl Stopping {
 
     /// Says how it went.
     fn conclude(&self, drained: Drained) -> Result<(), Failure> {
+        if self.since.is_none() {
+            return Err(Failure::Environment(
+                "no listening socket is left, because another process shut it down: restart the server, and what \
+                 passes the socket to it"
+                    .into(),
+            ));
+        }
         let took_ms = self.since.map_or(0, |since| since.elapsed().as_millis());
         let cut = connections(drained.cut);
         if self.is_forced {

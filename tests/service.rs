@@ -91,10 +91,10 @@ fn nobody_who_listens_for_reports_is_a_warning() {
 }
 
 /// Starts a server on descriptor 3, which is `listener`; `prefix` runs it as another user, say.
-fn start_on(listener: &TcpListener, prefix: &str) -> Server {
+fn start_on(listener: &TcpListener, prefix: &str, shards: usize) -> Server {
     let script = format!(
         r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
-           exec {prefix} "$0" serve --shards 3 --engine {}"#,
+           exec {prefix} "$0" serve --shards {shards} --engine {}"#,
         engine()
     );
     let mut command = Command::new("sh");
@@ -114,7 +114,7 @@ fn serves_across_restarts(prefix: &str) {
     let (listener, address) = listener();
     for restart in 0..3 {
         let mut early = Client::connect(address);
-        let server = start_on(&listener, prefix);
+        let server = start_on(&listener, prefix, 3);
         assert_eq!(server.address, address, "{restart}");
         early.event("early", 1.0);
         let mut clients: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
@@ -135,6 +135,61 @@ fn a_socket_that_another_user_has_made_is_shared_by_all_shards() {
     if rustix::process::geteuid().is_root() {
         serves_across_restarts("setpriv --reuid=65534 --clear-groups");
     }
+}
+
+/// CPU time of a process, in clock ticks, of which a second has a hundred.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Another process that has the socket can shut it down.
+fn shut_down(listener: &TcpListener) {
+    socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Read).unwrap();
+}
+
+/// Starts a server whose shards all lose their socket, which ends it.
+fn ends_without_a_socket(prefix: &str, shards: usize) {
+    let (listener, _) = listener();
+    let server = start_on(&listener, prefix, shards);
+    server.client().event("u", 1.0);
+    shut_down(&listener);
+    let (code, printed, log) = server.wait_with_log();
+    assert_eq!(code, Some(3), "{log}");
+    assert_eq!(common::Totals::parse(&printed).total, 1, "{printed}");
+    assert!(log.contains("no listening socket is left"), "{log}");
+    let lost = log.lines().filter(|line| line.contains("has no listening socket anymore"));
+    assert_eq!(lost.count(), shards, "{log}");
+}
+
+#[test]
+fn a_server_without_a_socket_that_listens_ends() {
+    ends_without_a_socket("", 1);
+    if rustix::process::geteuid().is_root() {
+        ends_without_a_socket("setpriv --reuid=65534 --clear-groups", 3);
+    }
+}
+
+#[test]
+fn a_shard_without_a_socket_leaves_accepting_to_the_others_and_rests() {
+    let (listener, address) = listener();
+    let server = start_on(&listener, "", 3);
+    let mut early: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
+    early.iter_mut().for_each(|client| client.event("early", 1.0));
+    shut_down(&listener);
+    let mut late: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
+    late.iter_mut().for_each(|client| client.event("late", 1.0));
+    early.iter_mut().for_each(|client| client.event("early", 1.0));
+    let before = cpu_ticks(server.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    let used = cpu_ticks(server.pid()) - before;
+    assert!(used < 40, "{used} ticks of 200");
+    server.signal(Signal::TERM);
+    let (code, printed, log) = server.wait_with_log();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(common::Totals::parse(&printed).total, 36);
+    assert_eq!(log.matches("has no listening socket anymore").count(), 1, "{log}");
 }
 
 #[test]

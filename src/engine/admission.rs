@@ -1,15 +1,16 @@
 //! Admits connections: up to a limit over all shards, and to the shard that has the fewest, unless they are
 //! steered by CPU.
 
-use super::Steer;
-use crate::log::Log;
+use super::{Steer, Stop, Urgency};
+use crate::log::{Log, Seldom};
 use crate::metrics::ShardMetrics;
 use crate::uring::Wakeup;
 use crossbeam_utils::CachePadded;
 use socket2::Socket;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 /// Connections over the limit that get a 503 at the same time. Any further one is closed without a
 /// response.
@@ -20,8 +21,9 @@ const TURNOVER_WINDOW: usize = 16;
 /// Where turnover is high, so many connections more than the emptiest shard has are not worth a hand-over.
 const TURNOVER_SLACK: usize = 4;
 
-/// Seconds between two log lines about refused connections.
-const REFUSALS_LOGGED_EVERY_S: u64 = 10;
+/// Time between two log lines about refused connections, and about accepts that fail.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(10);
+const ACCEPT_ERRORS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// Admits connections for all shards.
 #[derive(Debug)]
@@ -31,11 +33,10 @@ pub struct Admission {
     inboxes: Vec<Inbox>,
     steer: Steer,
     log: Log,
-    started: Instant,
-    /// Connections refused since the last log line about it.
-    refused: AtomicU64,
-    /// Seconds since the start before which no line is logged again.
-    silent_until_s: AtomicU64,
+    refused: Seldom,
+    accept_errors: Seldom,
+    /// Shards whose socket listens.
+    listening: AtomicUsize,
 }
 
 /// What is known of one shard.
@@ -145,9 +146,9 @@ impl Admission {
             inboxes: wakeups.iter().map(inbox).collect(),
             steer,
             log,
-            started: Instant::now(),
-            refused: AtomicU64::new(0),
-            silent_until_s: AtomicU64::new(0),
+            refused: Seldom::new(REFUSALS_LOGGED_EVERY),
+            accept_errors: Seldom::new(ACCEPT_ERRORS_LOGGED_EVERY),
+            listening: AtomicUsize::new(wakeups.len()),
         })
     }
 
@@ -207,20 +208,39 @@ impl Admission {
         None
     }
 
-    /// Logs that connections are refused: the first at once, then one line per
-    /// [`REFUSALS_LOGGED_EVERY_S`].
+    /// Notes that a shard could not accept a connection, and logs it, but not always. Returns whether its socket still
+    /// listens; if none does anymore, all shards are told to stop.
+    pub fn note_accept_error(
+        &self,
+        shard: usize,
+        listener: &Socket,
+        error: &io::Error,
+        stop: &Stop,
+    ) -> bool {
+        if !listener.is_listener().unwrap_or(false) {
+            self.log.warn(&format!(
+                "shard {shard} has no listening socket anymore: another process that has it shut it down"
+            ));
+            if self.listening.fetch_sub(1, Ordering::Relaxed) == 1 {
+                stop.escalate_to(Urgency::Drain);
+            }
+            return false;
+        }
+        if !is_about_one_connection(error)
+            && let Some(count) = self.accept_errors.note()
+        {
+            let plural = if count == 1 { "" } else { "s" };
+            self.log.warn(&format!(
+                "accepting connections failed {count} time{plural} ({error}): trying again; compare ulimit -n \
+                 and the machine's memory with --max-connections"
+            ));
+        }
+        true
+    }
+
+    /// Logs that connections are refused, but not always.
     fn log_refusal(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let now_s = self.started.elapsed().as_secs();
-        let until_s = self.silent_until_s.load(Ordering::Relaxed);
-        let next_s = now_s + REFUSALS_LOGGED_EVERY_S;
-        let is_due = now_s >= until_s
-            && self
-                .silent_until_s
-                .compare_exchange(until_s, next_s, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if is_due {
-            let refused = self.refused.swap(0, Ordering::Relaxed);
+        if let Some(refused) = self.refused.note() {
             let plural = if refused == 1 { "" } else { "s" };
             self.log.warn(&format!(
                 "refused {refused} connection{plural}: all {} are in use: raise --max-connections, \
@@ -268,6 +288,17 @@ impl Admission {
         inbox.is_closed.store(true, Ordering::Relaxed);
         inbox.waiting().take().unwrap_or_default()
     }
+}
+
+/// Whether an error of accept(2) is about the connection that was to be accepted, and not about the listener.
+pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, Interrupted, NetworkDown, NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | Interrupted | NetworkDown | NetworkUnreachable | TimedOut
+    ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
 }
 
 impl Inbox {

@@ -4,9 +4,10 @@
 //! glommio registers none: it waits for its wake-ups, and this shard's, by polling their descriptors in
 //! the ring that it sleeps in.
 
+use super::admission::is_about_one_connection;
 use super::{
     AcceptedConnection, Admission, BACKLOG, DRAIN_QUIET_MS, Drained, LINGER_BYTES_MAX, LINGER_MS,
-    Permit, Shard, TICK, Urgency, milliseconds, unix_seconds,
+    Permit, Shard, Stop, TICK, Urgency, milliseconds, unix_seconds,
 };
 use crate::http::{Limits, Outcome};
 use crate::service::{Connection, Reading, Service};
@@ -238,9 +239,9 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     let listener = Rc::new(PollableFd::new(shard.listener)?);
     let accepting = glommio::spawn_local({
         let (hub, admission, listener) = (Rc::clone(&hub), admission.clone(), Rc::clone(&listener));
+        let stop = Arc::clone(&shard.stop);
         async move {
-            loop {
-                accept_all(&hub, &admission, index, &listener, usize::MAX).await;
+            while accept_all(&hub, &admission, index, &listener, &stop, usize::MAX).await {
                 if listener.readable().await.is_err() {
                     sleep(ACCEPT_BACKOFF).await;
                 }
@@ -273,7 +274,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     hub.urgency.set(Urgency::Drain);
     hub.drain_ms.set(hub.now_ms.get());
     // As many as a backlog holds: a flood of connections does not hold up the stop.
-    accept_all(&hub, &admission, index, &listener, usize::from(BACKLOG)).await;
+    accept_all(&hub, &admission, index, &listener, &shard.stop, usize::from(BACKLOG)).await;
     if !shard.is_listener_shared {
         // Ends listening now: a poll that the ring still holds would keep the port for a moment.
         let _ = listener.get_ref().shutdown(Shutdown::Read);
@@ -294,31 +295,35 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     }
 }
 
-/// Accepts until the backlog is empty, at most `accepts_max` connections.
+/// Accepts until the backlog is empty, at most `accepts_max` connections. Returns whether the listener still listens.
 async fn accept_all(
     hub: &Rc<Hub>,
     admission: &Arc<Admission>,
     shard: usize,
     listener: &PollableFd<Socket>,
+    stop: &Stop,
     accepts_max: usize,
-) {
-    let mut backoff = ACCEPT_BACKOFF;
+) -> bool {
+    let (mut backoff, mut has_failed) = (ACCEPT_BACKOFF, false);
     for turn in 1..=accepts_max {
         match listener.get_ref().accept() {
             Ok((socket, _)) => {
-                backoff = ACCEPT_BACKOFF;
+                (backoff, has_failed) = (ACCEPT_BACKOFF, false);
                 let accepted = admission.admit(shard, socket, hub.service.borrow().metrics());
                 if let Some(accepted) = accepted {
                     serve(hub, accepted);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             // The peer left meanwhile, or a signal came: the next connection may be there.
-            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) if is_about_one_connection(&error) && !has_failed => has_failed = true,
             // Out of descriptors or memory: the queue keeps who waits until some are free.
-            Err(_) => {
+            Err(error) => {
                 if hub.urgency.get() != Urgency::Serve {
-                    return;
+                    return true;
+                }
+                if !admission.note_accept_error(shard, listener.get_ref(), &error, stop) {
+                    return false;
                 }
                 sleep(backoff).await;
                 backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
@@ -328,17 +333,7 @@ async fn accept_all(
             glommio::executor().yield_now().await;
         }
     }
-}
-
-/// Errors of accept(2) that concern the connection that was to be accepted, not the listener.
-fn is_about_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, Interrupted, NetworkDown, NetworkUnreachable, TimedOut,
-    };
-    matches!(
-        error.kind(),
-        ConnectionAborted | Interrupted | NetworkDown | NetworkUnreachable | TimedOut
-    ) || error.raw_os_error() == Some(rustix::io::Errno::PROTO.raw_os_error())
+    true
 }
 
 /// Starts the task of a connection.

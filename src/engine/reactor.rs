@@ -69,6 +69,8 @@ struct Reactor {
     reading: VecDeque<Waiting>,
     /// Since when some of them wait without the committer having been asked.
     unasked_since: Option<Instant>,
+    /// Whether accepting has worked since it failed last.
+    has_accepted: bool,
     spare: Vec<Vec<u8>>,
     started: Instant,
     now_ms: u64,
@@ -135,6 +137,7 @@ pub(super) async fn run_with(
         waiting: VecDeque::new(),
         reading: VecDeque::new(),
         unasked_since: None,
+        has_accepted: false,
         spare: Vec::new(),
         started: now,
         now_ms: 0,
@@ -308,9 +311,7 @@ impl Reactor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Accepted(socket) => self.admit(socket),
-            // Out of descriptors or memory, accepting rests until the next tick.
-            Event::AcceptStopped { is_exhausted: false } => self.ring.accept(),
-            Event::AcceptStopped { is_exhausted: true } => {}
+            Event::AcceptStopped { error } => self.note_accept_error(&error),
             Event::Received(key, filled) => {
                 if let Some((connection, bytes)) = self.ring.received(key, &filled) {
                     self.service.metrics().received_bytes.add(bytes.len() as u64);
@@ -377,7 +378,18 @@ impl Reactor {
         }
     }
 
+    /// Goes on accepting at once if that has worked since it failed last, and otherwise after the next tick.
+    fn note_accept_error(&mut self, error: &io::Error) {
+        let Some(listener) = self.ring.listener() else { return };
+        if !self.admission.note_accept_error(self.shard, listener, error, &self.stop) {
+            self.ring.close_listener();
+        } else if std::mem::take(&mut self.has_accepted) {
+            self.ring.accept();
+        }
+    }
+
     fn admit(&mut self, socket: Socket) {
+        self.has_accepted = true;
         if let Some(accepted) = self.admission.admit(self.shard, socket, self.service.metrics()) {
             self.take_in(accepted);
         }

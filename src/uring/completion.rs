@@ -16,9 +16,6 @@ pub(super) const NOT_THE_END: &[Errno] =
 /// A send that is to be tried again.
 const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
 
-/// The process, the machine, or its memory is at its limit.
-const EXHAUSTED: &[Errno] = &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-
 /// Whether a completion's result is one of these errors.
 pub(super) fn is_one_of(result: i32, errors: &[Errno]) -> bool {
     errors.iter().any(|error| result == -error.raw_os_error())
@@ -73,7 +70,7 @@ impl<T> Uring<T> {
             }
             return Some(Event::Accepted(socket));
         }
-        has_ended.then(|| Event::AcceptStopped { is_exhausted: is_one_of(result, EXHAUSTED) })
+        has_ended.then(|| Event::AcceptStopped { error: io::Error::from_raw_os_error(-result) })
     }
 
     fn complete_of_slot(

@@ -130,10 +130,10 @@ pub(crate) struct Filled {
 pub(crate) enum Event {
     /// A connection was accepted; accepting goes on.
     Accepted(Socket),
-    /// Accepting has stopped, because descriptors or memory ran out or for a passing reason.
+    /// Accepting has stopped with an error.
     AcceptStopped {
-        /// They ran out: accepting at once would fail again.
-        is_exhausted: bool,
+        /// The reason. If descriptors or memory have run out, accepting at once fails again.
+        error: io::Error,
     },
     /// The socket of a slot is connected.
     Connected(Key),
