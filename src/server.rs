@@ -141,7 +141,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
             match durable::restore(store, shards, config.users_max, config.log, &lifecycle)? {
                 Start::Restored(tally, writers, restored) => (tally, writers, Some(restored)),
                 Start::Stopped(totals) => {
-                    print_totals(&totals);
+                    match totals {
+                        Some(totals) => print_totals(&totals),
+                        None => config.log.info("stopped before the store was read"),
+                    }
                     return Ok(());
                 }
             }

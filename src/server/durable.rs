@@ -12,11 +12,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// How often the progress of a long restore is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
+
+/// How often it is looked for a signal while the store is opened.
+const SIGNAL_POLL: Duration = Duration::from_millis(20);
 
 /// From how many bytes on a store takes long enough to check that it is logged: about a second on a slow disk.
 const LONG_CHECK_BYTES: u64 = 64 << 20;
@@ -35,8 +38,8 @@ pub struct StoreConfig {
 pub(super) enum Start {
     /// The counters go on from what the store holds.
     Restored(Arc<Tally>, Vec<Writer>, Restored),
-    /// A signal came first; the store holds these totals.
-    Stopped(Totals),
+    /// A signal came first; the store holds these totals, if they were read by then.
+    Stopped(Option<Totals>),
 }
 
 /// A store that is open, and what a committer needs.
@@ -68,13 +71,13 @@ pub(super) fn restore(
     if bytes >= LONG_CHECK_BYTES {
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
-    let (mut store, state) = store::open(&config.location, config.timeout, log)?;
-    let group = store.read()?;
-    let totals = group.as_ref().map_or_else(|| state.totals(), |group| group.totals);
+    let Some((mut store, state, totals)) = open(config, log, lifecycle)? else {
+        return Ok(Start::Stopped(None));
+    };
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
     let (mut restored, mut told, mut is_stopped) = (0, Instant::now(), false);
     store.users(&mut |users| {
-        is_stopped |= lifecycle.try_iter().any(|event| matches!(event, Lifecycle::Signal(_)));
+        is_stopped |= is_told_to_stop(lifecycle);
         if is_stopped {
             return;
         }
@@ -85,7 +88,7 @@ pub(super) fn restore(
         }
     })?;
     if is_stopped {
-        return Ok(Start::Stopped(totals));
+        return Ok(Start::Stopped(Some(totals)));
     }
     let location = &config.location;
     if restored != state.users {
@@ -102,6 +105,36 @@ pub(super) fn restore(
     ));
     let restored = Restored { store, state, totals, journal, timeout: config.timeout };
     Ok(Start::Restored(tally, writers, restored))
+}
+
+/// Opens a store, on a thread of its own, because nothing else could interrupt it: a database is waited for, and a large
+/// file is checked. `None` if a signal comes first; then the process ends, which is no worse for a store than a crash.
+fn open(
+    config: &StoreConfig,
+    log: Log,
+    lifecycle: &Receiver<Lifecycle>,
+) -> Result<Option<(Box<dyn Store>, State, Totals)>, Failure> {
+    let (sender, opened) = channel();
+    let StoreConfig { location, timeout } = config.clone();
+    std::thread::Builder::new()
+        .name("opening".into())
+        .spawn(move || sender.send(store::open(&location, timeout, log)))
+        .map_err(|error| Failure::Environment(format!("the store cannot be opened ({error})")))?;
+    loop {
+        match opened.recv_timeout(SIGNAL_POLL) {
+            Ok(result) => return result.map(Some),
+            Err(RecvTimeoutError::Timeout) if is_told_to_stop(lifecycle) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                let what = "the thread that opens the store died: its error is above";
+                return Err(Failure::Wrong(what.into()));
+            }
+        }
+    }
+}
+
+fn is_told_to_stop(lifecycle: &Receiver<Lifecycle>) -> bool {
+    lifecycle.try_iter().any(|event| matches!(event, Lifecycle::Signal(_)))
 }
 
 impl Restored {
@@ -212,7 +245,6 @@ mod tests {
     use crate::store::Outcome;
     use crate::tally::UserIds;
     use std::panic::resume_unwind;
-    use std::sync::mpsc::channel;
 
     struct Broken;
 

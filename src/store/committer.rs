@@ -174,11 +174,9 @@ impl Committer {
 
     /// Starts from zero after the reset of another server, which a cut has met: what is not settled is void.
     fn start_over(&mut self, cut: &Cut) {
-        let mut generation = self.journal.reset();
-        if cut.state.generation > self.committed.generation {
-            // The cut had a reset of this server, which would be taken for that of the other one.
-            generation = self.journal.reset();
-        }
+        // The next generation only follows the other server's, which the store knows, also after a cut that was
+        // superseded as well: that one had no reset of a client, because a reset is never superseded.
+        let generation = self.journal.reset();
         self.settlement.void_before(generation);
         self.metrics.superseded.add(1);
         self.committed = cut.state.clone();

@@ -116,8 +116,8 @@ impl fmt::Display for Location {
     }
 }
 
-/// Opens a store, or creates it where there is none, and returns it with what it holds for this server. One
-/// that does not respond is waited for as long as `timeout`; later losses of its connection go to `log`.
+/// Opens a store, or creates it where there is none, and returns it with what it holds for this server, and of all that
+/// share it. One that does not respond is waited for as long as `timeout`; later losses of its connection go to `log`.
 ///
 /// # Errors
 ///
@@ -126,16 +126,17 @@ pub fn open(
     location: &Location,
     timeout: Duration,
     log: Log,
-) -> Result<(Box<dyn Store>, State), Failure> {
+) -> Result<(Box<dyn Store>, State, Totals), Failure> {
     match location {
         Location::File(path) => {
             let (store, state) = FileStore::open(path)?;
-            Ok((Box::new(store), state))
+            let totals = state.totals();
+            Ok((Box::new(store), state, totals))
         }
         Location::Postgres(target) => {
-            let store = PostgresStore::open(target, timeout, log)?;
+            let (store, group) = PostgresStore::open(target, timeout, log)?;
             // What it holds was counted by others, and by this server before it was restarted.
-            Ok((Box::new(store), State::default()))
+            Ok((Box::new(store), State::default(), group.totals))
         }
     }
 }

@@ -5,6 +5,7 @@
 //! a reset by another server is heard of at once.
 
 mod inspect;
+mod link;
 mod member;
 mod password;
 mod schema;
@@ -15,6 +16,7 @@ mod sweep;
 mod target;
 mod tls;
 mod trouble;
+mod warnings;
 
 use super::{Group, News, Outcome, Store};
 use crate::failure::Failure;
@@ -22,7 +24,13 @@ use crate::log::Log;
 use crate::tally::{State, UserIds};
 use crate::uring::Wakeup;
 pub use inspect::{Database, Inspection, examine, inspect};
-use member::Member;
+use link::Postgres;
+pub use link::{Id, Link, Write};
+pub use member::Member;
+use session::Unasked;
+pub use shares::Share;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -32,12 +40,15 @@ pub use target::{Target, without_password};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
+pub use trouble::Trouble;
+use warnings::WarningLog;
 
 /// How often a server commits in any case: others count it as alive for three seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The shortest time for a transaction: the database is there for many servers, and a commit that waits a moment
-/// carries more. One server makes no more than a thousand transactions per second, reads included.
+/// carries more. One server makes no more than a thousand per second, reads included, each of which is sent together with
+/// the write that confirms it.
 const TRANSACTION: Duration = Duration::from_micros(1_050);
 
 /// A store in PostgreSQL. Dropped, it leaves the group, whose totals keep what it counted.
@@ -49,8 +60,6 @@ pub struct PostgresStore {
     news: Arc<Wakeup>,
     /// When the next transaction may begin.
     next: Instant,
-    /// Whether a commit was made after the last read, which otherwise makes one.
-    has_committed: bool,
 }
 
 /// What the thread of the store is asked for, with where the answer goes.
@@ -63,12 +72,17 @@ enum Request {
 
 impl PostgresStore {
     /// Connects, creates the tables where there are none, and joins the group of servers with a row of its own.
+    /// Returns also what the group has counted.
     ///
     /// # Errors
     ///
     /// [`Failure::Environment`]: the database did not respond within `timeout`, does not let this server in, or
     /// has tables of another format.
-    pub fn open(target: &Target, timeout: Duration, log: Log) -> Result<PostgresStore, Failure> {
+    pub fn open(
+        target: &Target,
+        timeout: Duration,
+        log: Log,
+    ) -> Result<(PostgresStore, Group), Failure> {
         let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
         let news = Arc::new(Wakeup::new().map_err(no_room)?);
         let runtime = runtime().map_err(no_room)?;
@@ -79,10 +93,16 @@ impl PostgresStore {
             .spawn({
                 let (target, news) = (target.clone(), Arc::clone(&news));
                 move || {
-                    let sweeper = Sweeper::new(target.clone());
-                    let member = Member::new(target, log, news);
+                    let warnings = Some(Rc::new(WarningLog::new(log, target.to_string())));
+                    let first_host = Rc::new(Cell::new(0));
+                    let of_sweeper = Unasked { news: None, warnings };
+                    let of_member = Unasked { news: Some(news), ..of_sweeper.clone() };
+                    let sweeper = Sweeper::new(target.clone(), Rc::clone(&first_host), of_sweeper);
+                    let member = Member::new(Postgres::new(target, log, of_member, first_host));
                     let serving = serve(member, sweeper, timeout, joined, received);
                     LocalSet::new().block_on(&runtime, serving);
+                    // A name that is being looked up is not waited for.
+                    runtime.shutdown_background();
                 }
             })
             .map_err(no_room)?;
@@ -91,10 +111,9 @@ impl PostgresStore {
             thread: Some(thread),
             news,
             next: Instant::now(),
-            has_committed: false,
         };
-        answer(&is_joined)??;
-        Ok(store)
+        let group = answer(&is_joined)??;
+        Ok((store, group))
     }
 
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, Failure> {
@@ -122,13 +141,11 @@ impl Store for PostgresStore {
 
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         self.next = Instant::now() + TRANSACTION;
-        self.has_committed = true;
         self.ask(|sender| Request::Commit(Box::new(state.clone()), new_users.clone(), sender))?
     }
 
     fn read(&mut self) -> Result<Option<Group>, Failure> {
-        let transactions = if std::mem::take(&mut self.has_committed) { 1 } else { 2 };
-        self.next = self.next.max(Instant::now()) + transactions * TRANSACTION;
+        self.next = self.next.max(Instant::now()) + TRANSACTION;
         self.ask(Request::Read)?.map(Some)
     }
 
@@ -157,10 +174,10 @@ impl Drop for PostgresStore {
 
 /// Joins the group, says what came of that, and serves requests until nobody can send one anymore.
 async fn serve(
-    mut member: Member,
+    mut member: Member<Postgres>,
     sweeper: Sweeper,
     timeout: Duration,
-    joined: Sender<Result<(), Failure>>,
+    joined: Sender<Result<Group, Failure>>,
     mut requests: UnboundedReceiver<Request>,
 ) {
     let result = member.join(timeout).await;

@@ -1,70 +1,165 @@
-//! A database that servers share, in memory: what a store does there, step by step, so that a test can have
-//! others act in between. It keeps what it held after each transaction.
+//! A database that servers share, in memory: a primary, and a standby that has the transactions of the primary a moment
+//! later, and may be promoted. What a server asks of it is done step by step, so that others act in between.
+//!
+//! As in PostgreSQL, a transaction is in the log of the primary first. If the standby is synchronous, it is seen by
+//! nobody and keeps its locks until the standby has it, unless its wait is canceled; then it is seen, and the standby
+//! may never have it. A primary that a standby was promoted for can still be read, and waits in vain with all that is
+//! written. If the standby is not synchronous, a promotion loses what it does not have.
 
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::store::{Group, News, Outcome, ServerShare, Store};
-use ringtally::tally::{ExactSum, State, Totals, UserIds};
+use ringtally::store::postgres::{Id, Link, Member, Share, Trouble, Write};
+use ringtally::store::{Group, News, Outcome, Store};
+use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+
+/// How long the row of a server stays that is not seen.
+const GONE: Duration = Duration::from_secs(3600);
+
+/// The row that stands for all servers that are gone.
+const SUM_OF_ALL: Id = [0; 16];
 
 /// What all servers have counted after a transaction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Version {
-    pub(crate) generation: u64,
+    pub(crate) generation: i64,
     /// Bit n is set where event n is counted: its value is 2 to the power of n.
     pub(crate) bits: u64,
     pub(crate) users: u64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Row {
-    generation: u64,
+    generation: i64,
+    sequence: i64,
     events: u64,
     users: u64,
     sum: ExactSum,
+    seen: Duration,
+    is_sum_of_all: bool,
 }
 
-/// What the database holds, and has held.
+/// What a transaction has changed.
+#[derive(Clone)]
+enum Change {
+    Generation(i64),
+    Row(Id, Row),
+    Gone(Id),
+    /// Users of a generation.
+    Users(i64, Vec<Vec<u8>>),
+}
+
+#[derive(Clone)]
+struct Transaction {
+    changes: Vec<Change>,
+    is_seen: bool,
+}
+
 #[derive(Default)]
-pub(crate) struct Tables {
-    generation: u64,
-    rows: Vec<Row>,
+struct Tables {
+    generation: i64,
+    rows: BTreeMap<Id, Row>,
     /// Those of the present generation.
     users: HashSet<Vec<u8>>,
-    versions: Vec<Version>,
-    listeners: Vec<Arc<Wakeup>>,
 }
 
 impl Tables {
-    fn group(&self, this: usize) -> Group {
-        let rows = self.rows.iter().enumerate();
-        let rows: Vec<_> = rows.filter(|(_, row)| row.generation == self.generation).collect();
-        let mut sum = ExactSum::default();
-        rows.iter().for_each(|(_, row)| sum.merge(&row.sum));
-        let total_requests = rows.iter().map(|(_, row)| row.events).sum();
-        let unique_users = rows.iter().map(|(_, row)| row.users).sum();
-        let share = |(id, row): &(usize, &Row)| ServerShare {
-            name: format!("server:{id}"),
-            events: row.events,
-            users: row.users,
-            age: Duration::ZERO,
-            is_this: *id == this,
-        };
-        let totals = Totals { total_requests, unique_users, sum: sum.round() };
-        Group { totals, servers: rows.iter().map(share).collect() }
+    fn apply(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Generation(generation) => {
+                    self.generation = *generation;
+                    self.users.clear();
+                }
+                Change::Row(id, row) => drop(self.rows.insert(*id, row.clone())),
+                Change::Gone(id) => drop(self.rows.remove(id)),
+                Change::Users(generation, users) if *generation == self.generation => {
+                    self.users.extend(users.iter().cloned());
+                }
+                Change::Users(..) => {}
+            }
+        }
     }
 
-    fn note_version(&mut self) {
-        let Totals { total_requests, unique_users, sum } = self.group(0).totals;
+    fn current(&self) -> impl Iterator<Item = (&Id, &Row)> {
+        self.rows.iter().filter(|(_, row)| row.generation == self.generation)
+    }
+
+    fn version(&self) -> Version {
+        let mut sum = ExactSum::default();
+        self.current().for_each(|(_, row)| sum.merge(&row.sum));
         #[expect(clippy::cast_possible_truncation, reason = "a sum of powers of two below 2^52")]
-        let bits = sum as u64;
-        assert_eq!(u64::from(bits.count_ones()), total_requests, "an event is counted once");
-        assert_eq!(unique_users, self.users.len() as u64, "a user is counted once");
-        self.versions.push(Version { generation: self.generation, bits, users: unique_users });
+        let bits = sum.round() as u64;
+        let events: u64 = self.current().map(|(_, row)| row.events).sum();
+        assert_eq!(u64::from(bits.count_ones()), events, "an event is counted once");
+        let users = self.current().map(|(_, row)| row.users).sum();
+        assert_eq!(users, self.users.len() as u64, "a user is counted once");
+        Version { generation: self.generation, bits, users }
+    }
+}
+
+/// A write that waits for another transaction, whose locks it needs.
+struct Blocked;
+
+/// A write without what it borrows: one on a connection that was lost may be made later.
+#[derive(Clone)]
+struct OwnedWrite {
+    id: Id,
+    sequence: i64,
+    is_repeat: bool,
+    generation: i64,
+    is_reset: bool,
+    state: State,
+    users: Vec<Vec<u8>>,
+}
+
+/// Both servers of the database, and what they hold.
+pub(crate) struct Cluster {
+    /// What is seen on each.
+    nodes: [Tables; 2],
+    /// The one that the group is on.
+    primary: usize,
+    pub(crate) is_synchronous: bool,
+    /// The transactions of the first primary.
+    log: Vec<Transaction>,
+    /// How many of them the standby has.
+    shipped: usize,
+    clock: Duration,
+    versions: Vec<Version>,
+    /// Every event that was ever counted where a failure cannot take it back.
+    durable: u64,
+    /// A promotion has lost transactions.
+    pub(crate) has_lost: bool,
+    /// Rows of servers were removed that were not seen.
+    pub(crate) has_swept: bool,
+    listeners: Vec<Arc<Wakeup>>,
+    stragglers: Vec<OwnedWrite>,
+}
+
+impl Cluster {
+    fn new(is_synchronous: bool) -> Cluster {
+        let nodes = [Tables::default(), Tables::default()];
+        let versions = vec![nodes[0].version()];
+        Cluster {
+            nodes,
+            primary: 0,
+            is_synchronous,
+            log: Vec::new(),
+            shipped: 0,
+            clock: Duration::from_secs(1_000_000),
+            versions,
+            durable: 0,
+            has_lost: false,
+            has_swept: false,
+            listeners: Vec::new(),
+            stragglers: Vec::new(),
+        }
     }
 
     /// The number of the present version.
@@ -75,25 +170,206 @@ impl Tables {
     pub(crate) fn versions(&self) -> &[Version] {
         &self.versions
     }
-}
 
-/// A database. All its connections see the same tables.
-#[derive(Clone)]
-pub(crate) struct Database(Arc<Mutex<Tables>>);
-
-impl Database {
-    pub(crate) fn new() -> Database {
-        let mut tables = Tables::default();
-        tables.note_version();
-        Database(Arc::new(Mutex::new(tables)))
+    /// Events that were ever counted where a failure cannot take them back.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
     }
 
-    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+    /// The generation that a failure cannot take back.
+    pub(crate) fn durable_generation(&self) -> i64 {
+        self.nodes[if self.is_synchronous { 1 } else { self.primary }].generation
+    }
+
+    pub(crate) fn has_failed_over(&self) -> bool {
+        self.primary == 1
+    }
+
+    fn note_version(&mut self) {
+        let version = self.nodes[self.primary].version();
+        if self.primary == 1 || !self.is_synchronous {
+            self.durable |= version.bits;
+        }
+        self.versions.push(version);
+    }
+
+    fn note_seen(&mut self, number: usize) {
+        if !std::mem::replace(&mut self.log[number].is_seen, true) {
+            let changes = self.log[number].changes.clone();
+            self.nodes[0].apply(&changes);
+            if self.primary == 0 {
+                self.note_version();
+            }
+            self.notify(&changes);
+        }
+    }
+
+    fn notify(&self, changes: &[Change]) {
+        if changes.iter().any(|change| matches!(change, Change::Generation(_))) {
+            self.listeners.iter().for_each(|listener| listener.wake());
+        }
+    }
+
+    /// The standby gets the next transaction, if there is one.
+    pub(crate) fn ship(&mut self) {
+        if self.primary == 0 && self.shipped < self.log.len() {
+            let changes = self.log[self.shipped].changes.clone();
+            self.nodes[1].apply(&changes);
+            self.shipped += 1;
+            self.durable |= self.nodes[1].version().bits;
+            self.note_seen(self.shipped - 1);
+        }
+    }
+
+    /// The standby is promoted with what it has. Whoever is connected to the first primary stays there; without
+    /// synchronous replication it is gone, because it would accept more.
+    pub(crate) fn promote(&mut self) {
+        if self.primary == 0 {
+            self.primary = 1;
+            self.has_lost = !self.is_synchronous && self.shipped < self.log.len();
+            self.note_version();
+        }
+    }
+
+    /// Hours later, rows of servers that were not seen are added up.
+    pub(crate) fn sweep(&mut self) {
+        self.clock += 2 * GONE;
+        let (node, now) = (self.primary, self.clock);
+        let tables = &self.nodes[node];
+        let is_gone = |(id, row): &(&Id, &Row)| {
+            !row.is_sum_of_all && row.seen + GONE < now && !self.is_locked(node, id)
+        };
+        let gone: Vec<_> =
+            tables.current().filter(is_gone).map(|(id, row)| (*id, row.clone())).collect();
+        if gone.is_empty() || self.is_locked(node, &SUM_OF_ALL) {
+            return;
+        }
+        self.has_swept = true;
+        let mut all = tables.rows.get(&SUM_OF_ALL).cloned().unwrap_or_default();
+        if all.generation != tables.generation || !all.is_sum_of_all {
+            all = Row { generation: tables.generation, is_sum_of_all: true, ..Row::default() };
+        }
+        let mut changes = Vec::new();
+        for (id, row) in gone {
+            all.events += row.events;
+            all.users += row.users;
+            all.sum.merge(&row.sum);
+            changes.push(Change::Gone(id));
+        }
+        changes.push(Change::Row(SUM_OF_ALL, all));
+        self.write(node, changes);
+    }
+
+    /// A transaction that nobody sees yet and that changes a row.
+    fn is_locked(&self, node: usize, id: &Id) -> bool {
+        let touches = |change: &Change| match change {
+            Change::Row(row, _) | Change::Gone(row) => row == id,
+            Change::Generation(_) | Change::Users(..) => false,
+        };
+        self.is_hidden(node, touches)
+    }
+
+    fn is_hidden(&self, node: usize, touches: impl Fn(&Change) -> bool) -> bool {
+        let mut hidden = self.log.iter().filter(|transaction| !transaction.is_seen);
+        node == 0 && hidden.any(|transaction| transaction.changes.iter().any(&touches))
+    }
+
+    /// Commits a transaction. Returns its number in the log that the standby has to have.
+    fn write(&mut self, node: usize, changes: Vec<Change>) -> Option<usize> {
+        if node == 1 {
+            self.nodes[1].apply(&changes);
+            self.note_version();
+            self.notify(&changes);
+            return None;
+        }
+        self.log.push(Transaction { changes, is_seen: false });
+        let number = self.log.len() - 1;
+        if self.is_synchronous {
+            return Some(number);
+        }
+        self.note_seen(number);
+        None
+    }
+
+    /// Makes a commit, for a statement that began when the group was in a generation. Returns the generation and the
+    /// number in the log; `None` if it is not to be made.
+    fn commit(
+        &mut self,
+        node: usize,
+        write: &OwnedWrite,
+        seen_generation: i64,
+    ) -> Result<Option<(i64, Option<usize>)>, Blocked> {
+        if self.is_locked(node, &write.id) {
+            return Err(Blocked);
+        }
+        let Some(row) = self.nodes[node].rows.get(&write.id).cloned() else { return Ok(None) };
+        let seen = self.clock;
+        if row.sequence == write.sequence && write.is_repeat {
+            let generation = row.generation;
+            let number = self.write(node, vec![Change::Row(write.id, Row { seen, ..row })]);
+            return Ok(Some((generation, number)));
+        }
+        let is_next = row.sequence == write.sequence - 1;
+        if !is_next || !write.is_reset && seen_generation != write.generation {
+            return Ok(None);
+        }
+        let mut changes = Vec::new();
+        let mut generation = write.generation;
+        if write.is_reset {
+            if self.is_hidden(node, |change| matches!(change, Change::Generation(_))) {
+                return Err(Blocked);
+            }
+            generation = self.nodes[node].generation + 1;
+            changes.push(Change::Generation(generation));
+        }
+        let is_known = |user: &Vec<u8>| {
+            generation == self.nodes[node].generation && self.nodes[node].users.contains(user)
+        };
+        let new: Vec<Vec<u8>> =
+            write.users.iter().filter(|user| !is_known(user)).cloned().collect();
+        let conflicts = |change: &Change| match change {
+            Change::Users(of, users) => {
+                *of == generation && new.iter().any(|user| users.contains(user))
+            }
+            _ => false,
+        };
+        if self.is_hidden(node, conflicts) {
+            return Err(Blocked);
+        }
+        let of_row = if row.generation == generation { row.users } else { 0 };
+        let users = of_row + new.len() as u64;
+        let State { events, sum, .. } = write.state.clone();
+        let sequence = write.sequence;
+        let row = Row { generation, sequence, events, users, sum, seen, is_sum_of_all: false };
+        changes.extend([Change::Users(generation, new), Change::Row(write.id, row)]);
+        Ok(Some((generation, self.write(node, changes))))
+    }
+
+    /// A write on a connection that was lost is made now, or finds that it came too late.
+    pub(crate) fn straggle(&mut self) {
+        if let Some(write) = self.stragglers.pop() {
+            let generation = self.nodes[0].generation;
+            // One that waits for a lock is lost, as if its connection had been noticed to be.
+            let _ = self.commit(0, &write, generation);
+        }
+    }
+}
+
+/// A database. All its connections see the same cluster.
+#[derive(Clone)]
+pub(crate) struct Database(Arc<Mutex<Cluster>>);
+
+impl Database {
+    pub(crate) fn new(is_synchronous: bool) -> Database {
+        Database(Arc::new(Mutex::new(Cluster::new(is_synchronous))))
+    }
+
+    pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.0.lock().unwrap()
     }
 }
 
-/// How a store is broken on purpose.
+/// How a database is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
@@ -101,8 +377,10 @@ pub(crate) enum Fault {
     Hasty,
     /// It reads what it has read before.
     Stale,
-    /// It makes a commit whose outcome is unknown once more, resets and all.
+    /// It makes a reset whose outcome is unknown once more.
     Repeated,
+    /// It says that a read is confirmed, and has not written anything.
+    Unconfirmed,
 }
 
 /// What a thread says that runs a committer.
@@ -113,25 +391,302 @@ pub(crate) enum Step {
     Done(Result<(), Failure>),
 }
 
-/// One server's connection to a database.
-pub(crate) struct SharedStore {
+/// One server's way to the database.
+pub(crate) struct SimulatedLink {
     database: Database,
-    id: usize,
-    /// The group's generation that it has adopted, and the local one that it was told of last.
-    adopted: u64,
-    told: u64,
-    is_superseded: bool,
-    rng: Rng,
-    news: News,
+    rng: RefCell<Rng>,
     fault: Fault,
+    /// The node that it is connected to.
+    node: Option<usize>,
+    /// The node of the last connection, and the one to try first.
+    last: usize,
+    first: usize,
+    /// Nothing fails, and nobody acts in between: while it joins.
+    is_joining: Arc<Mutex<bool>>,
     /// What was read last.
-    group: Option<Group>,
+    rows: RefCell<Option<Vec<Share>>>,
+    is_in_doubt: Cell<bool>,
+    news: Arc<Wakeup>,
     go: Arc<Mutex<Receiver<()>>>,
-    back: Sender<Step>,
+    back: Mutex<Sender<Step>>,
+}
+
+impl SimulatedLink {
+    fn chance(&self, of_256: u8) -> bool {
+        self.rng.borrow_mut().u8(..) < of_256
+    }
+
+    fn is_joining(&self) -> bool {
+        *self.is_joining.lock().unwrap()
+    }
+
+    /// Has others act. Fails if this server is killed meanwhile, or its connection is lost.
+    fn step(&self) -> Result<(), Trouble> {
+        if self.is_joining() {
+            return Ok(());
+        }
+        let killed = || Trouble::Lasting("the server was killed".into());
+        self.back.lock().unwrap().send(Step::Paused).map_err(|_| killed())?;
+        self.go.lock().unwrap().recv().map_err(|_| killed())?;
+        match self.chance(10) {
+            true => Err(Trouble::Passing("the connection was lost".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn node(&self) -> Result<usize, Trouble> {
+        let node = self.node.ok_or_else(|| Trouble::Passing("there is no connection".into()))?;
+        let cluster = self.database.cluster();
+        match node != cluster.primary && !cluster.is_synchronous {
+            true => Err(Trouble::Passing("the connection was lost".into())),
+            false => Ok(node),
+        }
+    }
+
+    /// Waits for something on a node: one that a standby stands in for does it never.
+    fn wait(&self, node: usize) -> Result<(), Trouble> {
+        self.step()?;
+        match node != self.database.cluster().primary && self.chance(60) {
+            true => Err(Trouble::Unconfirmed("it did not respond".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a transaction that may have to wait for others, and waits until it is durable.
+    async fn write<T>(
+        &self,
+        mut make: impl FnMut(&mut Cluster, usize) -> Result<Option<(T, Option<usize>)>, Blocked>,
+    ) -> Result<Option<T>, Trouble> {
+        let node = self.node()?;
+        let (made, number) = loop {
+            let result = make(&mut self.database.cluster(), node);
+            match result {
+                Ok(None) => {
+                    self.step()?;
+                    return Ok(None);
+                }
+                Ok(Some(made)) => break made,
+                Err(Blocked) if self.is_joining() => self.database.cluster().ship(),
+                Err(Blocked) => self.wait(node)?,
+            }
+        };
+        if let Some(number) = number {
+            while self.database.cluster().shipped <= number {
+                if self.is_joining() {
+                    self.database.cluster().ship();
+                    continue;
+                }
+                self.wait(node)?;
+                if self.chance(20) {
+                    self.database.cluster().note_seen(number);
+                    return Err(Trouble::Unconfirmed("its wait was canceled".into()));
+                }
+            }
+        }
+        self.step()?;
+        Ok(Some(made))
+    }
+}
+
+impl Link for SimulatedLink {
+    fn now(&self) -> Duration {
+        self.database.cluster().clock
+    }
+
+    async fn pause(&self, time: Duration) {
+        self.database.cluster().clock += time.max(Duration::from_millis(400));
+    }
+
+    fn target(&self) -> String {
+        "simulated".into()
+    }
+
+    fn warn(&self, _: &str) {}
+
+    fn inform(&self, _: &str) {}
+
+    fn hosts(&self) -> u32 {
+        2
+    }
+
+    async fn connect(&mut self) -> Result<(), Trouble> {
+        if self.node().is_ok() {
+            return Ok(());
+        }
+        self.step()?;
+        let cluster = self.database.cluster();
+        for node in [self.first, 1 - self.first] {
+            // The first primary does not know that a standby was promoted.
+            if node == cluster.primary || node == 0 && cluster.is_synchronous && !self.is_joining()
+            {
+                (self.node, self.last) = (Some(node), node);
+                self.news.wake();
+                return Ok(());
+            }
+        }
+        Err(Trouble::Passing("they are standbys".into()))
+    }
+
+    fn disconnect(&mut self, leaves: bool) {
+        self.node = None;
+        if leaves {
+            self.first = 1 - self.last;
+        }
+    }
+
+    async fn register(&self, id: &Id, _: &str) -> Result<i64, Trouble> {
+        self.step()?;
+        let made = self.write(|cluster, node| {
+            if cluster.is_locked(node, id) {
+                return Err(Blocked);
+            }
+            let new = Row { generation: cluster.nodes[node].generation, ..Row::default() };
+            let row = cluster.nodes[node].rows.get(id).cloned().unwrap_or(new);
+            let (generation, seen) = (row.generation, cluster.clock);
+            let changes = vec![Change::Row(*id, Row { seen, ..row })];
+            Ok(Some((generation, cluster.write(node, changes))))
+        });
+        Ok(made.await?.expect("it is always made"))
+    }
+
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+        let owned = OwnedWrite {
+            id: *write.id,
+            sequence: write.sequence,
+            is_repeat: write.is_repeat,
+            generation: write.generation,
+            is_reset: write.is_reset,
+            state: write.state.clone(),
+            users: write.users.iter().map(|user| user.to_vec()).collect(),
+        };
+        let again = self.fault == Fault::Repeated && self.is_in_doubt.get() && write.is_reset;
+        self.is_in_doubt.set(true);
+        if let Err(trouble) = self.step() {
+            let mut cluster = self.database.cluster();
+            if self.node == Some(0) && !cluster.has_failed_over() && self.chance(128) {
+                cluster.stragglers.push(owned);
+            }
+            return Err(trouble);
+        }
+        let node = self.node()?;
+        let seen_generation = self.database.cluster().nodes[node].generation;
+        self.step()?;
+        let made = self.write(|cluster, node| {
+            if again && let Some(row) = cluster.nodes[node].rows.get_mut(&owned.id) {
+                row.sequence = owned.sequence - 1;
+            }
+            cluster.commit(node, &owned, seen_generation)
+        });
+        let made = made.await?;
+        self.is_in_doubt.set(false);
+        Ok(match self.fault {
+            Fault::Hasty => made.or(Some(write.generation)),
+            _ => made,
+        })
+    }
+
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble> {
+        self.step()?;
+        let node = self.node()?;
+        let cluster = self.database.cluster();
+        let tables = &cluster.nodes[node];
+        Ok((tables.generation, tables.rows.get(id).map(|row| row.sequence)))
+    }
+
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble> {
+        self.step()?;
+        let made = self.write(|cluster, node| {
+            set_sequence(cluster, node, id, |row| (row.sequence <= sequence).then_some(sequence))
+        });
+        Ok(made.await?.is_some())
+    }
+
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble> {
+        self.step()?;
+        let node = self.node()?;
+        let rows: Vec<Share> = {
+            let cluster = self.database.cluster();
+            let share = |(row_id, row): (&Id, &Row)| Share {
+                is_this: row_id == id,
+                name: format!("{row_id:?}"),
+                events: row.events,
+                users: row.users,
+                sum: row.sum.clone(),
+                has_ended: row.is_sum_of_all,
+                age: Duration::ZERO,
+            };
+            cluster.nodes[node].current().map(share).collect()
+        };
+        self.step()?;
+        let before = self.rows.borrow_mut().replace(rows.clone());
+        Ok(if self.fault == Fault::Stale { before.unwrap_or(rows) } else { rows })
+    }
+
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble> {
+        if self.fault == Fault::Unconfirmed {
+            self.database.cluster().nodes.iter_mut().for_each(|tables| {
+                if let Some(row) = tables.rows.get_mut(id) {
+                    row.sequence = sequence;
+                }
+            });
+            return Ok(true);
+        }
+        self.step()?;
+        let made = self.write(|cluster, node| {
+            set_sequence(cluster, node, id, |row| {
+                let is_made = is_repeat && row.sequence == sequence;
+                (is_made || row.sequence == sequence - 1).then_some(sequence)
+            })
+        });
+        Ok(made.await?.is_some())
+    }
+
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble> {
+        self.step()?;
+        let node = self.node()?;
+        let cluster = self.database.cluster();
+        let lags = |(other, row): &(&Id, &Row)| {
+            *other != id
+                && row.generation < generation
+                && row.seen + Duration::from_secs(3) > cluster.clock
+        };
+        Ok(cluster.nodes[node].rows.iter().filter(lags).count() as u64)
+    }
+
+    async fn rename(&self, _: &Id, _: &str) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    async fn end(&self, _: &Id) -> Result<(), Trouble> {
+        Ok(())
+    }
+}
+
+fn set_sequence(
+    cluster: &mut Cluster,
+    node: usize,
+    id: &Id,
+    choose: impl Fn(&Row) -> Option<i64>,
+) -> Result<Option<((), Option<usize>)>, Blocked> {
+    if cluster.is_locked(node, id) {
+        return Err(Blocked);
+    }
+    let Some(row) = cluster.nodes[node].rows.get(id).cloned() else { return Ok(None) };
+    let Some(sequence) = choose(&row) else { return Ok(None) };
+    let seen = cluster.clock;
+    Ok(Some(((), cluster.write(node, vec![Change::Row(*id, Row { sequence, seen, ..row })]))))
+}
+
+/// The store of a server: what the program runs, on the simulated database.
+pub(crate) struct SharedStore {
+    member: Member<SimulatedLink>,
+    runtime: Runtime,
+    news: News,
 }
 
 impl SharedStore {
-    pub(crate) fn connect(
+    /// Joins the group.
+    pub(crate) fn join(
         database: &Database,
         mut rng: Rng,
         fault: Fault,
@@ -141,61 +696,29 @@ impl SharedStore {
         let wakeup = Arc::new(Wakeup::new().unwrap());
         // Some servers hear of resets, and others have to look.
         let every = if rng.bool() { Duration::ZERO } else { Duration::from_secs(3600) };
-        let news = News { wakeup: Arc::clone(&wakeup), every };
-        let mut tables = database.tables();
-        let (id, adopted) = (tables.rows.len(), tables.generation);
-        tables.rows.push(Row::default());
         if !every.is_zero() {
-            tables.listeners.push(wakeup);
+            database.cluster().listeners.push(Arc::clone(&wakeup));
         }
-        drop(tables);
-        SharedStore {
+        let is_joining = Arc::new(Mutex::new(true));
+        let first = database.cluster().primary;
+        let mut member = Member::new(SimulatedLink {
             database: database.clone(),
-            id,
-            adopted,
-            told: 0,
-            is_superseded: false,
-            rng,
-            news,
+            rng: RefCell::new(rng),
             fault,
-            group: None,
+            node: None,
+            last: first,
+            first,
+            is_joining: Arc::clone(&is_joining),
+            rows: RefCell::default(),
+            is_in_doubt: Cell::new(false),
+            news: Arc::clone(&wakeup),
             go,
-            back,
-        }
-    }
-
-    /// Has others act. Fails if this server is killed meanwhile.
-    fn pause(&self) -> Result<(), Failure> {
-        let killed = |_| Failure::Environment("the server was killed".into());
-        self.back.send(Step::Paused).map_err(|_| killed(()))?;
-        self.go.lock().unwrap().recv().map_err(|_| killed(()))
-    }
-
-    fn transact(&mut self, state: &State, new_users: &UserIds) -> Outcome {
-        let mut tables = self.database.tables();
-        let tables = &mut *tables;
-        let raised = state.generation - self.told;
-        if raised > u64::from(self.is_superseded) {
-            tables.generation += 1;
-            tables.users.clear();
-            tables.listeners.iter().for_each(|listener| listener.wake());
-            self.adopted = tables.generation;
-        } else if self.is_superseded {
-            assert_eq!(raised, 1, "a superseded state is given up");
-            self.adopted = tables.generation;
-        } else if self.adopted != tables.generation {
-            return Outcome::Superseded;
-        }
-        let row = &mut tables.rows[self.id];
-        if row.generation != self.adopted {
-            *row = Row { generation: self.adopted, ..Row::default() };
-        }
-        for user in new_users.iter() {
-            row.users += u64::from(tables.users.insert(user.to_vec()));
-        }
-        (row.events, row.sum) = (state.events, state.sum.clone());
-        tables.note_version();
-        Outcome::Durable
+            back: Mutex::new(back),
+        });
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(member.join(Duration::from_secs(5))).unwrap();
+        *is_joining.lock().unwrap() = false;
+        SharedStore { member, runtime, news: News { wakeup, every } }
     }
 }
 
@@ -205,31 +728,11 @@ impl Store for SharedStore {
     }
 
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
-        self.pause()?;
-        // Whether it was made is unknown at first, and it was not.
-        while self.rng.u8(..) < 40 {
-            self.pause()?;
-        }
-        let mut outcome = self.transact(state, new_users);
-        if self.fault == Fault::Repeated && self.rng.u8(..) < 40 {
-            self.pause()?;
-            outcome = self.transact(state, new_users);
-        }
-        (self.told, self.is_superseded) = (state.generation, outcome == Outcome::Superseded);
-        self.pause()?;
-        if self.fault == Fault::Hasty {
-            self.is_superseded = false;
-            return Ok(Outcome::Durable);
-        }
-        Ok(outcome)
+        self.runtime.block_on(self.member.commit(state, new_users))
     }
 
     fn read(&mut self) -> Result<Option<Group>, Failure> {
-        self.pause()?;
-        let group = self.database.tables().group(self.id);
-        let before = self.group.replace(group.clone());
-        self.pause()?;
-        Ok(if self.fault == Fault::Stale { before.or(Some(group)) } else { Some(group) })
+        self.runtime.block_on(self.member.read()).map(Some)
     }
 
     fn news(&self) -> Option<News> {

@@ -1,8 +1,8 @@
-//! Servers that share a store, in one process: the services and committers of each, clients, and one database
+//! Servers that share a store, in one process: the services, committers, and members of each, clients, and one database
 //! in memory, on a schedule that a seed decides. Between any two steps of a commit others act: they count,
-//! commit, read, and reset; a server may be slow, or killed and started anew. Every event has a power of two as
-//! its value, so each sum says which events it has, and each response is compared with what the database held
-//! while its request was served.
+//! commit, read, and reset; a server may be slow, or killed and started anew; connections are lost; and the standby of
+//! the database may be promoted. Every event has a power of two as its value, so each sum says which events it has, and
+//! each response is compared with what the database held while its request was served, and what no failure takes back.
 //!
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test group` replays it, and `RINGTALLY_SEEDS=n`
 //! tries that many.
@@ -14,8 +14,9 @@ mod common;
 mod database;
 
 use common::{Response, Totals, post, split_responses};
-use database::{Database, Fault, SharedStore, Step};
+use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
+use ringtally::failure::Failure;
 use ringtally::http::{Limits, Outcome, Timeouts};
 use ringtally::metrics::{Reporter, StoreMetrics};
 use ringtally::service::{Connection, Policy, Reading, Service};
@@ -131,8 +132,7 @@ impl Server {
         let (go, gone) = channel();
         let (back, came_back) = channel();
         let gone = Arc::new(Mutex::new(gone));
-        let store =
-            SharedStore::connect(database, rng.fork(), fault, Arc::clone(&gone), back.clone());
+        let store = SharedStore::join(database, rng.fork(), fault, Arc::clone(&gone), back.clone());
         let state = State::default();
         let (_, writers, journal) = Tally::resume(SHARDS, 1000, &state);
         let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), store.news().is_some()));
@@ -172,18 +172,21 @@ impl Server {
     }
 
     /// Lets the committer take one step, if it has something to do.
-    fn step(&mut self, rng: &mut Rng) {
+    ///
+    /// # Errors
+    ///
+    /// The store failed, and the server ends.
+    fn step(&mut self, rng: &mut Rng) -> Result<(), Failure> {
         if !self.is_committing && !self.settlement.is_requested() && rng.u8(..) >= 60 {
-            return;
+            return Ok(());
         }
         self.go.as_ref().unwrap().send(()).unwrap();
-        self.is_committing = match self.back.recv().unwrap() {
-            Step::Paused => true,
-            Step::Done(result) => {
-                result.unwrap();
-                false
-            }
-        };
+        let step = self.back.recv().unwrap();
+        self.is_committing = matches!(step, Step::Paused);
+        match step {
+            Step::Paused => Ok(()),
+            Step::Done(result) => result,
+        }
     }
 }
 
@@ -200,13 +203,14 @@ impl Drop for Server {
 struct World {
     rng: Rng,
     database: Database,
+    fault: Fault,
     servers: Vec<Server>,
     /// The user of each event.
     events: Vec<usize>,
     /// Events that are void, and the version when that was said.
     voided: Vec<(usize, usize)>,
     resets: bool,
-    resets_sent: u64,
+    resets_sent: i64,
 }
 
 impl World {
@@ -233,13 +237,16 @@ impl World {
     fn turn(&mut self, at: usize) {
         let shard = self.rng.usize(..SHARDS);
         for peer in 0..self.servers[at].peers.len() {
-            if self.servers[at].peers[peer].shard != shard || self.rng.bool() {
+            // Meanwhile another may have come in the place of the server.
+            let is_of_shard =
+                self.servers[at].peers.get(peer).is_some_and(|peer| peer.shard == shard);
+            if !is_of_shard || self.rng.bool() {
                 continue;
             }
             let mut bytes = String::new();
             for _ in 0..self.rng.usize(1..5) {
                 let (request, text) = self.ask();
-                let version = self.database.tables().now();
+                let version = self.database.cluster().now();
                 bytes.push_str(&text);
                 self.servers[at].peers[peer].pending.push_back(Pending { request, version });
             }
@@ -264,11 +271,25 @@ impl World {
         }
     }
 
-    /// A step of some committer.
+    /// A step of the database, and of some committer.
     fn step(&mut self) {
+        match self.rng.u8(..) {
+            0..=127 => self.database.cluster().ship(),
+            128..=140 => self.database.cluster().straggle(),
+            _ => {}
+        }
         let at = self.rng.usize(..self.servers.len());
         if !self.servers[at].is_slow || self.rng.u8(..) < 20 {
-            self.servers[at].step(&mut self.rng);
+            self.step_of(at);
+        }
+    }
+
+    fn step_of(&mut self, at: usize) {
+        if let Err(failure) = self.servers[at].step(&mut self.rng) {
+            // A database that has lost what it had confirmed is found out, and somebody has the server go on from there.
+            let is_right = failure.to_string().contains("older state than it had confirmed");
+            assert!(is_right && self.database.cluster().has_lost, "{failure}");
+            self.servers[at] = Server::start(&mut self.rng, &self.database, self.fault);
         }
     }
 
@@ -301,7 +322,7 @@ impl World {
                 // What it acknowledges is the first that was counted before the reset.
                 let first = peer.pending.front().expect("it has no response");
                 if let Request::Event(event) = first.request {
-                    self.voided.push((event, self.database.tables().now()));
+                    self.voided.push((event, self.database.cluster().now()));
                 }
                 *peer = Peer::new(peer.shard);
             }
@@ -313,17 +334,21 @@ impl World {
         assert_eq!(response.status, 200, "{response:?}");
         let peer = &mut self.servers[at].peers[peer];
         let Pending { request, version } = peer.pending.pop_front().unwrap();
-        let tables = self.database.tables();
-        let versions = &tables.versions()[version..];
+        let cluster = self.database.cluster();
+        let versions = &cluster.versions()[version..];
         let (first, last) = (versions[0], versions[versions.len() - 1]);
         match request {
             Request::Event(event) => {
                 let is_counted = versions.iter().any(|version| version.bits >> event & 1 == 1);
-                let is_reset = first.generation != last.generation;
-                assert!(is_counted || is_reset, "event {event} is acknowledged and not durable");
+                let is_reset =
+                    versions.iter().any(|version| version.generation != first.generation);
+                let is_durable = is_counted && cluster.durable() >> event & 1 == 1;
+                assert!(is_durable || is_reset, "event {event} is acknowledged and not durable");
             }
             Request::Reset => {
-                assert!(first.generation < last.generation, "a reset is acknowledged before it is");
+                let is_durable = first.generation < cluster.durable_generation();
+                let is_made = is_durable || cluster.has_lost;
+                assert!(is_made, "a reset is acknowledged before it is durable");
             }
             Request::Totals => {
                 let totals = Totals::parse(&response.body);
@@ -337,13 +362,15 @@ impl World {
                         && totals.total == u64::from(bits.count_ones())
                 });
                 assert!(is_held, "no version since the request was {totals:?}: {versions:?}");
+                let is_durable = bits & !cluster.durable() == 0;
+                assert!(is_durable, "{totals:?} has events that a failure takes back");
                 let of_bits = (0..self.events.len()).filter(|event| bits >> event & 1 == 1);
                 let users: BTreeSet<_> = of_bits.map(|event| self.events[event]).collect();
                 assert_eq!(totals.users, users.len() as u64);
                 let is_empty = totals.total == 0;
                 assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
                 if let Some((shown, version)) = peer.shown
-                    && tables.versions()[version].generation == last.generation
+                    && cluster.versions()[version].generation == last.generation
                 {
                     assert_eq!(shown & !bits, 0, "totals never decrease between resets");
                 }
@@ -356,7 +383,8 @@ impl World {
     fn finish(&mut self) {
         for _ in 0..STEPS_TO_THE_END {
             for at in 0..self.servers.len() {
-                self.servers[at].step(&mut self.rng);
+                self.database.cluster().ship();
+                self.step_of(at);
                 self.send(at);
             }
             let mut peers = self.servers.iter().flat_map(|server| &server.peers);
@@ -370,30 +398,37 @@ impl World {
 
 fn simulate(seed: u64, fault: Fault) {
     let mut rng = Rng::with_seed(seed);
-    let database = Database::new();
+    let is_synchronous = rng.u8(..) < 180;
+    let database = Database::new(is_synchronous);
     let servers = (0..rng.usize(1..4)).map(|_| Server::start(&mut rng, &database, fault)).collect();
     let resets = rng.u8(..) < 180;
     let (events, voided) = (Vec::new(), Vec::new());
-    let mut world = World { rng, database, servers, events, voided, resets, resets_sent: 0 };
+    let mut world = World { rng, database, fault, servers, events, voided, resets, resets_sent: 0 };
+    let fails_over = world.rng.u8(..) < 100;
     for _ in 0..world.rng.usize(1..120) {
         let at = world.rng.usize(..world.servers.len());
         match world.rng.u8(..100) {
             0..=1 => {
                 world.servers[at] = Server::start(&mut world.rng, &world.database, fault);
             }
-            2..=39 => world.turn(at),
+            2 if fails_over => world.database.cluster().promote(),
+            3 if !world.database.cluster().has_lost => world.database.cluster().sweep(),
+            4..=39 => world.turn(at),
             40..=59 => world.send(at),
             _ => world.step(),
         }
     }
     world.finish();
-    let tables = world.database.tables();
-    let generation = tables.versions().last().unwrap().generation;
+    let cluster = world.database.cluster();
+    let generation = cluster.versions().last().unwrap().generation;
     assert!(generation <= world.resets_sent, "a reset is one point in time");
     for (event, version) in &world.voided {
-        let versions = &tables.versions()[*version..];
-        let is_counted = versions.iter().any(|version| version.bits >> event & 1 == 1);
-        assert!(!is_counted, "event {event} is void, and is counted");
+        let versions = &cluster.versions()[*version..];
+        let has = |version: &Version| version.bits >> event & 1 == 1;
+        // A commit whose outcome was still unknown when the row was removed, hours later, may have been made.
+        let may_be_counted = cluster.has_swept && has(&versions[0]);
+        let is_counted = versions.iter().any(has);
+        assert!(!is_counted || may_be_counted, "event {event} is void, and is counted");
     }
 }
 
@@ -426,7 +461,7 @@ fn is_found_out(fault: Fault) -> bool {
 
 #[test]
 fn broken_stores_are_found_out() {
-    for fault in [Fault::Hasty, Fault::Stale, Fault::Repeated] {
+    for fault in [Fault::Hasty, Fault::Stale, Fault::Repeated, Fault::Unconfirmed] {
         assert!(is_found_out(fault), "{fault:?}");
     }
 }

@@ -1,9 +1,9 @@
 //! What a database holds and promises, read without changing it.
 
-use super::session::{Purpose, Session, within};
+use super::session::{Purpose, Session, Unasked};
 use super::shares::{count, damaged};
 use super::target::Target;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, within};
 use super::{runtime, schema, sums};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, Totals};
@@ -69,7 +69,8 @@ fn read_only<T>(
     let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
     let runtime = runtime().map_err(no_room)?;
     let reading = async {
-        let session = Session::open(target, Purpose::Read, "ringtally inspect", None).await?;
+        let (name, unasked) = ("ringtally inspect", Unasked::default());
+        let session = Session::open(target, 0, Purpose::Read, name, &unasked).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         session.client.batch_execute(begin).await?;
         read(&session).await

@@ -4,12 +4,12 @@ use super::password;
 use super::target::{Host, Target};
 use super::tls::{Connector, Stream};
 use super::trouble::Trouble;
+use super::warnings::{WarningLog, is_about_a_standby};
 use crate::uring::Wakeup;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
@@ -20,8 +20,9 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket};
 const VERSION_MIN: i32 = 120_000;
 
 /// What every session begins with. A commit is acknowledged once the database says that it is durable, so
-/// no setting of the role or the database may lower that. A session of a server that was cut off must not
-/// hold its locks for long: the server comes back on another one.
+/// no setting of the role or the database may lower that. Each is set even if it has the value already: what a
+/// session has not set itself changes when the configuration is read again. A session of a server that was cut off
+/// must not hold its locks for long: the server comes back on another one.
 const SETTINGS: &str = "\
     SET search_path = pg_catalog;
     SET client_min_messages = warning;
@@ -33,8 +34,8 @@ const SETTINGS: &str = "\
     SET tcp_keepalives_idle = 5;
     SET tcp_keepalives_interval = 1;
     SET tcp_keepalives_count = 5;
-    SELECT set_config('synchronous_commit', 'on', false)
-        WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
+    SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +46,31 @@ pub(super) enum Purpose {
     Write,
 }
 
+/// What becomes of what the database says unasked.
+#[derive(Clone, Default)]
+pub(super) struct Unasked {
+    /// Woken by notifications.
+    pub(super) news: Option<Arc<Wakeup>>,
+    /// Told of warnings.
+    pub(super) warnings: Option<Rc<WarningLog>>,
+}
+
+impl Unasked {
+    pub(super) fn wake(&self) {
+        if let Some(news) = &self.news {
+            news.wake();
+        }
+    }
+}
+
 /// A connection. Dropped, it is closed.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// What the database has warned of since it was last asked.
-    warnings: Rc<RefCell<Vec<String>>>,
+    /// The warning that a commit may not be on the standby that it should have waited for.
+    warning: Rc<RefCell<Option<String>>>,
     driver: JoinHandle<()>,
+    /// The number of the host in the list of the target.
+    pub(super) host: usize,
     /// The host, and the version of the database.
     pub(super) about: String,
 }
@@ -62,30 +82,25 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects to the first host that lets it in and can do what it is for. What the database says unasked
-    /// wakes `news`. Must run in a `LocalSet`.
+    /// Connects to a host that lets it in and can do what it is for: from the number `first` on, the first that
+    /// does. Must run in a `LocalSet`.
     ///
     /// # Errors
     ///
     /// Why none did. Passing, if any of them may do so later.
     pub(super) async fn open(
         target: &Target,
+        first: usize,
         purpose: Purpose,
         application: &str,
-        news: Option<Arc<Wakeup>>,
+        unasked: &Unasked,
     ) -> Result<Session, Trouble> {
         let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
         let mut worst = None;
         let mut reasons = Vec::new();
-        for host in &target.hosts {
-            let connecting = Session::connect(
-                target,
-                host,
-                purpose,
-                application,
-                connector.clone(),
-                news.clone(),
-            );
+        for host in (0..target.hosts.len()).map(|number| (first + number) % target.hosts.len()) {
+            let connecting =
+                Session::connect(target, host, purpose, application, connector.clone(), unasked);
             let trouble = match timeout(target.patience.connect, connecting).await {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(trouble)) => trouble,
@@ -94,7 +109,7 @@ impl Session {
                     Trouble::Passing(format!("it did not respond within {ms} ms"))
                 }
             };
-            reasons.push(format!("{host}: {trouble}"));
+            reasons.push(format!("{}: {trouble}", target.hosts[host]));
             if !matches!(worst, Some(Trouble::Passing(_))) {
                 worst = Some(trouble);
             }
@@ -103,18 +118,19 @@ impl Session {
         Err(match worst {
             Some(Trouble::Lasting(_)) => Trouble::Lasting(reasons),
             Some(Trouble::Refused(_)) => Trouble::Refused(reasons),
-            Some(Trouble::Passing(_)) | None => Trouble::Passing(reasons),
+            Some(Trouble::Passing(_) | Trouble::Unconfirmed(_)) | None => Trouble::Passing(reasons),
         })
     }
 
     async fn connect(
         target: &Target,
-        host: &Host,
+        number: usize,
         purpose: Purpose,
         application: &str,
         connector: Connector,
-        news: Option<Arc<Wakeup>>,
+        unasked: &Unasked,
     ) -> Result<Session, Trouble> {
+        let host = &target.hosts[number];
         let (password, ignored) = password::find(target, host);
         let config = config(target, host, application, password.map(|password| password.0));
         let (client, connection) = config.connect(connector).await.map_err(|error| {
@@ -134,9 +150,10 @@ impl Session {
         })?;
         let version = connection.parameter("server_version").unwrap_or("of unknown version");
         let about = format!("PostgreSQL {version} on {host}");
-        let warnings = Rc::default();
-        let driver = tokio::task::spawn_local(drive(connection, Rc::clone(&warnings), news));
-        let session = Session { client, warnings, driver, about };
+        let warning = Rc::default();
+        let driver =
+            tokio::task::spawn_local(drive(connection, Rc::clone(&warning), unasked.clone()));
+        let session = Session { client, warning, driver, host: number, about };
         session.check(purpose).await?;
         session.client.batch_execute(SETTINGS).await?;
         Ok(session)
@@ -145,28 +162,34 @@ impl Session {
     /// Refuses a database that is too old, or that cannot do what the session is for.
     async fn check(&self, purpose: Purpose) -> Result<(), Trouble> {
         let sql = "SELECT current_setting('server_version_num')::int,
-            pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
+            pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
         let row = self.client.query_one(sql, &[]).await?;
         if row.get::<_, i32>(0) < VERSION_MIN {
             return Err(Trouble::Lasting(format!("{} is too old: use 12 or newer", self.about)));
         }
         if purpose == Purpose::Write && row.get(1) {
-            return Err(Trouble::Passing("it is read-only, as a standby is".into()));
+            return Err(Trouble::Passing("it is a standby, which is read-only".into()));
+        }
+        if purpose == Purpose::Write && row.get(2) {
+            return Err(Trouble::Passing(
+                "its sessions are read-only, and it is no standby: set default_transaction_read_only to off for the \
+                 role, the database, or the server, whichever has it on"
+                    .into(),
+            ));
         }
         Ok(())
     }
 
-    /// Forgets what was warned of.
-    pub(super) fn forget_warnings(&self) {
-        self.warnings.borrow_mut().clear();
+    /// Forgets a warning about another commit.
+    pub(super) fn forget_warning(&self) {
+        self.warning.borrow_mut().take();
     }
 
-    /// Passing trouble if the database has warned of something: a commit that it warns about may not be on
-    /// the standby that it should have waited for.
-    pub(super) fn check_warnings(&self) -> Result<(), Trouble> {
-        match self.warnings.borrow_mut().pop() {
+    /// Trouble if the database has warned that a commit may not be on the standby that it should have waited for.
+    pub(super) fn check_warning(&self) -> Result<(), Trouble> {
+        match self.warning.borrow_mut().take() {
             None => Ok(()),
-            Some(warning) => Err(Trouble::Passing(format!("PostgreSQL warned \"{warning}\""))),
+            Some(warning) => Err(Trouble::Unconfirmed(format!("PostgreSQL warned \"{warning}\""))),
         }
     }
 }
@@ -205,38 +228,20 @@ fn config(target: &Target, host: &Host, application: &str, password: Option<Stri
 /// Moves the bytes of a connection until it ends.
 async fn drive(
     mut connection: Connection<Socket, Stream>,
-    warnings: Rc<RefCell<Vec<String>>>,
-    news: Option<Arc<Wakeup>>,
+    warning: Rc<RefCell<Option<String>>>,
+    unasked: Unasked,
 ) {
     while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
         match message {
-            AsyncMessage::Notification(_) => {
-                if let Some(news) = &news {
-                    news.wake();
+            AsyncMessage::Notification(_) => unasked.wake(),
+            AsyncMessage::Notice(notice) if notice.parsed_severity() == Some(Severity::Warning) => {
+                if is_about_a_standby(notice.routine(), notice.message()) {
+                    *warning.borrow_mut() = Some(notice.message().to_owned());
+                } else if let Some(warnings) = &unasked.warnings {
+                    warnings.note(notice.code().code(), notice.routine(), notice.message());
                 }
             }
-            AsyncMessage::Notice(notice) if notice.parsed_severity() == Some(Severity::Warning) => {
-                warnings.borrow_mut().push(notice.message().to_owned());
-            }
             _ => {}
-        }
-    }
-}
-
-/// Does something in a limited time.
-///
-/// # Errors
-///
-/// Its own, or that it took longer.
-pub(super) async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Trouble> {
-    match timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => {
-            let seconds = limit.as_secs();
-            Err(Trouble::Passing(format!("it did not respond within {seconds} s")))
         }
     }
 }

@@ -6,14 +6,22 @@ use crate::tally::{ExactSum, SHARDS_MAX, Totals};
 use std::time::Duration;
 
 /// What one row contributes.
-pub(super) struct Share {
-    pub(super) is_this: bool,
-    pub(super) name: String,
-    pub(super) events: u64,
-    pub(super) users: u64,
-    pub(super) sum: ExactSum,
-    pub(super) has_ended: bool,
-    pub(super) age: Duration,
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// It is that of the server which asks.
+    pub is_this: bool,
+    /// How the server is called.
+    pub name: String,
+    /// Its events.
+    pub events: u64,
+    /// The users that it was the first to insert.
+    pub users: u64,
+    /// The sum of its events.
+    pub sum: ExactSum,
+    /// It has ended.
+    pub has_ended: bool,
+    /// How long ago it was seen.
+    pub age: Duration,
 }
 
 pub(super) fn count(number: i64) -> Result<u64, Trouble> {

@@ -1,12 +1,15 @@
 //! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has a
 //! connection of its own while there is something to do, and works in slices that no commit waits for.
 
-use super::session::{Purpose, Session, within};
+use super::member::GONE;
+use super::session::{Purpose, Session, Unasked};
 use super::shares::{count, damaged};
 use super::sums;
 use super::target::Target;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, within};
 use crate::tally::ExactSum;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How often it looks whether there is something to do: a reset leaves users behind.
@@ -26,7 +29,9 @@ const LOCK: i64 = 0x7377_6565_7069_6e67;
 
 /// Rows that no process writes to anymore: those of servers that have ended, and after an hour those of servers that
 /// were not seen. Were such a server only paused, it finds its row gone and begins a new one.
-const GONE: &str = "(ended OR seen < now() - interval '1 hour')";
+fn is_gone() -> String {
+    format!("(ended OR seen < now() - make_interval(secs => {}))", GONE.as_secs())
+}
 
 /// The row that the others are added to.
 const SUM_OF_ALL: [u8; 16] = [0; 16];
@@ -34,11 +39,14 @@ const SUM_OF_ALL: [u8; 16] = [0; 16];
 /// The one that removes.
 pub(super) struct Sweeper {
     target: Target,
+    /// The host to try first, which the server has found.
+    first_host: Rc<Cell<usize>>,
+    unasked: Unasked,
 }
 
 impl Sweeper {
-    pub(super) fn new(target: Target) -> Sweeper {
-        Sweeper { target }
+    pub(super) fn new(target: Target, first_host: Rc<Cell<usize>>, unasked: Unasked) -> Sweeper {
+        Sweeper { target, first_host, unasked }
     }
 
     /// Sweeps now and then, for as long as it is polled. What fails is tried again the next time.
@@ -50,7 +58,9 @@ impl Sweeper {
     }
 
     async fn sweep(&self) -> Result<(), Trouble> {
-        let session = Session::open(&self.target, Purpose::Write, "ringtally sweep", None).await?;
+        let (first, name) = (self.first_host.get(), "ringtally sweep");
+        let session =
+            Session::open(&self.target, first, Purpose::Write, name, &self.unasked).await?;
         let sql = "SELECT pg_try_advisory_lock($1)";
         if !session.client.query_one(sql, &[&LOCK]).await?.get::<_, bool>(0) {
             return Ok(());
@@ -83,8 +93,9 @@ async fn forget_servers(session: &Session) -> Result<u64, Trouble> {
     let sql = format!(
         "DELETE FROM ringtally.servers WHERE id = ANY (ARRAY(
             SELECT s.id FROM ringtally.servers s
-            WHERE s.generation < (SELECT generation FROM ringtally.tally) AND {GONE}
-            LIMIT $1 FOR UPDATE SKIP LOCKED))"
+            WHERE s.generation < (SELECT generation FROM ringtally.tally) AND {}
+            LIMIT $1 FOR UPDATE SKIP LOCKED))",
+        is_gone()
     );
     Ok(session.client.execute(&sql, &[&SLICE_SERVERS]).await?)
 }
@@ -95,8 +106,9 @@ async fn add_up(session: &Session) -> Result<u64, Trouble> {
     client.batch_execute("BEGIN").await?;
     let sql = format!(
         "SELECT s.id, s.events, s.users, s.sum, s.generation FROM ringtally.servers s
-        WHERE s.generation = (SELECT generation FROM ringtally.tally) AND {GONE} AND s.id <> $1
-        ORDER BY s.id LIMIT $2 FOR UPDATE SKIP LOCKED"
+        WHERE s.generation = (SELECT generation FROM ringtally.tally) AND {} AND s.id <> $1
+        ORDER BY s.id LIMIT $2 FOR UPDATE SKIP LOCKED",
+        is_gone()
     );
     let all = &SUM_OF_ALL[..];
     let rows = client.query(&sql, &[&all, &SLICE_SERVERS]).await?;

@@ -4,13 +4,21 @@ use super::target::Target;
 use crate::failure::Failure;
 use std::error::Error as _;
 use std::fmt;
+use std::time::Duration;
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+
+/// What tells that a pooler runs statements on sessions that have not prepared them.
+const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = session), or connect to PostgreSQL itself";
 
 /// Why something failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// It may work later: the database is away, full, or starting.
     Passing(String),
+    /// The host did not say in time that it is done, or that no standby has it. It may be one that a standby stands in
+    /// for by now: another host may do.
+    Unconfirmed(String),
     /// Trying again changes nothing: a clause that says what happened and what to do.
     Lasting(String),
     /// The database lets this user not in. At the start that is lasting; later it may be a change of the
@@ -21,9 +29,10 @@ pub(super) enum Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Passing(why) | Trouble::Lasting(why) | Trouble::Refused(why) => {
-                f.write_str(why)
-            }
+            Trouble::Passing(why)
+            | Trouble::Unconfirmed(why)
+            | Trouble::Lasting(why)
+            | Trouble::Refused(why) => f.write_str(why),
         }
     }
 }
@@ -63,6 +72,11 @@ fn judge(code: &SqlState, message: &str) -> Trouble {
         "42501" => Trouble::Lasting(said(
             "grant the role what it needs: ringtally serve --help says what that is",
         )),
+        // A statement was prepared that is there already: on this connection, by somebody else.
+        "42P05" => Trouble::Lasting(said(POOLER)),
+        // One is missing that was prepared. Another connection may be to a server that lets it be.
+        "26000" => Trouble::Passing(said(POOLER)),
+        "08P01" if message.contains("prepared statement") => Trouble::Passing(said(POOLER)),
         // Tables, columns, and functions, values, and constraints: the schema is not the one that was made.
         code if ["42", "22", "23", "3F", "0A"].iter().any(|class| code.starts_with(class)) => {
             Trouble::Lasting(said(
@@ -70,6 +84,24 @@ fn judge(code: &SqlState, message: &str) -> Trouble {
             ))
         }
         _ => Trouble::Passing(format!("PostgreSQL said \"{message}\" ({})", code.code())),
+    }
+}
+
+/// Does something in a limited time.
+///
+/// # Errors
+///
+/// Its own, or that it took longer.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    match timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Trouble::Unconfirmed(format!(
+            "it did not respond within {}",
+            humantime::format_duration(Duration::from_millis(limit.as_millis() as u64))
+        ))),
     }
 }
 
@@ -89,6 +121,8 @@ mod tests {
             ("25006", "passing"), // read only: a standby
             ("58030", "passing"), // I/O error
             ("XX000", "passing"),
+            ("26000", "passing"), // a prepared statement that is not there: a pooler
+            ("42P05", "lasting"), // one that is there: a pooler
             ("28P01", "refused"),
             ("28000", "refused"),
             ("3D000", "refused"),
@@ -99,11 +133,22 @@ mod tests {
             ("23514", "lasting"),
         ] {
             let kind = match judge(&SqlState::from_code(code), "no") {
-                Trouble::Passing(_) => "passing",
+                Trouble::Passing(_) | Trouble::Unconfirmed(_) => "passing",
                 Trouble::Refused(_) => "refused",
                 Trouble::Lasting(_) => "lasting",
             };
             assert_eq!(kind, expected, "{code}");
         }
+    }
+
+    #[test]
+    fn statements_that_are_mixed_up_are_blamed_on_a_pooler() {
+        let said = "prepared statement \"s0\" already exists";
+        for code in ["42P05", "26000", "08P01"] {
+            let said = judge(&SqlState::from_code(code), said).to_string();
+            assert!(said.contains("session mode") && !said.contains("schema"), "{said}");
+        }
+        let other = judge(&SqlState::from_code("08P01"), "invalid message format").to_string();
+        assert!(!other.contains("pooler"), "{other}");
     }
 }

@@ -1,0 +1,441 @@
+//! What a server asks of the database, and of time: in PostgreSQL, as statements.
+//!
+//! Every statement that writes checks in itself that its commit waits for the disk and the standbys, and that a warning
+//! would be heard: what a session was set to does not tell, because a pooler may run a statement on another one.
+
+use super::member::ALIVE;
+use super::schema;
+use super::session::{Purpose, Session, Unasked};
+use super::shares::{Share, count, damaged};
+use super::sums;
+use super::target::Target;
+use super::trouble::Trouble;
+use crate::log::Log;
+use crate::tally::{ExactSum, State};
+use rustix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+/// The users that one statement inserts: so many are one round trip, and the memory that the database takes for
+/// them is bounded.
+const SLICE_USERS: usize = 8192;
+
+/// Whether a commit of the session is durable once it returns, and what PostgreSQL warns of is heard.
+const IS_SAFE: &str = "current_setting('synchronous_commit') IN ('on', 'remote_apply') \
+    AND current_setting('client_min_messages') <> 'error'";
+
+/// The number of a server's row.
+pub type Id = [u8; 16];
+
+/// A commit to the row of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// The row.
+    pub id: &'a Id,
+    /// The number of this write: it is made if the row has the one before.
+    pub sequence: i64,
+    /// It may have been made already: then the row may also have this number.
+    pub is_repeat: bool,
+    /// The generation that the group must be in.
+    pub generation: i64,
+    /// It begins the next generation instead, whichever that is.
+    pub is_reset: bool,
+    /// The totals of the server.
+    pub state: &'a State,
+    /// Its new users, sorted, so that two servers with the same ones do not wait for each other.
+    pub users: &'a [&'a [u8]],
+}
+
+/// The way of one server to the database, and its clock. Whatever writes returns once that is durable.
+#[expect(async_fn_in_trait, reason = "a server has one thread for it")]
+pub trait Link {
+    /// Time since some moment, which passes also while the machine is suspended.
+    fn now(&self) -> Duration;
+
+    /// Waits.
+    async fn pause(&self, time: Duration);
+
+    /// The database, as it is shown.
+    fn target(&self) -> String;
+
+    /// Reports something that the operator should look into.
+    fn warn(&self, what: &str);
+
+    /// Reports something else.
+    fn inform(&self, what: &str);
+
+    /// How many hosts the database has.
+    fn hosts(&self) -> u32;
+
+    /// Connects, unless there is a connection.
+    async fn connect(&mut self) -> Result<(), Trouble>;
+
+    /// Gives up the connection. If `leaves`, other hosts are tried before this one.
+    fn disconnect(&mut self, leaves: bool);
+
+    /// Adds the row of a server in the present generation, unless it is there. Returns the row's generation.
+    async fn register(&self, id: &Id, name: &str) -> Result<i64, Trouble>;
+
+    /// Makes a commit, if the row and the group are as it says. Returns the generation that it is in.
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble>;
+
+    /// Reads the generation of the group, and the number of the last write to a row, if there is that row.
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble>;
+
+    /// Writes a number to a row that has none above it. Returns whether there is such a row.
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble>;
+
+    /// Reads the rows that count, of one moment.
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble>;
+
+    /// Makes a write that changes nothing but the number of the row. Returns whether it was made.
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble>;
+
+    /// Reads how many other servers are alive that are in an older generation.
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble>;
+
+    /// Names a server.
+    async fn rename(&self, id: &Id, name: &str) -> Result<(), Trouble>;
+
+    /// Notes that a server has ended.
+    async fn end(&self, id: &Id) -> Result<(), Trouble>;
+}
+
+/// A commit of totals alone: one statement is one transaction, and one round trip.
+fn totals() -> String {
+    format!(
+        "WITH mine AS MATERIALIZED (
+            SELECT id FROM ringtally.servers
+            WHERE id = $1 AND (sequence = $2 AND $3 OR
+                sequence = $2 - 1 AND EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)) AND {IS_SAFE}
+            FOR UPDATE
+        )
+        UPDATE ringtally.servers s
+        SET generation = $4, sequence = $2, events = $5, sum = $6, seen = now(),
+            users = CASE WHEN s.generation = $4 THEN s.users ELSE 0 END
+        FROM mine WHERE s.id = mine.id"
+    )
+}
+
+/// The same with new users. A server counts those that it was the first to insert. The row is locked before the first
+/// of them is.
+fn totals_and_users() -> String {
+    format!(
+        "WITH mine AS MATERIALIZED (
+            SELECT id, sequence FROM ringtally.servers
+            WHERE id = $1 AND (sequence = $2 AND $3 OR
+                sequence = $2 - 1 AND EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)) AND {IS_SAFE}
+            FOR UPDATE
+        ), added AS (
+            INSERT INTO ringtally.users (generation, id)
+            SELECT $4, u FROM unnest($7::bytea[]) AS u
+            WHERE (SELECT count(*) FROM mine WHERE sequence < $2) > 0
+            ON CONFLICT DO NOTHING
+            RETURNING 1
+        )
+        UPDATE ringtally.servers s
+        SET generation = $4, sequence = $2, events = $5, sum = $6, seen = now(),
+            users = CASE WHEN s.generation = $4 THEN s.users ELSE 0 END + (SELECT count(*) FROM added)
+        FROM mine WHERE s.id = mine.id"
+    )
+}
+
+/// The rows that count, of one moment.
+const ROWS: &str = "\
+    SELECT s.id = $1, s.name, s.events, s.users, s.sum, s.ended,
+        greatest(extract(epoch FROM clock_timestamp() - s.seen), 0)::float8
+    FROM ringtally.tally t JOIN ringtally.servers s USING (generation)
+    ORDER BY s.name, s.id";
+
+fn confirmation() -> String {
+    format!(
+        "UPDATE ringtally.servers SET sequence = $2, seen = now()
+        WHERE id = $1 AND (sequence = $2 AND $3 OR sequence = $2 - 1) AND {IS_SAFE}"
+    )
+}
+
+/// The link to PostgreSQL.
+pub(super) struct Postgres {
+    target: Target,
+    log: Log,
+    unasked: Unasked,
+    connection: Option<Connected>,
+    /// The host to try first, which the sweeper does, too.
+    first_host: Rc<Cell<usize>>,
+    /// The host of the last session.
+    host: usize,
+}
+
+/// A session with the statements that are used all the time.
+struct Connected {
+    session: Session,
+    totals: Statement,
+    totals_and_users: Statement,
+    rows: Statement,
+    confirmation: Statement,
+}
+
+impl Postgres {
+    pub(super) fn new(
+        target: Target,
+        log: Log,
+        unasked: Unasked,
+        first_host: Rc<Cell<usize>>,
+    ) -> Postgres {
+        Postgres { target, log, unasked, connection: None, first_host, host: 0 }
+    }
+
+    fn connected(&self) -> Result<&Connected, Trouble> {
+        self.connection.as_ref().ok_or_else(|| Trouble::Passing("the connection was lost".into()))
+    }
+
+    /// Runs a statement once that writes. Returns how many rows it has changed.
+    async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Trouble> {
+        let Connected { session, .. } = self.connected()?;
+        session.forget_warning();
+        let rows = session.client.execute(sql, parameters).await?;
+        session.check_warning()?;
+        Ok(rows)
+    }
+
+    /// Commits in one statement.
+    async fn commit_at_once(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+        let Connected { session, totals, totals_and_users, .. } = self.connected()?;
+        let (id, events, sum) = (&write.id[..], events(write.state), sums::pack(&write.state.sum));
+        let parameters: [&(dyn ToSql + Sync); 7] = [
+            &id,
+            &write.sequence,
+            &write.is_repeat,
+            &write.generation,
+            &events,
+            &sum,
+            &write.users,
+        ];
+        session.forget_warning();
+        let rows = match write.users.is_empty() {
+            true => session.client.execute(totals, &parameters[..6]).await?,
+            false => session.client.execute(totals_and_users, &parameters).await?,
+        };
+        session.check_warning()?;
+        Ok((rows > 0).then_some(write.generation))
+    }
+
+    /// Commits a reset, or more users than fit one statement.
+    async fn commit_in_steps(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+        let Connected { session, .. } = self.connected()?;
+        let (client, id, sequence) = (&session.client, &write.id[..], write.sequence);
+        client.batch_execute("BEGIN").await?;
+        session.forget_warning();
+        let sql = format!(
+            "SELECT s.sequence, s.generation, t.generation FROM ringtally.servers s, ringtally.tally t
+            WHERE s.id = $1 AND {IS_SAFE} FOR UPDATE OF s"
+        );
+        let row = client.query_opt(&sql, &[&id]).await?;
+        let row = row.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)));
+        let generation = match row {
+            // It had been made. Something has to be written, so that this commit waits for the standbys that the
+            // other one may not have waited for.
+            Some((own, generation, _)) if own == sequence && write.is_repeat => {
+                let sql = "UPDATE ringtally.servers SET seen = now() WHERE id = $1";
+                client.execute(sql, &[&id]).await?;
+                client.batch_execute("COMMIT").await?;
+                session.check_warning()?;
+                return Ok(Some(generation));
+            }
+            Some((own, ..)) if own == sequence - 1 && write.is_reset => {
+                let sql =
+                    "UPDATE ringtally.tally SET generation = generation + 1 RETURNING generation";
+                client.query_one(sql, &[]).await?.get(0)
+            }
+            Some((own, _, of_group)) if own == sequence - 1 && of_group == write.generation => {
+                of_group
+            }
+            _ => {
+                client.batch_execute("ROLLBACK").await?;
+                return Ok(None);
+            }
+        };
+        let mut added = 0;
+        for users in write.users.chunks(SLICE_USERS) {
+            let sql = "INSERT INTO ringtally.users (generation, id)
+                SELECT $1, u FROM unnest($2::bytea[]) AS u ON CONFLICT DO NOTHING";
+            added += client.execute(sql, &[&generation, &users]).await?;
+        }
+        let added = i64::try_from(added).expect("it is a part of what was sent");
+        let sql = "UPDATE ringtally.servers
+            SET generation = $2, sequence = $3, events = $4, sum = $5, seen = now(),
+                users = CASE WHEN generation = $2 THEN users ELSE 0 END + $6
+            WHERE id = $1";
+        let (events, sum) = (events(write.state), sums::pack(&write.state.sum));
+        let parameters: [&(dyn ToSql + Sync); 6] =
+            [&id, &generation, &sequence, &events, &sum, &added];
+        client.execute(sql, &parameters).await?;
+        if write.is_reset {
+            client.batch_execute("NOTIFY ringtally").await?;
+        }
+        client.batch_execute("COMMIT").await?;
+        session.check_warning()?;
+        Ok(Some(generation))
+    }
+}
+
+impl Link for Postgres {
+    fn now(&self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        // It starts with the machine, and is never negative.
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    fn target(&self) -> String {
+        self.target.to_string()
+    }
+
+    fn warn(&self, what: &str) {
+        self.log.warn(&format!("the store {}: {what}", self.target));
+    }
+
+    fn inform(&self, what: &str) {
+        self.log.info(&format!("the store {}: {what}", self.target));
+    }
+
+    fn hosts(&self) -> u32 {
+        u32::try_from(self.target.hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    async fn connect(&mut self) -> Result<(), Trouble> {
+        if self.connection.as_ref().is_some_and(|connected| !connected.session.client.is_closed()) {
+            return Ok(());
+        }
+        let first = self.first_host.get();
+        let session =
+            Session::open(&self.target, first, Purpose::Write, "ringtally", &self.unasked).await?;
+        self.host = session.host;
+        schema::prepare(&session).await?;
+        let client = &session.client;
+        client.batch_execute("LISTEN ringtally").await?;
+        let totals = client.prepare(&totals()).await?;
+        let totals_and_users = client.prepare(&totals_and_users()).await?;
+        let rows = client.prepare(ROWS).await?;
+        let confirmation = client.prepare(&confirmation()).await?;
+        // What was said while nobody listened has to be looked for.
+        self.unasked.wake();
+        self.connection = Some(Connected { session, totals, totals_and_users, rows, confirmation });
+        Ok(())
+    }
+
+    fn disconnect(&mut self, leaves: bool) {
+        self.connection = None;
+        if leaves {
+            self.first_host.set((self.host + 1) % self.target.hosts.len());
+        }
+    }
+
+    async fn register(&self, id: &Id, name: &str) -> Result<i64, Trouble> {
+        // A row that is there is written once more, so that this waits for the standbys that the other commit may not
+        // have waited for.
+        let sql = format!(
+            "INSERT INTO ringtally.servers (id, name, generation, sequence, events, users, sum)
+            SELECT $1::bytea, $2::text, generation, 0, 0, 0, $3::bytea FROM ringtally.tally WHERE {IS_SAFE}
+            ON CONFLICT (id) DO UPDATE SET seen = now() RETURNING generation"
+        );
+        let Connected { session, .. } = self.connected()?;
+        session.forget_warning();
+        let parameters: [&(dyn ToSql + Sync); 3] =
+            [&&id[..], &name, &sums::pack(&ExactSum::default())];
+        let row = session.client.query_opt(&sql, &parameters).await?;
+        session.check_warning()?;
+        row.map(|row| row.get(0)).ok_or_else(unsafe_session)
+    }
+
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+        match write.is_reset || write.users.len() > SLICE_USERS {
+            true => self.commit_in_steps(write).await,
+            false => self.commit_at_once(write).await,
+        }
+    }
+
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble> {
+        let sql = format!(
+            "SELECT t.generation, s.sequence, {IS_SAFE}
+            FROM ringtally.tally t LEFT JOIN ringtally.servers s ON s.id = $1"
+        );
+        let Connected { session, .. } = self.connected()?;
+        let row = session.client.query_one(&sql, &[&&id[..]]).await?;
+        match row.get(2) {
+            true => Ok((row.get(0), row.get(1))),
+            false => Err(unsafe_session()),
+        }
+    }
+
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble> {
+        let sql = format!(
+            "UPDATE ringtally.servers SET sequence = $2 WHERE id = $1 AND sequence <= $2 AND {IS_SAFE}"
+        );
+        Ok(self.execute(&sql, &[&&id[..], &sequence]).await? > 0)
+    }
+
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble> {
+        let Connected { session, rows, .. } = self.connected()?;
+        let rows = session.client.query(rows, &[&&id[..]]).await?;
+        let share = |row: &tokio_postgres::Row| {
+            Ok(Share {
+                is_this: row.get(0),
+                name: row.get(1),
+                events: count(row.get(2))?,
+                users: count(row.get(3))?,
+                sum: sums::unpack(row.get(4)).ok_or_else(damaged)?,
+                has_ended: row.get(5),
+                age: Duration::try_from_secs_f64(row.get(6)).unwrap_or(Duration::MAX),
+            })
+        };
+        rows.iter().map(share).collect()
+    }
+
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble> {
+        let Connected { session, confirmation, .. } = self.connected()?;
+        session.forget_warning();
+        let parameters: [&(dyn ToSql + Sync); 3] = [&&id[..], &sequence, &is_repeat];
+        let rows = session.client.execute(confirmation, &parameters).await?;
+        session.check_warning()?;
+        Ok(rows > 0)
+    }
+
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble> {
+        let sql = "SELECT count(*) FROM ringtally.servers WHERE id <> $1 AND generation < $2 AND NOT ended
+            AND seen > clock_timestamp() - make_interval(secs => $3)";
+        let Connected { session, .. } = self.connected()?;
+        let parameters: [&(dyn ToSql + Sync); 3] = [&&id[..], &generation, &ALIVE.as_secs_f64()];
+        count(session.client.query_one(sql, &parameters).await?.get(0))
+    }
+
+    async fn rename(&self, id: &Id, name: &str) -> Result<(), Trouble> {
+        let sql = "UPDATE ringtally.servers SET name = $2 WHERE id = $1";
+        self.execute(sql, &[&&id[..], &name]).await.map(drop)
+    }
+
+    async fn end(&self, id: &Id) -> Result<(), Trouble> {
+        let sql = "UPDATE ringtally.servers SET ended = true WHERE id = $1";
+        self.execute(sql, &[&&id[..]]).await.map(drop)
+    }
+}
+
+fn events(state: &State) -> i64 {
+    i64::try_from(state.events).expect("no number of events gets so far")
+}
+
+/// What a session is that would acknowledge what is not durable.
+fn unsafe_session() -> Trouble {
+    Trouble::Passing(
+        "its session has another synchronous_commit or client_min_messages than this server has set, as behind a \
+         pooler that gives each transaction another session: use session mode (pool_mode = session), or connect to \
+         PostgreSQL itself"
+            .into(),
+    )
+}

@@ -1,0 +1,84 @@
+//! What PostgreSQL warns of: which warnings mean that a commit is not where it should be, and what becomes of others.
+
+use crate::log::Log;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+/// How often a warning of one kind is logged.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Kinds that are remembered; with more, some are logged more often.
+const KINDS_MAX: usize = 16;
+
+/// Whether a warning says that a commit was not waited for on a standby (PostgreSQL's syncrep.c). The message may be in
+/// any language; the routine is not.
+pub(super) fn is_about_a_standby(routine: Option<&str>, message: &str) -> bool {
+    routine == Some("SyncRepWaitForLSN") || message.contains("synchronous replication")
+}
+
+/// Logs warnings, each kind once per minute: some come with every transaction.
+pub(super) struct WarningLog {
+    log: Log,
+    /// The database, as it is shown.
+    target: String,
+    logged: RefCell<Vec<(Kind, Instant)>>,
+}
+
+/// The code and the routine, without the numbers in the message.
+type Kind = (String, Option<String>);
+
+impl WarningLog {
+    pub(super) fn new(log: Log, target: String) -> WarningLog {
+        WarningLog { log, target, logged: RefCell::default() }
+    }
+
+    /// Logs a warning, unless one of its kind was logged lately.
+    pub(super) fn note(&self, code: &str, routine: Option<&str>, message: &str) {
+        if self.is_new((code.to_owned(), routine.map(str::to_owned)), Instant::now()) {
+            let target = &self.target;
+            self.log.warn(&format!("the store {target}: PostgreSQL warned \"{message}\" ({code})"));
+        }
+    }
+
+    fn is_new(&self, kind: Kind, now: Instant) -> bool {
+        let mut logged = self.logged.borrow_mut();
+        logged.retain(|(_, at)| now.saturating_duration_since(*at) < EVERY);
+        if logged.iter().any(|(known, _)| *known == kind) {
+            return false;
+        }
+        if logged.len() == KINDS_MAX {
+            logged.remove(0);
+        }
+        logged.push((kind, now));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_wait_for_a_standby_counts_in_whatever_language() {
+        let routine = Some("SyncRepWaitForLSN");
+        assert!(is_about_a_standby(routine, "storniere Warten auf synchrone Replikation"));
+        let english = "canceling wait for synchronous replication due to user request";
+        assert!(is_about_a_standby(None, english));
+        let wraparound = "database \"tally\" must be vacuumed within 39985967 transactions";
+        assert!(!is_about_a_standby(Some("GetNewTransactionId"), wraparound));
+    }
+
+    #[test]
+    fn each_kind_is_logged_once_per_minute() {
+        let log = WarningLog::new(Log::Text, "x".into());
+        let (start, kind) = (Instant::now(), |name: &str| ("01000".into(), Some(name.into())));
+        let is_new = |name: &str, s| log.is_new(kind(name), start + Duration::from_secs(s));
+        assert!(is_new("a", 0) && is_new("b", 30), "two kinds");
+        assert!(!is_new("a", 59) && !is_new("b", 59), "within the minute");
+        assert!(is_new("a", 60) && !is_new("b", 61) && is_new("b", 90), "after it");
+        for number in 0..100 {
+            is_new(&number.to_string(), 91);
+        }
+        assert!(log.logged.borrow().len() <= KINDS_MAX);
+    }
+}
