@@ -42,11 +42,14 @@ profile must allow the io_uring system calls. `ringtally doctor` checks this.
 With --store postgres://user@host1,host2/database, any number of servers behind
 a load balancer count into one tally: /stats on each of them is the total over
 all. The URL is what libpq accepts: several hosts, of which the one that can be
-written is used, sslmode up to verify-full with sslrootcert, and the password
+written is used (one that does not confirm what is written is left for the next),
+sslmode up to verify-full with sslrootcert, channel_binding, and the password
 from PGPASSWORD or the file that PGPASSFILE names; one in the URL is moved out of
-the process's arguments. PostgreSQL 12 or newer is needed. A database that does
-not respond at the start is waited for as long as --store-timeout, and then the
-server exits with 3; later it is waited for without end.
+the process's arguments. PostgreSQL 12 or newer is needed, and a pooler has to be
+in session mode. A database that does not respond at the start is waited for as
+long as --store-timeout, and then the server exits with 3; later it is waited for
+without end. A database that lacks what it had confirmed, such as a standby that
+was not synchronous, ends the server with 3; a restart goes on from its state.
 The role needs CONNECT and CREATE on the database for the first start, which
 makes the schema ringtally, or the schema to be its own (CREATE SCHEMA ringtally
 AUTHORIZATION role). A role that does not own it needs USAGE on the schema,

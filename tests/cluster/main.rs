@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod durability;
 mod figures;
 mod haproxy;
 mod load;

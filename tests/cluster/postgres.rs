@@ -149,6 +149,17 @@ impl Postgres {
 
     /// A standby of this cluster, which a commit on this one waits for.
     pub(crate) fn standby(&self) -> Postgres {
+        let standby = self.follower();
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+        self.sql("SELECT pg_reload_conf()");
+        eventually("the standby is synchronous", || {
+            self.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") == "1"
+        });
+        standby
+    }
+
+    /// A standby of this cluster, which nothing waits for.
+    pub(crate) fn follower(&self) -> Postgres {
         let folder = Postgres::folder();
         let data = folder.join("data");
         run(program("pg_basebackup")
@@ -169,12 +180,36 @@ impl Postgres {
         );
         let mut standby = Postgres::in_folder(folder, &[&primary]);
         standby.start();
-        self.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
-        self.sql("SELECT pg_reload_conf()");
-        eventually("the standby is synchronous", || {
-            self.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") == "1"
-        });
         standby
+    }
+
+    /// Waits until its standby has what was written so far.
+    pub(crate) fn wait_for_standby(&self) {
+        let written = self.sql("SELECT pg_current_wal_lsn()");
+        let sql =
+            format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{written}'");
+        eventually("the standby has it", || self.sql(&sql) == "1");
+    }
+
+    /// Lets no standby have what is written from now on.
+    pub(crate) fn refuse_standbys(&self) {
+        let hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        Postgres::write(&self.data().join("pg_hba.conf"), hba);
+        self.sql("SELECT pg_reload_conf()");
+        eventually("it has none", || {
+            self.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication") == "0"
+        });
+    }
+
+    /// What sends signals to the process of a standby that receives.
+    pub(crate) fn receiver(&self) -> impl Fn(Signal) + use<> {
+        let mut pid = String::new();
+        eventually("it receives", || {
+            pid = self.sql("SELECT pid FROM pg_stat_wal_receiver");
+            !pid.is_empty()
+        });
+        let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+        move |signal| kill_process(pid, signal).unwrap()
     }
 
     pub(crate) fn promote(&self) {

@@ -1,10 +1,10 @@
-//! A TCP proxy that cuts connections at the worst moment: after a request has reached the database, and before its
-//! result has come back.
+//! TCP proxies: one cuts connections at the worst moment, after a request has reached the database, and before its
+//! result has come back; the other changes settings of sessions.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Lets everything through.
@@ -108,4 +108,90 @@ fn pump(mut from: TcpStream, mut to: TcpStream, cuts: impl Fn(&[u8], bool) -> bo
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+/// A TCP proxy that has sessions run SQL that their client has not sent, as if a pooler had given it to another one.
+pub(crate) struct Injector {
+    pub(crate) port: u16,
+    sql: Arc<Mutex<Option<String>>>,
+}
+
+impl Injector {
+    pub(crate) fn to(port: u16) -> Injector {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let sql: Arc<Mutex<Option<String>>> = Arc::default();
+        std::thread::spawn({
+            let sql = Arc::clone(&sql);
+            move || {
+                for client in listener.incoming() {
+                    let Ok(client) = client else { continue };
+                    let address = SocketAddr::from(([127, 0, 0, 1], port));
+                    let Ok(server) = TcpStream::connect(address) else { continue };
+                    inject_into(client, server, Arc::clone(&sql));
+                }
+            }
+        });
+        Injector { port: own, sql }
+    }
+
+    /// Has a session run this before what its client sends next, and waits until it has.
+    pub(crate) fn inject(&self, sql: &str) {
+        *self.sql.lock().unwrap() = Some(sql.into());
+        crate::common::eventually("it is sent", || self.sql.lock().unwrap().is_none());
+    }
+}
+
+fn inject_into(client: TcpStream, server: TcpStream, sql: Arc<Mutex<Option<String>>>) {
+    for stream in [&client, &server] {
+        stream.set_nodelay(true).unwrap();
+    }
+    let is_answered = Arc::new(AtomicBool::new(true));
+    let (mut from_client, mut to_server) =
+        (client.try_clone().unwrap(), server.try_clone().unwrap());
+    std::thread::spawn({
+        let is_answered = Arc::clone(&is_answered);
+        move || {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(count @ 1..) = from_client.read(&mut buffer) {
+                let mut message = Vec::new();
+                // A Bind message begins something that is prepared, and so comes after everything before it is done.
+                if buffer[0] == b'B'
+                    && let Some(sql) = sql.lock().unwrap().take()
+                {
+                    is_answered.store(false, Ordering::SeqCst);
+                    message.push(b'Q');
+                    message.extend(u32::try_from(sql.len() + 5).unwrap().to_be_bytes());
+                    message.extend(sql.bytes().chain([0]));
+                }
+                message.extend(&buffer[..count]);
+                if to_server.write_all(&message).is_err() {
+                    break;
+                }
+            }
+            let _ = to_server.shutdown(Shutdown::Both);
+        }
+    });
+    let (mut from_server, mut to_client) = (server, client);
+    std::thread::spawn(move || {
+        let (mut buffer, mut held) = (vec![0; 1 << 16], Vec::new());
+        while let Ok(count @ 1..) = from_server.read(&mut buffer) {
+            held.extend(&buffer[..count]);
+            // Its client sees nothing up to the end of the response, which is ReadyForQuery.
+            while !is_answered.load(Ordering::SeqCst)
+                && let Some(length) = held.get(1..5)
+                && let end = u32::from_be_bytes(length.try_into().unwrap()) as usize + 1
+                && held.len() >= end
+            {
+                let message: Vec<u8> = held.drain(..end).collect();
+                is_answered.store(message[0] == b'Z', Ordering::SeqCst);
+            }
+            if is_answered.load(Ordering::SeqCst)
+                && to_client.write_all(&std::mem::take(&mut held)).is_err()
+            {
+                break;
+            }
+        }
+        let _ = to_client.shutdown(Shutdown::Both);
+    });
 }

@@ -40,6 +40,12 @@ fn a_database_that_lets_a_server_not_in_is_named_with_what_to_do() {
     let weak = format!("postgres://weak:s3cret@127.0.0.1:{port}/postgres");
     let said = refused(&weak, &[]);
     assert!(said.contains("permission denied") && said.contains("grant the role"), "{said}");
+    database.sql("ALTER ROLE weak SET default_transaction_read_only = on");
+    let said = refused(&weak, &[]);
+    assert!(
+        said.contains("default_transaction_read_only") && said.contains("no standby"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -161,6 +167,7 @@ fn tls_is_checked_as_far_as_sslmode_says() {
         ("localhost", format!("sslmode=verify-full&sslrootcert={root}")),
         ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={root}")),
         ("127.0.0.1", "sslmode=require".into()),
+        ("127.0.0.1", "sslmode=require&channel_binding=require".into()),
         ("127.0.0.1", "sslmode=prefer".into()),
     ] {
         let server = Server::start(&["--store", &url(host, &parameters)]);
@@ -170,6 +177,8 @@ fn tls_is_checked_as_far_as_sslmode_says() {
         assert_eq!(database.sql(sql), "t", "{parameters}");
         server.stop();
     }
+    let said = refused(&url("127.0.0.1", "sslmode=disable&channel_binding=require"), &[]);
+    assert!(said.contains("channel binding"), "{said}");
     let wrong = other.to_str().unwrap();
     for (host, parameters) in [
         // The certificate has the name and not the address.

@@ -24,6 +24,7 @@ use ringtally::store::{Committer, Durability, Held, Release, Settlement, Store, 
 use ringtally::tally::{State, Tally};
 use ringtally::uring::Wakeup;
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -121,6 +122,8 @@ struct Server {
     go: Option<Sender<()>>,
     back: Receiver<Step>,
     thread: Option<JoinHandle<()>>,
+    /// Events that it has acknowledged: when they were received, and when that was said.
+    acknowledged: Vec<(usize, Range<usize>)>,
     /// Its committer is in the middle of a commit.
     is_committing: bool,
     /// It gets its turn more seldom than others.
@@ -166,6 +169,7 @@ impl Server {
             go: Some(go),
             back: came_back,
             thread: Some(thread),
+            acknowledged: Vec::new(),
             is_committing: false,
             is_slow: rng.u8(..) < 60,
         }
@@ -204,6 +208,8 @@ struct World {
     rng: Rng,
     database: Database,
     fault: Fault,
+    /// How fast the standby is, of 256.
+    shipping: u8,
     servers: Vec<Server>,
     /// The user of each event.
     events: Vec<usize>,
@@ -273,10 +279,11 @@ impl World {
 
     /// A step of the database, and of some committer.
     fn step(&mut self) {
-        match self.rng.u8(..) {
-            0..=127 => self.database.cluster().ship(),
-            128..=140 => self.database.cluster().straggle(),
-            _ => {}
+        if self.rng.u8(..) < self.shipping {
+            self.database.cluster().ship();
+        }
+        if self.rng.u8(..) < 13 {
+            self.database.cluster().straggle();
         }
         let at = self.rng.usize(..self.servers.len());
         if !self.servers[at].is_slow || self.rng.u8(..) < 20 {
@@ -332,7 +339,8 @@ impl World {
     /// Compares a response with what the database has held since its request was received.
     fn check(&mut self, at: usize, peer: usize, response: &Response) {
         assert_eq!(response.status, 200, "{response:?}");
-        let peer = &mut self.servers[at].peers[peer];
+        let Server { peers, acknowledged, .. } = &mut self.servers[at];
+        let peer = &mut peers[peer];
         let Pending { request, version } = peer.pending.pop_front().unwrap();
         let cluster = self.database.cluster();
         let versions = &cluster.versions()[version..];
@@ -344,6 +352,7 @@ impl World {
                     versions.iter().any(|version| version.generation != first.generation);
                 let is_durable = is_counted && cluster.durable() >> event & 1 == 1;
                 assert!(is_durable || is_reset, "event {event} is acknowledged and not durable");
+                acknowledged.push((event, version..cluster.now()));
             }
             Request::Reset => {
                 let is_durable = first.generation < cluster.durable_generation();
@@ -364,15 +373,25 @@ impl World {
                 assert!(is_held, "no version since the request was {totals:?}: {versions:?}");
                 let is_durable = bits & !cluster.durable() == 0;
                 assert!(is_durable, "{totals:?} has events that a failure takes back");
+                for (event, while_served) in acknowledged.iter() {
+                    let mut since = cluster.versions()[while_served.start..].iter();
+                    let is_reset = since.any(|version| version.generation != last.generation);
+                    let is_later = while_served.end > version;
+                    assert!(
+                        is_later || is_reset || bits >> event & 1 == 1,
+                        "event {event}, which this server has acknowledged, is gone in silence"
+                    );
+                }
                 let of_bits = (0..self.events.len()).filter(|event| bits >> event & 1 == 1);
                 let users: BTreeSet<_> = of_bits.map(|event| self.events[event]).collect();
                 assert_eq!(totals.users, users.len() as u64);
                 let is_empty = totals.total == 0;
                 assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
-                if let Some((shown, version)) = peer.shown
-                    && cluster.versions()[version].generation == last.generation
-                {
-                    assert_eq!(shown & !bits, 0, "totals never decrease between resets");
+                if let Some((shown, version)) = peer.shown {
+                    let mut since = cluster.versions()[version..].iter();
+                    let is_reset = since.any(|version| version.generation != last.generation);
+                    let is_gone = shown & !bits;
+                    assert!(is_reset || is_gone == 0, "totals never decrease between resets");
                 }
                 peer.shown = Some((bits, version));
             }
@@ -402,18 +421,26 @@ fn simulate(seed: u64, fault: Fault) {
     let database = Database::new(is_synchronous);
     let servers = (0..rng.usize(1..4)).map(|_| Server::start(&mut rng, &database, fault)).collect();
     let resets = rng.u8(..) < 180;
-    let (events, voided) = (Vec::new(), Vec::new());
-    let mut world = World { rng, database, fault, servers, events, voided, resets, resets_sent: 0 };
-    let fails_over = world.rng.u8(..) < 100;
-    for _ in 0..world.rng.usize(1..120) {
+    let shipping = *rng.choice(&[8, 40, 128, 220]).unwrap();
+    let (events, voided, resets_sent) = (Vec::new(), Vec::new(), 0);
+    let mut world =
+        World { rng, database, fault, shipping, servers, events, voided, resets, resets_sent };
+    let steps = world.rng.usize(1..160);
+    // In half of the runs, the standby is promoted.
+    let promotion = world.rng.usize(..2 * steps);
+    // A server that was away for an hour cannot tell an older database from one where its row was removed.
+    let hours_pass = is_synchronous || promotion >= steps;
+    for step in 0..steps {
+        if step == promotion {
+            world.database.cluster().promote();
+        }
         let at = world.rng.usize(..world.servers.len());
         match world.rng.u8(..100) {
             0..=1 => {
                 world.servers[at] = Server::start(&mut world.rng, &world.database, fault);
             }
-            2 if fails_over => world.database.cluster().promote(),
-            3 if !world.database.cluster().has_lost => world.database.cluster().sweep(),
-            4..=39 => world.turn(at),
+            2 if hours_pass => world.database.cluster().sweep(),
+            3..=39 => world.turn(at),
             40..=59 => world.send(at),
             _ => world.step(),
         }

@@ -286,7 +286,7 @@ impl Link for Postgres {
     fn now(&self) -> Duration {
         let now = clock_gettime(ClockId::Boottime);
         // It starts with the machine, and is never negative.
-        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        Duration::from_secs(now.tv_sec as u64) + Duration::from_nanos(now.tv_nsec as u64)
     }
 
     async fn pause(&self, time: Duration) {

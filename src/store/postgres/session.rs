@@ -202,6 +202,7 @@ fn config(target: &Target, host: &Host, application: &str, password: Option<Stri
         .dbname(&target.database)
         .port(host.port)
         .application_name(target.application.as_deref().unwrap_or(application))
+        .channel_binding(target.binding)
         .connect_timeout(patience.connect)
         .keepalives(patience.keepalives)
         .keepalives_idle(patience.idle)

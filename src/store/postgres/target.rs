@@ -8,13 +8,15 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio_postgres::config::ChannelBinding;
 
 /// The schemes of a URL.
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// The parameters that a URL may have, and the environment variable that stands in for each, as in libpq.
-const PARAMETERS: [(&str, Option<&str>); 18] = [
+const PARAMETERS: [(&str, Option<&str>); 19] = [
     ("application_name", Some("PGAPPNAME")),
+    ("channel_binding", Some("PGCHANNELBINDING")),
     ("connect_timeout", Some("PGCONNECT_TIMEOUT")),
     ("dbname", Some("PGDATABASE")),
     ("host", Some("PGHOST")),
@@ -111,6 +113,8 @@ pub struct Target {
     pub(super) passfile: Option<PathBuf>,
     pub(super) tls: Mode,
     pub(super) roots: Roots,
+    /// Whether the password is proved for this connection only: `channel_binding`.
+    pub(super) binding: ChannelBinding,
     pub(super) patience: Patience,
     pub(super) options: Option<String>,
     pub(super) application: Option<String>,
@@ -186,6 +190,16 @@ impl Target {
             },
             tls: Mode::new(get("sslmode").as_deref(), &roots)?,
             roots,
+            binding: match get("channel_binding").as_deref() {
+                None | Some("prefer") => ChannelBinding::Prefer,
+                Some("disable") => ChannelBinding::Disable,
+                Some("require") => ChannelBinding::Require,
+                Some(_) => {
+                    return Err(
+                        "has a channel_binding other than disable, prefer, and require".into()
+                    );
+                }
+            },
             patience: Patience {
                 connect: seconds("connect_timeout", CONNECT_TIMEOUT)?,
                 keepalives: get("keepalives").as_deref() != Some("0"),
@@ -497,6 +511,7 @@ mod tests {
             ("postgres://ana@a,b/x?hostaddr=1.1.1.1", "number of hostaddr"),
             ("postgres://ana@a/x?hostaddr=s3cret", "no IP address"),
             ("postgres://ana@a/x?sslmode=s3cret", "sslmode"),
+            ("postgres://ana@a/x?channel_binding=s3cret", "channel_binding"),
             ("postgres://ana@a/x?target_session_attrs=standby", "read-write"),
             ("postgres://ana@a/x?connect_timeout=s3cret", "connect_timeout"),
             ("mysql://ana:s3cret@db", "postgres://"),

@@ -7,6 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use sha2::{Digest, Sha256, Sha384, Sha512};
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -242,8 +243,53 @@ pub(super) struct Stream(Box<TlsStream<Socket>>);
 
 impl tokio_postgres::tls::TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+        let certificates = self.0.get_ref().1.peer_certificates();
+        let end_point = certificates.and_then(|certificates| end_point(certificates.first()?));
+        end_point.map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
+}
+
+/// The digest of a certificate that tells a server in the middle, which has another one (tls-server-end-point, RFC 5929,
+/// section 4.1): by the hash of its own signature, or SHA-256 where that is MD5 or SHA-1. `None` for signatures that
+/// have no hash of their own.
+fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    // Object identifiers of RFC 4055, section 5, and of RFC 5758, section 3.2.
+    let digest = match signature_algorithm(certificate)? {
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 4 | 5 | 11]
+        | [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1]
+        | [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2] => Sha256::digest(certificate).to_vec(),
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 12]
+        | [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3] => Sha384::digest(certificate).to_vec(),
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 13]
+        | [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 4] => Sha512::digest(certificate).to_vec(),
+        _ => return None,
+    };
+    Some(digest)
+}
+
+/// The object identifier of the algorithm that has signed a certificate: the first part of the second of its three (RFC
+/// 5280, section 4.1).
+fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, certificate, _) = element(certificate)?;
+    let (_, _, after_signed) = element(certificate)?;
+    let (_, algorithm, _) = element(after_signed)?;
+    let (tag, identifier, _) = element(algorithm)?;
+    (tag == 6).then_some(identifier)
+}
+
+/// The first element of some DER (X.690, section 8.1): its tag, its content, and what follows it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
 }
 
 impl AsyncRead for Stream {
@@ -277,6 +323,40 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An element of DER.
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag, 0x82];
+        bytes.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+        [bytes.as_slice(), content].concat()
+    }
+
+    #[test]
+    fn a_certificate_is_hashed_as_it_is_signed() {
+        let rsa = |last: u8| vec![0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, last];
+        let ecdsa = |last: u8| vec![0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, last];
+        for (algorithm, bytes) in [
+            (rsa(5), Some(32)),
+            (rsa(11), Some(32)),
+            (rsa(12), Some(48)),
+            (rsa(13), Some(64)),
+            (ecdsa(2), Some(32)),
+            (ecdsa(3), Some(48)),
+            (ecdsa(4), Some(64)),
+            // RSASSA-PSS has its hash elsewhere, and Ed25519 has none.
+            (rsa(10), None),
+            (vec![0x2b, 0x65, 0x70], None),
+        ] {
+            let signed = der(0x30, &[2, 1, 1].repeat(100));
+            let algorithm = der(0x30, &[der(6, &algorithm), vec![5, 0]].concat());
+            let certificate = der(0x30, &[signed, algorithm, der(3, &[0; 300])].concat());
+            let digest = end_point(&certificate);
+            assert_eq!(digest.as_ref().map(Vec::len), bytes);
+            for cut in 0..certificate.len() {
+                assert_eq!(end_point(&certificate[..cut]), None, "{cut}");
+            }
+        }
+    }
 
     #[test]
     fn a_mode_asks_for_what_libpq_asks_for() {

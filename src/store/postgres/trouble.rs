@@ -99,8 +99,8 @@ pub(super) async fn within<T>(
     match timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(Trouble::Unconfirmed(format!(
-            "it did not respond within {}",
-            humantime::format_duration(Duration::from_millis(limit.as_millis() as u64))
+            "it did not respond within {:.1} s",
+            limit.as_secs_f64()
         ))),
     }
 }
