@@ -88,6 +88,13 @@ impl<T> Uring<T> {
                 Operation::Connect => slot.address = None,
                 Operation::Receive => slot.receiving = Receiving::No,
                 Operation::Send => (slot.is_sending, slot.is_quiet) = (false, false),
+                Operation::CancelReceive
+                    if result < 0 && slot.receiving == Receiving::Cancelling =>
+                {
+                    // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). What it brings
+                    // next has it canceled again.
+                    slot.receiving = Receiving::UnderWay;
+                }
                 _ => {}
             }
         }

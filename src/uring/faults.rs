@@ -26,6 +26,7 @@ thread_local! {
     static PUSHES: Cell<usize> = const { Cell::new(0) };
     static TURNS: Cell<usize> = const { Cell::new(0) };
     static IS_FAULTY: Cell<bool> = const { Cell::new(false) };
+    static CANCELS_TO_FAIL: Cell<usize> = const { Cell::new(0) };
 }
 
 pub(super) fn note(fault: Fault) {
@@ -35,6 +36,18 @@ pub(super) fn note(fault: Fault) {
 /// From here on the rings of this thread meet faults that are injected.
 pub(crate) fn begin() {
     IS_FAULTY.set(true);
+}
+
+/// From here on so many cancels of receives find nothing, and the receive goes on.
+pub(super) fn fail_cancels(count: usize) {
+    CANCELS_TO_FAIL.set(count);
+}
+
+/// Whether the next one does.
+pub(super) fn fails_cancels() -> bool {
+    let left = CANCELS_TO_FAIL.get();
+    CANCELS_TO_FAIL.set(left.saturating_sub(1));
+    left > 0
 }
 
 /// The faults that the rings of this thread have met.

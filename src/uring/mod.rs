@@ -244,6 +244,8 @@ pub(crate) struct Uring<T> {
     listener: Option<Socket>,
     is_listener_shared: bool,
     is_accepting: bool,
+    /// One accept brings one connection: see [`accepts_once`].
+    accepts_once: bool,
     /// Its listener is closed as soon as accepting has ended.
     is_listener_closing: bool,
     wakeup: Option<Arc<Wakeup>>,
@@ -292,6 +294,7 @@ impl<T> Uring<T> {
             listener: None,
             is_listener_shared: false,
             is_accepting: false,
+            accepts_once: accepts_once(&rustix::system::uname().release().to_string_lossy()),
             is_listener_closing: false,
             wakeup: None,
             is_watching: false,
@@ -683,6 +686,13 @@ impl<T> Drop for Uring<T> {
 /// A time as the kernel wants it in some places: in microseconds, rounded down, and at most 71 minutes.
 fn whole_micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Whether a kernel of this release may not be asked for a multishot accept. On 6.6 and 6.7, one that meets a full completion
+/// queue can report poll flags as if they were a descriptor.
+fn accepts_once(release: &str) -> bool {
+    let mut parts = release.split(|character: char| !character.is_ascii_digit());
+    matches!((parts.next(), parts.next()), (Some("6"), Some("6" | "7")))
 }
 
 fn build(sizes: &Sizes, issuer: Issuer) -> io::Result<IoUring> {

@@ -123,9 +123,13 @@ impl<T> Uring<T> {
         match operation {
             Operation::Accept => {
                 let listener = self.listener.as_ref().expect("accepting has a listener");
-                opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
-                    .flags(rustix::net::SocketFlags::CLOEXEC.bits().cast_signed())
-                    .build()
+                let listener = Fd(listener.as_raw_fd());
+                let flags = rustix::net::SocketFlags::CLOEXEC.bits().cast_signed();
+                if self.accepts_once {
+                    let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+                    return opcode::Accept::new(listener, address, length).flags(flags).build();
+                }
+                opcode::AcceptMulti::new(listener).flags(flags).build()
             }
             Operation::Connect => {
                 let address = slot().address.as_ref().expect("a connect has an address");
@@ -148,6 +152,8 @@ impl<T> Uring<T> {
             }
             Operation::Timer => opcode::Timeout::new(&raw const *self.timer).build(),
             Operation::CancelAccept => cancel(Operation::Accept),
+            #[cfg(test)]
+            Operation::CancelReceive if faults::fails_cancels() => cancel(Operation::CancelTimer),
             Operation::CancelReceive => cancel(Operation::Receive),
             Operation::CancelConnect => cancel(Operation::Connect),
             Operation::CancelWatch => cancel(Operation::Watch),

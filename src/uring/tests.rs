@@ -179,6 +179,91 @@ fn a_slot_is_vacated_only_when_its_operations_have_ended_and_reports_nothing_mor
 }
 
 #[test]
+fn a_cancel_that_has_failed_is_tried_again() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    let (mut peer, key) = pair(&mut ring, 0);
+    ring.receive_multishot(key);
+    ring.turn(Wait::No).unwrap();
+    faults::fail_cancels(2);
+    let mut received = 0;
+    let end = Instant::now() + PATIENCE;
+    'receiving: loop {
+        assert!(Instant::now() < end, "the receive is never over");
+        ring.stop_receiving(key);
+        // Whatever becomes of the cancel, the peer goes on.
+        peer.write_all(b"more").unwrap();
+        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        while let Some(event) = ring.next_event() {
+            match event {
+                Event::Received(_, filled) => {
+                    received += 1;
+                    ring.give_back(filled);
+                }
+                Event::ReceiveStopped(..) => break 'receiving,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(received >= 2, "it went on after each cancel that failed: {received}");
+    assert!(!ring.slot(key).unwrap().is_receiving);
+}
+
+/// As on a kernel whose multishot accept may report what is no descriptor.
+#[test]
+fn connections_are_accepted_one_by_one() {
+    let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
+    ring.accepts_once = true;
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(64).unwrap();
+    let address = listener.local_addr().unwrap();
+    ring.listen(listener, false);
+    let peers: Vec<_> = (0..10)
+        .map(|_| {
+            let peer = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            peer.connect(&address).unwrap();
+            peer
+        })
+        .collect();
+    let mut accepted = Vec::new();
+    let end = Instant::now() + PATIENCE;
+    while accepted.len() < peers.len() {
+        assert!(Instant::now() < end, "{} of {}", accepted.len(), peers.len());
+        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        while let Some(event) = ring.next_event() {
+            match event {
+                Event::Accepted(socket) => accepted.push(socket.peer_addr().unwrap()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let of_peers = peers.iter().map(|peer| peer.local_addr().unwrap());
+    assert!(of_peers.into_iter().all(|peer| accepted.contains(&peer)));
+    ring.close_listener();
+    while ring.is_accepting() {
+        ring.turn(Wait::For(PATIENCE)).unwrap();
+        while ring.next_event().is_some() {}
+    }
+    assert_eq!(ring.under_way, 0);
+}
+
+#[test]
+fn releases_whose_multishot_accept_is_not_to_be_trusted_are_known() {
+    for (release, once) in [
+        ("6.5.13-generic", false),
+        ("6.6.0", true),
+        ("6.6.44-microsoft-standard-WSL2", true),
+        ("6.7-rc1", true),
+        ("6.8.0", false),
+        ("6.60.1", false),
+        ("5.6.7", false),
+        ("", false),
+    ] {
+        assert_eq!(accepts_once(release), once, "{release}");
+    }
+}
+
+#[test]
 fn a_dropped_ring_ends_everything_that_is_under_way() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     ring.watch(Arc::new(Wakeup::new().unwrap()));
