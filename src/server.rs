@@ -122,7 +122,7 @@ impl Drop for ExitGuard {
 /// [`Failure::Environment`] where the machine cannot run it; [`Failure::Wrong`] where a shard died, or
 /// a second signal cut the drain short.
 pub fn run(config: Config) -> Result<(), Failure> {
-    let connections_max = environment::check_descriptors(&config)?;
+    let (connections_max, turned_away_max) = environment::check_descriptors(&config)?;
     // Before the ring, which may need the limit that this raises.
     environment::check_locked_memory(&config)?;
     environment::check_ring()?;
@@ -169,7 +169,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let wakeups: io::Result<Vec<_>> = (0..shards).map(|_| Ok(Arc::new(Wakeup::new()?))).collect();
     let wakeups = wakeups.map_err(cannot_start)?;
     let connections_max = usize::try_from(connections_max).unwrap_or(usize::MAX);
-    let admission = Admission::new(connections_max, &wakeups, config.steer, config.log);
+    let admission =
+        Admission::new(connections_max, turned_away_max, &wakeups, config.steer, config.log);
     let mut stopping = Stopping {
         stop: Stop::new(wakeups.clone()),
         admission: Arc::clone(&admission),
@@ -522,7 +523,7 @@ mod tests {
         let wakeups = vec![Arc::new(Wakeup::new().unwrap())];
         Stopping {
             stop: Stop::new(wakeups.clone()),
-            admission: Admission::new(1, &wakeups, Steer::Hash, Log::Text),
+            admission: Admission::new(1, 1, &wakeups, Steer::Hash, Log::Text),
             drain_timeout: Duration::from_secs(1),
             log: Log::Text,
             since: None,

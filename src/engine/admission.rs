@@ -4,17 +4,28 @@
 use super::{Steer, Stop, Urgency};
 use crate::log::{Log, Seldom};
 use crate::metrics::ShardMetrics;
-use crate::uring::Wakeup;
+use crate::uring::{Wakeup, send_now};
 use crossbeam_utils::CachePadded;
+use rustix::net::RecvFlags;
 use socket2::Socket;
 use std::io;
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Connections over the limit that get a 503 at the same time. Any further one is closed without a
-/// response.
-pub const TURNED_AWAY_MAX: usize = 32;
+/// Connections over the limit for which there are always descriptors. They are open until their peers have read why, or two
+/// seconds have passed. If too many are, any further one gets its 503 as well, and is closed at once.
+pub const TURNED_AWAY_MIN: usize = 32;
+
+/// What a connection gets that is closed at once. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
+const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
+    Content-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+    {\"error\":\"try again later: the server has as many connections as it allows\"}";
+
+/// How often 4 KiB are read of what such a connection has sent: more than a request that the server would take, and not
+/// as long as its peer goes on sending.
+const TURNED_AWAY_READS_MAX: usize = 16;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
@@ -30,6 +41,10 @@ const ACCEPT_ERRORS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 pub struct Admission {
     open: AtomicUsize,
     connections_max: usize,
+    /// Connections that were turned away and are still open. They count apart: if they took the place of others, the server
+    /// would refuse for as long as somebody tries.
+    turned_away: AtomicUsize,
+    turned_away_max: usize,
     inboxes: Vec<Inbox>,
     steer: Steer,
     log: Log,
@@ -100,13 +115,19 @@ impl AcceptedConnection {
 pub struct Permit {
     admission: Arc<Admission>,
     shard: usize,
+    /// It is one to be told that there is no room.
+    is_turned_away: bool,
 }
 
 impl Permit {
-    /// Counts a connection, which is one of `open` already, as the shard's.
-    fn new(admission: &Arc<Admission>, shard: usize) -> Permit {
-        admission.inboxes[shard].open.fetch_add(1, Ordering::Relaxed);
-        Permit { admission: Arc::clone(admission), shard }
+    /// Counts a connection as the shard's, unless it is turned away.
+    fn new(admission: &Arc<Admission>, shard: usize, is_turned_away: bool) -> Permit {
+        let counted = match is_turned_away {
+            true => &admission.turned_away,
+            false => &*admission.inboxes[shard].open,
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
+        Permit { admission: Arc::clone(admission), shard, is_turned_away }
     }
 
     fn move_to(&mut self, shard: usize) {
@@ -118,6 +139,10 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        if self.is_turned_away {
+            self.admission.turned_away.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
         self.admission.inboxes[self.shard].turnover.closed.fetch_add(1, Ordering::Relaxed);
         self.admission.inboxes[self.shard].open.fetch_sub(1, Ordering::Relaxed);
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
@@ -126,9 +151,10 @@ impl Drop for Permit {
 
 impl Admission {
     /// Admits at most `connections_max` connections, to as many shards as there are wake-ups, and logs
-    /// what it refuses.
+    /// what it refuses. As many as `turned_away_max` of those are open at the same time.
     pub fn new(
         connections_max: usize,
+        turned_away_max: usize,
         wakeups: &[Arc<Wakeup>],
         steer: Steer,
         log: Log,
@@ -143,6 +169,8 @@ impl Admission {
         Arc::new(Admission {
             open: AtomicUsize::new(0),
             connections_max,
+            turned_away: AtomicUsize::new(0),
+            turned_away_max,
             inboxes: wakeups.iter().map(inbox).collect(),
             steer,
             log,
@@ -174,17 +202,14 @@ impl Admission {
             }
             Steer::Cpu => shard,
         };
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let is_turned_away = before >= self.connections_max;
-        if is_turned_away {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
+            self.open.fetch_sub(1, Ordering::Relaxed);
             metrics.refused.add(1);
             self.log_refusal();
+            return self.turn_away(shard, socket);
         }
-        let permit = Permit::new(self, if is_turned_away { shard } else { emptiest });
-        if before >= self.connections_max.saturating_add(TURNED_AWAY_MAX) {
-            return None;
-        }
-        let mut accepted = AcceptedConnection { socket, permit, is_turned_away };
+        let permit = Permit::new(self, emptiest, false);
+        let mut accepted = AcceptedConnection { socket, permit, is_turned_away: false };
         if accepted.permit.shard == shard {
             return Some(accepted);
         }
@@ -205,6 +230,26 @@ impl Admission {
             inbox.wakeup.wake();
         }
         metrics.handed_over.add(1);
+        None
+    }
+
+    /// Has a shard turn a connection away, or does so at once if too many others are being turned away.
+    fn turn_away(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
+        let permit = Permit::new(self, shard, true);
+        if self.turned_away.load(Ordering::Relaxed) <= self.turned_away_max {
+            return Some(AcceptedConnection { socket, permit, is_turned_away: true });
+        }
+        // What the peer has sent already is read first: it would be reset under the response otherwise (RFC 9112 section
+        // 9.6). What fails here has failed for the peer, too.
+        let mut request = [0; 4096];
+        for _ in 0..TURNED_AWAY_READS_MAX {
+            match rustix::net::recv(&socket, &mut request, RecvFlags::DONTWAIT) {
+                Ok((bytes, _)) if bytes == request.len() => {}
+                _ => break,
+            }
+        }
+        let _ = send_now(&socket, TURNED_AWAY);
+        let _ = socket.shutdown(Shutdown::Write);
         None
     }
 
@@ -317,7 +362,7 @@ mod tests {
 
     fn admission(connections_max: usize, shards: usize) -> Arc<Admission> {
         let wakeups: Vec<_> = (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        Admission::new(connections_max, &wakeups, Steer::Hash, Log::Text)
+        Admission::new(connections_max, TURNED_AWAY_MIN, &wakeups, Steer::Hash, Log::Text)
     }
 
     fn socket() -> Socket {
@@ -335,12 +380,43 @@ mod tests {
         let first = admit();
         let second = admit();
         assert!(matches!((&first, &second), (Some((false, _)), Some((false, _)))));
-        let told: Vec<_> = (0..TURNED_AWAY_MAX).map(|_| admit()).collect();
+        let told: Vec<_> = (0..TURNED_AWAY_MIN).map(|_| admit()).collect();
         assert!(told.iter().all(|told| matches!(told, Some((true, _)))));
         assert!(admit().is_none());
-        drop((told, first));
-        assert!(matches!(admit(), Some((false, _))));
-        assert_eq!(admission.open.load(Ordering::Relaxed), 1, "only the second is still open");
+        drop(first);
+        assert!(matches!(admit(), Some((false, _))), "those that were refused take no place");
+        assert_eq!(admission.open(), 1, "only the second is still open");
+        assert_eq!(admission.turned_away.load(Ordering::Relaxed), TURNED_AWAY_MIN);
+        drop(told);
+        assert_eq!(admission.turned_away.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_at_once_gets_its_response_all_the_same() {
+        use std::io::{Read, Write};
+        let admission = admission(0, 1);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut held = Vec::new();
+        for _ in 0..2 * TURNED_AWAY_MIN {
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            match admission.admit(0, accepted.into(), &ShardMetrics::default()) {
+                Some(accepted) => held.push(accepted),
+                None => {
+                    let mut response = String::new();
+                    client.read_to_string(&mut response).unwrap();
+                    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+                    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+                    assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
+                    assert!(
+                        serde_json::from_str::<serde_json::Value>(body).unwrap()["error"]
+                            .is_string()
+                    );
+                }
+            }
+        }
+        assert_eq!(held.len(), TURNED_AWAY_MIN);
     }
 
     #[test]
@@ -377,7 +453,7 @@ mod tests {
     #[test]
     fn a_connection_that_was_steered_by_cpu_stays_where_it_is() {
         let wakeups: Vec<_> = (0..2).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let admission = Admission::new(100, &wakeups, Steer::Cpu, Log::Text);
+        let admission = Admission::new(100, TURNED_AWAY_MIN, &wakeups, Steer::Cpu, Log::Text);
         let admit = |_| admission.admit(1, socket(), &ShardMetrics::default());
         let held: Vec<_> = (0..9).map(admit).collect();
         assert!(held.iter().all(Option::is_some));

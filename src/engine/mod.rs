@@ -11,7 +11,7 @@ pub mod reactor;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MAX};
+pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MIN};
 
 use crate::http::Limits;
 use crate::service::Service;

@@ -79,7 +79,7 @@ fn with_services(
     client: impl FnOnce(SocketAddr, &Admission, &Stop),
 ) -> BTreeSet<Fault> {
     let shards = wakeups.len();
-    let admission = Admission::new(1000, wakeups, Steer::Hash, Log::Text);
+    let admission = Admission::new(1000, TURNED_AWAY_MIN, wakeups, Steer::Hash, Log::Text);
     let stop = Stop::new(wakeups.to_vec());
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (ready, is_ready) = channel();
