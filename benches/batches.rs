@@ -318,8 +318,10 @@ fn costs_in_memory() -> (f64, f64) {
         let start = Instant::now();
         for request in &requests {
             out.clear();
+            connection.renew();
             let mut outcome = connection.receive(request, 0, &mut service, &mut out);
             while outcome == Outcome::Work {
+                connection.renew();
                 outcome = connection.resume(0, &mut service, &mut out);
             }
             service.commit();

@@ -8,7 +8,8 @@
 use gungraun::prelude::*;
 use ringtally::event;
 use ringtally::http::{
-    Connection, Context, Handled, Handler, Limits, Outcome, Reply, Request, Status, Timeouts,
+    Budget, Connection, Context, Handled, Handler, Limits, Outcome, Reply, Request, Status,
+    Timeouts,
 };
 use ringtally::metrics::Reporter;
 use ringtally::service::{Endpoints, Policy, Service, stats_json};
@@ -32,6 +33,10 @@ struct Sink {
 impl Handler for Sink {
     type Work = ();
 
+    fn knows(&self, _: &Request<'_>) -> bool {
+        true
+    }
+
     fn wants_body(&self, _: &Request<'_>) -> bool {
         true
     }
@@ -39,18 +44,18 @@ impl Handler for Sink {
     fn handle(&mut self, request: &Request<'_>, _: Reply<'_>) -> Handled {
         black_box(request.body);
         self.handled += 1;
-        Handled::Responded
+        Handled::Responded(0)
     }
 
     fn is_batch(&self, _: &Request<'_>) -> bool {
         false
     }
 
-    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<()> {
+    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<((), Vec<u8>)> {
         None
     }
 
-    fn work(&mut self, (): &mut (), _: &[u8], _: Reply<'_>) -> bool {
+    fn work(&mut self, (): &mut (), _: &mut [u8], _: &mut Budget, _: Reply<'_>) -> bool {
         true
     }
 
@@ -248,9 +253,74 @@ fn answer(
     (tally, receiver)
 }
 
+/// A service, inputs that each come on a connection of their own, and what was charged for them.
+type Attacked = (Receiver<Endpoints>, Vec<Vec<u8>>, u32);
+
+/// What the search of `ci/fuzz` for the costliest input has found, of one of the kinds that `ci/fuzzing/targets/cost.rs` has.
+fn costliest(kind: u8) -> Attacked {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/ci/fuzzing/corpus/cost");
+    let mut found: Vec<_> =
+        std::fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    let post = |path: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    };
+    let wire = |path| {
+        let bytes = std::fs::read(path).unwrap();
+        let (first, input) = bytes.split_first()?;
+        (first % 4 == kind).then(|| match kind {
+            0 => input.repeat(8),
+            1 => post("/event", input).repeat(8),
+            2 => post("/events", &input.repeat(8)),
+            _ => post("/events", &[input, b"\n"].concat().repeat(8)),
+        })
+    };
+    let (_, receiver) = service(1);
+    (receiver, found.into_iter().filter_map(wire).collect(), 0)
+}
+
+/// The instructions of a unit are the bound of these benchmarks divided by the units that this prints.
+fn is_charged((_, inputs, units): Attacked) {
+    assert!(units > 0);
+    let bytes: usize = inputs.iter().map(Vec::len).sum();
+    println!("{} inputs of {bytes} bytes are charged {units} units", inputs.len());
+}
+
+#[library_benchmark(teardown = is_charged)]
+#[bench::requests(costliest(0))]
+#[bench::events(costliest(1))]
+#[bench::batches(costliest(2))]
+#[bench::lines(costliest(3))]
+fn attack((mut receiver, inputs, mut units): Attacked) -> Attacked {
+    let Receiver { connection: served, context, out, .. } = &mut receiver;
+    for input in &inputs {
+        *served = connection();
+        let mut outcome = Outcome::Receive;
+        for piece in input.chunks(4096) {
+            if outcome.closes() {
+                break;
+            }
+            outcome = served.receive(black_box(piece), 0, context, out);
+            loop {
+                units += served.budget().used();
+                served.renew();
+                out.clear();
+                if !matches!(outcome, Outcome::Work | Outcome::Resume) {
+                    break;
+                }
+                outcome = served.resume(0, context, out);
+            }
+            context.commit();
+        }
+    }
+    (receiver, inputs, units)
+}
+
 library_benchmark_group!(
     name = instructions,
-    benchmarks = [parse, decode, count, publish, merge, encode, answer]
+    benchmarks = [parse, decode, count, publish, merge, encode, answer, attack]
 );
 
 main!(library_benchmark_groups = instructions);

@@ -51,6 +51,7 @@ fn feed(
     out: &mut Vec<u8>,
 ) -> Outcome {
     out.clear();
+    connection.renew();
     let outcome = connection.receive(black_box(input), 0, service, out);
     service.commit();
     outcome

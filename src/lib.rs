@@ -9,7 +9,8 @@
 //! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
 //! handled, the writer publishes its totals, and only then does the engine send the responses. With a
 //! [`store`], it also waits until the committer has made the cut durable that contains the event.
-//! A batch (`POST /events`) is worked on in slices, with other connections served in between, and published as a whole.
+//! What a request costs is charged to the [`http::Budget`] of its connection; one that has used it up waits until the others
+//! were looked at. A batch (`POST /events`) is worked on in such slices, and published as a whole.
 //! `GET /stats` merges what all shards have published into the totals of one moment; where several servers
 //! share a store, the request waits until the totals over all of them were read from it.
 //!

@@ -183,18 +183,58 @@ fn bucket_of(bounds: &[u64], value: u64) -> usize {
     bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len())
 }
 
+/// What a request is, as far as metrics tell requests apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// What it is for.
+    pub endpoint: Endpoint,
+    /// How it asks for it.
+    pub method: Method,
+}
+
+impl Kind {
+    /// An event.
+    pub const EVENT: Kind = Kind { endpoint: Endpoint::Event, method: Method::Post };
+    /// A batch.
+    pub const BATCH: Kind = Kind { endpoint: Endpoint::Batch, method: Method::Post };
+
+    /// Not known yet.
+    pub const OTHER: Kind = Kind { endpoint: Endpoint::Other, method: Method::Other };
+
+    /// Whether usual requests to an endpoint have this method: their series are there before the first of them.
+    fn is_usual(endpoint: usize, method: usize) -> bool {
+        const WRITTEN: [usize; 3] =
+            [Endpoint::Event as usize, Endpoint::Batch as usize, Endpoint::Reset as usize];
+        let usual = if WRITTEN.contains(&endpoint) { Method::Post } else { Method::Get };
+        endpoint != Endpoint::Other as usize && method == usual as usize
+    }
+
+    fn labels(endpoint: usize, method: usize) -> String {
+        format!("method=\"{}\",endpoint=\"{}\"", METHODS[method].1, Endpoint::LABELS[endpoint])
+    }
+}
+
+/// A number for each kind of request.
+pub type OfKinds<T> = [[T; METHODS.len()]; Endpoint::LABELS.len()];
+
+/// How long the requests of one kind took.
+#[derive(Debug, Default)]
+struct Durations {
+    buckets: [Counter; BUCKETS_US.len() + 1],
+    ns: Counter,
+}
+
 /// The metrics of one shard, written by its thread.
 #[derive(Debug, Default)]
 pub struct ShardMetrics {
     requests: [[[Counter; Status::ALL.len()]; METHODS.len()]; Endpoint::LABELS.len()],
     failures: [Counter; Failure::LABELS.len()],
-    buckets: [Counter; BUCKETS_US.len() + 1],
-    duration_ns: Counter,
+    durations: OfKinds<Durations>,
     timeouts: [Counter; Slowness::LABELS.len()],
     /// CPU time of the shard's thread in nanoseconds, as of its last tick.
     cpu_ns: Counter,
     /// Requests in progress, or with responses that were not taken yet, as of the last tick.
-    pub in_flight: Counter,
+    in_flight: OfKinds<Counter>,
     /// What is counted of batches.
     pub batches: BatchMetrics,
     /// Groups of responses on one connection that wait for the store.
@@ -244,14 +284,27 @@ impl ShardMetrics {
         self.timeouts[Slowness::from(waited) as usize].add(1);
     }
 
-    /// Counts requests that were received together, and whose responses were queued `took` later.
+    /// Counts requests that were received together, so many events and some others, and whose responses were queued `took`
+    /// later.
     #[inline]
-    pub fn note_turn(&self, requests: u64, took: Duration) {
-        #[expect(clippy::cast_possible_truncation, reason = "a turn is shorter than 500 years")]
-        let ns = took.as_nanos() as u64;
-        self.buckets[bucket_of(&BUCKETS_US, ns.div_ceil(1000))].add(requests);
-        self.duration_ns.add(ns * requests);
+    pub fn note_turn(&self, events: u64, others: &[Kind], took: Duration) {
+        let ns = nanoseconds(took);
+        let bucket = bucket_of(&BUCKETS_US, ns.div_ceil(1000));
+        let note = |kind: Kind, requests: u64| {
+            let durations = &self.durations[kind.endpoint as usize][kind.method as usize];
+            durations.buckets[bucket].add(requests);
+            durations.ns.add(ns * requests);
+        };
+        note(Kind::EVENT, events);
+        others.iter().for_each(|kind| note(*kind, 1));
         self.turns.add(1);
+    }
+
+    /// Notes how many requests of each kind are in flight.
+    pub fn note_in_flight(&self, in_flight: &OfKinds<u64>) {
+        for (counters, counts) in self.in_flight.iter().zip(in_flight) {
+            counters.iter().zip(counts).for_each(|(counter, count)| counter.set(*count));
+        }
     }
 
     /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own
@@ -300,6 +353,11 @@ impl Reporter {
         (0..shards).map(|shard| Reporter { metrics: Arc::clone(&metrics), shard }).collect()
     }
 
+    /// How many shards there are.
+    pub fn shards(&self) -> u32 {
+        u32::try_from(self.metrics.shards.len()).unwrap_or(u32::MAX)
+    }
+
     /// Reports the metrics of a store too. To be called once.
     pub fn report_store(&self, store: Arc<StoreMetrics>) {
         assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
@@ -316,13 +374,7 @@ impl Reporter {
 impl Metrics {
     fn text(&self, totals: Option<&Totals>, batch_memory_bytes: u64, format: Format) -> String {
         let mut text = Text::new(format, self.start_seconds);
-        self.write_requests(&mut text);
-        text.family(
-            "http_requests_in_flight",
-            "gauge",
-            "Requests in progress, or whose responses were not taken yet.",
-        );
-        text.sample("http_requests_in_flight", "", self.sum(|shard| &shard.in_flight));
+        write_requests(&KindSums::of(&self.shards), &mut text);
         if let Some(totals) = totals {
             write_totals(&mut text, totals);
         }
@@ -344,35 +396,6 @@ impl Metrics {
 
     fn sum(&self, of: impl Fn(&ShardMetrics) -> &Counter) -> u64 {
         self.shards.iter().map(|shard| of(shard).get()).sum()
-    }
-
-    fn write_requests(&self, text: &mut Text) {
-        let name = "http_requests_total";
-        text.family(name, "counter", "Responses, by method, endpoint, and status.");
-        for (endpoint, endpoint_name) in Endpoint::LABELS.iter().enumerate() {
-            for (method, (_, method_name)) in METHODS.iter().enumerate() {
-                for (index, status) in Status::ALL.iter().enumerate() {
-                    let count = self.sum(|shard| &shard.requests[endpoint][method][index]);
-                    if count > 0 {
-                        let code = status.code();
-                        let labels = format!(
-                            "method=\"{method_name}\",endpoint=\"{endpoint_name}\",status=\"{code}\""
-                        );
-                        text.sample(name, &labels, count);
-                    }
-                }
-            }
-        }
-        let name = "http_request_duration_seconds";
-        text.family(
-            name,
-            "histogram",
-            "Time in the server from receiving a request to queuing its response.",
-        );
-        let counts: [Counter; BUCKETS_US.len() + 1] =
-            std::array::from_fn(|index| Counter(self.sum(|shard| &shard.buckets[index]).into()));
-        let seconds = self.sum(|shard| &shard.duration_ns) as f64 / 1e9;
-        text.histogram(name, &BUCKETS_US.map(|us| us as f64 / 1e6), &counts, seconds);
     }
 
     fn write_shards(&self, text: &mut Text) {
@@ -412,27 +435,28 @@ impl Metrics {
             let name = format!("ringtally_{name}");
             text.family(&name, kind, help);
             for (index, shard) in self.shards.iter().enumerate() {
-                text.sample(&name, &format!("shard=\"{index}\""), of(shard).get());
+                text.sample(&name, &shard_label(index), of(shard).get());
             }
         }
         let name = "ringtally_ring_polled_seconds_total";
         text.family(name, "counter", "Time that an idle shard polled before it slept.");
         for (index, shard) in self.shards.iter().enumerate() {
             let seconds = shard.polled_ns.get() as f64 / 1e9;
-            text.sample(name, &format!("shard=\"{index}\""), seconds);
+            text.sample(name, &shard_label(index), seconds);
         }
         let name = "ringtally_timed_out_total";
         text.family(name, "counter", "Connections ended because the peer was too slow.");
         for (index, shard) in self.shards.iter().enumerate() {
             for (kind, timeouts) in Slowness::LABELS.iter().zip(&shard.timeouts) {
-                text.sample(name, &format!("shard=\"{index}\",waited=\"{kind}\""), timeouts.get());
+                let labels = [&shard_label(index), ",waited=\"", kind, "\""].concat();
+                text.sample(name, &labels, timeouts.get());
             }
         }
         let name = "ringtally_cpu_seconds_total";
         text.family(name, "counter", "CPU time of a shard's thread, as of its last tick.");
         for (index, shard) in self.shards.iter().enumerate() {
             let seconds = shard.cpu_ns.get() as f64 / 1e9;
-            text.sample(name, &format!("shard=\"{index}\""), seconds);
+            text.sample(name, &shard_label(index), seconds);
         }
     }
 
@@ -440,7 +464,7 @@ impl Metrics {
         text.family("ringtally_build_info", "info", "Version and engine.");
         let (version, engine) = (env!("CARGO_PKG_VERSION"), self.engine);
         let labels = format!("version=\"{version}\",engine=\"{engine}\"");
-        text.sample("ringtally_build_info", &labels, 1);
+        text.sample("ringtally_build_info", &labels, 1u64);
         if let Some(start_seconds) = self.start_seconds {
             let name = "process_start_time_seconds";
             text.family(name, "gauge", "Start, in seconds of the Unix epoch.");
@@ -476,6 +500,90 @@ impl Metrics {
             text.family("process_max_fds", "gauge", "Limit of open file descriptors.");
             text.sample("process_max_fds", "", max_fds);
         }
+    }
+}
+
+fn shard_label(index: usize) -> String {
+    ["shard=\"", itoa::Buffer::new().format(index), "\""].concat()
+}
+
+/// What all shards have counted by the kinds of requests.
+struct KindSums {
+    requests: OfKinds<[u64; Status::ALL.len()]>,
+    buckets: OfKinds<[u64; BUCKETS_US.len() + 1]>,
+    ns: OfKinds<u64>,
+    in_flight: OfKinds<u64>,
+}
+
+impl KindSums {
+    /// Reads the shards one after the other, each in the order of its memory: these are two thousand counters per shard.
+    fn of(shards: &[CachePadded<ShardMetrics>]) -> Box<KindSums> {
+        let mut sums = Box::new(KindSums {
+            requests: Default::default(),
+            buckets: Default::default(),
+            ns: Default::default(),
+            in_flight: Default::default(),
+        });
+        let add_all = |sums: &mut [u64], counters: &[Counter]| {
+            sums.iter_mut().zip(counters).for_each(|(sum, counter)| *sum += counter.get());
+        };
+        for shard in shards {
+            for endpoint in 0..Endpoint::LABELS.len() {
+                for method in 0..METHODS.len() {
+                    add_all(
+                        &mut sums.requests[endpoint][method],
+                        &shard.requests[endpoint][method],
+                    );
+                    let durations = &shard.durations[endpoint][method];
+                    sums.in_flight[endpoint][method] += shard.in_flight[endpoint][method].get();
+                    let ns = durations.ns.get();
+                    if ns > 0 {
+                        sums.ns[endpoint][method] += ns;
+                        add_all(&mut sums.buckets[endpoint][method], &durations.buckets);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// The kinds of which there were requests, and the usual ones.
+    fn kinds(of_kinds: &OfKinds<u64>) -> impl Iterator<Item = (usize, usize, u64)> {
+        of_kinds.iter().enumerate().flat_map(|(endpoint, of_methods)| {
+            let of_methods = of_methods.iter().enumerate();
+            of_methods.map(move |(method, number)| (endpoint, method, *number)).filter(
+                |(endpoint, method, number)| *number > 0 || Kind::is_usual(*endpoint, *method),
+            )
+        })
+    }
+}
+
+fn write_requests(sums: &KindSums, text: &mut Text) {
+    let name = "http_requests_total";
+    text.family(name, "counter", "Responses, by method, endpoint, and status.");
+    for (endpoint, of_methods) in sums.requests.iter().enumerate() {
+        for (method, of_statuses) in of_methods.iter().enumerate() {
+            for (status, count) in Status::ALL.iter().zip(of_statuses) {
+                if *count > 0 {
+                    let kind = Kind::labels(endpoint, method);
+                    let labels = format!("{kind},status=\"{}\"", status.code());
+                    text.sample(name, &labels, *count);
+                }
+            }
+        }
+    }
+    let name = "http_request_duration_seconds";
+    let help = "Time in the server from receiving a request to queuing its response.";
+    text.family(name, "histogram", help);
+    let bounds = BUCKETS_US.map(|us| canonical(us as f64 / 1e6));
+    for (endpoint, method, ns) in KindSums::kinds(&sums.ns) {
+        let counts = &sums.buckets[endpoint][method];
+        text.histogram(name, &Kind::labels(endpoint, method), &bounds, counts, ns as f64 / 1e9);
+    }
+    let name = "http_requests_in_flight";
+    text.family(name, "gauge", "Requests in progress, or whose responses were not taken yet.");
+    for (endpoint, method, count) in KindSums::kinds(&sums.in_flight) {
+        text.sample(name, &Kind::labels(endpoint, method), count);
     }
 }
 
@@ -517,7 +625,26 @@ fn canonical(number: f64) -> String {
     }
 }
 
-/// The metrics in a text format, line by line.
+/// The value of a sample.
+enum Number {
+    Integer(u64),
+    Float(f64),
+}
+
+impl From<u64> for Number {
+    fn from(value: u64) -> Number {
+        Number::Integer(value)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Number {
+        Number::Float(value)
+    }
+}
+
+/// The metrics in a text format, line by line. What has many lines is put together without a formatter: with many shards, these
+/// are more than a thousand.
 struct Text {
     text: String,
     format: Format,
@@ -557,24 +684,45 @@ impl Text {
         }
     }
 
-    /// The samples of a histogram: `counts` are those of each bucket, the last one above all bounds.
-    fn histogram(&mut self, name: &str, bounds: &[f64], counts: &[Counter], sum: f64) {
+    /// The samples of a histogram: `counts` are those of each bucket, the last one above all bounds, which are written as
+    /// [`canonical`] does.
+    fn histogram(&mut self, name: &str, labels: &str, bounds: &[String], counts: &[u64], sum: f64) {
         let mut count = 0;
-        let bounds = bounds.iter().map(|bound| canonical(*bound)).chain(["+Inf".to_owned()]);
+        let comma = if labels.is_empty() { "" } else { "," };
+        let bounds = bounds.iter().map(String::as_str).chain(["+Inf"]);
         for (bound, more) in bounds.zip(counts) {
-            count += more.get();
-            self.sample(&format!("{name}_bucket"), &format!("le=\"{bound}\""), count);
+            count += more;
+            for part in [name, "_bucket{", labels, comma, "le=\"", bound, "\"} "] {
+                self.text.push_str(part);
+            }
+            self.end_line(Number::Integer(count));
         }
-        self.sample(&format!("{name}_sum"), "", sum);
-        self.sample(&format!("{name}_count"), "", count);
-        self.created(name, "");
+        self.sample_of(name, "_sum", labels, sum);
+        self.sample_of(name, "_count", labels, count);
+        self.created(name, labels);
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
-        let _ = match labels {
-            "" => writeln!(self.text, "{name} {value}"),
-            labels => writeln!(self.text, "{name}{{{labels}}} {value}"),
-        };
+    fn sample_of(&mut self, name: &str, suffix: &str, labels: &str, value: impl Into<Number>) {
+        let (open, close) = if labels.is_empty() { ("", " ") } else { ("{", "} ") };
+        for part in [name, suffix, open, labels, close] {
+            self.text.push_str(part);
+        }
+        self.end_line(value.into());
+    }
+
+    fn end_line(&mut self, value: Number) {
+        match value {
+            Number::Integer(value) => {
+                self.text.push_str(itoa::Buffer::new().format(value));
+                self.text.push('\n');
+            }
+            // Writing to a string cannot fail.
+            Number::Float(value) => drop(writeln!(self.text, "{value}")),
+        }
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Into<Number>) {
+        self.sample_of(name, "", labels, value);
         if self.counts_since_start
             && let Some(family) = name.strip_suffix("_total")
         {
@@ -585,7 +733,7 @@ impl Text {
     /// Says since when the last counter, or a histogram that ends here, counts. Only OpenMetrics has that.
     fn created(&mut self, family: &str, labels: &str) {
         if let (Format::OpenMetrics, Some(seconds)) = (self.format, self.start_seconds) {
-            self.sample(&format!("{family}_created"), labels, seconds);
+            self.sample_of(family, "_created", labels, seconds);
         }
     }
 

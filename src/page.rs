@@ -15,6 +15,9 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// Bytes of the page.
+    pub(crate) const BYTES: usize = PAGE.len();
+
     pub(crate) fn new() -> Page {
         let policy = format!(
             "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; \

@@ -1,16 +1,17 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 mod batch;
+mod units;
 
-use crate::event;
+use crate::event::{self, Event};
 use crate::http::{
-    self, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request, Status,
-    Target,
+    self, Budget, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request,
+    Status, Target,
 };
-use crate::metrics::{Endpoint, Failure, Format, Reporter};
+use crate::metrics::{Endpoint, Failure, Format, Kind, Reporter};
 use crate::page::Page;
 use crate::store::{Durability, Held};
-use crate::tally::{Forgotten, Totals, UsersFull, Writer};
+use crate::tally::{Forgotten, Totals, User, UsersFull, Writer};
 pub use batch::{BatchMemory, Work};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,21 @@ impl Policy {
 /// A connection whose requests a [`Service`] responds to.
 pub type Connection = http::Connection<Work>;
 
+impl Connection {
+    /// What the request is whose head has arrived, and which is not responded to yet.
+    pub fn kind(&self) -> Option<Kind> {
+        if self.is_batch_under_way() {
+            return Some(Kind::BATCH);
+        }
+        let (method, target) = self.request_under_way()?;
+        let endpoint = match target {
+            Target::Path(path) => endpoint_at(&path),
+            Target::Server | Target::Tunnel => Endpoint::Other,
+        };
+        Some(Kind { endpoint, method })
+    }
+}
+
 /// The totals as one JSON object.
 pub fn stats_json(totals: &Totals) -> String {
     serde_json::to_string(totals).expect("finite numbers have a JSON form")
@@ -80,12 +96,12 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
 /// The value of `Allow` for a resource.
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
-        Endpoint::Event | Endpoint::Batch | Endpoint::Reset => "POST, OPTIONS",
+        Endpoint::Event | Endpoint::Batch | Endpoint::Reset => WRITING,
         Endpoint::Stats
         | Endpoint::Health
         | Endpoint::Metrics
         | Endpoint::Description
-        | Endpoint::Page => "GET, HEAD, OPTIONS",
+        | Endpoint::Page => READING,
         Endpoint::Other => METHODS,
     }
 }
@@ -102,6 +118,10 @@ const OPEN_METRICS: MediaType =
 const USERS_FULL: &str =
     "reset the totals, or start the server with a larger --max-users: no more users can be held";
 
+/// The values of `Allow` for a resource that is read, and for one that is written to.
+const READING: &str = "GET, HEAD, OPTIONS";
+const WRITING: &str = "POST, OPTIONS";
+
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
@@ -113,8 +133,15 @@ pub type Service = Context<Endpoints>;
 pub struct Endpoints {
     writer: Writer,
     metrics: Reporter,
-    /// Requests responded to since the last turn was noted.
-    responded: u64,
+    /// What the present request costs, in units of a [`Budget`].
+    units: u32,
+    /// Lines of users who have to be claimed, during a slice of the work on a batch.
+    unseen: Vec<batch::Line>,
+    /// Events responded to since the last turn was noted, and the other requests.
+    events: u64,
+    others: Vec<Kind>,
+    /// What was responded to last.
+    last: Kind,
     policy: Policy,
     acknowledgement: Prepared,
     page: Page,
@@ -199,7 +226,11 @@ impl Service {
         let endpoints = Endpoints {
             writer,
             metrics,
-            responded: 0,
+            units: 0,
+            unseen: Vec::new(),
+            events: 0,
+            others: Vec::new(),
+            last: Kind::EVENT,
             policy,
             acknowledgement,
             page,
@@ -311,6 +342,12 @@ impl Service {
         self.handler.writer.publish();
     }
 
+    /// What was responded to last.
+    #[inline]
+    pub fn last(&self) -> Kind {
+        self.handler.last
+    }
+
     /// The metrics of this shard.
     #[inline]
     pub fn metrics(&self) -> &Reporter {
@@ -320,9 +357,11 @@ impl Service {
     /// Notes how long after it was received a batch of requests was responded to.
     #[inline]
     pub fn note_turn(&mut self, took: Duration) {
-        if self.handler.responded > 0 {
-            self.handler.metrics.note_turn(self.handler.responded, took);
-            self.handler.responded = 0;
+        let Endpoints { events, others, metrics, .. } = &mut self.handler;
+        if *events > 0 || !others.is_empty() {
+            metrics.note_turn(*events, others, took);
+            *events = 0;
+            others.clear();
         }
     }
 }
@@ -335,19 +374,38 @@ fn drop_elsewhere(forgotten: Forgotten) {
 }
 
 impl Endpoints {
+    #[inline]
     fn event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
-        let event = match event::decode(body) {
-            Ok(event) => event,
+        self.units += units::EVENT;
+        match event::decode_usual(body) {
+            Some(event) => self.count(&event, reply),
+            None => self.unusual_event(body, reply),
+        }
+    }
+
+    #[cold]
+    fn unusual_event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
+        self.units += units::UNUSUAL + units::of_bytes(body.len(), units::UNUSUAL_BYTE);
+        match event::decode_unusual(body) {
+            Ok(event) => self.count(&event, reply),
             Err(refusal) => {
+                self.units += units::ERROR;
                 self.metrics.note_failure(Failure::from(refusal));
-                return reply.send_error(Status::BadRequest, &[], refusal.sentence());
+                reply.send_error(Status::BadRequest, &[], refusal.sentence())
             }
-        };
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, event: &Event<'_>, reply: Reply<'_>) -> Status {
         if self.is_store_late() {
             return self.refuse_for_store(reply);
         }
         match self.writer.count(&event.user, event.value) {
-            Ok(()) => {
+            Ok(user) => {
+                if user == User::Unseen {
+                    self.units += units::UNSEEN;
+                }
                 if let Some(durable) = &mut self.durable {
                     // It is settled with what is published next.
                     durable.hold(&reply, 0, self.writer.generation());
@@ -355,6 +413,7 @@ impl Endpoints {
                 reply.send_prepared(&self.acknowledgement)
             }
             Err(UsersFull) => {
+                self.units += units::ERROR;
                 self.metrics.note_failure(Failure::UsersFull);
                 reply.send_error(Status::InsufficientStorage, &[], USERS_FULL)
             }
@@ -369,7 +428,8 @@ impl Endpoints {
 
     /// Refuses what the store would have to settle, or read.
     #[cold]
-    fn refuse_for_store(&self, reply: Reply<'_>) -> Status {
+    fn refuse_for_store(&mut self, reply: Reply<'_>) -> Status {
+        self.units += units::ERROR;
         let sentence =
             "try again later: the store does not respond, so nothing can be acknowledged";
         reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
@@ -397,6 +457,7 @@ impl Endpoints {
     }
 
     fn stats(&mut self, reply: Reply<'_>) -> Option<Status> {
+        self.units += units::STATS + units::STATS_SHARD * self.metrics.shards();
         match self.totals(&reply) {
             Shown::Totals(totals) => {
                 Some(reply.send_json(Status::Ok, stats_json(&totals).as_bytes()))
@@ -406,7 +467,7 @@ impl Endpoints {
         }
     }
 
-    fn health(&self, reply: Reply<'_>) -> Status {
+    fn health(&mut self, reply: Reply<'_>) -> Status {
         match self.is_store_late() {
             true => self.refuse_for_store(reply),
             false => reply.send_json(Status::Ok, br#"{"status":"healthy"}"#),
@@ -414,6 +475,13 @@ impl Endpoints {
     }
 
     fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Option<Status> {
+        // To find out which format it asks for.
+        self.units += units::of_bytes(request.head_bytes(), units::ACCEPT_BYTE);
+        if request.method() == Method::Head {
+            let (_, content_type) = format_for(request);
+            return Some(reply.send_head(Status::Ok, content_type, &VARY));
+        }
+        self.units += units::METRICS + units::METRICS_SHARD * self.metrics.shards();
         let totals = match self.totals(&reply) {
             Shown::Totals(totals) => Some(totals),
             Shown::NotYet => return None,
@@ -421,16 +489,10 @@ impl Endpoints {
             Shown::Late => None,
         };
         self.metrics.note_cpu_time();
-        let (format, content_type) = match request.prefers(OPEN_METRICS, PROMETHEUS) {
-            true => {
-                (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8")
-            }
-            false => (Format::Prometheus, "text/plain; version=0.0.4"),
-        };
+        let (format, content_type) = format_for(request);
         let batch_memory = self.policy.batch_memory.used() as u64;
         let text = self.metrics.text(totals.as_ref(), batch_memory, format);
-        let fields = [("Vary", "Accept")];
-        Some(reply.send(Status::Ok, Some(content_type), &fields, text.as_bytes()))
+        Some(reply.send(Status::Ok, Some(content_type), &VARY, text.as_bytes()))
     }
 
     fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
@@ -468,6 +530,17 @@ impl Endpoints {
     }
 }
 
+/// The field of `/metrics` that says on what its format depends.
+const VARY: [(&str, &str); 1] = [("Vary", "Accept")];
+
+/// The format of `/metrics` that a request asks for, and its content type.
+fn format_for(request: &Request<'_>) -> (Format, &'static str) {
+    match request.prefers(OPEN_METRICS, PROMETHEUS) {
+        true => (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        false => (Format::Prometheus, "text/plain; version=0.0.4"),
+    }
+}
+
 /// Whether `authorization` is `Bearer` with the token, in time that does not reveal how much of it is
 /// right.
 fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
@@ -482,6 +555,18 @@ fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
 impl Handler for Endpoints {
     type Work = Work;
 
+    fn knows(&self, request: &Request<'_>) -> bool {
+        match (&request.target, request.method()) {
+            (Target::Path(path), Method::Options) => endpoint_at(path) != Endpoint::Other,
+            (Target::Path(path), Method::Get | Method::Head) => {
+                methods(endpoint_at(path)) == READING
+            }
+            (Target::Path(path), Method::Post) => methods(endpoint_at(path)) == WRITING,
+            (Target::Server, method) => method == Method::Options,
+            _ => false,
+        }
+    }
+
     fn wants_body(&self, request: &Request<'_>) -> bool {
         let Target::Path(path) = &request.target else {
             return false;
@@ -489,6 +574,7 @@ impl Handler for Endpoints {
         request.method() == Method::Post
             && endpoint_at(path) == Endpoint::Event
             && !request.is_cross_site()
+            && !request.is_encoded()
     }
 
     #[inline]
@@ -497,12 +583,12 @@ impl Handler for Endpoints {
             Target::Path(path) => endpoint_at(path),
             Target::Server | Target::Tunnel => Endpoint::Other,
         };
+        self.units = units::of_bytes(request.body.len(), 1);
         let Some(status) = self.respond(request, endpoint, reply) else {
             return Handled::NotYet;
         };
         self.metrics.note_response(request.method(), endpoint, status);
-        self.responded += 1;
-        Handled::Responded
+        Handled::Responded(self.units)
     }
 
     fn is_batch(&self, request: &Request<'_>) -> bool {
@@ -516,16 +602,24 @@ impl Handler for Endpoints {
         request: &Request<'_>,
         bytes: usize,
         reply: Reply<'_>,
-    ) -> Option<Work> {
+    ) -> Option<(Work, Vec<u8>)> {
         let admitted = self.admit_batch(request, bytes, reply);
-        self.responded += u64::from(admitted.is_none());
+        if admitted.is_none() {
+            self.note_other(Kind { endpoint: Endpoint::Batch, method: request.method() });
+        }
         admitted
     }
 
-    fn work(&mut self, work: &mut Work, body: &[u8], reply: Reply<'_>) -> bool {
-        let Some(status) = self.work_on_batch(work, body, reply) else { return false };
+    fn work(
+        &mut self,
+        work: &mut Work,
+        body: &mut [u8],
+        budget: &mut Budget,
+        reply: Reply<'_>,
+    ) -> bool {
+        let Some(status) = self.work_on_batch(work, body, budget, reply) else { return false };
         self.metrics.note_response(Method::Post, Endpoint::Batch, status);
-        self.responded += 1;
+        self.note_other(Kind::BATCH);
         true
     }
 
@@ -540,6 +634,13 @@ fn refuse_cross_site(reply: Reply<'_>) -> Status {
     reply.send_error(Status::Forbidden, &[], sentence)
 }
 
+/// Refuses a body with a content coding.
+fn refuse_encoded(reply: Reply<'_>) -> Status {
+    let fields = [("Accept-Encoding", "identity")];
+    let sentence = "send the body without a content coding";
+    reply.send_error(Status::UnsupportedMediaType, &fields, sentence)
+}
+
 impl Endpoints {
     /// Responds to a request. Returns the status, or `None` where totals have to be read first.
     #[inline]
@@ -549,20 +650,56 @@ impl Endpoints {
         endpoint: Endpoint,
         reply: Reply<'_>,
     ) -> Option<Status> {
+        match (request.method(), endpoint) {
+            (Method::Post, Endpoint::Event)
+                if !request.is_cross_site() && !request.is_encoded() =>
+            {
+                self.events += 1;
+                self.last = Kind::EVENT;
+                Some(self.event(request.body, reply))
+            }
+            _ => {
+                let status = self.respond_otherwise(request, endpoint, reply)?;
+                self.note_other(Kind { endpoint, method: request.method() });
+                Some(status)
+            }
+        }
+    }
+
+    /// Notes a response to what is not an event.
+    fn note_other(&mut self, kind: Kind) {
+        self.last = kind;
+        self.others.push(kind);
+    }
+
+    /// Responds to what is not an event.
+    #[inline(never)]
+    fn respond_otherwise(
+        &mut self,
+        request: &Request<'_>,
+        endpoint: Endpoint,
+        reply: Reply<'_>,
+    ) -> Option<Status> {
+        // Most of what follows responds with an error, or costs about as much.
+        self.units += units::ERROR;
         Some(match (request.method(), endpoint) {
             (Method::Post, _) if request.is_cross_site() => refuse_cross_site(reply),
+            (Method::Post, Endpoint::Event) => refuse_encoded(reply),
             (Method::Unknown, _) => {
                 let sentence = "use GET, HEAD, POST, or OPTIONS";
                 reply.send_error(Status::NotImplemented, &[("Allow", METHODS)], sentence)
             }
-            (Method::Post, Endpoint::Event) => self.event(request.body, reply),
             (Method::Get | Method::Head, Endpoint::Stats) => return self.stats(reply),
             (Method::Get | Method::Head, Endpoint::Health) => self.health(reply),
             (Method::Get | Method::Head, Endpoint::Metrics) => return self.report(request, reply),
             (Method::Get | Method::Head, Endpoint::Description) => {
+                self.units += units::of_bytes(DESCRIPTION.len() / units::PAGE_BYTES, 1);
                 reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
             }
-            (Method::Get | Method::Head, Endpoint::Page) => self.page.send(reply),
+            (Method::Get | Method::Head, Endpoint::Page) => {
+                self.units += units::of_bytes(Page::BYTES / units::PAGE_BYTES, 1);
+                self.page.send(reply)
+            }
             (Method::Post, Endpoint::Reset) => self.reset(request, reply),
             (method, Endpoint::Other) => match request.target {
                 Target::Server if method == Method::Options => {

@@ -466,9 +466,173 @@ fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
     let insert = |ids: &[Vec<u8>]| {
         let (_, mut writers) = Tally::new(1, USERS as u64);
         let start = Instant::now();
-        ids.iter().for_each(|id| writers[0].count(id, 1.0).unwrap());
+        for id in ids {
+            writers[0].count(id, 1.0).unwrap();
+        }
         start.elapsed().as_secs_f64()
     };
     let ratio = || median((0..9).map(|_| insert(&colliding) / insert(&random)));
     attempts("inserting colliding ids against random ones", ratio, |ratio| ratio <= 2.0);
+}
+
+/// Connections that all want as much as they can get.
+const HOSTILE: usize = 100;
+/// The longest that another client may wait beside them: promise 10 of the contract, and half as much again for the rest of the
+/// server and the machine.
+const WAIT_MAX: Duration = Duration::from_millis(15);
+
+/// What hostile connections send without end, by name.
+fn attacks() -> Vec<(&'static str, Vec<u8>)> {
+    let get = |method: &str, path: &str| {
+        format!("{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes()
+    };
+    let near_a_tie = r#"{"userId":"u","value":1.00000000000000012685e300}"#;
+    let unusual = r#"{"a":1,"b":[2,{}],"userId":"\u0075","value":1}"#;
+    let chunks: String = EVENT.chars().map(|byte| format!("1\r\n{byte}\r\n")).collect();
+    let fields = "Host: h\r\nTransfer-Encoding: chunked\r\n";
+    let chunked = format!("POST /event HTTP/1.1\r\n{fields}\r\n{chunks}0\r\n\r\n");
+    let lines = |line: &str, count: usize| post("/events", &(line.to_owned() + "\n").repeat(count));
+    vec![
+        ("HEAD /metrics", get("HEAD", "/metrics")),
+        ("GET /metrics", get("GET", "/metrics")),
+        ("HEAD /stats", get("HEAD", "/stats")),
+        ("GET /openapi.json", get("GET", "/openapi.json")),
+        ("events", post("/event", EVENT).into_bytes()),
+        ("refused events", post("/event", "nonsense").into_bytes()),
+        ("events near a tie", post("/event", near_a_tie).into_bytes()),
+        ("events in an unusual shape", post("/event", unusual).into_bytes()),
+        ("chunks of one byte", chunked.into_bytes()),
+        ("batches of 3 lines", lines(EVENT, 3).into_bytes()),
+        ("batches near a tie", lines(near_a_tie, 2_600).into_bytes()),
+        ("batches of 130 kB", lines(EVENT, 5_000).into_bytes()),
+    ]
+}
+
+/// The waits of a client that sends events one by one until it is told to stop.
+fn waits(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
+    let mut client = server.client();
+    let mut waits = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        client.send(post("/event", EVENT).as_bytes());
+        assert_eq!(client.read().status, 200);
+        waits.push(start.elapsed());
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    waits.sort_unstable();
+    waits
+}
+
+/// Sends the same requests over and over on each of these connections for a while, and discards the responses.
+fn send_without_end(connections: &[TcpStream], requests: &[u8], until: Instant) {
+    let many = requests.repeat((1 << 16) / requests.len() + 1);
+    let (mut sent, mut discarded) = (vec![0; connections.len()], vec![0; 1 << 16]);
+    while Instant::now() < until {
+        for (mut connection, at) in connections.iter().zip(&mut sent) {
+            while connection.read(&mut discarded).is_ok_and(|read| read == discarded.len()) {}
+            *at = (*at + connection.write(&many[*at..]).unwrap_or(0)) % many.len();
+        }
+    }
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_hundred_connections_of_any_kind_make_others_wait_for_15_ms_at_most() {
+    for (name, requests) in attacks() {
+        let wait_ms = || {
+            let server = server(&[]);
+            let hostile: Vec<_> =
+                (0..HOSTILE).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+            hostile.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+            let stop = AtomicBool::new(false);
+            scope(|scope| {
+                let other = scope.spawn(|| waits(&server, &stop));
+                let attack = scope.spawn(|| {
+                    // The other client gets its turn on their CPU.
+                    nice(19).unwrap();
+                    send_without_end(&hostile, &requests, Instant::now() + Duration::from_secs(2));
+                });
+                attack.join().unwrap();
+                stop.store(true, Ordering::Relaxed);
+                let waits = other.join().unwrap();
+                // One in a hundred may be the machine's.
+                waits[waits.len() * 99 / 100].as_secs_f64() * 1e3
+            })
+        };
+        let what = format!("ms that others wait beside {HOSTILE} connections with {name}");
+        attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
+    }
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_hundred_batches_that_become_whole_at_once_make_others_wait_for_15_ms_at_most() {
+    let near_a_tie = "{\"userId\":\"u\",\"value\":1.00000000000000012685e300}\n";
+    let new_users: String =
+        (0..3_500).map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n")).collect();
+    for (name, body) in [
+        ("numbers near a tie", near_a_tie.repeat(2_600)),
+        ("new users", new_users),
+        ("usual lines", (EVENT.to_owned() + "\n").repeat(5_000)),
+    ] {
+        let request = post("/events", &body);
+        let (first, last) = request.as_bytes().split_at(request.len() - 1);
+        let wait_ms = || {
+            let server = server(&[]);
+            let mut hostile: Vec<Client> = (0..HOSTILE).map(|_| server.client()).collect();
+            hostile.iter_mut().for_each(|client| client.send(first));
+            let stop = AtomicBool::new(false);
+            scope(|scope| {
+                let other = scope.spawn(|| waits(&server, &stop));
+                std::thread::sleep(Duration::from_millis(200));
+                hostile.iter_mut().for_each(|client| client.send(last));
+                hostile.iter_mut().for_each(|client| assert_eq!(client.read().status, 200));
+                stop.store(true, Ordering::Relaxed);
+                other.join().unwrap().last().unwrap().as_secs_f64() * 1e3
+            })
+        };
+        let what =
+            format!("ms that others wait at most while {HOSTILE} batches of {name} become whole");
+        attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
+    }
+}
+
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn refused_clients_that_try_again_and_stay_take_nobodys_place() {
+    let server = server(&["--max-connections", "4"]);
+    // Asks once. Returns the client, if it was refused.
+    let ask = || {
+        let mut client = server.client();
+        client.send(post("/event", EVENT).as_bytes());
+        let is_served = client.try_read().is_some_and(|response| response.status == 200);
+        (!is_served).then_some(client)
+    };
+    let stop = AtomicBool::new(false);
+    let mut real: Vec<Client> = (0..4).map(|_| server.client()).collect();
+    real.iter_mut().for_each(|client| client.event("u", 1.0));
+    let share = scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut refused = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    refused.extend(ask());
+                    std::thread::sleep(Duration::from_millis(250));
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        drop(real);
+        let served = (0..50).filter(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            ask().is_none()
+        });
+        let share = served.count() as f64 / 50.0;
+        stop.store(true, Ordering::Relaxed);
+        share
+    });
+    println!(
+        "{share:.2} of those who come are served, while 16 that were refused try again every 250 ms"
+    );
+    assert!(share >= 0.8, "{share}");
 }

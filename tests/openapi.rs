@@ -62,7 +62,7 @@ impl Servers {
             ("408", _) => with("Content-Length: 1\r\n", ""),
             ("413", _) => with("Content-Length: 100000000\r\n", ""),
             ("414", _) => format!("{method} {path}?{} HTTP/1.1\r\n", "x".repeat(8192)),
-            ("415", "/events") => with("Content-Encoding: gzip\r\n", ""),
+            ("415", "/event" | "/events") => with("Content-Encoding: gzip\r\n", ""),
             ("417", _) => with("Expect: nothing\r\n", ""),
             ("431", _) => with(&"A: b\r\n".repeat(101), ""),
             ("501", _) => with("Transfer-Encoding: gzip, chunked\r\n", ""),

@@ -181,6 +181,7 @@ impl Server {
                 // One by one: what a request meets is what the model has noted.
                 let Peer { connection, held, out, pending, .. } = &mut self.peers[at];
                 let before = out.len();
+                connection.renew();
                 self.services[shard].receive(connection, &bytes, self.now_ms, held, out);
                 assert!(out.len() > before, "every request has its response");
                 bytes.clear();

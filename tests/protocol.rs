@@ -58,12 +58,14 @@ impl Core {
 
     /// Feeds one piece, and continues for as long as unsent responses hold requests back.
     fn feed(&mut self, input: &[u8]) -> Outcome {
+        self.connection.renew();
         let mut outcome =
             self.connection.receive(input, self.now_ms, &mut self.service, &mut self.out);
         let mut sent = Vec::new();
-        while outcome == Outcome::Resume {
+        while matches!(outcome, Outcome::Resume | Outcome::Work) {
             assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
             sent.append(&mut self.out);
+            self.connection.renew();
             outcome = self.connection.resume(self.now_ms, &mut self.service, &mut self.out);
         }
         sent.append(&mut self.out);
@@ -157,7 +159,8 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         ("GET /health HTTP/2.0\r\nHost: h\r\n\r\n".into(), vec![505], true),
         ("GET /health http/1.1\r\nHost: h\r\n\r\n".into(), vec![400], true),
         ("GET /health\r\n\r\n".into(), vec![400], true),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), vec![505], true),
+        // With a field it is no connection preface of HTTP/2.
+        ("PRI * HTTP/2.0\r\nHost: h\r\n\r\nSM\r\n\r\n".into(), vec![505], true),
         ("\x16\x03\x01\x02\x00\x01\x00".into(), vec![400], true),
         ("nonsense\r\n\r\n".into(), vec![400], true),
         (get("Connection: close\r\n") + &get(""), vec![200], true),
@@ -324,6 +327,7 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
             let mut core = Core::new();
             let start = std::time::Instant::now();
             input.bytes().for_each(|byte| {
+                core.connection.renew();
                 core.connection.receive(&[byte], 0, &mut core.service, &mut core.out);
             });
             assert_eq!(split_responses(&core.out)[0].status, 200);
@@ -360,6 +364,93 @@ fn acknowledgements_are_in_the_dialect() {
     let response = core.responses(post("/event", EVENT).as_bytes()).remove(0);
     assert_eq!((response.status, response.body.as_str()), (201, r#"{"status":"ok"}"#));
     assert_eq!(response.field("content-type"), Some("application/json"));
+}
+
+#[test]
+fn a_client_that_speaks_http_2_is_told_so_in_its_frames() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for pieces in [1, 5, preface.len()] {
+        let mut core = Core::new();
+        let mut outcome = Outcome::Receive;
+        for piece in preface.chunks(pieces) {
+            outcome = core.feed(piece);
+        }
+        assert_eq!(outcome, Outcome::Close);
+        // A frame is its length, type, flags, and stream, and then its payload (RFC 9113 section 4.1): SETTINGS without any,
+        // and GOAWAY with the last stream and HTTP_1_1_REQUIRED.
+        let frames: [&[u8]; 2] =
+            [&[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13]];
+        assert_eq!(core.out, frames.concat());
+    }
+}
+
+#[test]
+fn a_large_body_matters_only_where_a_small_one_is_taken() {
+    let large = "x".repeat(20_000);
+    let sized = |method: &str, path: &str| {
+        let length = large.len();
+        format!("{method} {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{large}")
+    };
+    let chunked = |method: &str, path: &str| {
+        let fields = "Host: h\r\nTransfer-Encoding: chunked\r\n";
+        format!("{method} {path} HTTP/1.1\r\n{fields}\r\n{:x}\r\n{large}\r\n0\r\n\r\n", large.len())
+    };
+    for (method, path, status) in [
+        ("POST", "/event", 413),
+        ("GET", "/stats", 413),
+        ("OPTIONS", "/stats", 413),
+        ("PUT", "/events", 405),
+        ("PUT", "/event", 405),
+        ("POST", "/stats", 405),
+        ("GET", "/event", 405),
+        ("POST", "/nope", 404),
+        ("OPTIONS", "/nope", 404),
+        ("BREW", "/event", 501),
+    ] {
+        for request in [sized(method, path), chunked(method, path)] {
+            let (out, closes) = exchange(request.as_bytes());
+            let responses = split_responses(&out);
+            assert_eq!((responses.len(), closes), (1, true), "{method} {path}");
+            assert_eq!(responses[0].status, status, "{method} {path}");
+            assert_eq!(responses[0].field("allow").is_some(), matches!(status, 405 | 501));
+            assert_eq!(responses[0].field("connection"), Some("close"));
+        }
+        let waits = sized(method, path).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+        let head = waits.split_once("\r\n\r\n").unwrap().0.to_owned() + "\r\n\r\n";
+        assert_eq!(statuses(head.as_bytes()), (vec![status], true), "{head}");
+    }
+}
+
+#[test]
+fn an_event_with_a_content_coding_is_refused_for_that() {
+    let body = r#"{"userId":"u","value":1}"#;
+    for (coding, status) in [("gzip", 415), ("identity, br", 415), ("identity", 200)] {
+        let request = format!(
+            "POST /event HTTP/1.1\r\nHost: h\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut core = Core::new();
+        let response = core.responses(request.as_bytes()).remove(0);
+        assert_eq!(response.status, status, "{coding}");
+        let accepts = response.field("accept-encoding");
+        assert_eq!(accepts, (status == 415).then_some("identity"));
+        assert_eq!(response.field("connection"), None, "the end of the request is known");
+    }
+}
+
+#[test]
+fn the_metrics_are_not_made_for_a_response_without_a_body() {
+    let mut core = Core::new();
+    let ask = "Host: h\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n";
+    let get = core.responses(format!("GET /metrics HTTP/1.1\r\n{ask}").as_bytes()).remove(0);
+    core.feed(format!("HEAD /metrics HTTP/1.1\r\n{ask}").as_bytes());
+    let head = String::from_utf8(std::mem::take(&mut core.out)).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    let content_type = format!("\r\nContent-Type: {}\r\n", get.field("content-type").unwrap());
+    assert!(head.contains(&content_type) && head.contains("\r\nVary: Accept\r\n"), "{head}");
+    // Its length is known only once it is made (RFC 9110 section 9.3.2).
+    assert!(!head.contains("Content-Length"), "{head}");
+    assert!(get.field("content-length").is_some());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Client, PATIENCE, Server, Totals, eventually, post, ringtally, run, text};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -240,6 +240,70 @@ fn one_connection_over_the_limit_gets_503_and_no_other_is_affected() {
     });
     drop(clients);
     assert_eq!(server.stop().total, 6);
+}
+
+#[test]
+fn each_of_many_connections_over_the_limit_gets_its_503() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let mut clients: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    clients.iter_mut().for_each(|client| client.event("u", 1.0));
+    // All are open at the same time.
+    let mut over: Vec<Client> = (0..300).map(|_| server.client()).collect();
+    for client in &mut over {
+        client.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
+    }
+    assert!(over.iter_mut().all(|client| client.read().status == 503));
+    clients.iter_mut().for_each(|client| client.event("u", 1.0));
+    drop(over);
+    assert_eq!(server.stop().total, 4);
+}
+
+#[test]
+fn a_server_without_memory_for_batches_refuses_them_and_goes_on() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut client = server.client();
+    client.event("u", 1.0);
+    // Room for some batches whose length is not known, each of which takes as much as any may.
+    let limit = server.status_kib("VmSize:") * 1024 + (40 << 20);
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    prlimit(pid, Resource::As, limit).unwrap();
+    let head = "POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut batches: Vec<Client> = (0..20).map(|_| server.client()).collect();
+    batches.iter_mut().for_each(|batch| batch.send(head.as_bytes()));
+    let rest = "19\r\n{\"userId\":\"u\",\"value\":1}\n\r\n0\r\n\r\n";
+    batches.iter_mut().for_each(|batch| batch.send(rest.as_bytes()));
+    let statuses: Vec<u16> = batches.iter_mut().map(|batch| batch.read().status).collect();
+    let counted = statuses.iter().filter(|status| **status == 200).count() as u64;
+    let refused = statuses.iter().filter(|status| **status == 503).count() as u64;
+    assert_eq!(counted + refused, 20, "{statuses:?}");
+    assert!(refused > 0, "{statuses:?}");
+    client.event("u", 1.0);
+    drop(batches);
+    assert_eq!(server.stop().total, counted + 2);
+}
+
+/// The lines of users whom nobody has seen take no memory besides the body, which is reserved.
+#[test]
+fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
+    const BATCHES: usize = 4;
+    let server = Server::start(&["--shards", "1"]);
+    server.client().event("u", 1.0);
+    let before = server.status_kib("VmHWM:");
+    let mut body: String =
+        (0..250_000u32).map(|user| format!("{{\"userId\":\"{user:x}\",\"value\":1}}\n")).collect();
+    // The last line is refused, so that none of the users is held in the end.
+    body.push('?');
+    let request = post("/events", &body);
+    let (first, last) = request.as_bytes().split_at(request.len() - 1);
+    let mut clients: Vec<Client> = (0..BATCHES).map(|_| server.client()).collect();
+    clients.iter_mut().for_each(|client| client.send(first));
+    clients.iter_mut().for_each(|client| client.send(last));
+    assert!(clients.iter_mut().all(|client| client.read().status == 400));
+    let grown = (server.status_kib("VmHWM:") - before) as usize * 1024;
+    let reserved = BATCHES * body.len();
+    assert!(grown < reserved + reserved / 5 + (4 << 20), "{grown} bytes for {reserved}");
+    assert_eq!(server.stop().total, 1);
 }
 
 #[test]
@@ -660,7 +724,11 @@ fn metrics_come_in_openmetrics_for_who_prefers_it() {
     let in_both = rest.iter().filter(|series| plain.contains_key(**series)).count();
     // The request for the first is in the second.
     assert_eq!((in_both, rest.len()), (plain.len(), plain.len() + 1), "{rest:?}");
-    assert!(created.contains(&"http_request_duration_seconds_created"), "{created:?}");
+    assert!(
+        created
+            .contains(&r#"http_request_duration_seconds_created{method="POST",endpoint="/event"}"#),
+        "{created:?}"
+    );
     assert!(created.contains(&"ringtally_accepted_created{shard=\"0\"}"), "{created:?}");
     // A reset and a store give the totals another age.
     assert!(created.iter().all(|series| !series.starts_with("events_p")), "{created:?}");
@@ -720,10 +788,16 @@ fn metrics_count_what_was_done() {
         .filter(|(name, _)| name.starts_with("http_requests_total{") && !name.contains("unknown"))
         .map(|(_, count)| count)
         .sum();
+    let of_all = |name: &str| -> f64 {
+        let name = format!("http_request_duration_seconds_{name}{{");
+        samples.iter().filter(|(key, _)| key.starts_with(&name)).map(|(_, value)| value).sum()
+    };
+    let events = r#"{method="POST",endpoint="/event""#;
     let mut buckets: Vec<(f64, f64)> = samples
         .iter()
         .filter_map(|(name, count)| {
-            let bound = name.strip_prefix("http_request_duration_seconds_bucket{le=\"")?;
+            let bound = name.strip_prefix("http_request_duration_seconds_bucket")?;
+            let bound = bound.strip_prefix(events)?.strip_prefix(",le=\"")?;
             let bound = bound.trim_end_matches("\"}").replace("+Inf", "inf");
             Some((bound.parse().unwrap(), *count))
         })
@@ -731,8 +805,11 @@ fn metrics_count_what_was_done() {
     buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
     assert_eq!(buckets[0].0, 10e-6);
     assert!(buckets.windows(2).all(|two| two[0].1 <= two[1].1), "{buckets:?}");
-    assert_eq!(buckets.last().unwrap().1, samples["http_request_duration_seconds_count"]);
-    assert_eq!(handled, samples["http_request_duration_seconds_count"]);
+    assert_eq!(buckets.last().unwrap().1, 4.0, "two that are counted, and two that are not");
+    assert_eq!(samples[&format!("http_request_duration_seconds_count{events}}}")], 4.0);
+    assert_eq!(handled, of_all("count"));
+    assert!(of_all("sum") > 0.0);
+    assert!(samples.contains_key(&format!("http_requests_in_flight{events}}}")), "{samples:?}");
 }
 
 #[test]

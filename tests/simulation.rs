@@ -267,6 +267,7 @@ impl Peer {
             self.connection.drain();
         }
         let before = self.out.len();
+        self.connection.renew();
         let outcome = match bytes {
             [] => self.connection.resume(shard.now_ms, &mut shard.service, &mut self.out),
             _ => self.connection.receive(bytes, shard.now_ms, &mut shard.service, &mut self.out),
@@ -276,7 +277,12 @@ impl Peer {
         let responses = split_responses(&self.out[before..]);
         self.follow(shard, &responses);
         self.is_held = matches!(outcome, Outcome::Resume | Outcome::Work);
-        if self.is_held && !responses.is_empty() {
+        let is_begun =
+            self.connection.request_under_way().is_some() || self.connection.is_batch_under_way();
+        if self.is_held && is_begun && (self.middle != Middle::Body || !responses.is_empty()) {
+            // Its head was the last that the budget allowed.
+            (self.middle, self.since_ms) = (Middle::Body, shard.now_ms);
+        } else if self.is_held && !responses.is_empty() {
             // What was held back is examined, and begins, when the connection is resumed.
             (self.middle, self.since_ms) = (Middle::Nothing, shard.now_ms);
         }
@@ -286,7 +292,8 @@ impl Peer {
             Outcome::Wait => unreachable!("nobody shares the totals"),
             Outcome::Work => {
                 shard.slices += 1;
-                assert!(self.has_complete(), "there is work on what has arrived");
+                let is_spent = self.connection.budget().is_spent();
+                assert!(self.has_complete() || is_spent, "there is work on what has arrived");
             }
             Outcome::Close | Outcome::CloseAtOnce => {
                 let asked =

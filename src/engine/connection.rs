@@ -3,6 +3,7 @@
 
 use super::{DRAIN_QUIET_MS, LINGER_BYTES_MAX, LINGER_MS, Permit, Urgency};
 use crate::http::{Limits, Outcome, UNSENT_BYTES_MAX};
+use crate::metrics::Kind;
 use crate::service::{self, Reading, Service};
 use crate::store::{Held, Release};
 use crate::uring::{BUFFER_BYTES, receive_now};
@@ -14,8 +15,9 @@ use socket2::Socket;
 /// little here.
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
-/// Bytes of a batch that are taken at once, for which other connections wait.
-const FILL_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that a connection which is not to receive may hold: twice as many as a receive brings before it can be canceled.
+/// If a cancel has failed and the peer goes on sending, the connection is closed.
+const KEPT_BYTES_MAX: usize = 64 * BUFFER_BYTES;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ enum Phase {
     Held,
     /// A request is here that waits until totals were read.
     Reading(Awaited),
-    /// There is work to do on a batch.
+    /// There is work to do, on a batch or on requests, once others have had their turn.
     Working,
     /// The last responses are on their way.
     Finishing,
@@ -108,6 +110,8 @@ pub(super) struct Connection {
     is_active: bool,
     /// Receives in a row that left room in their buffer.
     small_receives: u8,
+    /// What was responded to last.
+    last: Kind,
     /// When something was last received; at first, when it was accepted.
     received_ms: u64,
     /// When the responses on their way are late, or the lingering ends.
@@ -132,6 +136,7 @@ impl Connection {
             is_in_line: false,
             is_active: false,
             small_receives: 0,
+            last: Kind::EVENT,
             received_ms: now_ms,
             deadline_ms: u64::MAX,
             _permit: permit,
@@ -159,9 +164,8 @@ impl Connection {
             _ => self.small_receives.saturating_add(1),
         };
         match &mut self.phase {
-            Phase::Serving | Phase::Held | Phase::Working => {
-                self.handle(input, now_ms, urgency, service);
-            }
+            Phase::Serving => self.handle(input, now_ms, urgency, service),
+            Phase::Held | Phase::Working => self.http.keep(input),
             Phase::Reading(awaited) => {
                 awaited.has_more |= awaited.epoch.is_some();
                 self.http.keep(input);
@@ -185,7 +189,13 @@ impl Connection {
             self.sendable(service);
         }
         let reading = match &self.phase {
-            Phase::Held if self.unsent(unsent) < UNSENT_BYTES_MAX => Reading::None,
+            Phase::Held if self.unsent(unsent) < UNSENT_BYTES_MAX => {
+                if self.http.budget().is_spent() {
+                    self.phase = Phase::Working;
+                    return;
+                }
+                Reading::None
+            }
             Phase::Reading(awaited) => match awaited.outcome(service) {
                 Some(reading) => reading,
                 None => return,
@@ -195,12 +205,12 @@ impl Connection {
         self.heed(urgency);
         let Connection { http, held, out, .. } = self;
         let outcome = service.resume(http, reading, now_ms, held, out);
-        self.go_on(outcome);
+        self.go_on(outcome, service);
         service.commit();
     }
 
-    /// Takes what has arrived of a large batch from the socket, on which nothing is receiving. Returns how many bytes that
-    /// was.
+    /// Takes what has arrived of a large batch from the socket, on which nothing is receiving, as much as the budget allows.
+    /// Returns how many bytes that was.
     pub(super) fn fill(
         &mut self,
         socket: &Socket,
@@ -215,7 +225,7 @@ impl Connection {
         // What has gone wrong, and the end of the stream, are for the next receive to say.
         let received = self
             .http
-            .fill(|body| receive_now(socket, body, missing.min(FILL_BYTES_MAX)))
+            .fill(|body, bytes_max| receive_now(socket, body, bytes_max))
             .and_then(Result::ok)
             .unwrap_or(0);
         if self.http.missing() == 0 {
@@ -224,14 +234,30 @@ impl Connection {
         received
     }
 
-    /// Does a slice of the work on a batch. What comes of it is to be published.
-    pub(super) fn work(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) {
+    /// Works until the budget is spent. What comes of it is to be published. Returns what that has cost, in units of a budget.
+    pub(super) fn work(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) -> u32 {
+        let before = self.used();
         if self.phase == Phase::Working {
-            self.handle(&[], now_ms, urgency, service);
+            self.heed(urgency);
+            let Connection { http, held, out, .. } = self;
+            let outcome = service.resume(http, Reading::None, now_ms, held, out);
+            self.go_on(outcome, service);
         }
+        self.used().saturating_sub(before)
     }
 
-    /// Whether there is work to do on a batch.
+    /// What it has cost since others had their turn, in units of a budget.
+    pub(super) fn used(&self) -> u32 {
+        self.http.budget().used()
+    }
+
+    /// Notes that others have had their turn.
+    #[inline]
+    pub(super) fn renew(&mut self) {
+        self.http.renew();
+    }
+
+    /// Whether there is work to do once others have had their turn.
     pub(super) fn is_working(&self) -> bool {
         self.phase == Phase::Working
     }
@@ -240,7 +266,7 @@ impl Connection {
         self.heed(urgency);
         let Connection { http, held, out, .. } = self;
         let outcome = service.receive(http, input, now_ms, held, out);
-        self.go_on(outcome);
+        self.go_on(outcome, service);
     }
 
     fn heed(&mut self, urgency: Urgency) {
@@ -249,7 +275,8 @@ impl Connection {
         }
     }
 
-    fn go_on(&mut self, outcome: Outcome) {
+    fn go_on(&mut self, outcome: Outcome, service: &Service) {
+        self.last = service.last();
         self.phase = match outcome {
             Outcome::Receive => Phase::Serving,
             Outcome::Resume => Phase::Held,
@@ -338,6 +365,11 @@ impl Connection {
             {
                 Next::Receive
             }
+            Phase::Held | Phase::Working | Phase::Reading(_)
+                if self.http.kept_bytes() > KEPT_BYTES_MAX =>
+            {
+                Next::Close
+            }
             Phase::Serving | Phase::Held | Phase::Reading(_) | Phase::Working => Next::Wait,
             Phase::Finishing if unsent > 0 => Next::Wait,
             Phase::Finishing if self.has_peer_finished => Next::Close,
@@ -371,6 +403,12 @@ impl Connection {
     /// Whether nothing of a request is here, nor of a response.
     pub(super) fn is_idle(&self, unsent: usize) -> bool {
         self.http.is_idle() && self.unsent(unsent) == 0
+    }
+
+    /// What the request is that is in flight, or whose response is: at most one is counted per connection.
+    pub(super) fn in_flight(&self, unsent: usize) -> Option<Kind> {
+        let before_head = if self.unsent(unsent) > 0 { self.last } else { Kind::OTHER };
+        (!self.is_idle(unsent)).then(|| self.http.kind().unwrap_or(before_head))
     }
 
     /// Whether something was received since this was last called.

@@ -12,6 +12,7 @@ use super::{
 use crate::http::{Limits, Outcome};
 use crate::service::{Connection, Reading, Service};
 use crate::store::{Durability, Held, Release};
+use crate::uring::Wakeup;
 use futures_lite::future::poll_fn;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::io::PollableFd;
@@ -48,6 +49,8 @@ const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
 struct Hub {
     service: RefCell<Service>,
     input: RefCell<Vec<u8>>,
+    /// Is always readable, as glommio finds out when it looks at its ring: see [`Hub::look_around`].
+    look: PollableFd<Wakeup>,
     limits: Limits,
     started: Instant,
     /// Milliseconds since `started`, as of the last tick.
@@ -86,6 +89,14 @@ enum Transfer {
 }
 
 impl Hub {
+    /// Waits until all tasks that can go on have had their turn, and the ring was looked at for what others are waiting for.
+    /// To yield would not suffice: glommio looks at its ring only when no task can go on, or every 100 ms.
+    async fn look_around(&self) {
+        if self.look.readable().await.is_err() {
+            glommio::executor().yield_now().await;
+        }
+    }
+
     /// Reads the clocks and wakes the tasks that have waited too long.
     fn tick(&self) {
         self.now_ms.set(milliseconds(self.started.elapsed()));
@@ -219,9 +230,12 @@ fn wake_up_to(waiting: &mut Vec<(u64, Weak<Watch>)>, reached: u64) {
 ///
 /// The listener or the wake-up cannot be polled.
 pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
+    let look = Wakeup::new()?;
+    look.wake();
     let hub = Rc::new(Hub {
         service: RefCell::new(shard.service),
         input: RefCell::new(vec![0; INPUT_BYTES]),
+        look: PollableFd::new(look)?,
         limits: shard.limits,
         started: Instant::now(),
         now_ms: Cell::new(0),
@@ -419,10 +433,11 @@ impl Task {
                     _ => Some(Reading::None),
                 };
                 let Some(reading) = reading else { return self.is_void };
-                glommio::executor().yield_now().await;
+                self.hub.look_around().await;
                 let mut service = self.hub.service.borrow_mut();
                 let now_ms = self.hub.now_ms.get();
                 let Task { connection, held, out, .. } = self;
+                connection.renew();
                 outcome = service.resume(connection, reading, now_ms, held, out);
                 service.commit();
                 held.publish(service.settles_at(), self.hub.late_ms(&service));
@@ -439,7 +454,7 @@ impl Task {
             }
             // A peer that always has more to say does not keep the others waiting.
             if !waited {
-                glommio::executor().yield_now().await;
+                self.hub.look_around().await;
             }
         }
     }
@@ -461,6 +476,8 @@ impl Task {
                     let received_at = Instant::now();
                     let mut service = hub.service.borrow_mut();
                     let now_ms = hub.now_ms.get();
+                    // Others had their turn since the last receive.
+                    connection.renew();
                     let outcome =
                         service.receive(connection, &input[..received], now_ms, held, out);
                     // Nothing is acknowledged before it can be read.

@@ -7,6 +7,7 @@ mod admission;
 mod connection;
 pub mod glommio;
 mod idle;
+mod line;
 pub mod reactor;
 #[cfg(test)]
 mod tests;

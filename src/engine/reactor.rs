@@ -8,12 +8,13 @@
 
 use super::connection::{Connection, Due, Next};
 use super::idle::{IDLE_AFTER, Lull, Polling};
+use super::line::Line;
 use super::{
     AcceptedConnection, Admission, BACKLOG, Drained, Shard, Spin, Stop, TICK, Urgency,
     milliseconds, unix_seconds,
 };
 use crate::http::Limits;
-use crate::metrics::nanoseconds;
+use crate::metrics::{OfKinds, nanoseconds};
 use crate::service::Service;
 use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait, send_now};
 use socket2::Socket;
@@ -61,8 +62,9 @@ struct Reactor {
     heartbeat: Arc<AtomicU64>,
     /// Connections with something to send or to look at, at the end of the turn.
     queue: Vec<Key>,
-    /// Connections with batches to work on: each turn has a slice of the first, which then goes to the end.
-    working: VecDeque<Key>,
+    /// Connections with work to do, on a batch or because their budget was spent: each turn uses up one budget for the first
+    /// of them, which then go to the end.
+    line: Line<Key>,
     /// Those whose responses wait, in the order of their epochs.
     waiting: VecDeque<Waiting>,
     /// Those with a request for which totals are to be read, in the order of their epochs.
@@ -133,7 +135,7 @@ pub(super) async fn run_with(
         limits: shard.limits,
         heartbeat: shard.heartbeat,
         queue: Vec::new(),
-        working: VecDeque::new(),
+        line: Line::new(),
         waiting: VecDeque::new(),
         reading: VecDeque::new(),
         unasked_since: None,
@@ -212,7 +214,7 @@ impl Reactor {
             let polls_for = self.polling.duration(self.active);
             let waiting_since = self.handled_at;
             let mut done = 0;
-            if !self.working.is_empty() {
+            if !self.line.is_empty() {
                 completed += self.turn(Wait::No)?;
                 continue;
             }
@@ -254,7 +256,7 @@ impl Reactor {
     /// how many completions there were, the idle timer aside.
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         // What is left of the last turn does not wait for anything.
-        let is_done = self.queue.is_empty() && self.working.is_empty();
+        let is_done = self.queue.is_empty() && self.line.is_empty();
         let mut done = self.ring.turn(if is_done { wait } else { Wait::No })?;
         if matches!(wait, Wait::For(_)) {
             // It was long: what has come is stamped with the time at which it came.
@@ -270,7 +272,7 @@ impl Reactor {
         let enters = self.ring.enters();
         self.service.metrics().enters.add(enters - self.enters);
         self.enters = enters;
-        if self.work_on_batch() || done > 0 {
+        if self.work_through_line() || done > 0 {
             self.lull = match self.lull {
                 Lull::Unmeasured | Lull::Asleep => Lull::Unmeasured,
                 Lull::Quiet | Lull::Busy => Lull::Busy,
@@ -295,17 +297,28 @@ impl Reactor {
         Ok(done)
     }
 
-    /// Does a slice of the work on one batch, if there is one. Returns whether there was.
-    fn work_on_batch(&mut self) -> bool {
-        while let Some(key) = self.working.pop_front() {
-            let Some(connection) = self.ring.get_mut(key) else { continue };
-            connection.work(self.now_ms, self.urgency, &mut self.service);
+    /// Has connections in line work. Returns whether there were any.
+    fn work_through_line(&mut self) -> bool {
+        let Reactor { line, ring, queue, service, now_ms, urgency, .. } = self;
+        line.advance(|key| {
+            let Some(connection) = ring.get_mut(key) else { return 0 };
             connection.is_in_line = false;
             // At the end of the turn it gets in line again.
-            self.queue_up(key);
-            return true;
+            if !std::mem::replace(&mut connection.is_queued, true) {
+                queue.push(key);
+            }
+            connection.work(*now_ms, *urgency, service)
+        })
+    }
+
+    /// Puts a connection that has work to do at the end of the line.
+    fn line_up(&mut self, key: Key) {
+        if let Some(connection) = self.ring.get_mut(key)
+            && connection.is_working()
+            && !std::mem::replace(&mut connection.is_in_line, true)
+        {
+            self.line.join(key);
         }
-        false
     }
 
     fn handle(&mut self, event: Event) {
@@ -324,6 +337,7 @@ impl Reactor {
                 }
                 self.ring.give_back(filled);
                 self.fill(key);
+                self.line_up(key);
                 self.queue_up(key);
             }
             // All buffers are back at the end of this turn.
@@ -471,8 +485,10 @@ impl Reactor {
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
         if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
-            self.working.push_back(key);
+            self.line.join(key);
         }
+        // Everybody else is looked at before it has anything to do again.
+        connection.renew();
         if self.service.durability().is_some() {
             let since_ms = self.received_ms;
             if let Some(epoch) = connection.publish(since_ms, &self.service) {
@@ -550,12 +566,14 @@ impl Reactor {
         self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
         // With those that have ended: where each request has a connection of its own, few are open at any moment.
         self.active = std::mem::take(&mut self.ended);
-        let mut in_flight = 0;
+        let mut in_flight = OfKinds::default();
         let mut to_close = Vec::new();
         for slot in self.ring.open_slots() {
             let connection = slot.data;
             self.active += usize::from(connection.take_activity());
-            in_flight += u64::from(!connection.is_idle(slot.unsent));
+            if let Some(kind) = connection.in_flight(slot.unsent) {
+                in_flight[kind.endpoint as usize][kind.method as usize] += 1;
+            }
             let due = connection.check_deadline(
                 slot.unsent,
                 self.now_ms,
@@ -583,7 +601,7 @@ impl Reactor {
             }
         }
         to_close.into_iter().for_each(|key| self.close(key));
-        self.service.metrics().in_flight.set(in_flight);
+        self.service.metrics().note_in_flight(&in_flight);
         self.ring.accept();
         if !self.queue.is_empty() {
             self.next_tick_ms = 0;

@@ -6,6 +6,7 @@
 mod closing;
 mod durable;
 mod shared;
+mod stalls;
 
 use super::*;
 use crate::http::Timeouts;

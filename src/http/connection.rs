@@ -1,11 +1,12 @@
 //! One connection: received bytes in, responses out, in the order of the requests.
 //!
 //! Both engines drive this type in the same way: give it what was received, send what it wrote, come
-//! back when it holds requests because too much was unsent, close when it says so, and tell it when
-//! its deadline has passed. While a request is incomplete, its bytes are kept here; between requests
+//! back when it holds requests because too much was unsent or its budget is used up, close when it says so, and tell
+//! it when its deadline has passed. While a request is incomplete, its bytes are kept here; between requests
 //! a connection keeps none.
 
 use super::accept::{self, MediaType};
+use super::budget::{Budget, units};
 use super::chunked::{Chunked, Progress};
 use super::context::Context;
 use super::head::{Framing, Head, Scan};
@@ -74,6 +75,11 @@ impl<'a> Request<'a> {
         self.head.is_cross_site
     }
 
+    /// Bytes of its head.
+    pub fn head_bytes(&self) -> usize {
+        self.head.bytes
+    }
+
     /// Whether this may have come through a proxy: it has `Forwarded`, `X-Forwarded-*`, `X-Real-IP`, or `Via`, or it
     /// is of HTTP/1.0, which nginx speaks to servers if it is not told otherwise, without any of these fields.
     pub fn may_be_forwarded(&self) -> bool {
@@ -96,6 +102,10 @@ pub trait Handler {
     /// What it keeps of a batch.
     type Work: Debug;
 
+    /// Whether there is something at the target of a request that its method can be used on. If not, its body does not
+    /// matter, however large it is. To be said of the head alone.
+    fn knows(&self, request: &Request<'_>) -> bool;
+
     /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that
     /// waits for `100 Continue` should send it.
     fn wants_body(&self, request: &Request<'_>) -> bool;
@@ -108,18 +118,24 @@ pub trait Handler {
     /// [`Limits::batch_bytes_max`], and worked on in slices. To be said of the head alone.
     fn is_batch(&self, request: &Request<'_>) -> bool;
 
-    /// Decides on a batch whose body has not been received yet and will take `bytes` bytes at most: takes it, or
-    /// responds.
+    /// Decides on a batch whose body has not been received yet and will take `bytes` bytes at most: takes it, with memory
+    /// for the body, or responds.
     fn begin_batch(
         &mut self,
         request: &Request<'_>,
         bytes: usize,
         reply: Reply<'_>,
-    ) -> Option<Self::Work>;
+    ) -> Option<(Self::Work, Vec<u8>)>;
 
-    /// Does a slice of the work on a batch that has been received: so little that other connections can wait for it.
-    /// Returns whether it has responded, and the work is done.
-    fn work(&mut self, work: &mut Self::Work, body: &[u8], reply: Reply<'_>) -> bool;
+    /// Works on a batch that has been received, until that is done or `budget` is spent. It may use the body's bytes for
+    /// notes. Returns whether it has responded, and the work is done.
+    fn work(
+        &mut self,
+        work: &mut Self::Work,
+        body: &mut [u8],
+        budget: &mut Budget,
+        reply: Reply<'_>,
+    ) -> bool;
 
     /// Is told of a response to what never reached [`Handler::handle`].
     fn refused(&mut self, status: Status);
@@ -129,8 +145,8 @@ pub trait Handler {
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
-    /// It has responded.
-    Responded,
+    /// It has responded, at a cost in units of a [`Budget`].
+    Responded(u32),
     /// It cannot respond yet, and has written nothing. The request is kept, and so are those behind it.
     NotYet,
 }
@@ -140,13 +156,13 @@ pub enum Handled {
 pub enum Outcome {
     /// Send what was written, then receive.
     Receive,
-    /// Send what was written, then call [`Connection::resume`]: requests are waiting.
+    /// Send what was written, then call [`Connection::resume`]: requests are waiting until the peer has taken responses.
     Resume,
     /// Send what was written, and call [`Connection::resume`] once the handler can respond. Until then,
     /// [`Connection::keep`] what is received.
     Wait,
-    /// Send what was written, and call [`Connection::resume`] once others have had their turn: there is work to do on
-    /// a batch.
+    /// Send what was written, and call [`Connection::renew`] and [`Connection::resume`] once others have had their turn:
+    /// there is work to do on a batch, or the budget is used up. Until then, [`Connection::keep`] what is received.
     Work,
     /// Send what was written, shut down the writing side, discard what still arrives for a bounded
     /// time (RFC 9112 section 9.6), and close.
@@ -176,6 +192,11 @@ pub enum Waited {
 
 /// Tells a client to send its body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): no settings, with which the server's side has to
+/// begin, and GOAWAY with HTTP_1_1_REQUIRED.
+const GO_AWAY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
+    \x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d";
 
 /// What the connection is in the middle of.
 #[derive(Debug)]
@@ -240,6 +261,8 @@ enum BodyEnd {
 pub struct Connection<W> {
     limits: Limits,
     stage: Stage<W>,
+    /// What is left of what it may cost before others have their turn.
+    budget: Budget,
     /// Received and not yet consumed.
     buffer: Vec<u8>,
     /// When the stage began, in the engine's milliseconds.
@@ -260,6 +283,7 @@ impl<W> Connection<W> {
         Connection {
             limits,
             stage: Stage::START,
+            budget: Budget::FULL,
             buffer: Vec::new(),
             since_ms: now_ms,
             begun: false,
@@ -270,8 +294,9 @@ impl<W> Connection<W> {
         }
     }
 
-    /// Takes received bytes, hands every complete request to the handler, and appends the responses
-    /// to `out`, where the unsent responses of this connection are.
+    /// Takes received bytes, hands complete requests to the handler until the budget is spent, and appends the responses
+    /// to `out`, where the unsent responses of this connection are. Does no work on batches: those of all connections
+    /// may become whole at once.
     pub fn receive<H: Handler<Work = W>>(
         &mut self,
         input: &[u8],
@@ -279,14 +304,27 @@ impl<W> Connection<W> {
         context: &mut Context<H>,
         out: &mut Vec<u8>,
     ) -> Outcome {
+        self.advance_with(input, false, now_ms, context, out)
+    }
+
+    fn advance_with<H: Handler<Work = W>>(
+        &mut self,
+        input: &[u8],
+        may_work: bool,
+        now_ms: u64,
+        context: &mut Context<H>,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        self.budget.charge(units::RECEIVE);
         let (taken, outcome) = if self.buffer.is_empty() {
-            let (taken, outcome) = self.advance(input, now_ms, context, out);
+            let (taken, outcome) = self.advance(input, may_work, now_ms, context, out);
             self.buffer.extend_from_slice(&input[taken..]);
             (0, outcome)
         } else {
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.extend_from_slice(input);
-            let advanced = self.advance(&buffer, now_ms, context, out);
+            self.budget.charge_bytes(buffer.len(), units::MOVED_BYTES);
+            let advanced = self.advance(&buffer, may_work, now_ms, context, out);
             self.buffer = buffer;
             advanced
         };
@@ -298,9 +336,8 @@ impl<W> Connection<W> {
         outcome
     }
 
-    /// Keeps received bytes behind a request that cannot be responded to yet.
+    /// Keeps received bytes behind what is here and has to wait.
     pub fn keep(&mut self, input: &[u8]) {
-        debug_assert!(matches!(self.stage, Stage::Asked(_)));
         self.buffer.extend_from_slice(input);
     }
 
@@ -309,8 +346,19 @@ impl<W> Connection<W> {
         self.buffer.len()
     }
 
-    /// Continues with the requests that were held back, now that `out` was sent, or that the handler can
-    /// respond.
+    /// Notes that others have had their turn: from here on it may cost as much as any of them.
+    #[inline]
+    pub fn renew(&mut self) {
+        self.budget = Budget::FULL;
+    }
+
+    /// What is left of what it may cost before others have their turn.
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Continues with what was held back, now that `out` was sent, that others have had their turn, or that the handler
+    /// can respond.
     pub fn resume<H: Handler<Work = W>>(
         &mut self,
         now_ms: u64,
@@ -327,7 +375,7 @@ impl<W> Connection<W> {
                 return Outcome::Wait;
             }
         }
-        self.receive(&[], now_ms, context, out)
+        self.advance_with(&[], true, now_ms, context, out)
     }
 
     /// How many bytes of a batch have yet to arrive, where [`Connection::fill`] may take them.
@@ -341,14 +389,17 @@ impl<W> Connection<W> {
         }
     }
 
-    /// Has `receive` append bytes of a batch to those that are here, [`missing`](Connection::missing) ones at most, so
-    /// that no buffer comes in between. Afterwards, [`Connection::resume`] says what to do next.
-    pub fn fill<R>(&mut self, receive: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
+    /// Has `receive` append bytes of a batch to those that are here, as many as it is given at most, so that no buffer
+    /// comes in between. Afterwards, [`Connection::receive`] of nothing says what to do next.
+    pub fn fill<R>(&mut self, receive: impl FnOnce(&mut Vec<u8>, usize) -> R) -> Option<R> {
+        let room = self.budget.room(units::COPIED_BYTES);
         let Stage::Batch(batch) = &mut self.stage else { return None };
         let BodyEnd::Length(left) = &mut batch.end else { return None };
         let before = batch.body.len();
-        let received = receive(&mut batch.body);
-        *left = left.checked_sub(batch.body.len() - before).expect("no more than were missing");
+        let received = receive(&mut batch.body, room.min(*left));
+        let more = batch.body.len() - before;
+        *left = left.checked_sub(more).expect("no more than were missing");
+        self.budget.charge_bytes(more, units::COPIED_BYTES);
         if *left == 0 {
             self.start_work();
         }
@@ -366,6 +417,25 @@ impl<W> Connection<W> {
             Waited::Header => timeouts.header_ms,
             Waited::Body => timeouts.body_ms,
         })
+    }
+
+    /// The method and the target of a request whose head has arrived, and which is not responded to yet, unless it is a
+    /// batch.
+    pub fn request_under_way(&self) -> Option<(Method, Target<'_>)> {
+        let (head, bytes) = match &self.stage {
+            Stage::Body { head, .. } => (head, &self.buffer),
+            Stage::Chunked(request) => (&request.head, &request.bytes),
+            Stage::Asked(request) => (&request.head, &request.bytes),
+            Stage::Head { .. } | Stage::Skip { .. } | Stage::Batch(_) | Stage::Work(_) => {
+                return None;
+            }
+        };
+        Some((head.method, head.target(bytes).ok()?))
+    }
+
+    /// Whether a batch is received or worked on.
+    pub fn is_batch_under_way(&self) -> bool {
+        matches!(self.stage, Stage::Batch(_) | Stage::Work(_))
     }
 
     /// What the peer is expected to send.
@@ -422,6 +492,7 @@ impl<W> Connection<W> {
     fn advance<H: Handler<Work = W>>(
         &mut self,
         data: &[u8],
+        may_work: bool,
         now_ms: u64,
         context: &mut Context<H>,
         out: &mut Vec<u8>,
@@ -442,8 +513,11 @@ impl<W> Connection<W> {
             if out.len() >= UNSENT_BYTES_MAX {
                 return (at, Outcome::Resume);
             }
+            if self.budget.is_spent() {
+                return (at, Outcome::Work);
+            }
             if works {
-                match self.work(at < data.len(), now_ms, context, out) {
+                match may_work && self.work(at < data.len(), now_ms, context, out) {
                     true => continue,
                     false => return (at, Outcome::Work),
                 }
@@ -492,10 +566,14 @@ impl<W> Connection<W> {
                 let head = match known {
                     Some(head) => head,
                     None => {
-                        let Some(mut head) = scan.parse(data, &context.bound_host)? else {
+                        let scanned = scan.parse(data, &context.bound_host);
+                        self.budget.charge(units::HEAD);
+                        let Some(mut head) = scanned? else {
+                            // What it has cost so far is charged with the whole.
                             self.begin(now_ms);
                             return Ok(None);
                         };
+                        self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
                         head.is_batch = self.is_batch(&head, &data[..head.bytes], context);
                         context.head_cache.keep(&head, &data[..head.bytes]);
                         head
@@ -512,15 +590,24 @@ impl<W> Connection<W> {
             }
             Stage::Chunked(request) => {
                 let limit = self.limits.body_bytes_max;
-                match request.chunked.feed(data, limit, &mut request.bytes)? {
-                    Progress::More => Ok(Some(data.len())),
-                    Progress::Done(taken) => {
+                match request.chunked.feed(data, limit, &mut request.bytes) {
+                    Err(Refusal::LargeBody) => {
+                        let (head, bytes) = (request.head, std::mem::take(&mut request.bytes));
+                        self.refuse_body(head, &bytes, now_ms, context, out)
+                    }
+                    Err(refusal) => Err(refusal),
+                    Ok(Progress::More) => {
+                        self.budget.charge(chunked_units(data.len()));
+                        Ok(Some(data.len()))
+                    }
+                    Ok(Progress::Done(taken)) => {
+                        self.budget.charge(chunked_units(taken));
                         let ChunkedRequest { head, bytes, .. } = &mut **request;
                         let (head, bytes) = (*head, std::mem::take(bytes));
                         self.stage = Stage::START;
                         let has_more = taken < data.len();
                         match self.handle(&head, &bytes, has_more, now_ms, context, out) {
-                            Handled::Responded => Ok(Some(taken)),
+                            Handled::Responded(_) => Ok(Some(taken)),
                             Handled::NotYet => {
                                 self.ask(&head, bytes, taken);
                                 Ok(None)
@@ -533,6 +620,8 @@ impl<W> Connection<W> {
             Stage::Batch(batch) => {
                 let limit = self.limits.batch_bytes_max;
                 let (taken, is_whole) = batch.take(data, limit)?;
+                let units = batch.units(taken);
+                self.budget.charge(units);
                 if is_whole {
                     self.start_work();
                 }
@@ -543,6 +632,7 @@ impl<W> Connection<W> {
             Stage::Skip { left } => {
                 let taken = data.len().min(*left);
                 *left -= taken;
+                self.budget.charge_bytes(taken, units::MOVED_BYTES);
                 if *left == 0 {
                     (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
                 }
@@ -595,9 +685,10 @@ impl<W> Connection<W> {
         let request = self.request(&head, head_only, head.target(head_only)?);
         let reply = Reply::new(out, &context.date, persistence, false);
         let begun = context.handler.begin_batch(&request, bytes, reply);
+        self.budget.charge(units::REFUSAL);
         self.begin(now_ms);
         self.since_ms = now_ms;
-        let Some(work) = begun else {
+        let Some((work, body)) = begun else {
             self.closing = persistence == Persistence::Close;
             self.begun = bytes > 0;
             self.stage = if bytes > 0 { Stage::Skip { left: bytes } } else { Stage::START };
@@ -606,7 +697,6 @@ impl<W> Connection<W> {
         if waits {
             out.extend_from_slice(CONTINUE);
         }
-        let body = Vec::with_capacity(bytes);
         self.stage = Stage::Batch(Box::new(BatchRequest { head, end, body, work }));
         if bytes == 0 {
             self.start_work();
@@ -622,7 +712,7 @@ impl<W> Connection<W> {
         };
     }
 
-    /// Does a slice of the work on a batch. Returns whether it is done.
+    /// Works on a batch until the budget is spent. Returns whether that is done.
     fn work<H: Handler<Work = W>>(
         &mut self,
         has_more: bool,
@@ -634,7 +724,8 @@ impl<W> Connection<W> {
         let persistence = self.persistence(&batch.head, has_more);
         let Stage::Work(batch) = &mut self.stage else { return true };
         let reply = Reply::new(out, &context.date, persistence, false);
-        let is_done = context.handler.work(&mut batch.work, &batch.body, reply);
+        let BatchRequest { work, body, .. } = &mut **batch;
+        let is_done = context.handler.work(work, body, &mut self.budget, reply);
         if is_done {
             self.closing = persistence == Persistence::Close;
             self.peer_has_finished = batch.head.is_last();
@@ -664,7 +755,7 @@ impl<W> Connection<W> {
         let arrived = data.len() - head.bytes;
         match head.framing {
             Framing::Length(length) if length > self.limits.body_bytes_max as u64 => {
-                Err(Refusal::LargeBody)
+                self.refuse_body(head, data, now_ms, context, out)
             }
             Framing::Length(length) => {
                 #[expect(
@@ -704,6 +795,25 @@ impl<W> Connection<W> {
         }
     }
 
+    /// Refuses a request with a body that is too large: for its target or its method, if nobody could send it a smaller one.
+    #[cold]
+    fn refuse_body<H: Handler<Work = W>>(
+        &mut self,
+        head: Head,
+        bytes: &[u8],
+        now_ms: u64,
+        context: &mut Context<H>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<usize>, Refusal> {
+        let head_only = &bytes[..head.bytes];
+        if context.handler.knows(&self.request(&head, head_only, head.target(head_only)?)) {
+            return Err(Refusal::LargeBody);
+        }
+        let last = Head { is_persistent: false, expects_continue: true, ..head };
+        let _ = self.handle(&last, head_only, false, now_ms, context, out);
+        Ok(None)
+    }
+
     /// Handles a request whose body has a known length, once all of it is in `data`.
     #[inline]
     fn finish_body<H: Handler<Work = W>>(
@@ -721,7 +831,7 @@ impl<W> Connection<W> {
         let total = head.bytes + length;
         self.stage = Stage::START;
         match self.handle(&head, &data[..total], data.len() > total, now_ms, context, out) {
-            Handled::Responded => Some(total),
+            Handled::Responded(_) => Some(total),
             Handled::NotYet => {
                 self.ask(&head, data[..total].to_vec(), total);
                 None
@@ -785,7 +895,7 @@ impl<W> Connection<W> {
             Ok(target) => target,
             Err(refusal) => {
                 self.refuse(refusal, is_head, context, out);
-                return Handled::Responded;
+                return Handled::Responded(0);
             }
         };
         let persistence = match target {
@@ -797,9 +907,17 @@ impl<W> Connection<W> {
         self.peer_has_finished = head.is_last();
         self.begun = false;
         self.since_ms = now_ms;
+        if !head.has_plain_path {
+            // It is decoded for each request.
+            self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
+        }
         let request = self.request(head, bytes, target);
         let reply = Reply::new(out, &context.date, persistence, is_head);
-        context.handler.handle(&request, reply)
+        let handled = context.handler.handle(&request, reply);
+        if let Handled::Responded(units) = handled {
+            self.budget.charge(units);
+        }
+        handled
     }
 
     /// Whether the connection goes on behind the response to a request. `has_more` says whether something has arrived
@@ -843,13 +961,31 @@ impl<W> Connection<W> {
         self.closing = true;
         // What was received of it is not wanted anymore.
         self.stage = Stage::START;
+        self.budget.charge(units::REFUSAL);
         let (status, sentence) = refusal.response();
+        if refusal == Refusal::Http2 {
+            out.extend_from_slice(GO_AWAY);
+            return context.handler.refused(status);
+        }
         let reply = Reply::new(out, &context.date, Persistence::Close, is_head);
         context.handler.refused(reply.send_error(status, &[], sentence));
     }
 }
 
+/// The cost of reading bytes of a chunked body.
+fn chunked_units(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX).saturating_mul(units::CHUNKED_BYTE)
+}
+
 impl<W> BatchRequest<W> {
+    /// The cost of taking bytes of the body.
+    fn units(&self, bytes: usize) -> u32 {
+        match self.end {
+            BodyEnd::Length(_) => u32::try_from(bytes / units::COPIED_BYTES).unwrap_or(u32::MAX),
+            BodyEnd::Chunked(_) => chunked_units(bytes),
+        }
+    }
+
     /// Takes what `data` has of the body, at most `bytes_max` bytes in all. Returns how many bytes of it belong to the
     /// body, and whether that is whole.
     fn take(&mut self, data: &[u8], bytes_max: usize) -> Result<(usize, bool), Refusal> {

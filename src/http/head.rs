@@ -100,6 +100,11 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// Bytes of the head, which are fewer than 2^16.
+    pub(super) fn length(&self) -> u16 {
+        u16::try_from(self.bytes).unwrap_or(u16::MAX)
+    }
+
     /// Whether the client sends nothing behind the request: it has said so, or HTTP/1.0 implies it (RFC 9112
     /// section 9.6), and neither a body that may or may not come nor the data of a tunnel can follow.
     #[inline]
@@ -222,6 +227,9 @@ fn parse(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     }
 }
 
+/// What a client that speaks HTTP/2 begins with, up to what looks like the end of a head (RFC 9113 section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
 /// Parses a later minor version as 1.1 (RFC 9110 section 2.5), and tells a version that this server
 /// does not speak from what is not a version.
 fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
@@ -232,6 +240,7 @@ fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
             as_1_1[line_end - 1] = b'1';
             parse(&as_1_1, bound_host)
         }
+        b"HTTP/2.0" if head == HTTP2_PREFACE => Err(Refusal::Http2),
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {

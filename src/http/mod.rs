@@ -7,6 +7,7 @@
 
 mod accept;
 mod authority;
+mod budget;
 mod chunked;
 mod connection;
 mod context;
@@ -17,6 +18,7 @@ mod response;
 mod target;
 
 pub use accept::MediaType;
+pub use budget::Budget;
 pub use connection::{Connection, Handled, Handler, Limits, Outcome, Request, Timeouts, Waited};
 pub use context::Context;
 pub use method::Method;
@@ -70,6 +72,8 @@ enum Refusal {
     LargeBatch,
     /// A version other than HTTP/1.x.
     Version,
+    /// The connection preface of HTTP/2.
+    Http2,
     /// `Expect` with anything but `100-continue`.
     Expectation,
     /// The request did not arrive in time.
@@ -116,7 +120,9 @@ impl Refusal {
                 Status::ContentTooLarge,
                 "send a smaller batch, or start the server with a larger --max-batch",
             ),
-            Refusal::Version => (Status::VersionNotSupported, "send the request in HTTP/1.1"),
+            Refusal::Version | Refusal::Http2 => {
+                (Status::VersionNotSupported, "send the request in HTTP/1.1")
+            }
             Refusal::Expectation => {
                 (Status::ExpectationFailed, "send no expectation other than 100-continue")
             }

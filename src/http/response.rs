@@ -152,13 +152,23 @@ impl<'a> Reply<'a> {
         fields: &[(&str, &str)],
         body: &[u8],
     ) -> Status {
+        self.send_parts(status, content_type, fields, Some(body))
+    }
+
+    fn send_parts(
+        self,
+        status: Status,
+        content_type: Option<&str>,
+        fields: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Status {
         let mut digits = itoa::Buffer::new();
         let out = self.out;
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
         let code = digits.format(status.code()).as_bytes();
         put(&[b"HTTP/1.1 ", code, b" ", status.reason().as_bytes(), b"\r\nDate: ", &self.date.0]);
         // RFC 9110 section 8.6: a 204 has no Content-Length.
-        if status != Status::NoContent {
+        if let Some(body) = body.filter(|_| status != Status::NoContent) {
             put(&[b"\r\nContent-Length: ", digits.format(body.len()).as_bytes()]);
         }
         if let Some(content_type) = content_type {
@@ -173,10 +183,16 @@ impl<'a> Reply<'a> {
             Persistence::Close => put(&[b"\r\nConnection: close"]),
         }
         put(&[b"\r\n\r\n"]);
-        if !self.without_body {
+        if let Some(body) = body.filter(|_| !self.without_body) {
             put(&[body]);
         }
         status
+    }
+
+    /// Sends a status and fields in response to a HEAD request whose body is not made: without its length, which is known only
+    /// then (RFC 9110 section 9.3.2).
+    pub fn send_head(self, status: Status, content_type: &str, fields: &[(&str, &str)]) -> Status {
+        self.send_parts(status, Some(content_type), fields, None)
     }
 
     /// Sends a JSON body.

@@ -1,6 +1,6 @@
 //! What a shard counts of batches.
 
-use super::{Counter, Text, bucket_of};
+use super::{Counter, Text, bucket_of, canonical};
 
 /// Upper bounds of the events of a batch.
 const BATCH_EVENTS: [u64; 8] = [0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
@@ -38,8 +38,9 @@ pub(super) fn write<'a>(
     }
     let name = "ringtally_batch_events";
     text.family(name, "histogram", "Events of a counted batch.");
-    let bounds = BATCH_EVENTS.map(|events| events as f64);
-    text.histogram(name, &bounds, &all.events, all.events_total.get() as f64);
+    let bounds = BATCH_EVENTS.map(|events| canonical(events as f64));
+    let counts = all.events.each_ref().map(Counter::get);
+    text.histogram(name, "", &bounds, &counts, all.events_total.get() as f64);
     let name = "ringtally_batch_lines_refused_total";
     text.family(name, "counter", "Lines for which a batch was refused.");
     text.sample(name, "", all.refused_lines.get());

@@ -1,6 +1,6 @@
 //! What the committer counts.
 
-use super::{Counter, Text, bucket_of, nanoseconds};
+use super::{Counter, Text, bucket_of, canonical, nanoseconds};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,11 +111,13 @@ impl StoreMetrics {
         let name = "ringtally_store_commit_duration_seconds";
         text.family(name, "histogram", "Time that a commit took until it was durable.");
         let seconds = self.duration_ns.get() as f64 / 1e9;
-        text.histogram(name, &COMMIT_US.map(|us| us as f64 / 1e6), &self.durations, seconds);
+        let bounds = COMMIT_US.map(|us| canonical(us as f64 / 1e6));
+        text.histogram(name, "", &bounds, &self.durations.each_ref().map(Counter::get), seconds);
         let name = "ringtally_store_commit_events";
         text.family(name, "histogram", "Events that a commit made durable.");
         let events = self.events_total.get() as f64;
-        text.histogram(name, &COMMIT_EVENTS.map(|events| events as f64), &self.events, events);
+        let bounds = COMMIT_EVENTS.map(|events| canonical(events as f64));
+        text.histogram(name, "", &bounds, &self.events.each_ref().map(Counter::get), events);
         let name = "ringtally_store_responses_waiting";
         text.family(name, "gauge", "Groups of responses on one connection that wait for a commit.");
         text.sample(name, "", waiting);

@@ -1,20 +1,12 @@
-//! `POST /events`: the work on a batch, in slices.
+//! `POST /events`: the work on a batch, in slices, each of which uses up a budget.
 
-use super::Endpoints;
+use super::{Endpoints, units};
 use crate::event::{self, LineRefusal};
-use crate::http::{Reply, Request, Status};
+use crate::http::{Budget, Reply, Request, Status};
 use crate::metrics::{Endpoint, Failure};
 use crate::tally::{Batch, Block, Finish, Writer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// How much of a batch is worked on before other connections have their turn, in units of about the time that a byte of
-/// a usual line of a known user takes. It is 0.1 to 0.5 ms.
-const SLICE_COST: usize = 128 * 1024;
-/// What a byte of any other line costs.
-const UNUSUAL_COST: usize = 8;
-/// What it costs to claim the user of an event.
-const CLAIM_COST: usize = 256;
 
 /// Bounds the memory of the batches that all shards receive and work on.
 #[derive(Debug)]
@@ -34,11 +26,15 @@ impl BatchMemory {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Reserves memory until the reservation is dropped, if there is so much.
-    fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+    /// Reserves memory for a body until the reservation is dropped, if there is so much.
+    fn reserve(self: &Arc<Self>, bytes: usize) -> Option<(Reservation, Vec<u8>)> {
         let add = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.bytes_max);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
-        Some(Reservation { memory: Arc::clone(self), bytes })
+        let reservation = Reservation { memory: Arc::clone(self), bytes };
+        let mut body = Vec::new();
+        // The peer has named the size, and the process may not have so much.
+        body.try_reserve_exact(bytes).ok()?;
+        Some((reservation, body))
     }
 }
 
@@ -57,24 +53,62 @@ impl Drop for Reservation {
 
 /// The work on a batch: its lines are decoded and added up, then the users that this shard has not seen are claimed, and
 /// then all events are counted at once.
+///
+/// The lines of these users are marked in the body itself (see [`Mark`]), which takes no memory that would have to be
+/// reserved.
 #[derive(Debug)]
 pub struct Work {
     _reservation: Reservation,
     /// The sum so far; none before the first slice.
     batch: Option<Batch>,
-    /// What was read, and how many lines that is.
-    at: usize,
-    lines: u64,
-    /// Events whose users have to be claimed, and how many of them were.
-    unseen: Vec<Line>,
-    claimed: usize,
+    /// What was read.
+    read: Line,
+    /// How many lines are marked.
+    marked: u64,
+    /// The first line that may be marked.
+    claimed: Line,
 }
 
-/// Where a line is.
+/// Where a line is: its first byte, and how many lines are before it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Line {
+pub(super) struct Line {
     at: usize,
-    number: u64,
+    before: u64,
+}
+
+impl Line {
+    /// Goes on to the next line.
+    fn skip(&mut self, bytes: usize) {
+        self.at += bytes;
+        self.before += 1;
+    }
+
+    fn number(self) -> u64 {
+        self.before + 1
+    }
+}
+
+/// Marks the line of an event whose user has to be claimed, in place of the line's first byte. No event begins with a mark.
+struct Mark;
+
+impl Mark {
+    /// What an event begins with: white space of JSON, or its brace.
+    const FIRST: [u8; 4] = *b"{ \t\r";
+
+    fn set(first: &mut u8) {
+        let index = Self::FIRST.iter().position(|byte| byte == first);
+        *first =
+            index.and_then(|index| u8::try_from(index).ok()).expect("an event begins with one");
+    }
+
+    /// Removes the mark, if there is one. Returns whether there was.
+    fn take(first: &mut u8) -> bool {
+        let original = Self::FIRST.get(usize::from(*first));
+        if let Some(original) = original {
+            *first = *original;
+        }
+        original.is_some()
+    }
 }
 
 /// Why a batch is refused.
@@ -99,82 +133,103 @@ impl BadLine {
 }
 
 impl Work {
-    /// Decodes lines of at most `line_bytes_max` bytes and adds up their events, until the whole batch is read or `left`
-    /// is spent.
+    /// Decodes lines of at most `line_bytes_max` bytes and adds up their events, until the whole batch is read or the budget
+    /// is spent. Appends the places of those whose users have to be claimed to `unseen`.
     fn decode(
         &mut self,
         batch: &mut Batch,
         writer: &Writer,
         body: &[u8],
         line_bytes_max: usize,
-        left: &mut usize,
+        budget: &mut Budget,
+        unseen: &mut Vec<Line>,
     ) -> Result<(), BadLine> {
         let mut block = Block::default();
-        while self.at < body.len() && *left > 0 {
-            let rest = &body[self.at..];
-            self.lines += 1;
-            let place = Line { at: self.at, number: self.lines };
+        while self.read.at < body.len() && !budget.is_spent() {
+            let rest = &body[self.read.at..];
+            let place = self.read;
             if let Some((user, value, bytes)) = event::decode_usual_line(rest, line_bytes_max) {
-                self.at += bytes;
-                *left = left.saturating_sub(bytes);
+                self.read.skip(bytes);
+                budget.charge(units::LINE + units::of_bytes(bytes, 1));
                 writer.put_into_block(&mut block, user, value, place);
                 if block.is_full() {
-                    writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
+                    writer.add_block_to_batch(batch, &mut block, unseen);
                 }
                 continue;
             }
             // Users are claimed in the order of their lines.
-            writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
+            writer.add_block_to_batch(batch, &mut block, unseen);
             let line = event::decode_line(rest, line_bytes_max);
-            self.at += line.bytes;
-            *left = left.saturating_sub(line.bytes * UNUSUAL_COST);
+            self.read.skip(line.bytes);
+            budget.charge(units::UNUSUAL + units::of_bytes(line.bytes, units::UNUSUAL_BYTE));
             match line.event {
                 None => {}
                 Some(Ok(event)) => {
                     let is_known = writer.add_to_batch(batch, &event.user, event.value);
                     if !is_known {
-                        self.unseen.push(place);
+                        unseen.push(place);
                     }
                 }
-                Some(Err(refusal)) => return Err(BadLine::new(self.lines, refusal)),
+                Some(Err(refusal)) => return Err(BadLine::new(place.number(), refusal)),
             }
         }
-        writer.add_block_to_batch(batch, &mut block, &mut self.unseen);
+        writer.add_block_to_batch(batch, &mut block, unseen);
         Ok(())
     }
 
-    /// Claims the users that the shard has not seen, until that is done or `left` is spent.
+    /// Marks the lines whose users have to be claimed.
+    fn mark(&mut self, body: &mut [u8], unseen: &mut Vec<Line>) {
+        for place in unseen.drain(..) {
+            Mark::set(&mut body[place.at]);
+            if self.marked == 0 {
+                self.claimed = place;
+            }
+            self.marked += 1;
+        }
+    }
+
+    /// Claims the users of marked lines, until that is done or the budget is spent.
     fn claim(
         &mut self,
         batch: &mut Batch,
         writer: &mut Writer,
-        body: &[u8],
+        body: &mut [u8],
         line_bytes_max: usize,
-        left: &mut usize,
+        budget: &mut Budget,
     ) {
-        if self.unseen.is_empty() || !writer.may_claim(batch) {
+        if self.marked == 0 || !writer.may_claim(batch) {
             return;
         }
-        while let Some(place) = self.unseen.get(self.claimed)
-            && *left > 0
-        {
+        while self.marked > 0 && !budget.is_spent() {
+            let place = self.claimed;
+            let is_marked = Mark::take(&mut body[place.at]);
             let rest = &body[place.at..];
-            let cost = match event::decode_usual_line(rest, line_bytes_max) {
+            if !is_marked {
+                let bytes = memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+                self.claimed.skip(bytes);
+                budget.charge(1);
+                budget.charge_bytes(bytes, units::SEARCHED_BYTES);
+                continue;
+            }
+            self.marked -= 1;
+            let bytes = match event::decode_usual_line(rest, line_bytes_max) {
                 Some((user, _, bytes)) => {
-                    writer.claim(batch, user, place.number);
+                    writer.claim(batch, user, place.number());
+                    budget.charge(units::LINE + units::of_bytes(bytes, 1));
                     bytes
                 }
                 None => {
                     let line = event::decode_line(rest, line_bytes_max);
                     // It was an event before.
                     if let Some(Ok(event)) = &line.event {
-                        writer.claim(batch, &event.user, place.number);
+                        writer.claim(batch, &event.user, place.number());
                     }
-                    line.bytes * UNUSUAL_COST
+                    budget.charge(units::of_bytes(line.bytes, units::UNUSUAL_BYTE));
+                    line.bytes
                 }
             };
-            *left = left.saturating_sub(CLAIM_COST + cost);
-            self.claimed += 1;
+            budget.charge(units::CLAIM);
+            self.claimed.skip(bytes);
         }
     }
 }
@@ -186,59 +241,52 @@ impl Endpoints {
         request: &Request<'_>,
         bytes: usize,
         reply: Reply<'_>,
-    ) -> Option<Work> {
+    ) -> Option<(Work, Vec<u8>)> {
         let status = if request.is_cross_site() {
             super::refuse_cross_site(reply)
         } else if request.is_encoded() {
-            let fields = [("Accept-Encoding", "identity")];
-            reply.send_error(
-                Status::UnsupportedMediaType,
-                &fields,
-                "send the batch without a content coding",
-            )
+            super::refuse_encoded(reply)
         } else if self.is_store_late() {
             self.refuse_for_store(reply)
-        } else if let Some(reservation) = self.policy.batch_memory.reserve(bytes) {
-            return Some(Work {
-                _reservation: reservation,
-                batch: None,
-                at: 0,
-                lines: 0,
-                unseen: Vec::new(),
-                claimed: 0,
-            });
+        } else if let Some((reservation, body)) = self.policy.batch_memory.reserve(bytes) {
+            let (read, claimed) = (Line::default(), Line::default());
+            let work = Work { _reservation: reservation, batch: None, read, marked: 0, claimed };
+            return Some((work, body));
         } else {
             let sentence = "try again later, or start the server with a larger --max-batch-memory: it is \
-                            receiving as many batches as it allows";
+                            receiving as many batches as it allows, or as fit in the machine's memory";
             reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
         };
         self.metrics.note_response(request.method(), Endpoint::Batch, status);
         None
     }
 
-    /// Does a slice of the work on a batch. Returns the status once it has responded.
+    /// Works on a batch until the budget is spent. Returns the status once it has responded.
     pub(super) fn work_on_batch(
         &mut self,
         work: &mut Work,
-        body: &[u8],
+        body: &mut [u8],
+        budget: &mut Budget,
         reply: Reply<'_>,
     ) -> Option<Status> {
-        let Endpoints { writer, .. } = self;
+        let Endpoints { writer, unseen, .. } = self;
         let mut batch = work.batch.take().unwrap_or_else(|| writer.begin_batch());
         let line_bytes_max = self.policy.line_bytes_max;
-        let mut left = SLICE_COST;
-        if let Err(bad) = work.decode(&mut batch, writer, body, line_bytes_max, &mut left) {
+        let decoded = work.decode(&mut batch, writer, body, line_bytes_max, budget, unseen);
+        work.mark(body, unseen);
+        if let Err(bad) = decoded {
             self.metrics.note_failure(bad.failure);
             self.metrics.batches.refused_lines.add(1);
             return Some(refuse_line(reply, Status::BadRequest, bad.number, bad.sentence));
         }
-        if work.at == body.len() {
-            work.claim(&mut batch, writer, body, line_bytes_max, &mut left);
+        if work.read.at == body.len() {
+            work.claim(&mut batch, writer, body, line_bytes_max, budget);
         }
-        if work.at < body.len() || work.claimed < work.unseen.len() {
+        if work.read.at < body.len() || work.marked > 0 {
             work.batch = Some(batch);
             return None;
         }
+        budget.charge(units::BATCH);
         if self.is_store_late() {
             return Some(self.refuse_for_store(reply));
         }

@@ -87,6 +87,15 @@ impl State {
     }
 }
 
+/// Whether a shard had seen the user of an event that it has counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// It had.
+    Seen,
+    /// It had not, so the set of all users was looked at, which takes longer.
+    Unseen,
+}
+
 /// An event was not counted, because its user is new and `--max-users` are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsersFull;
@@ -298,14 +307,14 @@ impl Writer {
     /// Counts one event of `user` with a finite `value`. It may be acknowledged once
     /// [`Writer::publish`] has returned.
     #[inline]
-    pub fn count(&mut self, user: &[u8], value: f64) -> Result<(), UsersFull> {
+    pub fn count(&mut self, user: &[u8], value: f64) -> Result<User, UsersFull> {
         self.enter(self.tally.generation.load(Ordering::Acquire));
         let key = self.tally.hasher.key(user);
         if self.seen.contains(self.counts.generation, &key) {
             self.add(value);
-            return Ok(());
+            return Ok(User::Seen);
         }
-        self.count_unseen(key.hash, user, value)
+        self.count_unseen(key.hash, user, value).map(|()| User::Unseen)
     }
 
     /// Counts an event of a user whom this shard has not seen.

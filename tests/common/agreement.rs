@@ -2,9 +2,9 @@
 
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
-    CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, FIELDS_MAX, HEAD_BYTES_MAX,
-    Handled, Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply, Request, Status,
-    Target, Timeouts,
+    Budget, CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, FIELDS_MAX,
+    HEAD_BYTES_MAX, Handled, Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply,
+    Request, Status, Target, Timeouts,
 };
 
 const BODY_BYTES_MAX: usize = 200;
@@ -18,6 +18,10 @@ struct Recorder {
 impl Handler for Recorder {
     type Work = ();
 
+    fn knows(&self, _: &Request<'_>) -> bool {
+        true
+    }
+
     fn wants_body(&self, request: &Request<'_>) -> bool {
         request.method() == Method::Post
             && matches!(&request.target, Target::Path(path) if **path == *b"/event")
@@ -28,11 +32,11 @@ impl Handler for Recorder {
             && matches!(&request.target, Target::Path(path) if **path == *b"/events")
     }
 
-    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<()> {
-        Some(())
+    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<((), Vec<u8>)> {
+        Some(((), Vec::new()))
     }
 
-    fn work(&mut self, (): &mut (), body: &[u8], reply: Reply<'_>) -> bool {
+    fn work(&mut self, (): &mut (), body: &mut [u8], _: &mut Budget, reply: Reply<'_>) -> bool {
         let (method, path) = ("Post".into(), b"/events".to_vec());
         self.accepted.push(Accepted { method, path, body: body.to_vec() });
         reply.send_json(Status::Ok, b"{}");
@@ -48,7 +52,7 @@ impl Handler for Recorder {
         let method = format!("{:?}", request.method());
         self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
         reply.send_json(Status::Ok, b"{}");
-        Handled::Responded
+        Handled::Responded(0)
     }
 
     fn refused(&mut self, _: Status) {}
@@ -70,14 +74,16 @@ pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>)
     let mut outcome = Outcome::Receive;
     let (mut responses, mut last) = (0, Vec::new());
     for piece in pieces {
+        connection.renew();
         outcome = connection.receive(piece, 0, &mut context, &mut out);
         loop {
             // All but a 100 have one.
             responses += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
             last = std::mem::take(&mut out);
-            if outcome != Outcome::Resume {
+            if !matches!(outcome, Outcome::Resume | Outcome::Work) {
                 break;
             }
+            connection.renew();
             outcome = connection.resume(0, &mut context, &mut out);
         }
         if outcome.closes() {

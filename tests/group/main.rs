@@ -263,6 +263,7 @@ impl World {
                 peer.connection.keep(bytes.as_bytes());
             } else {
                 let Peer { connection, held, out, .. } = peer;
+                connection.renew();
                 let outcome = services[shard].receive(connection, bytes.as_bytes(), 0, held, out);
                 peer.go_on(outcome);
             }
@@ -311,6 +312,7 @@ impl World {
             {
                 let reading = if has_more { Reading::ForFirst } else { Reading::ForAll };
                 let Peer { connection, held, out, .. } = peer;
+                connection.renew();
                 let outcome = service.resume(connection, reading, 0, held, out);
                 peer.go_on(outcome);
                 service.commit();

@@ -53,9 +53,11 @@ fuzz_target!(|data: &[u8]| {
     let (mut out, mut outcome) = (Vec::new(), Outcome::Receive);
     for piece in wire.chunks(usize::from(*size).max(1)) {
         assert!((outcome, out.len()) == (Outcome::Receive, 0), "it is not whole");
+        connection.renew();
         outcome = connection.receive(piece, 0, &mut service, &mut out);
     }
     while outcome == Outcome::Work {
+        connection.renew();
         outcome = connection.resume(0, &mut service, &mut out);
     }
     service.commit();

@@ -33,6 +33,7 @@ fuzz_target!(|data: &[u8]| {
             }
             4 => {
                 out.clear();
+                connection.renew();
                 if matches!(outcome, Outcome::Resume | Outcome::Work) {
                     outcome = connection.resume(now_ms, &mut service, &mut out);
                 }

@@ -1,0 +1,107 @@
+//! Cost per byte: no input takes much longer than it is charged for, and a connection stops when its budget is spent. The search
+//! is led to input that is charged the most per byte, and to input whose time is the longest compared with what it is charged.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ringtally::http::{Budget, Limits, Outcome, Timeouts};
+use ringtally::metrics::Reporter;
+use ringtally::service::{Connection, Policy, Service};
+use ringtally::tally::Tally;
+use rustix::time::{ClockId, clock_gettime};
+use std::sync::LazyLock;
+
+/// How much longer than a usual event, compared with what it is charged, input may take.
+const FACTOR: f64 = 6.0;
+/// What the clock and the caches may add, in nanoseconds.
+const SLACK_NS: f64 = 100_000.0;
+/// How often the input is sent.
+const REPEATED: usize = 8;
+
+/// What libFuzzer takes for coverage: a counter that changes is news.
+#[unsafe(link_section = "__libfuzzer_extra_counters")]
+static mut COUNTERS: [u8; 128] = [0; 128];
+
+/// Notes that a value, in eighths of a power of two, was reached.
+fn reached(first: usize, value: f64) {
+    let step = (value.max(1.0).log2() * 4.0) as usize;
+    #[expect(unsafe_code, reason = "libFuzzer reads it between two runs, on the same thread")]
+    // SAFETY: in bounds, and nothing else refers to it while the target runs.
+    unsafe {
+        (&raw mut COUNTERS).cast::<u8>().add(first + step.min(63)).write(1);
+    }
+}
+
+/// Nanoseconds of CPU time of this thread.
+fn cpu_ns() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
+/// The nanoseconds and the units that a connection takes for some bytes, the least of several times.
+fn cost(wire: &[u8]) -> (f64, f64) {
+    let (mut ns, mut units) = (f64::MAX, 0.0);
+    for _ in 0..3 {
+        let (_, mut writers) = Tally::new(1, 1_000_000);
+        let reporter = Reporter::for_shards(1, "none").remove(0);
+        let mut service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
+        let timeouts = Timeouts { header_ms: 50, body_ms: 70, idle_ms: 90 };
+        let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 1 << 20, timeouts };
+        let mut connection = Connection::new(limits, true, 0);
+        let mut out = Vec::with_capacity(1 << 20);
+        let (mut charged, started) = (0, cpu_ns());
+        let mut outcome = Outcome::Receive;
+        for piece in wire.chunks(4096) {
+            if outcome.closes() {
+                break;
+            }
+            outcome = connection.receive(piece, 0, &mut service, &mut out);
+            loop {
+                let used = connection.budget().used();
+                // At most one request more than fits, which is made of one of these pieces.
+                assert!(used <= Budget::UNITS + 200_000, "{used} units at once");
+                charged += used;
+                connection.renew();
+                out.clear();
+                if !matches!(outcome, Outcome::Work | Outcome::Resume) {
+                    break;
+                }
+                outcome = connection.resume(0, &mut service, &mut out);
+            }
+            service.commit();
+        }
+        ns = ns.min(cpu_ns() - started);
+        units = f64::from(charged);
+    }
+    (ns, units)
+}
+
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// The nanoseconds that a unit takes here, where everything is instrumented.
+static UNIT_NS: LazyLock<f64> = LazyLock::new(|| {
+    let wire = post("/event", br#"{"userId":"user_1","value":499.5}"#).repeat(500);
+    let (ns, units) = cost(&wire);
+    ns / units
+});
+
+fuzz_target!(|data: &[u8]| {
+    // The first byte says what the others are.
+    let Some((kind, input)) = data.split_first() else { return };
+    let wire = match kind % 4 {
+        0 => input.repeat(REPEATED),
+        1 => post("/event", input).repeat(REPEATED),
+        2 => post("/events", &input.repeat(REPEATED)),
+        _ => post("/events", &[input, b"\n"].concat().repeat(REPEATED)),
+    };
+    let unit_ns = *UNIT_NS;
+    let (ns, units) = cost(&wire);
+    reached(0, units / wire.len().max(1) as f64 * 16.0);
+    reached(64, ns / (units * unit_ns) * 16.0);
+    let allowed = FACTOR * unit_ns * units + SLACK_NS;
+    assert!(ns <= allowed, "{ns:.0} ns for {units} units of {unit_ns:.2} ns");
+});

@@ -1,0 +1,38 @@
+//! The line of those who have work to do once others have had their turn.
+
+use crate::http::Budget;
+use std::collections::VecDeque;
+
+/// Connections that have work to do, on a batch or because their budget was spent, in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Line<K> {
+    keys: VecDeque<K>,
+}
+
+impl<K> Line<K> {
+    pub(super) fn new() -> Line<K> {
+        Line { keys: VecDeque::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Puts a connection at the end.
+    pub(super) fn join(&mut self, key: K) {
+        self.keys.push_back(key);
+    }
+
+    /// Has those in line work, one after the other, until all together have used up one budget: then everybody else is to be
+    /// looked at. `work` returns what a connection has cost, in units of a budget. Returns whether anybody has worked.
+    pub(super) fn advance(&mut self, mut work: impl FnMut(K) -> u32) -> bool {
+        let (mut turn, mut has_worked) = (Budget::FULL, false);
+        while !turn.is_spent()
+            && let Some(key) = self.keys.pop_front()
+        {
+            turn.charge(work(key));
+            has_worked = true;
+        }
+        has_worked
+    }
+}

@@ -1,0 +1,330 @@
+//! That no client stalls others, whatever it sends: hostile connections of one shard, on the code that both engines run and with
+//! the turns of the ring, on a clock that only work moves, by what it was measured to cost.
+
+use super::super::connection::{Connection, Next};
+use super::super::line::Line;
+use super::*;
+use crate::http::Budget;
+use crate::metrics::Format;
+use crate::uring::BUFFER_BYTES;
+
+/// What a shard may spend on one connection between two looks at the others, and on one request, in nanoseconds.
+const TURN_NS: u64 = 100_000;
+const REQUEST_NS: u64 = 300_000;
+/// Buffers that a multishot receive may fill before anybody can cancel it.
+const BUFFERS_PER_TURN: usize = 32;
+/// Lines of a batch.
+const LINES: usize = 20_000;
+
+/// What a hostile client sends without end.
+struct Attack {
+    name: &'static str,
+    /// One request, the n-th.
+    request: fn(usize) -> Vec<u8>,
+    /// What it costs in nanoseconds, or a line of it if it is a batch: measured by [`what_attacks_cost`] in a release build, and
+    /// rounded up.
+    ns: u64,
+    is_batch: bool,
+}
+
+const fn request(name: &'static str, ns: u64, request: fn(usize) -> Vec<u8>) -> Attack {
+    Attack { name, request, ns, is_batch: false }
+}
+
+const fn lines(name: &'static str, ns: u64, request: fn(usize) -> Vec<u8>) -> Attack {
+    Attack { name, request, ns, is_batch: true }
+}
+
+const ATTACKS: &[Attack] = &[
+    request("usual events", 250, |n| post("/event", &usual(n))),
+    request("events of new users", 400, |n| post("/event", &unseen(n))),
+    request("events with a number near a tie", 450, |n| post("/event", &near_a_tie(n))),
+    request("events with a long number near a tie", 1_500, |n| post("/event", &long_tie(n))),
+    request("events in an unusual shape", 300, |n| post("/event", &unusual(n))),
+    request("large events in an unusual shape", 2_500, |n| post("/event", &large(n))),
+    request("refused events", 400, |_| post("/event", b"nonsense")),
+    request("unknown paths", 300, |_| get("GET", "/none", "")),
+    request("long heads", 2_000, |n| get("GET", "/health", &fields(n))),
+    request("the totals", 250, |_| get("GET", "/stats", "")),
+    request("the totals without a body", 250, |_| get("HEAD", "/stats", "")),
+    request("the metrics", 30_000, |_| get("GET", "/metrics", "")),
+    request("the metrics without a body", 100, |_| get("HEAD", "/metrics", "")),
+    request("the description", 1_000, |_| get("GET", "/openapi.json", "")),
+    request("the page", 1_000, |_| get("GET", "/", "")),
+    request("chunks of one byte", 1_000, |n| chunked("/event", &usual(n))),
+    lines("batches of usual lines", 60, |n| batch(n, usual)),
+    lines("batches of new users", 200, |n| batch(n, unseen)),
+    lines("batches of numbers near a tie", 500, |n| batch(n, near_a_tie)),
+    lines("batches of lines in an unusual shape", 350, |n| batch(n, unusual)),
+    lines("batches of empty lines", 15, |_| post("/events", &vec![b'\n'; LINES])),
+];
+
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+fn get(method: &str, path: &str, fields: &str) -> Vec<u8> {
+    format!("{method} {path} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").into_bytes()
+}
+
+/// Fields that no other head has.
+fn fields(n: usize) -> String {
+    (0..90).map(|field| format!("X-{n}-{field}: {}\r\n", "x".repeat(30))).collect()
+}
+
+fn chunked(path: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let chunks = body.iter().flat_map(|byte| [b'1', b'\r', b'\n', *byte, b'\r', b'\n']);
+    head.bytes().chain(chunks).chain(*b"0\r\n\r\n").collect()
+}
+
+fn batch(n: usize, line: fn(usize) -> Vec<u8>) -> Vec<u8> {
+    let lines = (0..LINES).flat_map(|at| [line(n * LINES + at), b"\n".to_vec()].concat());
+    post("/events", &lines.collect::<Vec<u8>>())
+}
+
+fn event(user: &str, value: &str) -> Vec<u8> {
+    format!(r#"{{"userId":"{user}","value":{value}}}"#).into_bytes()
+}
+
+fn usual(n: usize) -> Vec<u8> {
+    event(&format!("user_{}", n % 1000), "499.5")
+}
+
+fn unseen(n: usize) -> Vec<u8> {
+    event(&format!("a_longer_name_of_user_{n}"), "499.5")
+}
+
+fn near_a_tie(_: usize) -> Vec<u8> {
+    event("u", "1.00000000000000012685e300")
+}
+
+fn long_tie(_: usize) -> Vec<u8> {
+    event("u", &format!("9007199254740993.{}1e-300", "0".repeat(700)))
+}
+
+fn unusual(_: usize) -> Vec<u8> {
+    br#"{"a":1,"b":[2,{}],"userId":"\u0075","value":1}"#.to_vec()
+}
+
+fn large(_: usize) -> Vec<u8> {
+    let members: String = (0..180).map(|_| r#""a":1,"#).collect();
+    format!(r#"{{{members}"userId":"u","value":1}}"#).into_bytes()
+}
+
+/// One connection of the attack.
+struct Hostile {
+    connection: Connection,
+    /// What it sends next, and how much of that was sent.
+    input: Vec<u8>,
+    sent: usize,
+    requests: usize,
+}
+
+/// One shard.
+struct World {
+    attack: &'static Attack,
+    service: Service,
+    hostile: Vec<Hostile>,
+    line: Line<usize>,
+}
+
+impl World {
+    fn new(attack: &'static Attack, connections: usize) -> World {
+        let (_, mut writers) = Tally::new(1, 100_000_000);
+        let metrics = Reporter::for_shards(1, "test").remove(0);
+        let service = Service::new(writers.remove(0), metrics, Policy::new("h"), 0);
+        let admission =
+            Admission::new(connections, TURNED_AWAY_MIN, &wakeups(1), Steer::Hash, Log::Text);
+        let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
+        let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts };
+        let hostile = (0..connections).map(|number| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let accepted = admission.admit(0, socket, service.metrics()).unwrap();
+            let connection = Connection::new(limits, true, 0, accepted.permit);
+            // Each begins elsewhere, so that they do not get in step.
+            Hostile { connection, input: Vec::new(), sent: 0, requests: number << 32 }
+        });
+        let hostile = hostile.collect();
+        World { attack, service, hostile, line: Line::new() }
+    }
+
+    /// A turn of the shard, in which every client sends as much as can be received, and takes what it gets. Returns the time
+    /// that each of them has taken.
+    fn turn(&mut self) -> Vec<u64> {
+        let World { attack, service, hostile, line } = self;
+        let mut units = vec![0; hostile.len()];
+        for (number, Hostile { connection, input, sent, requests }) in
+            hostile.iter_mut().enumerate()
+        {
+            if connection.next(0) == Next::Receive {
+                for _ in 0..BUFFERS_PER_TURN {
+                    while input.len() < *sent + BUFFER_BYTES {
+                        input.drain(..std::mem::take(sent));
+                        input.extend((attack.request)(*requests));
+                        *requests += 1;
+                    }
+                    let piece = &input[*sent..*sent + BUFFER_BYTES];
+                    connection.receive(piece, 0, Urgency::Serve, service);
+                    *sent += BUFFER_BYTES;
+                }
+            }
+            units[number] = u64::from(connection.used());
+            if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+                line.join(number);
+            }
+        }
+        line.advance(|number| {
+            let connection = &mut hostile[number].connection;
+            connection.is_in_line = false;
+            let more = connection.work(0, Urgency::Serve, service);
+            units[number] += u64::from(more);
+            more
+        });
+        service.commit();
+        let advance = |(number, Hostile { connection, .. }): (usize, &mut Hostile)| {
+            connection.resume(0, 0, Urgency::Serve, service);
+            units[number] = units[number].max(u64::from(connection.used()));
+            if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+                line.join(number);
+            }
+            connection.renew();
+            let responses = memchr::memmem::find_iter(&connection.out, b"HTTP/1.1 ").count() as u64;
+            connection.out.clear();
+            let measured = if attack.is_batch { 0 } else { responses * attack.ns };
+            let is_one = !attack.is_batch && responses == 1;
+            let allowed = if is_one { REQUEST_NS } else { TURN_NS };
+            let took = measured.max(units[number]);
+            assert!(took <= allowed, "{}: {took} ns for {responses} requests", attack.name);
+            took
+        };
+        hostile.iter_mut().enumerate().map(advance).collect()
+    }
+}
+
+#[test]
+fn hostile_clients_delay_others_by_a_turn_each_at_most() {
+    for attack in ATTACKS {
+        for connections in [1, 100, 1_000] {
+            // Fewer of the expensive kind: the memory of a thousand batches is nobody's.
+            if attack.is_batch && connections > 100 {
+                continue;
+            }
+            let mut world = World::new(attack, connections);
+            let turns = if connections == 1_000 { 2 } else { 12 };
+            let mut busy = 0;
+            for _ in 0..turns {
+                let took = world.turn();
+                busy += took.iter().filter(|took| **took > 0).count();
+                // A request of somebody else that comes at the start of the turn is responded to with its end.
+                let wait: u64 = took.iter().sum();
+                let allowed = (connections as u64 * TURN_NS).max(REQUEST_NS);
+                assert!(wait <= allowed, "{} x {connections}: {wait} ns", attack.name);
+            }
+            assert!(busy >= turns, "{} x {connections}: only {busy} were busy", attack.name);
+        }
+    }
+}
+
+/// What is charged for a batch is at least what its lines were measured to cost, so a slice is as short as it is meant to be.
+#[test]
+fn slices_of_batches_are_short() {
+    for attack in ATTACKS.iter().filter(|attack| attack.is_batch) {
+        let mut world = World::new(attack, 1);
+        let World { service, hostile, .. } = &mut world;
+        let connection = &mut hostile[0].connection;
+        for piece in (attack.request)(0).chunks(BUFFER_BYTES) {
+            connection.receive(piece, 0, Urgency::Serve, service);
+            assert!(connection.out.is_empty(), "no work is done in a receive");
+            connection.resume(0, 0, Urgency::Serve, service);
+            connection.renew();
+        }
+        let (mut slices, mut units) = (0, 0);
+        while connection.is_working() {
+            units += connection.work(0, Urgency::Serve, service);
+            connection.renew();
+            slices += 1;
+        }
+        assert!(connection.out.starts_with(b"HTTP/1.1 200 "), "{}", attack.name);
+        let ns = attack.ns * LINES as u64;
+        // The last slice is shorter than the others.
+        let longest = ns / (slices - 1).max(1);
+        assert!(longest <= TURN_NS, "{}: {slices} slices of {longest} ns", attack.name);
+        assert!(u64::from(units) >= ns, "{}: {units} units for {ns} ns", attack.name);
+    }
+}
+
+/// A kernel that does not cancel a receive cannot have the server keep what comes without end.
+#[test]
+fn a_connection_that_has_to_wait_keeps_little() {
+    let mut world = World::new(&ATTACKS[0], 1);
+    let World { service, hostile, attack, .. } = &mut world;
+    let connection = &mut hostile[0].connection;
+    let input: Vec<u8> = (0..1000).flat_map(attack.request).collect();
+    let mut pieces = input.chunks(BUFFER_BYTES).cycle();
+    while connection.next(0) == Next::Receive {
+        connection.receive(pieces.next().unwrap(), 0, Urgency::Serve, service);
+    }
+    let mut kept = 0;
+    while connection.next(0) == Next::Wait {
+        connection.receive(pieces.next().unwrap(), 0, Urgency::Serve, service);
+        kept += BUFFER_BYTES;
+        assert!(kept < 1 << 20, "{kept} bytes");
+    }
+    assert_eq!(connection.next(0), Next::Close);
+    assert!(kept > BUFFERS_PER_TURN * BUFFER_BYTES, "what one receive may bring is kept: {kept}");
+}
+
+/// Prints what each attack costs per request, or per line, and what is charged for it: `cargo test --release --lib
+/// what_attacks_cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn what_attacks_cost() {
+    for attack in ATTACKS {
+        let (mut ns, mut charged) = (f64::MAX, 0.0);
+        for _ in 0..5 {
+            let mut world = World::new(attack, 1);
+            let World { service, hostile, .. } = &mut world;
+            let connection = &mut hostile[0].connection;
+            let (requests, count) = match attack.is_batch {
+                true => ((0..2).map(attack.request).collect::<Vec<_>>(), 2 * LINES),
+                false => ((0..2000).map(attack.request).collect(), 2000),
+            };
+            let mut units = 0;
+            let started = Instant::now();
+            for piece in requests.iter().flat_map(|request| request.chunks(BUFFER_BYTES)) {
+                connection.receive(piece, 0, Urgency::Serve, service);
+                units += connection.used();
+                connection.renew();
+                while connection.is_working() {
+                    units += connection.work(0, Urgency::Serve, service);
+                    connection.renew();
+                }
+                service.commit();
+                connection.out.clear();
+                connection.resume(0, 0, Urgency::Serve, service);
+                units += connection.used();
+                connection.renew();
+            }
+            ns = ns.min(started.elapsed().as_nanos() as f64 / count as f64);
+            charged = f64::from(units) / count as f64;
+        }
+        let bytes = (attack.request)(0).len();
+        println!("{:40} {ns:9.0} ns {charged:9.0} units, {bytes} bytes", attack.name);
+    }
+    for shards in [1, 64] {
+        let reporter = Reporter::for_shards(shards, "test").remove(0);
+        for format in [Format::Prometheus, Format::OpenMetrics] {
+            let text = || {
+                let started = Instant::now();
+                let bytes = reporter.text(None, 0, format).len();
+                (started.elapsed(), bytes)
+            };
+            let least = (0..20).map(|_| text()).min().unwrap();
+            println!("the metrics of {shards} shards, {format:?}: {least:?}");
+        }
+    }
+    println!("a budget has {} units", Budget::UNITS);
+}

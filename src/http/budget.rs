@@ -1,0 +1,65 @@
+//! How much work a connection may cause before others have their turn.
+
+/// What a connection may cost before others have their turn, in units of about a nanosecond of CPU time (see
+/// [`units`]). Whatever a shard does for a connection is charged here by what it costs: requests by their kind, bytes by
+/// what is done with them. When nothing is left, the connection waits until the others were looked at.
+///
+/// It is no clock: charging is a subtraction. The last request may cost more than what is left, so a connection takes one
+/// request more than fits at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    left: i64,
+}
+
+impl Budget {
+    /// Less than the 100 µs that are promised: on a slower machine a unit takes longer, and the last request may exceed it.
+    pub const UNITS: u32 = 80_000;
+    /// One of which nothing was used.
+    pub const FULL: Budget = Budget { left: Budget::UNITS as i64 };
+
+    /// Uses a part of it.
+    #[inline(always)]
+    pub fn charge(&mut self, units: u32) {
+        self.left -= i64::from(units);
+    }
+
+    /// Uses a part of it for bytes, of which so many cost a unit.
+    #[inline(always)]
+    pub fn charge_bytes(&mut self, bytes: usize, per_unit: usize) {
+        self.left -= i64::try_from(bytes / per_unit).unwrap_or(i64::MAX / 2);
+    }
+
+    /// Whether nothing is left.
+    #[inline(always)]
+    pub fn is_spent(&self) -> bool {
+        self.left <= 0
+    }
+
+    /// How many bytes it has room for, of which so many cost a unit.
+    pub fn room(&self, per_unit: usize) -> usize {
+        usize::try_from(self.left).unwrap_or(0).saturating_mul(per_unit)
+    }
+
+    /// Units used so far.
+    pub fn used(&self) -> u32 {
+        u32::try_from(i64::from(Budget::UNITS) - self.left).unwrap_or(u32::MAX)
+    }
+}
+
+/// What HTTP itself costs, in units of a nanosecond. The measurements are those of `what_attacks_cost` in
+/// `engine/tests/stalls.rs`, on an EPYC of family 26; each number has room for a slower machine and cold caches.
+pub(super) mod units {
+    /// A receive, or another turn of what waits, with the kernel's part: its completion, its copy, and a send.
+    pub(in crate::http) const RECEIVE: u32 = 1_500;
+    /// The parser of a head that is not known yet, and per byte of the head: measured 1.7 µs for 92 fields in 3.6 kB.
+    pub(in crate::http) const HEAD: u32 = 300;
+    pub(in crate::http) const HEAD_BYTE: u32 = 1;
+    /// The response to what HTTP refuses, most of which is its JSON: measured 0.2 µs.
+    pub(in crate::http) const REFUSAL: u32 = 400;
+    /// A byte of a chunked body, as its framing takes longer than its data: measured 3.3 ns.
+    pub(in crate::http) const CHUNKED_BYTE: u32 = 4;
+    /// Bytes of a batch that are copied, from a buffer or from the socket with the first touch of their page, per unit.
+    pub(in crate::http) const COPIED_BYTES: usize = 2;
+    /// Bytes that are moved within a buffer or discarded, per unit.
+    pub(in crate::http) const MOVED_BYTES: usize = 16;
+}
