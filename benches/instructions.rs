@@ -253,10 +253,10 @@ fn answer(
     (tally, receiver)
 }
 
-/// A service, inputs that each come on a connection of their own, and what was charged for them.
+/// A service, inputs that are each received on a new connection, and the units that were charged for them.
 type Attacked = (Receiver<Endpoints>, Vec<Vec<u8>>, u32);
 
-/// What the search of `ci/fuzz` for the costliest input has found, of one of the kinds that `ci/fuzzing/targets/cost.rs` has.
+/// The inputs that the search of `ci/fuzz` for the costliest one has found, of one kind of `ci/fuzzing/targets/cost.rs`.
 fn costliest(kind: u8) -> Attacked {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/ci/fuzzing/corpus/cost");
     let mut found: Vec<_> =

@@ -183,7 +183,7 @@ fn bucket_of(bounds: &[u64], value: u64) -> usize {
     bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len())
 }
 
-/// What a request is, as far as metrics tell requests apart.
+/// The kind of a request, as far as metrics tell requests apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     /// What it is for.

@@ -376,7 +376,7 @@ fn drop_elsewhere(forgotten: Forgotten) {
 impl Endpoints {
     #[inline]
     fn event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
-        self.units += units::EVENT;
+        self.units = units::EVENT;
         match event::decode_usual(body) {
             Some(event) => self.count(&event, reply),
             None => self.unusual_event(body, reply),
@@ -583,7 +583,6 @@ impl Handler for Endpoints {
             Target::Path(path) => endpoint_at(path),
             Target::Server | Target::Tunnel => Endpoint::Other,
         };
-        self.units = units::of_bytes(request.body.len(), 1);
         let Some(status) = self.respond(request, endpoint, reply) else {
             return Handled::NotYet;
         };
@@ -681,7 +680,7 @@ impl Endpoints {
         reply: Reply<'_>,
     ) -> Option<Status> {
         // Most of what follows responds with an error, or costs about as much.
-        self.units += units::ERROR;
+        self.units = units::ERROR;
         Some(match (request.method(), endpoint) {
             (Method::Post, _) if request.is_cross_site() => refuse_cross_site(reply),
             (Method::Post, Endpoint::Event) => refuse_encoded(reply),

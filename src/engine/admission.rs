@@ -18,7 +18,7 @@ use std::time::Duration;
 /// seconds have passed. If too many are, any further one gets its 503 as well, and is closed at once.
 pub const TURNED_AWAY_MIN: usize = 32;
 
-/// What a connection gets that is closed at once. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
+/// The response to a connection that is closed immediately. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
 const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
     Content-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
     {\"error\":\"try again later: the server has as many connections as it allows\"}";
@@ -115,7 +115,7 @@ impl AcceptedConnection {
 pub struct Permit {
     admission: Arc<Admission>,
     shard: usize,
-    /// It is one to be told that there is no room.
+    /// There is no room for it.
     is_turned_away: bool,
 }
 
@@ -233,7 +233,7 @@ impl Admission {
         None
     }
 
-    /// Has a shard turn a connection away, or does so at once if too many others are being turned away.
+    /// Returns a connection for its shard to turn away, or turns it away immediately if too many others are open for that.
     fn turn_away(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
         let permit = Permit::new(self, shard, true);
         if self.turned_away.load(Ordering::Relaxed) <= self.turned_away_max {

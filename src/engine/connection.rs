@@ -234,7 +234,7 @@ impl Connection {
         received
     }
 
-    /// Works until the budget is spent. What comes of it is to be published. Returns what that has cost, in units of a budget.
+    /// Works until the budget is spent. The result must be published. Returns the cost, in units of a budget.
     pub(super) fn work(&mut self, now_ms: u64, urgency: Urgency, service: &mut Service) -> u32 {
         let before = self.used();
         if self.phase == Phase::Working {
@@ -405,7 +405,7 @@ impl Connection {
         self.http.is_idle() && self.unsent(unsent) == 0
     }
 
-    /// What the request is that is in flight, or whose response is: at most one is counted per connection.
+    /// The kind of the request that is in flight, or of the request whose response is: at most one is counted per connection.
     pub(super) fn in_flight(&self, unsent: usize) -> Option<Kind> {
         let before_head = if self.unsent(unsent) > 0 { self.last } else { Kind::OTHER };
         (!self.is_idle(unsent)).then(|| self.http.kind().unwrap_or(before_head))

@@ -23,8 +23,8 @@ impl<K> Line<K> {
         self.keys.push_back(key);
     }
 
-    /// Has those in line work, one after the other, until all together have used up one budget: then everybody else is to be
-    /// looked at. `work` returns what a connection has cost, in units of a budget. Returns whether anybody has worked.
+    /// Calls `work` with the connections in line, one after the other, until all of them together have used up one budget. Then it
+    /// is the others' turn. `work` returns the cost, in units of a budget. Returns whether there was anybody in line.
     pub(super) fn advance(&mut self, mut work: impl FnMut(K) -> u32) -> bool {
         let (mut turn, mut has_worked) = (Budget::FULL, false);
         while !turn.is_spent()

@@ -186,8 +186,7 @@ fn nearest_short(digits: u64, exponent: i64) -> f64 {
 
 /// A natural number: 64 bits per limb, the lowest first, and no zeros at the end.
 ///
-/// Those that are compared have less than 3,000 bits: 769 digits have 2,555; and where the other one is larger, its nearest
-/// value is as large as the number.
+/// The compared numbers have fewer than 3,000 bits: 769 digits have 2,555, and the two differ by less than a factor of two.
 struct Integer(Vec<u64>);
 
 impl Integer {

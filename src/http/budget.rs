@@ -2,7 +2,7 @@
 
 /// What a connection may cost before others have their turn, in units of about a nanosecond of CPU time (see
 /// [`units`]). Whatever a shard does for a connection is charged here by what it costs: requests by their kind, bytes by
-/// what is done with them. When nothing is left, the connection waits until the others were looked at.
+/// what is done with them. A connection whose budget is spent waits until the others were looked at.
 ///
 /// It is no clock: charging is a subtraction. The last request may cost more than what is left, so a connection takes one
 /// request more than fits at most.
@@ -14,7 +14,7 @@ pub struct Budget {
 impl Budget {
     /// Less than the 100 µs that are promised: on a slower machine a unit takes longer, and the last request may exceed it.
     pub const UNITS: u32 = 80_000;
-    /// One of which nothing was used.
+    /// A budget that was not used yet.
     pub const FULL: Budget = Budget { left: Budget::UNITS as i64 };
 
     /// Uses a part of it.
@@ -23,10 +23,10 @@ impl Budget {
         self.left -= i64::from(units);
     }
 
-    /// Uses a part of it for bytes, of which so many cost a unit.
+    /// Uses a part of it for bytes; `per_unit` of them cost a unit.
     #[inline(always)]
     pub fn charge_bytes(&mut self, bytes: usize, per_unit: usize) {
-        self.left -= i64::try_from(bytes / per_unit).unwrap_or(i64::MAX / 2);
+        self.left -= (bytes / per_unit) as i64;
     }
 
     /// Whether nothing is left.
@@ -35,7 +35,7 @@ impl Budget {
         self.left <= 0
     }
 
-    /// How many bytes it has room for, of which so many cost a unit.
+    /// The number of bytes for which it suffices, if `per_unit` of them cost a unit.
     pub fn room(&self, per_unit: usize) -> usize {
         usize::try_from(self.left).unwrap_or(0).saturating_mul(per_unit)
     }
@@ -58,6 +58,8 @@ pub(super) mod units {
     pub(in crate::http) const REFUSAL: u32 = 400;
     /// A byte of a chunked body, as its framing takes longer than its data: measured 3.3 ns.
     pub(in crate::http) const CHUNKED_BYTE: u32 = 4;
+    /// Bytes of a request that are compared with a known head, or read as an event in the usual shape, per unit.
+    pub(in crate::http) const READ_BYTES: usize = 1;
     /// Bytes of a batch that are copied, from a buffer or from the socket with the first touch of their page, per unit.
     pub(in crate::http) const COPIED_BYTES: usize = 2;
     /// Bytes that are moved within a buffer or discarded, per unit.

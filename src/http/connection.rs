@@ -103,7 +103,7 @@ pub trait Handler {
     type Work: Debug;
 
     /// Whether there is something at the target of a request that its method can be used on. If not, its body does not
-    /// matter, however large it is. To be said of the head alone.
+    /// matter, however large it is. The body has not arrived yet.
     fn knows(&self, request: &Request<'_>) -> bool;
 
     /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that
@@ -295,8 +295,8 @@ impl<W> Connection<W> {
     }
 
     /// Takes received bytes, hands complete requests to the handler until the budget is spent, and appends the responses
-    /// to `out`, where the unsent responses of this connection are. Does no work on batches: those of all connections
-    /// may become whole at once.
+    /// to `out`, where the unsent responses of this connection are. Does no work on batches, because many
+    /// of them may become whole in the same turn.
     pub fn receive<H: Handler<Work = W>>(
         &mut self,
         input: &[u8],
@@ -569,7 +569,7 @@ impl<W> Connection<W> {
                         let scanned = scan.parse(data, &context.bound_host);
                         self.budget.charge(units::HEAD);
                         let Some(mut head) = scanned? else {
-                            // What it has cost so far is charged with the whole.
+                            // Its bytes are charged once it is complete.
                             self.begin(now_ms);
                             return Ok(None);
                         };
@@ -913,6 +913,7 @@ impl<W> Connection<W> {
         }
         let request = self.request(head, bytes, target);
         let reply = Reply::new(out, &context.date, persistence, is_head);
+        self.budget.charge_bytes(bytes.len(), units::READ_BYTES);
         let handled = context.handler.handle(&request, reply);
         if let Handled::Responded(units) = handled {
             self.budget.charge(units);

@@ -8,7 +8,7 @@ use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 
-/// Descriptors that are not connections: of the process, with those of connections that are turned away, and of each shard (its rings, event
+/// Descriptors besides those of connections: for the process and for connections that are turned away, and for each shard (its rings, event
 /// descriptors, listener, and the files that glommio opens).
 const DESCRIPTORS_BASE: u64 = 64;
 const DESCRIPTORS_PER_SHARD: u64 = 24;
@@ -27,7 +27,7 @@ fn raise(resource: Resource) -> u64 {
     allowed.unwrap_or(u64::MAX)
 }
 
-/// The most connections that are turned away at the same time where there are descriptors for more.
+/// The most connections that are turned away at the same time, even if there are descriptors for more.
 const TURNED_AWAY_MAX: u64 = 4096;
 
 /// Raises the limit of open files as far as it goes, and returns how many connections fit, and how many may be open besides to be

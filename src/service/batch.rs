@@ -69,7 +69,7 @@ pub struct Work {
     claimed: Line,
 }
 
-/// Where a line is: its first byte, and how many lines are before it.
+/// The place of a line: its first byte, and the number of lines before it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Line {
     at: usize,

@@ -38,7 +38,7 @@ pub(crate) fn begin() {
     IS_FAULTY.set(true);
 }
 
-/// From here on so many cancels of receives find nothing, and the receive goes on.
+/// Makes the next `count` cancels of receives find nothing, so that the receives continue.
 pub(super) fn fail_cancels(count: usize) {
     CANCELS_TO_FAIL.set(count);
 }

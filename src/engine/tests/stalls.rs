@@ -21,7 +21,7 @@ struct Attack {
     name: &'static str,
     /// One request, the n-th.
     request: fn(usize) -> Vec<u8>,
-    /// What it costs in nanoseconds, or a line of it if it is a batch: measured by [`what_attacks_cost`] in a release build, and
+    /// The nanoseconds that it costs, or that a line of it costs if it is a batch: measured by [`what_attacks_cost`] in a release build, and
     /// rounded up.
     ns: u64,
     is_batch: bool,
