@@ -4,6 +4,7 @@
 
 use crate::failure::Failure;
 use std::fmt;
+use std::path::Path;
 
 /// The highest CPU number accepted: glibc's affinity mask has 1,024 bits.
 const CPU_MAX: usize = 1023;
@@ -27,6 +28,8 @@ pub enum Error {
         /// The CPUs in the mask.
         allowed: Vec<usize>,
     },
+    /// The affinity mask of this process cannot be read, or has only CPUs that it cannot be pinned to.
+    NoMask,
 }
 
 impl fmt::Display for Error {
@@ -46,6 +49,11 @@ impl fmt::Display for Error {
                  CPUs, or widen the mask with taskset or the cpuset",
                 format_cpu_list(allowed)
             ),
+            Error::NoMask => write!(
+                f,
+                "this process may run on no CPU up to {CPU_MAX}, or its affinity mask cannot be read: \
+                 allow sched_getaffinity or mount /proc, and choose lower CPUs with taskset"
+            ),
         }
     }
 }
@@ -54,17 +62,36 @@ impl std::error::Error for Error {}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure::Usage(error.to_string())
+        let message = error.to_string();
+        match error {
+            Error::NoMask => Failure::Environment(message),
+            Error::Syntax(_) | Error::EmptyRange { .. } | Error::OutsideMask { .. } => {
+                Failure::Usage(message)
+            }
+        }
     }
 }
 
 /// The CPUs in this process's affinity mask (as set by taskset, numactl, or a cpuset), in ascending
-/// order.
+/// order. Empty if it cannot be read: [`choose`] makes that an error.
 pub fn allowed_cpus() -> Vec<usize> {
-    let mut cpus: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-    cpus.sort_unstable();
-    cpus
+    let mask = core_affinity::get_core_ids().unwrap_or_default();
+    let mask: Vec<usize> = mask.iter().map(|core| core.id).collect();
+    if !mask.is_empty() {
+        return distinct(mask);
+    }
+    // With more than 1,024 CPUs the mask does not fit the system call, and a filter may forbid it.
+    allowed_in(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+/// The CPUs that a process may use and be pinned to, from its status (proc_pid_status(5)).
+fn allowed_in(status: &str) -> Vec<usize> {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let ranges = list.unwrap_or_default().trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?.min(CPU_MAX))
+    });
+    distinct(ranges.flatten())
 }
 
 /// Pins the calling thread to one CPU. Returns whether the kernel allowed it.
@@ -124,6 +151,9 @@ pub fn format_cpu_ranges(cpus: &[usize]) -> String {
 
 /// Returns the wanted CPUs if all of them are allowed, or all allowed CPUs if none are named.
 pub fn choose(wanted: Option<&[usize]>, allowed: &[usize]) -> Result<Vec<usize>, Error> {
+    if allowed.is_empty() {
+        return Err(Error::NoMask);
+    }
     let Some(wanted) = wanted else {
         return Ok(allowed.to_vec());
     };
@@ -145,9 +175,44 @@ pub fn siblings(cpu: usize) -> Vec<usize> {
     parse_cpu_list(list.trim()).unwrap_or_else(|_| vec![cpu])
 }
 
-/// Divides CPUs between a server and its client: each gets half of the cores, and the server the
-/// odd one. With a single core, each gets half of its CPUs; a single CPU is shared.
-pub fn divide(cpus: &[usize], siblings: impl Fn(usize) -> Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+/// Where Linux lists the CPUs of each kind of core of a hybrid processor of Intel's.
+const KINDS: [&str; 3] = ["cpu_core", "cpu_atom", "cpu_lowpower"];
+
+/// The kind of core that a CPU belongs to, as a number that CPUs of one kind have in common.
+pub fn core_kind(cpu: usize) -> u32 {
+    kind_of("/sys/devices".as_ref(), cpu)
+}
+
+/// The same, as a folder lists devices.
+pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
+    let read = |path: String| std::fs::read_to_string(devices.join(path)).unwrap_or_default();
+    let is_in = |kind: &&str| {
+        let list = parse_cpu_list(read(format!("{kind}/cpus")).trim());
+        list.is_ok_and(|cpus| cpus.contains(&cpu))
+    };
+    match KINDS.iter().position(|kind| is_in(&kind)) {
+        Some(kind) => u32::try_from(kind).unwrap_or(0),
+        // Other processors tell how fast each core is; where all are alike, nothing does.
+        None => read(format!("system/cpu/cpu{cpu}/cpu_capacity")).trim().parse().unwrap_or(0),
+    }
+}
+
+/// The CPUs whose core is of a kind that one of the others has; all if there is none.
+pub fn alike(cpus: &[usize], others: &[usize], kind: &dyn Fn(usize) -> u32) -> Vec<usize> {
+    let kinds: Vec<u32> = others.iter().map(|cpu| kind(*cpu)).collect();
+    let alike: Vec<usize> =
+        cpus.iter().copied().filter(|cpu| kinds.contains(&kind(*cpu))).collect();
+    if alike.is_empty() { cpus.to_vec() } else { alike }
+}
+
+/// Divides CPUs between a server and its client: each gets half of the cores of each kind, and the server
+/// the odd one. A kind with one core only is left out if others have more. With a single core, each gets
+/// half of its CPUs; a single CPU is shared.
+pub fn divide(
+    cpus: &[usize],
+    siblings: impl Fn(usize) -> Vec<usize>,
+    kind: impl Fn(usize) -> u32,
+) -> (Vec<usize>, Vec<usize>) {
     let mut cores: Vec<Vec<usize>> = Vec::new();
     for cpu in cpus {
         let shared = siblings(*cpu);
@@ -162,8 +227,26 @@ pub fn divide(cpus: &[usize], siblings: impl Fn(usize) -> Vec<usize>) -> (Vec<us
     if cores.len() < 2 {
         return (cpus.to_vec(), cpus.to_vec());
     }
-    let (server, client) = cores.split_at(cores.len().div_ceil(2));
-    (server.concat(), client.concat())
+    let mut kinds: Vec<(u32, Vec<Vec<usize>>)> = Vec::new();
+    for core in &cores {
+        let own = kind(core[0]);
+        match kinds.iter_mut().find(|(kind, _)| *kind == own) {
+            Some((_, cores)) => cores.push(core.clone()),
+            None => kinds.push((own, vec![core.clone()])),
+        }
+    }
+    if kinds.iter().any(|(_, cores)| cores.len() > 1) {
+        kinds.retain(|(_, cores)| cores.len() > 1);
+    } else {
+        kinds = vec![(0, cores)];
+    }
+    let (mut server, mut client) = (Vec::new(), Vec::new());
+    for (_, cores) in kinds {
+        let (first, rest) = cores.split_at(cores.len().div_ceil(2));
+        server.extend(first.concat());
+        client.extend(rest.concat());
+    }
+    (server, client)
 }
 
 #[cfg(test)]
@@ -218,14 +301,65 @@ mod tests {
     #[test]
     fn server_and_client_get_disjoint_cpus_if_there_are_two() {
         let alone = |cpu| vec![cpu];
-        assert_eq!(divide(&[3], alone), (vec![3], vec![3]));
-        assert_eq!(divide(&[0, 1], alone), (vec![0], vec![1]));
-        assert_eq!(divide(&[0, 2, 5], alone), (vec![0, 2], vec![5]));
+        let equal = |_| 0;
+        assert_eq!(divide(&[3], alone, equal), (vec![3], vec![3]));
+        assert_eq!(divide(&[0, 1], alone, equal), (vec![0], vec![1]));
+        assert_eq!(divide(&[0, 2, 5], alone, equal), (vec![0, 2], vec![5]));
         // CPUs n and n + 2 share a core, or neighbors do.
         let far = |cpu: usize| vec![cpu % 2, cpu % 2 + 2];
-        assert_eq!(divide(&[0, 1, 2, 3], far), (vec![0, 2], vec![1, 3]));
-        assert_eq!(divide(&[0, 2], far), (vec![0], vec![2]));
+        assert_eq!(divide(&[0, 1, 2, 3], far, equal), (vec![0, 2], vec![1, 3]));
+        assert_eq!(divide(&[0, 2], far, equal), (vec![0], vec![2]));
         let near = |cpu: usize| vec![cpu & !1, cpu | 1];
-        assert_eq!(divide(&[0, 1, 2, 3, 4], near), (vec![0, 1, 2, 3], vec![4]));
+        assert_eq!(divide(&[0, 1, 2, 3, 4], near, equal), (vec![0, 1, 2, 3], vec![4]));
+    }
+
+    #[test]
+    fn server_and_client_get_the_same_kinds_of_core() {
+        let alone = |cpu| vec![cpu];
+        let kind = |cpu| u32::from(cpu >= 4);
+        let all: Vec<usize> = (0..8).collect();
+        assert_eq!(divide(&all, alone, kind), (vec![0, 1, 4, 5], vec![2, 3, 6, 7]));
+        assert_eq!(divide(&[2, 3, 4], alone, kind), (vec![2], vec![3]));
+        assert_eq!(divide(&[3, 4], alone, kind), (vec![3], vec![4]));
+        assert_eq!(alike(&[2, 3, 4, 5], &[0], &kind), [2, 3]);
+        assert_eq!(alike(&[4, 5], &[0], &kind), [4, 5]);
+    }
+
+    #[test]
+    fn the_kind_of_a_core_is_what_the_kernel_tells() {
+        let devices = std::env::temp_dir().join(format!("ringtally-kinds-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = devices.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(kind_of(&devices, 0), kind_of(&devices, 7));
+        write("system/cpu/cpu0/cpu_capacity", "1024\n");
+        write("system/cpu/cpu7/cpu_capacity", "446\n");
+        assert_eq!([0, 7].map(|cpu| kind_of(&devices, cpu)), [1024, 446]);
+        write("cpu_core/cpus", "0-3\n");
+        write("cpu_atom/cpus", "4-7\n");
+        assert_eq!([0, 3, 4, 7].map(|cpu| kind_of(&devices, cpu)), [0, 0, 1, 1]);
+        std::fs::remove_dir_all(&devices).unwrap();
+    }
+
+    #[test]
+    fn the_mask_is_read_from_the_status_as_far_as_a_process_can_be_pinned() {
+        for (list, cpus) in [
+            ("Cpus_allowed_list:\t0-2,5\n", vec![0, 1, 2, 5]),
+            ("Name:\tx\nCpus_allowed_list:\t1022-2047\nMems", vec![1022, 1023]),
+            ("Cpus_allowed_list:\t1024-2047\n", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(allowed_in(list), cpus, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_mask_that_cannot_be_read_is_an_error_of_the_environment() {
+        for wanted in [None, Some(&[0][..])] {
+            let error = choose(wanted, &[]).unwrap_err();
+            assert_eq!(Failure::from(error).exit_code(), 3);
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::fake::{Fake, GOOD, Habits, load};
+use common::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use common::{PATIENCE, Server, eventually, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
@@ -400,14 +400,22 @@ fn users_are_checked_for_equality_or_not_at_all() {
             if verdict == "wrong" {
                 continue;
             }
-            // A run after that cannot know which users there are.
-            let (code, report) = load(&fake.url(), &["100", "5", "--users", "50"]);
+            // A run after that has users of its own, unless it is to send the same.
+            assert_exact(&load(&fake.url(), &["100", "5", "--users", "50", "--warmup", "30"]));
+            assert_exact(&load(&fake.url(), &["100", "5", "--no-reset", "--batch", "7"]));
+            let flags = ["100", "5", "--users", "50", "--user-prefix", "user_"];
+            let (code, report) = load(&fake.url(), &flags);
             let expected = (Some(1), Some("undecided"));
             assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
             let reasons = report["reasons"].to_string();
             assert!(reasons.contains("uniqueUsers could only be checked"), "{reasons}");
+            assert_exact(&load(&fake.url(), &["100", "5", "--user-prefix", "mine-"]));
         }
     }
+    // So is a server found out whose users nobody knows.
+    let fake = Fake::start(recounts);
+    load(&fake.url(), &["10", "5", "--users", "10"]);
+    assert_wrong(&load(&fake.url(), &flags), "uniqueUsers is ");
 }
 
 /// A response to a request of a warm-up that was given up must not be taken for another's, and an

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::fake::{Fake, GOOD, Habits, assert_wrong, load};
+use common::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use common::{Server, ringtally, run, text};
 use serde_json::Value;
 use std::time::Duration;
@@ -55,12 +55,88 @@ fn a_server_that_acknowledges_before_it_counts_is_detected() {
     assert!(watched.1["watch"]["below_acknowledged"].as_u64().unwrap() > 0, "{}", watched.1);
 }
 
+/// The totals may be right all the same, and the run goes on to its end.
 #[test]
-fn bytes_after_a_response_are_counted_and_not_fatal() {
-    let (code, report) = judged(Habits { trails: 500, ..GOOD }, &["2000", "4", "--timeout", "2s"]);
-    assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
-    assert!(report["garbled"].as_u64().unwrap() >= 3, "{report}");
-    assert_eq!(report["acknowledged"], 2000);
+fn bytes_after_a_response_are_counted_and_fail_the_run() {
+    for (trails, trailer) in [(500, "and more"), (1, "\r\n"), (1, "\n")] {
+        let habits = Habits { trails, trailer, ..GOOD };
+        let (code, report) = judged(habits, &["2000", "4", "--timeout", "2s"]);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("exact")), "{report}");
+        assert!(report["garbled"].as_u64().unwrap() >= 3, "{report}");
+        assert_eq!(report["acknowledged"], 2000);
+    }
+}
+
+/// The quiet time is in proportion to the slowest response: 400 ms twice.
+#[test]
+fn a_server_that_counts_again_later_is_detected() {
+    let again =
+        |ms, delay| Habits { counts_again_after: Some(Duration::from_millis(ms)), delay, ..GOOD };
+    for flags in [&["500", "8"][..], &["500", "8", "--watch"]] {
+        let report = judged(again(300, |_| Duration::ZERO), flags);
+        assert_wrong(&report, "although nothing was sent");
+    }
+    let slow = |event| Duration::from_millis(if event == 7 { 400 } else { 0 });
+    assert_wrong(&judged(again(650, slow), &["500", "8"]), "although nothing was sent");
+    let good = judged(Habits { delay: slow, ..GOOD }, &["500", "8"]);
+    assert_exact(&good);
+    assert!(good.1["quiet_ms"].as_f64().unwrap() >= 800.0, "{}", good.1);
+}
+
+#[test]
+fn an_average_that_is_rounded_is_a_remark_and_one_in_integers_is_wrong() {
+    let rounded = |decimals| {
+        let habits = Habits { avg_decimals: Some(decimals), ..GOOD };
+        judged(habits, &["10001", "20", "--watch"])
+    };
+    for decimals in [2, 3, 6] {
+        let report = rounded(decimals);
+        assert_exact(&report);
+        let remarks = report.1["remarks"].to_string();
+        assert!(remarks.contains("avg is rounded to "), "{remarks}");
+    }
+    assert_wrong(&rounded(0), "avg is ");
+    assert_wrong(&rounded(1), "avg is ");
+}
+
+#[test]
+fn the_total_that_is_missing_is_named() {
+    let fake = Fake::start(Habits { lacks_avg: true, ..GOOD });
+    let output = run(&["load", "10", "1", "--url", &fake.url()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("avg is missing"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_watch_that_saw_next_to_nothing_decides_nothing() {
+    let hides_stats = |number| (4..=20).contains(&number);
+    let habits = Habits { hides_stats, delay: |_| Duration::from_millis(5), ..GOOD };
+    let (code, report) = judged(habits, &["500", "8", "--watch"]);
+    assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+    assert!(report["reasons"].to_string().contains("the watch saw too little"), "{report}");
+}
+
+/// A server that closes properly does not process what is behind its last response: it is sent again.
+#[test]
+fn requests_behind_a_response_that_closes_are_sent_again() {
+    for rate in [None, Some("4000")] {
+        let mut flags = vec!["2000", "4", "--pipeline", "8", "--timeout", "2s", "--watch"];
+        flags.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
+        let report = judged(Habits { closes_every: 50, ..GOOD }, &flags);
+        assert_exact(&report);
+        let count = |key: &str| report.1[key].as_u64().unwrap();
+        assert_eq!((count("acknowledged"), count("unknown")), (2000, 0), "{}", report.1);
+        assert!(rate.is_some() || count("resent") > 0, "{}", report.1);
+    }
+}
+
+#[test]
+fn a_coding_that_is_none_is_no_chunked_body() {
+    let habits =
+        Habits { connection: "keep-alive\r\nTransfer-Encoding: identity", body: "{}", ..GOOD };
+    let report = judged(habits, &["500", "4"]);
+    assert_exact(&report);
+    assert_eq!(report.1["garbled"], 0, "{}", report.1);
 }
 
 /// A server that stands still for a second, at the middle of ten seconds at 1,000 requests/s: a

@@ -91,7 +91,8 @@ impl Options {
 
 /// Server and client get separate CPUs: on a shared one, each would also measure the other.
 fn places() -> Result<Places, Failure> {
-    let (server, client) = topology::divide(&topology::allowed_cpus(), topology::siblings);
+    let (server, client) =
+        topology::divide(&topology::allowed_cpus(), topology::siblings, topology::core_kind);
     if server == client {
         let reason =
             "a comparison needs two CPUs, and this process may use one: widen its affinity mask";

@@ -81,18 +81,19 @@ fn divide_cpus(
     server: Option<CpuList>,
     client: Option<CpuList>,
 ) -> Result<(Vec<usize>, Vec<usize>), topology::Error> {
-    let allowed = topology::allowed_cpus();
+    let allowed = topology::choose(None, &topology::allowed_cpus())?;
     let choose = |list: Option<CpuList>| {
         list.map(|list| topology::choose(Some(&list.0), &allowed)).transpose()
     };
     let without = |taken: &[usize]| {
         let rest: Vec<usize> = allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
-        if rest.is_empty() { allowed.clone() } else { rest }
+        let rest = if rest.is_empty() { allowed.clone() } else { rest };
+        topology::alike(&rest, taken, &topology::core_kind)
     };
     Ok(match (choose(server)?, choose(client)?) {
         (Some(server), Some(client)) => (server, client),
         (Some(server), None) => (server.clone(), without(&server)),
         (None, Some(client)) => (without(&client), client),
-        (None, None) => topology::divide(&allowed, topology::siblings),
+        (None, None) => topology::divide(&allowed, topology::siblings, topology::core_kind),
     })
 }

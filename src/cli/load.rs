@@ -5,7 +5,7 @@ use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
     self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX,
-    Show, Threshold, Values,
+    Show, Threshold, UserPrefix, Values,
 };
 use crate::topology;
 use clap::Args;
@@ -19,18 +19,27 @@ Send the challenge's events to a server and check what it counted
 Works with any server of the challenge: it needs POST /event (with --batch, POST
 /events) and GET /stats, and uses POST /reset if the server has it.
 
-Each event is sent once. If a connection breaks, the outcome of its requests is
-unknown, and the totals may lie anywhere between what was acknowledged and that
-plus what is unknown. The verdict is one of:
+A run is judged by the totals that the server had before it (zero after a reset)
+and those that it has after it. Each event is sent once, and is acknowledged,
+refused, or, if its connection broke, unknown; what is pipelined behind a response
+that closes the connection is sent again. The totals must equal those before plus
+what was acknowledged; unknown events may be in them or not. They are read when
+the last request has ended, and must be right at once. They must stay right for
+half a second, or twice as long as the slowest response took, up to 10 s, in which
+nothing is sent. The verdict is one of:
   exact      every acknowledged event was counted once
   wrong      it was not; the report says by how much, or that the totals became
-             right only after the last acknowledgement
+             right only after the last acknowledgement, or did not stay right
   undecided  something could not be checked, such as unknown requests
+The exit code is 0 if the verdict is exact, every event was acknowledged, all
+connections were opened, no response was malformed, and no threshold failed.
 
 The client needs Linux 6.1 and io_uring. Its threads keep off the cores of a
 server on this machine if they can, and the report warns if they share. If a
 thread was busy for 90 % of the time, or an open loop was late by a millisecond
-at the 99th percentile, the client was the limit and not the server.";
+at the 99th percentile, the client was the limit and not the server. What was due
+while the client did not run (a suspension, or other work on its CPU) is late
+because of the client.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -43,8 +52,8 @@ Examples:
   ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
-Exit codes: 0 the verdict is exact, 1 it is not, requests were refused, or a
-threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
+Exit codes: 0 as above, 1 the result is wrong, open, or not what was asked for, or
+a threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
 
 /// The flags of `load`.
 #[derive(Args, Debug)]
@@ -125,6 +134,14 @@ pub(super) struct LoadTuning {
     /// Number of distinct users
     #[arg(long, default_value = "75000", value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     users: u64,
+    /// What the ids of users begin with, before their number [default: user_]
+    ///
+    /// Users whose ids begin with anything but user_ must not have been sent to the server since
+    /// its totals were zero: the verdict relies on it. By default, the ids begin with user_, as
+    /// published; if the server has users already and cannot be reset, they begin with what no
+    /// other run has, so that uniqueUsers can be checked. Pass user_ to send the same users again.
+    #[arg(long, value_name = "TEXT")]
+    user_prefix: Option<UserPrefix>,
     /// Events per request: batches of N go to POST /events [default: one event to POST /event]
     ///
     /// A batch is one JSON object per line; the last one may be shorter. A response says how many events
@@ -176,6 +193,8 @@ pub(super) struct LoadTuning {
     ///   held  share of --rate that was reached: held<0.99
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
+    ///   connections_open  number of connections that were open. If it is not in a
+    ///       threshold, it must be the number that was asked for
     ///   client_cpu_us, client_poll_us, server_cpu_us
     ///       CPU time per request in µs: of the client without polling, what it
     ///       polled, and of the server (challenge only)
@@ -324,8 +343,9 @@ impl LoadArgs {
 impl LoadTuning {
     /// Where the report goes. Fails if a place that was asked for cannot be had.
     pub(super) fn output(&self) -> Result<Output, Failure> {
-        if self.tui && !std::io::stderr().is_terminal() {
-            return Err(Failure::Usage("--tui needs a terminal on standard error".into()));
+        if self.tui && !(std::io::stderr().is_terminal() && load::has_escapes()) {
+            let message = "--tui needs a terminal on standard error, and not TERM=dumb";
+            return Err(Failure::Usage(message.into()));
         }
         self.report.output(self.quiet)
     }
@@ -341,7 +361,8 @@ impl LoadTuning {
 
     /// The most bytes of a batch; 0 without batches.
     pub(super) fn batch_bytes_max(&self) -> u64 {
-        self.batch.map_or(0, |_| self.workload().request_bytes_max())
+        let prefix = self.user_prefix.clone().unwrap_or_default();
+        self.batch.map_or(0, |_| self.workload().request_bytes_max(&prefix))
     }
 
     /// Checks that the batches that are in flight at once fit this client's memory.
@@ -369,6 +390,11 @@ impl LoadTuning {
         load::Config {
             server,
             workload: self.workload(),
+            users: match self.user_prefix {
+                None => load::Users::Published,
+                Some(prefix) if prefix.is_published() => load::Users::Known(prefix),
+                Some(prefix) => load::Users::New(prefix),
+            },
             connections: self.workers,
             warm_up: self.warmup,
             threads: self.threads,
@@ -377,6 +403,7 @@ impl LoadTuning {
             pipeline: self.pipeline,
             rate: self.rate,
             timeout: self.timeout,
+            quiet: load::QUIET,
             reset: true,
             reset_token: None,
             part: Part::WHOLE,

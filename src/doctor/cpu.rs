@@ -6,7 +6,7 @@ use super::machine::Machine;
 use crate::topology::{format_cpu_list, format_cpu_ranges};
 use procfs::{CpuTime, KernelStats};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ pub(super) fn checks(machine: &Machine, sample: Duration) -> Vec<Check> {
         affinity(machine),
         quota(machine, &cpus),
         siblings(machine, &cpus),
+        kinds(machine, &cpus),
         nodes(machine, &cpus),
         governor(machine, &cpus),
         turbo(machine),
@@ -110,6 +111,22 @@ fn siblings(machine: &Machine, cpus: &[usize]) -> Check {
     };
     let fix = "give client and server different cores with --cpus, or turn SMT off";
     Check::warn_if(!shared.is_empty(), name, value, fix)
+}
+
+fn kinds(machine: &Machine, cpus: &[usize]) -> Check {
+    let name = "kinds of core";
+    let mut kinds: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for cpu in cpus {
+        kinds.entry(machine.core_kind(*cpu)).or_default().push(*cpu);
+    }
+    let lists: Vec<String> = kinds.values().map(|cpus| format_cpu_ranges(cpus)).collect();
+    let value = match lists.as_slice() {
+        [_] => "one".to_owned(),
+        lists => format!("{}: CPUs {}", lists.len(), lists.join(" and ")),
+    };
+    let fix = "give client and server cores of one kind with --cpus, or the same number of each: \
+               slower cores make any result theirs";
+    Check::warn_if(lists.len() > 1, name, value, fix)
 }
 
 /// The nodes of the machine, and the CPUs of each.
@@ -360,6 +377,18 @@ mod tests {
             [with("0"), with("0-1"), with("2,3")],
             [Verdict::Warn, Verdict::Ok, Verdict::Ok]
         );
+    }
+
+    #[test]
+    fn two_kinds_of_core_are_a_warning_with_their_cpus() {
+        let hybrid = Fixture::new(&[
+            ("sys/devices/cpu_core/cpus", "0-3\n"),
+            ("sys/devices/cpu_atom/cpus", "4-7\n"),
+        ]);
+        let check = kinds(&hybrid.machine(), &[0, 1, 4, 5, 6]);
+        assert_eq!((check.verdict, check.value.as_str()), (Verdict::Warn, "2: CPUs 0-1 and 4-6"));
+        assert_eq!(kinds(&hybrid.machine(), &[5, 6]).verdict, Verdict::Ok);
+        assert_eq!(kinds(&Fixture::new(&[]).machine(), &[0, 1]).verdict, Verdict::Ok);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! `CpuInfo` require fields that other architectures, sandboxes, and fixtures lack, and its
 //! `KernelVersion` requires three numbers.
 
-use crate::topology::parse_cpu_list;
+use crate::topology::{kind_of, parse_cpu_list};
 use procfs::process::{LimitValue, Limits, MountInfo};
 use procfs::{FromBufRead, FromBufReadSI, KernelStats, ProcessCGroups, current_system_info};
 use std::fs::{read, read_dir, read_to_string};
@@ -61,6 +61,11 @@ impl Machine {
     /// A file with a list of CPUs.
     pub(super) fn cpus(&self, path: &str) -> Option<Vec<usize>> {
         parse_cpu_list(&self.text(path)?).ok()
+    }
+
+    /// The kind of core that a CPU belongs to.
+    pub(super) fn core_kind(&self, cpu: usize) -> u32 {
+        kind_of(&self.root.join("sys/devices"), cpu)
     }
 
     /// A field of this process's status (proc_pid_status(5)).

@@ -17,6 +17,8 @@ pub(super) struct Account<'a> {
     pub(super) before: Totals,
     /// Whether it was reset in between.
     pub(super) was_reset: bool,
+    /// Whether no user of the run was sent to the server before it.
+    pub(super) has_new_users: bool,
     /// What became of the events, and of those of the warm-up.
     pub(super) ledger: &'a Ledger,
     pub(super) warm_up_ledger: &'a Ledger,
@@ -35,14 +37,21 @@ impl Account<'_> {
         let earlier = Workload { events: self.warm_up, ..*workload };
         let Ledger { acknowledged, refused, unknown, unsent, .. } = self.warm_up_ledger;
         let late = earlier.share_of(unknown);
+        // The server's users that cannot be among those of the run.
+        let mut apart = 0;
         let known = if self.was_reset {
             // An event of the warm-up that got no response may be counted at any time.
             let is_ours = self.before.total_requests <= late.events;
             is_ours.then(|| [UserSet::default(), unknown.users(&earlier)])
         } else {
             let counted = *acknowledged..=*acknowledged + late.events;
-            let is_ours =
-                self.first.total_requests == 0 && counted.contains(&self.before.total_requests);
+            let has_no_strangers = self.first.total_requests == 0 || self.has_new_users;
+            let earlier_events =
+                self.before.total_requests.saturating_sub(self.first.total_requests);
+            let is_ours = has_no_strangers && counted.contains(&earlier_events);
+            if is_ours {
+                apart = self.first.unique_users;
+            }
             is_ours.then(|| {
                 [
                     earlier.users_without(&[refused, unsent, unknown]),
@@ -58,7 +67,7 @@ impl Account<'_> {
             before: self.before,
             acknowledged: workload.share_without(&without),
             possible,
-            users: Users::of(ours.each_ref(), self.before.unique_users, known),
+            users: Users::of(ours.each_ref(), self.before.unique_users, known).beside(apart),
             after: self.after,
         }
     }

@@ -1,5 +1,6 @@
 //! How much the client itself had to do, and whether that limited a run.
 
+use super::placement::Rivals;
 use procfs::process::Process;
 use rustix::thread::gettid;
 use std::time::Duration;
@@ -10,8 +11,9 @@ const BUSY_MAX: f64 = 0.9;
 const WAITING_MAX: f64 = 0.1;
 /// From this length of a run on, such a wait is more than a mishap of the scheduler.
 const WAITING_FROM: Duration = Duration::from_millis(100);
-/// From this share on, CPUs have no time left for the client.
+/// From this share on, CPUs have no time left for the client, if it wants this share of its time or more.
 const CPUS_BUSY_MAX: f64 = 0.97;
+const WANTED_MIN: f64 = 0.5;
 /// From this lag at the 99th percentile on, an open loop's client was too slow.
 const LAG_US_MAX: f64 = 1000.0;
 
@@ -59,6 +61,10 @@ pub(super) struct ClientLoad {
     pub(super) busy: f64,
     /// The thread that waited most for a CPU.
     pub(super) waiting: f64,
+    /// The share of their time that these CPUs handled network packets, which nobody else may have caused.
+    pub(super) softirq: f64,
+    /// What else may have run on them.
+    pub(super) rivals: Rivals,
     /// The CPUs that the threads may use, whoever used them, without the client's polling.
     pub(super) cpus_busy: Option<f64>,
     /// How late the threads of an open loop were at the 99th percentile, in microseconds.
@@ -66,6 +72,12 @@ pub(super) struct ClientLoad {
 }
 
 impl ClientLoad {
+    /// The share of its time in which the client wanted a CPU: other work on CPUs that it leaves idle is no
+    /// limit.
+    fn wanted(&self) -> f64 {
+        self.busy + self.waiting + self.softirq
+    }
+
     /// Why the client limited the run: nothing if it did not.
     pub(super) fn limits(&self) -> Vec<String> {
         let percent = |share: f64| share * 100.0;
@@ -75,11 +87,13 @@ impl ClientLoad {
         }
         if self.waiting >= WAITING_MAX && self.elapsed >= WAITING_FROM {
             limits.push(format!(
-                "a client thread waited for a CPU {:.0} % of the time, because other work ran on it",
-                percent(self.waiting)
+                "a client thread waited for a CPU {:.0} % of the time, because {} ran on it",
+                percent(self.waiting),
+                self.rivals.in_words()
             ));
         }
-        if let Some(busy) = self.cpus_busy.filter(|busy| *busy >= CPUS_BUSY_MAX) {
+        let is_wanted = self.wanted() >= WANTED_MIN;
+        if let Some(busy) = self.cpus_busy.filter(|busy| is_wanted && *busy >= CPUS_BUSY_MAX) {
             limits.push(format!("the client's CPUs were {:.0} % busy", percent(busy)));
         }
         if let Some(lag_us) = self.lag_p99_us.filter(|lag_us| *lag_us >= LAG_US_MAX) {
@@ -100,6 +114,8 @@ mod tests {
             elapsed: WAITING_FROM,
             busy: 0.89,
             waiting: 0.09,
+            softirq: 0.0,
+            rivals: Rivals::Others,
             cpus_busy: Some(0.96),
             lag_p99_us: Some(999.0),
         };
@@ -112,6 +128,35 @@ mod tests {
         ] {
             let limits = at.limits();
             assert!(limits.len() == 1 && limits[0].contains(says), "{limits:?}");
+        }
+    }
+
+    /// Other work may use all of the CPUs on which a client is idle.
+    #[test]
+    fn busy_cpus_limit_only_a_client_that_wants_them() {
+        let idle = ClientLoad {
+            elapsed: Duration::from_secs(9),
+            busy: 0.2,
+            waiting: 0.09,
+            cpus_busy: Some(1.0),
+            ..ClientLoad::default()
+        };
+        assert_eq!(idle.limits(), Vec::<String>::new());
+        for wants in [ClientLoad { busy: 0.41, ..idle }, ClientLoad { softirq: 0.21, ..idle }] {
+            assert!(wants.limits()[0].contains("CPUs were 100 % busy"), "{wants:?}");
+        }
+    }
+
+    #[test]
+    fn what_else_ran_on_the_clients_cpus_is_named() {
+        for (rivals, says) in [
+            (Rivals::Others, "because other work ran on it"),
+            (Rivals::Server, "because the server, which shares it, or other work ran on it"),
+            (Rivals::Unknown, "because other work, perhaps the server, ran on it"),
+        ] {
+            let waiting =
+                ClientLoad { elapsed: WAITING_FROM, waiting: 0.5, rivals, ..ClientLoad::default() };
+            assert!(waiting.limits()[0].ends_with(says), "{:?}", waiting.limits());
         }
     }
 

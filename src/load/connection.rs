@@ -27,6 +27,8 @@ pub(super) enum State {
     Down { until_ns: u64 },
     /// The server had no room for it; to be opened from then on, unless others do the work.
     TurnedAway { until_ns: u64 },
+    /// This machine had no port or descriptor left for it; to be opened from then on, if it is needed.
+    Lacking { until_ns: u64 },
     /// Being opened.
     Connecting { since_ns: u64 },
     /// Open.

@@ -4,6 +4,7 @@ use super::parts::ClockOffset;
 use super::response::{self, join_chunks};
 use super::workload::Totals;
 use crate::failure::Failure;
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -21,8 +22,8 @@ const WAIT_MIN: Duration = Duration::from_millis(1);
 /// A server, as named by `--url`.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where to connect.
-    pub address: SocketAddr,
+    /// Where to connect: each is tried, in turn, until one listens. Not empty.
+    pub addresses: Vec<SocketAddr>,
     /// The `Host` field.
     pub host: String,
 }
@@ -60,13 +61,45 @@ impl Server {
             port.parse::<u16>().ok().filter(|port| is_number && *port > 0)
         });
         let port = port.ok_or_else(|| wrong("the port must be a number from 1 to 65535"))?;
-        let address = (name, port)
-            .to_socket_addrs()
-            .ok()
-            // Most servers listen on IPv4 only, unless they are named by an IPv6 address.
-            .and_then(|addresses| addresses.min_by_key(SocketAddr::is_ipv6))
-            .ok_or_else(|| wrong("this host has no address: check its name"))?;
-        Ok(Server { address, host: host.to_owned() })
+        let unknown = |why: &dyn fmt::Display| {
+            Failure::Environment(format!(
+                "--url {url}: {name} has no address ({why}): check the name"
+            ))
+        };
+        let found = (name, port).to_socket_addrs().map_err(|error| unknown(&error))?;
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in found {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        // Most servers listen on IPv4 only, unless they are named by an IPv6 address.
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        match addresses.is_empty() {
+            false => Ok(Server { addresses, host: host.to_owned() }),
+            true => Err(unknown(&"none was found")),
+        }
+    }
+
+    /// The addresses that its name stands for, if there are several.
+    fn tried(&self) -> String {
+        let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        match addresses.len() {
+            1 => String::new(),
+            _ => format!(" ({})", addresses.join(", ")),
+        }
+    }
+
+    /// Connects to the first of its addresses that listens.
+    fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
+        let mut failed = io::Error::from(ErrorKind::NotFound);
+        for address in &self.addresses {
+            match TcpStream::connect_timeout(address, timeout) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 }
 
@@ -83,8 +116,8 @@ pub(super) enum ControlError {
     Garbled,
     /// The server refused the request with 503.
     Unavailable(&'static str),
-    /// A response to `GET /stats` without the four totals.
-    NoTotals(u16),
+    /// A response to `GET /stats` without the four totals, for this reason.
+    NoTotals(u16, String),
 }
 
 impl From<io::Error> for ControlError {
@@ -99,7 +132,8 @@ impl ControlError {
         let host = &server.host;
         match self {
             ControlError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => format!(
-                "no server listens at http://{host}: start the server, or pass its address with --url"
+                "no server listens at http://{host}{}: start the server, or pass its address with --url",
+                server.tried()
             ),
             ControlError::Io(error) => format!(
                 "cannot talk to the server at http://{host}: {error}: check that it is running, or \
@@ -123,9 +157,9 @@ impl ControlError {
                  another connection, or cannot count events: use fewer connections, or raise its \
                  limit"
             ),
-            ControlError::NoTotals(status) => format!(
-                "http://{host}/stats responded with status {status}, without the four totals: pass \
-                 the address of a server of the challenge with --url"
+            ControlError::NoTotals(status, why) => format!(
+                "http://{host}/stats responded with status {status}, without the four totals: {why}: \
+                 pass the address of a server of the challenge with --url"
             ),
         }
     }
@@ -164,6 +198,8 @@ pub(super) struct Control<'a> {
     /// that serves one connection at a time needs it to be closed.
     keeps: bool,
     kept: Option<TcpStream>,
+    /// The address that listened first, which is the only one used from then on.
+    address: Option<SocketAddr>,
     /// What the responses tell about the clocks.
     clock: Option<ClockOffset>,
 }
@@ -171,12 +207,18 @@ pub(super) struct Control<'a> {
 impl<'a> Control<'a> {
     /// For a server that may take so long to respond.
     pub(super) fn new(server: &'a Server, timeout: Duration, keeps: bool) -> Control<'a> {
-        Control { server, timeout, token: None, keeps, kept: None, clock: None }
+        Control { server, timeout, token: None, keeps, kept: None, address: None, clock: None }
     }
 
     /// With a token for `POST /reset`.
     pub(super) fn with_token(mut self, token: Option<Arc<[u8]>>) -> Control<'a> {
         self.token = token;
+        self
+    }
+
+    /// At one of the server's addresses only.
+    pub(super) fn at(mut self, address: SocketAddr) -> Control<'a> {
+        self.address = Some(address);
         self
     }
 
@@ -192,7 +234,7 @@ impl<'a> Control<'a> {
 
     /// Asks for the totals on a new connection, and whether the server keeps it afterwards.
     fn probe(&mut self) -> Result<(Response, bool), ControlError> {
-        let mut stream = TcpStream::connect_timeout(&self.server.address, self.timeout)?;
+        let mut stream = self.connect()?;
         let response = self.exchange(&mut stream, "GET", "/stats")?;
         let keeps_alive = !response.says_close && !ends_within(&stream, FALSE_KEEP_ALIVE_WAIT)?;
         self.kept = (self.keeps && keeps_alive).then_some(stream);
@@ -245,9 +287,23 @@ impl<'a> Control<'a> {
                 answered => return self.keep(stream, answered?),
             }
         }
-        let mut stream = TcpStream::connect_timeout(&self.server.address, self.timeout)?;
+        let mut stream = self.connect()?;
         let response = self.exchange(&mut stream, method, path)?;
         self.keep(stream, response)
+    }
+
+    fn connect(&mut self) -> io::Result<TcpStream> {
+        if let Some(address) = self.address {
+            return TcpStream::connect_timeout(&address, self.timeout);
+        }
+        let stream = self.server.connect(self.timeout)?;
+        self.address = Some(stream.peer_addr()?);
+        Ok(stream)
+    }
+
+    /// The address that is used: the first one until one has listened.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address.unwrap_or(self.server.addresses[0])
     }
 
     fn keep(&mut self, stream: TcpStream, response: Response) -> Result<Response, ControlError> {
@@ -345,9 +401,9 @@ fn ends_within(mut stream: &TcpStream, wait: Duration) -> io::Result<bool> {
 
 fn read_totals(response: &Response) -> Result<Totals, ControlError> {
     match response.status {
-        200 => parse_totals(&response.body).ok_or(ControlError::NoTotals(200)),
+        200 => parse_totals(&response.body).map_err(|why| ControlError::NoTotals(200, why)),
         503 => Err(ControlError::Unavailable("GET /stats")),
-        status => Err(ControlError::NoTotals(status)),
+        status => Err(ControlError::NoTotals(status, "there must be a GET /stats".into())),
     }
 }
 
@@ -359,12 +415,16 @@ fn engine_of(metrics: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The totals in the body of a response to `GET /stats`.
-pub(super) fn parse_totals(body: &[u8]) -> Option<Totals> {
-    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+/// The totals in the body of a response to `GET /stats`, or what it lacks.
+pub(super) fn parse_totals(body: &[u8]) -> Result<Totals, String> {
+    let json: serde_json::Value =
+        serde_json::from_slice(body).map_err(|_| "it is not JSON".to_owned())?;
+    let member = |name: &str| json.get(name).ok_or_else(|| format!("{name} is missing"));
+    let float =
+        |name: &str| member(name)?.as_f64().ok_or_else(|| format!("{name} is not a number"));
     // Some servers write whole numbers as floats.
     let whole = |name: &str| {
-        let number = json.get(name)?;
+        let number = member(name)?;
         let float = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
         #[allow(
             clippy::cast_possible_truncation,
@@ -373,13 +433,13 @@ pub(super) fn parse_totals(body: &[u8]) -> Option<Totals> {
                       which no run can reach"
         )]
         let rounded = float.map(|float| float as u64);
-        number.as_u64().or(rounded)
+        number.as_u64().or(rounded).ok_or_else(|| format!("{name} is not a whole number"))
     };
-    Some(Totals {
+    Ok(Totals {
         total_requests: whole("totalRequests")?,
         unique_users: whole("uniqueUsers")?,
-        sum: json.get("sum")?.as_f64()?,
-        avg: json.get("avg")?.as_f64()?,
+        sum: float("sum")?,
+        avg: float("avg")?,
     })
 }
 
@@ -396,10 +456,19 @@ mod tests {
             r#"{"totalRequests":1000000,"uniqueUsers":75000,"sum":5.0E8,"avg":500.0}"#,
             r#"{"avg":500,"sum":500000000,"uniqueUsers":75000,"totalRequests":1e6,"extra":null}"#,
         ] {
-            assert_eq!(read(text), Some(expected), "{text}");
+            assert_eq!(read(text), Ok(expected), "{text}");
         }
-        for text in ["", "[]", r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#] {
-            assert_eq!(read(text), None, "{text}");
+        for (text, why) in [
+            ("", "it is not JSON"),
+            ("[]", "totalRequests is missing"),
+            (r#"{"totalRequests":1,"uniqueUsers":1,"sum":1}"#, "avg is missing"),
+            (r#"{"totalRequests":1,"uniqueUsers":1,"sum":"1","avg":1}"#, "sum is not a number"),
+            (
+                r#"{"totalRequests":1.5,"uniqueUsers":1,"sum":1,"avg":1}"#,
+                "totalRequests is not a whole number",
+            ),
+        ] {
+            assert_eq!(read(text), Err(why.to_owned()), "{text}");
         }
     }
 
@@ -424,7 +493,7 @@ mod tests {
             ("http://[::1]:9", "[::1]:9"),
             ("http://[::1]", "[::1]:80"),
         ] {
-            assert_eq!(Server::parse(url).unwrap().address.to_string(), address);
+            assert_eq!(Server::parse(url).unwrap().addresses[0].to_string(), address);
         }
         for (bad, expected) in [
             ("https://x", "only http"),
@@ -449,6 +518,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_name_without_an_address_is_not_a_wrong_flag() {
+        let failure = Server::parse("http://nowhere.invalid:1").unwrap_err();
+        assert_eq!(failure.exit_code(), 3, "{failure}");
+        assert!(failure.to_string().contains("nowhere.invalid has no address"), "{failure}");
+    }
+
+    /// The first address has no listener; the second is used for all requests from then on, and named.
+    #[test]
+    fn every_address_of_a_name_is_tried() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                let body = r#"{"totalRequests":0,"uniqueUsers":0,"sum":0.0,"avg":0.0}"#;
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all((head + body).as_bytes()).unwrap();
+            }
+        });
+        let server = Server { addresses: vec![closed, open], host: "name:1".into() };
+        let mut control = Control::new(&server, Duration::from_secs(5), true);
+        assert_eq!(control.address(), closed);
+        assert_eq!(control.totals().unwrap(), Totals::ZERO);
+        assert_eq!(control.address(), open);
+        assert_eq!(control.totals().unwrap(), Totals::ZERO);
+        serving.join().unwrap();
+        let none = Server { addresses: vec![closed, closed], ..server };
+        let mut control = Control::new(&none, Duration::from_secs(5), true);
+        let said = control.totals().unwrap_err().sentence(&none);
+        assert!(said.contains(&closed.to_string()), "{said}");
+    }
+
     /// Against a server that closes the first connections after a response, without having said so.
     #[test]
     fn a_server_closes_each_connection_if_it_closes_two() {
@@ -469,7 +576,7 @@ mod tests {
                 }
                 kept
             });
-            let server = Server { address, host: address.to_string() };
+            let server = Server { addresses: vec![address], host: address.to_string() };
             let mut control = Control::new(&server, Duration::from_secs(5), true);
             let (totals, found) = control.first_totals().unwrap();
             assert_eq!((totals, found), (Totals::ZERO, keeps_alive), "{closes}");

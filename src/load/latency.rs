@@ -43,7 +43,7 @@ impl Serialize for Bound {
 pub(super) struct Latencies {
     histogram: Histogram<u64>,
     censored: u64,
-    /// The shortest time after which a request was given up.
+    /// The shortest time after which a request was given up, or that stands for a longer one.
     least_censored_ns: Option<u64>,
 }
 
@@ -111,6 +111,10 @@ impl Latencies {
     #[inline]
     pub(super) fn record(&mut self, ns: u64) {
         self.histogram.saturating_record(ns.max(1));
+        if ns > LATENCY_NS_MAX {
+            // It is recorded as the longest that is distinguished, which is a bound.
+            self.note_censored(self.least_alike(ns));
+        }
     }
 
     /// Records a request that was given up after this time.
@@ -168,13 +172,19 @@ impl Latencies {
 
     /// The mean; `None` if nothing was recorded.
     pub(super) fn mean(&self) -> Option<Bound> {
-        let mean = Bound { micros: self.histogram.mean() / 1e3, is_at_least: self.censored > 0 };
+        let is_at_least = self.least_censored_ns.is_some();
+        let mean = Bound { micros: self.histogram.mean() / 1e3, is_at_least };
         (self.len() > 0).then_some(mean)
     }
 
     fn bound(&self, ns: u64) -> Option<Bound> {
         let is_at_least = self.least_censored_ns.is_some_and(|least| ns >= least);
         (self.len() > 0).then_some(Bound { micros: ns as f64 / 1e3, is_at_least })
+    }
+
+    /// From this value on, all that the histogram has may be more; `None` if nothing may.
+    pub(super) fn bounds_from_ns(&self) -> Option<u64> {
+        self.least_censored_ns
     }
 
     /// The histogram itself, in nanoseconds.
@@ -277,6 +287,19 @@ mod tests {
         assert!(latencies.quantile(0.985).unwrap().is_at_least);
         assert!(latencies.max().unwrap().is_at_least && latencies.mean().unwrap().is_at_least);
         assert_eq!((latencies.len(), latencies.censored()), (100, 1));
+    }
+
+    #[test]
+    fn a_latency_beyond_an_hour_is_a_bound() {
+        let mut latencies = Latencies::new();
+        latencies.record(LATENCY_NS_MAX);
+        assert!(!latencies.max().unwrap().is_at_least && !latencies.mean().unwrap().is_at_least);
+        let mut latencies = Latencies::new();
+        (0..9).for_each(|_| latencies.record(1000));
+        latencies.record(2 * LATENCY_NS_MAX);
+        assert!(latencies.max().unwrap().is_at_least && latencies.mean().unwrap().is_at_least);
+        assert!(!latencies.quantile(0.9).unwrap().is_at_least);
+        assert_eq!(latencies.censored(), 0, "it was not given up");
     }
 
     /// Whatever the true latencies are, a known quantile is right, and a bound is not above it.

@@ -4,8 +4,10 @@
 use super::event_set::{EventSet, Rest};
 use super::verdict::plural;
 use super::workload::Workload;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::AddAssign;
 
 /// The book of one thread, or of a run.
@@ -25,6 +27,9 @@ pub(super) struct Ledger {
     pub(super) misstatement: Option<Misstatement>,
     /// What connections went through.
     pub(super) trouble: Trouble,
+    /// Attempts to connect that failed, by the number of the error.
+    #[serde(default)]
+    pub(super) connect_errors: BTreeMap<i32, u64>,
 }
 
 /// An acknowledgement that contradicts what it acknowledges.
@@ -42,6 +47,9 @@ pub(super) struct Trouble {
     /// Connections opened in place of others.
     pub(super) reconnects: u64,
     pub(super) connect_failures: u64,
+    /// Connections that were open at no time, or only until the server turned them away.
+    #[serde(default)]
+    pub(super) never_open: u64,
     /// Connections that the server turned away with a 503.
     pub(super) turned_away: u64,
     pub(super) timeouts: u64,
@@ -49,16 +57,21 @@ pub(super) struct Trouble {
     pub(super) broken_keep_alives: u64,
     /// Responses that were malformed, or that no request had asked for.
     pub(super) garbled: u64,
+    /// Requests that were behind a response with which the server said that it would close.
+    #[serde(default)]
+    pub(super) resent: u64,
 }
 
 impl AddAssign for Trouble {
     fn add_assign(&mut self, other: Trouble) {
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;
+        self.never_open += other.never_open;
         self.turned_away += other.turned_away;
         self.timeouts += other.timeouts;
         self.broken_keep_alives += other.broken_keep_alives;
         self.garbled += other.garbled;
+        self.resent += other.resent;
     }
 }
 
@@ -102,6 +115,68 @@ impl Ledger {
         ))
     }
 
+    /// Notes a connection that failed to open.
+    pub(super) fn note_failure_to_connect(&mut self, error: &io::Error) {
+        self.trouble.connect_failures += 1;
+        // Only the kernel refuses to connect, and it always says why.
+        let number = error.raw_os_error().unwrap_or_default();
+        *self.connect_errors.entry(number).or_default() += 1;
+    }
+
+    /// Adds what connections of another ledger went through.
+    pub(super) fn add_trouble(&mut self, other: &Ledger) {
+        self.trouble += other.trouble;
+        for (number, count) in &other.connect_errors {
+            *self.connect_errors.entry(*number).or_default() += count;
+        }
+    }
+
+    /// Why attempts to connect failed, a sentence for each error.
+    pub(super) fn connect_reasons(&self) -> Vec<String> {
+        let reason = |(number, count): (&i32, &u64)| {
+            let error = io::Error::from_raw_os_error(*number);
+            format!("{}: {error}", plural(*count, "attempt", "attempts"))
+        };
+        self.connect_errors.iter().map(reason).collect()
+    }
+
+    /// What kept some of so many connections from being opened, and what to do about it, if anything did.
+    pub(super) fn shortfall(&self, connections: u64) -> Option<String> {
+        let missing = self.trouble.never_open;
+        if missing == 0 {
+            return None;
+        }
+        let mut reasons = self.connect_reasons();
+        if self.trouble.turned_away > 0 {
+            let turned_away = plural(self.trouble.turned_away, "connection", "connections");
+            reasons.push(format!("the server turned {turned_away} away with status 503"));
+        }
+        if reasons.is_empty() {
+            reasons.push("the server did not take them in time".into());
+        }
+        let open = connections.saturating_sub(missing);
+        Some(format!(
+            "only {open} of {} open ({}): {}",
+            plural(connections, "connection was", "connections were"),
+            reasons.join("; "),
+            self.connect_advice()
+        ))
+    }
+
+    /// What to do about connections that could not be opened.
+    fn connect_advice(&self) -> &'static str {
+        let has = |errors: &[Errno]| {
+            errors.iter().any(|error| self.connect_errors.contains_key(&error.raw_os_error()))
+        };
+        if has(&[Errno::MFILE, Errno::NFILE]) {
+            "raise the limit of open files (ulimit -n), or use fewer connections"
+        } else if has(&[Errno::ADDRNOTAVAIL]) {
+            "widen net.ipv4.ip_local_port_range, or use fewer connections"
+        } else {
+            "use fewer connections, or raise the server's limit"
+        }
+    }
+
     /// Notes the requests that were left to send at the end.
     pub(super) fn leave(&mut self, rest: Rest) {
         self.unsent.insert_rest(rest);
@@ -121,13 +196,13 @@ impl Ledger {
     pub(super) fn merge(&mut self, other: Ledger) {
         self.acknowledged += other.acknowledged;
         self.add_misstatements(&other);
+        self.add_trouble(&other);
         self.refused.merge(other.refused);
         for (status, count) in other.refused_by_status {
             *self.refused_by_status.entry(status).or_default() += count;
         }
         self.unknown.merge(other.unknown);
         self.unsent.merge(other.unsent);
-        self.trouble += other.trouble;
     }
 }
 

@@ -3,6 +3,25 @@
 //! It is an independent witness: it shares no HTTP, JSON or counting code with the server. What it
 //! shares is the ring that moves bytes.
 //!
+//! # How a run is judged
+//!
+//! In this order, from `run::run` on:
+//!
+//! 1. `control` reads the totals, resets the server, and reads them again: the run starts from those.
+//! 2. The threads send every event once, and book in a `ledger` what became of it: acknowledged, refused,
+//!    unknown (sent, without a response), or unsent. Beside them, `watch` looks for totals that cannot be.
+//! 3. `run::send_all` reads the totals as soon as the last request has ended. Every acknowledged event must
+//!    be in them, so `run::settle` asks again if they are wrong, only to tell late from never.
+//! 4. If they are right, `run::stay` asks for them throughout a quiet time, in which they must stay right.
+//! 5. `account` adds up what the totals must be, and what they may be with the unknown events;
+//!    `verdict::Evidence` compares: outside of that is wrong, and what leaves room is undecided.
+//! 6. `verdict::Judgement::with` adds what was seen besides: acknowledgements that contradict their batch,
+//!    totals that became right late or did not stay right, and what the watch saw.
+//! 7. `Report::check` decides the exit code: the verdict, what was not acknowledged, malformed responses,
+//!    connections that could not be opened, and thresholds.
+//!
+//! # The modules
+//!
 //! - `run`: a run from its first request to its report.
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
@@ -50,7 +69,8 @@ use std::time::Duration;
 pub use thresholds::Threshold;
 pub(crate) use thresholds::{Condition, Operator};
 pub use verdict::Verdict;
-pub use workload::{BATCH_MAX, EVENTS_MAX, Totals, Values, Workload};
+pub(crate) use view::has_escapes;
+pub use workload::{BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -59,6 +79,8 @@ pub struct Config {
     pub server: Server,
     /// The events.
     pub workload: Workload,
+    /// What the ids of users begin with.
+    pub users: Users,
     /// Events to send before, which are not measured.
     pub warm_up: u64,
     /// Connections, at least one; no more than requests are used.
@@ -75,6 +97,8 @@ pub struct Config {
     pub rate: Option<u64>,
     /// How long a response, a connection, or a server that is gone may take.
     pub timeout: Duration,
+    /// How long totals must stay as they are after the last response, at least; zero asks for them once.
+    pub quiet: Duration,
     /// Whether to reset the server before.
     pub reset: bool,
     /// The token that `POST /reset` is sent with.
@@ -89,6 +113,27 @@ pub struct Config {
     pub progress: Show,
 }
 
+/// What the ids of a run's users begin with.
+#[derive(Clone, Debug)]
+pub enum Users {
+    /// As published. If the server has users and cannot be reset, they begin with what no other run has.
+    Published,
+    /// With this. The server may know some of the users.
+    Known(UserPrefix),
+    /// With this. No user was sent to the server since its totals were zero.
+    New(UserPrefix),
+}
+
+impl Users {
+    /// The prefix, if one was chosen.
+    fn prefix(&self) -> Option<&UserPrefix> {
+        match self {
+            Users::Published => None,
+            Users::Known(prefix) | Users::New(prefix) => Some(prefix),
+        }
+    }
+}
+
 /// How to show the progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
@@ -99,6 +144,9 @@ pub enum Show {
     /// The whole screen.
     Screen,
 }
+
+/// The default of [`Config::quiet`].
+pub const QUIET: Duration = Duration::from_millis(500);
 
 /// A moment of a run at which `challenge` looks at its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

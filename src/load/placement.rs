@@ -1,40 +1,105 @@
 //! Where the client runs: off the cores of the server, if that is on this machine.
 
-use crate::topology::{allowed_cpus, format_cpu_list, siblings};
+use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
-use procfs::process::{FDTarget, Process, Status, all_processes};
+use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
-/// The CPUs that a server on this machine runs on: those that its threads are pinned to, or all that
-/// its process may use if none is. `None` if it is not on this machine, or if this process may not
-/// look at it.
-pub(super) fn server_cpus(address: SocketAddr) -> Option<Vec<usize>> {
+/// What is known of where a server runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// Nothing on this machine listens at its address.
+    Elsewhere,
+    /// On these CPUs of this machine: those that its threads are pinned to, or all that its process may use
+    /// if none is.
+    Here(Vec<usize>),
+    /// On this machine, in a process that this one may not look at.
+    Hidden,
+}
+
+impl Whereabouts {
+    fn cpus(&self) -> Option<&[usize]> {
+        match self {
+            Whereabouts::Here(cpus) => Some(cpus),
+            Whereabouts::Elsewhere | Whereabouts::Hidden => None,
+        }
+    }
+}
+
+/// What else may have run on the CPUs of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rivals {
+    /// Not the server.
+    #[default]
+    Others,
+    /// The server, too.
+    Server,
+    /// The server, too, if it runs there.
+    Unknown,
+}
+
+impl Rivals {
+    /// For a client with such CPUs.
+    pub(super) fn of(client: &[usize], server: &Whereabouts) -> Rivals {
+        match server {
+            Whereabouts::Hidden => Rivals::Unknown,
+            Whereabouts::Here(cpus) if client.iter().any(|cpu| cpus.contains(cpu)) => {
+                Rivals::Server
+            }
+            Whereabouts::Here(_) | Whereabouts::Elsewhere => Rivals::Others,
+        }
+    }
+
+    /// As the subject of a sentence.
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Rivals::Others => "other work",
+            Rivals::Server => "the server, which shares it, or other work",
+            Rivals::Unknown => "other work, perhaps the server,",
+        }
+    }
+}
+
+/// Finds the server at an address.
+pub(super) fn find(address: SocketAddr) -> Whereabouts {
+    // A socket for IPv6 can be bound to an address of IPv4, as Java does it.
+    let ip = address.ip().to_canonical();
     let listens = |entry: &TcpNetEntry| {
         let at = entry.local_address;
+        let at_ip = at.ip().to_canonical();
         entry.state == TcpState::Listen
             && at.port() == address.port()
-            && (at.ip() == address.ip() || at.ip().is_unspecified())
+            && (at_ip == ip || at_ip.is_unspecified())
     };
     let entries = tcp().into_iter().chain(tcp6()).flatten();
-    let sockets: HashSet<u64> = entries.filter(listens).map(|entry| entry.inode).collect();
+    let mut sockets: HashSet<u64> = entries.filter(listens).map(|entry| entry.inode).collect();
     if sockets.is_empty() {
-        return None;
+        return Whereabouts::Elsewhere;
     }
     let mut cpus = BTreeSet::new();
-    for process in all_processes().ok()?.flatten() {
-        if has_one_of(&process, &sockets) {
+    for process in all_processes().into_iter().flatten().flatten() {
+        let own = sockets_of(&process);
+        if own.iter().any(|inode| sockets.contains(inode)) {
+            sockets.retain(|inode| !own.contains(inode));
             cpus.extend(cpus_of(&process).unwrap_or_default());
         }
     }
-    (!cpus.is_empty()).then(|| cpus.into_iter().collect())
+    // What another process listens with, which may not be looked at, is the server as well.
+    match sockets.is_empty() && !cpus.is_empty() {
+        true => Whereabouts::Here(cpus.into_iter().collect()),
+        false => Whereabouts::Hidden,
+    }
 }
 
-fn has_one_of(process: &Process, sockets: &HashSet<u64>) -> bool {
-    let Ok(descriptors) = process.fd() else { return false };
-    descriptors
-        .flatten()
-        .any(|open| matches!(open.target, FDTarget::Socket(inode) if sockets.contains(&inode)))
+/// The sockets that a process has; none if this one may not look at it.
+fn sockets_of(process: &Process) -> HashSet<u64> {
+    let descriptors = process.fd().into_iter().flatten().flatten();
+    let socket = |open: FDInfo| match open.target {
+        FDTarget::Socket(inode) => Some(inode),
+        _ => None,
+    };
+    descriptors.filter_map(socket).collect()
 }
 
 fn cpus_of(process: &Process) -> Option<Vec<usize>> {
@@ -57,15 +122,18 @@ fn allowed(status: &Status) -> Option<Vec<usize>> {
 }
 
 /// The CPUs for a client that was not given any: those that are neither the server's nor share a core
-/// with one of them; if there are none, those that are not the server's; if there are none, all.
-pub(super) fn choose(server: Option<&[usize]>) -> Vec<usize> {
-    choose_from(&allowed_cpus(), server, &siblings)
+/// with one of them; if there are none, those that are not the server's; if there are none, all. Among
+/// them, cores of the server's kind are preferred.
+pub(super) fn choose(server: &Whereabouts) -> Result<Vec<usize>, topology::Error> {
+    let allowed = topology::choose(None, &topology::allowed_cpus())?;
+    Ok(choose_from(&allowed, server.cpus(), &siblings, &core_kind))
 }
 
 fn choose_from(
     allowed: &[usize],
     server: Option<&[usize]>,
     siblings: &dyn Fn(usize) -> Vec<usize>,
+    kind: &dyn Fn(usize) -> u32,
 ) -> Vec<usize> {
     let Some(server) = server else { return allowed.to_vec() };
     let without = |taken: &[usize]| -> Vec<usize> {
@@ -75,12 +143,40 @@ fn choose_from(
     [without(&[server, &cores].concat()), without(server), allowed.to_vec()]
         .into_iter()
         .find(|cpus| !cpus.is_empty())
+        .map(|cpus| alike(&cpus, server, kind))
         .unwrap_or_default()
 }
 
-/// A sentence about CPUs or cores that client and server share, if there are any.
-pub(super) fn warning(client: &[usize], server: Option<&[usize]>) -> Option<String> {
-    warning_of(client, server?, &siblings)
+/// What a reader must know of the CPUs of client and server.
+pub(super) fn warnings(client: &[usize], server: &Whereabouts, is_chosen: bool) -> Vec<String> {
+    match server {
+        Whereabouts::Elsewhere => Vec::new(),
+        Whereabouts::Here(server) => {
+            let shared = warning_of(client, server, &siblings);
+            shared.into_iter().chain(warning_of_kinds(client, server, &core_kind)).collect()
+        }
+        Whereabouts::Hidden => {
+            let pinned = if is_chosen { "" } else { "no thread of the client was pinned, and " };
+            vec![format!(
+                "the server belongs to a process of this machine that this user may not look at: \
+                 {pinned}whether client and server shared CPUs is unknown; run the client as the \
+                 server's user or as root, or give each its own CPUs with taskset and --cpus"
+            )]
+        }
+    }
+}
+
+fn warning_of_kinds(
+    client: &[usize],
+    server: &[usize],
+    kind: &dyn Fn(usize) -> u32,
+) -> Option<String> {
+    let kinds = |cpus: &[usize]| cpus.iter().map(|cpu| kind(*cpu)).collect::<BTreeSet<_>>();
+    (kinds(client) != kinds(server)).then(|| {
+        "client and server run on different kinds of core: choose cores of one kind with --cpus, \
+         which ringtally doctor lists"
+            .into()
+    })
 }
 
 fn warning_of(
@@ -119,13 +215,29 @@ mod tests {
         vec![cpu % 4, cpu % 4 + 4]
     }
 
+    fn equal(_: usize) -> u32 {
+        0
+    }
+
     #[test]
     fn a_client_keeps_off_the_servers_cores_if_it_can() {
         let all: Vec<usize> = (0..8).collect();
-        assert_eq!(choose_from(&all, Some(&[0, 1]), &pairs), [2, 3, 6, 7]);
-        assert_eq!(choose_from(&[0, 4], Some(&[0]), &pairs), [4]);
-        assert_eq!(choose_from(&[0], Some(&[0]), &pairs), [0]);
-        assert_eq!(choose_from(&all, None, &pairs), all);
+        assert_eq!(choose_from(&all, Some(&[0, 1]), &pairs, &equal), [2, 3, 6, 7]);
+        assert_eq!(choose_from(&[0, 4], Some(&[0]), &pairs, &equal), [4]);
+        assert_eq!(choose_from(&[0], Some(&[0]), &pairs, &equal), [0]);
+        assert_eq!(choose_from(&all, None, &pairs, &equal), all);
+    }
+
+    #[test]
+    fn a_client_gets_cores_of_the_servers_kind_if_there_are_any() {
+        let all: Vec<usize> = (0..8).collect();
+        let kind = |cpu: usize| u32::from(cpu < 4);
+        let alone = |cpu: usize| vec![cpu];
+        assert_eq!(choose_from(&all, Some(&[0, 1]), &alone, &kind), [2, 3]);
+        assert_eq!(choose_from(&all, Some(&[5]), &alone, &kind), [4, 6, 7]);
+        assert_eq!(choose_from(&all, Some(&[0, 1, 2, 3]), &alone, &kind), [4, 5, 6, 7]);
+        assert_eq!(warning_of_kinds(&[2, 3], &[0, 1], &kind), None);
+        assert!(warning_of_kinds(&[4], &[0, 1], &kind).unwrap().contains("kinds of core"));
     }
 
     #[test]
@@ -133,15 +245,26 @@ mod tests {
         assert_eq!(warning_of(&[2, 3], &[0, 1], &pairs), None);
         assert!(warning_of(&[1, 2], &[0, 1], &pairs).unwrap().contains("share CPU 1:"));
         assert!(warning_of(&[4, 2], &[0, 1], &pairs).unwrap().contains("on CPU 4:"));
+        let server = Whereabouts::Here(vec![0, 1]);
+        assert_eq!(Rivals::of(&[1, 2], &server), Rivals::Server);
+        assert_eq!(Rivals::of(&[2], &server), Rivals::Others);
+        assert_eq!(Rivals::of(&[2], &Whereabouts::Hidden), Rivals::Unknown);
+        assert!(warnings(&[0], &Whereabouts::Hidden, false)[0].contains("no thread"));
+        assert_eq!(warnings(&[0], &Whereabouts::Elsewhere, false), Vec::<String>::new());
     }
 
     #[test]
-    fn a_listener_of_this_process_is_found() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let found = server_cpus(listener.local_addr().unwrap()).unwrap();
-        assert!(!found.is_empty() && found.iter().all(|cpu| allowed_cpus().contains(cpu)));
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        assert_eq!(server_cpus(([127, 0, 0, 1], port).into()), None);
+    fn a_listener_of_this_process_is_found_whatever_its_family() {
+        for bound in ["127.0.0.1:0", "0.0.0.0:0", "[::ffff:127.0.0.1]:0", "[::]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(bound) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            let Whereabouts::Here(found) = find(([127, 0, 0, 1], port).into()) else {
+                panic!("{bound} is not found")
+            };
+            let is_allowed = |cpu| topology::allowed_cpus().contains(cpu);
+            assert!(!found.is_empty() && found.iter().all(is_allowed));
+            drop(listener);
+            assert_eq!(find(([127, 0, 0, 1], port).into()), Whereabouts::Elsewhere);
+        }
     }
 }

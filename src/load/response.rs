@@ -51,6 +51,10 @@ pub(super) fn read(input: &[u8], at_end: bool) -> Result<Option<Response>, Malfo
 }
 
 fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
+    // httparse skips empty lines before a response, and nothing allows a server to send any.
+    if input.first().is_some_and(|first| matches!(first, b'\r' | b'\n')) {
+        return Err(Malformed);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut head = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default()
@@ -62,7 +66,7 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     let (Some(status), Some(minor)) = (head.code, head.version) else {
         return Err(Malformed);
     };
-    let (mut length, mut is_chunked) = (None, false);
+    let (mut length, mut is_chunked, mut is_coded) = (None, false, false);
     let (mut close, mut keep_alive) = (false, false);
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
@@ -72,7 +76,18 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
                 return Err(Malformed);
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            is_chunked = true;
+            for coding in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                // Once the name of no coding at all (RFC 2616 section 3.6).
+                if coding.is_empty() || coding.eq_ignore_ascii_case(b"identity") {
+                    continue;
+                }
+                // What is chunked must be that last, and once (RFC 9112 section 6.1).
+                if is_chunked {
+                    return Err(Malformed);
+                }
+                is_chunked = coding.eq_ignore_ascii_case(b"chunked");
+                is_coded = true;
+            }
         } else if field.name.eq_ignore_ascii_case("connection") {
             for option in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 close |= option.eq_ignore_ascii_case(b"close");
@@ -84,8 +99,8 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     let framing = match (length, is_chunked) {
         _ if matches!(status, 100..200 | 204 | 304) => Framing::Length(0),
         (_, true) => Framing::Chunked,
-        (Some(length), false) => Framing::Length(length),
-        (None, false) => Framing::UntilClose,
+        (Some(length), false) if !is_coded => Framing::Length(length),
+        (_, false) => Framing::UntilClose,
     };
     let arrived = &input[body_start..];
     let body_bytes = match framing {
@@ -191,6 +206,18 @@ mod tests {
             ),
             ("HTTP/1.1 204 No Content\r\n\r\n", 204, "", false),
             (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}",
+                200,
+                "{}",
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Identity, Chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+                200,
+                "{}",
+                false,
+            ),
+            (
                 "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
                 200,
                 "x",
@@ -221,16 +248,22 @@ mod tests {
 
     #[test]
     fn a_body_without_length_ends_with_the_connection() {
-        let text = b"HTTP/1.1 200 OK\r\n\r\nsome";
-        assert_eq!(read(text, false), Ok(None));
-        let response = read(text, true).unwrap().unwrap();
-        assert!(response.says_close && response.end == text.len());
+        for fields in ["", "Transfer-Encoding: gzip\r\nContent-Length: 2\r\n"] {
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\nsome");
+            assert_eq!(read(text.as_bytes(), false), Ok(None));
+            let response = read(text.as_bytes(), true).unwrap().unwrap();
+            assert!(response.says_close && response.end == text.len());
+        }
     }
 
     #[test]
     fn what_is_no_response_is_an_error() {
         for bad in [
             "SSH-2.0-x\r\n",
+            "\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
             "HTTP/1.1 2x0 OK\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",

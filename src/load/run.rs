@@ -8,20 +8,22 @@ use super::interrupt::{self, Running};
 use super::latency::Slice;
 use super::ledger::Ledger;
 use super::parts::{OpenLoopClient, Part, PartOutcome, PartReport, Participation};
+use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
 use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::timeline::{RawSecond, Second};
-use super::verdict::{Evidence, Verdict, plural};
+use super::verdict::{Evidence, Stayed, Verdict, plural};
 use super::view::{Phase, Stage, View};
 use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
-use super::workload::{Totals, Workload};
-use super::{Config, Moment, placement};
+use super::workload::{Form, Totals, UserPrefix, Workload};
+use super::{Config, Moment, Users};
 use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
 use crate::topology;
 use crossbeam_utils::CachePadded;
 use procfs::{CurrentSI, KernelStats};
+use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, OnceLock};
@@ -34,10 +36,19 @@ const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 /// they are asked for.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
+/// How long the totals are watched after they were right, by how long the slowest response took, and how
+/// often they are asked for meanwhile.
+const QUIET_PER_LATENCY: u32 = 2;
+const QUIET_MAX: Duration = Duration::from_secs(10);
+const QUIET_EVERY: Duration = Duration::from_millis(50);
 /// How long before a common start the threads are told of it: the time that waking them takes.
 const START_EARLY: Duration = Duration::from_millis(5);
 /// How often what waits for a common start looks about.
 const WAIT_TICK: Duration = Duration::from_millis(100);
+/// Descriptors that a client thread has besides its connections, and those that the rest of this process
+/// needs: for requests around the run, the watch, reports, and what the kernel tells in files.
+const DESCRIPTORS_PER_THREAD: usize = 2;
+const DESCRIPTORS_KEPT: usize = 16;
 /// From this length of a run on, the ticks in which the kernel counts the time of CPUs tell something.
 const MACHINE_MIN: Duration = Duration::from_secs(1);
 
@@ -49,13 +60,15 @@ const MACHINE_MIN: Duration = Duration::from_secs(1);
 pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let mut control = control(config);
     let measured = measure(config, None, &mut control, at)?;
-    let Measured { sent, first, mut setup, cpus, environment, warnings, running } = measured;
-    let mut evidence = sent.account(config, first).evidence();
+    let Measured { sent, first, ids, mut setup, cpus, rivals, environment, warnings, running } =
+        measured;
+    let mut evidence = sent.account(config, first, ids.are_new).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
+    let stayed = stay(config, &mut control, &sent, &mut evidence);
     let is_interrupted = interrupt::is_asked();
     drop(running);
     let elapsed = sent.elapsed();
-    let client_load = sent.client_load(elapsed, &cpus);
+    let client_load = sent.client_load(elapsed, &cpus, rivals);
     setup.was_reset = sent.reset == Some(Reset::Done);
     Ok(Report::new(Outcome {
         elapsed,
@@ -70,11 +83,14 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         is_interrupted,
         suspended: sent.suspended,
         held_up: sent.held_up,
+        due_in_stalls: sent.due_in_stalls,
         machine: sent.machine,
         total: sent.total,
         seconds: sent.seconds,
         evidence,
         settled_after,
+        stayed,
+        remarks: ids.remark.into_iter().collect(),
         watched: sent.watched,
         warm_up: config.warm_up,
         setup,
@@ -96,17 +112,19 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
 pub fn run_part(config: &Config, participation: &Participation) -> Result<PartReport, Failure> {
     let mut control = control(config);
     let measured = measure(config, Some(participation), &mut control, |_| {})?;
-    let Measured { sent, first, setup, cpus, environment, warnings, running } = measured;
+    let Measured { sent, first, setup, cpus, rivals, environment, warnings, running, .. } =
+        measured;
     let is_interrupted = interrupt::is_asked();
     drop(running);
     let elapsed = sent.elapsed();
-    let client_load = sent.client_load(elapsed, &cpus);
+    let client_load = sent.client_load(elapsed, &cpus, rivals);
     let requests = sent.events();
     let open_loop =
         sent.total.from_send.zip(sent.total.lag).map(|(from_send, lag)| OpenLoopClient {
             from_send,
             lag,
             held_up: sent.held_up,
+            due_in_stalls: sent.due_in_stalls,
             requests,
             last_sent: sent.last_sent,
         });
@@ -158,8 +176,11 @@ struct Measured {
     sent: Sent,
     /// What the server had counted before everything.
     first: Totals,
+    ids: Ids,
     setup: Setup,
     cpus: Vec<usize>,
+    /// What else may have run on the client's CPUs.
+    rivals: Rivals,
     environment: Environment,
     warnings: Vec<String>,
     /// Until it is dropped, the run can be interrupted.
@@ -191,18 +212,32 @@ fn measure(
             server.host
         )));
     }
+    let ids = Ids::choose(config, participation.is_some(), control, first)
+        .map_err(|error| error.into_failure(server))?;
     let engine = control.engine();
-    let of_server = config.server_cpus.clone().or_else(|| placement::server_cpus(server.address));
-    let cpus = match &config.cpus {
-        Some(cpus) => cpus.clone(),
-        None => placement::choose(of_server.as_deref()),
+    let address = control.address();
+    let whereabouts = match &config.server_cpus {
+        Some(cpus) => Whereabouts::Here(cpus.clone()),
+        None => placement::find(address),
     };
-    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, connections);
+    let (cpus, is_pinned) = match &config.cpus {
+        Some(cpus) => (cpus.clone(), true),
+        None => (placement::choose(&whereabouts)?, whereabouts != Whereabouts::Hidden),
+    };
+    raise_limits();
+    let openable = connections.min(descriptors_left(config.threads.unwrap_or(cpus.len())));
+    if openable == 0 {
+        return Err(Failure::Environment(
+            "there are no descriptors left for connections: raise the limit of open files (ulimit -n)"
+                .into(),
+        ));
+    }
+    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, openable);
     let run = Run {
         workload: config.workload,
         part,
-        address: server.address,
-        head: request_head(&server.host, config.workload.batch.is_some()),
+        address,
+        form: Form::new(request_head(&server.host, config.workload.batch.is_some()), &ids.prefix),
         depth: config.pipeline,
         rate: config.rate,
         timeout: config.timeout,
@@ -216,8 +251,7 @@ fn measure(
         progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
         gate: Barrier::new(threads + 1),
     };
-    let mut warnings: Vec<String> =
-        placement::warning(&cpus, of_server.as_deref()).into_iter().collect();
+    let mut warnings: Vec<String> = placement::warnings(&cpus, &whereabouts, config.cpus.is_some());
     if all_connections < config.connections {
         warnings.push(format!(
             "{all_connections} of {} connections are used: there are no more {} than that",
@@ -233,7 +267,13 @@ fn measure(
         None => Prepared::now(config, control),
         Some(participation) => Prepared::with_others(config, control, participation, &run),
     };
-    let sent = send_all(config, &run, connections, &cpus, (control, prepare), view, &mut at)?;
+    let pins = is_pinned.then_some(cpus.as_slice());
+    let mut sent =
+        send_all(config, &run, openable, (&cpus, pins), (control, prepare), view, &mut at)?;
+    for _ in openable..connections {
+        sent.ledger.trouble.never_open += 1;
+        sent.ledger.note_failure_to_connect(&Errno::MFILE.into());
+    }
     warnings.extend(sent.warnings(&run, connections));
     let setup = Setup {
         url: format!("http://{}", server.host),
@@ -248,8 +288,53 @@ fn measure(
         batch: config.workload.batch,
         one_request_per_connection: run.keep_alive.is_one_shot(),
         was_reset: false,
+        user_prefix: ids.prefix.clone(),
+        address: (server.addresses.len() > 1).then(|| address.to_string()),
+        pinned: is_pinned,
     };
-    Ok(Measured { sent, first, setup, cpus, environment, warnings, running })
+    let rivals = Rivals::of(&cpus, &whereabouts);
+    Ok(Measured { sent, first, ids, setup, cpus, rivals, environment, warnings, running })
+}
+
+/// What the ids of the run's users begin with.
+struct Ids {
+    prefix: UserPrefix,
+    /// Whether the server knows none of the users.
+    are_new: bool,
+    /// Why it is another prefix than the published one, although none was asked for.
+    remark: Option<String>,
+}
+
+impl Ids {
+    /// Chooses it, for a server that has such totals. A server that can be reset may be reset for that,
+    /// besides the reset before the measured part, unless others use it at the same time.
+    fn choose(
+        config: &Config,
+        has_others: bool,
+        control: &mut Control<'_>,
+        first: Totals,
+    ) -> Result<Ids, ControlError> {
+        let known = |prefix| Ids { prefix, are_new: false, remark: None };
+        match &config.users {
+            Users::Known(prefix) => return Ok(known(prefix.clone())),
+            Users::New(prefix) => {
+                return Ok(Ids { prefix: prefix.clone(), are_new: true, remark: None });
+            }
+            Users::Published => {}
+        }
+        let has_users = first.unique_users > 0 && !has_others;
+        if !has_users || (config.reset && control.reset()? == Reset::Done) {
+            return Ok(known(UserPrefix::default()));
+        }
+        let prefix = UserPrefix::new();
+        let why = if config.reset { "could not be reset" } else { "was not reset" };
+        let remark = format!(
+            "the ids of users begin with {prefix}, as in no other run, because the server {why} and \
+             had {}",
+            plural(first.unique_users, "user", "users")
+        );
+        Ok(Ids { prefix, are_new: true, remark: Some(remark) })
+    }
 }
 
 /// Asks for the totals until they are right, or no longer worth waiting for. Returns the time that
@@ -262,8 +347,6 @@ fn settle(
     sent: &Sent,
     evidence: &mut Evidence,
 ) -> Option<Duration> {
-    let is_right =
-        |evidence: &Evidence| evidence.after.is_ok() && evidence.judge().verdict != Verdict::Wrong;
     let is_readable = evidence.after.is_ok();
     let patience = match (is_readable, sent.gave_up) {
         (true, _) => SETTLE_MAX,
@@ -284,6 +367,52 @@ fn settle(
         }
     }
     None
+}
+
+/// Whether the totals were read, and can be right.
+fn is_right(evidence: &Evidence) -> bool {
+    evidence.after.is_ok() && evidence.judge().verdict != Verdict::Wrong
+}
+
+/// Asks for totals that were right again for a quiet time, in which nothing is sent: a server may count
+/// late what it has counted before. `None` if they were not right, or are not asked for again.
+fn stay(
+    config: &Config,
+    control: &mut Control<'_>,
+    sent: &Sent,
+    evidence: &mut Evidence,
+) -> Option<Stayed> {
+    if config.quiet.is_zero() || !is_right(evidence) {
+        return None;
+    }
+    let latency = sent.total.from_send.as_ref().unwrap_or(&sent.total.latency);
+    let slowest_us = latency.max().map_or(0.0, |max| max.micros);
+    let slowest = Duration::from_secs_f64(slowest_us / 1e6);
+    let quiet = match interrupt::is_asked() {
+        true => config.quiet,
+        false => (slowest * QUIET_PER_LATENCY).clamp(config.quiet, QUIET_MAX.max(config.quiet)),
+    };
+    let from = Instant::now();
+    let mut stayed = Stayed { quiet, changed_after: None, unreadable: None };
+    loop {
+        // If this process is suspended, it asks once more afterwards.
+        let left = quiet.saturating_sub(from.elapsed());
+        if left.is_zero() {
+            return Some(stayed);
+        }
+        thread::sleep(left.min(QUIET_EVERY));
+        match totals(config, control) {
+            Ok(after) => {
+                evidence.after = Ok(after);
+                stayed.unreadable = None;
+            }
+            Err(why) => stayed.unreadable = Some(why),
+        }
+        if !is_right(evidence) {
+            stayed.changed_after = Some(sent.ended.elapsed());
+            return Some(stayed);
+        }
+    }
 }
 
 /// The totals, or why there are none.
@@ -329,12 +458,11 @@ struct Sent {
     suspended: Duration,
     gave_up: bool,
     held_up: u64,
+    due_in_stalls: u64,
     machine: Option<CpuUse>,
     started: Instant,
     ended: Instant,
-    /// Why the first connection that failed to open did so, if that is known, and why a thread's ring
-    /// failed.
-    connect_error: Option<std::io::Error>,
+    /// Why a thread's ring failed.
     failure: Option<String>,
 }
 
@@ -350,12 +478,20 @@ impl Drop for EndOnPanic {
     }
 }
 
+/// A thread that could not be started.
+fn no_thread(error: std::io::Error) -> Failure {
+    Failure::Environment(format!(
+        "cannot start a client thread: {error}: use fewer --threads, or raise the limit of processes \
+         (ulimit -u, or pids.max of the cgroup)"
+    ))
+}
+
 /// Runs the client threads, and the watch beside them.
 fn send_all(
     config: &Config,
     run: &Run,
     connections: usize,
-    cpus: &[usize],
+    (cpus, pins): (&[usize], Option<&[usize]>),
     (control, prepare): (
         &mut Control<'_>,
         impl FnOnce(&mut Control<'_>) -> Result<Prepared, Failure>,
@@ -364,7 +500,6 @@ fn send_all(
     at: &mut impl FnMut(Moment),
 ) -> Result<Sent, Failure> {
     let cannot = |error: std::io::Error| Failure::Environment(doctor::explain_ring_error(&error));
-    raise_limits();
     let (sender, slices) = channel();
     let mut workers = Vec::new();
     for thread in 0..run.threads {
@@ -375,23 +510,32 @@ fn send_all(
     let stage = Stage::new();
     thread::scope(|scope| {
         let _guard = EndOnPanic;
-        let threads: Vec<_> = workers
-            .into_iter()
-            .zip(cpus.iter().cycle())
-            .map(|(worker, cpu)| {
-                scope.spawn(move || {
-                    let _guard = EndOnPanic;
+        // None waits at the gate before all are there: they would wait for ever.
+        let (mut threads, mut starts) = (Vec::new(), Vec::new());
+        for (number, worker) in workers.into_iter().enumerate() {
+            let (start, started) = channel();
+            starts.push(start);
+            let thread = thread::Builder::new().spawn_scoped(scope, move || {
+                let _guard = EndOnPanic;
+                started.recv().ok()?;
+                if let Some(cpu) = pins.and_then(|pins| pins.iter().cycle().nth(number)) {
                     // If that is refused, the thread runs wherever the mask lets it.
                     topology::pin_to(*cpu);
-                    worker.work()
-                })
-            })
-            .collect();
+                }
+                Some(worker.work())
+            });
+            threads.push(thread.map_err(no_thread)?);
+        }
         let stage = &stage;
-        let follower = scope.spawn(move || {
+        let follower = thread::Builder::new().spawn_scoped(scope, move || {
             let _guard = EndOnPanic;
             view.follow(run, stage, &slices)
         });
+        let follower = follower.map_err(no_thread)?;
+        for start in starts {
+            // Fails only if the thread has panicked, which ends the process.
+            let _ = start.send(());
+        }
         // All are connected; the warm-up is sent.
         run.gate.wait();
         if run.warm_up > 0 {
@@ -408,17 +552,29 @@ fn send_all(
         at(Moment::Start);
         let started = run.starts_at.get().copied().unwrap_or_else(Instant::now);
         let (is_over, before) = (Arc::new(AtomicBool::new(false)), prepared.as_ref().ok().copied());
-        run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
         let watches = config.watch && run.part.leads();
         let watcher = before.filter(|_| watches).map(|Prepared { before, .. }| {
             let is_over = Arc::clone(&is_over);
             let late = run.late.load(Ordering::Relaxed) + run.events_of_others();
-            scope.spawn(move || {
+            thread::Builder::new().spawn_scoped(scope, move || {
                 let (server, values) = (&config.server, config.workload.values);
                 let before = (before, late);
-                watch::watch(server, config.timeout, before, values, &run.progress, &is_over)
+                watch::watch(
+                    run.address,
+                    server,
+                    config.timeout,
+                    before,
+                    values,
+                    &run.progress,
+                    &is_over,
+                )
             })
         });
+        let (watcher, prepared) = match watcher.transpose() {
+            Ok(watcher) => (watcher, prepared),
+            Err(error) => (None, prepared.and(Err(no_thread(error)))),
+        };
+        run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
         run.gate.wait();
         stage.begin(Phase::Measuring);
         let panicked =
@@ -452,15 +608,15 @@ fn send_all(
             suspended: Duration::ZERO,
             gave_up: false,
             held_up: 0,
+            due_in_stalls: 0,
             machine,
             started,
             ended: started,
-            connect_error: None,
             failure: None,
         };
         for thread in threads {
-            let [warm_up, measured] = thread.join().map_err(panicked)?;
-            sent.connect_error = sent.connect_error.take().or(warm_up.connect_error);
+            // All were started.
+            let Some([warm_up, measured]) = thread.join().map_err(panicked)? else { continue };
             sent.warm_up.merge(warm_up.ledger);
             sent.add(measured);
         }
@@ -468,7 +624,7 @@ fn send_all(
         if run.rate.is_none() {
             sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], &run.workload));
         }
-        sent.ledger.trouble += sent.warm_up.trouble;
+        sent.ledger.add_trouble(&sent.warm_up);
         sent.ledger.add_misstatements(&sent.warm_up);
         Ok(sent)
     })
@@ -485,8 +641,8 @@ impl Sent {
         self.suspended = self.suspended.max(findings.suspended);
         self.gave_up |= findings.gave_up;
         self.held_up += findings.held_up;
+        self.due_in_stalls += findings.due_in_stalls;
         self.ended = self.ended.max(findings.ended);
-        self.connect_error = self.connect_error.take().or(findings.connect_error);
         self.failure = self.failure.take().or(findings.failure);
         self.ledger.merge(findings.ledger);
     }
@@ -501,13 +657,14 @@ impl Sent {
     }
 
     /// What is known of the run's events, if there was no other client.
-    fn account(&self, config: &Config, first: Totals) -> Account<'_> {
+    fn account(&self, config: &Config, first: Totals, has_new_users: bool) -> Account<'_> {
         Account {
             workload: config.workload,
             warm_up: config.warm_up,
             first,
             before: self.before,
             was_reset: self.reset == Some(Reset::Done),
+            has_new_users,
             ledger: &self.ledger,
             warm_up_ledger: &self.warm_up,
             after: self.after.clone(),
@@ -515,7 +672,7 @@ impl Sent {
     }
 
     /// What the client had to do, as shares of its time.
-    fn client_load(&self, elapsed: Duration, cpus: &[usize]) -> ClientLoad {
+    fn client_load(&self, elapsed: Duration, cpus: &[usize], rivals: Rivals) -> ClientLoad {
         let share = |time: Duration| match elapsed {
             Duration::ZERO => 0.0,
             elapsed => time.as_secs_f64() / elapsed.as_secs_f64(),
@@ -525,6 +682,8 @@ impl Sent {
             elapsed,
             busy: share(self.busiest),
             waiting: share(self.waiting),
+            softirq: self.machine.map_or(0.0, |machine| machine.softirq),
+            rivals,
             cpus_busy: self
                 .machine
                 .filter(|_| elapsed >= MACHINE_MIN)
@@ -575,9 +734,12 @@ impl Sent {
             ));
         }
         let failures = self.ledger.trouble.connect_failures;
-        if let Some(error) = self.connect_error.as_ref().filter(|_| failures > 0) {
-            let failures = plural(failures, "connection", "connections");
-            warnings.push(format!("{failures} failed to open, one of them because of: {error}"));
+        if failures > 0 && self.ledger.trouble.never_open == 0 {
+            warnings.push(format!(
+                "{} failed: {}",
+                plural(failures, "attempt to connect", "attempts to connect"),
+                self.ledger.connect_reasons().join("; ")
+            ));
         }
         warnings.extend(self.failure.clone());
         warnings
@@ -679,6 +841,15 @@ fn wait_until(at: Instant, mut meanwhile: impl FnMut()) -> Result<(), Failure> {
         }
         thread::sleep(left.min(WAIT_TICK));
     }
+}
+
+/// How many connections the limit of open files leaves room for, beside so many threads.
+fn descriptors_left(threads: usize) -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return usize::MAX };
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    limit.saturating_sub(open + threads * DESCRIPTORS_PER_THREAD + DESCRIPTORS_KEPT)
 }
 
 /// Allows as many descriptors, of which each connection takes one, and as much locked memory for

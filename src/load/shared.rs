@@ -2,7 +2,7 @@
 
 use super::event_set::Rest;
 use super::parts::Part;
-use super::workload::Workload;
+use super::workload::{Form, Workload};
 use crossbeam_utils::CachePadded;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,8 +30,8 @@ pub(super) struct Run {
     /// The part of the workload that this client sends.
     pub(super) part: Part,
     pub(super) address: SocketAddr,
-    /// The head of every request, up to the value of Content-Length.
-    pub(super) head: Vec<u8>,
+    /// What all requests have in common.
+    pub(super) form: Form,
     /// Requests in flight per connection.
     pub(super) depth: usize,
     /// Events per second of an open loop; `None` is a closed loop.

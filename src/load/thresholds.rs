@@ -101,7 +101,7 @@ const fn figure(name: &'static str, kind: Kind) -> Figure {
 }
 
 /// Every figure that a threshold may name.
-pub(super) const FIGURES: [Figure; 20] = [
+pub(super) const FIGURES: [Figure; 21] = [
     figure("mean", Kind::Time),
     figure("p50", Kind::Time),
     figure("p90", Kind::Time),
@@ -117,6 +117,7 @@ pub(super) const FIGURES: [Figure; 20] = [
     figure("unsent", Kind::Number),
     figure("reconnects", Kind::Number),
     figure("timeouts", Kind::Number),
+    figure("connections_open", Kind::Number),
     figure("client_cpu_us", Kind::Number),
     figure("client_poll_us", Kind::Number),
     figure("server_cpu_us", Kind::Number),

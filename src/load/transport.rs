@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 const SIZES: Sizes = Sizes { submissions: 256, completions: 8192, buffers: 1024 };
 
 /// How often a tick happens. One timer for all: a timeout per wait would make the kernel program one.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
 /// Something that happened to a connection, by its number.
 #[derive(Debug)]
 pub(super) enum Event {
     /// It is open.
     Connected(usize),
-    /// It could not be opened. It is closed.
-    Failed(usize),
+    /// It could not be opened, for this reason. It is closed.
+    Failed(usize, io::Error),
     /// Bytes have come: see [`Transport::bytes`].
     Received(usize, Filled),
     /// The peer has ended it, or it broke. It is closed; the kernel had been given so many of its bytes.
@@ -186,10 +186,10 @@ impl Transport {
                 self.queue_up(key);
                 Some(Event::Connected(connection))
             }
-            uring::Event::ConnectFailed(key, _) => {
+            uring::Event::ConnectFailed(key, error) => {
                 let connection = self.ring.get_mut(key)?.connection;
                 self.close(connection);
-                Some(Event::Failed(connection))
+                Some(Event::Failed(connection, error))
             }
             uring::Event::Received(key, filled) => {
                 let slot = self.ring.slot(key)?;
@@ -338,7 +338,7 @@ mod tests {
                         let slot = wire.ring.slot(wire.keys[index].unwrap()).unwrap();
                         slot.socket.set_send_buffer_size(4096).unwrap();
                     }
-                    Event::Failed(_) => panic!("the listener is there"),
+                    Event::Failed(..) => panic!("the listener is there"),
                     Event::Received(index, filled) => {
                         let known = &mut all[index];
                         assert!(known.is_open, "of a closed connection");
@@ -377,7 +377,10 @@ mod tests {
             while !has_failed {
                 wire.turn(Wait::One).unwrap();
                 while let Some(event) = wire.next_event() {
-                    has_failed |= matches!(event, Event::Failed(0));
+                    has_failed |= matches!(
+                        event,
+                        Event::Failed(0, error) if error.kind() == io::ErrorKind::ConnectionRefused
+                    );
                 }
             }
         }

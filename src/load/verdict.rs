@@ -2,7 +2,7 @@
 
 use super::event_set::UserSet;
 use super::watch::Watched;
-use super::workload::{Share, Totals};
+use super::workload::{AvgPrecision, Share, Totals};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -25,6 +25,19 @@ pub(super) struct Judgement {
     pub(super) verdict: Verdict,
     /// What is off, by how much, or what is not known.
     pub(super) reasons: Vec<String>,
+    /// What is worth saying, although nothing is off.
+    pub(super) remarks: Vec<String>,
+}
+
+/// What became of totals that were right, in a quiet time in which nothing was sent.
+#[derive(Clone, Debug)]
+pub(super) struct Stayed {
+    /// How long they were asked for.
+    pub(super) quiet: Duration,
+    /// How long after the last response they were no longer right, if that is so.
+    pub(super) changed_after: Option<Duration>,
+    /// Why they could not be read at the end, if that is so.
+    pub(super) unreadable: Option<String>,
 }
 
 impl Verdict {
@@ -40,12 +53,13 @@ impl Verdict {
 
 impl Judgement {
     /// The judgement with what was seen besides the last totals: acknowledgements that contradict what
-    /// they acknowledge, that the totals were wrong at first,
+    /// they acknowledge, that the totals were wrong at first or did not stay right,
     /// responses during the run that cannot be, and how long the client did not run.
     pub(super) fn with(
         mut self,
         contradiction: Option<String>,
         settled: Option<Duration>,
+        stayed: Option<&Stayed>,
         watched: Option<&Watched>,
         suspended: Duration,
     ) -> Judgement {
@@ -57,10 +71,26 @@ impl Judgement {
                  acknowledgement: events are acknowledged before they are counted"
             ));
         }
+        if let Some(after) = stayed.and_then(|stayed| stayed.changed_after) {
+            let ms = after.as_secs_f64() * 1e3;
+            wrong.push(format!(
+                "the totals were right when the last request had ended, and wrong {ms:.1} ms later, \
+                 although nothing was sent: events are counted again, or by others"
+            ));
+        }
         wrong.extend(watched.map(Watched::reasons).unwrap_or_default());
         if !wrong.is_empty() {
             self.verdict = Verdict::Wrong;
             self.reasons.extend(wrong);
+        }
+        let mut open = Vec::new();
+        if let Some(why) = stayed.and_then(|stayed| stayed.unreadable.as_ref()) {
+            open.push(format!("whether the totals stayed could not be checked: {why}"));
+        }
+        open.extend(watched.and_then(Watched::gap));
+        if self.verdict != Verdict::Wrong && !open.is_empty() {
+            self.verdict = Verdict::Undecided;
+            self.reasons.extend(open);
         }
         if self.verdict == Verdict::Undecided && !suspended.is_zero() {
             self.reasons.push(format!(
@@ -113,6 +143,12 @@ impl Users {
         }
     }
 
+    /// The users with so many others.
+    pub(super) fn beside(self, others: u64) -> Users {
+        let [least, most] = [self.least, self.most].map(|users| users.saturating_add(others));
+        Users { least, most, ..self }
+    }
+
     fn range(self) -> (u64, u64) {
         (self.least.max(self.strangers), self.most.saturating_add(self.strangers))
     }
@@ -137,8 +173,9 @@ impl Evidence {
             Ok(after) => self.compare(*after, unknown, &mut wrong),
             Err(why) => open.push(format!("the totals could not be checked: {why}")),
         }
+        let remarks = self.after.iter().filter_map(remark_on_avg).collect();
         if !wrong.is_empty() {
-            return Judgement { verdict: Verdict::Wrong, reasons: wrong };
+            return Judgement { verdict: Verdict::Wrong, reasons: wrong, remarks };
         }
         if unknown > 0 {
             open.push(format!(
@@ -171,7 +208,7 @@ impl Evidence {
             ));
         }
         let verdict = if open.is_empty() { Verdict::Exact } else { Verdict::Undecided };
-        Judgement { verdict, reasons: open }
+        Judgement { verdict, reasons: open, remarks }
     }
 
     /// Notes each total that cannot be.
@@ -206,11 +243,21 @@ impl Evidence {
                 wrong.push(format!("sum is {:?} and must be {must}: off by {off:+?}", after.sum));
             }
         }
-        let quotient = if counted == 0 { 0.0 } else { after.sum / counted as f64 };
-        if after.avg != quotient {
+        if after.avg_precision() == AvgPrecision::Off {
+            let quotient = after.quotient();
             wrong.push(format!("avg is {:?}, but sum / totalRequests is {quotient:?}", after.avg));
         }
     }
+}
+
+/// What there is to say about an average that is not wrong.
+fn remark_on_avg(totals: &Totals) -> Option<String> {
+    let AvgPrecision::Rounded(decimals) = totals.avg_precision() else { return None };
+    Some(format!(
+        "avg is rounded to {decimals} decimals: it is {:?}, and sum / totalRequests is {:?}",
+        totals.avg,
+        totals.quotient()
+    ))
 }
 
 /// A count and its noun.
@@ -251,6 +298,9 @@ mod tests {
         }
     }
 
+    const EXACT: Judgement =
+        Judgement { verdict: Verdict::Exact, reasons: vec![], remarks: vec![] };
+
     fn after(evidence: &mut Evidence) -> &mut Totals {
         evidence.after.as_mut().unwrap()
     }
@@ -263,7 +313,7 @@ mod tests {
 
     #[test]
     fn equal_totals_are_exact_and_any_other_is_wrong() {
-        assert_eq!(with(|_| {}), Judgement { verdict: Verdict::Exact, reasons: vec![] });
+        assert_eq!(with(|_| {}), EXACT);
         let lost = with(|after| {
             after.total_requests -= 1;
             after.avg = after.sum / after.total_requests as f64;
@@ -278,9 +328,53 @@ mod tests {
             with(|after| after.sum += 0.5),
             with(|after| after.sum = f64::NAN),
             with(|after| after.avg += 1e-12),
+            with(|after| after.avg += 0.01),
         ] {
             assert_eq!(wrong.verdict, Verdict::Wrong, "{:?}", wrong.reasons);
         }
+    }
+
+    /// Of 7 events that add up to 9.5: 1.35714 and so on.
+    fn rounded(avg: f64) -> Judgement {
+        let mut evidence = evidence(&[]);
+        let totals = Totals { total_requests: 7, unique_users: 2, sum: 9.5, avg };
+        evidence.acknowledged = Share { events: 7, sum_in_halves: 19 };
+        evidence.possible = evidence.acknowledged;
+        evidence.users = Users { least: 2, most: 2, strangers: 0 };
+        evidence.after = Ok(totals);
+        evidence.judge()
+    }
+
+    #[test]
+    fn an_average_that_is_rounded_to_two_decimals_or_more_is_a_remark() {
+        assert_eq!(rounded(9.5 / 7.0), EXACT);
+        for (avg, decimals) in [(1.36, 2), (1.357, 3), (1.3571, 4), (1.357143, 6)] {
+            let Judgement { verdict, reasons, remarks } = rounded(avg);
+            assert_eq!((verdict, reasons.len()), (Verdict::Exact, 0), "{avg}: {reasons:?}");
+            assert!(remarks[0].contains(&format!("to {decimals} decimals")), "{remarks:?}");
+        }
+        // Rounded to fewer, cut off, or otherwise off.
+        for avg in [1.0, 1.4, 1.35, 1.37, 1.3572, 1.356, 1.3571428571428570] {
+            let Judgement { verdict, reasons, .. } = rounded(avg);
+            assert_eq!(verdict, Verdict::Wrong, "{avg}");
+            assert!(reasons[0].starts_with("avg is"), "{reasons:?}");
+        }
+    }
+
+    #[test]
+    fn totals_that_do_not_stay_are_wrong_and_those_that_cannot_be_read_are_undecided() {
+        let stayed = |changed_after, unreadable| {
+            let quiet = Duration::from_millis(500);
+            let stayed = Stayed { quiet, changed_after, unreadable };
+            EXACT.with(None, None, Some(&stayed), None, Duration::ZERO)
+        };
+        assert_eq!(stayed(None, None), EXACT);
+        let changed = stayed(Some(Duration::from_millis(300)), None);
+        assert_eq!(changed.verdict, Verdict::Wrong);
+        assert!(changed.reasons[0].contains("wrong 300.0 ms later"), "{:?}", changed.reasons);
+        let unreadable = stayed(None, Some("it is gone".into()));
+        assert_eq!(unreadable.verdict, Verdict::Undecided);
+        assert!(unreadable.reasons[0].contains("it is gone"), "{:?}", unreadable.reasons);
     }
 
     #[test]
@@ -320,7 +414,7 @@ mod tests {
         evidence.before = Totals { total_requests: 300, unique_users: 300, sum: 0.0, avg: 0.0 };
         evidence.users = Users::of([&ours, &ours], 300, Some([&earlier, &earlier]));
         evidence.after = Ok(evidence.expected());
-        assert_eq!(evidence.judge(), Judgement { verdict: Verdict::Exact, reasons: vec![] });
+        assert_eq!(evidence.judge(), EXACT);
         after(&mut evidence).unique_users += 300;
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
     }
@@ -329,7 +423,7 @@ mod tests {
     fn what_cannot_be_checked_is_undecided() {
         let mut unreadable = evidence(&[]);
         unreadable.after = Err("the server is gone".into());
-        let Judgement { verdict, reasons } = unreadable.judge();
+        let Judgement { verdict, reasons, .. } = unreadable.judge();
         assert_eq!(verdict, Verdict::Undecided);
         assert!(reasons[0].contains("the server is gone"), "{reasons:?}");
         let mut inexact = evidence(&[]);
@@ -340,7 +434,7 @@ mod tests {
         let mut nothing = evidence(&all);
         nothing.possible = nothing.acknowledged;
         nothing.users.most = 0;
-        let Judgement { verdict, reasons } = nothing.judge();
+        let Judgement { verdict, reasons, .. } = nothing.judge();
         assert_eq!(verdict, Verdict::Undecided);
         assert!(reasons[0].contains("nothing to check"), "{reasons:?}");
     }

@@ -124,9 +124,11 @@ impl View {
     /// Begins to show a run that is about to connect.
     pub(super) fn open(config: &Config) -> View {
         let form = match config.progress {
-            Show::Screen => Screen::open(config).map_or(Form::Line, |s| Form::Screen(Box::new(s))),
-            Show::Line if stderr().is_terminal() => Form::Line,
-            Show::Line | Show::Nothing => Form::Nothing,
+            Show::Screen if has_escapes() => {
+                Screen::open(config).map_or(Form::Line, |s| Form::Screen(Box::new(s)))
+            }
+            Show::Line if stderr().is_terminal() && has_escapes() => Form::Line,
+            Show::Line | Show::Screen | Show::Nothing => Form::Nothing,
         };
         let part = config.part;
         let earlier = Workload { events: config.warm_up, ..config.workload };
@@ -205,6 +207,11 @@ impl Drop for View {
             let _ = write!(stderr(), "\r\x1b[K");
         }
     }
+}
+
+/// Whether the terminal takes the sequences that move its cursor.
+pub(crate) fn has_escapes() -> bool {
+    std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
 /// The columns of a line that does not wrap: one less than the terminal has, because some terminals

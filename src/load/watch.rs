@@ -2,9 +2,10 @@
 
 use super::control::{Control, Server};
 use super::shared::Progress;
-use super::workload::{Totals, Values};
+use super::workload::{AvgPrecision, Totals, Values};
 use crossbeam_utils::CachePadded;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 const WATCH_EVERY: Duration = Duration::from_millis(10);
 /// How many wrong responses are shown in words.
 const EXAMPLES_MAX: usize = 5;
+/// From this share of requests without totals on, too little was seen.
+const UNANSWERED_MAX: f64 = 0.1;
 
 /// What the watch has seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,17 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// What the watch has missed, if that was too much to say that nothing was wrong.
+    pub(super) fn gap(&self) -> Option<String> {
+        let Watched { answers, unanswered, .. } = self;
+        let asked = answers + unanswered;
+        (*unanswered as f64 > asked as f64 * UNANSWERED_MAX).then(|| {
+            format!(
+                "the watch saw too little: {unanswered} of {asked} requests for the totals got none"
+            )
+        })
+    }
+
     /// A line for each kind of response that cannot be.
     pub(super) fn reasons(&self) -> Vec<String> {
         let kinds = [
@@ -85,11 +99,7 @@ impl Watch {
         note(ours > most, |w| &mut w.above_sent, above);
         let below = format!("{ours} counted of {least} acknowledged: {is}");
         note(ours < least, |w| &mut w.below_acknowledged, below);
-        let quotient = match is.total_requests {
-            0 => 0.0,
-            count => is.sum / count as f64,
-        };
-        let torn = is.avg != quotient
+        let torn = is.avg_precision() == AvgPrecision::Off
             || is.unique_users.saturating_sub(before.unique_users) > ours
             || (*values == Values::One
                 && before.sum_is_exact()
@@ -102,6 +112,7 @@ impl Watch {
 /// Polls until told to stop. `before` is what the server had counted before the run; so many events
 /// that were sent before may still be counted `late`.
 pub(super) fn watch(
+    address: SocketAddr,
     server: &Server,
     timeout: Duration,
     (before, late): (Totals, u64),
@@ -110,7 +121,7 @@ pub(super) fn watch(
     is_over: &AtomicBool,
 ) -> Watched {
     let mut watch = Watch::new(before, values);
-    let mut control = Control::new(server, timeout, true);
+    let mut control = Control::new(server, timeout, true).at(address);
     while !is_over.load(Ordering::Acquire) {
         let acknowledged =
             progress.iter().map(|thread| thread.acknowledged.load(Ordering::Acquire)).sum();
@@ -154,6 +165,16 @@ mod tests {
         assert_eq!(found(ones(11, 12)), [0, 0, 0, 1]);
         assert_eq!(found(Totals { sum: 11.0, avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
         assert_eq!(found(Totals { avg: 1.1, ..ones(10, 5) }), [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn a_watch_that_got_few_responses_says_so() {
+        for (answers, unanswered, says) in
+            [(0, 0, false), (9, 1, false), (8, 1, true), (1, 16, true), (0, 1, true)]
+        {
+            let watched = Watched { answers, unanswered, ..Watched::default() };
+            assert_eq!(watched.gap().is_some(), says, "{answers} {unanswered}");
+        }
     }
 
     #[test]

@@ -14,19 +14,24 @@ use super::ledger::{Ledger, is_success};
 use super::response::Malformed;
 use super::schedule::{Due, Left, Schedule};
 use super::shared::Run;
-use super::transport::{Event, Filled, Transport, Wait};
+use super::transport::{Event, Filled, TICK, Transport, Wait};
 use super::workload::Workload;
 use lifecycle::By;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 /// How long an interrupted run waits for responses to what was sent.
 const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
-/// Ticks come fifty times per second: a thread that saw none for so long did not run.
-const SUSPENDED_FROM_NS: u64 = 1_000_000_000;
+/// Ticks come fifty times per second: a thread that wakes so long after it meant to did not run.
+const STALLED_FROM_NS: u64 = 5_000_000;
+/// From this length on, that is told in a warning, whatever was due in it.
+const SUSPENDED_FROM_NS: u64 = 100_000_000;
+#[allow(clippy::cast_possible_truncation, reason = "20 ms")]
+const TICK_NS: u64 = TICK.as_nanos() as u64;
 /// Events that are given to the kernel together, unless a request has more. It sends requests one by one,
 /// about 2 µs each, and their send time is read once for all of them.
 const EVENTS_PER_SUBMIT: u64 = 16;
@@ -42,19 +47,19 @@ pub(super) struct Findings {
     pub(super) ledger: Ledger,
     /// Requests of an open loop that were due while every connection was taken.
     pub(super) held_up: u64,
+    /// Requests of an open loop that were due while the thread did not run.
+    pub(super) due_in_stalls: u64,
     /// Time of the thread on a CPU, polling included, and waiting for one.
     pub(super) time: ThreadTime,
     /// CPU time in which the thread polled.
     pub(super) polling: Duration,
     /// When the last request was sent, in nanoseconds since the start.
     pub(super) last_sent_ns: u64,
-    /// How long the thread did not run, in stretches of a second or more.
+    /// How long the thread did not run, in stretches of a tenth of a second or more.
     pub(super) suspended: Duration,
     /// The server could not be reached any more, or did not respond.
     pub(super) gave_up: bool,
     pub(super) ended: Instant,
-    /// Why the first connection that failed to open did so, if that is known.
-    pub(super) connect_error: Option<io::Error>,
     /// Why the ring failed, if it did.
     pub(super) failure: Option<String>,
 }
@@ -67,6 +72,7 @@ struct Counts {
     ended: u64,
     /// Requests.
     held_up: u64,
+    due_in_stalls: u64,
     last_sent_ns: u64,
     polling: Duration,
     suspended_ns: u64,
@@ -106,8 +112,13 @@ pub(super) struct Worker<'a> {
     interrupted_ns: Option<u64>,
     /// Until then no connection was free, so that nothing could have been sent.
     blocked_ns: Option<u64>,
+    /// When the thread wakes at the latest, if it runs: when the next tick is due.
+    tick_due_ns: u64,
+    /// When it did not run although it meant to, oldest first: what was due then is late because of it.
+    stalls: VecDeque<Range<u64>>,
     counts: Counts,
-    connect_error: Option<io::Error>,
+    /// The connections that were open at any time of the phase, unless the server turned them away.
+    was_open: Vec<bool>,
     ledger: Ledger,
     slice: Box<Slice>,
 }
@@ -140,8 +151,10 @@ impl<'a> Worker<'a> {
             is_measured: false,
             interrupted_ns: None,
             blocked_ns: None,
+            tick_due_ns: u64::MAX,
+            stalls: VecDeque::new(),
             counts: Counts::default(),
-            connect_error: None,
+            was_open: vec![false; connections],
             ledger: Ledger::default(),
             slice: Box::new(Slice::new(0, run.rate.is_some())),
             slices,
@@ -151,14 +164,14 @@ impl<'a> Worker<'a> {
     /// Connects, sends its part of the warm-up and of the run, waits for the others around each, and
     /// says what happened in both.
     pub(super) fn work(mut self) -> [Findings; 2] {
-        let connected = self.wire.enable().and_then(|()| self.connect_all());
+        let connected = self.wire.enable().and_then(|()| self.connect_all(|_| true));
         let warm_up = self.phase(connected.map_err(|error| error.to_string()));
         let late = warm_up.ledger.unknown.len(&self.run.earlier());
         self.run.late.fetch_add(late, Ordering::Relaxed);
         let connected = match &warm_up.failure {
             Some(failure) => Err(failure.clone()),
             // Those that owe responses were closed.
-            None => self.connect_all().map_err(|error| error.to_string()),
+            None => self.reconnect_all().map_err(|error| error.to_string()),
         };
         self.schedule = match self.run.rate {
             None => Schedule::closed(self.run.part, &self.run.next[1], &self.run.workload),
@@ -200,17 +213,21 @@ impl<'a> Worker<'a> {
         self.abandon();
         self.note_progress();
         let ended = Instant::now();
+        if self.is_measured {
+            let never_open = self.was_open.iter().filter(|was_open| !**was_open).count();
+            self.ledger.trouble.never_open += never_open as u64;
+        }
         let counts = std::mem::take(&mut self.counts);
         Findings {
             ledger: std::mem::take(&mut self.ledger),
             held_up: counts.held_up,
+            due_in_stalls: counts.due_in_stalls,
             time: ThreadTime::now().since(before),
             polling: counts.polling,
             last_sent_ns: counts.last_sent_ns,
             suspended: Duration::from_nanos(counts.suspended_ns),
             gave_up: counts.gave_up,
             ended,
-            connect_error: self.connect_error.take(),
             failure: result.err(),
         }
     }
@@ -219,12 +236,14 @@ impl<'a> Worker<'a> {
         // What happened while the others were waited for: a server may have turned connections away.
         self.turn(Wait::No)?;
         self.started = self.start();
+        self.now_ns = self.clock_ns();
+        self.stamp_ns = self.now_ns;
         self.is_running = true;
-        self.now_ns = 0;
-        self.read_clock();
         self.progress_ns = self.now_ns;
         self.patience_from_ns = 0;
         self.blocked_ns = None;
+        self.tick_due_ns = self.now_ns + TICK_NS;
+        self.stalls.clear();
         self.interrupted_ns = None;
         for connection in &mut self.connections {
             // The clock has started again.
@@ -233,12 +252,14 @@ impl<'a> Worker<'a> {
                 | State::Connecting { since_ns: at_ns }
                 | State::Closing { since_ns: at_ns }
                 | State::Down { until_ns: at_ns }
+                | State::Lacking { until_ns: at_ns }
                 | State::TurnedAway { until_ns: at_ns } => *at_ns = 0,
             }
         }
         self.free.clear();
         for index in 0..self.connections.len() {
             self.connections[index].is_listed = false;
+            self.was_open[index] = self.connections[index].is_open();
             self.offer(index);
         }
         self.check_interrupt();
@@ -269,7 +290,10 @@ impl<'a> Worker<'a> {
             _ => None,
         };
         let Some(due_ns) = due_ns else { return Ok(Wait::One) };
-        let left_ns = due_ns.saturating_sub(self.clock_ns());
+        let now_ns = self.clock_ns();
+        self.note_stall(now_ns, 0);
+        self.stamp_ns = now_ns;
+        let left_ns = due_ns.saturating_sub(now_ns);
         Ok(match left_ns {
             0 => Wait::No,
             1..=POLL_NS => {
@@ -291,16 +315,36 @@ impl<'a> Worker<'a> {
         ns
     }
 
-    fn read_clock(&mut self) {
-        let before_ns = self.now_ns;
+    /// Reads the clock after a wait.
+    fn read_clock(&mut self, wait: Wait) {
+        let until_tick_ns = self.tick_due_ns.saturating_sub(self.stamp_ns);
+        #[allow(clippy::cast_possible_truncation, reason = "no request is due in 584 years")]
+        let wait_ns = match wait {
+            Wait::No => 0,
+            Wait::One | Wait::Gather(_) => until_tick_ns,
+            Wait::For(wait) => until_tick_ns.min(wait.as_nanos() as u64),
+        };
         self.now_ns = self.clock_ns();
+        self.note_stall(self.now_ns, wait_ns);
         self.stamp_ns = self.now_ns;
-        let gap_ns = self.now_ns.saturating_sub(before_ns);
-        if self.is_running && gap_ns >= SUSPENDED_FROM_NS {
-            self.counts.suspended_ns += gap_ns;
+    }
+
+    /// Notes that the thread did not run, if the clock has gone on since it was last read for much longer
+    /// than the thread meant to wait.
+    fn note_stall(&mut self, now_ns: u64, wait_ns: u64) {
+        let late_ns = now_ns.saturating_sub(self.stamp_ns).saturating_sub(wait_ns);
+        if late_ns < STALLED_FROM_NS || !self.is_running {
+            return;
+        }
+        // When it ceased to run is not known: responses may have come at any time of the wait.
+        if matches!(self.schedule, Schedule::Open { .. }) {
+            self.stalls.push_back(self.stamp_ns..now_ns);
+        }
+        if late_ns >= SUSPENDED_FROM_NS {
+            self.counts.suspended_ns += late_ns;
             // Responses have had no time to be read.
-            self.patience_from_ns = self.now_ns;
-            self.progress_ns = self.now_ns;
+            self.patience_from_ns = now_ns;
+            self.progress_ns = now_ns;
         }
     }
 
@@ -308,7 +352,7 @@ impl<'a> Worker<'a> {
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         self.wire.turn(wait)?;
         self.unsubmitted = 0;
-        self.read_clock();
+        self.read_clock(wait);
         if self.free.is_empty() {
             self.blocked_ns = Some(self.now_ns);
         }
@@ -317,11 +361,15 @@ impl<'a> Worker<'a> {
                 Event::Received(index, filled) => self.take(index, filled),
                 Event::Connected(index) => {
                     self.connections[index].state = State::Open { since_ns: self.now_ns };
+                    self.was_open[index] = true;
                     self.offer(index);
                 }
-                Event::Failed(index) => self.note_failure_to_connect(index, None),
+                Event::Failed(index, error) => self.note_failure_to_connect(index, &error),
                 Event::Ended(index, handed_over) => self.end(index, handed_over, By::Peer),
-                Event::Tick => self.tick(),
+                Event::Tick => {
+                    self.tick_due_ns = self.now_ns + TICK_NS;
+                    self.tick();
+                }
             }
             self.dispatch()?;
         }
@@ -465,17 +513,27 @@ impl<'a> Worker<'a> {
                 self.show_sent();
                 self.wire.submit()?;
                 self.unsubmitted = 0;
-                self.stamp_ns = self.clock_ns();
+                let now_ns = self.clock_ns();
+                self.note_stall(now_ns, 0);
+                self.stamp_ns = now_ns;
             }
         }
         self.show_sent();
         Ok(())
     }
 
-    /// Notes how late a request is that could have been sent, or that it could not.
+    /// Notes how late a request is that could have been sent, or that it could not. One that was due while
+    /// the thread did not run is late by the rest of that time, whatever has delayed it further.
     fn note_lag(&mut self, due: Due) {
         if let (Schedule::Open { .. }, Some(lag)) = (&self.schedule, &mut self.slice.lag) {
-            if self.blocked_ns.is_some_and(|blocked_ns| due.ns <= blocked_ns) {
+            while self.stalls.front().is_some_and(|stall| stall.end < due.ns) {
+                self.stalls.pop_front();
+            }
+            let stall = self.stalls.front().filter(|stall| stall.contains(&due.ns));
+            if let Some(stall) = stall {
+                self.counts.due_in_stalls += 1;
+                lag.record(stall.end - due.ns);
+            } else if self.blocked_ns.is_some_and(|blocked_ns| due.ns <= blocked_ns) {
                 self.counts.held_up += 1;
             } else {
                 lag.record(self.stamp_ns.saturating_sub(due.ns));
@@ -501,7 +559,7 @@ impl<'a> Worker<'a> {
         // What is free is open: it is closed here, or where its end is told.
         let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
-        workload.append_request(due.request, &self.run.head, out);
+        workload.append_request(due.request, &self.run.form, out);
         let bytes = (out.len() - before) as u64;
         self.connections[index].push(due.request, due.ns, self.stamp_ns, bytes);
         let events = workload.size_of(due.request);

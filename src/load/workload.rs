@@ -3,7 +3,9 @@
 use super::event_set::{Rest, greatest_common_divisor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
+use std::str::FromStr;
 
 /// The values that events carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -34,21 +36,111 @@ const _: () = assert!(EVENTS_MAX <= (1 << 53) / (2 * VALUES));
 pub const BATCH_MAX: u64 = 150_000;
 const _: () = assert!(BATCH_MAX * LINE_BYTES_MAX <= 8 << 20, "the default of serve --max-batch");
 
-/// Bytes of an event on a line of its own, but for the digits of its user and its value.
+/// Bytes of an event on a line of its own, but for the digits of its user and its value,
+/// and for what the user's id begins with.
 const LINE_BYTES: u64 = (USER.len() + VALUE.len() + END.len() + 1) as u64;
-/// The same with as many digits as there can be, and with a fraction.
-const LINE_BYTES_MAX: u64 = LINE_BYTES + USER_DIGITS_MAX + VALUE_BYTES_MAX;
+/// The same with the published users, as many digits as there can be, and a fraction.
+const LINE_BYTES_MAX: u64 =
+    LINE_BYTES + PUBLISHED_PREFIX.len() as u64 + USER_DIGITS_MAX + VALUE_BYTES_MAX;
 /// Digits of the largest number of a user, and bytes of the longest value.
 const USER_DIGITS_MAX: u64 = 20;
 const VALUE_BYTES_MAX: u64 = 3 + HALF.len() as u64;
 
-/// What an event consists of, besides the digits of its user and its value.
-const USER: &[u8] = b"{\"userId\":\"user_";
+/// What an event consists of, besides its user and its value.
+const USER: &[u8] = b"{\"userId\":\"";
 const VALUE: &[u8] = b"\",\"value\":";
 const HALF: &[u8] = b".5";
 const END: &[u8] = b"}";
 
-/// Event `i` of a run comes from `user_{i % users}` with a value that follows from `i`. Request `r` has
+/// What the ids of the published users begin with.
+const PUBLISHED_PREFIX: &str = "user_";
+/// Bytes of what ids begin with: with a number behind it, every id is one that servers take.
+const PREFIX_BYTES_MAX: usize = 32;
+
+/// What the ids of a run's users begin with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct UserPrefix(String);
+
+impl Default for UserPrefix {
+    fn default() -> UserPrefix {
+        UserPrefix(PUBLISHED_PREFIX.into())
+    }
+}
+
+impl UserPrefix {
+    /// One that no other run has.
+    pub(super) fn new() -> UserPrefix {
+        // Seeded by the system anew in each process, and different for each in it.
+        let random = RandomState::new().build_hasher().finish();
+        UserPrefix(format!("{PUBLISHED_PREFIX}{:08x}_", random >> 32))
+    }
+
+    /// Whether it is that of the published users.
+    pub fn is_published(&self) -> bool {
+        self.0 == PUBLISHED_PREFIX
+    }
+
+    /// How many bytes it has.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
+impl fmt::Display for UserPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<UserPrefix> for String {
+    fn from(prefix: UserPrefix) -> String {
+        prefix.0
+    }
+}
+
+impl TryFrom<String> for UserPrefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<UserPrefix, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for UserPrefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<UserPrefix, String> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        match (1..=PREFIX_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_plain) {
+            true => Ok(UserPrefix(text.into())),
+            false => Err(format!(
+                "expected 1 to {PREFIX_BYTES_MAX} letters, digits, and any of _ - ., such as run7_"
+            )),
+        }
+    }
+}
+
+/// What all requests of a run have in common.
+pub(super) struct Form {
+    /// The head, up to the value of Content-Length.
+    head: Vec<u8>,
+    /// An event, up to the number of its user.
+    user: Vec<u8>,
+}
+
+impl Form {
+    pub(super) fn new(head: Vec<u8>, prefix: &UserPrefix) -> Form {
+        Form { head, user: [USER, prefix.0.as_bytes()].concat() }
+    }
+
+    /// Bytes of an event on a line of its own, but for the digits of its user and its value.
+    fn line_bytes(&self) -> u64 {
+        LINE_BYTES + (self.user.len() - USER.len()) as u64
+    }
+}
+
+/// Event `i` of a run comes from `user_{i % users}`, or another prefix, with a value that follows from `i`. Request `r` has
 /// the event with that number, or the batch of events that begins with `r * batch`.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
@@ -83,6 +175,44 @@ impl Totals {
     /// Whether the sum, and that of it and a run's events, is exact in an `f64`.
     pub(super) fn sum_is_exact(&self) -> bool {
         self.sum.abs() < HALVES_EXACT_BELOW && (self.sum * 2.0).fract() == 0.0
+    }
+}
+
+/// The fewest decimals to which an average may be rounded, and the most that tell rounding from an average
+/// that is off.
+const DECIMALS: std::ops::RangeInclusive<usize> = 2..=10;
+
+/// How precisely the average in some totals is the quotient of their sum and their count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AvgPrecision {
+    /// To the last bit.
+    Full,
+    /// Rounded to so many decimals.
+    Rounded(usize),
+    /// It is not.
+    Off,
+}
+
+impl Totals {
+    /// Its sum, divided by its count.
+    pub(super) fn quotient(&self) -> f64 {
+        if self.total_requests == 0 { 0.0 } else { self.sum / self.total_requests as f64 }
+    }
+
+    /// Whether its average is that quotient, or was rounded as languages round: exactly, or by way of a
+    /// power of ten.
+    pub(super) fn avg_precision(&self) -> AvgPrecision {
+        let quotient = self.quotient();
+        if self.avg == quotient {
+            return AvgPrecision::Full;
+        }
+        let is_rounded = |decimals: &usize| {
+            let decimals = *decimals;
+            let exactly = format!("{quotient:.decimals$}").parse() == Ok(self.avg);
+            let scale = 10_f64.powi(i32::try_from(decimals).unwrap_or(0));
+            exactly || (quotient * scale).round() / scale == self.avg
+        };
+        DECIMALS.into_iter().find(is_rounded).map_or(AvgPrecision::Off, AvgPrecision::Rounded)
     }
 }
 
@@ -121,10 +251,11 @@ impl Workload {
         self.batch.unwrap_or(1)
     }
 
-    /// The most bytes that the events of one request take.
-    pub(crate) fn request_bytes_max(&self) -> u64 {
+    /// The most bytes that the events of one request take, with users whose ids begin with `prefix`.
+    pub(crate) fn request_bytes_max(&self, prefix: &UserPrefix) -> u64 {
         let digits = u64::from(self.users.min(self.events).max(1).ilog10()) + 1;
-        (LINE_BYTES + digits + VALUE_BYTES_MAX) * self.events_per_request().min(self.events)
+        (LINE_BYTES + prefix.bytes() + digits + VALUE_BYTES_MAX)
+            * self.events_per_request().min(self.events)
     }
 
     /// How many requests there are.
@@ -145,30 +276,30 @@ impl Workload {
         end - start
     }
 
-    /// Appends an HTTP request with `head` before its Content-Length.
-    pub(super) fn append_request(&self, request: u64, head: &[u8], out: &mut Vec<u8>) {
+    /// Appends an HTTP request.
+    pub(super) fn append_request(&self, request: u64, form: &Form, out: &mut Vec<u8>) {
         let events = self.events_of(request);
         let mut length = itoa::Buffer::new();
         let bytes = match self.batch {
-            None => self.bytes_of_lines(&events) - 1,
-            Some(_) => self.bytes_of_lines(&events),
+            None => self.bytes_of_lines(&events, form) - 1,
+            Some(_) => self.bytes_of_lines(&events, form),
         };
-        out.extend_from_slice(head);
+        out.extend_from_slice(&form.head);
         out.extend_from_slice(length.format(bytes).as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
         let start = out.len();
         match self.batch {
-            None => self.append_event(events.start % self.users, events.start % VALUES, out),
-            Some(_) => self.append_lines(events, out),
+            None => self.append_event(events.start % self.users, events.start % VALUES, form, out),
+            Some(_) => self.append_lines(events, form, out),
         }
         debug_assert_eq!((out.len() - start) as u64, bytes, "Content-Length is that of the body");
     }
 
     /// Appends events, each on a line of its own.
-    fn append_lines(&self, events: Range<u64>, out: &mut Vec<u8>) {
+    fn append_lines(&self, events: Range<u64>, form: &Form, out: &mut Vec<u8>) {
         let (mut user, mut value) = (events.start % self.users, events.start % VALUES);
         for _ in events {
-            self.append_event(user, value, out);
+            self.append_event(user, value, form, out);
             out.push(b'\n');
             user = if user + 1 == self.users { 0 } else { user + 1 };
             value = if value + 1 == VALUES { 0 } else { value + 1 };
@@ -176,9 +307,9 @@ impl Workload {
     }
 
     #[inline]
-    fn append_event(&self, user: u64, value: u64, out: &mut Vec<u8>) {
+    fn append_event(&self, user: u64, value: u64, form: &Form, out: &mut Vec<u8>) {
         let mut digits = itoa::Buffer::new();
-        out.extend_from_slice(USER);
+        out.extend_from_slice(&form.user);
         out.extend_from_slice(digits.format(user).as_bytes());
         out.extend_from_slice(VALUE);
         let value = if self.values == Values::One { 1 } else { value };
@@ -190,7 +321,7 @@ impl Workload {
     }
 
     /// How long events are, each on a line of its own.
-    fn bytes_of_lines(&self, events: &Range<u64>) -> u64 {
+    fn bytes_of_lines(&self, events: &Range<u64>, form: &Form) -> u64 {
         let digits = |period: u64| {
             digits_of_first(events.end, period) - digits_of_first(events.start, period)
         };
@@ -200,7 +331,7 @@ impl Workload {
             Values::Half => digits(VALUES) + count * HALF.len() as u64,
             Values::One => count,
         };
-        count * LINE_BYTES + digits(self.users) + of_values
+        count * form.line_bytes() + digits(self.users) + of_values
     }
 
     /// What all events add up to.
@@ -314,7 +445,8 @@ mod tests {
     #[test]
     fn a_request_is_what_the_challenge_publishes() {
         let mut out = Vec::new();
-        workload(80_000, Values::Half).append_request(75_012, b"Content-Length: ", &mut out);
+        let form = Form::new(b"Content-Length: ".to_vec(), &UserPrefix::default());
+        workload(80_000, Values::Half).append_request(75_012, &form, &mut out);
         let body = r#"{"userId":"user_12","value":12.5}"#;
         let expected = format!("Content-Length: {}\r\n\r\n{body}", body.len());
         assert_eq!(String::from_utf8(out).unwrap(), expected);
@@ -329,13 +461,17 @@ mod tests {
             let users = [1, 7, 10, 11, 1000, 75_000, u64::MAX][random.usize(0..7)];
             let events = random.u64(1..3000);
             let batch = Some(random.u64(1..1200));
+            let prefix = [UserPrefix::default(), UserPrefix::new(), "x".parse().unwrap()];
+            let prefix = &prefix[random.usize(0..3)];
+            let form = Form::new(Vec::new(), prefix);
             let batches = Workload { events, users, values, batch };
             let singles = Workload { batch: None, ..batches };
             let mut lines = String::new();
             let mut counts = 0;
             for request in 0..batches.requests() {
                 let mut out = Vec::new();
-                batches.append_request(request, b"", &mut out);
+                batches.append_request(request, &form, &mut out);
+                assert!(batches.request_bytes_max(prefix) >= out.len() as u64 - 20);
                 let text = String::from_utf8(out).unwrap();
                 let (length, body) = text.split_once("\r\n\r\n").unwrap();
                 assert_eq!(length, body.len().to_string());
@@ -344,12 +480,31 @@ mod tests {
                 lines += body;
             }
             assert_eq!(counts, events);
+            assert_eq!(lines.matches(&prefix.0).count() as u64, events);
             for (event, line) in (0..events).zip(lines.lines()) {
                 let mut out = Vec::new();
-                singles.append_request(event, b"", &mut out);
+                singles.append_request(event, &form, &mut out);
                 assert!(String::from_utf8(out).unwrap().ends_with(&format!("\r\n\r\n{line}")));
             }
         }
+    }
+
+    #[test]
+    fn ids_begin_with_what_every_server_takes() {
+        assert_ne!(UserPrefix::new(), UserPrefix::new());
+        assert!(UserPrefix::default().is_published() && !UserPrefix::new().is_published());
+        for (text, is_taken) in [
+            ("a", true),
+            ("run-7.b_", true),
+            ("", false),
+            ("a b", false),
+            ("\"", false),
+            ("é", false),
+        ] {
+            assert_eq!(text.parse::<UserPrefix>().is_ok(), is_taken, "{text}");
+        }
+        assert!("x".repeat(33).parse::<UserPrefix>().is_err());
+        assert!(UserPrefix::new().to_string().parse::<UserPrefix>().is_ok());
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn known_users(database: &Postgres, pairs: usize) -> Value {
         let run = |store: Option<&Postgres>| {
             let server = serve("0", store.map(|store| store.url("")).as_deref());
             load(&server, "200000 1000");
-            measure(&server, store, "600000 1000 --no-reset")
+            measure(&server, store, "600000 1000 --no-reset --user-prefix user_")
         };
         let (without, with) = (run(None), run(Some(database)));
         ratios.push(with.server_us / without.server_us);
@@ -120,7 +120,7 @@ fn transactions_by_rate(database: &Postgres) -> Value {
         "1000000 1000",
     ];
     let costs = runs.map(|flags| {
-        let cost = measure(&server, Some(database), &format!("{flags} --no-reset"));
+        let cost = measure(&server, Some(database), &format!("{flags} --no-reset --user-prefix user_"));
         json!({"load": flags, "events_per_s": cost.requests_per_s, "transactions_per_s": cost.transactions_per_s,
             "database_cpu_us_per_event": cost.database_us, "p99_us": cost.p99_us})
     });
@@ -134,7 +134,11 @@ fn new_users(database: &Postgres) -> Value {
         let servers = [(); 2].map(|()| serve("0", Some(&database.url(""))));
         let load = "500000 1000 --users 500000";
         new.push(measure(&servers[0], Some(database), load));
-        elsewhere.push(measure(&servers[1], Some(database), &format!("{load} --no-reset")));
+        elsewhere.push(measure(
+            &servers[1],
+            Some(database),
+            &format!("{load} --no-reset --user-prefix user_"),
+        ));
     }
     let of = |runs: &[Cost], get: fn(&Cost) -> f64| median(runs.iter().map(get).collect());
     let costs = |runs: &[Cost]| {

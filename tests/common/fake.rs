@@ -33,6 +33,9 @@ pub struct Habits {
     pub silent: u64,
     /// Of so many responses, one is followed by bytes that nobody asked for; 0 is none.
     pub trails: u64,
+    pub trailer: &'static str,
+    /// Of so many responses, one has `Connection: close`, and is the last on its connection; 0 is none.
+    pub closes_every: u64,
     /// Of so many requests, one gets no response but its connection closed; 0 is none.
     pub hangs_up: u64,
     /// Whether it has `POST /events`, and whether it says how many events it accepted.
@@ -49,6 +52,12 @@ pub struct Habits {
     pub tears: bool,
     /// Acknowledges first, and counts so long after.
     pub counts_after: Duration,
+    /// Counts every event once more so long after.
+    pub counts_again_after: Option<Duration>,
+    /// `/stats` with `avg` in so many decimals; without `avg`; or refused, by the number of the request.
+    pub avg_decimals: Option<usize>,
+    pub lacks_avg: bool,
+    pub hides_stats: fn(u64) -> bool,
     /// Before this event everything stands still for so long.
     pub stalls: Option<(u64, Duration)>,
     /// How long the connection of an event, by its number from 1 on, takes to count it.
@@ -69,6 +78,8 @@ pub const GOOD: Habits = Habits {
     refusal: 500,
     silent: 0,
     trails: 0,
+    trailer: "and more",
+    closes_every: 0,
     hangs_up: 0,
     takes_batches: true,
     tells_accepted: true,
@@ -78,6 +89,10 @@ pub const GOOD: Habits = Habits {
     forgets: 0,
     tears: false,
     counts_after: Duration::ZERO,
+    counts_again_after: None,
+    avg_decimals: None,
+    lacks_avg: false,
+    hides_stats: |_| false,
     stalls: None,
     delay: |_| Duration::ZERO,
 };
@@ -158,6 +173,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 habits.connection
             )
         };
+        let mut is_last = habits.closes;
         let is_batch = is_batch(&head);
         let is_event = head.starts_with("POST /event ") || (is_batch && !body.is_empty());
         let response = if is_batch && !habits.takes_batches {
@@ -184,6 +200,13 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 let sent = body.lines().count();
                 let counted = sent - usize::from(is_batch && is_turn(number, habits.cuts));
                 let body = body.lines().take(counted).collect::<Vec<_>>().join("\n");
+                if let Some(after) = habits.counts_again_after {
+                    let (state, body) = (Arc::clone(state), body.clone());
+                    std::thread::spawn(move || {
+                        std::thread::sleep(after);
+                        state.count(&body, 1, habits.recounts_users);
+                    });
+                }
                 if habits.counts_after.is_zero() {
                     state.count(&body, times, habits.recounts_users);
                 } else {
@@ -199,7 +222,11 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 let mut response =
                     response(habits.status, if tells { &accepted } else { habits.body });
                 if is_turn(number, habits.trails) {
-                    response.push_str("and more");
+                    response.push_str(habits.trailer);
+                }
+                if is_turn(number, habits.closes_every) {
+                    is_last = true;
+                    response = response.replace("Connection: keep-alive", "Connection: close");
                 }
                 response
             }
@@ -216,14 +243,20 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 shown = state.old.lock().unwrap().clone();
             }
             let avg = if shown.events == 0 { 0.0 } else { shown.sum / shown.events as f64 };
+            let avg = match habits.avg_decimals {
+                _ if habits.lacks_avg => String::new(),
+                None => format!(r#","avg":{avg:?}"#),
+                Some(decimals) => format!(r#","avg":{avg:.decimals$}"#),
+            };
             let sum = match habits.java_floats {
                 true => format!("{:?}", shown.sum * 1e-8) + "E8",
                 false => format!("{:?}", shown.sum),
             };
+            let status = if (habits.hides_stats)(number) { 503 } else { 200 };
             response(
-                200,
+                status,
                 &format!(
-                    r#"{{"totalRequests":{},"uniqueUsers":{},"sum":{sum},"avg":{avg:?}}}"#,
+                    r#"{{"totalRequests":{},"uniqueUsers":{},"sum":{sum}{avg}}}"#,
                     shown.events,
                     shown.users.len()
                 ),
@@ -236,7 +269,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
         } else {
             response(404, "")
         };
-        if stream.write_all(response.as_bytes()).is_err() || habits.closes {
+        if stream.write_all(response.as_bytes()).is_err() || is_last {
             return;
         }
     }
@@ -302,6 +335,12 @@ pub fn load(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
     let report = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)));
     (output.status.code(), report)
+}
+
+/// Checks that the report of [`load`] says that the server was right.
+pub fn assert_exact(report: &(Option<i32>, Value)) {
+    let (code, report) = report;
+    assert_eq!((*code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
 }
 
 /// Checks that the report of [`load`] finds the server wrong, for this reason among others.

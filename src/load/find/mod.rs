@@ -8,7 +8,7 @@ mod search;
 use super::report::{FoundRate, Report, Unit};
 use super::thresholds::Threshold;
 use super::verdict::Verdict;
-use super::{Config, EVENTS_MAX, RATE_MAX, Show, run};
+use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
 use crate::failure::Failure;
 pub(super) use search::{Search, Step, Window};
 use std::fmt;
@@ -97,6 +97,10 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             warm_up: (events / WARM_UP_SHARE).min(WARM_UP_MAX),
             rate: Some(rate),
             progress: Show::Nothing,
+            // All windows have the same users, so that none costs the server more than another.
+            users: Users::Known(config.load.users.prefix().cloned().unwrap_or_default()),
+            // The next window shows whether totals stay.
+            quiet: Duration::ZERO,
             ..config.load.clone()
         },
         |_| {},

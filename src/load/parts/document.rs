@@ -11,7 +11,7 @@ use crate::load::ledger::Ledger;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
 use crate::load::timeline::RawSecond;
 use crate::load::watch::Watched;
-use crate::load::workload::{Totals, Values, Workload};
+use crate::load::workload::{Totals, UserPrefix, Values, Workload};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -32,6 +32,8 @@ pub(in crate::load) struct Parameters {
     pub(super) rate: Option<u64>,
     pub(super) reset: bool,
     pub(super) timeout_ms: u64,
+    #[serde(default)]
+    pub(super) user_prefix: UserPrefix,
 }
 
 impl Parameters {
@@ -48,6 +50,8 @@ impl Parameters {
             reset: config.reset,
             // A timeout is at most a day.
             timeout_ms: u64::try_from(config.timeout.as_millis()).unwrap_or(u64::MAX),
+            // Clients that do not know of each other cannot agree on a new one.
+            user_prefix: config.users.prefix().cloned().unwrap_or_default(),
         }
     }
 
@@ -70,6 +74,9 @@ pub(in crate::load) struct OpenLoopClient {
     pub(in crate::load) lag: Latencies,
     /// Requests that came due while every connection was busy.
     pub(in crate::load) held_up: u64,
+    /// Requests that came due while the client did not run.
+    #[serde(default)]
+    pub(in crate::load) due_in_stalls: u64,
     /// Events that were sent, and when the last of their requests was, since the start.
     pub(in crate::load) requests: u64,
     pub(in crate::load) last_sent: Duration,

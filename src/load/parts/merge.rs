@@ -67,7 +67,7 @@ fn read_totals(path: &Path) -> Result<Totals, Failure> {
         ))
     };
     let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    parse_totals(&text).ok_or_else(|| unusable("it does not have the four totals".into()))
+    parse_totals(&text).map_err(unusable)
 }
 
 /// The server's totals, or why it does not tell them.
@@ -243,6 +243,7 @@ impl Parts {
             first,
             before: self.before.totals,
             was_reset: self.before.was_reset,
+            has_new_users: !self.parameters.user_prefix.is_published(),
             ledger: &ledger,
             warm_up_ledger: &warm_up_ledger,
             after,
@@ -270,11 +271,14 @@ impl Parts {
             is_interrupted: self.reports.iter().any(|report| report.interrupted),
             suspended: self.reports.iter().map(|report| report.suspended).max().unwrap_or_default(),
             held_up: open_loops().map(|(_, open)| open.held_up).sum(),
+            due_in_stalls: open_loops().map(|(_, open)| open.due_in_stalls).sum(),
             machine: None,
             total: self.latencies(),
             seconds: self.seconds()?,
             evidence,
             settled_after: None,
+            stayed: None,
+            remarks: Vec::new(),
             watched: self.reports[0].watched.clone(),
             warm_up: self.parameters.warm_up,
             setup: self.setup(),
@@ -334,6 +338,7 @@ impl Parts {
             threads: all(|setup| setup.threads),
             cpus: cpus.collect::<Vec<_>>().join("; "),
             one_request_per_connection: self.reports.iter().any(closes),
+            pinned: self.reports.iter().all(|report| report.setup.pinned),
             was_reset: self.before.was_reset,
             ..self.reports[0].setup.clone()
         }

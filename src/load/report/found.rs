@@ -59,6 +59,11 @@ impl Report {
         self.interrupted
     }
 
+    /// Whether requests came due while the client did not run.
+    fn was_stalled(&self) -> bool {
+        self.open_loop.as_ref().is_some_and(|open_loop| open_loop.due_in_stalls > 0)
+    }
+
     /// What the run has shown as a window of a search.
     pub(in crate::load) fn window(&self, limit: &Threshold) -> Window {
         let missing = self.requests - self.acknowledged;
@@ -74,11 +79,13 @@ impl Report {
                 Some(format!("{} not acknowledged", Unit::of(self.setup.batch).count(missing)))
             }
         };
+        let why_not_held = why_not.is_some();
         Window {
-            holds: why_not.is_none(),
+            holds: !why_not_held,
             why_not,
             requests_per_s: self.requests_per_s,
-            is_client_limited: self.client_limited,
+            // What a stall of the client has delayed says nothing about the server.
+            is_client_limited: self.client_limited || (why_not_held && self.was_stalled()),
             latency: self.latency_us.clone(),
         }
     }

@@ -13,11 +13,12 @@ impl Report {
     /// Writes the latencies as a percentile table, in milliseconds.
     pub fn percentile_table(&self) -> String {
         let clients = self.clients.iter().map(|client| format!("#[Client = {}]\n", client.line()));
-        table(&self.histogram) + &clients.collect::<String>()
+        table(&self.histogram, self.bounds_from_ns) + &clients.collect::<String>()
     }
 }
 
-fn table(histogram: &Histogram<u64>) -> String {
+/// From `bounds_from_ns` on, values are lower bounds, which a comment says: the plotter reads numbers.
+fn table(histogram: &Histogram<u64>, bounds_from_ns: Option<u64>) -> String {
     let mut table = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
     let millis = |nanos: u64| nanos as f64 / 1e6;
     let mut count = 0;
@@ -43,6 +44,13 @@ fn table(histogram: &Histogram<u64>) -> String {
         histogram.buckets(),
         SUB_BUCKETS
     );
+    if let Some(from) = bounds_from_ns {
+        let _ = writeln!(
+            table,
+            "#[LowerBounds = values from {:.6} on, and the mean: requests were given up or took longer]",
+            millis(from)
+        );
+    }
     table
 }
 
@@ -55,10 +63,22 @@ mod tests {
     fn the_table_ends_with_every_request() {
         let mut latencies = Latencies::new();
         (1..=5000).for_each(|us| latencies.record(us * 1000));
-        let table = table(latencies.histogram());
+        let table = table(latencies.histogram(), latencies.bounds_from_ns());
+        assert!(!table.contains("LowerBounds"), "{table}");
         let last = table.lines().rfind(|line| !line.starts_with('#')).unwrap();
         assert!(last.ends_with("1.000000000000       5000"), "{last}");
         let columns = table.lines().nth(2).unwrap().split_whitespace().count();
         assert_eq!(columns, 4, "{table}");
+    }
+
+    #[test]
+    fn values_that_are_bounds_are_marked() {
+        let mut latencies = Latencies::new();
+        latencies.record(1_000_000);
+        latencies.record_at_least(300_000_000);
+        let table = table(latencies.histogram(), latencies.bounds_from_ns());
+        let marked = table.lines().find(|line| line.starts_with("#[LowerBounds")).unwrap();
+        let from: f64 = marked.split_whitespace().nth(4).unwrap().parse().unwrap();
+        assert!((299.0..=300.0).contains(&from), "{marked}");
     }
 }

@@ -14,9 +14,9 @@ use super::ledger::Ledger;
 use super::parts::ClientRow;
 use super::thresholds::{Checked, Figure, Measured, Threshold};
 use super::timeline::Second;
-use super::verdict::{Evidence, Judgement, Verdict};
+use super::verdict::{Evidence, Judgement, Stayed, Verdict};
 use super::watch::Watched;
-use super::workload::{Totals, Values, Workload};
+use super::workload::{Totals, UserPrefix, Values, Workload};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 pub use found::FoundRate;
@@ -29,6 +29,9 @@ use std::time::Duration;
 pub(super) use text::{counted, time};
 pub(crate) use text::{grouped, rounded, time_in_full};
 pub(super) use unit::Unit;
+
+/// The figure of how many connections were open.
+const CONNECTIONS_OPEN: &str = "connections_open";
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;
@@ -52,7 +55,7 @@ pub struct Setup {
     pub workers: usize,
     /// Client threads.
     pub threads: usize,
-    /// The CPUs that the threads were pinned to, in turn.
+    /// The CPUs that the threads were pinned to, in turn, or that all of them could run on.
     pub cpus: String,
     /// Requests in flight per connection.
     pub pipeline: usize,
@@ -69,6 +72,19 @@ pub struct Setup {
     pub one_request_per_connection: bool,
     /// Whether the server was reset before the run.
     pub was_reset: bool,
+    /// What the ids of users begin with.
+    #[serde(default)]
+    pub user_prefix: UserPrefix,
+    /// The address that was used, if the server's name has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Whether the threads were pinned to CPUs.
+    #[serde(default = "yes")]
+    pub pinned: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Setup {
@@ -155,6 +171,23 @@ pub(super) struct OpenLoop {
     schedule_lag_us: Latency,
     /// Requests that came due while every connection was busy.
     held_up: u64,
+    /// Requests that came due while the client did not run. They are late because of it.
+    due_in_stalls: u64,
+}
+
+/// Attempts to connect that failed for one reason.
+#[derive(Clone, Debug, Serialize)]
+struct ConnectError {
+    errno: i32,
+    error: String,
+    attempts: u64,
+}
+
+impl ConnectError {
+    fn of((errno, attempts): (&i32, &u64)) -> ConnectError {
+        let error = std::io::Error::from_raw_os_error(*errno).to_string();
+        ConnectError { errno: *errno, error, attempts: *attempts }
+    }
 }
 
 /// What was sent before the measured run.
@@ -205,11 +238,17 @@ pub struct Report {
     misstated: Option<u64>,
     reconnects: u64,
     connect_failures: u64,
+    /// Why attempts to connect failed.
+    connect_errors: Vec<ConnectError>,
+    /// Connections that were open at any time, of those in `setup`.
+    connections_open: u64,
     /// Connections that the server had no room for.
     turned_away: u64,
     timeouts: u64,
     broken_keep_alives: u64,
     garbled: u64,
+    /// Requests that were sent once more, because the server had said that it would not process them.
+    resent: u64,
     elapsed_s: f64,
     requests_per_s: f64,
     /// From the intended send time, which in a closed loop is the actual one.
@@ -221,6 +260,11 @@ pub struct Report {
     server: Option<Totals>,
     verdict: Verdict,
     reasons: Vec<String>,
+    /// What is worth saying, although nothing is off.
+    remarks: Vec<String>,
+    /// How long the totals were asked for again after they were right, with nothing sent; null if they were
+    /// not.
+    quiet_ms: Option<f64>,
     /// How long after the last acknowledgement the totals became right, if they were wrong at first.
     settled_after_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,7 +273,7 @@ pub struct Report {
     warm_up: Option<WarmUp>,
     /// The user ended the run before every event was sent.
     interrupted: bool,
-    /// How long the client did not run at all, in stretches of a second or more.
+    /// How long the client did not run at all, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
     client_limited: bool,
     /// Why the client limited the result, a sentence each.
@@ -254,8 +298,14 @@ pub struct Report {
     cost: Option<ServerCost>,
     seconds: Vec<Second>,
     environment: Environment,
+    /// What kept connections from being opened, as a sentence.
+    #[serde(skip)]
+    shortfall: Option<String>,
     #[serde(skip)]
     thresholds: Vec<Threshold>,
+    /// From this latency on, the histogram has lower bounds.
+    #[serde(skip)]
+    bounds_from_ns: Option<u64>,
     #[serde(skip)]
     histogram: Histogram<u64>,
     #[serde(skip)]
@@ -278,6 +328,7 @@ pub(super) struct Outcome {
     pub(super) total: Slice,
     pub(super) seconds: Vec<Second>,
     pub(super) held_up: u64,
+    pub(super) due_in_stalls: u64,
     pub(super) elapsed: Duration,
     /// The share of the time that the busiest thread was busy, polling excluded.
     pub(super) client_busy: f64,
@@ -297,6 +348,9 @@ pub(super) struct Outcome {
     pub(super) machine: Option<CpuUse>,
     pub(super) evidence: Evidence,
     pub(super) settled_after: Option<Duration>,
+    pub(super) stayed: Option<Stayed>,
+    /// What is worth saying about how the run was sent.
+    pub(super) remarks: Vec<String>,
     pub(super) watched: Option<Watched>,
     pub(super) warnings: Vec<String>,
     pub(super) setup: Setup,
@@ -312,13 +366,17 @@ impl Report {
         let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
         let workload = outcome.workload;
         let judgement = evidence.judge();
-        let Judgement { verdict, reasons } = judgement.with(
+        let Judgement { verdict, reasons, mut remarks } = judgement.with(
             ledger.contradiction(),
             outcome.settled_after,
+            outcome.stayed.as_ref(),
             outcome.watched.as_ref(),
             outcome.suspended,
         );
+        remarks.extend(outcome.remarks);
         let refused_by_status = ledger.refused_by_status.clone();
+        let shortfall = ledger.shortfall(outcome.setup.workers as u64);
+        let warnings = outcome.warnings.into_iter().chain(shortfall.clone()).collect();
         let elapsed_s = elapsed.as_secs_f64();
         let answered = ledger.answered();
         let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
@@ -329,6 +387,7 @@ impl Report {
             latency_from_send_us: Latency::of(from_send),
             schedule_lag_us: Latency::of(lag),
             held_up: outcome.held_up,
+            due_in_stalls: outcome.due_in_stalls,
         });
         let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
         Report {
@@ -342,10 +401,14 @@ impl Report {
             misstated: workload.batch.map(|_| ledger.misstated),
             reconnects: ledger.trouble.reconnects,
             connect_failures: ledger.trouble.connect_failures,
+            connect_errors: ledger.connect_errors.iter().map(ConnectError::of).collect(),
+            connections_open: (outcome.setup.workers as u64)
+                .saturating_sub(ledger.trouble.never_open),
             turned_away: ledger.trouble.turned_away,
             timeouts: ledger.trouble.timeouts,
             broken_keep_alives: ledger.trouble.broken_keep_alives,
             garbled: ledger.trouble.garbled,
+            resent: ledger.trouble.resent,
             elapsed_s,
             requests_per_s: ratio(answered as f64, elapsed_s),
             latency_us: Latency::of(&total.latency),
@@ -354,6 +417,8 @@ impl Report {
             server: evidence.after.ok(),
             verdict,
             reasons,
+            remarks,
+            quiet_ms: outcome.stayed.as_ref().map(|stayed| stayed.quiet.as_secs_f64() * 1e3),
             settled_after_ms: outcome.settled_after.map(|after| after.as_secs_f64() * 1e3),
             watch: outcome.watched,
             warm_up: (outcome.warm_up > 0).then_some(WarmUp {
@@ -373,13 +438,15 @@ impl Report {
             client_cpu_us_per_request: us_per_request(outcome.client_cpu),
             client_poll_us_per_request: us_per_request(outcome.client_poll),
             client_cpus: outcome.machine.filter(|_| elapsed >= CPU_USE_RUN_MIN),
-            warnings: outcome.warnings,
+            warnings,
             setup: outcome.setup,
             clients: outcome.clients,
             cost: None,
             seconds: outcome.seconds,
             environment: outcome.environment,
+            shortfall,
             thresholds: outcome.thresholds,
+            bounds_from_ns: total.latency.bounds_from_ns(),
             histogram: total.latency.histogram().clone(),
             histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
         }
@@ -431,6 +498,21 @@ impl Report {
                 self.unit().count(self.requests)
             ));
         }
+        if self.garbled > 0 {
+            failures.push(format!(
+                "the server does not speak HTTP/1.1: {}",
+                counted(
+                    self.garbled,
+                    "response was malformed or not asked for",
+                    "responses were malformed or not asked for"
+                )
+            ));
+        }
+        let counts = [CONNECTIONS_OPEN, "connect_failures"];
+        let is_judged = |threshold: &Threshold| counts.contains(&threshold.figure().name);
+        if !self.thresholds.iter().any(is_judged) {
+            failures.extend(self.shortfall.clone());
+        }
         let failed = self.check_thresholds().into_iter().filter(|checked| !checked.passed);
         failures.extend(
             failed.map(|Checked { fail_if, sentence, .. }| {
@@ -467,6 +549,7 @@ impl Report {
             "unsent" => exactly(self.unsent as f64),
             "reconnects" => exactly(self.reconnects as f64),
             "timeouts" => exactly(self.timeouts as f64),
+            CONNECTIONS_OPEN => exactly(self.connections_open as f64),
             "client_cpu_us" => exactly(self.client_cpu_us_per_request),
             "client_poll_us" => exactly(self.client_poll_us_per_request),
             "server_cpu_us" => match &self.cost {
@@ -525,6 +608,9 @@ pub(super) mod tests {
             batch: None,
             one_request_per_connection: false,
             was_reset: true,
+            user_prefix: UserPrefix::default(),
+            address: None,
+            pinned: true,
         }
     }
 
@@ -563,6 +649,7 @@ pub(super) mod tests {
             seconds: vec![second(0), second(1)],
             total,
             held_up: 0,
+            due_in_stalls: 0,
             elapsed: Duration::from_secs(2),
             client_busy: 0.5,
             client_cpu: Duration::from_millis(3),
@@ -581,6 +668,8 @@ pub(super) mod tests {
                 after: Ok(share.totals(100)),
             },
             settled_after: None,
+            stayed: None,
+            remarks: Vec::new(),
             watched: None,
             warnings: Vec::new(),
             setup: setup(),

@@ -76,11 +76,14 @@ impl Report {
         let mut lines = vec![format!(
             "{} over {} in {:.2} s: {} {}",
             self.unit().batched(self.requests, self.batches),
-            counted(self.setup.workers as u64, "connection", "connections"),
+            self.connections(),
             self.elapsed_s,
             rounded(self.requests_per_s),
             self.unit().per_second()
         )];
+        if let Some(address) = &self.setup.address {
+            lines.push(format!("sent to {address}, the first address of the name that listened"));
+        }
         if self.interrupted {
             lines.push(format!("interrupted before every {} was sent", self.unit().one()));
         }
@@ -88,6 +91,16 @@ impl Report {
             lines.push("one request per connection: the server closes it after a response".into());
         }
         lines
+    }
+
+    /// The connections, and how many of those that were asked for were open.
+    fn connections(&self) -> String {
+        let asked = self.setup.workers as u64;
+        let of = match self.connections_open == asked {
+            true => String::new(),
+            false => format!("{} of ", grouped(self.connections_open)),
+        };
+        of + &counted(asked, "connection", "connections")
     }
 
     fn warm_up_lines(&self) -> Vec<String> {
@@ -123,6 +136,11 @@ impl Report {
             ),
             (self.timeouts, "connection timed out", "connections timed out"),
             (self.reconnects, "reconnect", "reconnects"),
+            (
+                self.resent,
+                "request sent again: the server closed before it",
+                "requests sent again: the server closed before them",
+            ),
             (self.connect_failures, "failed attempt to connect", "failed attempts to connect"),
             (
                 self.broken_keep_alives,
@@ -139,7 +157,8 @@ impl Report {
         let threads = counted(self.setup.threads as u64, "thread", "threads");
         let of_clients = match self.clients.len() {
             0 => format!(
-                "{threads} on CPU{} {}",
+                "{threads}{} on CPU{} {}",
+                if self.setup.pinned { "" } else { ", not pinned," },
                 if self.setup.cpus.contains([',', '-']) { "s" } else { "" },
                 self.setup.cpus
             ),
@@ -196,7 +215,10 @@ impl Report {
             Verdict::Undecided => "the totals are possible, but not all of them could be checked",
         };
         let verdict = format!("{}: {meaning}", self.verdict.word());
-        std::iter::once(verdict).chain(self.reasons.iter().cloned()).collect()
+        let stayed = self.quiet_ms.filter(|_| self.verdict != Verdict::Wrong);
+        let stayed = stayed.map(|ms| format!("the totals stayed so for {:.1} s", ms / 1e3));
+        let rest = self.reasons.iter().chain(&self.remarks).cloned();
+        std::iter::once(verdict).chain(stayed).chain(rest).collect()
     }
 }
 
@@ -237,6 +259,10 @@ impl OpenLoop {
         if self.held_up > 0 {
             let waited = unit.count_requests(self.held_up);
             lines.push(format!("{waited} waited for a free connection"));
+        }
+        if self.due_in_stalls > 0 {
+            let due = unit.count_requests(self.due_in_stalls);
+            lines.push(format!("{due} came due while the client did not run, and were late"));
         }
         if self.held.is_some_and(|held| held < HELD_MIN) && self.held_up > 0 && !client_limited {
             lines.push("the rate was not held: use more connections or a lower --rate".into());

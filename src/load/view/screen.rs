@@ -1,5 +1,6 @@
 //! A run on the whole terminal.
 
+use super::super::latency::Bound;
 use super::super::report::{Unit, counted, grouped, rounded, time};
 use super::super::timeline::Second;
 use super::super::{Config, Server, interrupt};
@@ -13,7 +14,7 @@ use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline, Wrap};
 use std::io::{self, Stderr, stderr};
@@ -188,10 +189,31 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
         Unit::Request => " responses per second ",
         Unit::Event => " events per second ",
     };
-    for (area, name, values) in [(rate, of_rates, rates), (p99, " p99 of each second ", p99s)] {
-        let chart = Sparkline::default().data(&values).block(Block::bordered().title(name));
-        frame.render_widget(chart, area);
+    let in_micros = |micros: u64| time(Bound::exactly(micros as f64));
+    draw_chart(frame, rate, of_rates, &rates, recent, grouped);
+    draw_chart(frame, p99, " p99 of each second ", &p99s, recent, in_micros);
+}
+
+/// Draws bars from zero up to the greatest value, which the title names, over the seconds, the first and
+/// last of which are named below.
+fn draw_chart(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    name: &str,
+    values: &[u64],
+    seconds: &[Second],
+    in_words: impl Fn(u64) -> String,
+) {
+    let mut block = Block::bordered().title(name);
+    let highest = values.iter().copied().max().unwrap_or(0);
+    if let (Some(first), Some(last)) = (seconds.first(), seconds.last()) {
+        let scale = Line::from(format!(" bars from 0 to {} ", in_words(highest)));
+        block = block
+            .title_top(scale.right_aligned())
+            .title_bottom(format!(" second {} ", first.second))
+            .title_bottom(Line::from(format!(" second {} ", last.second)).right_aligned());
     }
+    frame.render_widget(Sparkline::default().data(values).max(highest.max(1)).block(block), area);
 }
 
 fn of_second(second: &Second, unit: Unit) -> String {
@@ -216,7 +238,6 @@ fn whole_p99_us(second: &Second) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::latency::Bound;
     use crate::load::timeline::Heat;
     use ratatui::backend::TestBackend;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -256,6 +277,9 @@ mod tests {
                     assert!(shown.contains("of 1,000,000 requests"), "{shown}");
                     assert!(shown.contains("p99 of each second"), "{shown}");
                     assert!(shown.contains("to end the run"), "{shown}");
+                    assert!(shown.contains("bars from 0 to 19,900"), "{shown}");
+                    assert!(shown.contains("bars from 0 to 1.23 ms"), "{shown}");
+                    assert!(shown.contains("second 199"), "{shown}");
                 }
             }
         }

@@ -6,13 +6,15 @@ use crate::load::connection::{Connection, State};
 use crate::load::interrupt;
 use crate::load::schedule::Due;
 use crate::load::transport::Wait;
+use rustix::io::Errno;
 use std::io;
 use std::time::Instant;
 
-/// How long to wait before a connection that failed is opened again, and one that the server had no
-/// room for.
+/// How long to wait before a connection that failed is opened again, one that the server had no
+/// room for, and one for which this machine had no port or descriptor.
 const RETRY_AFTER_NS: u64 = 20_000_000;
 const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
+const LACKING_RETRY_NS: u64 = 500_000_000;
 /// How long a server that closes after each response may take to do so. One that has not by then
 /// keeps its connections after all.
 const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
@@ -27,18 +29,30 @@ pub(super) enum By {
 }
 
 impl Worker<'_> {
-    /// Opens all connections that are not open.
-    pub(super) fn connect_all(&mut self) -> io::Result<()> {
+    /// Opens all connections that are not open, and waits for those that were open before: the others
+    /// have been waited for.
+    pub(super) fn reconnect_all(&mut self) -> io::Result<()> {
+        let were_open = self.was_open.clone();
+        self.connect_all(|index| were_open[index])
+    }
+
+    /// Opens all connections that are not open, and waits for those that `is_awaited`.
+    pub(super) fn connect_all(&mut self, is_awaited: impl Fn(usize) -> bool) -> io::Result<()> {
         for index in 0..self.connections.len() {
             if matches!(self.connections[index].state, State::Down { .. }) {
                 self.connect(index);
             }
         }
         let patience = Instant::now() + self.run.timeout;
-        let is_settled = |connection: &Connection| {
-            matches!(connection.state, State::Open { .. } | State::TurnedAway { .. })
+        // What this machine lacks does not come back while others wait for it.
+        let is_settled = |(index, connection): (usize, &Connection)| {
+            let is_settled = matches!(
+                connection.state,
+                State::Open { .. } | State::TurnedAway { .. } | State::Lacking { .. }
+            );
+            is_settled || !is_awaited(index)
         };
-        while !self.connections.iter().all(is_settled)
+        while !self.connections.iter().enumerate().all(is_settled)
             && Instant::now() < patience
             && !interrupt::is_asked()
         {
@@ -51,24 +65,29 @@ impl Worker<'_> {
         let state = State::Connecting { since_ns: self.now_ns };
         self.connections[index] = Connection::new(state);
         if let Err(error) = self.wire.connect(index) {
-            self.note_failure_to_connect(index, Some(error));
+            self.note_failure_to_connect(index, &error);
         }
     }
 
-    pub(super) fn note_failure_to_connect(&mut self, index: usize, error: Option<io::Error>) {
-        self.ledger.trouble.connect_failures += 1;
-        self.connect_error = self.connect_error.take().or(error);
-        let until_ns = self.now_ns + RETRY_AFTER_NS;
-        self.connections[index] = Connection::new(State::Down { until_ns });
+    pub(super) fn note_failure_to_connect(&mut self, index: usize, error: &io::Error) {
+        self.ledger.note_failure_to_connect(error);
+        let state = match is_lack(error) {
+            true => State::Lacking { until_ns: self.now_ns + LACKING_RETRY_NS },
+            false => State::Down { until_ns: self.now_ns + RETRY_AFTER_NS },
+        };
+        self.connections[index] = Connection::new(state);
     }
 
     /// Books requests whose connection has ended: those of which the kernel had taken a byte are
-    /// unknown, the others wait for another connection.
+    /// unknown, the others wait for another connection. So do those that were behind a response with
+    /// `Connection: close`: a server must not process any of them (RFC 9112 section 9.6).
     pub(super) fn give_up(&mut self, index: usize, handed_over: u64) {
         let workload = self.workload();
+        let is_excluded = self.connections[index].says_close();
         for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
             self.in_flight -= 1;
-            if may_have_left {
+            self.ledger.trouble.resent += u64::from(may_have_left && is_excluded);
+            if may_have_left && !is_excluded {
                 self.ledger.unknown.insert(&workload, flight.request);
                 self.counts.ended += workload.size_of(flight.request);
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
@@ -78,6 +97,11 @@ impl Worker<'_> {
             } else {
                 self.counts.sent -= workload.size_of(flight.request);
                 if self.interrupted_ns.is_some() {
+                    if self.is_measured && self.run.rate.is_some() {
+                        // It has waited since it was due.
+                        let waited_ns = self.now_ns.saturating_sub(flight.due_ns);
+                        self.slice.latency.record_at_least(waited_ns);
+                    }
                     self.ledger.unsent.insert(&workload, flight.request);
                 } else {
                     self.waiting.push_back(Due { request: flight.request, ns: flight.due_ns });
@@ -111,6 +135,7 @@ impl Worker<'_> {
         self.give_up(index, handed_over);
         if was_turned_away {
             self.ledger.trouble.turned_away += 1;
+            self.was_open[index] = false;
             let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
             self.connections[index] = Connection::new(State::TurnedAway { until_ns });
         } else if by == By::Peer && answered == 0 && self.has_work() {
@@ -169,7 +194,7 @@ impl Worker<'_> {
                 }
                 State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
                     self.wire.close(index);
-                    self.note_failure_to_connect(index, Some(io::ErrorKind::TimedOut.into()));
+                    self.note_failure_to_connect(index, &Errno::TIMEDOUT.into());
                 }
                 State::Closing { since_ns } => {
                     let is_over = is_over(since_ns, CLOSE_PATIENCE_NS);
@@ -183,7 +208,9 @@ impl Worker<'_> {
                         self.reconnect(index);
                     }
                 }
-                State::Down { until_ns } if now_ns >= until_ns && self.needs_connections() => {
+                State::Down { until_ns } | State::Lacking { until_ns }
+                    if now_ns >= until_ns && self.needs_connections() =>
+                {
                     self.connect(index);
                 }
                 State::TurnedAway { until_ns }
@@ -195,4 +222,18 @@ impl Worker<'_> {
             }
         }
     }
+}
+
+/// Whether a connection failed to open because this machine, and not the server, had no room for it.
+fn is_lack(error: &io::Error) -> bool {
+    let lacks = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::ADDRNOTAVAIL,
+        Errno::ACCESS,
+        Errno::PERM,
+    ];
+    Errno::from_io_error(error).is_some_and(|error| lacks.contains(&error))
 }

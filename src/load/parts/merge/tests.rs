@@ -5,7 +5,7 @@ use crate::load::report::tests::{environment, setup};
 use crate::load::schedule::{Left, Schedule};
 use crate::load::verdict::Evidence;
 use crate::load::workload::Values;
-use crate::load::{Config, Show};
+use crate::load::{Config, Show, Users};
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
@@ -22,6 +22,8 @@ fn config(workload: Workload, connections: usize, rate: Option<u64>) -> Config {
         pipeline: 1,
         rate,
         timeout: Duration::from_secs(1),
+        quiet: Duration::ZERO,
+        users: Users::Published,
         reset: true,
         reset_token: None,
         part: Part::WHOLE,
@@ -162,6 +164,7 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
         first: Totals::ZERO,
         before: Totals::ZERO,
         was_reset: true,
+        has_new_users: false,
         ledger,
         warm_up_ledger: &none,
         after: Ok(Totals::ZERO),
@@ -206,6 +209,7 @@ fn any_split_equals_the_whole() {
                 from_send: sender.latencies.clone(),
                 lag: sender.latencies,
                 held_up: 0,
+                due_in_stalls: 0,
                 requests: 1,
                 last_sent: Duration::ZERO,
             });
