@@ -159,7 +159,7 @@ impl ServerProcess {
         let no_pipe = || Error::Spawn(io::Error::other("it has no standard output or error"));
         let stdout = child.stdout.take().ok_or_else(no_pipe)?;
         let stderr = child.stderr.take().ok_or_else(no_pipe)?;
-        let log = std::thread::spawn(|| relay_log(stderr));
+        let log = std::thread::Builder::new().spawn(|| relay_log(stderr)).map_err(Error::Spawn)?;
         let (stdout, log) = (BufReader::new(stdout), Some(log));
         let mut server = ServerProcess { child, address: String::new(), stdout, log };
         server.wait_until_ready()?;

@@ -309,6 +309,23 @@ fn an_interrupted_load_reports_what_it_measured() {
     assert!(err.contains("Percentile"), "{err}");
 }
 
+/// All eight requests are due and sent before the interrupt. The first response closes the connection, so
+/// that the others were not processed: each has waited for as long as the first.
+#[test]
+fn what_an_interrupted_open_loop_did_not_get_sent_has_waited() {
+    let _alone = alone();
+    let delay = |_| Duration::from_millis(600);
+    let fake = Fake::start(Habits { closes_every: 1, delay, ..GOOD });
+    let client = Running::load(&fake.url(), &["8", "1", "--rate", "1000", "--pipeline", "8"]);
+    pause(400);
+    client.signal(Signal::INT);
+    let (code, report) = client.report();
+    assert_eq!((code, count(&report, "acknowledged")), (Some(1), 1), "{report}");
+    assert_eq!((count(&report, "unsent"), count(&report, "unknown")), (7, 0), "{report}");
+    assert_eq!(report["latency_us"]["censored"], 7, "{report}");
+    assert!(report["latency_us"]["p50"].as_f64().unwrap() > 100_000.0, "{report}");
+}
+
 #[test]
 fn a_second_signal_ends_the_client_at_once() {
     let _alone = alone();

@@ -129,12 +129,12 @@ impl Trial {
         self.ring.watch(Arc::clone(&self.wakeup));
         let (waits, hears) = channel();
         let wakeup = Arc::clone(&self.wakeup);
-        let waker = thread::spawn(move || {
+        let waker = thread::Builder::new().spawn(move || {
             while hears.recv().is_ok() {
                 thread::sleep(SLEEP_BEFORE_WAKEUP);
                 wakeup.wake();
             }
-        });
+        })?;
         let mut result = Ok(());
         for _ in 0..WAKEUPS {
             // It hears until this side is dropped.
