@@ -119,9 +119,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
             cpus: server_cpus,
         });
     }
-    config.output.write(&report)?;
-    stopped?;
-    report.check()
+    let written = config.output.write(&report);
+    Failure::all([stopped.map_err(Failure::from), report.check(), written])
 }
 
 /// The CPU time of a process.

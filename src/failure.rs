@@ -23,6 +23,18 @@ impl Failure {
             Failure::Environment(_) => 3,
         }
     }
+
+    /// Fails if any of the results is a failure, as the first of these does, with a line for each.
+    pub fn all(results: impl IntoIterator<Item = Result<(), Failure>>) -> Result<(), Failure> {
+        let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
+        let all = failures.iter().map(Failure::to_string).collect::<Vec<_>>().join("\n");
+        match failures.first() {
+            None => Ok(()),
+            Some(Failure::Wrong(_)) => Err(Failure::Wrong(all)),
+            Some(Failure::Usage(_)) => Err(Failure::Usage(all)),
+            Some(Failure::Environment(_)) => Err(Failure::Environment(all)),
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -36,3 +48,18 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_failures_the_first_decides_and_all_are_told() {
+        let wrong = || Err(Failure::Wrong("wrong".into()));
+        let environment = || Err(Failure::Environment("full".into()));
+        assert_eq!(Failure::all([Ok(()), Ok(())]), Ok(()));
+        assert_eq!(Failure::all([Ok(()), environment()]), environment());
+        let both = Failure::Wrong("wrong\nfull".into());
+        assert_eq!(Failure::all([wrong(), Ok(()), environment()]), Err(both));
+    }
+}

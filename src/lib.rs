@@ -45,7 +45,7 @@
 //! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
 //! - [`statistics`]: medians, and how precisely they are known.
-//! - `terminal`: breaks lines for narrow terminals.
+//! - `terminal`: standard output, and lines that fit narrow terminals.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
 //! - `primitives`: the locks, atomics, and hash keys of [`tally`], which a test replaces by those of loom.

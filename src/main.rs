@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args.log(), args.into_config().and_then(server::run)),
         Command::Load(args) => (Log::Text, args.into_command().and_then(run_load)),
         Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
-        Command::Compare(args) => (Log::Text, args.into_config().and_then(|c| compare::run(&c))),
+        Command::Compare(args) => (Log::Text, args.into_config().and_then(compare::run)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, args.into_config().and_then(doctor::run)),
         Command::Store(args) => (Log::Text, cli::run_store(args)),
@@ -33,24 +33,24 @@ fn run_load(command: LoadCommand) -> Result<(), Failure> {
     match command {
         LoadCommand::Whole(config, output) => {
             let report = load::run(&config, |_| {})?;
-            output.write(&report)?;
-            report.check()
+            let written = output.write(&report);
+            Failure::all([report.check(), written])
         }
         LoadCommand::Part(config, participation, output) => {
             let report = load::run_part(&config, &participation)?;
-            output.write_part(&report)?;
-            report.check()
+            let written = output.write_part(&report);
+            Failure::all([report.check(), written])
         }
         LoadCommand::FindRate(config, output) => {
             let found = load::find_rate(&config)?;
-            output.write_found(&found)?;
-            found.check()
+            let written = output.write_found(&found);
+            Failure::all([found.check(), written])
         }
     }
 }
 
 fn run_merge((config, output): (load::MergeConfig, load::Output)) -> Result<(), Failure> {
     let report = load::merge(&config)?;
-    output.write(&report)?;
-    report.check()
+    let written = output.write(&report);
+    Failure::all([report.check(), written])
 }

@@ -1,12 +1,27 @@
-//! Text for terminals of any width.
+//! Text for standard output, and for terminals of any width.
 
+use crate::failure::Failure;
 use anstream::adapter::strip_str;
 use rustix::termios::tcgetwinsize;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 /// How far a line is indented that continues one whose columns take over half of the terminal.
 const NARROW_INDENT: usize = 2;
+
+/// Prints text on standard output, without its colors where they do not belong. A reader that has read enough has
+/// closed a pipe, which is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    // Strips colors if standard output is not a terminal or NO_COLOR is set.
+    let mut stdout = anstream::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let why = format!("cannot write to standard output: {error}: check where it leads");
+            Err(Failure::Environment(why))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Breaks the lines of `text` between words where `output` is a terminal that is too narrow for them. What
 /// goes to a file or to another program is not changed: there, each line is one.

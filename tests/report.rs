@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -277,40 +278,201 @@ fn a_server_that_names_no_engine_has_none() {
     assert!(!summary.contains("softirq"), "{summary}");
 }
 
+/// A directory that is removed at the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Directory {
+        let path = std::env::temp_dir().join(format!("ringtally-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Reports of real runs are compared with each other, and not with those of runs that were set up in
 /// another way.
 #[test]
 fn runs_are_compared_with_runs_that_were_set_up_alike() {
     let server = Server::start(&["--shards", "1"]);
-    let folder = std::env::temp_dir().join(format!("ringtally-compare-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let directory = Directory::new("compare");
     let report = |name: &str, flags: &[&str]| {
-        let file = folder.join(name).to_str().unwrap().to_owned();
+        let file = directory.file(name);
         let url = server.url();
         let args =
             [&["load", "3000", "8", "--url", &url, "--quiet", "--json", &file], flags].concat();
         assert_eq!(run(&args).status.code(), Some(0));
+        // What else runs on this machine may have limited the client.
+        let text = std::fs::read(&file).unwrap();
+        let mut json: Value = serde_json::from_slice(&text).unwrap();
+        json["client_limited"] = false.into();
+        std::fs::write(&file, json.to_string()).unwrap();
         file
     };
-    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| report(name, &[]));
+    let runs: Vec<String> = (0..10).map(|number| report(&number.to_string(), &[])).collect();
+    let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
     let other = report("other", &["--pipeline", "2"]);
-    let compare = |head: &[&str], flags: &[&str]| {
-        let output = run(&[&["compare", &a, &b, "--with"], head, flags].concat());
+    let (base, head) = runs.split_at(5);
+    let compare = |base: &[&str], head: &[&str], flags: &[&str]| {
+        let output = run(&[&["compare"], base, &["--with"], head, flags].concat());
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
-    let (code, table, said) = compare(&[&c, &d], &["--fail-if", "rps<-99%"]);
+    let (code, table, said) = compare(base, head, &["--fail-if", "rps<-99%"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(table.contains("rps") && table.contains("p99.9") && table.contains("passed rps<-99%"));
-    let (code, json, said) = compare(&[&c, &d], &["--fail-if", "rps>-99%", "--json", "-"]);
+    let (code, json, said) = compare(base, head, &["--fail-if", "rps>-99%", "--json", "-"]);
     assert!(code == Some(1) && said.contains("--fail-if rps>-99%: it holds"), "{said}");
     let json: Value = serde_json::from_str(&json).unwrap();
     let rps = &json["figures"]["rps"];
     let [low, median, high] =
         ["low_percent", "change_percent", "high_percent"].map(|name| rps[name].as_f64().unwrap());
     assert!(low <= median && median <= high, "{rps}");
-    let (code, _, said) = compare(&[&c, &other], &[]);
+    // One run on each side decides nothing, whatever they are.
+    for limit in ["rps<0%", "rps>0%"] {
+        let (code, table, said) = compare(&base[..1], &head[..1], &["--fail-if", limit]);
+        assert!(code == Some(2) && said.contains("an interval needs 5 runs per side"), "{said}");
+        assert!(table.contains("[not known]") && table.contains("inconclusive rps"), "{table}");
+    }
+    let (code, _, said) = compare(base, &[head[0], &other], &[]);
     assert!(code == Some(2) && said.contains("pipeline: 1 | 2"), "{said}");
-    let (code, table, said) = compare(&[&other], &["--difference", "pipeline"]);
+    let (code, table, said) = compare(base, &[&other], &["--difference", "pipeline"]);
     assert!(code == Some(0) && table.contains("compared: pipeline 1 with 2"), "{table} {said}");
-    let _ = std::fs::remove_dir_all(folder);
+    // A place that cannot be had is known before anything is compared.
+    let (code, table, said) = compare(base, head, &["--html", "/none/page.html"]);
+    assert!(code == Some(3) && table.is_empty() && said.contains("/none/page.html"), "{said}");
+}
+
+/// The report of a challenge has the flags of its server, and the command that makes the run again.
+#[test]
+fn a_challenge_can_be_repeated_from_its_report() {
+    let directory = Directory::new("challenge-flags");
+    let challenge = |arguments: &[&str], name: &str| -> (String, Value) {
+        let file = directory.file(name);
+        let output = run(&[arguments, &["--quiet", "--json", &file]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let report = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        (file, report)
+    };
+    let command = |report: &Value| -> Vec<String> {
+        serde_json::from_value(report["setup"]["command"].clone()).unwrap()
+    };
+    let (plain, _) = challenge(&["challenge", "500", "4"], "plain");
+    let flags =
+        ["--spin-us", "0", "--coalesce-us", "200", "--dialect", "fasterapi", "--shards", "3"];
+    let tuned = [&["challenge", "500", "4", "--timeout", "3s", "--watch"][..], &flags].concat();
+    let (tuned, report) = challenge(&tuned, "tuned");
+    assert_eq!(
+        (&report["setup"]["server"]["spin_us"], &report["setup"]["server"]["store"]),
+        (&"0".into(), &Value::Null)
+    );
+    // The same in every flag, and on the same CPUs.
+    let words = command(&report);
+    let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+    let (again, repeated) = challenge(&words, "again");
+    assert_eq!(command(&repeated), command(&report));
+    for name in ["setup", "server_cpus", "requests"] {
+        let of = |report: &Value| {
+            let mut part = report[name].clone();
+            part.as_object_mut().map(|setup| setup.remove("url"));
+            part
+        };
+        assert_eq!(of(&repeated), of(&report), "{name}");
+    }
+    assert_eq!(run(&["compare", &tuned, "--with", &again]).status.code(), Some(0));
+    let output = run(&["compare", &plain, "--with", &tuned]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for difference in [
+        "server_spin_us: auto | 0",
+        "server_coalesce_us: 0 | 200",
+        "server_dialect: 1mrc | fasterapi",
+        "server_shards: none | 3",
+        "timeout_s: 10.0 | 3.0",
+        "watch: no | yes",
+    ] {
+        assert!(said.contains(difference), "{difference}: {said}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_known_before_the_run() {
+    let server = Server::start(&["--shards", "1"]);
+    let directory = Directory::new("unwritable");
+    server.client().event("before", 1.0);
+    let (url, nowhere) = (server.url(), directory.file("none/report.json"));
+    for flags in
+        [["--json", &nowhere], ["--html", &nowhere], ["--hdr", directory.0.to_str().unwrap()]]
+    {
+        let output = run(&[&["load", "100", "2", "--url", &url], &flags[..]].concat());
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(3) && said.contains("cannot write"), "{said}");
+        assert!(output.stdout.is_empty());
+    }
+    // It was not even reset.
+    assert_eq!(server.stats().total, 1);
+    let report = directory.file("report");
+    let flags = ["load", "100", "2", "--url", &url, "--json", &report, "--html", &report];
+    let output = run(&flags);
+    let said = text(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && said.contains("--json and --html name one"),
+        "{said}"
+    );
+    assert_eq!((server.stats().total, std::fs::read_dir(&directory.0).unwrap().count()), (1, 0));
+}
+
+#[test]
+fn a_run_that_fails_leaves_the_report_of_the_one_before() {
+    let directory = Directory::new("kept");
+    let file = directory.file("report.json");
+    std::fs::write(&file, "old").unwrap();
+    // Nobody listens there.
+    let output = run(&["load", "100", "2", "--url", "http://127.0.0.1:1", "--json", &file]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
+    let fake = Fake::start(GOOD);
+    let output = run(&["load", "100", "2", "--url", &fake.url(), "--json", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(std::fs::read_to_string(&file).unwrap().contains("\"verdict\": \"exact\""));
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 1);
+}
+
+#[test]
+fn the_verdict_decides_the_exit_code_and_every_report_is_tried() {
+    let directory = Directory::new("full");
+    for (loses, code) in [(50, 1), (0, 3)] {
+        let fake = Fake::start(Habits { loses, ..GOOD });
+        let page = directory.file(&format!("{code}.html"));
+        let url = fake.url();
+        let flags = ["load", "100", "2", "--url", &url, "--json", "/dev/full", "--html", &page];
+        let output = run(&flags);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("cannot write /dev/full"), "{said}");
+        assert_eq!(said.contains("the result is not exact"), loses > 0, "{said}");
+        assert!(std::fs::read_to_string(&page).unwrap().contains("</html>"));
+    }
+}
+
+/// As with `| head`: whoever read has read enough.
+#[test]
+fn a_pipe_that_is_closed_is_no_failure() {
+    let fake = Fake::start(GOOD);
+    let url = fake.url();
+    let load = ["load", "100", "2", "--url", &url, "--json", "-", "--quiet"];
+    for args in [&load[..], &load[..5], &["man"], &["completions", "zsh"], &["doctor"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = ringtally().args(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+    }
 }

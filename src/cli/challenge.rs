@@ -4,7 +4,7 @@ use super::load::LoadTuning;
 use super::serve::ServerTuning;
 use super::values::{CpuList, cpu_list};
 use crate::failure::Failure;
-use crate::{challenge, topology};
+use crate::{challenge, load, topology};
 use clap::Args;
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -61,18 +61,36 @@ impl ChallengeArgs {
         let (server_cpus, client_cpus) = divide_cpus(self.cpus, self.client_cpus)?;
         self.server.check_store_is_empty()?;
         let server_flags = self.server.to_flags();
+        let command = command(&self.load, &self.server, [&server_cpus, &client_cpus]);
+        let settings = self.server.settings().into_iter();
+        let settings = settings.map(|(flag, value)| (flag.replace('-', "_"), value)).collect();
         let of_server = server_cpus.clone();
         let load = self.load;
         Ok(challenge::Config {
             server_flags,
             server_cpus,
             drain_timeout: self.server.drain_timeout(),
-            load: Box::new(move |server| {
-                load.into_config(server, Some(client_cpus), Some(of_server))
+            load: Box::new(move |server| load::Config {
+                command,
+                server_settings: Some(settings),
+                ..load.into_config(server, Some(client_cpus), Some(of_server))
             }),
             output,
         })
     }
+}
+
+/// The command that makes a run again, on the same CPUs. A password of a store is not in it: it is in the
+/// environment.
+fn command(load: &LoadTuning, server: &ServerTuning, cpus: [&[usize]; 2]) -> Vec<String> {
+    let mut command = vec!["ringtally".to_owned(), "challenge".to_owned()];
+    command.extend(load.to_flags());
+    for (flag, cpus) in ["--cpus", "--client-cpus"].into_iter().zip(cpus) {
+        command.extend([flag.to_owned(), topology::format_cpu_list(cpus)]);
+    }
+    let of_server = server.to_flags();
+    command.extend(of_server.iter().map(|flag| flag.to_string_lossy().into_owned()));
+    command
 }
 
 /// The server's CPUs and the client's: those that were named, and for the side that named none, those
@@ -96,4 +114,42 @@ fn divide_cpus(
         (None, Some(client)) => (without(&client), client),
         (None, None) => topology::divide(&allowed, topology::siblings, topology::core_kind),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Challenge {
+        #[command(flatten)]
+        args: ChallengeArgs,
+    }
+
+    #[test]
+    fn the_command_of_a_run_is_complete_and_without_passwords() {
+        let text = "challenge 2k 8 --spin-us 0 --coalesce-us 200 --dialect fasterapi --timeout 3s --watch --shards 3 \
+                    --store postgres://u:s3cret@h/d";
+        let first = Challenge::try_parse_from(text.split_whitespace()).unwrap();
+        let of = |args: &ChallengeArgs| command(&args.load, &args.server, [&[0, 1], &[3]]);
+        let told = of(&first.args);
+        for flags in [
+            "ringtally challenge 2000 8",
+            "--cpus 0,1 --client-cpus 3",
+            "--spin-us 0",
+            "--coalesce-us 200",
+            "--dialect fasterapi",
+            "--timeout 3s",
+            "--watch",
+            "--shards 3",
+            "--max-users 10000000",
+        ] {
+            assert!(told.join(" ").contains(flags), "{flags}: {told:?}");
+        }
+        assert!(!told.join(" ").contains("s3cret"), "{told:?}");
+        assert!(!format!("{:?}", first.args.server.settings()).contains("s3cret"));
+        let again = Challenge::try_parse_from(&told[1..]).unwrap();
+        assert_eq!(of(&again.args), told);
+    }
 }

@@ -1,8 +1,7 @@
 //! `ringtally compare`.
 
-use crate::compare::{ChangeLimit, Config};
+use crate::compare::{ChangeLimit, Config, Output};
 use crate::failure::Failure;
-use crate::load::check_stdout;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -16,9 +15,12 @@ percentile bootstrap over the runs: it assumes nothing about the noise, and one
 disturbed run moves it little. Alternate the runs (A B B A), so that what changes
 on the machine meanwhile affects both.
 
-Runs are compared only if they have the same machine, settings, and flags. What
-is meant to differ is named with --difference; anything else that differs is an
-error that lists it.";
+It needs at least five runs per side; with fewer there is no interval, and a
+condition is inconclusive.
+
+Runs are compared only if they have the same machine, settings, and flags, those
+of a challenge's server included. What is meant to differ is named with
+--difference; anything else that differs is an error that lists it.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +29,8 @@ Examples:
   ringtally compare old-*.json --with new-*.json --fail-if 'p99>+5%' \\
       --fail-if 'rps<-3%' --markdown change.md
 
-Exit codes: 0 no condition holds, 1 one does, 2 the runs cannot be compared.";
+Exit codes: 0 no condition holds, 1 one does or may, or a run cannot pass (see
+--fail-if), 2 the runs cannot be compared, or are too few to decide a condition.";
 
 /// The flags of `compare`.
 #[derive(Args, Debug)]
@@ -45,7 +48,11 @@ pub struct CompareArgs {
     ///
     /// A condition is a figure of the table, < or >, and a change in percent. It holds if it does for
     /// the whole interval, so that noise fails nothing; if it does for a part of it, it is
-    /// undecided, which more runs may change.
+    /// undecided, which more runs may change, and fails nothing either. Noise alone exceeds a limit of 0%
+    /// in at most 1 of 20 comparisons. A figure that a run has only as a bound fails the condition
+    /// unless the bound decides. A head cannot pass if one of its runs is not exact, had
+    /// its client as the limit, or has a greater share of requests that were not acknowledged than every
+    /// run of the base.
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<ChangeLimit>,
     /// Write the comparison as JSON; - is standard output
@@ -65,17 +72,13 @@ pub struct CompareArgs {
 impl CompareArgs {
     /// Checks the flags.
     pub fn into_config(self) -> Result<Config, Failure> {
-        let Self { json, markdown, html, .. } = &self;
-        check_stdout(&[("--json", json), ("--markdown", markdown), ("--html", html)])?;
+        let output = Output::open(self.json, self.markdown, self.html, self.quiet)?;
         Ok(Config {
             base: self.base,
             head: self.with,
             differences: self.difference,
             fail_if: self.fail_if,
-            json: self.json,
-            markdown: self.markdown,
-            html: self.html,
-            quiet: self.quiet,
+            output,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! `ringtally completions`.
 
-use super::{Cli, print};
+use super::Cli;
 use crate::failure::Failure;
+use crate::terminal;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
@@ -14,5 +15,5 @@ Examples:
 pub fn print_completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ringtally", &mut script);
-    print(&script)
+    terminal::print(&String::from_utf8_lossy(&script))
 }

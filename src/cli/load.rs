@@ -5,10 +5,10 @@ use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
     self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX,
-    Show, Threshold, UserPrefix, Values,
+    Show, Threshold, UserPrefix, Values, Windows,
 };
 use crate::topology;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -102,16 +102,22 @@ pub struct LoadArgs {
     /// Find the highest rate at which this holds, such as p99<5ms
     ///
     /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000 requests/s, doubles until
-    /// the condition does not hold, and is then narrowed down to 2 %. Each rate is tried in 3 to 5
-    /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 9. A
-    /// rate that is not held, or at which a request is not acknowledged, does not hold. A window that
+    /// the condition does not hold, and is then narrowed down to 2%. Each rate is tried in 3 to 5
+    /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 12. A
+    /// rate holds if 99% of it is sent, every request is acknowledged, and the backlog does not grow: over the
+    /// windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
     /// fails while the client was the limit is repeated. The report has the latencies over the rate,
     /// and says if the client was the limit first. REQUESTS is not used: a window has as many as its
-    /// rate and length make, and at most one connection per request.
+    /// rate and length make, and at most one connection per request. --fail-if applies to the rate that was
+    /// found, with the medians over its windows, and to the figure rate, which is that rate.
     #[arg(long, value_name = "CONDITION",
-        conflicts_with_all = ["part", "watch", "hdr", "fail_if", "tui", "warmup"])]
+        conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup"])]
     find_rate: Option<LatencyLimit>,
-    /// Length of a window of --find-rate [default: 1s]
+    /// Length of a window of --find-rate [default: as long as its rate needs]
+    ///
+    /// At least twice the limit, and as long as 100 requests take, or as many as the percentile needs: 1,000
+    /// for p99.9. By default, it is at least 1s, four times the limit, and as long as 2,000 requests take, but no
+    /// longer than 10s for these. Rates at which it would have too few requests are not tried.
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "find_rate")]
     window: Option<Duration>,
     /// The flags that `challenge` has too
@@ -189,12 +195,18 @@ pub(super) struct LoadTuning {
     /// decides. The figures are:
     ///   mean, p50, p90, p95, p99, p99.9, p99.99, max
     ///       latency, with its unit: p99>5ms, max>=300us
-    ///   rps  requests per second, with --batch events per second: rps<100k
+    ///   rps, acked_per_s
+    ///       acknowledged requests per second, with --batch events: rps<100k
+    ///   rate  the rate that --find-rate found: rate<50k
     ///   held  share of --rate that was reached: held<0.99
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
     ///   connections_open  number of connections that were open. If it is not in a
     ///       threshold, it must be the number that was asked for
+    ///   connect_failures, rejected
+    ///       connections that did not open, and that the server had no room for
+    ///   malformed
+    ///       responses that were malformed, or that nobody asked for
     ///   client_cpu_us, client_poll_us, server_cpu_us
     ///       CPU time per request in µs: of the client without polling, what it
     ///       polled, and of the server (challenge only)
@@ -233,9 +245,9 @@ pub(super) struct ReportFiles {
 }
 
 impl ReportFiles {
-    /// Fails if a place that was asked for cannot be had.
+    /// Opens every place that was asked for.
     pub(super) fn output(&self, quiet: bool) -> Result<Output, Failure> {
-        Output::new(self.json.clone(), self.hdr.clone(), self.html.clone(), quiet)
+        Output::open(self.json.clone(), self.hdr.clone(), self.html.clone(), quiet)
     }
 }
 
@@ -267,18 +279,16 @@ pub enum LoadCommand {
     FindRate(FindConfig, Output),
 }
 
-/// The length of a window if none is given.
-const WINDOW: Duration = Duration::from_secs(1);
-
 impl LoadArgs {
     /// Checks the flags against the machine and the clock.
     pub fn into_command(self) -> Result<LoadCommand, Failure> {
         let participation = self.participation(SystemTime::now())?;
-        let (limit, window) = (self.find_rate.clone(), self.window.unwrap_or(WINDOW));
+        let (limit, window) = (self.find_rate.clone(), self.window);
         let quiet = self.tuning.quiet;
         let (config, output) = self.into_config()?;
         if let Some(limit) = limit {
-            let config = FindConfig { load: config, limit, window, quiet };
+            let windows = Windows::new(&limit, window, config.rate, config.workload.batch)?;
+            let config = FindConfig { load: config, limit, windows, quiet };
             return Ok(LoadCommand::FindRate(config, output));
         }
         Ok(match participation {
@@ -326,8 +336,30 @@ impl LoadArgs {
         Ok(Some(Participation { part, start, guard, run_id }))
     }
 
+    /// The command that makes this run again, without the places of its reports.
+    fn command(&self) -> Vec<String> {
+        let mut command = vec!["ringtally".to_owned(), "load".to_owned()];
+        command.extend(self.tuning.to_flags());
+        let mut add = |flag: &str, value: Option<String>| {
+            command.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
+        };
+        let time = |time: Duration| humantime::format_duration(time).to_string();
+        add("--url", Some(self.url.clone()));
+        add("--cpus", self.cpus.as_ref().map(|list| topology::format_cpu_list(&list.0)));
+        add("--token-file", self.token_file.as_ref().map(|file| file.display().to_string()));
+        add("--part", self.part.map(|part| part.to_string()));
+        add("--start-at", self.start_at.map(|at| humantime::format_rfc3339_nanos(at).to_string()));
+        add("--start-in", self.start_in.map(time));
+        add("--run-id", self.run_id.clone());
+        add("--find-rate", self.find_rate.as_ref().map(ToString::to_string));
+        add("--window", self.window.map(time));
+        command.extend(self.no_reset.then(|| "--no-reset".to_owned()));
+        command
+    }
+
     fn into_config(self) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
+        let command = self.command();
         let output = self.tuning.output()?;
         self.tuning.check_batches()?;
         let allowed = topology::allowed_cpus();
@@ -336,18 +368,38 @@ impl LoadArgs {
         let read = |file: &Path| read_token("--token-file", file);
         let reset_token = self.token_file.as_deref().map(read).transpose()?;
         let config = self.tuning.into_config(server, cpus, None);
-        Ok((load::Config { reset: !self.no_reset, reset_token, ..config }, output))
+        Ok((load::Config { reset: !self.no_reset, reset_token, command, ..config }, output))
     }
 }
 
 impl LoadTuning {
-    /// Where the report goes. Fails if a place that was asked for cannot be had.
+    /// Opens every place where the report goes.
     pub(super) fn output(&self) -> Result<Output, Failure> {
         if self.tui && !(std::io::stderr().is_terminal() && load::has_escapes()) {
             let message = "--tui needs a terminal on standard error, and not TERM=dumb";
             return Err(Failure::Usage(message.into()));
         }
         self.report.output(self.quiet)
+    }
+
+    /// The arguments that make this run again.
+    pub(super) fn to_flags(&self) -> Vec<String> {
+        let mut flags = vec![self.requests.to_string(), self.workers.to_string()];
+        let mut add = |flag: &str, value: Option<String>| {
+            flags.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
+        };
+        let values = self.values.to_possible_value();
+        add("--values", values.map(|values| values.get_name().to_owned()));
+        add("--users", Some(self.users.to_string()));
+        add("--batch", self.batch.map(|batch| batch.to_string()));
+        add("--pipeline", Some(self.pipeline.to_string()));
+        add("--threads", self.threads.map(|threads| threads.to_string()));
+        add("--rate", self.rate.map(|rate| rate.to_string()));
+        add("--warmup", (self.warmup > 0).then(|| self.warmup.to_string()));
+        add("--timeout", Some(humantime::format_duration(self.timeout).to_string()));
+        self.fail_if.iter().for_each(|threshold| add("--fail-if", Some(threshold.to_string())));
+        flags.extend(self.watch.then(|| "--watch".to_owned()));
+        flags
     }
 
     fn workload(&self) -> load::Workload {
@@ -409,11 +461,65 @@ impl LoadTuning {
             part: Part::WHOLE,
             watch: self.watch,
             thresholds: self.fail_if,
+            sample_every: None,
+            command: Vec::new(),
+            server_settings: None,
             progress: match (self.quiet, self.tui) {
                 (true, _) => Show::Nothing,
                 (false, false) => Show::Line,
                 (false, true) => Show::Screen,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Debug, Parser)]
+    struct Load {
+        #[command(flatten)]
+        args: LoadArgs,
+    }
+
+    /// Flags that say what is told of a run, and not what it is.
+    const NOT_OF_THE_RUN: [&str; 5] = ["--json", "--hdr", "--html", "--tui", "--quiet"];
+
+    #[test]
+    fn the_command_of_a_run_has_every_flag_as_it_was_typed() {
+        let typed = [
+            "1k 7 --url http://h:1 --cpus 0-1 --no-reset --values half --users 5 --batch 3 --pipeline 2 --threads 1 \
+             --rate 10k --warmup 9 --watch --timeout 1500ms --part 2/3 \
+             --start-at 2030-01-01T00:00:00Z --run-id name --json part.json",
+            "1k 7 --token-file token --find-rate p99<5ms --window 2s --rate 500 --fail-if p99>5ms --fail-if rps<1k",
+            "1k 7 --part 1/2 --start-in 5s --json part.json --quiet",
+        ];
+        let mut tested = Vec::new();
+        for text in typed {
+            let words = || std::iter::once("load").chain(text.split_whitespace());
+            let first = Load::try_parse_from(words()).unwrap();
+            let command = first.args.command();
+            assert_eq!(command[..2], ["ringtally", "load"]);
+            // A part needs a place for its report.
+            let place = ["--json", "-"].map(str::to_owned);
+            let again = Load::try_parse_from(command[1..].iter().chain(&place)).unwrap();
+            assert_eq!(again.args.command(), command);
+            for word in words().filter(|word| word.starts_with("--")) {
+                let is_told = command.iter().any(|own| own == word);
+                assert_eq!(is_told, !NOT_OF_THE_RUN.contains(&word), "{word} in {command:?}");
+                tested.push(word.to_owned());
+            }
+            for value in ["1000", "7"] {
+                assert!(command.iter().any(|own| own == value), "{command:?}");
+            }
+        }
+        for argument in Load::command().get_arguments() {
+            let Some(name) = argument.get_long() else { continue };
+            let flag = format!("--{name}");
+            let is_known = NOT_OF_THE_RUN.contains(&flag.as_str()) || tested.contains(&flag);
+            assert!(is_known || name == "help", "{flag} is not tested here");
         }
     }
 }

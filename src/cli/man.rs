@@ -1,7 +1,8 @@
 //! `ringtally man`.
 
-use super::{Cli, print};
+use super::Cli;
 use crate::failure::Failure;
+use crate::terminal;
 use clap::CommandFactory;
 
 pub(super) const EXAMPLES: &str = "\
@@ -33,5 +34,5 @@ pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
     clap_mangen::Man::new(page)
         .render(&mut roff)
         .map_err(|error| Failure::Environment(format!("cannot render the manual page: {error}")))?;
-    print(&roff)
+    terminal::print(&String::from_utf8_lossy(&roff))
 }

@@ -39,7 +39,10 @@ pub struct MergeArgs {
     /// File with the server's totals after the run, as GET /stats responds [default: ask it]
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     server_totals: Option<PathBuf>,
-    /// URL of the server to ask [default: that of part 1]
+    /// URL of the server to ask [default: that of the parts]
+    ///
+    /// Parts that went to different URLs are merged only with it, or with --server-totals: pass one
+    /// of them if all are one server, or servers that share a store.
     #[arg(long)]
     url: Option<String>,
     /// Number of a part whose client ended without a report; may be given more than once

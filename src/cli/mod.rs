@@ -13,7 +13,6 @@ mod serve;
 mod store;
 mod values;
 
-use crate::failure::Failure;
 use crate::log::Log;
 pub use challenge::ChallengeArgs;
 use clap::builder::StyledStr;
@@ -27,7 +26,6 @@ pub use load::{LoadArgs, LoadCommand};
 pub use man::print_man;
 pub use merge::MergeArgs;
 pub use serve::ServeArgs;
-use std::io::Write;
 pub use store::{StoreArgs, run_store};
 
 const ABOUT: &str = "\
@@ -143,10 +141,4 @@ fn advised(mut error: clap::Error) -> clap::Error {
     // It is that of the flag which clap suggested.
     error.remove(ContextKind::Usage);
     error
-}
-
-fn print(text: &[u8]) -> Result<(), Failure> {
-    std::io::stdout()
-        .write_all(text)
-        .map_err(|error| Failure::Environment(format!("cannot write to standard output: {error}")))
 }

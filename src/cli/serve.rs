@@ -10,9 +10,9 @@ use crate::service::{BatchMemory, Dialect, Policy};
 use crate::store::{Location, file, postgres};
 use crate::tally::{SHARDS_MAX, USERS_MAX};
 use crate::{server, topology};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -313,47 +313,50 @@ impl ServeArgs {
 }
 
 impl ServerTuning {
+    /// Every flag without its dashes, with its value, which is `None` if the flag was not given and has no
+    /// default that could be. A store is without its password.
+    pub(super) fn settings(&self) -> Vec<(&'static str, Option<String>)> {
+        let number = |value: u64| Some(value.to_string());
+        let bytes = |value: usize| Some(value.to_string());
+        let word = |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned());
+        let time = |timeout: Duration| Some(humantime::format_duration(timeout).to_string());
+        let spin_us = match self.spin_us {
+            Spin::Fixed(duration) => duration.as_micros().to_string(),
+            Spin::Auto => "auto".into(),
+        };
+        vec![
+            ("shards", self.shards.map(|shards| shards.to_string())),
+            ("dialect", word(self.dialect.to_possible_value())),
+            ("engine", word(self.engine.to_possible_value())),
+            ("spin-us", Some(spin_us)),
+            ("coalesce-us", number(self.coalesce_us)),
+            ("steer", word(self.steer.to_possible_value())),
+            ("busy-poll-us", number(self.busy_poll_us)),
+            ("max-connections", self.max_connections.map(|connections| connections.to_string())),
+            ("max-body", bytes(self.max_body)),
+            ("max-batch", bytes(self.max_batch)),
+            ("max-batch-memory", bytes(self.max_batch_memory)),
+            ("max-users", number(self.max_users)),
+            ("store", self.store.as_ref().map(Location::to_string)),
+            ("store-timeout", time(self.store_timeout)),
+            ("header-timeout", time(self.header_timeout)),
+            ("body-timeout", time(self.body_timeout)),
+            ("idle-timeout", time(self.idle_timeout)),
+            ("drain-timeout", time(self.drain_timeout)),
+        ]
+    }
+
     /// The flags that give another process the same settings.
     pub(super) fn to_flags(&self) -> Vec<OsString> {
         let mut flags: Vec<OsString> = Vec::new();
-        let mut add = |flag: &str, value: &dyn Display| {
-            flags.extend([OsString::from(flag), OsString::from(value.to_string())]);
-        };
-        if let Some(shards) = self.shards {
-            add("--shards", &shards);
-        }
-        if let Some(dialect) = self.dialect.to_possible_value() {
-            add("--dialect", &dialect.get_name());
-        }
-        if let Some(engine) = self.engine.to_possible_value() {
-            add("--engine", &engine.get_name());
-        }
-        if let Spin::Fixed(duration) = self.spin_us {
-            add("--spin-us", &duration.as_micros());
-        }
-        add("--coalesce-us", &self.coalesce_us);
-        if let Some(steer) = self.steer.to_possible_value() {
-            add("--steer", &steer.get_name());
-        }
-        add("--busy-poll-us", &self.busy_poll_us);
-        if let Some(connections) = self.max_connections {
-            add("--max-connections", &connections);
-        }
-        add("--max-body", &self.max_body);
-        add("--max-batch", &self.max_batch);
-        add("--max-batch-memory", &self.max_batch_memory);
-        add("--max-users", &self.max_users);
-        if let Some(location) = &self.store {
-            add("--store", location);
-        }
-        for (flag, timeout) in [
-            ("--header-timeout", self.header_timeout),
-            ("--body-timeout", self.body_timeout),
-            ("--idle-timeout", self.idle_timeout),
-            ("--drain-timeout", self.drain_timeout),
-            ("--store-timeout", self.store_timeout),
-        ] {
-            add(flag, &humantime::format_duration(timeout));
+        for (name, value) in self.settings() {
+            let Some(value) = value else { continue };
+            // A path need not be text.
+            let value = match (&self.store, name) {
+                (Some(Location::File(path)), "store") => path.clone().into_os_string(),
+                _ => value.into(),
+            };
+            flags.extend([format!("--{name}").into(), value]);
         }
         flags
     }

@@ -1,10 +1,10 @@
 //! `ringtally store`.
 
-use super::print;
 use super::values::location;
 use crate::failure::Failure;
 use crate::store::{Location, file, postgres};
 use crate::tally::Totals;
+use crate::terminal;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -79,5 +79,5 @@ pub fn run_store(args: StoreArgs) -> Result<(), Failure> {
         }
     };
     let json = serde_json::to_string(&inspection).expect("finite numbers have a JSON form");
-    print(format!("{json}\n").as_bytes())
+    terminal::print(&format!("{json}\n"))
 }

@@ -55,6 +55,25 @@ pub struct ChangeLimit {
     log_ratio: f64,
 }
 
+/// To which sides the true value may lie beyond a measured one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beyond {
+    pub(super) below: bool,
+    pub(super) above: bool,
+}
+
+impl Beyond {
+    /// Of one value or the other.
+    pub(super) fn or(self, other: Beyond) -> Beyond {
+        Beyond { below: self.below || other.below, above: self.above || other.above }
+    }
+
+    /// Of what a value is divided by.
+    pub(super) fn inverted(self) -> Beyond {
+        Beyond { below: self.above, above: self.below }
+    }
+}
+
 /// Whether a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,6 +84,12 @@ pub(super) enum Holds {
     No,
     /// For a part of it.
     Undecided,
+    /// There are too few runs for an interval.
+    Inconclusive,
+    /// It may, because the figure of a run is only a bound.
+    Bound,
+    /// A run does not have the figure, or has one of zero.
+    Unknown,
 }
 
 impl FromStr for ChangeLimit {
@@ -103,15 +128,25 @@ impl ChangeLimit {
         &self.text
     }
 
-    /// Whether it holds for a change.
-    pub(super) fn check(&self, change: &Interval) -> Holds {
+    /// Whether it holds for a change, which is `None` if there are too few runs for an interval. `beyond` is
+    /// where the true change may be, besides what was measured.
+    pub(super) fn check(&self, change: Option<&Interval>, beyond: Beyond) -> Holds {
         let is_beyond = |value: f64| match self.is_upper {
             true => value > self.log_ratio,
             false => value < self.log_ratio,
         };
-        match (is_beyond(change.low), is_beyond(change.high)) {
-            (true, true) => Holds::Yes,
-            (false, false) => Holds::No,
+        let Some(change) = change else { return Holds::Inconclusive };
+        let [below, above] = [is_beyond(change.low), is_beyond(change.high)];
+        // A greater change than was measured can only make an upper condition hold, and end a lower one.
+        let (may_begin, may_end) = match self.is_upper {
+            true => (beyond.above, beyond.below),
+            false => (beyond.below, beyond.above),
+        };
+        match (below, above) {
+            (true, true) if !may_end => Holds::Yes,
+            (false, false) if !may_begin => Holds::No,
+            (true, true) | (false, false) => Holds::Bound,
+            _ if may_begin => Holds::Bound,
             _ => Holds::Undecided,
         }
     }
@@ -121,10 +156,12 @@ impl ChangeLimit {
 mod tests {
     use super::*;
 
-    fn check(text: &str, low: f64, high: f64) -> Holds {
+    fn check(text: &str, low: f64, high: f64, beyond: Beyond) -> Holds {
         let [low, high] = [low, high].map(|percent| (percent / 100.0).ln_1p());
         let median = f64::midpoint(low, high);
-        text.parse::<ChangeLimit>().unwrap().check(&Interval { low, median, high })
+        let limit: ChangeLimit = text.parse().unwrap();
+        assert_eq!(limit.check(None, Beyond::default()), Holds::Inconclusive);
+        limit.check(Some(&Interval { low, median, high }), beyond)
     }
 
     #[test]
@@ -138,7 +175,28 @@ mod tests {
             ("rps<=-3%", -2.9, 1.0, Holds::No),
             ("p50>=0%", -1.0, 1.0, Holds::Undecided),
         ] {
-            assert_eq!(check(text, low, high), holds, "{text} [{low}, {high}]");
+            let found = check(text, low, high, Beyond::default());
+            assert_eq!(found, holds, "{text} [{low}, {high}]");
+        }
+    }
+
+    #[test]
+    fn a_bound_decides_only_on_its_own_side() {
+        let below = Beyond { below: true, above: false };
+        let above = below.inverted();
+        for (text, low, high, beyond, holds) in [
+            ("p99>+5%", 1.0, 4.0, above, Holds::Bound),
+            ("p99>+5%", 1.0, 4.0, below, Holds::No),
+            ("p99>+5%", 6.0, 9.0, above, Holds::Yes),
+            ("p99>+5%", 6.0, 9.0, below, Holds::Bound),
+            ("p99>+5%", 1.0, 9.0, above, Holds::Bound),
+            ("p99>+5%", 1.0, 9.0, below, Holds::Undecided),
+            ("rps<-3%", -1.0, 1.0, below, Holds::Bound),
+            ("rps<-3%", -1.0, 1.0, above, Holds::No),
+            ("rps<-3%", -9.0, -4.0, below, Holds::Yes),
+            ("rps<-3%", -9.0, -4.0, above.or(below), Holds::Bound),
+        ] {
+            assert_eq!(check(text, low, high, beyond), holds, "{text} [{low}, {high}] {beyond:?}");
         }
     }
 

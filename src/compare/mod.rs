@@ -2,25 +2,29 @@
 //! ratios. Runs are compared only if nothing else differs than what the user names.
 
 mod change;
+mod gate;
 mod page;
 mod tell;
 
 use crate::doctor::{self, Difference};
 use crate::failure::Failure;
-use crate::load::write_to;
+use crate::load::{Destination, put};
 use crate::statistics::{Interval, median};
+use crate::terminal;
 pub use change::ChangeLimit;
-use change::{FIGURES, Figure, Holds};
+use change::{Beyond, FIGURES, Figure, Kind};
+use gate::Gate;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The seed of the bootstrap: the same reports always give the same intervals.
 const SEED: u64 = 1;
-/// From fewer runs the interval of a median is rough: it cannot be wider than its values.
+/// With fewer runs on a side, a comparison has no interval. From one run per side, the interval would have no width,
+/// and noise alone would put it beyond a limit in one comparison of two; from four, in one of 28.
 const RUNS_MIN: usize = 5;
 
 /// A checked configuration.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// The reports of the runs to compare with.
     pub base: Vec<PathBuf>,
@@ -30,14 +34,35 @@ pub struct Config {
     pub differences: Vec<String>,
     /// Changes that are failures.
     pub fail_if: Vec<ChangeLimit>,
-    /// Where the comparison goes as JSON, Markdown, and a page; `-` is standard output.
-    pub json: Option<PathBuf>,
-    /// See `json`.
-    pub markdown: Option<PathBuf>,
-    /// See `json`.
-    pub html: Option<PathBuf>,
+    /// The places that the comparison is written to.
+    pub output: Output,
+}
+
+/// The places that a comparison is written to.
+#[derive(Debug)]
+pub struct Output {
+    /// As JSON, Markdown, and a page.
+    places: [Option<Destination>; 3],
     /// Whether to print no table.
-    pub quiet: bool,
+    quiet: bool,
+}
+
+impl Output {
+    /// Opens the places that `--json`, `--markdown`, and `--html` name, where `-` is standard output; `quiet` is
+    /// whether `--quiet` was given.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    pub fn open(
+        json: Option<PathBuf>,
+        markdown: Option<PathBuf>,
+        html: Option<PathBuf>,
+        quiet: bool,
+    ) -> Result<Output, Failure> {
+        let flags = [("--json", json), ("--markdown", markdown), ("--html", html)];
+        Ok(Output { places: Destination::open_all(flags)?, quiet })
+    }
 }
 
 /// A report, and the file that it is in.
@@ -75,8 +100,23 @@ impl Run {
     fn is_lower_bound(&self, figure: &Figure) -> bool {
         let name = figure.pointer.rsplit('/').next().unwrap_or_default();
         let bounds = self.report.pointer("/latency_us/lower_bounds").and_then(Value::as_array);
-        figure.kind == change::Kind::Latency
+        figure.kind == Kind::Latency
             && bounds.is_some_and(|bounds| bounds.iter().any(|bound| bound == name))
+    }
+
+    fn is_client_limited(&self) -> bool {
+        self.report.get("client_limited") == Some(&true.into())
+    }
+
+    /// To which sides of a figure what it would be of the server alone may lie. A client that is the limit sends less
+    /// than the server takes, and adds its own lateness to latencies.
+    fn beyond(&self, figure: &Figure) -> Beyond {
+        let is_limited = self.is_client_limited();
+        match figure.kind {
+            Kind::Rate => Beyond { below: false, above: is_limited },
+            Kind::Latency => Beyond { below: is_limited, above: self.is_lower_bound(figure) },
+            Kind::CpuTime => Beyond::default(),
+        }
     }
 }
 
@@ -86,17 +126,14 @@ struct Compared {
     /// The medians.
     base: f64,
     head: f64,
-    /// The logarithm of their ratio; `None` if a run has a figure of zero.
+    /// Whether a run has a figure of zero, which has no ratio.
+    has_zero: bool,
+    /// The logarithm of their ratio; `None` with a zero, or with too few runs.
     change: Option<Interval>,
+    /// The sides on which the true change may lie outside the interval.
+    beyond: Beyond,
     /// Runs in which it is a lower bound.
     lower_bounds: usize,
-}
-
-/// A condition, and whether it holds.
-struct Checked {
-    fail_if: String,
-    /// `None` if the change is not known.
-    holds: Option<Holds>,
 }
 
 /// What was found.
@@ -105,7 +142,7 @@ struct Comparison {
     head: Vec<String>,
     differences: Vec<Difference>,
     figures: Vec<Compared>,
-    checks: Vec<Checked>,
+    gate: Gate,
     notes: Vec<String>,
 }
 
@@ -115,29 +152,14 @@ struct Comparison {
 ///
 /// If a file is not a report, if the runs differ in something that was not named, or if a change is a
 /// failure.
-pub fn run(config: &Config) -> Result<(), Failure> {
+pub fn run(config: Config) -> Result<(), Failure> {
     let read = |paths: &[PathBuf]| paths.iter().map(|path| Run::read(path)).collect();
     let base: Result<Vec<Run>, Failure> = read(&config.base);
     let head: Result<Vec<Run>, Failure> = read(&config.head);
     let (base, head) = (base?, head?);
     let comparison = Comparison::of(&base, &head, &config.differences, &config.fail_if)?;
-    if let Some(path) = &config.json {
-        write_to(path, &format!("{:#}\n", comparison.json()))?;
-    }
-    if let Some(path) = &config.markdown {
-        write_to(path, &comparison.markdown())?;
-    }
-    if let Some(path) = &config.html {
-        write_to(path, &comparison.html(&base, &head)?)?;
-    }
-    if !config.quiet {
-        let on_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        match [&config.json, &config.markdown, &config.html].into_iter().any(on_stdout) {
-            false => write_to(Path::new("-"), &comparison.table())?,
-            true => eprint!("{}", comparison.table()),
-        }
-    }
-    comparison.check()
+    let written = comparison.write(config.output, &base, &head);
+    Failure::all([comparison.gate.check(), written])
 }
 
 impl Comparison {
@@ -162,16 +184,8 @@ impl Comparison {
         }
         let figures: Vec<Compared> =
             FIGURES.into_iter().filter_map(|figure| Compared::of(figure, base, head)).collect();
-        let check = |limit: &ChangeLimit| {
-            let found = figures.iter().find(|compared| compared.figure == limit.figure);
-            let change = found.and_then(|compared| compared.change.as_ref());
-            Checked {
-                fail_if: limit.text().into(),
-                holds: change.map(|change| limit.check(change)),
-            }
-        };
         Ok(Comparison {
-            checks: limits.iter().map(check).collect(),
+            gate: Gate::of(limits, &figures, base, head),
             notes: notes(base, head, &figures),
             base: base.iter().map(|run| run.file.clone()).collect(),
             head: head.iter().map(|run| run.file.clone()).collect(),
@@ -180,21 +194,24 @@ impl Comparison {
         })
     }
 
-    /// A failure with a line for each condition that holds.
-    fn check(&self) -> Result<(), Failure> {
-        let failed = |check: &Checked| match check.holds {
-            Some(Holds::Yes) => Some(format!("--fail-if {}: it holds", check.fail_if)),
-            Some(Holds::No | Holds::Undecided) => None,
-            None => Some(format!(
-                "--fail-if {}: it is not known, because a run has no such figure, or one of zero",
-                check.fail_if
-            )),
+    fn write(&self, output: Output, base: &[Run], head: &[Run]) -> Result<(), Failure> {
+        let Output { places, quiet } = output;
+        let is_on_stdout = places.iter().flatten().any(Destination::is_stdout);
+        let [json, markdown, html] = places;
+        let written = [
+            put(json, || Ok(format!("{:#}\n", self.json()))),
+            put(markdown, || Ok(self.markdown())),
+            put(html, || self.html(base, head)),
+        ];
+        let table = match (quiet, is_on_stdout) {
+            (true, _) => Ok(()),
+            (false, false) => terminal::print(&self.table()),
+            (false, true) => {
+                eprint!("{}", self.table());
+                Ok(())
+            }
         };
-        let failed: Vec<String> = self.checks.iter().filter_map(failed).collect();
-        match failed.is_empty() {
-            true => Ok(()),
-            false => Err(Failure::Wrong(failed.join("\n"))),
-        }
+        Failure::all(written.into_iter().chain([table]))
     }
 }
 
@@ -206,13 +223,25 @@ impl Compared {
         };
         let (mut base_values, mut head_values) = (values(base)?, values(head)?);
         let all = base.iter().chain(head);
+        let beyond = |runs: &[Run]| {
+            runs.iter().map(|run| run.beyond(&figure)).fold(Beyond::default(), Beyond::or)
+        };
+        let is_enough = base.len().min(head.len()) >= RUNS_MIN;
+        let between = || Interval::between(&base_values, &head_values, SEED);
         Some(Compared {
             figure,
-            change: Interval::between(&base_values, &head_values, SEED),
+            has_zero: base_values.iter().chain(&head_values).any(|value| *value <= 0.0),
+            change: is_enough.then(between).flatten(),
+            beyond: beyond(head).or(beyond(base).inverted()),
             base: median(&mut base_values)?,
             head: median(&mut head_values)?,
             lower_bounds: all.filter(|run| run.is_lower_bound(&figure)).count(),
         })
+    }
+
+    /// The logarithm of the ratio of the medians; `None` with a zero.
+    fn log_ratio(&self) -> Option<f64> {
+        (!self.has_zero).then(|| (self.head / self.base).ln())
     }
 }
 
@@ -234,14 +263,18 @@ fn differences(base: &[Run], head: &[Run]) -> Result<Vec<Difference>, Failure> {
     Ok(found)
 }
 
+/// How many runs there are, and how many there have to be.
+fn too_few(base: usize, head: usize) -> String {
+    format!(
+        "inconclusive: an interval needs {RUNS_MIN} runs per side, and there are {base} and {head}: make more runs"
+    )
+}
+
 /// What a reader must know.
 fn notes(base: &[Run], head: &[Run], figures: &[Compared]) -> Vec<String> {
     let mut notes = Vec::new();
-    let fewest = base.len().min(head.len());
-    if fewest < RUNS_MIN {
-        notes.push(format!(
-            "an interval from fewer than {RUNS_MIN} runs per side is rough: make more runs"
-        ));
+    if base.len().min(head.len()) < RUNS_MIN {
+        notes.push(too_few(base.len(), head.len()));
     }
     let all = || base.iter().chain(head);
     let count = all().count();
@@ -250,8 +283,7 @@ fn notes(base: &[Run], head: &[Run], figures: &[Compared]) -> Vec<String> {
     if inexact > 0 {
         notes.push(format!("the verdict of {inexact} of {count} runs is not exact"));
     }
-    let limited =
-        all().filter(|run| run.report.get("client_limited") == Some(&true.into())).count();
+    let limited = all().filter(|run| run.is_client_limited()).count();
     if limited > 0 {
         notes.push(format!(
             "the client was the limit in {limited} of {count} runs: a change of the server may not show"
@@ -270,6 +302,7 @@ fn notes(base: &[Run], head: &[Run], figures: &[Compared]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::change::Holds;
     use super::*;
     use serde_json::json;
 
@@ -281,23 +314,23 @@ mod tests {
     }
 
     /// A run with such a rate and 99th percentile.
-    fn with(rps: f64, p99: f64) -> Run {
+    pub(super) fn with(rps: f64, p99: f64) -> Run {
         let latency = json!({"p50": 100.0, "p99": p99, "lower_bounds": []});
         Run {
             file: format!("{rps}.json"),
             report: json!({
-                "requests": 1000, "requests_per_s": rps, "latency_us": latency, "verdict": "exact",
+                "requests": 1000, "acknowledged": 1000, "requests_per_s": rps, "latency_us": latency, "verdict": "exact",
                 "client_limited": false, "client_cpu_us_per_request": 0.0,
                 "setup": {"engine": "ring"}, "environment": environment("a"),
             }),
         }
     }
 
-    fn group(rps: f64, p99: f64) -> Vec<Run> {
+    pub(super) fn group(rps: f64, p99: f64) -> Vec<Run> {
         (0..7).map(|run| with(rps + f64::from(run), p99 + f64::from(run))).collect()
     }
 
-    fn compare(base: &[Run], head: &[Run], limits: &[&str]) -> Comparison {
+    pub(super) fn compare(base: &[Run], head: &[Run], limits: &[&str]) -> Comparison {
         let limits: Vec<ChangeLimit> = limits.iter().map(|text| text.parse().unwrap()).collect();
         Comparison::of(base, head, &[], &limits).unwrap()
     }
@@ -308,12 +341,12 @@ mod tests {
         let limits = ["p99>+5%", "rps<-3%", "rps>+1%", "p99>+25%"];
         let found = compare(&base, &head, &limits);
         assert_eq!((found.figures[0].base, found.figures[0].head), (10_003.0, 9_003.0));
-        let holds: Vec<_> = found.checks.iter().map(|check| check.holds).collect();
-        assert_eq!(holds, [Some(Holds::Yes), Some(Holds::Yes), Some(Holds::No), Some(Holds::No)]);
-        let failure = found.check().unwrap_err();
+        let holds: Vec<_> = found.gate.checks.iter().map(|check| check.holds).collect();
+        assert_eq!(holds, [Holds::Yes, Holds::Yes, Holds::No, Holds::No]);
+        let failure = found.gate.check().unwrap_err();
         assert_eq!(failure.exit_code(), 1);
         assert_eq!(failure.to_string().lines().count(), 2, "{failure}");
-        assert_eq!(compare(&base, &base, &limits).check(), Ok(()));
+        assert_eq!(compare(&base, &base, &limits).gate.check(), Ok(()));
         let table = found.table();
         assert!(table.contains("rps") && table.contains("-10.0 %"), "{table}");
         assert!(
@@ -333,6 +366,7 @@ mod tests {
         assert_eq!(json["figures"]["p99"]["base"], 1003.0);
         assert!((json["figures"]["p99"]["change_percent"].as_f64().unwrap() - 19.94).abs() < 0.1);
         assert_eq!(json["checks"][0], json!({"fail_if": "p99>+5%", "holds": "yes"}));
+        assert_eq!((&json["outcome"], &json["obstacles"]), (&json!("failed"), &json!([])));
     }
 
     #[test]
@@ -365,7 +399,7 @@ mod tests {
         head[2].report["latency_us"]["lower_bounds"] = json!(["p99"]);
         let notes = compare(&base, &head, &[]).notes.join("\n");
         for words in [
-            "fewer than 5 runs",
+            "needs 5 runs per side, and there are 7 and 4",
             "verdict of 1 of 11 runs",
             "the limit in 1 of 11 runs",
             "p99 is a lower bound in 1 of 11",
@@ -380,7 +414,7 @@ mod tests {
         head[6].report["latency_us"]["p99"] = Value::Null;
         let found = compare(&base, &head, &["p99>+5%", "client_cpu_us>+5%"]);
         assert!(!found.table().contains("\np99"), "{}", found.table());
-        let said = found.check().unwrap_err().to_string();
+        let said = found.gate.check().unwrap_err().to_string();
         assert_eq!(said.matches("it is not known").count(), 2, "{said}");
     }
 }

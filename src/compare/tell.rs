@@ -1,7 +1,8 @@
 //! A comparison as a table, as Markdown, and as JSON.
 
-use super::change::{Figure, Holds, Kind};
-use super::{Checked, Compared, Comparison};
+use super::change::{Figure, Kind};
+use super::gate::Checked;
+use super::{Compared, Comparison, RUNS_MIN};
 use crate::doctor::Difference;
 use crate::load::{rounded, time_in_full};
 use crate::statistics::Interval;
@@ -59,16 +60,10 @@ impl Comparison {
             self.differences.iter().map(|Difference { what, values: [base, head] }| {
                 format!("compared: {what} {base} with {head}")
             });
-        let checks = self.checks.iter().map(|Checked { fail_if, holds }| match holds {
-            Some(Holds::Yes) => format!("failed {fail_if}"),
-            Some(Holds::No) => format!("passed {fail_if}"),
-            Some(Holds::Undecided) => {
-                format!("undecided {fail_if}: a part of the interval is beyond it, make more runs")
-            }
-            None => format!("failed {fail_if}: a run has no such figure, or one of zero"),
-        });
+        let obstacles = self.gate.obstacles.iter().map(|why| format!("failed: {why}"));
+        let checks = self.gate.checks.iter().map(Checked::line);
         let notes = self.notes.iter().map(|note| format!("note: {note}"));
-        differences.chain(checks).chain(notes).collect()
+        differences.chain(obstacles).chain(checks).chain(notes).collect()
     }
 
     /// As one JSON object.
@@ -78,16 +73,15 @@ impl Comparison {
             .iter()
             .map(|compared| (compared.figure.name.to_owned(), compared.json()))
             .collect();
-        let checks = self
-            .checks
-            .iter()
-            .map(|Checked { fail_if, holds }| json!({"fail_if": fail_if, "holds": holds}));
         json!({
             "base": self.base,
             "head": self.head,
             "differences": self.differences,
             "figures": figures,
-            "checks": checks.collect::<Vec<_>>(),
+            "checks": self.gate.checks,
+            "obstacles": self.gate.obstacles,
+            "outcome": self.gate.outcome(),
+            "runs_needed": RUNS_MIN,
             "notes": self.notes,
         })
     }
@@ -100,19 +94,23 @@ impl Compared {
     }
 
     fn change(&self) -> String {
-        self.change.map_or("not known".into(), |Interval { low, median, high }| {
-            format!("{:+.1} % [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
-        })
+        match (self.log_ratio(), self.change) {
+            (None, _) => "not known".into(),
+            (Some(ratio), None) => format!("{:+.1} % [not known]", percent(ratio)),
+            (Some(_), Some(Interval { low, median, high })) => {
+                format!("{:+.1} % [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
+            }
+        }
     }
 
     fn json(&self) -> Value {
-        let percent = |of: fn(&Interval) -> f64| self.change.map(|change| percent(of(&change)));
+        let bound = |of: fn(&Interval) -> f64| self.change.map(|change| percent(of(&change)));
         json!({
             "base": self.base,
             "head": self.head,
-            "change_percent": percent(|change| change.median),
-            "low_percent": percent(|change| change.low),
-            "high_percent": percent(|change| change.high),
+            "change_percent": self.log_ratio().map(percent),
+            "low_percent": bound(|change| change.low),
+            "high_percent": bound(|change| change.high),
             "lower_bounds": self.lower_bounds,
         })
     }

@@ -222,6 +222,11 @@ fn differing_setup(a: &Value, b: &Value) -> Vec<Difference> {
 /// How the run of a report was set up, whatever its version records.
 fn setup(report: &Value) -> Map<String, Value> {
     let mut setup = report.get("setup").and_then(Value::as_object).cloned().unwrap_or_default();
+    // What it has is in the other members, with the defaults that were used.
+    setup.remove("command");
+    if let Some(Value::Object(flags)) = setup.remove("server") {
+        setup.extend(flags.into_iter().map(|(flag, value)| (format!("server_{flag}"), value)));
+    }
     if report.get("server_cpus").is_some() {
         // The server of a challenge is its own, on a port that happened to be free.
         setup.remove("url");
@@ -353,6 +358,21 @@ mod tests {
         shorter.report.as_mut().unwrap()["requests"] = json!(999);
         let lines = Comparison::of(&report(setup), &shorter).lines();
         assert!(lines.contains("requests: 1000 | 999"), "{lines}");
+    }
+
+    #[test]
+    fn the_flags_of_a_server_are_compared_and_the_command_is_not() {
+        let with = |spin: &str, command: &str| {
+            report(json!({"server": {"spin_us": spin, "store": null}, "command": [command]}))
+        };
+        let same = Comparison::of(&with("auto", "a"), &with("auto", "b"));
+        assert_eq!(same.lines(), "the same machine with the same settings\n");
+        let lines = Comparison::of(&with("auto", "a"), &with("0", "a")).lines();
+        assert!(lines.ends_with("differ\n  server_spin_us: auto | 0\n"), "{lines}");
+        let unknown = report(json!({"server": null}));
+        let lines = Comparison::of(&with("auto", "a"), &unknown).lines();
+        assert!(lines.contains("server_spin_us: auto | not recorded"), "{lines}");
+        assert!(lines.contains("server_store: none | not recorded"), "{lines}");
     }
 
     #[test]

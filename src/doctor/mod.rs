@@ -22,7 +22,7 @@ use machine::Machine;
 pub use nic::Listener;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -244,7 +244,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     if !config.compare.is_empty() {
         let here = || Environment::with_listener(SAMPLE, config.listener.as_ref());
         let comparison = compare(&config.compare, here)?;
-        print(&if config.json {
+        terminal::print(&if config.json {
             comparison.json() + "\n"
         } else {
             for_people(&comparison.lines())
@@ -262,7 +262,11 @@ pub fn run(config: Config) -> Result<(), Failure> {
         Some(Location::Postgres(target)) => environment.checks.extend(database::checks(target)),
         None => {}
     }
-    print(&if config.json { environment.json() + "\n" } else { for_people(&environment.lines()) })?;
+    terminal::print(&if config.json {
+        environment.json() + "\n"
+    } else {
+        for_people(&environment.lines())
+    })?;
     match environment.warnings() {
         warnings if config.strict && warnings > 0 => {
             let plural = if warnings == 1 { "" } else { "s" };
@@ -282,13 +286,6 @@ fn for_people(lines: &str) -> String {
         false => terminal::fit(line, io::stdout()),
     };
     lines.split_inclusive('\n').map(fit).collect()
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    // Removes the color if this is not a terminal or NO_COLOR is set.
-    anstream::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::Environment(format!("cannot write to standard output: {error}")))
 }
 
 #[cfg(test)]

@@ -100,6 +100,12 @@ impl TryFrom<Encoded> for Latencies {
     }
 }
 
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies::new()
+    }
+}
+
 impl Latencies {
     pub(super) fn new() -> Latencies {
         let histogram = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)

@@ -187,6 +187,33 @@ impl Ledger {
         self.acknowledged + self.refused_by_status.values().sum::<u64>()
     }
 
+    /// Everything that is counted and is not events in a set.
+    pub(super) fn counts(&self) -> impl Iterator<Item = u64> {
+        let Trouble {
+            reconnects,
+            connect_failures,
+            never_open,
+            turned_away,
+            timeouts,
+            broken_keep_alives,
+            garbled,
+            resent,
+        } = self.trouble;
+        let counts = [
+            self.acknowledged,
+            self.misstated,
+            reconnects,
+            connect_failures,
+            never_open,
+            turned_away,
+            timeouts,
+            broken_keep_alives,
+            garbled,
+            resent,
+        ];
+        counts.into_iter().chain(self.refused_by_status.values().copied())
+    }
+
     /// What became of events that did not end in an acknowledgement.
     pub(super) fn sets_mut(&mut self) -> [&mut EventSet; 3] {
         [&mut self.refused, &mut self.unknown, &mut self.unsent]

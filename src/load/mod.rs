@@ -58,12 +58,13 @@ mod worker;
 mod workload;
 
 pub use control::Server;
-pub use find::{FindConfig, LatencyLimit, find_rate};
+pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
 pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
+pub(crate) use report::{Destination, chart, grouped, html, put, rounded, time_in_full};
 pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
-pub(crate) use report::{chart, check_stdout, grouped, html, rounded, time_in_full};
 pub use run::{run, run_part};
 pub use schedule::RATE_MAX;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 pub use thresholds::Threshold;
@@ -109,6 +110,12 @@ pub struct Config {
     pub watch: bool,
     /// What the run must not be.
     pub thresholds: Vec<Threshold>,
+    /// How often to note how many events are acknowledged, for a search.
+    pub sample_every: Option<Duration>,
+    /// The command that makes the run again, for the report.
+    pub command: Vec<String>,
+    /// The flags of the server, for the report, if the caller knows them.
+    pub server_settings: Option<Settings>,
     /// How to show the progress.
     pub progress: Show,
 }
@@ -133,6 +140,10 @@ impl Users {
         }
     }
 }
+
+/// Flags without their dashes, with underscores, and their values, which are `None` if a flag was not given and has no
+/// default that could be.
+pub type Settings = BTreeMap<String, Option<String>>;
 
 /// How to show the progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

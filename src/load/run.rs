@@ -4,6 +4,7 @@
 use super::account::Account;
 use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
+use super::find::Flow;
 use super::interrupt::{self, Running};
 use super::latency::Slice;
 use super::ledger::Ledger;
@@ -101,6 +102,7 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         thresholds: config.thresholds.clone(),
         clients: Vec::new(),
         environment,
+        flow: sent.flow,
     }))
 }
 
@@ -291,6 +293,10 @@ fn measure(
         user_prefix: ids.prefix.clone(),
         address: (server.addresses.len() > 1).then(|| address.to_string()),
         pinned: is_pinned,
+        timeout_s: config.timeout.as_secs_f64(),
+        watch: config.watch,
+        server: config.server_settings.clone(),
+        command: config.command.clone(),
     };
     let rivals = Rivals::of(&cpus, &whereabouts);
     Ok(Measured { sent, first, ids, setup, cpus, rivals, environment, warnings, running })
@@ -449,6 +455,7 @@ struct Sent {
     /// The histograms of the seconds, of a part.
     raw_seconds: Vec<RawSecond>,
     watched: Option<Watched>,
+    flow: Option<Flow>,
     /// CPU time of the busiest thread without polling, and the longest wait for a CPU.
     busiest: Duration,
     waiting: Duration,
@@ -577,6 +584,10 @@ fn send_all(
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
         run.gate.wait();
         stage.begin(Phase::Measuring);
+        let sampler = config.sample_every.map(|every| {
+            let is_over = Arc::clone(&is_over);
+            scope.spawn(move || Flow::watch(every, &run.progress, &is_over))
+        });
         let panicked =
             |_| Failure::Wrong("a client thread panicked; an error above says why".into());
         let timeline = follower.join().map_err(panicked)?;
@@ -587,6 +598,7 @@ fn send_all(
         let machine = stat.zip(KernelStats::current().ok());
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
         let watched = watcher.map(|watcher| watcher.join().map_err(panicked)).transpose()?;
+        let flow = sampler.map(|sampler| sampler.join().map_err(panicked)).transpose()?;
         let (total, seconds, raw_seconds) = timeline.finish();
         let Prepared { at: prepared, before, reset } = prepared?;
         let mut sent = Sent {
@@ -600,6 +612,7 @@ fn send_all(
             seconds,
             raw_seconds,
             watched,
+            flow,
             busiest: Duration::ZERO,
             waiting: Duration::ZERO,
             client_cpu: Duration::ZERO,

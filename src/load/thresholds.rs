@@ -4,6 +4,7 @@ use super::latency::Bound;
 use super::report::{grouped, time_in_full};
 use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
+use std::fmt;
 use std::str::FromStr;
 
 /// A condition under which a run fails.
@@ -101,7 +102,7 @@ const fn figure(name: &'static str, kind: Kind) -> Figure {
 }
 
 /// Every figure that a threshold may name.
-pub(super) const FIGURES: [Figure; 21] = [
+pub(super) const FIGURES: [Figure; 26] = [
     figure("mean", Kind::Time),
     figure("p50", Kind::Time),
     figure("p90", Kind::Time),
@@ -111,13 +112,18 @@ pub(super) const FIGURES: [Figure; 21] = [
     figure("p99.99", Kind::Time),
     figure("max", Kind::Time),
     figure("rps", Kind::Number),
+    figure("acked_per_s", Kind::Number),
+    figure("rate", Kind::Number),
     figure("held", Kind::Number),
     figure("refused", Kind::Number),
+    figure("rejected", Kind::Number),
     figure("unknown", Kind::Number),
     figure("unsent", Kind::Number),
     figure("reconnects", Kind::Number),
     figure("timeouts", Kind::Number),
     figure("connections_open", Kind::Number),
+    figure("connect_failures", Kind::Number),
+    figure("malformed", Kind::Number),
     figure("client_cpu_us", Kind::Number),
     figure("client_poll_us", Kind::Number),
     figure("server_cpu_us", Kind::Number),
@@ -172,6 +178,13 @@ pub(super) struct Checked {
     pub(super) sentence: String,
 }
 
+/// As it was typed.
+impl fmt::Display for Threshold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl FromStr for Threshold {
     type Err = String;
 
@@ -214,11 +227,6 @@ impl Threshold {
         self.figure
     }
 
-    /// As it was typed.
-    pub(super) fn text(&self) -> &str {
-        &self.text
-    }
-
     /// Whether it says that a latency is below a limit.
     pub(super) fn is_upper_limit_of_latency(&self) -> bool {
         self.figure.kind == Kind::Time
@@ -230,6 +238,18 @@ impl Threshold {
         match self.limit {
             Limit::Number(limit_us) if self.figure.kind == Kind::Time => Some(limit_us),
             Limit::Number(_) | Limit::Word(_) => None,
+        }
+    }
+
+    /// How many requests it takes until its percentile is not just the longest latency.
+    pub(super) fn requests_to_tell(&self) -> f64 {
+        match self.figure.name {
+            "p90" => 10.0,
+            "p95" => 20.0,
+            "p99" => 100.0,
+            "p99.9" => 1_000.0,
+            "p99.99" => 10_000.0,
+            _ => 1.0,
         }
     }
 
@@ -393,7 +413,10 @@ mod tests {
         for (threshold, says) in [
             ("", "an operator (<= >= != == < >)"),
             ("p99", "such as p99>5ms"),
-            ("p98>5ms", "use mean, p50, p90, p95, p99, p99.9, p99.99, max, rps, held"),
+            (
+                "p98>5ms",
+                "use mean, p50, p90, p95, p99, p99.9, p99.99, max, rps, acked_per_s, rate, held",
+            ),
             ("p99>5", "a number and its unit"),
             ("p99>fast", "such as 300us or 1.5s"),
             ("p99>5k", "a number and its unit"),

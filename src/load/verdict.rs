@@ -150,7 +150,8 @@ impl Users {
     }
 
     fn range(self) -> (u64, u64) {
-        (self.least.max(self.strangers), self.most.saturating_add(self.strangers))
+        let least = self.least.max(self.strangers);
+        (least, self.most.saturating_add(self.strangers).max(least))
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a published server does, or does wrong.
 #[derive(Clone, Copy)]
@@ -60,6 +60,9 @@ pub struct Habits {
     pub hides_stats: fn(u64) -> bool,
     /// Before this event everything stands still for so long.
     pub stalls: Option<(u64, Duration)>,
+    /// Requests with events that are completed per second, in their order and evenly, however many wait; 0 is any
+    /// number.
+    pub capacity: u32,
     /// How long the connection of an event, by its number from 1 on, takes to count it.
     pub delay: fn(u64) -> Duration,
 }
@@ -94,6 +97,7 @@ pub const GOOD: Habits = Habits {
     lacks_avg: false,
     hides_stats: |_| false,
     stalls: None,
+    capacity: 0,
     delay: |_| Duration::ZERO,
 };
 
@@ -113,6 +117,8 @@ struct State {
     seen: AtomicU64,
     begun: AtomicU64,
     asked: AtomicU64,
+    /// When the next request may be completed, if there is a capacity.
+    slot: Mutex<Option<Instant>>,
     /// While it is held for writing, nothing gets a response.
     stall: RwLock<()>,
 }
@@ -185,6 +191,10 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 std::thread::sleep(pause);
             }
             drop(state.stall.read().unwrap());
+            if habits.capacity > 0 {
+                let slot = state.take_slot(Duration::from_secs(1) / habits.capacity);
+                std::thread::sleep(slot.saturating_duration_since(Instant::now()));
+            }
             std::thread::sleep((habits.delay)(number));
             if is_turn(number, habits.silent) {
                 continue;
@@ -276,6 +286,15 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
 }
 
 impl State {
+    /// Returns the time at which the next request is completed: one after the other, each takes `takes`.
+    fn take_slot(&self, takes: Duration) -> Instant {
+        let mut slot = self.slot.lock().unwrap();
+        let now = Instant::now();
+        let end = slot.map_or(now, |free| free.max(now)) + takes;
+        *slot = Some(end);
+        end
+    }
+
     /// Counts the events of a request, one per line.
     fn count(&self, body: &str, times: u64, recounts_users: bool) {
         let events: Vec<Value> =

@@ -1,15 +1,20 @@
 //! The highest fixed rate at which a latency stays below a limit.
 //!
 //! Each rate is tried in several windows: open loops of their own, after a warm-up, on a server that was
-//! reset. Which rate comes next is up to `search`, which knows no server.
+//! reset. What a window shows is up to `flow` and the report, and which rate comes next to `search`, which knows no
+//! server.
 
+mod flow;
+#[cfg(test)]
+mod population;
 mod search;
 
-use super::report::{FoundRate, Report, Unit};
+use super::report::{FoundRate, Report, Unit, grouped};
 use super::thresholds::Threshold;
 use super::verdict::Verdict;
 use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
 use crate::failure::Failure;
+pub(super) use flow::Flow;
 pub(super) use search::{Search, Step, Window};
 use std::fmt;
 use std::io::Write;
@@ -21,6 +26,18 @@ const FIRST_RATE: u64 = 1000;
 /// The share of a window's events that are sent before it, and the most of them.
 const WARM_UP_SHARE: u64 = 4;
 const WARM_UP_MAX: u64 = 20_000;
+
+/// A window has as many requests as its percentile needs for one that is not the maximum, and this many at least.
+const REQUESTS_MIN: f64 = 100.0;
+/// A window whose length is not given has as many requests as tell a backlog that grows by 1% from chance, as far as it
+/// gets no longer than this for it.
+const REQUESTS_WANTED: f64 = 2000.0;
+const LENGTH_WANTED_MAX: Duration = Duration::from_secs(10);
+/// The least length of such a window, and how many times its limit it lasts.
+const LENGTH_MIN: Duration = Duration::from_secs(1);
+const LIMITS_WANTED: u32 = 4;
+/// A window lasts this many times its limit at least: within the limit, the backlog grows to where it stays.
+const LIMITS_MIN: u32 = 2;
 
 /// What is to hold: an upper limit of a latency, such as `p99<5ms`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +57,7 @@ impl FromStr for LatencyLimit {
 
 impl fmt::Display for LatencyLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.text())
+        self.0.fmt(f)
     }
 }
 
@@ -51,10 +68,98 @@ pub struct FindConfig {
     pub load: Config,
     /// What is to hold.
     pub limit: LatencyLimit,
-    /// How long a window takes at the rate that is asked for.
-    pub window: Duration,
+    /// How long a window takes.
+    pub windows: Windows,
     /// Whether to say what each window found.
     pub quiet: bool,
+}
+
+/// How long the windows of a search take.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// `None` is as long as the rate needs.
+    fixed: Option<Duration>,
+    limit: Duration,
+    /// Events that a window must have, and should have.
+    events_min: f64,
+    events_wanted: f64,
+}
+
+impl Windows {
+    /// For a search that begins with `rate`, in batches if `batch` is given, with windows of a fixed length if one is.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`]: they are too short for the limit or for that rate.
+    pub fn new(
+        limit: &LatencyLimit,
+        fixed: Option<Duration>,
+        rate: Option<u64>,
+        batch: Option<u64>,
+    ) -> Result<Windows, Failure> {
+        let (rate, unit) = (first_rate(rate, batch), Unit::of(batch));
+        let batch = batch.unwrap_or(1) as f64;
+        let requests_min = REQUESTS_MIN.max(limit.0.requests_to_tell());
+        // The limit of a latency is far below the longest duration, or no window is long enough for it.
+        let limit_s = limit.0.limit_us().unwrap_or(0.0) / 1e6;
+        let longest_s = Duration::MAX.as_secs_f64() / f64::from(2 * LIMITS_WANTED);
+        let windows = Windows {
+            fixed,
+            limit: Duration::from_secs_f64(limit_s.clamp(0.0, longest_s)),
+            events_min: requests_min * batch,
+            events_wanted: requests_min.max(REQUESTS_WANTED) * batch,
+        };
+        let in_words = |length: Duration| humantime::format_duration(length).to_string();
+        if let Some(fixed) = fixed.filter(|fixed| *fixed < windows.limit * LIMITS_MIN) {
+            return Err(Failure::Usage(format!(
+                "--window {} is too short for {limit}: until a request may have taken that long, nothing tells whether \
+                 the server keeps up; pass --window {} or longer",
+                in_words(fixed),
+                in_words(windows.limit * LIMITS_MIN)
+            )));
+        }
+        if rate < windows.least_rate() {
+            let needed =
+                Duration::from_secs_f64((windows.events_min / rate as f64 * 1e3).ceil() / 1e3);
+            return Err(Failure::Usage(format!(
+                "a window of {} has too few {} at {} {}, and {} needs {}: pass --window {} or longer, or a higher --rate",
+                in_words(windows.length(rate)),
+                unit.many(),
+                grouped(rate),
+                unit.per_second(),
+                limit.0.figure().name,
+                grouped(windows.events_min.ceil() as u64),
+                in_words(needed)
+            )));
+        }
+        Ok(windows)
+    }
+
+    /// How long a window at a rate takes.
+    fn length(&self, rate: u64) -> Duration {
+        let lasts = |events: f64| Duration::from_secs_f64(events / rate as f64);
+        self.fixed.unwrap_or_else(|| {
+            let wanted = lasts(self.events_wanted).min(LENGTH_WANTED_MAX);
+            LENGTH_MIN.max(self.limit * LIMITS_WANTED).max(wanted)
+        })
+    }
+
+    /// The lowest rate at which a window has enough events.
+    fn least_rate(&self) -> u64 {
+        let longest = self.length(1).as_secs_f64();
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is positive, and a cast clamps"
+        )]
+        let rate = (self.events_min / longest).ceil() as u64;
+        rate.clamp(1, RATE_MAX)
+    }
+}
+
+/// The events per second to begin with.
+fn first_rate(rate: Option<u64>, batch: Option<u64>) -> u64 {
+    rate.unwrap_or(batch.unwrap_or(1) * FIRST_RATE).min(RATE_MAX)
 }
 
 /// Finds the highest rate, and the latencies over the rate on the way.
@@ -63,14 +168,14 @@ pub struct FindConfig {
 ///
 /// If there is no server, if it counts wrong in a window, or if the search is interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
-    let batch = config.load.workload.events_per_request();
-    let first_rate = config.load.rate.unwrap_or(batch * FIRST_RATE);
     let unit = Unit::of(config.load.workload.batch);
-    let mut search = Search::new(first_rate.min(RATE_MAX));
+    let first = first_rate(config.load.rate, config.load.workload.batch);
+    let mut search = Search::new(first, config.windows.least_rate());
     let mut last = None;
     while let Some(rate) = search.next() {
         let report = window(config, rate)?;
-        let window = report.window(&config.limit.0);
+        let length_s = config.windows.length(rate).as_secs_f64();
+        let window = report.window(&config.limit.0, rate as f64, length_s);
         if !config.quiet {
             // If standard error is closed, nobody reads it.
             let _ = writeln!(std::io::stderr(), "{}", window.line(rate, &config.limit, unit));
@@ -84,7 +189,8 @@ pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
 
 /// Sends one window.
 fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
-    let of_window = (config.window.as_secs_f64() * rate as f64).min(EVENTS_MAX as f64);
+    let length = config.windows.length(rate);
+    let of_window = (length.as_secs_f64() * rate as f64).round().min(EVENTS_MAX as f64);
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -96,6 +202,7 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             workload: super::Workload { events, ..config.load.workload },
             warm_up: (events / WARM_UP_SHARE).min(WARM_UP_MAX),
             rate: Some(rate),
+            sample_every: Some(length / flow::SAMPLES),
             progress: Show::Nothing,
             // All windows have the same users, so that none costs the server more than another.
             users: Users::Known(config.load.users.prefix().cloned().unwrap_or_default()),
@@ -115,5 +222,63 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             Unit::of(config.load.workload.batch).per_second(),
             report.reasons().join("; ")
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(
+        limit: &str,
+        fixed_ms: u64,
+        rate: u64,
+        batch: Option<u64>,
+    ) -> Result<Windows, String> {
+        let fixed = (fixed_ms > 0).then(|| Duration::from_millis(fixed_ms));
+        Windows::new(&limit.parse().unwrap(), fixed, Some(rate), batch).map_err(|failure| {
+            assert_eq!(failure.exit_code(), 2);
+            failure.to_string()
+        })
+    }
+
+    #[test]
+    fn a_window_that_is_too_short_is_refused_with_the_length_that_is_needed() {
+        for (limit, fixed_ms, rate, batch, says) in [
+            ("p99<5ms", 1, 1_000_000, None, "pass --window 10ms or longer"),
+            ("p99<500ms", 999, 1_000_000, None, "pass --window 1s or longer"),
+            ("p99<100us", 1, 1000, None, "p99 needs 100: pass --window 100ms or longer"),
+            ("p99<5ms", 1000, 99, None, "has too few requests at 99 requests/s"),
+            ("p99.9<5ms", 1000, 500, None, "p99.9 needs 1,000: pass --window 2s or longer"),
+            ("max<5ms", 1000, 50, None, "max needs 100"),
+            ("p99<5ms", 1000, 9_999, Some(100), "has too few events at 9,999 events/s"),
+            ("p99<5ms", 0, 3, None, "a window of 10s has too few requests at 3 requests/s"),
+        ] {
+            let said = windows(limit, fixed_ms, rate, batch).unwrap_err();
+            assert!(said.contains(says), "{limit}, {fixed_ms} ms, {rate}: {said}");
+        }
+        for (limit, fixed_ms, rate, batch) in [
+            ("p99<5ms", 100, 1000, None),
+            ("p99<500ms", 1000, 400, None),
+            ("p99.9<5ms", 1000, 1000, None),
+            ("p99<5ms", 1000, 10_000, Some(100)),
+            ("p99<10s", 0, 1000, None),
+        ] {
+            windows(limit, fixed_ms, rate, batch).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_window_lasts_as_long_as_its_limit_and_its_rate_need() {
+        let lengths = |limit, fixed_ms| {
+            let windows = windows(limit, fixed_ms, 100_000, None).unwrap();
+            let length_s = |rate| windows.length(rate).as_secs_f64();
+            ([100_000, 1000, 100].map(length_s), windows.least_rate())
+        };
+        assert_eq!(lengths("p99<5ms", 0), ([1.0, 2.0, 10.0], 10));
+        assert_eq!(lengths("p99<1s", 0), ([4.0, 4.0, 10.0], 10));
+        assert_eq!(lengths("p99<10s", 0), ([40.0, 40.0, 40.0], 3));
+        assert_eq!(lengths("p99<5ms", 500), ([0.5, 0.5, 0.5], 200));
+        assert_eq!(lengths("p99.99<5ms", 0).1, 1000);
     }
 }

@@ -4,10 +4,13 @@
 //! of both, until they are close. Windows are noisy, so a rate is judged by most of its windows, and the
 //! two rates that decide by more of them: if that turns the judgement over, the search goes on. A window
 //! that fails while the client was the limit says little of the server: it counts only if that is so
-//! again and again.
+//! again and again. A rate whose windows hold one by one holds only if the backlog grows over none of them on
+//! average, and is confirmed once that is certain.
 
+use super::flow::{GROWTH_HELD, Trend};
 use crate::load::RATE_MAX;
 use crate::load::report::Latency;
+use crate::load::thresholds::Measured;
 use std::collections::BTreeMap;
 
 /// How far the rate that holds and the one that does not may be apart at the end.
@@ -19,6 +22,8 @@ const AGREE_CONFIRMED: usize = 5;
 /// So many times as many windows may be tried for that, before those count in which the client was the
 /// limit: if none held, and if some did.
 const PATIENCE: [usize; 2] = [2, 4];
+/// So many windows of a rate are tried to learn whether its backlog grows. If that is still not clear, it does not hold.
+const TREND_WINDOWS_MAX: usize = 12;
 /// A search that is not over by then is on a machine that is too noisy for an answer.
 const WINDOWS_MAX: usize = 250;
 
@@ -30,9 +35,13 @@ pub(in crate::load) struct Window {
     pub(in crate::load) holds: bool,
     /// Why it did not, in words.
     pub(in crate::load) why_not: Option<String>,
+    /// By which share of the rate the backlog grew, if that is known.
+    pub(in crate::load) growth: Option<f64>,
     pub(in crate::load) requests_per_s: f64,
     pub(in crate::load) is_client_limited: bool,
     pub(in crate::load) latency: Latency,
+    /// The figures of the thresholds, in their order.
+    pub(in crate::load) measured: Vec<Measured>,
 }
 
 /// A rate, and what its windows have shown.
@@ -53,10 +62,37 @@ impl Step {
     }
 
     /// Whether it holds in most of the windows that count.
-    pub(in crate::load) fn holds(&self) -> bool {
+    fn holds_in_most(&self) -> bool {
         let is_enough = self.held() + self.failed() >= AGREE;
         let against = if is_enough { self.failed() } else { self.windows.len() - self.held() };
         self.held() > against
+    }
+
+    /// How the backlog grew in the windows that held.
+    fn trend(&self) -> Trend {
+        let held = self.windows.iter().filter(|window| window.holds);
+        Trend::of(&held.filter_map(|window| window.growth).collect::<Vec<_>>())
+    }
+
+    /// Whether it holds, as far as is known.
+    pub(in crate::load) fn holds(&self) -> bool {
+        self.holds_in_most()
+            && match self.trend() {
+                Trend::Steady => true,
+                Trend::Grows { .. } => false,
+                Trend::Unclear { share, .. } => share < GROWTH_HELD && !self.is_spent(),
+            }
+    }
+
+    /// Why it does not hold although most of its windows do.
+    pub(in crate::load) fn why_not(&self) -> Option<String> {
+        let is_told = self.holds_in_most() && !self.holds();
+        is_told.then(|| self.trend().why_not()).flatten()
+    }
+
+    /// Whether more windows would not tell more of the trend.
+    fn is_spent(&self) -> bool {
+        self.windows.len() >= TREND_WINDOWS_MAX
     }
 
     /// Whether the client was the limit in most.
@@ -65,10 +101,15 @@ impl Step {
             > self.windows.len()
     }
 
-    /// Whether so many windows agree, or there have been enough.
+    /// Whether so many windows agree, or there have been enough; at the end, also on the trend.
     fn is_decided(&self, agree: usize) -> bool {
         let patience = PATIENCE[usize::from(self.held() > 0)];
-        self.held().max(self.failed()) >= agree || self.windows.len() >= patience * agree
+        let is_counted =
+            self.held().max(self.failed()) >= agree || self.windows.len() >= patience * agree;
+        let is_clear = agree < AGREE_CONFIRMED
+            || !self.holds_in_most()
+            || !matches!(self.trend(), Trend::Unclear { .. });
+        is_counted && (is_clear || self.is_spent())
     }
 }
 
@@ -76,13 +117,16 @@ impl Step {
 #[derive(Debug)]
 pub(in crate::load) struct Search {
     first: u64,
+    /// Lower rates are not tried.
+    least: u64,
     steps: BTreeMap<u64, Step>,
 }
 
 impl Search {
-    /// Begins with a rate.
-    pub(in crate::load) fn new(first: u64) -> Search {
-        Search { first: first.clamp(1, RATE_MAX), steps: BTreeMap::new() }
+    /// Begins with a rate, and tries none below `least`.
+    pub(in crate::load) fn new(first: u64, least: u64) -> Search {
+        let least = least.clamp(1, RATE_MAX);
+        Search { first: first.clamp(least, RATE_MAX), least, steps: BTreeMap::new() }
     }
 
     /// Adds what a window has shown.
@@ -104,6 +148,11 @@ impl Search {
     pub(in crate::load) fn holds_at(&self) -> Option<u64> {
         let below = self.fails_at().unwrap_or(u64::MAX);
         self.steps.range(..below).next_back().map(|(rate, _)| *rate)
+    }
+
+    /// The lowest rate that may be tried.
+    pub(in crate::load) fn least(&self) -> u64 {
+        self.least
     }
 
     /// Whether the answer is confirmed.
@@ -129,7 +178,7 @@ impl Search {
             (Some(low), None) if low < RATE_MAX => {
                 return Some(low.saturating_mul(2).min(RATE_MAX));
             }
-            (None, Some(high)) if high > 1 => return Some(high / 2),
+            (None, Some(high)) if high > self.least => return Some((high / 2).max(self.least)),
             (Some(low), Some(high)) if high > low + 1 && high as f64 > low as f64 * PRECISION => {
                 #[allow(
                     clippy::cast_possible_truncation,
@@ -154,7 +203,16 @@ mod tests {
     fn window(holds: bool) -> Window {
         let latency = Latency::of(&Latencies::new());
         let is_client_limited = false;
-        Window { holds, why_not: None, requests_per_s: 0.0, is_client_limited, latency }
+        let (growth, measured) = (Some(0.0), Vec::new());
+        Window {
+            holds,
+            why_not: None,
+            growth,
+            requests_per_s: 0.0,
+            is_client_limited,
+            latency,
+            measured,
+        }
     }
 
     /// A simulated server: a queue with one worker, whose 99th percentile grows without bound as the
@@ -183,7 +241,7 @@ mod tests {
     }
 
     fn search(first: u64, mut holds: impl FnMut(u64) -> bool) -> Search {
-        let mut search = Search::new(first);
+        let mut search = Search::new(first, 1);
         while let Some(rate) = search.next() {
             let holds = holds(rate);
             search.add(rate, window(holds));
@@ -228,7 +286,7 @@ mod tests {
     fn windows_in_which_the_client_was_held_up_do_not_hide_the_knee() {
         for seed in 0..40 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut search = Search::new(1000);
+            let mut search = Search::new(1000, 1);
             while let Some(rate) = search.next() {
                 let is_client_limited = random.f64() < 0.25;
                 let holds = rate < 50_000 && !is_client_limited;
@@ -241,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_client_that_cannot_send_a_rate_ends_the_search_there() {
-        let mut search = Search::new(1000);
+        let mut search = Search::new(1000, 1);
         while let Some(rate) = search.next() {
             let holds = rate < 50_000;
             search.add(rate, Window { is_client_limited: !holds, ..window(holds) });

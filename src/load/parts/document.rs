@@ -4,20 +4,29 @@ use super::clock::{ClockOffset, ms_between};
 use super::{Part, Participation};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
-use crate::load::Config;
 use crate::load::control::Reset;
 use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
 use crate::load::timeline::RawSecond;
 use crate::load::watch::Watched;
-use crate::load::workload::{Totals, UserPrefix, Values, Workload};
+use crate::load::workload::{
+    BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload,
+};
+use crate::load::{Config, RATE_MAX};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// The version of the format. A change that an older program would misread raises it.
 const FORMAT: u32 = 2;
+
+/// The longest time in a report: a year.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// The most that is counted of anything, which 2^16 clients can have each: connections may fail to open for long.
+const COUNT_MAX: u64 = 1 << 47;
+/// More connections, or threads, than any client has.
+const CONNECTIONS_MAX: usize = 1 << 32;
 
 /// What all parts of a run have in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,7 +75,7 @@ impl Parameters {
 }
 
 /// What a client of an open loop measured besides.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(in crate::load) struct OpenLoopClient {
     /// From the actual send time.
     pub(in crate::load) from_send: Latencies,
@@ -219,21 +228,67 @@ impl PartReport {
             ))
         };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let json: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let json = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        PartReport::of_json(json).map_err(unusable)
+    }
+
+    /// The report that a file has, if a client can have written it.
+    pub(super) fn of_json(json: serde_json::Value) -> Result<PartReport, String> {
         match json.get("part_report_format").and_then(serde_json::Value::as_u64) {
-            None => return Err(unusable("it is not the report of a part".into())),
+            None => return Err("it is not the report of a part".into()),
             Some(format) if format != u64::from(FORMAT) => {
-                return Err(unusable(format!(
+                return Err(format!(
                     "it has format {format}, and this version reads format {FORMAT}"
-                )));
+                ));
             }
             Some(_) => {}
         }
-        let report: PartReport =
-            serde_json::from_value(json).map_err(|error| unusable(error.to_string()))?;
-        report.check_ledgers().map_err(unusable)?;
+        let report: PartReport = serde_json::from_value(json).map_err(|error| error.to_string())?;
+        report.check_figures()?;
+        report.check_ledgers()?;
         Ok(report)
+    }
+
+    /// Whether its figures are within the limits of what a client can do, so that they can be added up.
+    fn check_figures(&self) -> Result<(), String> {
+        let Parameters { requests, warm_up, users, batch, connections, rate, .. } = self.parameters;
+        let zero = OpenLoopClient::default();
+        let open_loop = self.open_loop.as_ref().unwrap_or(&zero);
+        let durations = [
+            ("elapsed", self.elapsed),
+            ("suspended", self.suspended),
+            ("client_cpu", self.client_cpu),
+            ("client_poll", self.client_poll),
+            ("last_sent", open_loop.last_sent),
+        ];
+        let too_long = durations.into_iter().filter(|(_, duration)| *duration > DURATION_MAX);
+        let mut impossible: Vec<&str> = too_long.map(|(name, _)| name).collect();
+        let last_second = self.elapsed.as_secs().saturating_add(1);
+        let is_in_run = |second: &RawSecond| second.second <= last_second;
+        let latencies = [&self.latency, &open_loop.from_send, &open_loop.lag];
+        let of_latencies = latencies.iter().flat_map(|latency| [latency.len(), latency.censored()]);
+        let of_ledgers = [&self.ledger, &self.warm_up_ledger];
+        let mut counts = of_ledgers.iter().flat_map(|ledger| ledger.counts()).chain(of_latencies);
+        for (name, is_possible) in [
+            ("requests", (1..=EVENTS_MAX).contains(&requests)),
+            ("warm_up", warm_up <= EVENTS_MAX),
+            ("users", users > 0),
+            ("batch", batch.is_none_or(|batch| (1..=BATCH_MAX).contains(&batch))),
+            ("connections", connections > 0),
+            ("rate", rate.is_none_or(|rate| (1..=RATE_MAX).contains(&rate))),
+            ("setup", self.setup.workers.max(self.setup.threads) <= CONNECTIONS_MAX),
+            ("seconds", self.seconds.iter().all(is_in_run)),
+            ("events of seconds", self.seconds.iter().all(|second| second.events <= EVENTS_MAX)),
+            ("held_up", open_loop.held_up <= EVENTS_MAX),
+            ("requests of the open loop", open_loop.requests <= EVENTS_MAX),
+            ("counts", counts.all(|count| count <= COUNT_MAX)),
+        ] {
+            impossible.extend((!is_possible).then_some(name));
+        }
+        match impossible.first() {
+            None => Ok(()),
+            Some(name) => Err(format!("no client writes such a value of {name}: it was changed")),
+        }
     }
 
     /// Whether the ledgers have each event of the part once.
@@ -314,7 +369,7 @@ impl PartReport {
             unknown: self.ledger.unknown.len(&workload),
             unsent: self.ledger.unsent.len(&workload),
             elapsed_s,
-            requests_per_s: ratio(self.ledger.answered() as f64, elapsed_s),
+            requests_per_s: ratio(self.ledger.acknowledged as f64, elapsed_s),
             latency_us: Latency::of(&self.latency),
             started_after_ms: ms_between(first.started.0, self.started.0),
             clock_ahead_of_server: self.clock_ahead_of_server,
@@ -324,6 +379,7 @@ impl PartReport {
             client_cpus: self.client_cpus,
             interrupted: self.interrupted,
             environment: self.environment.clone(),
+            command: self.setup.command.clone(),
         }
     }
 }
@@ -356,4 +412,6 @@ pub(in crate::load) struct ClientRow {
     client_cpus: Option<CpuUse>,
     pub(in crate::load) interrupted: bool,
     environment: Environment,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    command: Vec<String>,
 }

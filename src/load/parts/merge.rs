@@ -52,6 +52,9 @@ pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
     let read = |path: &PathBuf| Ok((path.display().to_string(), PartReport::read(path)?));
     let reports = config.reports.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
     let run = Parts::check(reports, &config.lost).map_err(Failure::Usage)?;
+    if config.server.is_none() && config.server_totals.is_none() {
+        run.check_url().map_err(Failure::Usage)?;
+    }
     let after = match &config.server_totals {
         Some(path) => Ok(read_totals(path)?),
         None => ask(config, &run)?,
@@ -142,6 +145,19 @@ impl Parts {
         check_times(&in_order, before)?;
         let reports = in_order.into_iter().map(|(_, report)| report.clone()).collect();
         Ok(Parts { parameters, lost: lost_parts, before, reports })
+    }
+
+    /// Checks that all parts went to one URL: otherwise, whose totals are those of all is not known.
+    pub(super) fn check_url(&self) -> Result<(), String> {
+        let [first, others @ ..] = self.reports.as_slice() else { return Ok(()) };
+        match others.iter().find(|other| other.setup.url != first.setup.url) {
+            None => Ok(()),
+            Some(other) => Err(format!(
+                "part {} went to {} and part {} to {}, which need not have the same totals: if they do, pass --url \
+                 with the one to ask",
+                first.part, first.setup.url, other.part, other.setup.url
+            )),
+        }
     }
 
     /// How much later than part 1 a part started.
@@ -289,6 +305,7 @@ impl Parts {
             thresholds,
             clients,
             environment: self.reports[0].environment.clone(),
+            flow: None,
         }))
     }
 
@@ -340,6 +357,7 @@ impl Parts {
             one_request_per_connection: self.reports.iter().any(closes),
             pinned: self.reports.iter().all(|report| report.setup.pinned),
             was_reset: self.before.was_reset,
+            command: Vec::new(),
             ..self.reports[0].setup.clone()
         }
     }

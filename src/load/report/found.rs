@@ -1,12 +1,12 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
-use super::text::{grouped, rounded, time};
+use super::text::{grouped, rounded, threshold_line, time};
 use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
 use crate::failure::Failure;
-use crate::load::find::{LatencyLimit, Search, Step, Window};
+use crate::load::find::{Flow, LatencyLimit, Search, Step, Window};
 use crate::load::latency::Bound;
-use crate::load::thresholds::Threshold;
+use crate::load::thresholds::{Checked, Measured, Threshold};
 use crate::load::verdict::Verdict;
 use serde::Serialize;
 
@@ -22,9 +22,12 @@ pub struct FoundRate {
     confirmed: bool,
     /// Whether the client was the limit where the condition does not hold: the server may take more.
     client_limited: bool,
-    /// The lowest rate at which the client was the limit.
+    /// The lowest rate above the one that holds at which the client was the limit.
     client_limited_from: Option<u64>,
+    /// The lowest rate that may be tried.
+    least_rate: u64,
     curve: Vec<Point>,
+    thresholds: Vec<Checked>,
     setup: Setup,
     environment: Environment,
     #[serde(skip)]
@@ -39,6 +42,8 @@ struct Point {
     windows: usize,
     windows_that_hold: usize,
     client_limited: bool,
+    /// By which share of the rate the backlog grew, on average over the windows; null if it is not known.
+    backlog_growth: Option<f64>,
     /// Medians over the windows.
     requests_per_s: f64,
     latency_us: Latency,
@@ -64,8 +69,10 @@ impl Report {
         self.open_loop.as_ref().is_some_and(|open_loop| open_loop.due_in_stalls > 0)
     }
 
-    /// What the run has shown as a window of a search.
-    pub(in crate::load) fn window(&self, limit: &Threshold) -> Window {
+    /// What the run has shown as a window of a search, which lasts some seconds at a rate.
+    pub(in crate::load) fn window(&self, limit: &Threshold, rate: f64, window_s: f64) -> Window {
+        let limit_s = limit.limit_us().unwrap_or(0.0) / 1e6;
+        let growth = self.flow.as_ref().and_then(|flow| flow.growth(rate, window_s, limit_s));
         let missing = self.requests - self.acknowledged;
         let held = self.open_loop.as_ref().and_then(|OpenLoop { held, .. }| *held);
         let measured = self.measured(limit.figure());
@@ -73,7 +80,7 @@ impl Report {
             (0, Some(held)) if held < HELD_MIN => {
                 Some(format!("{:.1} % of the rate was sent", held * 100.0))
             }
-            (0, _) if limit.surely_holds(&measured) => None,
+            (0, _) if limit.surely_holds(&measured) => Flow::why_not(growth),
             (0, _) => Some(limit.check(measured).sentence),
             (missing, _) => {
                 Some(format!("{} not acknowledged", Unit::of(self.setup.batch).count(missing)))
@@ -83,10 +90,12 @@ impl Report {
         Window {
             holds: !why_not_held,
             why_not,
+            growth,
             requests_per_s: self.requests_per_s,
             // What a stall of the client has delayed says nothing about the server.
             is_client_limited: self.client_limited || (why_not_held && self.was_stalled()),
             latency: self.latency_us.clone(),
+            measured: self.thresholds.iter().map(|own| self.measured(own.figure())).collect(),
         }
     }
 }
@@ -119,6 +128,27 @@ impl Latency {
     }
 }
 
+impl Step {
+    /// What a threshold's figure was in the windows that held: the median, or the first word that fails.
+    fn measured(&self, index: usize, threshold: &Threshold) -> Measured {
+        let held = || self.windows.iter().filter(|window| window.holds);
+        let mut all: Vec<Measured> =
+            held().filter_map(|window| window.measured.get(index).cloned()).collect();
+        if let Some(failing) = all.iter().find(|measured| match measured {
+            Measured::Number(_) => false,
+            Measured::Word(_) => !threshold.check((*measured).clone()).passed,
+            Measured::Unknown(_) => true,
+        }) {
+            return failing.clone();
+        }
+        all.sort_by(|a, b| match (a, b) {
+            (Measured::Number(a), Measured::Number(b)) => a.micros.total_cmp(&b.micros),
+            _ => std::cmp::Ordering::Equal,
+        });
+        all.get(all.len() / 2).cloned().unwrap_or(Measured::Unknown("no window held"))
+    }
+}
+
 impl Point {
     fn of(rate: u64, step: &Step) -> Point {
         let mut rates: Vec<f64> = step.windows.iter().map(|window| window.requests_per_s).collect();
@@ -129,12 +159,16 @@ impl Point {
                 reasons.push(reason.clone());
             }
         }
+        reasons.extend(step.why_not());
+        let growths: Vec<f64> = step.windows.iter().filter_map(|window| window.growth).collect();
         Point {
             rate,
             holds: step.holds(),
             windows: step.windows.len(),
             windows_that_hold: step.held(),
             client_limited: step.is_client_limited(),
+            backlog_growth: (!growths.is_empty())
+                .then(|| growths.iter().sum::<f64>() / growths.len() as f64),
             requests_per_s: rates.get(rates.len() / 2).copied().unwrap_or(0.0),
             latency_us: Latency::median_of(&step.windows),
             reasons,
@@ -170,14 +204,31 @@ impl FoundRate {
         last: Report,
     ) -> FoundRate {
         let steps = || search.steps().iter();
-        let limited = |(rate, step): (&u64, &Step)| step.is_client_limited().then_some(*rate);
+        let above = search.holds_at().unwrap_or(0);
+        let limited = |(rate, step): (&u64, &Step)| {
+            // At a rate that holds, it limited nothing.
+            (*rate > above && step.is_client_limited()).then_some(*rate)
+        };
         let fails = search.fails_at().and_then(|rate| search.steps().get(&rate));
+        let is_limited = fails.is_some_and(Step::is_client_limited);
+        let at_rate = search.holds_at().and_then(|rate| Some((rate, search.steps().get(&rate)?)));
+        let thresholds = last.thresholds.iter().enumerate();
+        let thresholds = thresholds.map(|(index, threshold)| {
+            threshold.check(match (threshold.figure().name, at_rate) {
+                (_, None) => Measured::Unknown("no rate holds"),
+                ("rate", Some((rate, _))) => Measured::Number(Bound::exactly(rate as f64)),
+                ("client_limited", _) => Measured::Word(if is_limited { "true" } else { "false" }),
+                (_, Some((_, step))) => step.measured(index, threshold),
+            })
+        });
         FoundRate {
+            thresholds: thresholds.collect(),
             find_rate: limit.to_string(),
             rate: search.holds_at(),
             fails_at: search.fails_at(),
             confirmed: search.is_settled(),
-            client_limited: fails.is_some_and(Step::is_client_limited),
+            client_limited: is_limited,
+            least_rate: search.least(),
             client_limited_from: steps().find_map(limited),
             curve: steps().map(|(rate, step)| Point::of(*rate, step)).collect(),
             setup: Setup { rate: None, workers: connections, ..last.setup },
@@ -195,7 +246,10 @@ impl FoundRate {
         let limit = &self.find_rate;
         let per_second = self.unit().per_second();
         let mut lines = vec![match (self.rate, self.fails_at) {
-            (None, _) => format!("{limit} holds at no rate"),
+            (None, _) => format!(
+                "{limit} holds at no rate from {} {per_second} on, and lower ones need a longer --window",
+                grouped(self.least_rate)
+            ),
             (Some(rate), None) => {
                 format!("{} {per_second}, the highest rate there is, holds {limit}", grouped(rate))
             }
@@ -220,6 +274,17 @@ impl FoundRate {
         lines
     }
 
+    /// Returns the reason why a rate does not hold although its windows do, and the results of the thresholds.
+    fn remarks(&self) -> Vec<String> {
+        let fails = self.curve.iter().find(|point| Some(point.rate) == self.fails_at);
+        let reason = fails.filter(|point| 2 * point.windows_that_hold > point.windows);
+        let reason = reason.and_then(|point| {
+            let last = point.reasons.last()?;
+            Some(format!("{} {}: {last}", grouped(point.rate), self.unit().per_second()))
+        });
+        reason.into_iter().chain(self.thresholds.iter().map(threshold_line)).collect()
+    }
+
     /// A table, and what was found.
     pub fn summary(&self) -> String {
         let row = |cells: [String; 6]| {
@@ -228,7 +293,7 @@ impl FoundRate {
         };
         let mut text = row(heads(self.unit()).map(str::to_owned));
         self.curve.iter().for_each(|point| text += &row(point.cells()));
-        for line in self.findings() {
+        for line in self.findings().into_iter().chain(self.remarks()) {
             text += &format!("{line}\n");
         }
         text
@@ -261,7 +326,7 @@ impl FoundRate {
             self.limit.0.figure().name
         );
         let mut body = String::new();
-        let lines = self.findings();
+        let lines = [self.findings(), self.remarks()].concat();
         let class = if self.rate.is_some() && self.confirmed { "exact" } else { "undecided" };
         html::put(&mut body, &format!("<p class=\"verdict {class}\">{}</p>", html::lines(&lines)));
         html::put(&mut body, "<h2>Latency over the rate</h2>");
@@ -283,12 +348,18 @@ impl FoundRate {
         Ok(html::page(&html::escape(&title), &body))
     }
 
-    /// Whether there is a confirmed answer.
+    /// Whether there is a confirmed answer that passes all thresholds.
     pub fn check(&self) -> Result<(), Failure> {
-        match (self.rate, self.confirmed) {
+        let found = match (self.rate, self.confirmed) {
             (Some(_), true) => Ok(()),
             _ => Err(Failure::Wrong(self.findings()[..].join("; "))),
-        }
+        };
+        let failed = self.thresholds.iter().filter(|checked| !checked.passed);
+        Failure::all(std::iter::once(found).chain(failed.map(
+            |Checked { fail_if, sentence, .. }| {
+                Err(Failure::Wrong(format!("--fail-if {fail_if}: {sentence}")))
+            },
+        )))
     }
 }
 
@@ -302,14 +373,21 @@ mod tests {
         "p99<5ms".parse().unwrap()
     }
 
+    /// The flow of a server that completes some of 500 requests per second, over two seconds.
+    fn flow(completed: f64) -> Flow {
+        let sample = |index: u32| f64::from(index) / 32.0;
+        Flow::of((0..80).map(|i| (sample(i), (sample(i) * completed) as u64)).collect())
+    }
+
     /// A window with such a 99th percentile, and what else is changed.
     fn window(p99_us: u64, change: impl FnOnce(&mut Outcome)) -> Window {
         let mut outcome = open_loop(1000);
         for _ in 0..1000 {
             outcome.total.latency.record(p99_us * 1000);
         }
+        outcome.flow = Some(flow(500.0));
         change(&mut outcome);
-        Report::new(outcome).window(&limit().0)
+        Report::new(outcome).window(&limit().0, 500.0, 2.0)
     }
 
     #[test]
@@ -320,6 +398,10 @@ mod tests {
         assert_eq!(slow.why_not.unwrap(), "98.0 % of the rate was sent");
         let refused = window(4900, |outcome| outcome.ledger.acknowledged = 999);
         assert_eq!(refused.why_not.unwrap(), "1 request not acknowledged");
+        let behind = window(4900, |outcome| outcome.flow = Some(flow(400.0)));
+        assert!(behind.why_not.unwrap().starts_with("80.0% of the rate was completed"));
+        let unseen = window(4900, |outcome| outcome.flow = None);
+        assert!(unseen.why_not.unwrap().starts_with("too few samples"));
         // What may be longer does not certainly hold.
         let unknown = window(100, |outcome| {
             outcome.total.latency.record_many_at_least(1_000_000, 1000);
@@ -328,16 +410,23 @@ mod tests {
     }
 
     fn found(knee: u64, limited_from: u64) -> FoundRate {
-        let mut search = Search::new(1000);
+        found_with(knee, limited_from, &[])
+    }
+
+    fn found_with(knee: u64, limited_from: u64, thresholds: &[&str]) -> FoundRate {
+        let thresholds: Vec<Threshold> = thresholds.iter().map(|t| t.parse().unwrap()).collect();
+        let mut search = Search::new(1000, 1);
         while let Some(rate) = search.next() {
             let window = window(if rate < knee { 900 } else { 9000 }, |outcome| {
+                outcome.thresholds.clone_from(&thresholds);
                 if rate >= limited_from {
                     outcome.client_limits.push("busy".into());
                 }
             });
             search.add(rate, window);
         }
-        FoundRate::new(&limit(), 10, &search, Report::new(open_loop(1000)))
+        let last = Outcome { thresholds, ..open_loop(1000) };
+        FoundRate::new(&limit(), 10, &search, Report::new(last))
     }
 
     #[test]
@@ -371,5 +460,35 @@ mod tests {
         let none = self::found(0, 40_000);
         assert_eq!((none.rate, none.client_limited), (None, false));
         assert!(none.check().unwrap_err().to_string().contains("holds at no rate"));
+    }
+
+    #[test]
+    fn a_client_is_not_said_to_limit_a_rate_that_holds() {
+        let found = found(50_000, 400);
+        let from = found.client_limited_from.unwrap();
+        assert!(from > found.rate.unwrap(), "{from} of {:?}", found.rate);
+        let summary = found.summary();
+        assert!(!summary.contains("limit from 400"), "{summary}");
+    }
+
+    #[test]
+    fn thresholds_are_of_the_rate_that_was_found() {
+        let passing = ["rate<40k", "p99>5ms", "rps<100", "verdict!=exact", "client_limited==true"];
+        let found = found_with(50_000, u64::MAX, &passing);
+        assert_eq!(found.check(), Ok(()), "{}", found.summary());
+        assert!(found.summary().contains("passed rate<40k: rate is 49,"), "{}", found.summary());
+        for (threshold, says) in [
+            ("rate<60k", "rate is 49,"),
+            ("p99>0.5ms", "p99 is 1."),
+            ("rps<1M", "rps is 500"),
+            ("verdict==exact", "verdict is exact"),
+            ("server_cpu_us>1", "only the challenge"),
+        ] {
+            let said = found_with(50_000, u64::MAX, &[threshold]).check().unwrap_err().to_string();
+            assert!(said.contains(threshold) && said.contains(says), "{said}");
+        }
+        // Without a rate there is nothing to measure.
+        let said = found_with(0, u64::MAX, &["rate<1"]).check().unwrap_err().to_string();
+        assert!(said.contains("rate is not known: no rate holds"), "{said}");
     }
 }

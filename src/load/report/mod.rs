@@ -9,6 +9,8 @@ mod output;
 mod text;
 mod unit;
 
+use super::Settings;
+use super::find::Flow;
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
 use super::parts::ClientRow;
@@ -21,7 +23,7 @@ use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 pub use found::FoundRate;
 use hdrhistogram::Histogram;
-pub(crate) use output::check_stdout;
+pub(crate) use output::{Destination, put};
 pub use output::{Output, write_to};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -81,6 +83,18 @@ pub struct Setup {
     /// Whether the threads were pinned to CPUs.
     #[serde(default = "yes")]
     pub pinned: bool,
+    /// How long a connection or a response may take, in seconds.
+    #[serde(default)]
+    pub timeout_s: f64,
+    /// Whether the totals were polled during the run.
+    #[serde(default)]
+    pub watch: bool,
+    /// The flags of the server, secrets excluded; null if they are not known.
+    #[serde(default)]
+    pub server: Option<Settings>,
+    /// The command that makes the run again, secrets excluded. Without one, that of each client does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
 }
 
 fn yes() -> bool {
@@ -250,6 +264,7 @@ pub struct Report {
     /// Requests that were sent once more, because the server had said that it would not process them.
     resent: u64,
     elapsed_s: f64,
+    /// Of those that were acknowledged.
     requests_per_s: f64,
     /// From the intended send time, which in a closed loop is the actual one.
     latency_us: Latency,
@@ -310,6 +325,8 @@ pub struct Report {
     histogram: Histogram<u64>,
     #[serde(skip)]
     histogram_from_send: Option<Histogram<u64>>,
+    #[serde(skip)]
+    flow: Option<Flow>,
 }
 
 /// The report with what is derived from it, as JSON has it.
@@ -359,6 +376,8 @@ pub(super) struct Outcome {
     /// Each client, if there was more than one.
     pub(super) clients: Vec<ClientRow>,
     pub(super) environment: Environment,
+    /// The number of acknowledged events over time, for a search.
+    pub(super) flow: Option<Flow>,
 }
 
 impl Report {
@@ -410,7 +429,7 @@ impl Report {
             garbled: ledger.trouble.garbled,
             resent: ledger.trouble.resent,
             elapsed_s,
-            requests_per_s: ratio(answered as f64, elapsed_s),
+            requests_per_s: ratio(ledger.acknowledged as f64, elapsed_s),
             latency_us: Latency::of(&total.latency),
             open_loop,
             expected: evidence.expected(),
@@ -449,6 +468,7 @@ impl Report {
             bounds_from_ns: total.latency.bounds_from_ns(),
             histogram: total.latency.histogram().clone(),
             histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
+            flow: outcome.flow,
         }
     }
 
@@ -536,7 +556,8 @@ impl Report {
         match figure.name {
             "verdict" => Measured::Word(self.verdict.word()),
             "client_limited" => Measured::Word(if self.client_limited { "true" } else { "false" }),
-            "rps" => exactly(self.requests_per_s),
+            "rps" | "acked_per_s" => exactly(self.requests_per_s),
+            "rate" => Measured::Unknown("only --find-rate finds one"),
             "held" => match &self.open_loop {
                 None => Measured::Unknown("a closed loop has no rate to hold, pass --rate"),
                 Some(OpenLoop { held: None, .. }) => {
@@ -550,6 +571,9 @@ impl Report {
             "reconnects" => exactly(self.reconnects as f64),
             "timeouts" => exactly(self.timeouts as f64),
             CONNECTIONS_OPEN => exactly(self.connections_open as f64),
+            "connect_failures" => exactly(self.connect_failures as f64),
+            "rejected" => exactly(self.turned_away as f64),
+            "malformed" => exactly(self.garbled as f64),
             "client_cpu_us" => exactly(self.client_cpu_us_per_request),
             "client_poll_us" => exactly(self.client_poll_us_per_request),
             "server_cpu_us" => match &self.cost {
@@ -611,6 +635,10 @@ pub(super) mod tests {
             user_prefix: UserPrefix::default(),
             address: None,
             pinned: true,
+            timeout_s: 10.0,
+            watch: false,
+            server: None,
+            command: vec!["ringtally".into(), "load".into()],
         }
     }
 
@@ -677,6 +705,7 @@ pub(super) mod tests {
             thresholds: Vec::new(),
             clients: Vec::new(),
             environment: environment(),
+            flow: None,
         }
     }
 
@@ -729,7 +758,7 @@ pub(super) mod tests {
     fn every_figure_is_measured() {
         let mut report = Report::new(open_loop(1000));
         report.add_server(server_use(Duration::from_millis(200)));
-        for figure in FIGURES {
+        for figure in FIGURES.into_iter().filter(|figure| figure.name != "rate") {
             let measured = report.measured(figure);
             assert!(!matches!(measured, Measured::Unknown(_)), "{figure:?}: {measured:?}");
         }

@@ -1,138 +1,482 @@
-//! Where a report goes: to files, to standard output, or both.
+//! The places that reports are written to: files, standard output, or both.
+//!
+//! Every file is opened before there is anything to write, so that one that cannot be written is known before a
+//! run and not after it. It replaces an older file of its name once it is whole, so a run that fails leaves that
+//! file as it was.
 
 use super::{FoundRate, Report};
 use crate::failure::Failure;
 use crate::load::parts::PartReport;
 use crate::terminal;
-use std::io::{Write, stderr, stdout};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, access, linkat};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write, stderr, stdout};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// Where a run's report goes. At most one of the paths is `-`.
-#[derive(Clone, Debug, Default)]
+/// Names that are tried for a temporary file before its directory counts as unusable.
+const NAMES_MAX: u32 = 100;
+
+/// The places that the reports of a run are written to. At most one of them is standard output.
+#[derive(Debug)]
 pub struct Output {
-    json: Option<PathBuf>,
-    hdr: Option<PathBuf>,
-    html: Option<PathBuf>,
+    json: Option<Destination>,
+    hdr: Option<Destination>,
+    html: Option<Destination>,
     quiet: bool,
 }
 
 impl Output {
-    /// Takes the paths of `--json`, `--hdr`, and `--html`, where `-` is standard output, and whether
-    /// `--quiet` was given. Fails if more than one of them is `-`: their text would be mixed.
-    pub fn new(
+    /// Opens the places that `--json`, `--hdr`, and `--html` name, where `-` is standard output; `quiet` is whether
+    /// `--quiet` was given.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    pub fn open(
         json: Option<PathBuf>,
         hdr: Option<PathBuf>,
         html: Option<PathBuf>,
         quiet: bool,
     ) -> Result<Output, Failure> {
-        let output = Output { json, hdr, html, quiet };
-        let flags = [("--json", &output.json), ("--hdr", &output.hdr), ("--html", &output.html)];
-        check_stdout(&flags)?;
-        Ok(output)
+        let [json, hdr, html] =
+            Destination::open_all([("--json", json), ("--hdr", hdr), ("--html", html)])?;
+        Ok(Output { json, hdr, html, quiet })
     }
 
     /// Writes the report to every place that was asked for, and the summary to standard output,
     /// or to standard error where one of the reports goes to standard output.
-    pub fn write(&self, report: &Report) -> Result<(), Failure> {
-        if let Some(path) = &self.json {
-            write_to(path, &(report.json()? + "\n"))?;
-        }
-        if let Some(path) = &self.hdr {
-            write_to(path, &report.percentile_table())?;
-        }
-        if let Some(path) = &self.html {
-            write_to(path, &report.html()?)?;
-        }
-        self.summarize(&report.summary())
+    pub fn write(self, report: &Report) -> Result<(), Failure> {
+        let summary = Summary::of(&self, report.summary());
+        Failure::all([
+            put(self.json, || Ok(report.json()? + "\n")),
+            put(self.hdr, || Ok(report.percentile_table())),
+            put(self.html, || report.html()),
+            summary.write(),
+        ])
     }
 
     /// Writes what a client found of its part as JSON, and a summary.
-    pub fn write_part(&self, report: &PartReport) -> Result<(), Failure> {
-        if let Some(path) = &self.json {
-            write_to(path, &(report.json()? + "\n"))?;
-        }
-        self.summarize(&report.summary())
+    pub fn write_part(self, report: &PartReport) -> Result<(), Failure> {
+        let summary = Summary::of(&self, report.summary());
+        Failure::all([put(self.json, || Ok(report.json()? + "\n")), summary.write()])
     }
 
     /// Writes what a search found as JSON and as a page, and a summary.
-    pub fn write_found(&self, found: &FoundRate) -> Result<(), Failure> {
-        if let Some(path) = &self.json {
-            write_to(path, &(found.json()? + "\n"))?;
-        }
-        if let Some(path) = &self.html {
-            write_to(path, &found.html()?)?;
-        }
-        self.summarize(&found.summary())
+    pub fn write_found(self, found: &FoundRate) -> Result<(), Failure> {
+        let summary = Summary::of(&self, found.summary());
+        Failure::all([
+            put(self.json, || Ok(found.json()? + "\n")),
+            put(self.html, || found.html()),
+            summary.write(),
+        ])
+    }
+}
+
+/// Writes a text, if there is a place for it.
+pub(crate) fn put(
+    place: Option<Destination>,
+    text: impl FnOnce() -> Result<String, Failure>,
+) -> Result<(), Failure> {
+    place.map_or(Ok(()), |place| place.write(&text()?))
+}
+
+/// The summary of a run for the terminal.
+struct Summary {
+    text: String,
+    quiet: bool,
+    /// Whether a report goes to standard output.
+    is_beside_report: bool,
+}
+
+impl Summary {
+    fn of(output: &Output, text: String) -> Summary {
+        let places = [&output.json, &output.hdr, &output.html];
+        let is_beside_report = places.into_iter().flatten().any(Destination::is_stdout);
+        Summary { text, quiet: output.quiet, is_beside_report }
     }
 
-    fn summarize(&self, summary: &str) -> Result<(), Failure> {
-        match (self.quiet, [&self.json, &self.hdr, &self.html].into_iter().any(is_stdout)) {
+    fn write(self) -> Result<(), Failure> {
+        match (self.quiet, self.is_beside_report) {
             (true, _) => Ok(()),
-            (false, false) => write_to(Path::new("-"), &terminal::fit(summary, stdout())),
+            (false, false) => terminal::print(&terminal::fit(&self.text, stdout())),
             (false, true) => {
                 // If standard error is closed, nobody reads the summary.
-                let summary = terminal::fit(summary, stderr());
-                let _ = write!(anstream::stderr(), "{summary}");
+                let _ = write!(anstream::stderr(), "{}", terminal::fit(&self.text, stderr()));
                 Ok(())
             }
         }
     }
 }
 
-/// Fails if more than one of the paths is `-`, each of which comes with its flag.
-pub(crate) fn check_stdout(flags: &[(&str, &Option<PathBuf>)]) -> Result<(), Failure> {
-    let on_stdout: Vec<&str> =
-        flags.iter().filter(|(_, path)| is_stdout(path)).map(|(flag, _)| *flag).collect();
-    match on_stdout.as_slice() {
-        [] | [_] => Ok(()),
-        [first, rest @ ..] => Err(Failure::Usage(format!(
-            "{first} - and {} - would be mixed on standard output: write all but one to a file",
-            rest.join(" - and ")
-        ))),
+/// A place for a text, which is known to be writable before there is a text.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    /// As it was named.
+    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Stdout,
+    /// A file that takes the place of the one that is named `target`, if there is one.
+    Beside {
+        file: File,
+        temporary: Temporary,
+        target: PathBuf,
+    },
+    /// A device, a pipe, or a file in a directory that takes no other file: it cannot be replaced.
+    InPlace,
+}
+
+/// The name of a file until it is whole. Where the file system allows it, the file has no name before that, and a
+/// process that is killed leaves nothing behind.
+#[derive(Debug)]
+struct Temporary(Option<PathBuf>);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // It may have been removed.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-fn is_stdout(path: &Option<PathBuf>) -> bool {
-    path.as_deref() == Some(Path::new("-"))
+impl Destination {
+    /// Opens the places that some flags name, if they were given. Nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    pub(crate) fn open_all<const N: usize>(
+        flags: [(&str, Option<PathBuf>); N],
+    ) -> Result<[Option<Destination>; N], Failure> {
+        let mut known: Vec<(&str, Identity)> = Vec::new();
+        for (flag, path) in &flags {
+            let Some(identity) = path.as_deref().and_then(Identity::of) else { continue };
+            if let Some((other, _)) = known.iter().find(|(_, own)| *own == identity) {
+                return Err(Failure::Usage(match identity {
+                    Identity::Stdout => format!(
+                        "{other} - and {flag} - would be mixed on standard output: write all but one to a file"
+                    ),
+                    _ => format!(
+                        "{other} and {flag} name one file, {}: name another for one of them",
+                        path.as_deref().unwrap_or(Path::new("")).display()
+                    ),
+                }));
+            }
+            known.push((*flag, identity));
+        }
+        let mut places = [const { None }; N];
+        for (place, (_, path)) in places.iter_mut().zip(flags) {
+            *place = path.map(Destination::open).transpose()?;
+        }
+        Ok(places)
+    }
+
+    /// Opens one place.
+    fn open(path: PathBuf) -> Result<Destination, Failure> {
+        let place = Place::open(&path).map_err(|error| cannot_write(&path, &error))?;
+        Ok(Destination { path, place })
+    }
+
+    pub(crate) fn is_stdout(&self) -> bool {
+        matches!(self.place, Place::Stdout)
+    }
+
+    /// Writes all of a text there.
+    pub(crate) fn write(self, text: &str) -> Result<(), Failure> {
+        let Destination { path, place } = self;
+        let written = match place {
+            Place::Stdout => return terminal::print(text),
+            Place::Beside { mut file, temporary, target } => {
+                file.write_all(text.as_bytes()).and_then(|()| replace(&file, temporary, &target))
+            }
+            Place::InPlace => fs::write(&path, text),
+        };
+        match written {
+            // Whoever read it has read enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|error| cannot_write(&path, &error)),
+        }
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure::Environment(format!(
+        "cannot write {}: {error}: name a file that can be written",
+        path.display()
+    ))
+}
+
+/// The identity of a place, which is the same for all of its names.
+#[derive(Debug, PartialEq)]
+enum Identity {
+    Stdout,
+    /// Device and inode.
+    File(u64, u64),
+    /// What is not there yet.
+    Name(PathBuf),
+}
+
+impl Identity {
+    /// `None` for what several texts may go to, such as a device.
+    fn of(path: &Path) -> Option<Identity> {
+        if path.as_os_str() == "-" {
+            return Some(Identity::Stdout);
+        }
+        match fs::metadata(path) {
+            Ok(found) if found.is_file() => Some(Identity::File(found.dev(), found.ino())),
+            Ok(_) => None,
+            Err(_) => {
+                let target = followed(path);
+                let directory = fs::canonicalize(directory_of(&target));
+                Some(Identity::Name(match (directory, target.file_name()) {
+                    (Ok(directory), Some(name)) => directory.join(name),
+                    _ => target,
+                }))
+            }
+        }
+    }
+}
+
+impl Place {
+    fn open(path: &Path) -> io::Result<Place> {
+        if path.as_os_str() == "-" {
+            return Ok(Place::Stdout);
+        }
+        let found = match fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Place::beside(followed(path));
+            }
+            found => found?,
+        };
+        if found.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
+        access(path, Access::WRITE_OK)?;
+        // Paths below these directories are views of open files, which their owners continue to use.
+        let is_view = ["/dev", "/proc"].iter().any(|above| path.starts_with(above));
+        if !found.is_file() || is_view {
+            return Ok(Place::InPlace);
+        }
+        let Ok(place) = Place::beside(fs::canonicalize(path)?) else {
+            return Ok(Place::InPlace);
+        };
+        if let Place::Beside { file, .. } = &place {
+            // As far as this process may: the file is written in any case.
+            let _ = fchown(file, Some(found.uid()), Some(found.gid()));
+            let _ = file.set_permissions(Permissions::clone(&found.permissions()));
+        }
+        Ok(place)
+    }
+
+    /// Opens a file that is to have the name `target`.
+    fn beside(target: PathBuf) -> io::Result<Place> {
+        let mut options = OpenOptions::new();
+        options.write(true);
+        let flags = OFlags::TMPFILE.bits().cast_signed();
+        if let Ok(file) = options.clone().custom_flags(flags).open(directory_of(&target)) {
+            return Ok(Place::Beside { file, temporary: Temporary(None), target });
+        }
+        let (name, file) = with_free_name(&target, |name| options.create_new(true).open(name))?;
+        Ok(Place::Beside { file, temporary: Temporary(Some(name)), target })
+    }
+}
+
+/// Makes `file` the one that is named `target`.
+fn replace(file: &File, mut temporary: Temporary, target: &Path) -> io::Result<()> {
+    if temporary.0.is_none() {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let link = |name: &Path| Ok(linkat(CWD, &own, CWD, name, AtFlags::SYMLINK_FOLLOW)?);
+        temporary.0 = Some(with_free_name(target, link)?.0);
+    }
+    let Some(name) = &temporary.0 else { unreachable!("it was named above") };
+    fs::rename(name, target)?;
+    temporary.0 = None;
+    Ok(())
+}
+
+/// Makes a file with a name beside `target` that no file has.
+fn with_free_name<T>(
+    target: &Path,
+    mut make: impl FnMut(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
+    let own = target.file_name().unwrap_or_default().to_string_lossy();
+    let mut result = Err(ErrorKind::AlreadyExists.into());
+    for number in 0..NAMES_MAX {
+        let name = target.with_file_name(format!(".{own}.{}-{number}.tmp", std::process::id()));
+        result = make(&name).map(|made| (name, made));
+        match &result {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Returns the target of a link whose target does not exist yet, and any other path as it is.
+fn followed(path: &Path) -> PathBuf {
+    fs::read_link(path).map_or_else(|_| path.to_owned(), |to| directory_of(path).join(to))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        None => Path::new("/"),
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+    }
 }
 
 /// Writes text to a file, or to standard output if the path is `-`.
 pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
-    let written = if path.as_os_str() == "-" {
-        // Strips colors if standard output is not a terminal or NO_COLOR is set.
-        anstream::stdout().write_all(text.as_bytes())
-    } else {
-        std::fs::write(path, text)
-    };
-    written.map_err(|error| {
-        Failure::Environment(format!(
-            "cannot write {}: {error}: name a file that can be written",
-            path.display()
-        ))
-    })
+    Destination::open(path.to_owned())?.write(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A directory that is removed at the end.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Directory {
+            let name = format!("ringtally-output-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir_all(&path).unwrap();
+            Directory(path)
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            let mut names: Vec<String> =
+                entries.map(|entry| name(entry).into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn usage(opened: Result<Output, Failure>) -> String {
+        match opened {
+            Err(Failure::Usage(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn only_one_report_goes_to_standard_output() {
-        let (dash, file) = (|| Some(PathBuf::from("-")), || Some(PathBuf::from("report")));
-        for (json, hdr, html) in
-            [(dash(), None, None), (file(), dash(), file()), (None, None, dash())]
-        {
-            assert!(Output::new(json, hdr, html, false).is_ok());
+        let directory = Directory::new("stdout");
+        let dash = || Some(PathBuf::from("-"));
+        let [a, b] = ["a", "b"].map(|name| Some(directory.file(name)));
+        for (json, hdr, html) in [(dash(), None, None), (a, dash(), b), (None, None, dash())] {
+            assert!(Output::open(json, hdr, html, false).is_ok());
         }
         for (json, hdr, html, flags) in [
             (dash(), dash(), None, "--json - and --hdr - would"),
             (None, dash(), dash(), "--hdr - and --html - would"),
-            (dash(), dash(), dash(), "--json - and --hdr - and --html - would"),
+            (dash(), None, dash(), "--json - and --html - would"),
         ] {
-            match Output::new(json, hdr, html, true) {
-                Err(Failure::Usage(why)) => assert!(why.starts_with(flags), "{why}"),
-                other => panic!("{other:?}"),
+            let why = usage(Output::open(json, hdr, html, true));
+            assert!(why.starts_with(flags), "{why}");
+        }
+        assert_eq!(directory.names(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn two_reports_in_one_file_are_refused_however_it_is_named() {
+        let directory = Directory::new("one-file");
+        let (there, new) = (directory.file("there"), directory.file("new"));
+        fs::write(&there, "old").unwrap();
+        std::os::unix::fs::symlink(&there, directory.file("link")).unwrap();
+        let roundabout = directory.0.join("../").join(directory.0.file_name().unwrap()).join("new");
+        for (one, other) in
+            [(&there, &there), (&there, &directory.file("link")), (&new, &new), (&new, &roundabout)]
+        {
+            let why = usage(Output::open(Some(one.clone()), None, Some(other.clone()), true));
+            assert!(why.starts_with("--json and --html name one file"), "{why}");
+        }
+        assert!(Output::open(Some(there.clone()), Some(new), None, true).is_ok());
+        let null = || Some(PathBuf::from("/dev/null"));
+        assert!(Output::open(null(), null(), null(), true).is_ok());
+        assert_eq!(fs::read_to_string(&there).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_file_is_replaced_once_it_is_whole_and_kept_if_nothing_is_written() {
+        let directory = Directory::new("replaced");
+        let file = directory.file("report");
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        let link = directory.file("link");
+        std::os::unix::fs::symlink("report", &link).unwrap();
+        drop(Destination::open(file.clone()).unwrap());
+        assert_eq!(
+            (fs::read_to_string(&file).unwrap(), directory.names().len()),
+            ("old".into(), 2)
+        );
+        for (name, text) in [(&file, "new"), (&link, "newer")] {
+            Destination::open(name.clone()).unwrap().write(text).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+            assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+        }
+        assert!(link.is_symlink());
+        // A link to nothing yet, and a name that is free.
+        let later = directory.file("later");
+        std::os::unix::fs::symlink("target", &later).unwrap();
+        write_to(&later, "text").unwrap();
+        assert_eq!(fs::read_to_string(directory.file("target")).unwrap(), "text");
+        assert_eq!(directory.names(), ["later", "link", "report", "target"]);
+    }
+
+    /// As on a file system that makes no file without a name.
+    #[test]
+    fn a_temporary_file_with_a_name_is_gone_at_the_end() {
+        let directory = Directory::new("named");
+        let target = directory.file("report");
+        for is_written in [false, true] {
+            let make = |name: &Path| OpenOptions::new().write(true).create_new(true).open(name);
+            let (name, mut file) = with_free_name(&target, make).unwrap();
+            let (second, _) = with_free_name(&target, make).unwrap();
+            assert!(name != second && name.parent() == target.parent());
+            drop(Temporary(Some(second)));
+            let temporary = Temporary(Some(name));
+            if is_written {
+                file.write_all(b"text").unwrap();
+                replace(&file, temporary, &target).unwrap();
             }
         }
+        assert_eq!(directory.names(), ["report"]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_known_before_there_is_a_text() {
+        let directory = Directory::new("unwritable");
+        for path in [directory.file("none/report"), directory.0.clone(), "/proc/version".into()] {
+            // Root may write what nobody else can.
+            if path.starts_with("/proc") && rustix::process::geteuid().is_root() {
+                continue;
+            }
+            let why = Destination::open(path).map(|_| ()).unwrap_err();
+            assert_eq!(why.exit_code(), 3, "{why}");
+            assert!(why.to_string().starts_with("cannot write "), "{why}");
+        }
+        // What can be opened and not written is a failure of the write.
+        let full = Destination::open("/dev/full".into()).unwrap().write("text").unwrap_err();
+        assert_eq!(full.exit_code(), 3);
     }
 }

@@ -26,7 +26,7 @@ impl Unit {
     }
 
     /// The word for several.
-    pub(super) fn many(self) -> &'static str {
+    pub(in crate::load) fn many(self) -> &'static str {
         match self {
             Unit::Request => "requests",
             Unit::Event => "events",

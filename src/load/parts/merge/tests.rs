@@ -29,6 +29,9 @@ fn config(workload: Workload, connections: usize, rate: Option<u64>) -> Config {
         part: Part::WHOLE,
         watch: false,
         thresholds: Vec::new(),
+        sample_every: None,
+        command: Vec::new(),
+        server_settings: None,
         progress: Show::Nothing,
     }
 }
@@ -393,4 +396,96 @@ fn the_merged_report_has_each_client_and_their_sums() {
         assert!(text.contains(part) && page.contains(part) && table.contains(part), "{text}");
     }
     assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
+}
+
+#[test]
+fn parts_of_two_servers_are_refused() {
+    let mut reports = good(3);
+    let check = |reports| Parts::check(reports, &[]).unwrap().check_url();
+    assert_eq!(check(reports.clone()), Ok(()));
+    reports[2].1.setup.url = "http://10.0.0.9:8000".into();
+    let why = check(reports).unwrap_err();
+    assert!(why.contains("part 3/3 to http://10.0.0.9:8000") && why.contains("--url"), "{why}");
+}
+
+/// The numbers of a JSON value, as paths.
+fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+    match json {
+        serde_json::Value::Number(_) => found.push(path.to_owned()),
+        serde_json::Value::Array(items) => {
+            let items = items.iter().enumerate();
+            items.for_each(|(index, item)| numbers(item, &format!("{path}/{index}"), found));
+        }
+        serde_json::Value::Object(members) => {
+            let members = members.iter();
+            members.for_each(|(name, item)| numbers(item, &format!("{path}/{name}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// A report of which any number was changed is refused or merged, and never ends the program.
+#[test]
+fn no_edited_number_is_too_much() {
+    let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: Some(3) };
+    let config = Config { warm_up: 10, ..config(workload, 10, Some(500)) };
+    let fate = |request: u64| [200, 200, 200, 503, 0, 1][request as usize % 6];
+    let part = |number| {
+        let part = Part::new(number, 2);
+        let mut sent = Sender::send(part, 1, workload, Some(500), &fate, &mut || 100);
+        sent.ledger.trouble.reconnects = 3;
+        let warm_up = Ledger {
+            acknowledged: part.share(4) * 3 - u64::from(number == 2) * 2,
+            ..Ledger::default()
+        };
+        let open_loop = OpenLoopClient {
+            requests: 300,
+            last_sent: Duration::from_secs(1),
+            ..OpenLoopClient::default()
+        };
+        let second = RawSecond { second: 1, events: 3, latency: (&sent.latencies).into() };
+        let watched = crate::load::watch::Watched::default();
+        let outcome = PartOutcome {
+            warm_up,
+            open_loop: Some(open_loop),
+            seconds: vec![second],
+            watched: (number == 1).then_some(watched),
+            ..outcome(sent.ledger, sent.latencies)
+        };
+        PartReport::new(&config, &participation(part), outcome)
+    };
+    let parts = [1, 2].map(|number| serde_json::to_value(part(number)).unwrap());
+    let merge = |parts: [serde_json::Value; 2]| -> Result<(), String> {
+        let [one, other] = parts.map(PartReport::of_json);
+        let run = Parts::check(vec![("1".into(), one?), ("2".into(), other?)], &[])?;
+        run.check_url()?;
+        let after = Totals { total_requests: 500, unique_users: 70, sum: 1.0, avg: 0.002 };
+        let report = run.report(Ok(after), vec!["p99>1s".parse().unwrap()])?;
+        report.json().and_then(|_| report.html()).map_err(|failure| failure.to_string())?;
+        report.summary();
+        report.percentile_table();
+        Ok(())
+    };
+    merge(parts.clone()).unwrap();
+    let mut paths = Vec::new();
+    numbers(&parts[1], "", &mut paths);
+    assert!(paths.len() > 60 && paths.iter().any(|path| path == "/elapsed/secs"), "{paths:?}");
+    let (mut merged, mut panicked) = (0, Vec::new());
+    let values =
+        ["0", "1", "-1", "999999999", "9007199254740993", "18446744073709551615", "1e300", "-0.5"];
+    for (path, value) in paths.iter().flat_map(|path| values.map(|value| (path, value))) {
+        // In one of them, and in both in the same way: what they have in common must be equal.
+        for first in [1, 0] {
+            let mut edited = parts.clone();
+            for number in edited[first..].iter_mut().filter_map(|part| part.pointer_mut(path)) {
+                *number = serde_json::from_str(value).unwrap();
+            }
+            match std::panic::catch_unwind(|| merge(edited)) {
+                Ok(result) => merged += usize::from(result.is_ok()),
+                Err(_) => panicked.push((path, value)),
+            }
+        }
+    }
+    assert!(merged > 100, "{merged}");
+    assert!(panicked.is_empty(), "{panicked:?}");
 }

@@ -1,0 +1,290 @@
+//! Whether the head passes the conditions of `--fail-if`: what they say of each change, and what keeps a run from
+//! passing whatever its figures are.
+
+use super::change::{ChangeLimit, Holds};
+use super::{Compared, RUNS_MIN, Run, too_few};
+use crate::failure::Failure;
+use serde::Serialize;
+use serde_json::Value;
+
+/// The outcome of all conditions together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    Passed,
+    Failed,
+    /// There are too few runs to tell.
+    Inconclusive,
+}
+
+/// A condition, and whether it holds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Checked {
+    pub(super) fail_if: String,
+    pub(super) holds: Holds,
+}
+
+/// The conditions, and what was found.
+pub(super) struct Gate {
+    pub(super) checks: Vec<Checked>,
+    /// Why runs cannot pass, a sentence for each reason.
+    pub(super) obstacles: Vec<String>,
+    runs: [usize; 2],
+}
+
+impl Gate {
+    pub(super) fn of(
+        limits: &[ChangeLimit],
+        figures: &[Compared],
+        base: &[Run],
+        head: &[Run],
+    ) -> Gate {
+        let check = |limit: &ChangeLimit| {
+            let found = figures.iter().find(|compared| compared.figure == limit.figure);
+            let found = found.filter(|compared| !compared.has_zero);
+            let holds = found.map_or(Holds::Unknown, |compared| {
+                limit.check(compared.change.as_ref(), compared.beyond)
+            });
+            Checked { fail_if: limit.text().into(), holds }
+        };
+        let checks: Vec<Checked> = limits.iter().map(check).collect();
+        let obstacles = if checks.is_empty() { Vec::new() } else { obstacles(base, head) };
+        Gate { checks, obstacles, runs: [base.len(), head.len()] }
+    }
+
+    /// `None` without conditions.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        let mut holds = self.checks.iter().map(|check| check.holds);
+        let fails = |holds| matches!(holds, Holds::Yes | Holds::Bound | Holds::Unknown);
+        if self.checks.is_empty() {
+            None
+        } else if !self.obstacles.is_empty() || holds.clone().any(fails) {
+            Some(Outcome::Failed)
+        } else if holds.any(|holds| holds == Holds::Inconclusive) {
+            Some(Outcome::Inconclusive)
+        } else {
+            Some(Outcome::Passed)
+        }
+    }
+
+    /// A failure with a line for each obstacle and each condition that was not passed.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let lines = || {
+            let checks = self.checks.iter().filter_map(|Checked { fail_if, holds }| {
+                Some(format!("--fail-if {fail_if}: {}", why_not_passed(*holds)?))
+            });
+            self.obstacles.iter().cloned().chain(checks).collect::<Vec<_>>().join("\n")
+        };
+        match self.outcome() {
+            None | Some(Outcome::Passed) => Ok(()),
+            Some(Outcome::Failed) => Err(Failure::Wrong(lines())),
+            Some(Outcome::Inconclusive) => Err(Failure::Usage(too_few(self.runs[0], self.runs[1]))),
+        }
+    }
+}
+
+/// Why a condition was not passed, unless it was. One that is undecided is passed, so that noise fails nothing.
+fn why_not_passed(holds: Holds) -> Option<&'static str> {
+    match holds {
+        Holds::No | Holds::Undecided => None,
+        Holds::Yes => Some("it holds"),
+        Holds::Inconclusive => Some("it is not known, because there are too few runs"),
+        Holds::Bound => Some("it may hold, because the figure of a run is only a bound"),
+        Holds::Unknown => Some("it is not known, because a run has no such figure, or one of zero"),
+    }
+}
+
+impl Checked {
+    /// As a line for a reader.
+    pub(super) fn line(&self) -> String {
+        let fail_if = &self.fail_if;
+        match (self.holds, why_not_passed(self.holds)) {
+            (Holds::Undecided, _) => {
+                format!("undecided {fail_if}: a part of the interval is beyond it, make more runs")
+            }
+            (Holds::Inconclusive, _) => {
+                format!("inconclusive {fail_if}: {RUNS_MIN} runs per side are needed")
+            }
+            (_, Some(why)) => format!("failed {fail_if}: {why}"),
+            (_, None) => format!("passed {fail_if}"),
+        }
+    }
+}
+
+/// Returns the reasons why runs cannot pass, whatever their figures are.
+fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
+    let verdict = |run: &Run| run.report.get("verdict").and_then(Value::as_str).map(str::to_owned);
+    let not_acknowledged = |run: &Run| {
+        let count = |name: &str| run.report.get(name).and_then(Value::as_f64);
+        let requests = count("requests").filter(|requests| *requests > 0.0)?;
+        Some(1.0 - count("acknowledged")? / requests)
+    };
+    let most_of_base = base.iter().filter_map(not_acknowledged).fold(0.0, f64::max);
+    let mut found = Vec::new();
+    let mut note = |runs: &[Run], is_it: &dyn Fn(&Run) -> bool, why: &dyn Fn(&str) -> String| {
+        let files: Vec<&str> =
+            runs.iter().filter(|run| is_it(run)).map(|run| run.file.as_str()).collect();
+        if !files.is_empty() {
+            found.push(why(&files.join(", ")));
+        }
+    };
+    note(base, &|run| verdict(run).as_deref() == Some("wrong"), &|files| {
+        format!("the base is wrong in {files}: make its runs again, without those")
+    });
+    note(head, &|run| verdict(run).as_deref() != Some("exact"), &|files| {
+        format!("the head is not exact in {files}: see why in the reports")
+    });
+    note(head, &|run| not_acknowledged(run).is_some_and(|share| share > most_of_base), &|files| {
+        let percent = (most_of_base * 1e6).round() / 1e4;
+        format!(
+            "more requests than the base's {percent}% were not acknowledged in {files}: see why in the reports"
+        )
+    });
+    note(head, &Run::is_client_limited, &|files| {
+        format!("the client was the limit in {files}: give it more CPUs, or lower the load")
+    });
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::change::FIGURES;
+    use super::super::tests::{compare, group, with};
+    use super::*;
+    use serde_json::json;
+
+    const LIMITS: [&str; 2] = ["p99>+5%", "rps<-3%"];
+
+    /// Returns the exit code and the message if all heads, or one of them, are changed.
+    fn judged(change: impl Fn(&mut Value), is_one: bool) -> (u8, String) {
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        let changed = if is_one { 1 } else { head.len() };
+        head.iter_mut().take(changed).for_each(|run| change(&mut run.report));
+        match compare(&base, &head, &LIMITS).gate.check() {
+            Ok(()) => (0, String::new()),
+            Err(failure) => (failure.exit_code(), failure.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_head_whose_figures_are_not_what_was_asked_for_cannot_pass() {
+        assert_eq!(judged(|_| {}, false), (0, String::new()));
+        let changes: [(fn(&mut Value), &str); 6] = [
+            (|report| report["verdict"] = "wrong".into(), "the head is not exact"),
+            (|report| report["verdict"] = "undecided".into(), "the head is not exact"),
+            (|report| report["acknowledged"] = 999.into(), "were not acknowledged"),
+            (|report| report["acknowledged"] = 0.into(), "were not acknowledged"),
+            (|report| report["client_limited"] = true.into(), "the client was the limit"),
+            (|report| report["latency_us"]["lower_bounds"] = json!(["p99"]), "only a bound"),
+        ];
+        for (change, says) in changes {
+            for is_one in [true, false] {
+                let (code, said) = judged(change, is_one);
+                assert!(code == 1 && said.contains(says), "{says}, one: {is_one}: {said}");
+            }
+        }
+        // Without a condition, nothing fails.
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        head[0].report["verdict"] = "wrong".into();
+        assert_eq!(compare(&base, &head, &[]).gate.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_head_may_lack_what_the_base_lacks() {
+        let (mut base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        for run in base.iter_mut().chain(&mut head) {
+            run.report["acknowledged"] = 990.into();
+        }
+        assert_eq!(compare(&base, &head, &LIMITS).gate.check(), Ok(()));
+        head[3].report["acknowledged"] = 989.into();
+        let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
+        assert!(said.contains("the base's 1% were not acknowledged"), "{said}");
+    }
+
+    #[test]
+    fn a_base_that_is_no_measure_passes_no_head() {
+        let (mut base, head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        base[2].report["client_limited"] = true.into();
+        let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
+        assert_eq!(said.matches("only a bound").count(), 2, "{said}");
+        // It took this or more, so that a head that takes no more has not gained.
+        assert_eq!(compare(&base, &head, &["rps>+5%"]).gate.check(), Ok(()));
+        base[2].report["client_limited"] = false.into();
+        base[2].report["verdict"] = "wrong".into();
+        let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
+        assert!(said.contains("the base is wrong"), "{said}");
+    }
+
+    #[test]
+    fn a_lower_bound_fails_unless_it_decides() {
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 2000.0));
+        for run in &mut head {
+            run.report["latency_us"]["lower_bounds"] = json!(["p99"]);
+        }
+        let holds = |limit| compare(&base, &head, &[limit]).gate.checks[0].holds;
+        assert_eq!((holds("p99>+5%"), holds("p99<-5%")), (Holds::Yes, Holds::No));
+        assert_eq!((holds("p99>+150%"), holds("p50>+5%")), (Holds::Bound, Holds::No));
+    }
+
+    #[test]
+    fn too_few_runs_are_inconclusive_and_the_number_is_told() {
+        for (base_runs, head_runs, code) in [(1, 1, 2), (4, 7, 2), (7, 1, 2), (5, 5, 0)] {
+            let (mut base, mut head) = (group(10_000.0, 1000.0), group(9_999.0, 1000.0));
+            base.truncate(base_runs);
+            head.truncate(head_runs);
+            let found = compare(&base, &head, &["rps<-5%"]);
+            let checked = found.gate.check();
+            assert_eq!(checked.as_ref().map_or_else(Failure::exit_code, |()| 0), code);
+            if let Err(failure) = checked {
+                let says = format!("5 runs per side, and there are {base_runs} and {head_runs}");
+                assert!(failure.to_string().contains(&says), "{failure}");
+                assert!(found.table().contains("inconclusive rps<-5%"), "{}", found.table());
+                assert_eq!(found.json()["figures"]["rps"]["low_percent"], Value::Null);
+            }
+        }
+        // A wrong head is wrong, however few there are.
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        head.truncate(1);
+        head[0].report["verdict"] = "wrong".into();
+        assert_eq!(compare(&base, &head, &LIMITS).gate.check().unwrap_err().exit_code(), 1);
+    }
+
+    /// Runs that differ by noise alone: by a normal distribution or by one with a tail, and some of them by a
+    /// disturbance. A condition that holds as soon as there is a change fails one in 20 of them at most, on each side.
+    #[test]
+    fn noise_fails_one_comparison_in_twenty_at_most_and_planted_changes_are_found() {
+        let comparisons = 300;
+        let p99 = FIGURES.into_iter().find(|figure| figure.name == "p99").unwrap();
+        let fails = |base: &[Run], head: &[Run], limit: &str| {
+            let figures = [Compared::of(p99, base, head).unwrap()];
+            Gate::of(&[limit.parse().unwrap()], &figures, base, head).check().is_err()
+        };
+        for runs in [RUNS_MIN, 7, 12] {
+            for disturbed in [0.0, 0.1] {
+                let mut random = fastrand::Rng::with_seed(runs as u64);
+                let mut noisy = |center: f64| {
+                    let normal = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
+                    let tail = random.f64() * random.f64();
+                    let hit = if random.f64() < disturbed { 0.3 } else { 0.0 };
+                    center * (0.02 * normal + 0.02 * tail + hit).exp()
+                };
+                let mut failed = [0; 3];
+                for _ in 0..comparisons {
+                    let mut side = |center: f64| -> Vec<Run> {
+                        (0..runs).map(|_| with(10_000.0, noisy(center))).collect()
+                    };
+                    let (base, same, slower) = (side(1000.0), side(1000.0), side(1250.0));
+                    failed[0] += usize::from(fails(&base, &same, "p99>0%"));
+                    failed[1] += usize::from(fails(&base, &same, "p99<0%"));
+                    failed[2] += usize::from(fails(&base, &slower, "p99>+5%"));
+                }
+                let [above, below, planted] =
+                    failed.map(|count| count as f64 / f64::from(comparisons));
+                assert!(above <= 0.05 && below <= 0.05, "{runs} runs: {above} and {below}");
+                // A disturbed run widens the interval, up to the limit.
+                let least = if disturbed > 0.0 { 0.5 } else { 0.9 };
+                assert!(planted >= least, "{runs} runs, {disturbed} disturbed: {planted}");
+            }
+        }
+    }
+}

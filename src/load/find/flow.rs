@@ -1,0 +1,194 @@
+//! Whether a server completes what it is sent: how many events were acknowledged over a window, and what that says of
+//! the backlog.
+//!
+//! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the limit. So the backlog, which is what was due and is not acknowledged, must not grow.
+
+use crate::load::shared::Progress;
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The number of samples per window.
+pub(super) const SAMPLES: u32 = 64;
+/// Fewer samples make no trend: the thread that takes them was kept from its CPU.
+const SAMPLES_MIN: usize = 8;
+/// The share of a window in which connections and caches get warm, at least.
+const START_SHARE: f64 = 0.125;
+/// From this share of the rate on, the growth of the backlog fails a single window. Less may be chance, and is judged
+/// over several windows.
+const GROWTH_MAX: f64 = 0.1;
+/// Up to this share of the rate, growth is what samples and whole events add.
+const GROWTH_NOISE: f64 = 0.002;
+/// A rate is held if the backlog grows by less than this share of it: the same share of it must be sent.
+pub(super) const GROWTH_HELD: f64 = 0.01;
+
+/// The 95% quantiles of Student's t distribution for 1 to 12 degrees of freedom. For more, the last one is used, which
+/// is slightly too great.
+const T95: [f64; 12] =
+    [6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782];
+
+/// How many events were acknowledged by some moments of a run: seconds since its start, and the number.
+#[derive(Clone, Debug, Default)]
+pub(in crate::load) struct Flow {
+    samples: Vec<(f64, u64)>,
+}
+
+impl Flow {
+    /// Looks at the threads' progress until told to stop.
+    pub(in crate::load) fn watch(
+        every: Duration,
+        progress: &[CachePadded<Progress>],
+        is_over: &AtomicBool,
+    ) -> Flow {
+        let started = Instant::now();
+        let mut flow = Flow::default();
+        while !is_over.load(Ordering::Acquire) {
+            let at_s = started.elapsed().as_secs_f64();
+            let acknowledged =
+                |thread: &CachePadded<Progress>| thread.acknowledged.load(Ordering::Acquire);
+            flow.samples.push((at_s, progress.iter().map(acknowledged).sum()));
+            std::thread::sleep(every);
+        }
+        flow
+    }
+
+    /// Of such samples.
+    #[cfg(test)]
+    pub(in crate::load) fn of(samples: Vec<(f64, u64)>) -> Flow {
+        Flow { samples }
+    }
+
+    /// By how much the backlog grew, as a share of the rate: the slope of a straight line through it, by least
+    /// squares. `None` if there are too few samples. Of a window at `rate` events per second that lasts `window_s`,
+    /// the start is left out: until a request has had the longest time that it may take, the backlog grows in any case.
+    pub(in crate::load) fn growth(&self, rate: f64, window_s: f64, limit_s: f64) -> Option<f64> {
+        let start_s = limit_s.max(window_s * START_SHARE);
+        let points: Vec<(f64, f64)> = self
+            .samples
+            .iter()
+            .filter(|(at_s, _)| (start_s..=window_s).contains(at_s))
+            .map(|(at_s, acknowledged)| (*at_s, rate * at_s - *acknowledged as f64))
+            .collect();
+        if points.len() < SAMPLES_MIN {
+            return None;
+        }
+        let count = points.len() as f64;
+        let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+        let (mean_s, mean_backlog) = (mean(|point| point.0), mean(|point| point.1));
+        let (mut covariance, mut variance) = (0.0, 0.0);
+        for (at_s, backlog) in points {
+            covariance += (at_s - mean_s) * (backlog - mean_backlog);
+            variance += (at_s - mean_s).powi(2);
+        }
+        Some(covariance / variance / rate)
+    }
+
+    /// Why the growth of its backlog fails a single window, if it does.
+    pub(in crate::load) fn why_not(growth: Option<f64>) -> Option<String> {
+        match growth {
+            None => Some("too few samples of the backlog: the client was kept from its CPU".into()),
+            Some(growth) if growth >= GROWTH_MAX => Some(format!(
+                "{:.1}% of the rate was completed, and the rest added to the backlog",
+                (1.0 - growth) * 100.0
+            )),
+            Some(_) => None,
+        }
+    }
+}
+
+/// The trend of the backlog over several windows of one rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Trend {
+    /// It does not grow, or by less than [`GROWTH_HELD`].
+    Steady,
+    Grows {
+        share: f64,
+    },
+    /// Neither is certain at 95%.
+    Unclear {
+        share: f64,
+        most: f64,
+    },
+}
+
+impl Trend {
+    /// From the growth in each window. The windows are independent of each other, as the samples of one are not.
+    pub(super) fn of(growths: &[f64]) -> Trend {
+        let count = growths.len() as f64;
+        let share = growths.iter().sum::<f64>() / count.max(1.0);
+        let Some(quantile) = growths.len().checked_sub(2).map(|at| T95[at.min(T95.len() - 1)])
+        else {
+            return Trend::Unclear { share, most: f64::INFINITY };
+        };
+        let variance =
+            growths.iter().map(|growth| (growth - share).powi(2)).sum::<f64>() / (count - 1.0);
+        let error = quantile * (variance / count).sqrt();
+        if share - error > GROWTH_NOISE {
+            Trend::Grows { share }
+        } else if share + error < GROWTH_HELD {
+            Trend::Steady
+        } else {
+            Trend::Unclear { share, most: share + error }
+        }
+    }
+
+    /// Why a rate with it does not hold.
+    pub(super) fn why_not(self) -> Option<String> {
+        let percent = |share: f64| share * 100.0;
+        match self {
+            Trend::Steady => None,
+            Trend::Grows { share } => Some(format!(
+                "over all windows, the backlog grew by {:.1}% of the rate",
+                percent(share)
+            )),
+            Trend::Unclear { most, .. } => Some(format!(
+                "the windows are too short to tell whether the backlog grows: by up to {:.1}% of the rate",
+                percent(most)
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that completes `capacity` events per second, after `latency_s`.
+    fn flow(rate: f64, capacity: f64, latency_s: f64) -> Flow {
+        let acknowledged = |at_s: f64| (rate.min(capacity) * (at_s - latency_s).max(0.0)) as u64;
+        let at = |sample: u32| f64::from(sample) / f64::from(SAMPLES) * 1.2;
+        Flow::of((0..=SAMPLES).map(|sample| (at(sample), acknowledged(at(sample)))).collect())
+    }
+
+    #[test]
+    fn the_backlog_grows_by_what_is_not_completed() {
+        for (rate, capacity, latency_s, expected) in [
+            (500.0, 1000.0, 0.0, 0.0),
+            (500.0, 500.0, 0.2, 0.0),
+            (750.0, 500.0, 0.0, 1.0 / 3.0),
+            (510.0, 500.0, 0.1, 1.0 / 51.0),
+            (500.0, 0.0, 0.0, 1.0),
+        ] {
+            let growth = flow(rate, capacity, latency_s).growth(rate, 1.0, 0.25).unwrap();
+            assert!((growth - expected).abs() < 0.002, "{rate} of {capacity}: {growth}");
+            assert_eq!(Flow::why_not(Some(growth)).is_some(), expected > 0.1);
+        }
+        // All of the window is needed to fill the server.
+        let filling = flow(500.0, 500.0, 1.0).growth(500.0, 1.0, 0.5).unwrap();
+        assert!(filling > 0.9, "{filling}");
+        assert_eq!(Flow::of(vec![(0.5, 1); 7]).growth(1.0, 1.0, 0.1), None);
+        assert!(Flow::why_not(None).is_some());
+    }
+
+    #[test]
+    fn a_trend_is_told_once_it_is_certain() {
+        assert_eq!(Trend::of(&[0.001, 0.0, -0.001, 0.0]), Trend::Steady);
+        assert!(matches!(Trend::of(&[0.02, 0.021, 0.019]), Trend::Grows { .. }));
+        assert!(matches!(Trend::of(&[0.05, -0.04, 0.02]), Trend::Unclear { .. }));
+        // As much noise, and more windows.
+        let many: Vec<f64> = [0.05, -0.05].repeat(100);
+        assert_eq!(Trend::of(&many), Trend::Steady);
+        assert!(matches!(Trend::of(&[0.5]), Trend::Unclear { .. }));
+        assert!(matches!(Trend::of(&[]), Trend::Unclear { .. }));
+    }
+}
