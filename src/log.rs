@@ -30,7 +30,7 @@ const FINISH: Duration = Duration::from_secs(1);
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
 impl Log {
-    /// Has a thread of its own write what this process logs from here on, panics included.
+    /// Starts a thread that writes whatever this process logs after this, including panics.
     ///
     /// # Errors
     ///
@@ -99,8 +99,8 @@ pub fn finish() {
     }
 }
 
-/// Counts what can happen often, and says when a line is to be logged about it: the first time, and then
-/// once per interval.
+/// A count of something that can happen often, about which a line is logged the first time, and then once per
+/// interval.
 #[derive(Debug)]
 pub struct Seldom {
     interval: Duration,
@@ -147,7 +147,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Pending {
     lines: VecDeque<String>,
-    /// Lines for which there was no room, after those that wait.
+    /// Lines that were dropped because too many waited: all that came after those.
     dropped: u64,
     /// The thread is writing lines that it has taken.
     is_writing: bool,

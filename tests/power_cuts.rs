@@ -1,5 +1,5 @@
-//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store, and a
-//! disk that loses what was not synced. Every event has a power of two as its value, so the exact sum that a store
+//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store, and
+//! a disk that loses what was not synced. Every event has a power of two as its value, so the exact sum that a store
 //! holds says which events it has; a model knows which were sent and which were acknowledged.
 //!
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test power_cuts` replays it, and

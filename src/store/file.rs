@@ -15,16 +15,16 @@
 //! <https://wiki.postgresql.org/wiki/Fsync_Errors>). The failure is reported once to each descriptor that was open, and
 //! otherwise to the next one, unless somebody else has heard of it (Linux 4.13 and 4.16; fsync(2); "Handling errors
 //! during writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a page that can be read nor a sync
-//! that succeeds shows that the page is on the disk. What does is a write of the page with a successful sync after it, on
-//! a descriptor that was open before the write. On every file system, this store relies on that alone:
+//! that succeeds shows that the page is on the disk. Only a write of the page does, if a sync succeeds after it on a
+//! descriptor that was open before it. On every file system, this store relies on that alone:
 //!
 //! - The primary slot's pages are on the disk: redb syncs a transaction before it makes its slot the primary one,
-//!   and writes to none of its pages as long as it is. The header itself may only be readable, so it is read once and kept,
-//!   and redb writes and syncs it before the store is used.
+//!   and writes to none of its pages as long as it is. The header itself may only be readable, so it is read once and
+//!   kept, and redb writes and syncs it before the store is used.
 //! - A newer slot that is not the primary one belongs to a commit that was cut off or has failed. Before it is even
 //!   looked at, every page is written again and synced. If that fails, the disk still has the primary slot.
-//! - After a write or sync that failed, nothing is written, and no sync is tried again: redb refuses to, and the simulated
-//!   disk of the tests panics.
+//! - After a write or sync that failed, nothing is written, and no sync is tried again: redb refuses to, and the
+//!   simulated disk of the tests panics.
 //!
 //! Besides, a file is synced and dropped from the page cache when it is opened. That is advice to the kernel, which
 //! keeps a page that another process maps or reads. It serves what no store can know: whether a copy of the file,

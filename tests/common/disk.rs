@@ -131,9 +131,9 @@ impl Disk {
         self.state().is_off
     }
 
-    /// Lets `syncs` more syncs succeed. The next one fails, and loses any part of what it should write. As on ext4, what
-    /// is lost can be read and counts as clean: later syncs succeed without it, until it is written again. At any
-    /// moment, the page cache may forget some of it.
+    /// Lets `syncs` more syncs succeed. The next one fails, and loses any part of what it should write. As on ext4,
+    /// what is lost can be read and counts as clean: later syncs succeed without it, until it is written again. At
+    /// any moment, the page cache may forget some of it.
     pub fn lose_after(&self, syncs: u64, rng: &mut Rng) {
         let mut state = self.state();
         (state.syncs_left, state.rng) = (Some(syncs), rng.fork());
