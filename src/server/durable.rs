@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// How often the progress of a long restore is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// How often it is looked for a signal while the store is opened.
+/// The interval between two looks for a signal while the store is opened.
 const SIGNAL_POLL: Duration = Duration::from_millis(20);
 
 /// From how many bytes on a store takes long enough to check that it is logged: about a second on a slow disk.
@@ -107,8 +107,8 @@ pub(super) fn restore(
     Ok(Start::Restored(tally, writers, restored))
 }
 
-/// Opens a store, on a thread of its own, because nothing else could interrupt it: a database is waited for, and a large
-/// file is checked. `None` if a signal comes first; then the process ends, which is no worse for a store than a crash.
+/// Opens a store on a thread of its own, so that a signal can interrupt the wait for a database or the check of a large
+/// file. Returns `None` if a signal comes first; then the process ends, which harms a store no more than a crash.
 fn open(
     config: &StoreConfig,
     log: Log,
@@ -282,6 +282,25 @@ mod tests {
         assert_eq!(failure.exit_code(), 1);
         assert!(failure.to_string().contains("the committer died"), "{failure}");
         assert_eq!(durable.totals().total_requests, 0, "nothing is durable");
+    }
+
+    #[test]
+    fn a_signal_ends_the_wait_for_a_database() {
+        // Nobody accepts its connections.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://u@{}/d?connect_timeout=60", listener.local_addr().unwrap());
+        let target = store::postgres::Target::parse(&url).unwrap();
+        let location = Location::Postgres(Box::new(target));
+        let config = StoreConfig { location, timeout: Duration::from_secs(60) };
+        let (sender, lifecycle) = channel();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            sender.send(Lifecycle::Signal(15)).unwrap();
+        });
+        let started = Instant::now();
+        let start = restore(&config, 1, 1, Log::Text, &lifecycle).unwrap();
+        assert!(matches!(start, Start::Stopped(None)), "its totals are not known");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
 
     #[test]

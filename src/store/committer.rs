@@ -174,8 +174,8 @@ impl Committer {
 
     /// Starts from zero after the reset of another server, which a cut has met: what is not settled is void.
     fn start_over(&mut self, cut: &Cut) {
-        // The next generation only follows the other server's, which the store knows, also after a cut that was
-        // superseded as well: that one had no reset of a client, because a reset is never superseded.
+        // The next generation only follows that of the other server, and the store knows that. It is one more than the
+        // generation of this cut, even if this cut only followed an earlier reset itself.
         let generation = self.journal.reset();
         self.settlement.void_before(generation);
         self.metrics.superseded.add(1);

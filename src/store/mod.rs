@@ -38,8 +38,9 @@ pub trait Store: Send {
     /// commit of the same generation had. Returns once the outcome is known and cannot be lost anymore.
     ///
     /// A state of a later generation than the one before it is a reset, of everybody who shares the store;
-    /// but after [`Outcome::Superseded`], one of the very next generation only follows the reset of another
-    /// server. A reset is never superseded. With a shared store, a state that has not changed says that this
+    /// but after [`Outcome::Superseded`], however often that comes in a row, one of the very next generation only
+    /// follows the reset of another server. A reset is superseded only if the store cannot tell anymore whether it was
+    /// made before. With a shared store, a state that has not changed says that this
     /// server is alive.
     ///
     /// # Errors
@@ -116,8 +117,9 @@ impl fmt::Display for Location {
     }
 }
 
-/// Opens a store, or creates it where there is none, and returns it with what it holds for this server, and of all that
-/// share it. One that does not respond is waited for as long as `timeout`; later losses of its connection go to `log`.
+/// Opens a store, or creates it if there is none. Returns it with the state that it holds for this server, and the totals
+/// over all servers. Waits for a store that does not respond for as long as `timeout`; logs later losses of its
+/// connection.
 ///
 /// # Errors
 ///

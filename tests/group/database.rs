@@ -1,5 +1,5 @@
 //! A database that servers share, in memory: a primary, and a standby that has the transactions of the primary a moment
-//! later, and may be promoted. What a server asks of it is done step by step, so that others act in between.
+//! later, and may be promoted. Each request of a server is made step by step, so that others act in between.
 //!
 //! As in PostgreSQL, a transaction is in the log of the primary first. If the standby is synchronous, it is seen by
 //! nobody and keeps its locks until the standby has it, unless its wait is canceled; then it is seen, and the standby
@@ -477,7 +477,7 @@ impl SimulatedLink {
                     continue;
                 }
                 self.wait(node)?;
-                if self.chance(20) {
+                if self.chance(50) {
                     self.database.cluster().note_seen(number);
                     return Err(Trouble::Unconfirmed("its wait was canceled".into()));
                 }

@@ -430,7 +430,7 @@ fn simulate(seed: u64, fault: Fault) {
     let steps = world.rng.usize(1..160);
     // In half of the runs, the standby is promoted.
     let promotion = world.rng.usize(..2 * steps);
-    // A server that was away for an hour cannot tell an older database from one where its row was removed.
+    // A server that was away for an hour cannot tell an older database from one that has removed its row.
     let hours_pass = is_synchronous || promotion >= steps;
     for step in 0..steps {
         if step == promotion {

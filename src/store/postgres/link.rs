@@ -1,7 +1,8 @@
 //! What a server asks of the database, and of time: in PostgreSQL, as statements.
 //!
-//! Every statement that writes checks in itself that its commit waits for the disk and the standbys, and that a warning
-//! would be heard: what a session was set to does not tell, because a pooler may run a statement on another one.
+//! Every statement that writes what is acknowledged also checks that its commit waits for the disk and the standbys, and
+//! that a warning would be sent. Settings that the session began with prove nothing, because a pooler may run a
+//! statement in another session.
 
 use super::member::ALIVE;
 use super::schema;
@@ -324,7 +325,7 @@ impl Link for Postgres {
         let totals_and_users = client.prepare(&totals_and_users()).await?;
         let rows = client.prepare(ROWS).await?;
         let confirmation = client.prepare(&confirmation()).await?;
-        // What was said while nobody listened has to be looked for.
+        // Notifications may have been missed while nobody listened.
         self.unasked.wake();
         self.connection = Some(Connected { session, totals, totals_and_users, rows, confirmation });
         Ok(())
@@ -338,8 +339,7 @@ impl Link for Postgres {
     }
 
     async fn register(&self, id: &Id, name: &str) -> Result<i64, Trouble> {
-        // A row that is there is written once more, so that this waits for the standbys that the other commit may not
-        // have waited for.
+        // An existing row is written once more, because the commit that added it may not have waited for the standbys.
         let sql = format!(
             "INSERT INTO ringtally.servers (id, name, generation, sequence, events, users, sum)
             SELECT $1::bytea, $2::text, generation, 0, 0, 0, $3::bytea FROM ringtally.tally WHERE {IS_SAFE}
@@ -430,7 +430,7 @@ fn events(state: &State) -> i64 {
     i64::try_from(state.events).expect("no number of events gets so far")
 }
 
-/// What a session is that would acknowledge what is not durable.
+/// The trouble with a session that would acknowledge what is not durable.
 fn unsafe_session() -> Trouble {
     Trouble::Passing(
         "its session has another synchronous_commit or client_min_messages than this server has set, as behind a \

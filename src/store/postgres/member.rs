@@ -1,17 +1,17 @@
 //! One server's part in the group: its row, the commits to it, and what it does when the database is away.
 //!
-//! Every write of a server to its row has a number, one more than the one before it, and is made only where the row has
-//! the number before. So one whose outcome is unknown is repeated as it is: if it had been made, the row has its
-//! number, and repeating it changes nothing; and one that is still under way on a connection that was lost is waited
-//! for, or finds that it came too late. If the row has an older number than a write that was confirmed, the database is
-//! an older one.
+//! Every write of a server to its row has a number, one more than the write before it, and is made only if the row has
+//! the number before. So a write whose outcome is unknown is repeated as it is: if it was made, the row has its
+//! number, and repeating it changes nothing. If it is still under way on a connection that was lost, the repeated one
+//! waits for it, or it finds that it came too late. If the row has an older number than a write that was confirmed, or
+//! is missing although nobody may have removed it, the database is an older one.
 //!
 //! The number of resets, the generation, is read and not locked: a commit that read the old one held only events
 //! that were received before the reset was acknowledged, and belongs before it.
 //!
-//! Totals are shown only once a write was confirmed that began after they were read. A server that a standby stands in
-//! for can still be read, but waits in vain for that standby to confirm what is written; and whatever was read, and not
-//! on the standby yet, is there before that write is.
+//! Totals are shown only once a write was confirmed that began after they were read. A primary that its standby has
+//! replaced can still be read, but that standby never confirms what is written there. And if what was read is not on the
+//! standby yet, it gets there before the write does.
 
 use super::link::{Id, Link, Write};
 use super::shares::add_up;
@@ -25,8 +25,8 @@ use std::time::Duration;
 /// How recently a server must have been seen to count as alive, which its heartbeats keep it.
 pub(super) const ALIVE: Duration = Duration::from_secs(3);
 
-/// For how long nobody removes the row of a server that is not seen anymore, by the clock of the database; and by that
-/// of the server, which may be slower.
+/// For how long nobody removes the row of a server that is not seen anymore, by the clock of the database; and by the
+/// clock of the server, which may be slower.
 pub(super) const GONE: Duration = Duration::from_secs(3600);
 const GONE_AT_LEAST: Duration = Duration::from_secs(3540);
 
@@ -114,7 +114,7 @@ impl<L: Link> Member<L> {
     /// The database did not respond within `timeout`, or does not let this server in, or has another format.
     pub async fn join(&mut self, timeout: Duration) -> Result<Group, Failure> {
         let deadline = self.link.now() + timeout;
-        // Enough is left for each of the hosts, where the first accepts connections and confirms nothing.
+        // Time is left for each of the hosts, even if the first accepts connections and confirms nothing.
         let limit = timeout / self.link.hosts();
         let mut pause = PAUSE_MIN;
         loop {
@@ -154,7 +154,7 @@ impl<L: Link> Member<L> {
     /// Says how this server is called.
     pub async fn introduce(&mut self, name: String) {
         self.name = name;
-        // Where that fails, only a name is missing.
+        // If that fails, only a name is missing.
         let _ = within(ATTEMPT, self.link.rename(&self.id, &self.name)).await;
     }
 
@@ -224,7 +224,7 @@ impl<L: Link> Member<L> {
 
     /// Notes that this server has ended, so that no reset waits for it.
     pub async fn leave(&mut self) {
-        // Where that fails, it counts as alive for a few seconds more.
+        // If that fails, it counts as alive for a few seconds more.
         let _ = within(Duration::from_millis(500), self.link.end(&self.id)).await;
     }
 
@@ -232,7 +232,7 @@ impl<L: Link> Member<L> {
         Failure::Environment(format!("the store {}: {trouble}", self.link.target()))
     }
 
-    /// What a failed attempt leads to: another one after a pause, or the end.
+    /// Prepares another attempt after one that failed, or gives up.
     async fn stand(&mut self, trouble: Trouble, pause: &mut Duration) -> Result<(), Failure> {
         // Whatever was under way on it, the next attempt begins on a connection of its own.
         self.link.disconnect(matches!(trouble, Trouble::Unconfirmed(_)));
@@ -366,7 +366,7 @@ impl<L: Link> Member<L> {
         Ok(Some((of_group, sequence)))
     }
 
-    /// Why a write was not made, where the row has a number.
+    /// Returns the reason why a write was not made if the row has a number.
     fn why_not(&self, sequence: i64) -> Trouble {
         // A write that was sent once may have been made meanwhile.
         match sequence > self.sequence + i64::from(self.is_in_doubt) {

@@ -46,7 +46,7 @@ pub(super) enum Purpose {
     Write,
 }
 
-/// What becomes of what the database says unasked.
+/// The receivers of messages that the database sends unasked.
 #[derive(Clone, Default)]
 pub(super) struct Unasked {
     /// Woken by notifications.

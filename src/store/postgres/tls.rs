@@ -249,9 +249,9 @@ impl tokio_postgres::tls::TlsStream for Stream {
     }
 }
 
-/// The digest of a certificate that tells a server in the middle, which has another one (tls-server-end-point, RFC 5929,
-/// section 4.1): by the hash of its own signature, or SHA-256 where that is MD5 or SHA-1. `None` for signatures that
-/// have no hash of their own.
+/// Returns the digest of a certificate, by which a server in the middle is noticed, because it has another one
+/// (tls-server-end-point, RFC 5929, section 4.1). The hash is that of the certificate's own signature, or SHA-256
+/// instead of MD5 and SHA-1. Returns `None` for signatures without a hash of their own.
 fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     // Object identifiers of RFC 4055, section 5, and of RFC 5758, section 3.2.
     let digest = match signature_algorithm(certificate)? {
@@ -267,8 +267,8 @@ fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(digest)
 }
 
-/// The object identifier of the algorithm that has signed a certificate: the first part of the second of its three (RFC
-/// 5280, section 4.1).
+/// Returns the object identifier of the algorithm that has signed a certificate: the first element of the second of its
+/// three parts (RFC 5280, section 4.1).
 fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate, _) = element(certificate)?;
     let (_, _, after_signed) = element(certificate)?;
@@ -277,7 +277,7 @@ fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     (tag == 6).then_some(identifier)
 }
 
-/// The first element of some DER (X.690, section 8.1): its tag, its content, and what follows it.
+/// Takes the first element off some DER (X.690, section 8.1). Returns its tag, its content, and the bytes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
     let (length, rest) = match first {

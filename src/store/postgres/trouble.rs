@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
-/// What tells that a pooler runs statements on sessions that have not prepared them.
+/// Advice for statements that were prepared in another session.
 const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = session), or connect to PostgreSQL itself";
 
 /// Why something failed.
@@ -16,8 +16,8 @@ const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = se
 pub enum Trouble {
     /// It may work later: the database is away, full, or starting.
     Passing(String),
-    /// The host did not say in time that it is done, or that no standby has it. It may be one that a standby stands in
-    /// for by now: another host may do.
+    /// The host did not confirm in time, or the wait for its standby was canceled. Its standby may have replaced it:
+    /// another host may do.
     Unconfirmed(String),
     /// Trying again changes nothing: a clause that says what happened and what to do.
     Lasting(String),

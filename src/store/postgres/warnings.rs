@@ -1,4 +1,4 @@
-//! What PostgreSQL warns of: which warnings mean that a commit is not where it should be, and what becomes of others.
+//! Warnings of PostgreSQL: those about a commit that its standby may not have, and all others, which are logged.
 
 use crate::log::Log;
 use std::cell::RefCell;
@@ -10,8 +10,8 @@ const EVERY: Duration = Duration::from_secs(60);
 /// Kinds that are remembered; with more, some are logged more often.
 const KINDS_MAX: usize = 16;
 
-/// Whether a warning says that a commit was not waited for on a standby (PostgreSQL's syncrep.c). The message may be in
-/// any language; the routine is not.
+/// Whether a warning is about a canceled wait for a standby (PostgreSQL's syncrep.c). The message may be in any language;
+/// the name of the routine is not translated.
 pub(super) fn is_about_a_standby(routine: Option<&str>, message: &str) -> bool {
     routine == Some("SyncRepWaitForLSN") || message.contains("synchronous replication")
 }
