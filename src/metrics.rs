@@ -643,13 +643,19 @@ impl From<f64> for Number {
     }
 }
 
+/// Appends the name and the labels of a sample.
+fn push_series(text: &mut String, name: &str, suffix: &str, labels: &str) {
+    let (open, close) = if labels.is_empty() { ("", " ") } else { ("{", "} ") };
+    [name, suffix, open, labels, close].iter().for_each(|part| text.push_str(part));
+}
+
 /// The metrics in a text format, line by line. What has many lines is put together without a formatter: with many shards, these
 /// are more than a thousand.
 struct Text {
     text: String,
     format: Format,
     /// Since when counters count, in seconds of the Unix epoch, if that is known.
-    start_seconds: Option<f64>,
+    start_seconds: Option<String>,
     /// Whether the samples of this family count since then.
     counts_since_start: bool,
 }
@@ -657,6 +663,7 @@ struct Text {
 impl Text {
     fn new(format: Format, start_seconds: Option<f64>) -> Text {
         let text = String::with_capacity(16 * 1024);
+        let start_seconds = start_seconds.map(|seconds| seconds.to_string());
         Text { text, format, start_seconds, counts_since_start: false }
     }
 
@@ -703,10 +710,7 @@ impl Text {
     }
 
     fn sample_of(&mut self, name: &str, suffix: &str, labels: &str, value: impl Into<Number>) {
-        let (open, close) = if labels.is_empty() { ("", " ") } else { ("{", "} ") };
-        for part in [name, suffix, open, labels, close] {
-            self.text.push_str(part);
-        }
+        push_series(&mut self.text, name, suffix, labels);
         self.end_line(value.into());
     }
 
@@ -716,8 +720,10 @@ impl Text {
                 self.text.push_str(itoa::Buffer::new().format(value));
                 self.text.push('\n');
             }
-            // Writing to a string cannot fail.
-            Number::Float(value) => drop(writeln!(self.text, "{value}")),
+            Number::Float(value) => {
+                // Writing to a string cannot fail.
+                let _ = writeln!(self.text, "{value}");
+            }
         }
     }
 
@@ -732,8 +738,10 @@ impl Text {
 
     /// Says since when the last counter, or a histogram that ends here, counts. Only OpenMetrics has that.
     fn created(&mut self, family: &str, labels: &str) {
-        if let (Format::OpenMetrics, Some(seconds)) = (self.format, self.start_seconds) {
-            self.sample_of(family, "_created", labels, seconds);
+        if let (Format::OpenMetrics, Some(seconds)) = (self.format, &self.start_seconds) {
+            push_series(&mut self.text, family, "_created", labels);
+            self.text.push_str(seconds);
+            self.text.push('\n');
         }
     }
 
