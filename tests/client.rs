@@ -219,7 +219,10 @@ fn the_challenge_is_one_command() {
     assert!(report["server_peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
     let allowed = ringtally::topology::allowed_cpus();
     if allowed.len() > 1 {
-        let (server, _) = ringtally::topology::divide(&allowed, ringtally::topology::siblings);
+        let (server, _) = {
+            use ringtally::topology::{core_kind, divide, siblings};
+            divide(&allowed, siblings, core_kind)
+        };
         assert_eq!(report["server_cpus"], ringtally::topology::format_cpu_list(&server));
     }
     assert!(text(&output.stderr).contains("exact"), "the summary goes where the JSON does not");

@@ -24,7 +24,7 @@ use entry::{Build, Entry};
 use measure::{Bench, Exactness, Run, Workload};
 use ringtally::load::write_to;
 use ringtally::topology::{
-    allowed_cpus, choose, divide, format_cpu_list, parse_cpu_list, siblings,
+    allowed_cpus, choose, core_kind, divide, format_cpu_list, parse_cpu_list, siblings,
 };
 use serde_json::json;
 use std::path::PathBuf;
@@ -168,7 +168,7 @@ fn main() -> ExitCode {
 /// Checks the flags.
 fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
     let allowed = allowed_cpus();
-    let (server, client) = divide(&allowed, siblings);
+    let (server, client) = divide(&allowed, siblings, core_kind);
     let cpus = |given: &Option<String>, default: Vec<usize>| match given {
         Some(list) => parse_cpu_list(list)
             .and_then(|list| choose(Some(&list), &allowed))
