@@ -175,7 +175,7 @@ pub fn siblings(cpu: usize) -> Vec<usize> {
     parse_cpu_list(list.trim()).unwrap_or_else(|_| vec![cpu])
 }
 
-/// Where Linux lists the CPUs of each kind of core of a hybrid processor of Intel's.
+/// The devices with the CPUs of each kind of core, on Linux with one of Intel's hybrid processors.
 const KINDS: [&str; 3] = ["cpu_core", "cpu_atom", "cpu_lowpower"];
 
 /// The kind of core that a CPU belongs to, as a number that CPUs of one kind have in common.
@@ -192,12 +192,12 @@ pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
     };
     match KINDS.iter().position(|kind| is_in(&kind)) {
         Some(kind) => u32::try_from(kind).unwrap_or(0),
-        // Other processors tell how fast each core is; where all are alike, nothing does.
+        // On other processors, the kernel lists the speed of each core if they differ.
         None => read(format!("system/cpu/cpu{cpu}/cpu_capacity")).trim().parse().unwrap_or(0),
     }
 }
 
-/// The CPUs whose core is of a kind that one of the others has; all if there is none.
+/// Returns the CPUs whose kind of core is among those of `others`, or all if none is.
 pub fn alike(cpus: &[usize], others: &[usize], kind: &dyn Fn(usize) -> u32) -> Vec<usize> {
     let kinds: Vec<u32> = others.iter().map(|cpu| kind(*cpu)).collect();
     let alike: Vec<usize> =

@@ -417,7 +417,7 @@ fn users_are_checked_for_equality_or_not_at_all() {
             if verdict == "wrong" {
                 continue;
             }
-            // A run after that has users of its own, unless it is to send the same.
+            // The next run has users of its own, unless it must send the same ones.
             assert_exact(&load(&fake.url(), &["100", "5", "--users", "50", "--warmup", "30"]));
             assert_exact(&load(&fake.url(), &["100", "5", "--no-reset", "--batch", "7"]));
             let flags = ["100", "5", "--users", "50", "--user-prefix", "user_"];

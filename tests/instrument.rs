@@ -1,6 +1,6 @@
-//! What `ringtally load` says if its own machine keeps it from doing what it was asked for: connections
-//! that cannot be opened, time in which it does not run, processes that it may not look at, and threads
-//! that cannot be started.
+//! The reports of `ringtally load` if its own machine keeps it from the run that was requested: connections
+//! cannot be opened, the client is stopped, the server's process may not be inspected, or threads cannot
+//! be started.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -40,8 +40,8 @@ fn can(program: &str, flags: &[&str]) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// With a limit of 64 open files, 100 connections cannot be had: the run is not the one that was asked
-/// for, and says why at once.
+/// A limit of 64 open files leaves room for fewer than 100 connections: the run is not the requested one,
+/// and the report names the reason without a wait.
 #[test]
 fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
     let _alone = alone();
@@ -147,7 +147,7 @@ fn time_in_which_the_client_did_not_run_is_its_own() {
     }
 }
 
-/// What a server that stands still holds up is not taken for the client's: it was there all the time.
+/// Requests that a stalled server delays are not charged to the client, which ran all the time.
 #[test]
 fn a_stall_of_the_server_is_the_servers() {
     let _alone = alone();

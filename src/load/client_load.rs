@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// From this share of its time on, a thread that computes limits the run.
 const BUSY_MAX: f64 = 0.9;
-/// From this share of its time on, a thread that is ready and waits for a CPU limits the run.
+/// From this share of its time on, a thread that is ready and waits for a CPU, or is stopped, limits the run.
 const WAITING_MAX: f64 = 0.1;
 /// From this length of a run on, such a wait is more than a mishap of the scheduler.
 const WAITING_FROM: Duration = Duration::from_millis(100);
@@ -63,6 +63,8 @@ pub(super) struct ClientLoad {
     pub(super) waiting: f64,
     /// The share of their time that these CPUs handled network packets, which nobody else may have caused.
     pub(super) softirq: f64,
+    /// The share of its time in which a thread did not run although it meant to, in long stretches.
+    pub(super) suspended: f64,
     /// What else may have run on them.
     pub(super) rivals: Rivals,
     /// The CPUs that the threads may use, whoever used them, without the client's polling.
@@ -72,8 +74,8 @@ pub(super) struct ClientLoad {
 }
 
 impl ClientLoad {
-    /// The share of its time in which the client wanted a CPU: other work on CPUs that it leaves idle is no
-    /// limit.
+    /// Returns the share of its time in which the client needed a CPU: other work on CPUs that it leaves idle
+    /// does not limit it.
     fn wanted(&self) -> f64 {
         self.busy + self.waiting + self.softirq
     }
@@ -90,6 +92,12 @@ impl ClientLoad {
                 "a client thread waited for a CPU {:.0} % of the time, because {} ran on it",
                 percent(self.waiting),
                 self.rivals.in_words()
+            ));
+        }
+        if self.suspended >= WAITING_MAX {
+            limits.push(format!(
+                "the client did not run for {:.0} % of the time",
+                percent(self.suspended)
             ));
         }
         let is_wanted = self.wanted() >= WANTED_MIN;
@@ -115,6 +123,7 @@ mod tests {
             busy: 0.89,
             waiting: 0.09,
             softirq: 0.0,
+            suspended: 0.09,
             rivals: Rivals::Others,
             cpus_busy: Some(0.96),
             lag_p99_us: Some(999.0),
@@ -123,6 +132,7 @@ mod tests {
         for (at, says) in [
             (ClientLoad { busy: 0.9, ..below }, "90 % busy"),
             (ClientLoad { waiting: 0.1, ..below }, "waited for a CPU 10 %"),
+            (ClientLoad { suspended: 0.1, ..below }, "did not run for 10 %"),
             (ClientLoad { cpus_busy: Some(0.97), ..below }, "CPUs were 97 % busy"),
             (ClientLoad { lag_p99_us: Some(1000.0), ..below }, "late by 1.0 ms"),
         ] {

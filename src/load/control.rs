@@ -22,7 +22,7 @@ const WAIT_MIN: Duration = Duration::from_millis(1);
 /// A server, as named by `--url`.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where to connect: each is tried, in turn, until one listens. Not empty.
+    /// The addresses of its name, at least one: they are tried in this order until one listens.
     pub addresses: Vec<SocketAddr>,
     /// The `Host` field.
     pub host: String,

@@ -57,7 +57,7 @@ pub(super) struct Trouble {
     pub(super) broken_keep_alives: u64,
     /// Responses that were malformed, or that no request had asked for.
     pub(super) garbled: u64,
-    /// Requests that were behind a response with which the server said that it would close.
+    /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
     #[serde(default)]
     pub(super) resent: u64,
 }
@@ -131,7 +131,7 @@ impl Ledger {
         }
     }
 
-    /// Why attempts to connect failed, a sentence for each error.
+    /// Returns the errors of attempts to connect, each with its count.
     pub(super) fn connect_reasons(&self) -> Vec<String> {
         let reason = |(number, count): (&i32, &u64)| {
             let error = io::Error::from_raw_os_error(*number);
@@ -140,7 +140,7 @@ impl Ledger {
         self.connect_errors.iter().map(reason).collect()
     }
 
-    /// What kept some of so many connections from being opened, and what to do about it, if anything did.
+    /// Returns why some of the connections were never open, and what to do about it; `None` if all were.
     pub(super) fn shortfall(&self, connections: u64) -> Option<String> {
         let missing = self.trouble.never_open;
         if missing == 0 {

@@ -8,7 +8,7 @@
 //! In this order, from `run::run` on:
 //!
 //! 1. `control` reads the totals, resets the server, and reads them again: the run starts from those.
-//! 2. The threads send every event once, and book in a `ledger` what became of it: acknowledged, refused,
+//! 2. The threads send every event once, and note its outcome in a `ledger`: acknowledged, refused,
 //!    unknown (sent, without a response), or unsent. Beside them, `watch` looks for totals that cannot be.
 //! 3. `run::send_all` reads the totals as soon as the last request has ended. Every acknowledged event must
 //!    be in them, so `run::settle` asks again if they are wrong, only to tell late from never.

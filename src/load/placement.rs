@@ -6,7 +6,7 @@ use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
-/// What is known of where a server runs.
+/// The location of a server, as far as this process can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Whereabouts {
     /// Nothing on this machine listens at its address.
@@ -85,7 +85,7 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
             cpus.extend(cpus_of(&process).unwrap_or_default());
         }
     }
-    // What another process listens with, which may not be looked at, is the server as well.
+    // A socket that is left belongs to a process that this one may not inspect, which is the server as well.
     match sockets.is_empty() && !cpus.is_empty() {
         true => Whereabouts::Here(cpus.into_iter().collect()),
         false => Whereabouts::Hidden,

@@ -37,8 +37,8 @@ const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 /// they are asked for.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
-/// How long the totals are watched after they were right, by how long the slowest response took, and how
-/// often they are asked for meanwhile.
+/// The length of the quiet time in which totals must stay right, in times of the slowest response; its
+/// maximum; and the interval between two requests for the totals.
 const QUIET_PER_LATENCY: u32 = 2;
 const QUIET_MAX: Duration = Duration::from_secs(10);
 const QUIET_EVERY: Duration = Duration::from_millis(50);
@@ -307,7 +307,7 @@ struct Ids {
     prefix: UserPrefix,
     /// Whether the server knows none of the users.
     are_new: bool,
-    /// Why it is another prefix than the published one, although none was asked for.
+    /// The reason for a prefix that differs from the published one although none was requested.
     remark: Option<String>,
 }
 
@@ -695,6 +695,7 @@ impl Sent {
             elapsed,
             busy: share(self.busiest),
             waiting: share(self.waiting),
+            suspended: share(self.suspended),
             softirq: self.machine.map_or(0.0, |machine| machine.softirq),
             rivals,
             cpus_busy: self
@@ -856,7 +857,7 @@ fn wait_until(at: Instant, mut meanwhile: impl FnMut()) -> Result<(), Failure> {
     }
 }
 
-/// How many connections the limit of open files leaves room for, beside so many threads.
+/// Returns the number of connections that the limit of open files leaves room for, beside the threads.
 fn descriptors_left(threads: usize) -> usize {
     use rustix::process::{Resource, getrlimit};
     let Some(limit) = getrlimit(Resource::Nofile).current else { return usize::MAX };

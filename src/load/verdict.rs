@@ -25,18 +25,18 @@ pub(super) struct Judgement {
     pub(super) verdict: Verdict,
     /// What is off, by how much, or what is not known.
     pub(super) reasons: Vec<String>,
-    /// What is worth saying, although nothing is off.
+    /// Remarks that do not affect the verdict.
     pub(super) remarks: Vec<String>,
 }
 
-/// What became of totals that were right, in a quiet time in which nothing was sent.
+/// The result of reading totals that were right again and again, while nothing was sent.
 #[derive(Clone, Debug)]
 pub(super) struct Stayed {
-    /// How long they were asked for.
+    /// The length of that quiet time.
     pub(super) quiet: Duration,
-    /// How long after the last response they were no longer right, if that is so.
+    /// The time from the last response to the first totals that were wrong, if there were any.
     pub(super) changed_after: Option<Duration>,
-    /// Why they could not be read at the end, if that is so.
+    /// The reason why they could not be read at the end, if that failed.
     pub(super) unreadable: Option<String>,
 }
 
@@ -251,7 +251,7 @@ impl Evidence {
     }
 }
 
-/// What there is to say about an average that is not wrong.
+/// Returns a remark on an average that is not wrong, if it was rounded.
 fn remark_on_avg(totals: &Totals) -> Option<String> {
     let AvgPrecision::Rounded(decimals) = totals.avg_precision() else { return None };
     Some(format!(

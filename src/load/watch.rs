@@ -37,7 +37,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// What the watch has missed, if that was too much to say that nothing was wrong.
+    /// Returns a sentence about responses that are missing, if there are too many to conclude anything.
     pub(super) fn gap(&self) -> Option<String> {
         let Watched { answers, unanswered, .. } = self;
         let asked = answers + unanswered;

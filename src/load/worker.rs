@@ -114,7 +114,7 @@ pub(super) struct Worker<'a> {
     blocked_ns: Option<u64>,
     /// When the thread wakes at the latest, if it runs: when the next tick is due.
     tick_due_ns: u64,
-    /// When it did not run although it meant to, oldest first: what was due then is late because of it.
+    /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
     /// The connections that were open at any time of the phase, unless the server turned them away.
@@ -336,7 +336,7 @@ impl<'a> Worker<'a> {
         if late_ns < STALLED_FROM_NS || !self.is_running {
             return;
         }
-        // When it ceased to run is not known: responses may have come at any time of the wait.
+        // The thread may have stopped at any time of the wait.
         if matches!(self.schedule, Schedule::Open { .. }) {
             self.stalls.push_back(self.stamp_ns..now_ns);
         }

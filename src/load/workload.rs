@@ -69,7 +69,7 @@ impl Default for UserPrefix {
 }
 
 impl UserPrefix {
-    /// One that no other run has.
+    /// Returns a prefix that no other run has.
     pub(super) fn new() -> UserPrefix {
         // Seeded by the system anew in each process, and different for each in it.
         let random = RandomState::new().build_hasher().finish();
@@ -178,8 +178,8 @@ impl Totals {
     }
 }
 
-/// The fewest decimals to which an average may be rounded, and the most that tell rounding from an average
-/// that is off.
+/// The numbers of decimals to which an average may be rounded. With more, rounding could not be told from an
+/// error in the last bits.
 const DECIMALS: std::ops::RangeInclusive<usize> = 2..=10;
 
 /// How precisely the average in some totals is the quotient of their sum and their count.

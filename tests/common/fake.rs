@@ -34,7 +34,7 @@ pub struct Habits {
     /// Of so many responses, one is followed by bytes that nobody asked for; 0 is none.
     pub trails: u64,
     pub trailer: &'static str,
-    /// Of so many responses, one has `Connection: close`, and is the last on its connection; 0 is none.
+    /// Every nth response has `Connection: close`, and is the last on its connection; 0 is none.
     pub closes_every: u64,
     /// Of so many requests, one gets no response but its connection closed; 0 is none.
     pub hangs_up: u64,
@@ -52,7 +52,7 @@ pub struct Habits {
     pub tears: bool,
     /// Acknowledges first, and counts so long after.
     pub counts_after: Duration,
-    /// Counts every event once more so long after.
+    /// Counts every event again after this time.
     pub counts_again_after: Option<Duration>,
     /// `/stats` with `avg` in so many decimals; without `avg`; or refused, by the number of the request.
     pub avg_decimals: Option<usize>,

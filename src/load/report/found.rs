@@ -92,7 +92,7 @@ impl Report {
             why_not,
             growth,
             requests_per_s: self.requests_per_s,
-            // What a stall of the client has delayed says nothing about the server.
+            // A delay by a stall of the client proves nothing about the server.
             is_client_limited: self.client_limited || (why_not_held && self.was_stalled()),
             latency: self.latency_us.clone(),
             measured: self.thresholds.iter().map(|own| self.measured(own.figure())).collect(),
@@ -407,6 +407,15 @@ mod tests {
             outcome.total.latency.record_many_at_least(1_000_000, 1000);
         });
         assert!(!unknown.holds);
+    }
+
+    /// A window that the client has slept through in part is repeated if it fails, and counts if it holds.
+    #[test]
+    fn a_stall_of_the_client_does_not_count_against_the_server() {
+        let stalled =
+            |p99_us| window(p99_us, |outcome| outcome.due_in_stalls = 1).is_client_limited;
+        assert!(stalled(5100) && !stalled(4900));
+        assert!(!window(5100, |_| {}).is_client_limited);
     }
 
     fn found(knee: u64, limited_from: u64) -> FoundRate {

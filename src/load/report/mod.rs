@@ -261,7 +261,7 @@ pub struct Report {
     timeouts: u64,
     broken_keep_alives: u64,
     garbled: u64,
-    /// Requests that were sent once more, because the server had said that it would not process them.
+    /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
     resent: u64,
     elapsed_s: f64,
     /// Of those that were acknowledged.
@@ -275,10 +275,10 @@ pub struct Report {
     server: Option<Totals>,
     verdict: Verdict,
     reasons: Vec<String>,
-    /// What is worth saying, although nothing is off.
+    /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
-    /// How long the totals were asked for again after they were right, with nothing sent; null if they were
-    /// not.
+    /// The time for which totals that were right were read again, while nothing was sent; null if they were
+    /// wrong.
     quiet_ms: Option<f64>,
     /// How long after the last acknowledgement the totals became right, if they were wrong at first.
     settled_after_ms: Option<f64>,
@@ -366,7 +366,7 @@ pub(super) struct Outcome {
     pub(super) evidence: Evidence,
     pub(super) settled_after: Option<Duration>,
     pub(super) stayed: Option<Stayed>,
-    /// What is worth saying about how the run was sent.
+    /// Remarks on how the run was sent.
     pub(super) remarks: Vec<String>,
     pub(super) watched: Option<Watched>,
     pub(super) warnings: Vec<String>,

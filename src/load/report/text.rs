@@ -405,6 +405,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_as_asked_is_in_the_lines_about_it() {
+        let mut outcome = open_loop(1000);
+        outcome.ledger.trouble.never_open = 4;
+        outcome.setup.address = Some("[::1]:8000".into());
+        outcome.setup.pinned = false;
+        outcome.due_in_stalls = 7;
+        let report = Report::new(outcome);
+        let summary = summary(&report);
+        for line in [
+            "over 6 of 10 connections",
+            "sent to [::1]:8000, ",
+            "1 thread, not pinned, on CPU 1",
+            "7 requests came due while the client did not run, and were late",
+            "only 6 of 10 connections were open (the server did not take them in time)",
+        ] {
+            assert!(summary.contains(line), "{line}: {summary}");
+        }
+        assert!(report.check().unwrap_err().to_string().contains("only 6 of 10"));
+    }
+
+    #[test]
     fn the_summary_reads_in_order() {
         let mut outcome = outcome();
         outcome.ledger.acknowledged = 996;

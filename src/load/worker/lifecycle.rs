@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use std::io;
 use std::time::Instant;
 
-/// How long to wait before a connection that failed is opened again, one that the server had no
-/// room for, and one for which this machine had no port or descriptor.
+/// The wait before a connection that failed is opened again. It is longer if the server did not have
+/// room for it, or if this machine did not have a port or descriptor.
 const RETRY_AFTER_NS: u64 = 20_000_000;
 const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
 const LACKING_RETRY_NS: u64 = 500_000_000;
@@ -44,7 +44,7 @@ impl Worker<'_> {
             }
         }
         let patience = Instant::now() + self.run.timeout;
-        // What this machine lacks does not come back while others wait for it.
+        // A missing port or descriptor will not come back while the others wait.
         let is_settled = |(index, connection): (usize, &Connection)| {
             let is_settled = matches!(
                 connection.state,
