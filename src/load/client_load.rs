@@ -102,7 +102,11 @@ impl ClientLoad {
         }
         let is_wanted = self.wanted() >= WANTED_MIN;
         if let Some(busy) = self.cpus_busy.filter(|busy| is_wanted && *busy >= CPUS_BUSY_MAX) {
-            limits.push(format!("the client's CPUs were {:.0} % busy", percent(busy)));
+            let shared = match self.rivals {
+                Rivals::Server => ", which the server shares,",
+                Rivals::Others | Rivals::Unknown => "",
+            };
+            limits.push(format!("the client's CPUs{shared} were {:.0} % busy", percent(busy)));
         }
         if let Some(lag_us) = self.lag_p99_us.filter(|lag_us| *lag_us >= LAG_US_MAX) {
             limits.push(format!("the client sent late by {:.1} ms at p99", lag_us / 1e3));
@@ -154,6 +158,8 @@ mod tests {
         assert_eq!(idle.limits(), Vec::<String>::new());
         for wants in [ClientLoad { busy: 0.41, ..idle }, ClientLoad { softirq: 0.21, ..idle }] {
             assert!(wants.limits()[0].contains("CPUs were 100 % busy"), "{wants:?}");
+            let shared = ClientLoad { rivals: Rivals::Server, ..wants };
+            assert!(shared.limits()[0].contains("the server shares"), "{shared:?}");
         }
     }
 
