@@ -186,11 +186,11 @@ pub fn core_kind(cpu: usize) -> u32 {
 /// The same, as a folder lists devices.
 pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
     let read = |path: String| std::fs::read_to_string(devices.join(path)).unwrap_or_default();
-    let is_in = |kind: &&str| {
+    let is_in = |kind: &str| {
         let list = parse_cpu_list(read(format!("{kind}/cpus")).trim());
         list.is_ok_and(|cpus| cpus.contains(&cpu))
     };
-    match KINDS.iter().position(|kind| is_in(&kind)) {
+    match KINDS.iter().position(|kind| is_in(kind)) {
         Some(kind) => u32::try_from(kind).unwrap_or(0),
         // On other processors, the kernel lists the speed of each core if they differ.
         None => read(format!("system/cpu/cpu{cpu}/cpu_capacity")).trim().parse().unwrap_or(0),

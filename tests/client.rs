@@ -73,10 +73,13 @@ fn servers_with_published_habits_are_exact() {
         for round in 0..2 {
             let (code, report) = load(&fake.url(), &["3000", "20", "--users", "500"]);
             let has_reset = habits.reset_status == 200;
-            // Users of an earlier run may or may not be among those of this one.
-            let expected = if has_reset || round == 0 { (0, "exact") } else { (1, "undecided") };
-            let found = (code.unwrap(), report["verdict"].as_str().unwrap());
-            assert_eq!(found, expected, "{report}");
+            assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
+            // Users of an earlier run might be among those of this one if they were not new.
+            let users = if has_reset || round == 0 { 500 } else { 1000 };
+            assert_eq!(report["server"]["uniqueUsers"], users);
+            let is_published = report["setup"]["user_prefix"] == "user_";
+            assert_eq!(is_published, users == 500, "{report}");
+            assert_eq!(report["remarks"].to_string().contains("as in no other run"), !is_published);
             let total = if has_reset { 3000 } else { 3000 * (round + 1) };
             assert_eq!(report["server"]["totalRequests"], total);
             assert_eq!(report["setup"]["one_request_per_connection"], habits.closes);
@@ -123,10 +126,15 @@ fn a_run_without_a_reset_starts_from_the_totals_it_found() {
     let server = Server::start(&[]);
     let mut client = server.client();
     client.event("somebody", 10.0);
-    let (code, report) = load(&server.url(), &["100", "5", "--no-reset"]);
+    let flags = ["100", "5", "--no-reset", "--user-prefix", "user_"];
+    let (code, report) = load(&server.url(), &flags);
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(1), &101.into()));
     assert_eq!(report["verdict"], "undecided");
     assert!(report["reasons"][0].as_str().unwrap().contains("1 user before"), "{report}");
+    // With users that no other run has, nothing is open.
+    let (code, report) = load(&server.url(), &["100", "5", "--no-reset"]);
+    assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &201.into()), "{report}");
+    assert_eq!(report["server"]["uniqueUsers"], 201, "{report}");
     drop(client);
     let (code, report) = load(&server.url(), &["100", "5"]);
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &100.into()));

@@ -121,6 +121,7 @@ fn kinds(machine: &Machine, cpus: &[usize]) -> Check {
     }
     let lists: Vec<String> = kinds.values().map(|cpus| format_cpu_ranges(cpus)).collect();
     let value = match lists.as_slice() {
+        [] => return Check::skip(name, "the affinity mask of this process cannot be read"),
         [_] => "one".to_owned(),
         lists => format!("{}: CPUs {}", lists.len(), lists.join(" and ")),
     };

@@ -355,7 +355,7 @@ mod tests {
             assert!(remarks[0].contains(&format!("to {decimals} decimals")), "{remarks:?}");
         }
         // Rounded to fewer, cut off, or otherwise off.
-        for avg in [1.0, 1.4, 1.35, 1.37, 1.3572, 1.356, 1.3571428571428570] {
+        for avg in [1.0, 1.4, 1.35, 1.37, 1.3572, 1.356, (9.5_f64 / 7.0).next_down()] {
             let Judgement { verdict, reasons, .. } = rounded(avg);
             assert_eq!(verdict, Verdict::Wrong, "{avg}");
             assert!(reasons[0].starts_with("avg is"), "{reasons:?}");
