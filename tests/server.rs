@@ -300,8 +300,8 @@ fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
     clients.iter_mut().for_each(|client| client.send(first));
     clients.iter_mut().for_each(|client| client.send(last));
     assert!(clients.iter_mut().all(|client| client.read().status == 400));
-    let grown = (server.status_kib("VmHWM:") - before) as usize * 1024;
-    let reserved = BATCHES * body.len();
+    let grown = (server.status_kib("VmHWM:") - before) * 1024;
+    let reserved = (BATCHES * body.len()) as u64;
     assert!(grown < reserved + reserved / 5 + (4 << 20), "{grown} bytes for {reserved}");
     assert_eq!(server.stop().total, 1);
 }

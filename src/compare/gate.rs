@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn a_head_whose_figures_are_not_what_was_asked_for_cannot_pass() {
         assert_eq!(judged(|_| {}, false), (0, String::new()));
-        let changes: [(fn(&mut Value), &str); 6] = [
+        type Change = fn(&mut Value);
+        let changes: [(Change, &str); 6] = [
             (|report| report["verdict"] = "wrong".into(), "the head is not exact"),
             (|report| report["verdict"] = "undecided".into(), "the head is not exact"),
             (|report| report["acknowledged"] = 999.into(), "were not acknowledged"),

@@ -5,7 +5,9 @@ use super::{Lifecycle, Stopping, counted};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::metrics::{Reporter, StoreMetrics};
-use crate::store::{self, Committer, Durability, Ending, Location, Settlement, Store, Wakeups};
+use crate::store::{
+    self, Committer, Durability, Ending, Location, Opened, Settlement, Store, Wakeups,
+};
 use crate::tally::{Journal, State, Tally, Totals, Writer};
 use crate::uring::Wakeup;
 use std::io;
@@ -71,7 +73,7 @@ pub(super) fn restore(
     if bytes >= LONG_CHECK_BYTES {
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
-    let Some((mut store, state, totals)) = open(config, log, lifecycle)? else {
+    let Some(Opened { mut store, state, totals }) = open(config, log, lifecycle)? else {
         return Ok(Start::Stopped(None));
     };
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
@@ -113,12 +115,15 @@ fn open(
     config: &StoreConfig,
     log: Log,
     lifecycle: &Receiver<Lifecycle>,
-) -> Result<Option<(Box<dyn Store>, State, Totals)>, Failure> {
+) -> Result<Option<Opened>, Failure> {
     let (sender, opened) = channel();
     let StoreConfig { location, timeout } = config.clone();
     std::thread::Builder::new()
         .name("opening".into())
-        .spawn(move || sender.send(store::open(&location, timeout, log)))
+        .spawn(move || {
+            // Once a signal came, nobody waits for it.
+            let _ = sender.send(store::open(&location, timeout, log));
+        })
         .map_err(|error| Failure::Environment(format!("the store cannot be opened ({error})")))?;
     loop {
         match opened.recv_timeout(SIGNAL_POLL) {

@@ -117,28 +117,34 @@ impl fmt::Display for Location {
     }
 }
 
-/// Opens a store, or creates it if there is none. Returns it with the state that it holds for this server, and the totals
-/// over all servers. Waits for a store that does not respond for as long as `timeout`; logs later losses of its
+/// A store that was opened.
+pub struct Opened {
+    /// The store.
+    pub store: Box<dyn Store>,
+    /// The state that it holds for this server.
+    pub state: State,
+    /// The totals over all servers.
+    pub totals: Totals,
+}
+
+/// Opens a store, or creates it if there is none. Waits for a store that does not respond for as long as `timeout`; logs later losses of its
 /// connection.
 ///
 /// # Errors
 ///
 /// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
-pub fn open(
-    location: &Location,
-    timeout: Duration,
-    log: Log,
-) -> Result<(Box<dyn Store>, State, Totals), Failure> {
+pub fn open(location: &Location, timeout: Duration, log: Log) -> Result<Opened, Failure> {
     match location {
         Location::File(path) => {
             let (store, state) = FileStore::open(path)?;
             let totals = state.totals();
-            Ok((Box::new(store), state, totals))
+            Ok(Opened { store: Box::new(store), state, totals })
         }
         Location::Postgres(target) => {
             let (store, group) = PostgresStore::open(target, timeout, log)?;
             // What it holds was counted by others, and by this server before it was restarted.
-            Ok((Box::new(store), State::default(), group.totals))
+            let (state, totals) = (State::default(), group.totals);
+            Ok(Opened { store: Box::new(store), state, totals })
         }
     }
 }

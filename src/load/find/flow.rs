@@ -155,6 +155,7 @@ mod tests {
 
     /// A server that completes `capacity` events per second, after `latency_s`.
     fn flow(rate: f64, capacity: f64, latency_s: f64) -> Flow {
+        #[allow(clippy::cast_possible_truncation, reason = "events of a test are few")]
         let acknowledged = |at_s: f64| (rate.min(capacity) * (at_s - latency_s).max(0.0)) as u64;
         let at = |sample: u32| f64::from(sample) / f64::from(SAMPLES) * 1.2;
         Flow::of((0..=SAMPLES).map(|sample| (at(sample), acknowledged(at(sample)))).collect())

@@ -128,7 +128,7 @@ impl Windows {
                 grouped(rate),
                 unit.per_second(),
                 limit.0.figure().name,
-                grouped(windows.events_min.ceil() as u64),
+                grouped(count(windows.events_min)),
                 in_words(needed)
             )));
         }
@@ -147,14 +147,19 @@ impl Windows {
     /// The lowest rate at which a window has enough events.
     fn least_rate(&self) -> u64 {
         let longest = self.length(1).as_secs_f64();
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "it is positive, and a cast clamps"
-        )]
-        let rate = (self.events_min / longest).ceil() as u64;
-        rate.clamp(1, RATE_MAX)
+        count(self.events_min / longest).clamp(1, RATE_MAX)
     }
+}
+
+/// Returns the least number that is not below `least`.
+fn count(least: f64) -> u64 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is positive, and a cast clamps"
+    )]
+    let count = least.ceil() as u64;
+    count
 }
 
 /// The events per second to begin with.

@@ -43,7 +43,9 @@ impl Queue {
     /// What a window at a rate shows: it begins with nothing in the server, and ends when all is completed.
     fn window(&mut self, rate: u64, window_s: f64, limit_s: f64) -> Window {
         let rate = rate as f64;
+        #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let requests = (rate * window_s).round() as usize;
+        #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let ns = |at_s: f64| (at_s * 1e9) as u64;
         // The times at which places get free, and at which the waiting requests start and all requests end.
         let mut free: BinaryHeap<Reverse<u64>> = (0..self.places).map(|_| Reverse(0)).collect();

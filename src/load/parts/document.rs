@@ -10,9 +10,7 @@ use crate::load::ledger::Ledger;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
 use crate::load::timeline::RawSecond;
 use crate::load::watch::Watched;
-use crate::load::workload::{
-    BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload,
-};
+use crate::load::workload::{BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload};
 use crate::load::{Config, RATE_MAX};
 use serde::{Deserialize, Serialize};
 use std::path::Path;

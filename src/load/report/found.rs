@@ -376,7 +376,9 @@ mod tests {
     /// The flow of a server that completes some of 500 requests per second, over two seconds.
     fn flow(completed: f64) -> Flow {
         let sample = |index: u32| f64::from(index) / 32.0;
-        Flow::of((0..80).map(|i| (sample(i), (sample(i) * completed) as u64)).collect())
+        #[allow(clippy::cast_possible_truncation, reason = "events of a test are few")]
+        let acknowledged = |at_s: f64| (at_s * completed) as u64;
+        Flow::of((0..80).map(|i| (sample(i), acknowledged(sample(i)))).collect())
     }
 
     /// A window with such a 99th percentile, and what else is changed.

@@ -128,7 +128,7 @@ enum Place {
         target: PathBuf,
     },
     /// A device, a pipe, or a file in a directory that takes no other file: it cannot be replaced.
-    InPlace,
+    Itself,
 }
 
 /// The name of a file until it is whole. Where the file system allows it, the file has no name before that, and a
@@ -195,7 +195,7 @@ impl Destination {
             Place::Beside { mut file, temporary, target } => {
                 file.write_all(text.as_bytes()).and_then(|()| replace(&file, temporary, &target))
             }
-            Place::InPlace => fs::write(&path, text),
+            Place::Itself => fs::write(&path, text),
         };
         match written {
             // Whoever read it has read enough.
@@ -261,10 +261,10 @@ impl Place {
         // Paths below these directories are views of open files, which their owners continue to use.
         let is_view = ["/dev", "/proc"].iter().any(|above| path.starts_with(above));
         if !found.is_file() || is_view {
-            return Ok(Place::InPlace);
+            return Ok(Place::Itself);
         }
         let Ok(place) = Place::beside(fs::canonicalize(path)?) else {
-            return Ok(Place::InPlace);
+            return Ok(Place::Itself);
         };
         if let Place::Beside { file, .. } = &place {
             // As far as this process may: the file is written in any case.

@@ -429,7 +429,7 @@ fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
 fn no_edited_number_is_too_much() {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: Some(3) };
     let config = Config { warm_up: 10, ..config(workload, 10, Some(500)) };
-    let fate = |request: u64| [200, 200, 200, 503, 0, 1][request as usize % 6];
+    let fate = |request: u64| [200, 200, 200, 503, 0, 1][(request % 6) as usize];
     let part = |number| {
         let part = Part::new(number, 2);
         let mut sent = Sender::send(part, 1, workload, Some(500), &fate, &mut || 100);
