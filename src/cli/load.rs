@@ -391,6 +391,7 @@ impl LoadTuning {
         let values = self.values.to_possible_value();
         add("--values", values.map(|values| values.get_name().to_owned()));
         add("--users", Some(self.users.to_string()));
+        add("--user-prefix", self.user_prefix.as_ref().map(ToString::to_string));
         add("--batch", self.batch.map(|batch| batch.to_string()));
         add("--pipeline", Some(self.pipeline.to_string()));
         add("--threads", self.threads.map(|threads| threads.to_string()));
@@ -490,7 +491,7 @@ mod tests {
     #[test]
     fn the_command_of_a_run_has_every_flag_as_it_was_typed() {
         let typed = [
-            "1k 7 --url http://h:1 --cpus 0-1 --no-reset --values half --users 5 --batch 3 --pipeline 2 --threads 1 \
+            "1k 7 --url http://h:1 --cpus 0-1 --no-reset --values half --users 5 --user-prefix other_ --batch 3 --pipeline 2 --threads 1 \
              --rate 10k --warmup 9 --watch --timeout 1500ms --part 2/3 \
              --start-at 2030-01-01T00:00:00Z --run-id name --json part.json",
             "1k 7 --token-file token --find-rate p99<5ms --window 2s --rate 500 --fail-if p99>5ms --fail-if rps<1k",

@@ -278,6 +278,7 @@ impl PartReport {
             ("seconds", self.seconds.iter().all(is_in_run)),
             ("events of seconds", self.seconds.iter().all(|second| second.events <= EVENTS_MAX)),
             ("held_up", open_loop.held_up <= EVENTS_MAX),
+            ("due_in_stalls", open_loop.due_in_stalls <= EVENTS_MAX),
             ("requests of the open loop", open_loop.requests <= EVENTS_MAX),
             ("counts", counts.all(|count| count <= COUNT_MAX)),
         ] {
