@@ -49,7 +49,7 @@ struct Row {
 #[derive(Clone)]
 enum Change {
     Generation(i64),
-    Row(Id, Row),
+    Row(Id, Box<Row>),
     Gone(Id),
     /// Users of a generation.
     Users(i64, Vec<Vec<u8>>),
@@ -77,8 +77,12 @@ impl Tables {
                     self.generation = *generation;
                     self.users.clear();
                 }
-                Change::Row(id, row) => drop(self.rows.insert(*id, row.clone())),
-                Change::Gone(id) => drop(self.rows.remove(id)),
+                Change::Row(id, row) => {
+                    self.rows.insert(*id, (**row).clone());
+                }
+                Change::Gone(id) => {
+                    self.rows.remove(id);
+                }
                 Change::Users(generation, users) if *generation == self.generation => {
                     self.users.extend(users.iter().cloned());
                 }
@@ -256,7 +260,7 @@ impl Cluster {
             all.sum.merge(&row.sum);
             changes.push(Change::Gone(id));
         }
-        changes.push(Change::Row(SUM_OF_ALL, all));
+        changes.push(Change::Row(SUM_OF_ALL, Box::new(all)));
         self.write(node, changes);
     }
 
@@ -306,7 +310,8 @@ impl Cluster {
         let seen = self.clock;
         if row.sequence == write.sequence && write.is_repeat {
             let generation = row.generation;
-            let number = self.write(node, vec![Change::Row(write.id, Row { seen, ..row })]);
+            let number =
+                self.write(node, vec![Change::Row(write.id, Box::new(Row { seen, ..row }))]);
             return Ok(Some((generation, number)));
         }
         let is_next = row.sequence == write.sequence - 1;
@@ -341,7 +346,7 @@ impl Cluster {
         let State { events, sum, .. } = write.state.clone();
         let sequence = write.sequence;
         let row = Row { generation, sequence, events, users, sum, seen, is_sum_of_all: false };
-        changes.extend([Change::Users(generation, new), Change::Row(write.id, row)]);
+        changes.extend([Change::Users(generation, new), Change::Row(write.id, Box::new(row))]);
         Ok(Some((generation, self.write(node, changes))))
     }
 
@@ -543,7 +548,7 @@ impl Link for SimulatedLink {
             let new = Row { generation: cluster.nodes[node].generation, ..Row::default() };
             let row = cluster.nodes[node].rows.get(id).cloned().unwrap_or(new);
             let (generation, seen) = (row.generation, cluster.clock);
-            let changes = vec![Change::Row(*id, Row { seen, ..row })];
+            let changes = vec![Change::Row(*id, Box::new(Row { seen, ..row }))];
             Ok(Some((generation, cluster.write(node, changes))))
         });
         Ok(made.await?.expect("it is always made"))
@@ -674,7 +679,8 @@ fn set_sequence(
     let Some(row) = cluster.nodes[node].rows.get(id).cloned() else { return Ok(None) };
     let Some(sequence) = choose(&row) else { return Ok(None) };
     let seen = cluster.clock;
-    Ok(Some(((), cluster.write(node, vec![Change::Row(*id, Row { sequence, seen, ..row })]))))
+    let row = Box::new(Row { sequence, seen, ..row });
+    Ok(Some(((), cluster.write(node, vec![Change::Row(*id, row)]))))
 }
 
 /// The store of a server: what the program runs, on the simulated database.

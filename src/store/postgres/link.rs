@@ -417,12 +417,14 @@ impl Link for Postgres {
 
     async fn rename(&self, id: &Id, name: &str) -> Result<(), Trouble> {
         let sql = "UPDATE ringtally.servers SET name = $2 WHERE id = $1";
-        self.execute(sql, &[&&id[..], &name]).await.map(drop)
+        self.execute(sql, &[&&id[..], &name]).await?;
+        Ok(())
     }
 
     async fn end(&self, id: &Id) -> Result<(), Trouble> {
         let sql = "UPDATE ringtally.servers SET ended = true WHERE id = $1";
-        self.execute(sql, &[&&id[..]]).await.map(drop)
+        self.execute(sql, &[&&id[..]]).await?;
+        Ok(())
     }
 }
 
