@@ -470,7 +470,7 @@ fn servers_that_share_a_store_are_as_exact_as_one() {
     if let Some(seed) = number("RINGTALLY_SEED") {
         return simulate(seed, Fault::None);
     }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(1000) {
+    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(3000) {
         let run = AssertUnwindSafe(|| simulate(seed, Fault::None));
         if let Err(panic) = catch_unwind(run) {
             eprintln!("replay with RINGTALLY_SEED={seed}");
