@@ -23,8 +23,8 @@ const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length:
     Content-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
     {\"error\":\"try again later: the server has as many connections as it allows\"}";
 
-/// How often 4 KiB are read of what such a connection has sent: more than a request that the server would take, and not
-/// as long as its peer goes on sending.
+/// The number of reads, of 4 KiB each, before such a connection gets its response: enough for any request that the
+/// server accepts, and an end to a peer that never stops sending.
 const TURNED_AWAY_READS_MAX: usize = 16;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.

@@ -60,7 +60,7 @@ fn a_server_on_a_primary_that_was_replaced_answers_with_what_its_successor_has()
         "INSERT INTO ringtally.servers SELECT '\\x01', 'other', generation, 1, 5, 0, '\\x0000' FROM ringtally.tally",
     );
     assert_eq!(servers[0].stats().total, 6);
-    // And what was waited for in vain on the old one is made on the new one.
+    // The new primary takes the commits that the old one could not confirm.
     servers[0].client().event("b", 1.0);
     assert_eq!(servers[0].stats().total, 7);
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringtally'";

@@ -1,7 +1,8 @@
 //! Whether a server completes what it is sent: how many events were acknowledged over a window, and what that says of
 //! the backlog.
 //!
-//! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the limit. So the backlog, which is what was due and is not acknowledged, must not grow.
+//! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the
+//! limit. So the backlog, which is what was due and is not acknowledged, must not grow.
 
 use crate::load::shared::Progress;
 use crossbeam_utils::CachePadded;

@@ -131,8 +131,8 @@ enum Place {
     Itself,
 }
 
-/// The name of a file until it is whole. Where the file system allows it, the file has no name before that, and a
-/// process that is killed leaves nothing behind.
+/// The name of a file until it is whole. If the file system supports it, the file does not have a name until then, and a
+/// killed process does not leave it behind.
 #[derive(Debug)]
 struct Temporary(Option<PathBuf>);
 
