@@ -306,6 +306,44 @@ fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
     assert_eq!(server.stop().total, 1);
 }
 
+/// A shard looks at its connections from time to time, also at those that were responded to before their body came.
+#[test]
+fn a_client_that_keeps_a_refused_connection_open_harms_nobody() {
+    let server = Server::start(&["--shards", "1"]);
+    let refused = [
+        "POST /nope HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".to_owned(),
+        "PUT /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n".into(),
+        format!(
+            "POST /nope HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n8000\r\n{}",
+            "x".repeat(0x8000)
+        ),
+        "POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\nContent-Encoding: gzip\r\n\r\nx".into(),
+        "GET /stats HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nx".into(),
+    ];
+    let mut clients: Vec<Client> = refused.iter().map(|_| server.client()).collect();
+    for (client, request) in clients.iter_mut().zip(&refused) {
+        client.send(request.as_bytes());
+    }
+    // Longer than two looks at all connections.
+    std::thread::sleep(Duration::from_millis(300));
+    server.client().event("u", 1.0);
+    drop(clients);
+    assert_eq!(server.stop().total, 1);
+}
+
+#[test]
+fn a_body_of_megabytes_is_received_and_a_stop_ends_it() {
+    let server = Server::start(&["--shards", "1", "--max-body", "8388608"]);
+    let body = |bytes| format!(r#"{{"userId":"u","value":1,"x":"{}"}}"#, "y".repeat(bytes));
+    let mut client = server.client();
+    for bytes in [1_000_000, 1_300_000, 4_000_000] {
+        assert_eq!(client.post("/event", &body(bytes)).status, 200, "{bytes}");
+    }
+    // A part of one more is there when the server is told to end.
+    client.send(&post("/event", &body(4_000_000)).as_bytes()[..3_000_000]);
+    assert_eq!(server.stop().total, 3);
+}
+
 #[test]
 fn a_response_reaches_a_client_that_is_still_sending() {
     let server = Server::start(&[]);

@@ -434,6 +434,9 @@ impl Task {
                 };
                 let Some(reading) = reading else { return self.is_void };
                 self.hub.look_around().await;
+                if self.hub.urgency.get() == Urgency::Abort {
+                    return false;
+                }
                 let mut service = self.hub.service.borrow_mut();
                 let now_ms = self.hub.now_ms.get();
                 let Task { connection, held, out, .. } = self;
