@@ -236,3 +236,22 @@ fn a_client_that_waits_for_the_start_can_be_interrupted() {
     assert!(matches!(output.status.code(), Some(1 | 130)), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
 }
+
+/// The totals of all parts must stay right for a quiet time, as those of one client must.
+#[test]
+fn a_server_that_counts_again_after_all_parts_is_wrong() {
+    let folder = Folder::new("parts-again");
+    let again = Some(Duration::from_millis(300));
+    let fake = Fake::start(Habits { counts_again_after: again, ..GOOD });
+    let (codes, files) = Clients::start(&folder, &fake.url(), &["300", "6"]).join();
+    assert_eq!(codes, [Some(0), Some(0), Some(0)]);
+    let (code, report, said) = merge(&names(&files));
+    assert_eq!((code, &report["verdict"]), (Some(1), &"wrong".into()), "{report} {said}");
+    // Whoever saves the totals has read them once.
+    let totals = folder.file("totals.json");
+    let right = &report["expected"];
+    std::fs::write(&totals, right.to_string()).unwrap();
+    let (code, report, said) = merge(&[names(&files), vec!["--server-totals", &totals]].concat());
+    assert_eq!(code, Some(0), "{report} {said}");
+    assert!(report["remarks"].to_string().contains("read once"), "{report}");
+}

@@ -119,7 +119,19 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
         let requests = count("requests").filter(|requests| *requests > 0.0)?;
         Some(1.0 - count("acknowledged")? / requests)
     };
-    let most_of_base = base.iter().filter_map(not_acknowledged).fold(0.0, f64::max);
+    let is_interrupted = |run: &Run| run.report.get("interrupted") == Some(&true.into());
+    let is_short = |run: &Run| {
+        let count = |pointer: &str| run.report.pointer(pointer).and_then(Value::as_f64);
+        count("/connections_open")
+            .zip(count("/setup/workers"))
+            .is_some_and(|(open, all)| open < all)
+    };
+    let is_garbled = |run: &Run| {
+        run.report.get("garbled").and_then(Value::as_f64).is_some_and(|garbled| garbled > 0.0)
+    };
+    // What an interrupted run left unsent excuses no head.
+    let whole = base.iter().filter(|run| !is_interrupted(run));
+    let most_of_base = whole.filter_map(not_acknowledged).fold(0.0, f64::max);
     let mut found = Vec::new();
     let mut note = |runs: &[Run], is_it: &dyn Fn(&Run) -> bool, why: &dyn Fn(&str) -> String| {
         let files: Vec<&str> =
@@ -131,6 +143,17 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
     note(base, &|run| verdict(run).as_deref() == Some("wrong"), &|files| {
         format!("the base is wrong in {files}: make its runs again, without those")
     });
+    for runs in [base, head] {
+        note(runs, &is_interrupted, &|files| {
+            format!("{files} was interrupted: make that run again")
+        });
+        note(runs, &is_short, &|files| {
+            format!("fewer connections than asked were open in {files}: see why in the reports")
+        });
+        note(runs, &is_garbled, &|files| {
+            format!("responses were malformed or not asked for in {files}: see the reports")
+        });
+    }
     note(head, &|run| verdict(run).as_deref() != Some("exact"), &|files| {
         format!("the head is not exact in {files}: see why in the reports")
     });
@@ -170,7 +193,10 @@ mod tests {
     fn a_head_whose_figures_are_not_what_was_asked_for_cannot_pass() {
         assert_eq!(judged(|_| {}, false), (0, String::new()));
         type Change = fn(&mut Value);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 9] = [
+            (|report| report["interrupted"] = true.into(), "was interrupted"),
+            (|report| report["connections_open"] = 48.into(), "fewer connections than asked"),
+            (|report| report["garbled"] = 1.into(), "malformed"),
             (|report| report["verdict"] = "wrong".into(), "the head is not exact"),
             (|report| report["verdict"] = "undecided".into(), "the head is not exact"),
             (|report| report["acknowledged"] = 999.into(), "were not acknowledged"),
@@ -200,6 +226,27 @@ mod tests {
         head[3].report["acknowledged"] = 989.into();
         let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
         assert!(said.contains("the base's 1% were not acknowledged"), "{said}");
+    }
+
+    #[test]
+    fn a_stall_of_the_client_decides_nothing_about_the_latencies_that_it_reaches() {
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 2000.0));
+        for (due_in_stalls, holds) in [(9, Holds::Yes), (10, Holds::Bound)] {
+            for run in &mut head {
+                run.report["open_loop"] = json!({ "due_in_stalls": due_in_stalls });
+            }
+            assert_eq!(compare(&base, &head, &["p99>+5%"]).gate.checks[0].holds, holds);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_base_excuses_no_head() {
+        let (mut base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        base[0].report["interrupted"] = true.into();
+        base[0].report["acknowledged"] = 100.into();
+        head[0].report["acknowledged"] = 500.into();
+        let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
+        assert!(said.contains("the base's 0% were not acknowledged"), "{said}");
     }
 
     #[test]

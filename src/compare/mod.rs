@@ -15,6 +15,7 @@ pub use change::ChangeLimit;
 use change::{Beyond, FIGURES, Figure, Kind};
 use gate::Gate;
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The seed of the bootstrap: the same reports always give the same intervals.
@@ -114,9 +115,22 @@ impl Run {
         let is_limited = self.is_client_limited();
         match figure.kind {
             Kind::Rate => Beyond { below: false, above: is_limited },
-            Kind::Latency => Beyond { below: is_limited, above: self.is_lower_bound(figure) },
+            Kind::Latency => Beyond {
+                below: is_limited || self.has_own_stall_in(figure),
+                above: self.is_lower_bound(figure),
+            },
             Kind::CpuTime => Beyond::default(),
         }
+    }
+
+    /// Whether a latency may be that of requests that came due while the client did not run.
+    fn has_own_stall_in(&self, figure: &Figure) -> bool {
+        let count = |pointer: &str| self.report.pointer(pointer).and_then(Value::as_f64);
+        let late = count("/open_loop/due_in_stalls").unwrap_or(0.0);
+        // The maximum and the mean may depend on a single request.
+        let percentile = figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
+        let beyond = percentile.map_or(0.0, |percentile| 1.0 - percentile / 100.0);
+        late > 0.0 && late >= count("/requests").unwrap_or(0.0) * beyond
     }
 }
 
@@ -207,7 +221,8 @@ impl Comparison {
             (true, _) => Ok(()),
             (false, false) => terminal::print(&self.table()),
             (false, true) => {
-                eprint!("{}", self.table());
+                // If standard error is closed, nobody reads it.
+                let _ = write!(std::io::stderr(), "{}", self.table());
                 Ok(())
             }
         };
@@ -321,7 +336,8 @@ mod tests {
             report: json!({
                 "requests": 1000, "acknowledged": 1000, "requests_per_s": rps, "latency_us": latency, "verdict": "exact",
                 "client_limited": false, "client_cpu_us_per_request": 0.0,
-                "setup": {"engine": "ring"}, "environment": environment("a"),
+                "connections_open": 64,
+                "setup": {"engine": "ring", "workers": 64}, "environment": environment("a"),
             }),
         }
     }

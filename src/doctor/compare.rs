@@ -223,9 +223,21 @@ fn differing_setup(a: &Value, b: &Value) -> Vec<Difference> {
 fn setup(report: &Value) -> Map<String, Value> {
     let mut setup = report.get("setup").and_then(Value::as_object).cloned().unwrap_or_default();
     // What it has is in the other members, with the defaults that were used.
-    setup.remove("command");
+    let command = setup.remove("command");
+    let words = command.as_ref().and_then(Value::as_array).into_iter().flatten();
+    if !words.into_iter().any(|word| word == "--user-prefix") {
+        // The client chose it, and chooses another for each run on a server that cannot be reset.
+        setup.remove("user_prefix");
+    }
     if let Some(Value::Object(flags)) = setup.remove("server") {
         setup.extend(flags.into_iter().map(|(flag, value)| (format!("server_{flag}"), value)));
+    }
+    if let Some(Value::String(store)) = setup.get_mut("server_store")
+        && !store.contains("://")
+    {
+        // Each run has a new file. It is the directory that tells which disk it is on.
+        let directory = Path::new(store.as_str()).parent().filter(|path| *path != Path::new(""));
+        *store = format!("a file in {}", directory.unwrap_or(Path::new(".")).display());
     }
     if report.get("server_cpus").is_some() {
         // The server of a challenge is its own, on a port that happened to be free.
@@ -373,6 +385,27 @@ mod tests {
         let lines = Comparison::of(&with("auto", "a"), &unknown).lines();
         assert!(lines.contains("server_spin_us: auto | not recorded"), "{lines}");
         assert!(lines.contains("server_store: none | not recorded"), "{lines}");
+    }
+
+    #[test]
+    fn what_each_run_needs_anew_is_no_difference() {
+        let with = |prefix: &str, command: &[&str], store: &str| {
+            let server = json!({ "store": store });
+            report(json!({"user_prefix": prefix, "command": command, "server": server}))
+        };
+        let first = with("user_", &["load"], "/disk/a.redb");
+        for (second, line) in [
+            (with("user_0badcafe_", &["load"], "/disk/b.redb"), None),
+            (with("run7_", &["load", "--user-prefix", "run7_"], "/disk/b.redb"), Some("run7_")),
+            (with("user_", &["load"], "/other/a.redb"), Some("a file in /disk | a file in /other")),
+            (with("user_", &["load"], "postgres://h/d"), Some("a file in /disk | postgres://h/d")),
+        ] {
+            let lines = Comparison::of(&first, &second).lines();
+            match line {
+                None => assert_eq!(lines, "the same machine with the same settings\n"),
+                Some(line) => assert!(lines.contains(line), "{lines}"),
+            }
+        }
     }
 
     #[test]

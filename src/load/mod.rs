@@ -43,6 +43,7 @@ mod latency;
 mod ledger;
 mod parts;
 mod placement;
+mod quiet;
 mod report;
 mod response;
 mod run;

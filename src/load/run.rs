@@ -13,12 +13,12 @@ use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
 use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::timeline::{RawSecond, Second};
-use super::verdict::{Evidence, Stayed, Verdict, plural};
+use super::verdict::{Evidence, plural};
 use super::view::{Phase, Stage, View};
 use super::watch::{self, Watched};
 use super::worker::{Findings, Worker};
 use super::workload::{Form, Totals, UserPrefix, Workload};
-use super::{Config, Moment, Users};
+use super::{Config, Moment, Users, quiet};
 use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
 use crate::topology;
@@ -37,11 +37,6 @@ const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 /// they are asked for.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
-/// The length of the quiet time in which totals must stay right, in times of the slowest response; its
-/// maximum; and the interval between two requests for the totals.
-const QUIET_PER_LATENCY: u32 = 2;
-const QUIET_MAX: Duration = Duration::from_secs(10);
-const QUIET_EVERY: Duration = Duration::from_millis(50);
 /// How long before a common start the threads are told of it: the time that waking them takes.
 const START_EARLY: Duration = Duration::from_millis(5);
 /// How often what waits for a common start looks about.
@@ -65,7 +60,8 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         measured;
     let mut evidence = sent.account(config, first, ids.are_new).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
-    let stayed = stay(config, &mut control, &sent, &mut evidence);
+    let quiet = quiet::time(config.quiet, &sent.total);
+    let stayed = quiet::stay(quiet, sent.ended, || totals(config, &mut control), &mut evidence);
     let is_interrupted = interrupt::is_asked();
     drop(running);
     let elapsed = sent.elapsed();
@@ -359,12 +355,12 @@ fn settle(
         (false, false) => config.timeout,
         (false, true) => return None,
     };
-    while !is_right(evidence) && !interrupt::is_asked() {
+    while !quiet::is_right(evidence) && !interrupt::is_asked() {
         // If this process is suspended, it asks once more afterwards.
         let is_last = sent.ended.elapsed() > patience;
         thread::sleep(SETTLE_EVERY);
         evidence.after = totals(config, control);
-        if is_right(evidence) {
+        if quiet::is_right(evidence) {
             // A server that did not respond at first has not counted late.
             return is_readable.then(|| sent.ended.elapsed());
         }
@@ -373,52 +369,6 @@ fn settle(
         }
     }
     None
-}
-
-/// Whether the totals were read, and can be right.
-fn is_right(evidence: &Evidence) -> bool {
-    evidence.after.is_ok() && evidence.judge().verdict != Verdict::Wrong
-}
-
-/// Asks for totals that were right again for a quiet time, in which nothing is sent: a server may count
-/// late what it has counted before. `None` if they were not right, or are not asked for again.
-fn stay(
-    config: &Config,
-    control: &mut Control<'_>,
-    sent: &Sent,
-    evidence: &mut Evidence,
-) -> Option<Stayed> {
-    if config.quiet.is_zero() || !is_right(evidence) {
-        return None;
-    }
-    let latency = sent.total.from_send.as_ref().unwrap_or(&sent.total.latency);
-    let slowest_us = latency.max().map_or(0.0, |max| max.micros);
-    let slowest = Duration::from_secs_f64(slowest_us / 1e6);
-    let quiet = match interrupt::is_asked() {
-        true => config.quiet,
-        false => (slowest * QUIET_PER_LATENCY).clamp(config.quiet, QUIET_MAX.max(config.quiet)),
-    };
-    let from = Instant::now();
-    let mut stayed = Stayed { quiet, changed_after: None, unreadable: None };
-    loop {
-        // If this process is suspended, it asks once more afterwards.
-        let left = quiet.saturating_sub(from.elapsed());
-        if left.is_zero() {
-            return Some(stayed);
-        }
-        thread::sleep(left.min(QUIET_EVERY));
-        match totals(config, control) {
-            Ok(after) => {
-                evidence.after = Ok(after);
-                stayed.unreadable = None;
-            }
-            Err(why) => stayed.unreadable = Some(why),
-        }
-        if !is_right(evidence) {
-            stayed.changed_after = Some(sent.ended.elapsed());
-            return Some(stayed);
-        }
-    }
 }
 
 /// The totals, or why there are none.

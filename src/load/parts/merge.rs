@@ -13,10 +13,13 @@ use crate::load::report::{Outcome, Report, Setup};
 use crate::load::run::rate_held;
 use crate::load::thresholds::Threshold;
 use crate::load::timeline::{RawSecond, Second};
+use crate::load::verdict::{Evidence, Stayed};
 use crate::load::workload::{Totals, Workload};
+use crate::load::{QUIET, quiet};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clocks that differ by more are wrong: the parts would not have started together.
 const CLOCK_DIFFERENCE_MS_MAX: f64 = 500.0;
@@ -55,11 +58,25 @@ pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
     if config.server.is_none() && config.server_totals.is_none() {
         run.check_url().map_err(Failure::Usage)?;
     }
-    let after = match &config.server_totals {
-        Some(path) => Ok(read_totals(path)?),
-        None => ask(config, &run)?,
+    let thresholds = config.thresholds.clone();
+    let merged = match &config.server_totals {
+        Some(path) => {
+            let read_once = "the totals were read once: whether they stayed so is not known";
+            run.report(Ok(read_totals(path)?), thresholds).map(|report| report.remark(read_once))
+        }
+        None => {
+            let (server, asked_at) = (run.server(config)?, Instant::now());
+            let mut control = Control::new(&server, config.timeout, true);
+            if let Some(address) = run.address().filter(|_| config.server.is_none()) {
+                control = control.at(address);
+            }
+            let mut totals = || control.totals().map_err(|error| error.sentence(&server));
+            let (after, quiet) = (totals(), quiet::time(QUIET, &run.latencies()));
+            let stay = |evidence: &mut Evidence| quiet::stay(quiet, asked_at, totals, evidence);
+            run.report_if(after, stay, thresholds)
+        }
     };
-    run.report(after, config.thresholds.clone()).map_err(Failure::Usage)
+    merged.map_err(Failure::Usage)
 }
 
 fn read_totals(path: &Path) -> Result<Totals, Failure> {
@@ -71,16 +88,6 @@ fn read_totals(path: &Path) -> Result<Totals, Failure> {
     };
     let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
     parse_totals(&text).map_err(unusable)
-}
-
-/// The server's totals, or why it does not tell them.
-fn ask(config: &MergeConfig, run: &Parts) -> Result<Result<Totals, String>, Failure> {
-    let server = match &config.server {
-        Some(server) => server.clone(),
-        None => Server::parse(&run.reports[0].setup.url)?,
-    };
-    let mut control = Control::new(&server, config.timeout, true);
-    Ok(control.totals().map_err(|error| error.sentence(&server)))
 }
 
 /// The parts of one run, in their order, of which some may be lost.
@@ -147,17 +154,41 @@ impl Parts {
         Ok(Parts { parameters, lost: lost_parts, before, reports })
     }
 
-    /// Checks that all parts went to one URL: otherwise, whose totals are those of all is not known.
+    /// Checks that all parts went to one URL and address: otherwise, whose totals are those of all is not known.
     pub(super) fn check_url(&self) -> Result<(), String> {
         let [first, others @ ..] = self.reports.as_slice() else { return Ok(()) };
-        match others.iter().find(|other| other.setup.url != first.setup.url) {
+        let place = |report: &PartReport| {
+            let url = report.setup.url.clone();
+            report
+                .setup
+                .address
+                .as_ref()
+                .map_or(url.clone(), |address| format!("{url} at {address}"))
+        };
+        match others.iter().find(|other| place(other) != place(first)) {
             None => Ok(()),
             Some(other) => Err(format!(
                 "part {} went to {} and part {} to {}, which need not have the same totals: if they do, pass --url \
                  with the one to ask",
-                first.part, first.setup.url, other.part, other.setup.url
+                first.part,
+                place(first),
+                other.part,
+                place(other)
             )),
         }
+    }
+
+    /// The server to ask for the totals.
+    fn server(&self, config: &MergeConfig) -> Result<Server, Failure> {
+        match &config.server {
+            Some(server) => Ok(server.clone()),
+            None => Server::parse(&self.reports[0].setup.url),
+        }
+    }
+
+    /// The address that part 1 used, if the server's name has several.
+    fn address(&self) -> Option<SocketAddr> {
+        self.reports[0].setup.address.as_ref()?.parse().ok()
     }
 
     /// How much later than part 1 a part started.
@@ -250,6 +281,16 @@ impl Parts {
         after: Result<Totals, String>,
         thresholds: Vec<Threshold>,
     ) -> Result<Report, String> {
+        self.report_if(after, |_| None, thresholds)
+    }
+
+    /// The same with what `stay` finds of totals that are right.
+    fn report_if(
+        &self,
+        after: Result<Totals, String>,
+        stay: impl FnOnce(&mut Evidence) -> Option<Stayed>,
+        thresholds: Vec<Threshold>,
+    ) -> Result<Report, String> {
         let [ledger, warm_up_ledger] = self.ledgers()?;
         let first = self.reports.iter().map(|report| report.first_totals);
         let first = first.min_by_key(|totals| totals.total_requests).unwrap_or(Totals::ZERO);
@@ -264,7 +305,8 @@ impl Parts {
             warm_up_ledger: &warm_up_ledger,
             after,
         };
-        let evidence = account.evidence();
+        let mut evidence = account.evidence();
+        let stayed = stay(&mut evidence);
         let ends = self.reports.iter().map(|report| self.started_after(report) + report.elapsed);
         let open_loops =
             || self.reports.iter().filter_map(|report| Some((report, report.open_loop.as_ref()?)));
@@ -293,7 +335,7 @@ impl Parts {
             seconds: self.seconds()?,
             evidence,
             settled_after: None,
-            stayed: None,
+            stayed,
             remarks: Vec::new(),
             watched: self.reports[0].watched.clone(),
             warm_up: self.parameters.warm_up,

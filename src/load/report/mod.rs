@@ -381,6 +381,12 @@ pub(super) struct Outcome {
 }
 
 impl Report {
+    /// The report with a remark on what was checked.
+    pub(super) fn remark(mut self, remark: &str) -> Report {
+        self.remarks.push(remark.into());
+        self
+    }
+
     pub(super) fn new(outcome: Outcome) -> Report {
         let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
         let workload = outcome.workload;
