@@ -95,6 +95,10 @@ pub enum Command {
 /// Reads the command line. Prints help, or why it cannot be read, and ends the process. If an argument has the
 /// password of a database, the process is replaced by itself without it.
 pub fn parse() -> Cli {
+    if !crate::load::has_escapes() {
+        // The libraries that print colors take any terminal of a CI job for one that shows them.
+        anstream::ColorChoice::Never.write_global();
+    }
     if let Err(failure) = hidden::hide_passwords() {
         Log::Text.error(&failure.to_string());
         std::process::exit(failure.exit_code().into());
