@@ -240,7 +240,7 @@ impl Overlay {
         let there = below_len.saturating_sub(offset).min(out.len() as u64);
         let there = usize::try_from(there).expect("it is at most the length of a slice");
         out[there..].fill(0);
-        self.below.read(offset, &mut out[..there])
+        if there > 0 { self.below.read(offset, &mut out[..there]) } else { Ok(()) }
     }
 }
 
@@ -299,6 +299,7 @@ impl StorageBackend for Overlay {
         Ok(())
     }
 
+    /// Keeps what differs from the bytes below.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut changes = self.changes();
         let below_len = changes.below_len;
@@ -308,6 +309,9 @@ impl StorageBackend for Overlay {
                 None => {
                     let mut bytes = vec![0; PAGE_LEN].into_boxed_slice();
                     self.read_below(below_len, page * PAGE_BYTES, &mut bytes)?;
+                    if bytes[inside..inside + part.len()] == data[part.clone()] {
+                        continue;
+                    }
                     bytes
                 }
             };
@@ -316,5 +320,37 @@ impl StorageBackend for Overlay {
         }
         changes.len = changes.len.max(offset + data.len() as u64);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::backends::InMemoryBackend;
+
+    #[test]
+    fn an_overlay_keeps_only_the_pages_that_change() {
+        let below = InMemoryBackend::new();
+        let bytes: Vec<u8> = (1..=251).cycle().take(3 * PAGE_LEN + 100).collect();
+        below.set_len(bytes.len() as u64).unwrap();
+        below.write(0, &bytes).unwrap();
+        let overlay = Arc::new(Overlay::new(Shared::new(Arc::new(below))).unwrap());
+        let kept = || overlay.changes().pages.keys().copied().collect::<Vec<u64>>();
+        Shared::new(Arc::<Overlay>::clone(&overlay)).rewrite().unwrap();
+        assert!(kept().is_empty(), "{:?}", kept());
+        // Two pages are written and one of them changes, and zeros make it longer.
+        let mut expected = bytes.clone();
+        expected[PAGE_LEN + 7] ^= 1;
+        overlay.write(7, &expected[7..2 * PAGE_LEN]).unwrap();
+        expected.resize(5 * PAGE_LEN, 0);
+        overlay.write(expected.len() as u64 - 9, &[0; 9]).unwrap();
+        assert_eq!(kept(), [1]);
+        let mut read = vec![1; expected.len()];
+        overlay.read(0, &mut read).unwrap();
+        assert!(overlay.len().unwrap() == expected.len() as u64 && read == expected);
+        // What was changed is changed back.
+        overlay.write(0, &bytes).unwrap();
+        overlay.read(0, &mut read[..bytes.len()]).unwrap();
+        assert!(read[..bytes.len()] == bytes);
     }
 }
