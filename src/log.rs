@@ -3,9 +3,11 @@
 //! Standard error can be a pipe that nobody reads. So a server's lines are written by a thread of their own: whoever
 //! logs only puts a line into a queue, which drops what does not fit and reports how many lines that were.
 
+use rustix::event::{PollFd, PollFlags, poll};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -52,6 +54,10 @@ impl Log {
             message += &format!("\n{backtrace}");
         }
         self.error(&message);
+        // A main thread that panics ends the process, which waits for no other thread.
+        if thread.name() == Some("main") {
+            finish();
+        }
     }
 
     /// Reports an event of normal operation.
@@ -74,7 +80,7 @@ impl Log {
         match QUEUE.get() {
             Some(queue) => queue.push(line),
             // If standard error is closed, there is nowhere left to report that.
-            None => drop(io::stderr().write_all(line.as_bytes())),
+            None => drop(write_all(&mut io::stderr(), line.as_bytes())),
         }
     }
 
@@ -97,6 +103,24 @@ pub fn finish() {
     if let Some(queue) = QUEUE.get() {
         queue.finish(FINISH);
     }
+}
+
+/// Writes bytes, however long that takes. Standard error does not block if another process has made it so, such as a
+/// parent that shares it; then whatever fits is taken, and the rest is written once there is room.
+fn write_all(output: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(&*output, PollFlags::OUT)];
+                rustix::io::retry_on_intr(|| poll(&mut room, None))?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A count of something that can happen often, about which a line is logged the first time, and then once per
@@ -160,7 +184,7 @@ impl Pending {
 }
 
 impl Queue {
-    fn start(log: Log, output: impl Write + Send + 'static) -> io::Result<Arc<Queue>> {
+    fn start(log: Log, output: impl Write + AsFd + Send + 'static) -> io::Result<Arc<Queue>> {
         let queue = Arc::new(Queue::default());
         let written = Arc::clone(&queue);
         std::thread::Builder::new().name("log".into()).spawn(move || written.write(log, output))?;
@@ -184,7 +208,9 @@ impl Queue {
     }
 
     /// Writes lines as they come, for as long as the process lives.
-    fn write(&self, log: Log, mut output: impl Write) {
+    fn write(&self, log: Log, mut output: impl Write + AsFd) {
+        // Lines that were dropped or could not be written, and are not reported yet.
+        let mut lost = 0;
         loop {
             let waiting = self.pending();
             let waiting = self.changed.wait_while(waiting, |pending| pending.is_empty());
@@ -192,16 +218,20 @@ impl Queue {
             let Pending { lines, dropped, .. } = std::mem::take(&mut *pending);
             pending.is_writing = true;
             drop(pending);
-            let mut text: String = lines.into_iter().collect();
-            if dropped > 0 {
-                let plural = if dropped == 1 { " was" } else { "s were" };
-                text += &log.format(
-                    "warning",
-                    &format!("{dropped} log line{plural} dropped: standard error took no more"),
-                );
+            for line in lines {
+                lost += u64::from(write_all(&mut output, line.as_bytes()).is_err());
             }
-            // If it is closed, there is nowhere left to report that.
-            let _ = output.write_all(text.as_bytes());
+            lost += dropped;
+            if lost > 0 {
+                let plural = if lost == 1 { " was" } else { "s were" };
+                let message =
+                    format!("{lost} log line{plural} dropped: standard error took no more");
+                let line = log.format("warning", &message);
+                // If not even this can be written, they are reported after a later line.
+                if write_all(&mut output, line.as_bytes()).is_ok() {
+                    lost = 0;
+                }
+            }
             self.pending().is_writing = false;
             self.changed.notify_all();
         }
@@ -216,6 +246,9 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, PipeWriter, Read};
+    use std::os::fd::BorrowedFd;
+    use std::process::{Command, Stdio};
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     /// Standard error whose reader takes its time.
@@ -230,6 +263,12 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    impl AsFd for Output {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            unreachable!("it blocks, so nobody waits for room")
         }
     }
 
@@ -267,12 +306,11 @@ mod tests {
         queue.finish(Duration::from_millis(10));
         assert!(start.elapsed() < Duration::from_secs(30), "finishing is bounded");
         assert_eq!(read.recv().unwrap(), "first\n");
-        let text = read.recv().unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), LINES_MAX + 1);
-        assert_eq!(lines[LINES_MAX - 1], (LINES_MAX - 1).to_string());
-        let dropped = "warning: 7 log lines were dropped: standard error took no more";
-        assert_eq!(lines[LINES_MAX], dropped);
+        for line in 0..LINES_MAX {
+            assert_eq!(read.recv().unwrap(), format!("{line}\n"));
+        }
+        let dropped = "warning: 7 log lines were dropped: standard error took no more\n";
+        assert_eq!(read.recv().unwrap(), dropped);
         queue.push("last\n".into());
         assert_eq!(read.recv().unwrap(), "last\n");
     }
@@ -296,5 +334,89 @@ mod tests {
         }
         queue.finish(Duration::from_secs(60));
         assert!(queue.pending().is_empty());
+    }
+
+    #[test]
+    fn a_pipe_that_does_not_block_gets_every_line() {
+        let (read, write) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&write, true).unwrap();
+        let queue = Queue::start(Log::Text, write).unwrap();
+        // Together they are more than the pipe takes.
+        let line = |number| format!("{number} {}", "x".repeat(1000));
+        (0..LINES_MAX).for_each(|number| queue.push(line(number) + "\n"));
+        let mut lines = BufReader::new(read).lines();
+        for number in 0..LINES_MAX {
+            assert_eq!(lines.next().unwrap().unwrap(), line(number));
+        }
+    }
+
+    /// An output that refuses one of the lines, as a full disk does.
+    struct Full(PipeWriter);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match bytes {
+                b"refused\n" => Err(ErrorKind::StorageFull.into()),
+                _ => self.0.write(bytes),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    impl AsFd for Full {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_written_is_counted() {
+        let (mut read, write) = io::pipe().unwrap();
+        let queue = Queue::start(Log::Text, Full(write)).unwrap();
+        queue.push("refused\n".into());
+        queue.push("taken\n".into());
+        queue.finish(Duration::from_secs(60));
+        let mut text = [0; 1000];
+        let len = read.read(&mut text).unwrap();
+        // The count comes after the first, or after both.
+        let mut lines: Vec<&str> = str::from_utf8(&text[..len]).unwrap().lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            ["taken", "warning: 1 log line was dropped: standard error took no more"]
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_main_thread_is_logged_before_the_process_ends() {
+        const CHILD: &str = "RINGTALLY_TEST_PANIC";
+        if std::env::var_os(CHILD).is_some() {
+            Log::Text.start().unwrap();
+            println!("\npanicking");
+            let main = std::thread::Builder::new().name("main".into());
+            let _ = main.spawn(|| panic!("on purpose")).unwrap().join();
+            std::process::exit(101);
+        }
+        let (mut errors, full) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&full, true).unwrap();
+        while rustix::io::write(&full, &[b'\n'; 4096]).is_ok() {}
+        rustix::io::ioctl_fionbio(&full, false).unwrap();
+        let test = "log::tests::a_panic_of_the_main_thread_is_logged_before_the_process_ends";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
+        let mut child = command.stdout(Stdio::piped()).stderr(full).spawn().unwrap();
+        // It holds the other end of the pipe.
+        drop(command);
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap() == "panicking"));
+        std::thread::sleep(Duration::from_millis(50));
+        // Only now is there room.
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(101));
+        assert!(text.contains("thread main") && text.contains("on purpose"), "{}", text.trim());
     }
 }
