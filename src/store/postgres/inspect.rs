@@ -7,6 +7,7 @@ use super::trouble::{Trouble, within};
 use super::{runtime, schema, sums};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, Totals};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 
@@ -69,8 +70,8 @@ fn read_only<T>(
     let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
     let runtime = runtime().map_err(no_room)?;
     let reading = async {
-        let (name, unasked) = ("ringtally inspect", Unasked::default());
-        let session = Session::open(target, 0, Purpose::Read, name, &unasked).await?;
+        let (name, unasked, tried) = ("ringtally inspect", Unasked::default(), Cell::default());
+        let session = Session::open(target, 0, Purpose::Read, name, &unasked, &tried).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         session.client.batch_execute(begin).await?;
         read(&session).await

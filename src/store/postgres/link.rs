@@ -74,7 +74,8 @@ pub trait Link {
     /// Connects, unless there is a connection.
     async fn connect(&mut self) -> Result<(), Trouble>;
 
-    /// Gives up the connection. If `leaves`, other hosts are tried before this one.
+    /// Gives up the connection, or what has come of connecting. If `leaves`, a host that has had its time is tried
+    /// after the others.
     fn disconnect(&mut self, leaves: bool);
 
     /// Adds the row of a server in the present generation, unless it is there. Returns the row's generation.
@@ -166,8 +167,8 @@ pub(super) struct Postgres {
     connection: Option<Connected>,
     /// The host to try first, which the sweeper does, too.
     first_host: Rc<Cell<usize>>,
-    /// The host of the last session.
-    host: usize,
+    /// The host that was tried last: that of the session, if there is one.
+    host: Cell<usize>,
 }
 
 /// A session with the statements that are used all the time.
@@ -186,7 +187,7 @@ impl Postgres {
         unasked: Unasked,
         first_host: Rc<Cell<usize>>,
     ) -> Postgres {
-        Postgres { target, log, unasked, connection: None, first_host, host: 0 }
+        Postgres { target, log, unasked, connection: None, first_host, host: Cell::default() }
     }
 
     fn connected(&self) -> Result<&Connected, Trouble> {
@@ -314,10 +315,10 @@ impl Link for Postgres {
         if self.connection.as_ref().is_some_and(|connected| !connected.session.client.is_closed()) {
             return Ok(());
         }
-        let first = self.first_host.get();
+        let (first, name) = (self.first_host.get(), "ringtally");
+        let (target, unasked) = (&self.target, &self.unasked);
         let session =
-            Session::open(&self.target, first, Purpose::Write, "ringtally", &self.unasked).await?;
-        self.host = session.host;
+            Session::open(target, first, Purpose::Write, name, unasked, &self.host).await?;
         schema::prepare(&session).await?;
         let client = &session.client;
         client.batch_execute("LISTEN ringtally").await?;
@@ -332,9 +333,13 @@ impl Link for Postgres {
     }
 
     fn disconnect(&mut self, leaves: bool) {
-        self.connection = None;
+        let was_connected = self.connection.take().is_some();
         if leaves {
-            self.first_host.set((self.host + 1) % self.target.hosts.len());
+            let host = self.host.get();
+            // One that had only the time that others left it may just be slow: it is the first of the next round.
+            let has_failed = was_connected || host == self.first_host.get();
+            let next = if has_failed { host + 1 } else { host };
+            self.first_host.set(next % self.target.hosts.len());
         }
     }
 
@@ -376,7 +381,8 @@ impl Link for Postgres {
 
     async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble> {
         let sql = format!(
-            "UPDATE ringtally.servers SET sequence = $2 WHERE id = $1 AND sequence <= $2 AND {IS_SAFE}"
+            "UPDATE ringtally.servers SET sequence = $2, seen = now()
+            WHERE id = $1 AND sequence <= $2 AND {IS_SAFE}"
         );
         Ok(self.execute(&sql, &[&&id[..], &sequence]).await? > 0)
     }
@@ -440,4 +446,31 @@ fn unsafe_session() -> Trouble {
          PostgreSQL itself"
             .into(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::postgres::{Member, runtime};
+    use std::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    #[test]
+    fn each_host_is_tried_within_the_time_of_a_start() {
+        // The first has no socket, and the others accept connections and never answer. Each attempt has a second, which
+        // is less than a host may take.
+        let silent = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [second, third] = silent.each_ref().map(|host| host.local_addr().unwrap());
+        let url = format!("postgres://me@%2Fnone,{second},{third}/tally?connect_timeout=10");
+        let target = Target::parse_with(&url, &|_| None).unwrap();
+        let link = Postgres::new(target, Log::Text, Unasked::default(), Rc::default());
+        let mut member = Member::new(link);
+        let joining = member.join(Duration::from_secs(3));
+        let failed = LocalSet::new().block_on(&runtime().unwrap(), joining).unwrap_err();
+        assert!(failed.to_string().contains("could not be used within 3s"), "{failed}");
+        for (number, host) in silent.iter().enumerate() {
+            host.set_nonblocking(true).unwrap();
+            assert!(host.accept().is_ok(), "silent host {number} was never tried");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::tls::{Connector, Stream};
 use super::trouble::Trouble;
 use super::warnings::{WarningLog, is_about_a_standby};
 use crate::uring::Wakeup;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,8 +69,6 @@ pub(super) struct Session {
     /// The warning that a commit may not be on the standby that it should have waited for.
     warning: Rc<RefCell<Option<String>>>,
     driver: JoinHandle<()>,
-    /// The number of the host in the list of the target.
-    pub(super) host: usize,
     /// The host, and the version of the database.
     pub(super) about: String,
 }
@@ -83,7 +81,7 @@ impl Drop for Session {
 
 impl Session {
     /// Connects to a host that lets it in and can do what it is for: from the number `first` on, the first that
-    /// does. Must run in a `LocalSet`.
+    /// does. `tried` has the number of the host that was tried last, also if this is cut off. Must run in a `LocalSet`.
     ///
     /// # Errors
     ///
@@ -94,11 +92,13 @@ impl Session {
         purpose: Purpose,
         application: &str,
         unasked: &Unasked,
+        tried: &Cell<usize>,
     ) -> Result<Session, Trouble> {
         let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
         let mut worst = None;
         let mut reasons = Vec::new();
         for host in (0..target.hosts.len()).map(|number| (first + number) % target.hosts.len()) {
+            tried.set(host);
             let connecting =
                 Session::connect(target, host, purpose, application, connector.clone(), unasked);
             let trouble = match timeout(target.patience.connect, connecting).await {
@@ -153,7 +153,7 @@ impl Session {
         let warning = Rc::default();
         let driver =
             tokio::task::spawn_local(drive(connection, Rc::clone(&warning), unasked.clone()));
-        let session = Session { client, warning, driver, host: number, about };
+        let session = Session { client, warning, driver, about };
         session.check(purpose).await?;
         session.client.batch_execute(SETTINGS).await?;
         Ok(session)

@@ -58,9 +58,9 @@ impl Sweeper {
     }
 
     async fn sweep(&self) -> Result<(), Trouble> {
-        let (first, name) = (self.first_host.get(), "ringtally sweep");
-        let session =
-            Session::open(&self.target, first, Purpose::Write, name, &self.unasked).await?;
+        let (first, name, tried) = (self.first_host.get(), "ringtally sweep", Cell::default());
+        let (target, unasked) = (&self.target, &self.unasked);
+        let session = Session::open(target, first, Purpose::Write, name, unasked, &tried).await?;
         let sql = "SELECT pg_try_advisory_lock($1)";
         if !session.client.query_one(sql, &[&LOCK]).await?.get::<_, bool>(0) {
             return Ok(());
