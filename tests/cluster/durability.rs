@@ -19,6 +19,16 @@ fn both(first: &Postgres, second: &Postgres) -> String {
 fn a_server_that_is_superseded_again_and_again_resets_nobody() {
     let database = Postgres::new(&[]);
     let servers = servers(&database.url(""), 5);
+    // A write that moves the number of a row also notes the time: its server relies on that once the row is gone.
+    for sql in [
+        "CREATE TABLE unseen (id bytea)",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+            $$BEGIN INSERT INTO public.unseen VALUES (new.id); RETURN new; END$$",
+        "CREATE TRIGGER note BEFORE UPDATE ON ringtally.servers FOR EACH ROW
+            WHEN (new.sequence <> old.sequence AND new.seen = old.seen) EXECUTE FUNCTION note()",
+    ] {
+        database.sql(sql);
+    }
     let (other, paused) = servers.split_first().unwrap();
     let mut resets = 0;
     for _ in 0..5 {
@@ -45,6 +55,7 @@ fn a_server_that_is_superseded_again_and_again_resets_nobody() {
     }
     let generation: u64 = database.sql("SELECT generation FROM ringtally.tally").parse().unwrap();
     assert_eq!(generation, resets, "every reset was asked for");
+    assert_eq!(database.sql("SELECT count(*) FROM unseen"), "0");
 }
 
 #[test]
@@ -204,6 +215,22 @@ fn warnings_of_other_things_are_logged_and_do_not_stop_acknowledgements() {
     let (code, _, log) = server.wait_with_log();
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(log.matches("must be vacuumed").count(), 1, "once per minute: {log}");
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: run ci/cluster"]
+fn a_server_finds_the_primary_behind_a_host_that_never_answers() {
+    let database = Postgres::new(&[]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (silent_port, port) = (silent.local_addr().unwrap().port(), database.port);
+    // The first has no socket. A third of the timeout is less than a host may take.
+    let url = format!(
+        "postgres://tally:s3cret@%2Fnone,127.0.0.1:{silent_port},127.0.0.1:{port}/postgres"
+    );
+    let server = Server::start(&["--store-timeout", "5s", "--store", &url]);
+    server.client().event("a", 1.0);
+    assert_eq!(server.stats().total, 1);
+    server.stop();
 }
 
 /// A server that starts. Returns its exit code and log, and how long it has taken since it was told to stop, if it was.
