@@ -4,7 +4,7 @@ use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 /// The location of a server, as far as this process can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,12 +65,13 @@ impl Rivals {
 pub(super) fn find(address: SocketAddr) -> Whereabouts {
     // A socket for IPv6 can be bound to an address of IPv4, as Java does it.
     let ip = address.ip().to_canonical();
+    let is_own = is_own(address);
     let listens = |entry: &TcpNetEntry| {
         let at = entry.local_address;
         let at_ip = at.ip().to_canonical();
         entry.state == TcpState::Listen
             && at.port() == address.port()
-            && (at_ip == ip || at_ip.is_unspecified())
+            && (at_ip == ip || (at_ip.is_unspecified() && is_own))
     };
     let entries = tcp().into_iter().chain(tcp6()).flatten();
     let mut sockets: HashSet<u64> = entries.filter(listens).map(|entry| entry.inode).collect();
@@ -90,6 +91,12 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
         true => Whereabouts::Here(cpus.into_iter().collect()),
         false => Whereabouts::Hidden,
     }
+}
+
+/// Whether an address is one of this machine: only to those can a socket be bound.
+fn is_own(mut address: SocketAddr) -> bool {
+    address.set_port(0);
+    UdpSocket::bind(address).is_ok()
 }
 
 /// The sockets that a process has; none if this one may not look at it.
@@ -263,6 +270,8 @@ mod tests {
             };
             let is_allowed = |cpu| topology::allowed_cpus().contains(cpu);
             assert!(!found.is_empty() && found.iter().all(is_allowed));
+            // An address for documentation, which no machine has.
+            assert_eq!(find(([192, 0, 2, 1], port).into()), Whereabouts::Elsewhere, "{bound}");
             drop(listener);
             assert_eq!(find(([127, 0, 0, 1], port).into()), Whereabouts::Elsewhere);
         }
