@@ -90,12 +90,14 @@ impl Server {
         }
     }
 
-    /// Connects to the first of its addresses that listens.
+    /// Connects to the first of its addresses that listens. If none does, a refusal tells more than the other errors:
+    /// the machine is there.
     fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
         let mut failed = io::Error::from(ErrorKind::NotFound);
         for address in &self.addresses {
             match TcpStream::connect_timeout(address, timeout) {
                 Ok(stream) => return Ok(stream),
+                Err(_) if failed.kind() == ErrorKind::ConnectionRefused => {}
                 Err(error) => failed = error,
             }
         }
@@ -550,10 +552,15 @@ mod tests {
         assert_eq!(control.address(), open);
         assert_eq!(control.totals().unwrap(), Totals::ZERO);
         serving.join().unwrap();
-        let none = Server { addresses: vec![closed, closed], ..server };
-        let mut control = Control::new(&none, Duration::from_secs(5), true);
-        let said = control.totals().unwrap_err().sentence(&none);
-        assert!(said.contains(&closed.to_string()), "{said}");
+        // A connection cannot be opened to all machines at once: that fails, and is not a refusal.
+        let broadcast = "255.255.255.255:1".parse().unwrap();
+        for addresses in [[closed, closed], [closed, broadcast], [broadcast, closed]] {
+            let none = Server { addresses: addresses.to_vec(), host: "name:1".into() };
+            let mut control = Control::new(&none, Duration::from_secs(5), true);
+            let said = control.totals().unwrap_err().sentence(&none);
+            assert!(said.contains("no server listens"), "{said}");
+            assert!(said.contains(&closed.to_string()), "{said}");
+        }
     }
 
     /// Against a server that closes the first connections after a response, without having said so.
