@@ -56,6 +56,13 @@ pub(super) struct Encoded {
     least_censored_ns: Option<u64>,
 }
 
+impl Encoded {
+    /// The number of requests that were given up, as the file has it.
+    pub(super) fn censored(&self) -> u64 {
+        self.censored
+    }
+}
+
 impl From<&Latencies> for Encoded {
     fn from(latencies: &Latencies) -> Encoded {
         let mut bytes = Vec::new();

@@ -211,7 +211,8 @@ impl Ledger {
             garbled,
             resent,
         ];
-        counts.into_iter().chain(self.refused_by_status.values().copied())
+        let by_kind = self.refused_by_status.values().chain(self.connect_errors.values());
+        counts.into_iter().chain(by_kind.copied())
     }
 
     /// What became of events that did not end in an acknowledgement.

@@ -48,6 +48,14 @@ impl Watched {
         })
     }
 
+    /// Everything that is counted.
+    pub(super) fn counts(&self) -> [u64; 6] {
+        let Watched {
+            answers, unanswered, went_down, above_sent, below_acknowledged, torn, ..
+        } = *self;
+        [answers, unanswered, went_down, above_sent, below_acknowledged, torn]
+    }
+
     /// A line for each kind of response that cannot be.
     pub(super) fn reasons(&self) -> Vec<String> {
         let kinds = [
