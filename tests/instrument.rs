@@ -230,7 +230,11 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
     std::fs::create_dir_all(&folder).unwrap();
     let program = folder.join("ringtally");
     std::fs::copy(ringtally().get_program(), &program).unwrap();
-    for processes in 1..=4 {
+    // A search with one client thread has three more: for signals, for the progress, and for samples.
+    let many = ["500", "4", "--threads", "4"];
+    let few = ["1", "4", "--threads", "1", "--find-rate", "p99<1s", "--window", "2s"];
+    let limits = (1..=4).flat_map(|processes| [&many[..], &few].map(|flags| (processes, flags)));
+    for (processes, flags) in limits {
         let limit = format!("--nproc={processes}:{processes}");
         let mut command = Command::new("timeout");
         command.args(["--kill-after=1", "20", "prlimit", &limit]);
@@ -238,7 +242,7 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
             // The limit does not hold for root, and counts all processes of a user: of one who has none.
             command.args(["setpriv", "--reuid=64321", "--regid=64321", "--clear-groups"]);
         }
-        command.arg(&program).args(["load", "500", "4", "--threads", "4", "--url", &server.url()]);
+        command.arg(&program).args(["load", "--url", &server.url()]).args(flags);
         let output = command.output().unwrap();
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{processes}: {said}");

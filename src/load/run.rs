@@ -527,17 +527,24 @@ fn send_all(
                 )
             })
         });
-        let (watcher, prepared) = match watcher.transpose() {
-            Ok(watcher) => (watcher, prepared),
-            Err(error) => (None, prepared.and(Err(no_thread(error)))),
+        let (start_sampler, is_started) = channel::<()>();
+        let sampler = config.sample_every.map(|every| {
+            let is_over = Arc::clone(&is_over);
+            thread::Builder::new().spawn_scoped(scope, move || {
+                // Fails only if there is no run.
+                let _ = is_started.recv();
+                Flow::watch(every, &run.progress, &is_over)
+            })
+        });
+        let (watcher, sampler, prepared) = match (watcher.transpose(), sampler.transpose()) {
+            (Ok(watcher), Ok(sampler)) => (watcher, sampler, prepared),
+            (Err(error), _) | (_, Err(error)) => (None, None, prepared.and(Err(no_thread(error)))),
         };
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
         run.gate.wait();
         stage.begin(Phase::Measuring);
-        let sampler = config.sample_every.map(|every| {
-            let is_over = Arc::clone(&is_over);
-            scope.spawn(move || Flow::watch(every, &run.progress, &is_over))
-        });
+        // Fails only if no samples are wanted.
+        let _ = start_sampler.send(());
         let panicked =
             |_| Failure::Wrong("a client thread panicked; an error above says why".into());
         let timeline = follower.join().map_err(panicked)?;
