@@ -253,6 +253,12 @@ impl Threshold {
         }
     }
 
+    /// The share of the requests whose latency its figure leaves out: of p99, 1%; of the mean and the maximum, none.
+    pub(super) fn share_above(&self) -> f64 {
+        let percent = self.figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
+        percent.map_or(0.0, |percent| (100.0 - percent) / 100.0)
+    }
+
     /// Whether an upper limit holds for certain: a lower bound may be above it.
     pub(super) fn surely_holds(&self, value: &Measured) -> bool {
         match (value, &self.limit) {

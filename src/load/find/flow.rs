@@ -84,11 +84,16 @@ impl Flow {
         Some(covariance / variance / rate)
     }
 
+    /// Whether such a growth of the backlog fails a single window.
+    pub(in crate::load) fn falls_behind(growth: Option<f64>) -> bool {
+        growth.is_some_and(|growth| growth >= GROWTH_MAX)
+    }
+
     /// Why the growth of its backlog fails a single window, if it does.
     pub(in crate::load) fn why_not(growth: Option<f64>) -> Option<String> {
         match growth {
             None => Some("too few samples of the backlog: the client was kept from its CPU".into()),
-            Some(growth) if growth >= GROWTH_MAX => Some(format!(
+            Some(growth) if Flow::falls_behind(Some(growth)) => Some(format!(
                 "{:.1}% of the rate was completed, and the rest added to the backlog",
                 (1.0 - growth) * 100.0
             )),
