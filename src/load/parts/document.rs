@@ -266,7 +266,14 @@ impl PartReport {
         let latencies = [&self.latency, &open_loop.from_send, &open_loop.lag];
         let of_latencies = latencies.iter().flat_map(|latency| [latency.len(), latency.censored()]);
         let of_ledgers = [&self.ledger, &self.warm_up_ledger];
-        let mut counts = of_ledgers.iter().flat_map(|ledger| ledger.counts()).chain(of_latencies);
+        let of_seconds = self.seconds.iter().map(|second| second.latency.censored());
+        let of_watch = self.watched.iter().flat_map(Watched::counts);
+        let mut counts = of_ledgers
+            .iter()
+            .flat_map(|ledger| ledger.counts())
+            .chain(of_latencies)
+            .chain(of_seconds)
+            .chain(of_watch);
         for (name, is_possible) in [
             ("requests", (1..=EVENTS_MAX).contains(&requests)),
             ("warm_up", warm_up <= EVENTS_MAX),
