@@ -395,6 +395,20 @@ fn thresholds_may_name_what_happened_to_responses() {
     }
 }
 
+/// The latencies would be those of another number of connections, or of bytes that only look like responses.
+#[test]
+fn a_search_without_all_its_connections_or_with_malformed_responses_ends() {
+    let fake = Fake::start(Habits { trails: 50, ..GOOD });
+    let full = Server::start(&["--max-connections", "4", "--shards", "1"]);
+    for (url, says) in [(fake.url(), "malformed"), (full.url(), "of 8 connections were open")] {
+        let flags = ["load", "1", "8", "--find-rate", "p99<100ms", "--window", "250ms"];
+        let output = run(&[&flags[..], &["--url", &url]].concat());
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(says), "{said}");
+        assert!(said.contains("at 1000 requests/s, "), "{said}");
+    }
+}
+
 /// What a server refuses it has not done.
 #[test]
 fn requests_per_second_are_those_that_were_acknowledged() {

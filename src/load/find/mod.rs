@@ -9,7 +9,7 @@ mod flow;
 mod population;
 mod search;
 
-use super::report::{FoundRate, Report, Unit, grouped};
+use super::report::{FoundRate, Report, Unit, Warnings, grouped};
 use super::thresholds::Threshold;
 use super::verdict::Verdict;
 use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
@@ -171,12 +171,13 @@ fn first_rate(rate: Option<u64>, batch: Option<u64>) -> u64 {
 ///
 /// # Errors
 ///
-/// If there is no server, if it counts wrong in a window, or if the search is interrupted.
+/// If there is no server, if a window shows wrong totals, malformed responses, or missing connections, or if the search
+/// is interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     let unit = Unit::of(config.load.workload.batch);
     let first = first_rate(config.load.rate, config.load.workload.batch);
     let mut search = Search::new(first, config.windows.least_rate());
-    let mut last = None;
+    let (mut warnings, mut last) = (Warnings::default(), None);
     while let Some(rate) = search.next() {
         let report = window(config, rate)?;
         let length_s = config.windows.length(rate).as_secs_f64();
@@ -186,10 +187,11 @@ pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
             let _ = writeln!(std::io::stderr(), "{}", window.line(rate, &config.limit, unit));
         }
         search.add(rate, window);
+        warnings.add(&report);
         last = Some(report);
     }
     let last = last.unwrap_or_else(|| unreachable!("a search tries one rate at least"));
-    Ok(FoundRate::new(&config.limit, config.load.connections, &search, last))
+    Ok(FoundRate::new(&config.limit, config.load.connections, &search, warnings, last))
 }
 
 /// Sends one window.
@@ -220,13 +222,18 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
     if report.is_interrupted() {
         return Err(Failure::Wrong("the search was interrupted".into()));
     }
+    let at = format!("at {rate} {}", Unit::of(config.load.workload.batch).per_second());
+    let flaws = report.flaws().join("; ");
     match report.verdict() {
+        Verdict::Wrong => {
+            let reasons = report.reasons().join("; ");
+            Err(Failure::Wrong(format!("the result is not exact {at}: {reasons}")))
+        }
+        // Its latencies are of fewer connections, or of fewer responses, than they are said to be of.
+        Verdict::Exact | Verdict::Undecided if !flaws.is_empty() => {
+            Err(Failure::Wrong(format!("{at}, {flaws}")))
+        }
         Verdict::Exact | Verdict::Undecided => Ok(report),
-        Verdict::Wrong => Err(Failure::Wrong(format!(
-            "the result is not exact at {rate} {}: {}",
-            Unit::of(config.load.workload.batch).per_second(),
-            report.reasons().join("; ")
-        ))),
     }
 }
 

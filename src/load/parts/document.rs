@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::load::control::Reset;
 use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
-use crate::load::report::{Latency, Setup, Unit, counted, grouped, ratio, rounded};
+use crate::load::report::{Latency, Setup, Unit, counted, grouped, malformed, ratio, rounded};
 use crate::load::timeline::RawSecond;
 use crate::load::watch::Watched;
 use crate::load::workload::{BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload};
@@ -325,8 +325,11 @@ impl PartReport {
     pub fn summary(&self) -> String {
         let row = self.row(self);
         let unit = Unit::of(self.parameters.batch);
+        let warnings: String =
+            self.flaws().iter().map(|flaw| format!("warning   {flaw}\n")).collect();
         format!(
             "part      {}: {} over {} in {:.2} s: {} {}\n\
+             {warnings}\
              verdict   of all parts together: run ringtally merge with their reports\n",
             self.part,
             unit.batched(row.requests, row.batches),
@@ -337,19 +340,29 @@ impl PartReport {
         )
     }
 
-    /// Whether all its events were acknowledged.
+    /// Whether all its events were acknowledged, over all its connections.
     pub fn check(&self) -> Result<(), Failure> {
+        if self.interrupted {
+            return Err(Failure::Wrong("the run was interrupted".into()));
+        }
         let events = self.events();
         let missing = events - self.ledger.acknowledged;
-        match (self.interrupted, missing) {
-            (true, _) => Err(Failure::Wrong("the run was interrupted".into())),
-            (false, 0) => Ok(()),
-            (false, missing) => Err(Failure::Wrong(format!(
-                "{} of {} of this part not acknowledged",
-                grouped(missing),
-                Unit::of(self.parameters.batch).count(events)
-            ))),
+        let not_acknowledged = (missing > 0).then(|| {
+            let events = Unit::of(self.parameters.batch).count(events);
+            format!("{} of {events} of this part not acknowledged", grouped(missing))
+        });
+        let failures: Vec<String> = not_acknowledged.into_iter().chain(self.flaws()).collect();
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Wrong(failures.join("\n"))),
         }
+    }
+
+    /// Returns the reasons why it is not the requested part: malformed responses, and connections that were never
+    /// open.
+    fn flaws(&self) -> Vec<String> {
+        let shortfall = self.ledger.shortfall(self.setup.workers as u64);
+        malformed(self.ledger.trouble.garbled).into_iter().chain(shortfall).collect()
     }
 
     /// How many events it has.

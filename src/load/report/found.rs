@@ -1,6 +1,6 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
-use super::text::{grouped, rounded, threshold_line, time};
+use super::text::{counted, grouped, rounded, threshold_line, time};
 use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
 use crate::failure::Failure;
@@ -28,10 +28,41 @@ pub struct FoundRate {
     least_rate: u64,
     curve: Vec<Point>,
     thresholds: Vec<Checked>,
+    /// Those of the windows, each kind once.
+    warnings: Vec<String>,
     setup: Setup,
     environment: Environment,
     #[serde(skip)]
     limit: LatencyLimit,
+}
+
+/// The warnings of windows. Those that differ only in their digits are one kind, and the first one stands for it.
+#[derive(Debug, Default)]
+pub(in crate::load) struct Warnings(Vec<(String, usize)>);
+
+impl Warnings {
+    /// Adds those of a window.
+    pub(in crate::load) fn add(&mut self, report: &Report) {
+        let kind =
+            |warning: &str| warning.replace(|character: char| character.is_ascii_digit(), "");
+        for warning in &report.warnings {
+            match self.0.iter_mut().find(|(first, _)| kind(first) == kind(warning)) {
+                Some((_, windows)) => *windows += 1,
+                None => self.0.push((warning.clone(), 1)),
+            }
+        }
+    }
+
+    /// Each kind as a sentence, of so many windows.
+    fn sentences(self, windows: usize) -> Vec<String> {
+        let sentence = |(warning, of): (String, usize)| match of == windows {
+            true => warning,
+            false => {
+                format!("in {of} of {}: {warning}", counted(windows as u64, "window", "windows"))
+            }
+        };
+        self.0.into_iter().map(sentence).collect()
+    }
 }
 
 /// What one rate has shown.
@@ -212,6 +243,7 @@ impl FoundRate {
         limit: &LatencyLimit,
         connections: usize,
         search: &Search,
+        warnings: Warnings,
         last: Report,
     ) -> FoundRate {
         let steps = || search.steps().iter();
@@ -234,6 +266,7 @@ impl FoundRate {
         });
         FoundRate {
             thresholds: thresholds.collect(),
+            warnings: warnings.sentences(steps().map(|(_, step)| step.windows.len()).sum()),
             find_rate: limit.to_string(),
             rate: search.holds_at(),
             fails_at: search.fails_at(),
@@ -307,6 +340,7 @@ impl FoundRate {
         for line in self.findings().into_iter().chain(self.remarks()) {
             text += &format!("{line}\n");
         }
+        self.warnings.iter().for_each(|warning| text += &format!("warning: {warning}\n"));
         text
     }
 
@@ -352,6 +386,9 @@ impl FoundRate {
             ("users", rounded(self.setup.users as f64)),
         ] {
             html::put_row(&mut body, name, &[value]);
+        }
+        if !self.warnings.is_empty() {
+            html::put_row(&mut body, "warning", &self.warnings);
         }
         html::put(&mut body, "</table>");
         html::put_environment(&mut body, &self.environment);
@@ -472,8 +509,13 @@ mod tests {
 
     fn found_with(knee: u64, limited_from: u64, thresholds: &[&str]) -> FoundRate {
         let thresholds: Vec<Threshold> = thresholds.iter().map(|t| t.parse().unwrap()).collect();
-        let mut search = Search::new(1000, 1);
+        let (mut search, mut warnings) = (Search::new(1000, 1), Warnings::default());
         while let Some(rate) = search.next() {
+            let mut warned = open_loop(1000);
+            warned.warnings =
+                vec![format!("the client did not run for {rate} s"), "<shared>".into()];
+            warned.warnings.truncate(if rate == 1000 { 1 } else { 2 });
+            warnings.add(&Report::new(warned));
             let window = window(if rate < knee { 900 } else { 9000 }, |outcome| {
                 outcome.thresholds.clone_from(&thresholds);
                 if rate >= limited_from {
@@ -483,7 +525,7 @@ mod tests {
             search.add(rate, window);
         }
         let last = Outcome { thresholds, ..open_loop(1000) };
-        FoundRate::new(&limit(), 10, &search, Report::new(last))
+        FoundRate::new(&limit(), 10, &search, warnings, Report::new(last))
     }
 
     #[test]
@@ -505,6 +547,17 @@ mod tests {
             }
         }
         assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
+        let windows: usize = found.curve.iter().map(|point| point.windows).sum();
+        let first = found.curve[0].windows;
+        let kinds = [
+            "the client did not run for 1000 s".to_owned(),
+            format!("in {} of {windows} windows: <shared>", windows - first),
+        ];
+        assert_eq!(json["warnings"], serde_json::json!(kinds));
+        for kind in kinds {
+            assert!(text.contains(&format!("warning: {kind}\n")), "{text}");
+            assert!(page.contains(&html::escape(&kind)), "{page}");
+        }
         assert_eq!(page.matches("<svg ").count(), 1);
         assert!(!page.contains("<script") && page.contains("p99&lt;5ms"), "{page}");
     }

@@ -22,6 +22,7 @@ use super::workload::{Totals, UserPrefix, Values, Workload};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 pub use found::FoundRate;
+pub(super) use found::Warnings;
 use hdrhistogram::Histogram;
 pub(crate) use output::{Destination, put};
 pub use output::{Output, write_to};
@@ -278,7 +279,7 @@ pub struct Report {
     /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
     /// The time for which totals that were right were read again, while nothing was sent; null if they were
-    /// wrong.
+    /// wrong, or could not be read any more at its end.
     quiet_ms: Option<f64>,
     /// How long after the last acknowledgement the totals became right, if they were wrong at first.
     settled_after_ms: Option<f64>,
@@ -443,7 +444,11 @@ impl Report {
             verdict,
             reasons,
             remarks,
-            quiet_ms: outcome.stayed.as_ref().map(|stayed| stayed.quiet.as_secs_f64() * 1e3),
+            quiet_ms: outcome
+                .stayed
+                .as_ref()
+                .filter(|stayed| stayed.unreadable.is_none())
+                .map(|stayed| stayed.quiet.as_secs_f64() * 1e3),
             settled_after_ms: outcome.settled_after.map(|after| after.as_secs_f64() * 1e3),
             watch: outcome.watched,
             warm_up: (outcome.warm_up > 0).then_some(WarmUp {
@@ -524,21 +529,7 @@ impl Report {
                 self.unit().count(self.requests)
             ));
         }
-        if self.garbled > 0 {
-            failures.push(format!(
-                "the server does not speak HTTP/1.1: {}",
-                counted(
-                    self.garbled,
-                    "response was malformed or not asked for",
-                    "responses were malformed or not asked for"
-                )
-            ));
-        }
-        let counts = [CONNECTIONS_OPEN, "connect_failures"];
-        let is_judged = |threshold: &Threshold| counts.contains(&threshold.figure().name);
-        if !self.thresholds.iter().any(is_judged) {
-            failures.extend(self.shortfall.clone());
-        }
+        failures.extend(self.flaws());
         let failed = self.check_thresholds().into_iter().filter(|checked| !checked.passed);
         failures.extend(
             failed.map(|Checked { fail_if, sentence, .. }| {
@@ -549,6 +540,14 @@ impl Report {
             true => Ok(()),
             false => Err(Failure::Wrong(failures.join("\n"))),
         }
+    }
+
+    /// Returns the reasons why it is not the requested run, whatever the totals are: malformed responses, and
+    /// connections that were never open unless a threshold has the number of those that must be.
+    pub(super) fn flaws(&self) -> Vec<String> {
+        let is_judged = |threshold: &Threshold| threshold.figure().name == CONNECTIONS_OPEN;
+        let shortfall = self.shortfall.clone().filter(|_| !self.thresholds.iter().any(is_judged));
+        malformed(self.garbled).into_iter().chain(shortfall).collect()
     }
 
     fn check_thresholds(&self) -> Vec<Checked> {
@@ -611,6 +610,16 @@ impl Report {
             (true, Some(_)) => Some("the client was the limit, so latencies are upper bounds"),
         }
     }
+}
+
+/// Returns the reason why a number of malformed responses fails a run; `None` if it is zero.
+pub(super) fn malformed(count: u64) -> Option<String> {
+    let responses = counted(
+        count,
+        "response was malformed or not asked for",
+        "responses were malformed or not asked for",
+    );
+    (count > 0).then(|| format!("the server does not speak HTTP/1.1: {responses}"))
 }
 
 pub(super) fn ratio(a: f64, b: f64) -> f64 {
@@ -839,6 +848,33 @@ pub(super) mod tests {
         assert_eq!(json(&report)["server"], serde_json::Value::Null);
         assert!(report.summary().contains("totals    unknown"));
         assert!(report.check().unwrap_err().to_string().contains("the server is gone"));
+    }
+
+    #[test]
+    fn totals_that_became_unreadable_were_right_for_no_known_time() {
+        for (unreadable, quiet_ms) in [(None, Some(500.0)), (Some("it is gone".to_owned()), None)] {
+            let quiet = Duration::from_millis(500);
+            let stayed = Some(Stayed { quiet, changed_after: None, unreadable });
+            let report = Report::new(Outcome { stayed, ..outcome() });
+            assert_eq!(json(&report)["quiet_ms"].as_f64(), quiet_ms);
+            assert_eq!(report.summary().contains("stayed so for"), quiet_ms.is_some());
+        }
+    }
+
+    /// A threshold on failed attempts does not have the number of connections that must be open.
+    #[test]
+    fn missing_connections_fail_a_run_unless_a_threshold_names_them() {
+        for (thresholds, fails) in [
+            (&[][..], true),
+            (&["connect_failures>9"], true),
+            (&["connections_open<10"], true),
+            (&["connections_open<6"], false),
+        ] {
+            let mut outcome = outcome();
+            outcome.ledger.trouble.never_open = 4;
+            outcome.thresholds = thresholds.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(Report::new(outcome).check().is_err(), fails, "{thresholds:?}");
+        }
     }
 
     #[test]

@@ -493,3 +493,18 @@ fn no_edited_number_is_too_much() {
     assert!(merged > 100, "{merged}");
     assert!(panicked.is_empty(), "{panicked:?}");
 }
+
+/// The summary and the exit code of the part show it before any merge, even if every event was acknowledged.
+#[test]
+fn a_part_without_all_its_connections_fails() {
+    let mut part = good(2).remove(0).1;
+    assert_eq!(part.check(), Ok(()));
+    assert!(!part.summary().contains("warning"), "{}", part.summary());
+    part.ledger.trouble.never_open = 4;
+    part.ledger.trouble.garbled = 2;
+    let said = part.check().unwrap_err().to_string();
+    for flaw in ["only 6 of 10 connections were open", "2 responses were malformed"] {
+        assert!(said.contains(flaw), "{said}");
+        assert!(part.summary().contains(flaw), "{}", part.summary());
+    }
+}
