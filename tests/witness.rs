@@ -130,6 +130,37 @@ fn requests_behind_a_response_that_closes_are_sent_again() {
     }
 }
 
+/// A response of HTTP/1.0 ends its connection, and promises nothing about the requests behind it.
+#[test]
+fn what_is_behind_a_last_response_without_a_promise_is_unknown() {
+    let habits = Habits { closes_every: 50, closes_silently: true, ..GOOD };
+    let (code, report) = judged(habits, &["2000", "4", "--pipeline", "8", "--timeout", "2s"]);
+    let count = |key: &str| report[key].as_u64().unwrap();
+    assert_eq!((code, count("resent")), (Some(1), 0), "{report}");
+    assert!(report["verdict"] == "undecided" && count("unknown") > 0, "{report}");
+    assert_eq!(count("acknowledged") + count("unknown"), 2000, "{report}");
+}
+
+/// The client does not wait for requests that the server must not process until the connection is closed.
+#[test]
+fn a_server_that_says_close_and_does_not_is_left_soon() {
+    let habits = Habits { closes_every: 1, lingers: Duration::from_secs(8), ..GOOD };
+    let report = judged(habits, &["2", "1", "--pipeline", "2", "--timeout", "20s"]);
+    assert_exact(&report);
+    let count = |key: &str| report.1[key].as_u64().unwrap();
+    assert_eq!((count("acknowledged"), count("timeouts")), (2, 0), "{}", report.1);
+    assert!(report.1["elapsed_s"].as_f64().unwrap() < 6.0, "{}", report.1);
+}
+
+/// The server closes one of two connections in the middle and turns its successor away: both were open.
+#[test]
+fn a_connection_that_has_served_was_open_whatever_becomes_of_the_next() {
+    let habits = Habits { closes_every: 1500, full_from: 1, ..GOOD };
+    let (_, report) = judged(habits, &["2000", "2", "--timeout", "5s"]);
+    assert!(report["turned_away"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["connections_open"], 2, "{report}");
+}
+
 #[test]
 fn a_coding_that_is_none_is_no_chunked_body() {
     let habits =
@@ -364,6 +395,20 @@ fn a_server_that_counts_wrong_ends_a_search() {
     assert!(said.contains("not exact at 1000 requests/s"), "{said}");
 }
 
+/// The latencies would be those of another number of connections, or of bytes that only look like responses.
+#[test]
+fn a_search_without_all_its_connections_or_with_malformed_responses_ends() {
+    let fake = Fake::start(Habits { trails: 50, ..GOOD });
+    let full = Server::start(&["--max-connections", "4", "--shards", "1"]);
+    for (url, says) in [(fake.url(), "malformed"), (full.url(), "of 8 connections were open")] {
+        let flags = ["load", "1", "8", "--find-rate", "p99<100ms", "--window", "250ms"];
+        let output = run(&[&flags[..], &["--url", &url]].concat());
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(says), "{said}");
+        assert!(said.contains("at 1000 requests/s, "), "{said}");
+    }
+}
+
 #[test]
 fn a_search_with_windows_of_one_request_is_refused() {
     let flags = ["load", "1", "1000", "--find-rate", "p99<1us", "--window", "1ms", "--rate", "400"];
@@ -392,20 +437,6 @@ fn thresholds_may_name_what_happened_to_responses() {
     for limit in ["connect_failures>0", "rejected>0", "malformed>0"] {
         let output = with(&fake, limit);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    }
-}
-
-/// The latencies would be those of another number of connections, or of bytes that only look like responses.
-#[test]
-fn a_search_without_all_its_connections_or_with_malformed_responses_ends() {
-    let fake = Fake::start(Habits { trails: 50, ..GOOD });
-    let full = Server::start(&["--max-connections", "4", "--shards", "1"]);
-    for (url, says) in [(fake.url(), "malformed"), (full.url(), "of 8 connections were open")] {
-        let flags = ["load", "1", "8", "--find-rate", "p99<100ms", "--window", "250ms"];
-        let output = run(&[&flags[..], &["--url", &url]].concat());
-        let said = text(&output.stderr);
-        assert!(output.status.code() == Some(1) && said.contains(says), "{said}");
-        assert!(said.contains("at 1000 requests/s, "), "{said}");
     }
 }
 

@@ -22,11 +22,11 @@ Works with any server of the challenge: it needs POST /event (with --batch, POST
 A run is judged by the totals that the server had before it (zero after a reset)
 and those that it has after it. Each event is sent once, and is acknowledged,
 refused, or, if its connection broke, unknown; what is pipelined behind a response
-that closes the connection is sent again. The totals must equal those before plus
-what was acknowledged; unknown events may be in them or not. They are read when
-the last request has ended, and must be right at once. They must stay right for
-half a second, or twice as long as the slowest response took, up to 10 s, in which
-nothing is sent. The verdict is one of:
+of HTTP/1.1 with Connection: close is sent again. The totals must equal those
+before plus what was acknowledged; unknown events may be in them or not. They are
+read when the last request has ended, and must be right at once. They must stay
+right for half a second, or twice as long as the slowest response took, up to
+10 s, in which nothing is sent. The verdict is one of:
   exact      every acknowledged event was counted once
   wrong      it was not; the report says by how much, or that the totals became
              right only after the last acknowledgement, or did not stay right

@@ -33,7 +33,7 @@ pub(super) enum State {
     Connecting { since_ns: u64 },
     /// Open.
     Open { since_ns: u64 },
-    /// It had its only response; the server is expected to close it.
+    /// It had its last response; the server is expected to close it.
     Closing { since_ns: u64 },
 }
 
@@ -60,6 +60,7 @@ pub(super) struct Connection {
     read: usize,
     answered: u64,
     says_close: bool,
+    excludes_rest: bool,
     was_turned_away: bool,
     /// It is among the free ones.
     pub(super) is_listed: bool,
@@ -76,6 +77,7 @@ impl Connection {
             read: 0,
             answered: 0,
             says_close: false,
+            excludes_rest: false,
             was_turned_away: false,
             is_listed: false,
         }
@@ -132,6 +134,11 @@ impl Connection {
         self.says_close
     }
 
+    /// The server must not process the requests behind those that it has responded to.
+    pub(super) fn excludes_rest(&self) -> bool {
+        self.excludes_rest
+    }
+
     /// The server refused it for lack of room.
     pub(super) fn was_turned_away(&self) -> bool {
         self.was_turned_away
@@ -160,14 +167,18 @@ impl Connection {
         let Some(response) = found else {
             self.input.drain(..self.read);
             self.read = 0;
+            // Only a refusal for lack of room may come without a request, and alone.
+            let is_stray = self.flights.is_empty() && (self.answered > 0 || self.was_turned_away);
             return match self.input.len() {
-                ..=RESPONSE_BYTES_MAX => Ok(Next::Nothing),
+                0 => Ok(Next::Nothing),
+                ..=RESPONSE_BYTES_MAX if !is_stray => Ok(Next::Nothing),
                 _ => Err(Malformed),
             };
         };
         let has_no_room = response.status == NO_ROOM && response.says_close && self.answered == 0;
         self.was_turned_away |= has_no_room;
         self.says_close |= response.says_close;
+        self.excludes_rest |= response.excludes_rest;
         let Some(flight) = self.flights.pop_front() else {
             self.read += response.end;
             return if has_no_room { Ok(Next::TurnedAway) } else { Err(Malformed) };
@@ -242,6 +253,40 @@ mod tests {
         let mut connection = open();
         connection.receive(OK);
         assert_eq!(connection.next(false), Err(Malformed));
+    }
+
+    #[test]
+    fn bytes_behind_the_last_response_are_an_error_however_few() {
+        for stray in [&OK[..1], &OK[..OK.len() - 1], b"\n"] {
+            let mut connection = open();
+            connection.push(0, 0, 0, 10);
+            connection.receive(&[OK, stray].concat());
+            assert!(matches!(connection.next(false), Ok(Next::Response(..))));
+            assert_eq!(connection.next(false), Err(Malformed), "{stray:?}");
+        }
+        // Before any response they may be the start of a refusal.
+        let mut connection = open();
+        connection.receive(&OK[..9]);
+        assert_eq!(connection.next(false), Ok(Next::Nothing));
+    }
+
+    /// The server promises that by an explicit `Connection: close` in HTTP/1.1, and by nothing else.
+    #[test]
+    fn what_is_behind_the_last_response_is_excluded_only_by_an_explicit_close() {
+        for (head, at_end, is_excluded) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", false, true),
+            ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", true, true),
+            ("HTTP/1.1 200 OK\r\n\r\n", true, false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", false, false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", false, false),
+        ] {
+            let mut connection = open();
+            (0..2).for_each(|request| connection.push(request, 0, 0, 10));
+            connection.receive(head.as_bytes());
+            assert!(matches!(connection.next(at_end), Ok(Next::Response(..))), "{head:?}");
+            assert!(connection.says_close() && !connection.takes_more(9, false), "{head:?}");
+            assert_eq!(connection.excludes_rest(), is_excluded, "{head:?}");
+        }
     }
 
     #[test]

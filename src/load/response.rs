@@ -25,6 +25,9 @@ pub(super) struct Response {
     pub(super) end: usize,
     /// The server says that it will close the connection.
     pub(super) says_close: bool,
+    /// It says so in the words of HTTP/1.1, and so must not process what comes behind on the connection (RFC 9112
+    /// section 9.6). A response that merely ends with its connection does not promise that.
+    pub(super) excludes_rest: bool,
     pub(super) is_chunked: bool,
 }
 
@@ -115,6 +118,7 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
         status,
         body_start,
         end: body_start + body_bytes,
+        excludes_rest: close && minor == 1,
         says_close: close || framing == Framing::UntilClose || (minor == 0 && !keep_alive),
         is_chunked: framing == Framing::Chunked,
     }))
@@ -225,6 +229,7 @@ mod tests {
             ),
             ("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", 200, "x", true),
             ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", 200, "x", true),
+            ("HTTP/1.0 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", 200, "x", true),
             (
                 "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx",
                 200,
@@ -239,6 +244,8 @@ mod tests {
             let response = read(more.as_bytes(), false).unwrap().unwrap();
             assert_eq!((response.status, response.end), (status, text.len()), "{text:?}");
             assert_eq!(response.says_close, says_close, "{text:?}");
+            let excludes_rest = text.starts_with("HTTP/1.1") && says_close;
+            assert_eq!(response.excludes_rest, excludes_rest, "{text:?}");
             let wire = &text.as_bytes()[response.body_start..response.end];
             let joined =
                 if response.is_chunked { join_chunks(wire).unwrap() } else { wire.to_vec() };
@@ -253,6 +260,7 @@ mod tests {
             assert_eq!(read(text.as_bytes(), false), Ok(None));
             let response = read(text.as_bytes(), true).unwrap().unwrap();
             assert!(response.says_close && response.end == text.len());
+            assert!(!response.excludes_rest, "{text:?}");
         }
     }
 

@@ -117,8 +117,11 @@ pub(super) struct Worker<'a> {
     /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
-    /// The connections that were open at any time of the phase, unless the server turned them away.
+    /// The connections that were open at any time of the phase, unless the server turned them away before it had
+    /// responded to anything on them.
     was_open: Vec<bool>,
+    /// Those that ended in the phase after a response.
+    has_served: Vec<bool>,
     ledger: Ledger,
     slice: Box<Slice>,
 }
@@ -155,6 +158,7 @@ impl<'a> Worker<'a> {
             stalls: VecDeque::new(),
             counts: Counts::default(),
             was_open: vec![false; connections],
+            has_served: vec![false; connections],
             ledger: Ledger::default(),
             slice: Box::new(Slice::new(0, run.rate.is_some())),
             slices,
@@ -260,6 +264,7 @@ impl<'a> Worker<'a> {
         for index in 0..self.connections.len() {
             self.connections[index].is_listed = false;
             self.was_open[index] = self.connections[index].is_open();
+            self.has_served[index] = false;
             self.offer(index);
         }
         self.check_interrupt();
@@ -576,9 +581,7 @@ impl<'a> Worker<'a> {
         self.wire.give_back(filled);
         if self.take_responses(index, false).is_err() {
             self.ledger.trouble.garbled += 1;
-            let handed_over = self.wire.handed_over(index);
-            self.wire.close(index);
-            self.end(index, handed_over, By::Us);
+            self.close(index);
         } else {
             self.offer(index);
         }
@@ -613,7 +616,8 @@ impl<'a> Worker<'a> {
                 self.run.keep_alive.note_second_response();
             }
             let is_last = connection.says_close() || self.run.keep_alive.is_one_shot();
-            if is_last && !connection.has_flights() {
+            // The server must not respond to excluded requests.
+            if is_last && (!connection.has_flights() || connection.excludes_rest()) {
                 connection.state = State::Closing { since_ns: self.now_ns };
             }
         }

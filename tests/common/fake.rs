@@ -5,7 +5,7 @@ use super::{run, text};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -36,6 +36,11 @@ pub struct Habits {
     pub trailer: &'static str,
     /// Every nth response has `Connection: close`, and is the last on its connection; 0 is none.
     pub closes_every: u64,
+    /// Whether that response is one of HTTP/1.0 without the field, and how long after it the connection is closed.
+    pub closes_silently: bool,
+    pub lingers: Duration,
+    /// From this number of requests on, new connections are turned away; 0 is never.
+    pub full_from: u64,
     /// Of so many requests, one gets no response but its connection closed; 0 is none.
     pub hangs_up: u64,
     /// Whether it has `POST /events`, and whether it says how many events it accepted.
@@ -83,6 +88,9 @@ pub const GOOD: Habits = Habits {
     trails: 0,
     trailer: "and more",
     closes_every: 0,
+    closes_silently: false,
+    full_from: 0,
+    lingers: Duration::ZERO,
     hangs_up: 0,
     takes_batches: true,
     tells_accepted: true,
@@ -142,7 +150,11 @@ impl Fake {
                     return;
                 }
                 let state = Arc::clone(&state);
-                std::thread::spawn(move || serve(stream.unwrap(), habits, &state));
+                let is_full = (1..=state.seen.load(Ordering::Relaxed)).contains(&habits.full_from);
+                std::thread::spawn(move || match is_full {
+                    true => turn_away(stream.unwrap()),
+                    false => serve(stream.unwrap(), habits, &state),
+                });
             }
         });
         Fake { address, is_over }
@@ -158,6 +170,14 @@ impl Drop for Fake {
         self.is_over.store(true, Ordering::Release);
         let _ = TcpStream::connect(self.address);
     }
+}
+
+fn turn_away(mut stream: TcpStream) {
+    let response = "HTTP/1.1 503 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let _ = stream.write_all(response.as_bytes());
+    let _ = stream.shutdown(Shutdown::Write);
+    // What is not read would reset the connection, and with it the response.
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
 
 fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
@@ -236,7 +256,12 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
                 }
                 if is_turn(number, habits.closes_every) {
                     is_last = true;
-                    response = response.replace("Connection: keep-alive", "Connection: close");
+                    response = match habits.closes_silently {
+                        true => response
+                            .replace("HTTP/1.1", "HTTP/1.0")
+                            .replace("Connection: keep-alive\r\n", ""),
+                        false => response.replace("Connection: keep-alive", "Connection: close"),
+                    };
                 }
                 response
             }
@@ -279,7 +304,11 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
         } else {
             response(404, "")
         };
-        if stream.write_all(response.as_bytes()).is_err() || is_last {
+        if stream.write_all(response.as_bytes()).is_err() {
+            return;
+        }
+        if is_last {
+            std::thread::sleep(habits.lingers);
             return;
         }
     }

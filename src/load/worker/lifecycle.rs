@@ -79,11 +79,10 @@ impl Worker<'_> {
     }
 
     /// Books requests whose connection has ended: those of which the kernel had taken a byte are
-    /// unknown, the others wait for another connection. So do those that were behind a response with
-    /// `Connection: close`: a server must not process any of them (RFC 9112 section 9.6).
+    /// unknown, the others wait for another connection. So do those that the server must not process.
     pub(super) fn give_up(&mut self, index: usize, handed_over: u64) {
         let workload = self.workload();
-        let is_excluded = self.connections[index].says_close();
+        let is_excluded = self.connections[index].excludes_rest();
         for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
             self.in_flight -= 1;
             self.ledger.trouble.resent += u64::from(may_have_left && is_excluded);
@@ -133,9 +132,10 @@ impl Worker<'_> {
             }
         }
         self.give_up(index, handed_over);
+        self.has_served[index] |= answered > 0 && !was_turned_away;
         if was_turned_away {
             self.ledger.trouble.turned_away += 1;
-            self.was_open[index] = false;
+            self.was_open[index] = self.has_served[index];
             let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
             self.connections[index] = Connection::new(State::TurnedAway { until_ns });
         } else if by == By::Peer && answered == 0 && self.has_work() {
@@ -148,7 +148,14 @@ impl Worker<'_> {
         }
     }
 
-    pub(super) fn reconnect(&mut self, index: usize) {
+    /// Ends a connection from this side.
+    pub(super) fn close(&mut self, index: usize) {
+        let handed_over = self.wire.handed_over(index);
+        self.wire.close(index);
+        self.end(index, handed_over, By::Us);
+    }
+
+    fn reconnect(&mut self, index: usize) {
         if self.needs_connections() {
             self.ledger.trouble.reconnects += 1;
             self.connect(index);
@@ -180,16 +187,13 @@ impl Worker<'_> {
                     let oldest = connection.oldest();
                     let is_spent = is_one_shot && oldest.is_none() && connection.answered() > 0;
                     if is_spent {
-                        self.wire.close(index);
-                        self.reconnect(index);
+                        self.close(index);
                     } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
                         self.ledger.trouble.timeouts += 1;
                         self.counts.given_up_in_a_row += 1;
                         // So often it is tried again.
                         self.progress_ns = now_ns;
-                        let handed_over = self.wire.handed_over(index);
-                        self.wire.close(index);
-                        self.end(index, handed_over, By::Us);
+                        self.close(index);
                     }
                 }
                 State::Connecting { since_ns } if is_over(since_ns, timeout_ns) => {
@@ -204,8 +208,7 @@ impl Worker<'_> {
                         self.connections[index].state = State::Open { since_ns };
                         self.offer(index);
                     } else if is_over {
-                        self.wire.close(index);
-                        self.reconnect(index);
+                        self.close(index);
                     }
                 }
                 State::Down { until_ns } | State::Lacking { until_ns }
