@@ -106,11 +106,11 @@ pub struct LoadArgs {
     /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 12. A
     /// rate holds if 99% of it is sent, every request is acknowledged, and the backlog does not grow: over the
     /// windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
-    /// fails while the client was the limit is repeated. Totals that are not exact, malformed responses, and
-    /// connections that could not be opened end the search, unless a threshold names connections_open. The report has the latencies over the rate,
-    /// and says if the client was the limit first. REQUESTS is not used: a window has as many as its
-    /// rate and length make, and at most one connection per request. --fail-if applies to the rate that was
-    /// found, with the medians over its windows, and to the figure rate, which is that rate.
+    /// fails while the client was the limit is repeated. The search ends if totals are wrong or responses
+    /// malformed, or if connections were never open and no threshold names connections_open. The report has
+    /// the latencies over the rate, and says if the client was the limit first. REQUESTS is not used: a window
+    /// has as many as its rate and length make, and at most one connection per request. --fail-if applies to
+    /// the rate that was found, with the medians over its windows, and to the figure rate, which is that rate.
     #[arg(long, value_name = "CONDITION",
         conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup"])]
     find_rate: Option<LatencyLimit>,
