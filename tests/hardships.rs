@@ -426,7 +426,12 @@ fn users_are_checked_for_equality_or_not_at_all() {
             assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
             let reasons = report["reasons"].to_string();
             assert!(reasons.contains("uniqueUsers could only be checked"), "{reasons}");
-            assert_exact(&load(&fake.url(), &["100", "5", "--user-prefix", "mine-"]));
+            let flags = ["100", "5", "--user-prefix", "mine-"];
+            assert_exact(&load(&fake.url(), &flags));
+            // The same command once more has the same users.
+            let (code, report) = load(&fake.url(), &flags);
+            assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
+            assert!(report["reasons"].to_string().contains("that no run had"), "{report}");
         }
     }
     // So is a server found out whose users nobody knows.

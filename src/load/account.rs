@@ -5,6 +5,17 @@ use super::ledger::Ledger;
 use super::verdict::{Evidence, Users};
 use super::workload::{Totals, Workload};
 
+/// Whether a server can know users of a run from before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Novelty {
+    /// It may know some.
+    Unknown,
+    /// Whoever chose the prefix of their ids says that it does not.
+    Claimed,
+    /// The client chose a prefix that no other run has.
+    Certain,
+}
+
 /// What is known of the events of a run, of one client or of all.
 pub(super) struct Account<'a> {
     /// The events.
@@ -17,8 +28,8 @@ pub(super) struct Account<'a> {
     pub(super) before: Totals,
     /// Whether it was reset in between.
     pub(super) was_reset: bool,
-    /// Whether no user of the run was sent to the server before it.
-    pub(super) has_new_users: bool,
+    /// Whether the server can know users of the run from before it.
+    pub(super) novelty: Novelty,
     /// What became of the events, and of those of the warm-up.
     pub(super) ledger: &'a Ledger,
     pub(super) warm_up_ledger: &'a Ledger,
@@ -38,14 +49,15 @@ impl Account<'_> {
         let Ledger { acknowledged, refused, unknown, unsent, .. } = self.warm_up_ledger;
         let late = earlier.share_of(unknown);
         // The server's users that cannot be among those of the run.
-        let mut apart = 0;
+        let (mut apart, before) = (0, self.before.unique_users);
         let known = if self.was_reset {
             // An event of the warm-up that got no response may be counted at any time.
             let is_ours = self.before.total_requests <= late.events;
             is_ours.then(|| [UserSet::default(), unknown.users(&earlier)])
         } else {
             let counted = *acknowledged..=*acknowledged + late.events;
-            let has_no_strangers = self.first.total_requests == 0 || self.has_new_users;
+            let has_no_strangers =
+                self.first.total_requests == 0 || self.novelty != Novelty::Unknown;
             let earlier_events =
                 self.before.total_requests.saturating_sub(self.first.total_requests);
             let is_ours = has_no_strangers && counted.contains(&earlier_events);
@@ -60,6 +72,8 @@ impl Account<'_> {
             })
         };
         let known = known.as_ref().map(<[UserSet; 2]>::each_ref);
+        let is_claimed = apart > 0 && self.novelty == Novelty::Claimed;
+        let users_if_known = is_claimed.then(|| Users::of(ours.each_ref(), before, None));
         let mut possible = workload.share_without(&possible);
         possible.events += late.events;
         possible.sum_in_halves += late.sum_in_halves;
@@ -67,7 +81,8 @@ impl Account<'_> {
             before: self.before,
             acknowledged: workload.share_without(&without),
             possible,
-            users: Users::of(ours.each_ref(), self.before.unique_users, known).beside(apart),
+            users: Users::of(ours.each_ref(), before, known).beside(apart),
+            users_if_known,
             after: self.after,
         }
     }

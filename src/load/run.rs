@@ -1,7 +1,7 @@
 //! A run from its first request to its report: the client threads, the watch beside them, and the
 //! totals around them.
 
-use super::account::Account;
+use super::account::{Account, Novelty};
 use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
 use super::find::Flow;
@@ -58,7 +58,7 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let measured = measure(config, None, &mut control, at)?;
     let Measured { sent, first, ids, mut setup, cpus, rivals, environment, warnings, running } =
         measured;
-    let mut evidence = sent.account(config, first, ids.are_new).evidence();
+    let mut evidence = sent.account(config, first, ids.novelty).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
     let quiet = quiet::time(config.quiet, &sent.total);
     let stayed = quiet::stay(quiet, sent.ended, || totals(config, &mut control), &mut evidence);
@@ -301,8 +301,7 @@ fn measure(
 /// What the ids of the run's users begin with.
 struct Ids {
     prefix: UserPrefix,
-    /// Whether the server knows none of the users.
-    are_new: bool,
+    novelty: Novelty,
     /// The reason for a prefix that differs from the published one although none was requested.
     remark: Option<String>,
 }
@@ -316,11 +315,12 @@ impl Ids {
         control: &mut Control<'_>,
         first: Totals,
     ) -> Result<Ids, ControlError> {
-        let known = |prefix| Ids { prefix, are_new: false, remark: None };
+        let known = |prefix| Ids { prefix, novelty: Novelty::Unknown, remark: None };
         match &config.users {
             Users::Known(prefix) => return Ok(known(prefix.clone())),
             Users::New(prefix) => {
-                return Ok(Ids { prefix: prefix.clone(), are_new: true, remark: None });
+                let (prefix, novelty) = (prefix.clone(), Novelty::Claimed);
+                return Ok(Ids { prefix, novelty, remark: None });
             }
             Users::Published => {}
         }
@@ -335,7 +335,7 @@ impl Ids {
              had {}",
             plural(first.unique_users, "user", "users")
         );
-        Ok(Ids { prefix, are_new: true, remark: Some(remark) })
+        Ok(Ids { prefix, novelty: Novelty::Certain, remark: Some(remark) })
     }
 }
 
@@ -627,14 +627,14 @@ impl Sent {
     }
 
     /// What is known of the run's events, if there was no other client.
-    fn account(&self, config: &Config, first: Totals, has_new_users: bool) -> Account<'_> {
+    fn account(&self, config: &Config, first: Totals, novelty: Novelty) -> Account<'_> {
         Account {
             workload: config.workload,
             warm_up: config.warm_up,
             first,
             before: self.before,
             was_reset: self.reset == Some(Reset::Done),
-            has_new_users,
+            novelty,
             ledger: &self.ledger,
             warm_up_ledger: &self.warm_up,
             after: self.after.clone(),

@@ -113,6 +113,8 @@ pub(super) struct Evidence {
     pub(super) possible: Share,
     /// The users that the server must have.
     pub(super) users: Users,
+    /// Those that it must have if the prefix of their ids, which was to be new, is not.
+    pub(super) users_if_known: Option<Users>,
     /// What the server reports after the run, or why it does not.
     pub(super) after: Result<Totals, String>,
 }
@@ -168,6 +170,22 @@ impl Evidence {
 
     /// Judges the totals.
     pub(super) fn judge(&self) -> Judgement {
+        let judged = self.judge_users();
+        let Some(users) = self.users_if_known.filter(|_| judged.verdict == Verdict::Wrong) else {
+            return judged;
+        };
+        let mut other = Evidence { users, users_if_known: None, ..self.clone() }.judge_users();
+        if other.verdict == Verdict::Wrong {
+            return judged;
+        }
+        other.verdict = Verdict::Undecided;
+        other.reasons.push(
+            "uniqueUsers is too low if all ids are new: pass a --user-prefix that no run had, or none".into(),
+        );
+        other
+    }
+
+    fn judge_users(&self) -> Judgement {
         let unknown = self.possible.events - self.acknowledged.events;
         let (mut wrong, mut open) = (Vec::new(), Vec::new());
         match &self.after {
@@ -291,6 +309,7 @@ mod tests {
         let none = UserSet::default();
         let users = Users::of(ours.each_ref(), 0, Some([&none, &none]));
         Evidence {
+            users_if_known: None,
             before: Totals::ZERO,
             acknowledged,
             possible: WORKLOAD.share_without(&[]),

@@ -4,7 +4,7 @@ use super::Part;
 use super::clock::ms_between;
 use super::document::{Before, ClientRow, Parameters, PartReport};
 use crate::failure::Failure;
-use crate::load::account::Account;
+use crate::load::account::{Account, Novelty};
 use crate::load::control::{Control, Server, parse_totals};
 use crate::load::event_set::{EventSet, greatest_common_divisor};
 use crate::load::latency::{Latencies, Slice};
@@ -300,7 +300,10 @@ impl Parts {
             first,
             before: self.before.totals,
             was_reset: self.before.was_reset,
-            has_new_users: !self.parameters.user_prefix.is_published(),
+            novelty: match self.parameters.user_prefix.is_published() {
+                true => Novelty::Unknown,
+                false => Novelty::Claimed,
+            },
             ledger: &ledger,
             warm_up_ledger: &warm_up_ledger,
             after,

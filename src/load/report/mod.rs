@@ -704,6 +704,7 @@ pub(super) mod tests {
             suspended: Duration::ZERO,
             machine: Some(CpuUse { steal: 0.0, softirq: 0.25, busy: 0.5 }),
             evidence: Evidence {
+                users_if_known: None,
                 before: Totals::ZERO,
                 acknowledged: share,
                 possible: share,

@@ -168,7 +168,7 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
         first: Totals::ZERO,
         before: Totals::ZERO,
         was_reset: true,
-        has_new_users: false,
+        novelty: Novelty::Unknown,
         ledger,
         warm_up_ledger: &none,
         after: Ok(Totals::ZERO),
