@@ -6,12 +6,14 @@
 
 mod common;
 
-use common::{Client, Server, eventually, post, run};
+use common::{Client, Server, eventually, full_pipe, post, run};
 use ringtally::tally::Tally;
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, nice, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, nice, prlimit, setrlimit};
+use socket2::SockRef;
 use std::hash::BuildHasher;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -635,4 +637,61 @@ fn refused_clients_that_try_again_and_stay_take_nobodys_place() {
         "{share:.2} of those who come are served, while 16 that were refused try again every 250 ms"
     );
     assert!(share >= 0.8, "{share}");
+}
+
+/// The machine itself may be the enemy: no memory, no listening socket, nobody who reads the log.
+#[test]
+#[ignore = "ci/enemy runs it"]
+fn a_machine_that_lacks_something_makes_others_wait_for_15_ms_at_most() {
+    let wait_beside = |server: &Server, act: &dyn Fn()| {
+        let stop = AtomicBool::new(false);
+        scope(|scope| {
+            let other = scope.spawn(|| waits(server, &stop));
+            std::thread::sleep(Duration::from_millis(200));
+            act();
+            std::thread::sleep(Duration::from_millis(500));
+            stop.store(true, Ordering::Relaxed);
+            let waits = other.join().unwrap();
+            waits[waits.len() * 99 / 100].as_secs_f64() * 1e3
+        })
+    };
+    let without_memory = || {
+        let server = server(&["--shards", "1"]);
+        let bytes = Some(server.status_kib("VmSize:") * 1024 + (40 << 20));
+        let limit = Rlimit { current: bytes, maximum: bytes };
+        let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+        prlimit(pid, Resource::As, limit).unwrap();
+        wait_beside(&server, &|| {
+            let head = b"POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let mut batches: Vec<Client> = (0..HOSTILE).map(|_| server.client()).collect();
+            batches.iter_mut().for_each(|batch| batch.send(head));
+            std::thread::sleep(Duration::from_millis(500));
+        })
+    };
+    let without_socket = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server::start_on(&listener, "", 2);
+        // The shard with a socket of its own goes on.
+        let shut = || SockRef::from(&listener).shutdown(Shutdown::Read).unwrap();
+        wait_beside(&server, &shut)
+    };
+    let without_reader = || {
+        let (_reader, writer) = full_pipe();
+        let server = Server::start_unheard(&["--max-connections", "2"], Stdio::from(writer));
+        let _held = server.client();
+        wait_beside(&server, &|| {
+            for _ in 0..HOSTILE {
+                let _ = server.client().try_read();
+            }
+        })
+    };
+    let cases: [(&str, &dyn Fn() -> f64); 3] = [
+        ("memory for batches", &without_memory),
+        ("one of its listening sockets", &without_socket),
+        ("a reader of its log", &without_reader),
+    ];
+    for (what, wait_ms) in cases {
+        let what = format!("ms that others wait beside a server that lacks {what}");
+        attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
+    }
 }

@@ -90,19 +90,6 @@ fn nobody_who_listens_for_reports_is_a_warning() {
     assert!(log.contains("warning: cannot report to NOTIFY_SOCKET"), "{log}");
 }
 
-/// Starts a server on descriptor 3, which is `listener`; `prefix` runs it as another user, say.
-fn start_on(listener: &TcpListener, prefix: &str, shards: usize) -> Server {
-    let script = format!(
-        r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
-           exec {prefix} "$0" serve --shards {shards} --engine {}"#,
-        engine()
-    );
-    let mut command = Command::new("sh");
-    command.arg("-c").arg(script).arg(ringtally().get_program());
-    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
-    Server::start_command(command)
-}
-
 fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -114,7 +101,7 @@ fn serves_across_restarts(prefix: &str) {
     let (listener, address) = listener();
     for restart in 0..3 {
         let mut early = Client::connect(address);
-        let server = start_on(&listener, prefix, 3);
+        let server = Server::start_on(&listener, prefix, 3);
         assert_eq!(server.address, address, "{restart}");
         early.event("early", 1.0);
         let mut clients: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
@@ -152,7 +139,7 @@ fn shut_down(listener: &TcpListener) {
 /// Starts a server whose shards all lose their socket, which ends it.
 fn ends_without_a_socket(prefix: &str, shards: usize) {
     let (listener, _) = listener();
-    let server = start_on(&listener, prefix, shards);
+    let server = Server::start_on(&listener, prefix, shards);
     server.client().event("u", 1.0);
     shut_down(&listener);
     let (code, printed, log) = server.wait_with_log();
@@ -174,7 +161,7 @@ fn a_server_without_a_socket_that_listens_ends() {
 #[test]
 fn a_shard_without_a_socket_leaves_accepting_to_the_others_and_rests() {
     let (listener, address) = listener();
-    let server = start_on(&listener, "", 3);
+    let server = Server::start_on(&listener, "", 3);
     let mut early: Vec<_> = (0..12).map(|_| Client::connect(address)).collect();
     early.iter_mut().for_each(|client| client.event("early", 1.0));
     shut_down(&listener);

@@ -5,8 +5,7 @@
 
 mod common;
 
-use common::{Client, PATIENCE, Server, Totals, engine, eventually, post, ringtally};
-use rustix::event::{PollFd, PollFlags, poll};
+use common::{Client, PATIENCE, Server, Totals, engine, eventually, full_pipe, post, ringtally};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -55,22 +54,9 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
     }
 }
 
-/// Fills a pipe as far as it goes.
-fn fill(pipe: &mut std::io::PipeWriter) {
-    let now = rustix::event::Timespec::default();
-    let has_room = |pipe: &std::io::PipeWriter| {
-        let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
-        poll(&mut fds, Some(&now)).unwrap() == 1
-    };
-    while has_room(pipe) {
-        pipe.write_all(&[b'x'; 4096]).unwrap();
-    }
-}
-
 #[test]
 fn a_standard_error_that_nobody_reads_stops_nothing() {
-    let (mut reader, mut writer) = std::io::pipe().unwrap();
-    fill(&mut writer);
+    let (mut reader, writer) = full_pipe();
     let stderr = Stdio::from(writer.try_clone().unwrap());
     let server = Server::start_unheard(&["--max-connections", "1"], stderr);
     let mut client = server.client();

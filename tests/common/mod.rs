@@ -21,7 +21,8 @@ use signal_hook::consts::{SIGHUP, SIGINT};
 use signal_hook::flag::register_conditional_shutdown;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -102,6 +103,19 @@ impl Server {
         let address = url.split([' ', '"']).next().unwrap().parse().unwrap();
         let stdout = child.stdout.take().unwrap();
         Server { child, address, ready_line, stdout, log: Some(log) }
+    }
+
+    /// Starts it on descriptor 3, which is `listener`; `prefix` runs it as another user, for example.
+    pub fn start_on(listener: &TcpListener, prefix: &str, shards: usize) -> Server {
+        let script = format!(
+            r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
+               exec {prefix} "$0" serve --shards {shards} --engine {}"#,
+            engine()
+        );
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(ringtally().get_program());
+        command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
+        Server::start_command(command)
     }
 
     /// Starts it with a standard error that nobody here reads.
@@ -197,6 +211,16 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A pipe in which no byte has room anymore.
+pub fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let now = Timespec::default();
+    while poll(&mut [PollFd::new(&writer, PollFlags::OUT)], Some(&now)) == Ok(1) {
+        writer.write_all(&[b'x'; 4096]).unwrap();
+    }
+    (reader, writer)
 }
 
 /// Waits until something holds.
