@@ -129,8 +129,8 @@ impl Run {
         let late = count("/open_loop/due_in_stalls").unwrap_or(0.0);
         // The maximum and the mean may depend on a single request.
         let percentile = figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
-        let beyond = percentile.map_or(0.0, |percentile| 1.0 - percentile / 100.0);
-        late > 0.0 && late >= count("/requests").unwrap_or(0.0) * beyond
+        let beyond = percentile.map_or(0.0, |percentile| 100.0 - percentile);
+        late > 0.0 && late * 100.0 >= count("/requests").unwrap_or(0.0) * beyond
     }
 }
 
