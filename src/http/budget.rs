@@ -1,7 +1,7 @@
 //! How much work a connection may cause before others have their turn.
 
 /// What a connection may cost before others have their turn, in units of about a nanosecond of CPU time (see
-/// [`units`]). Whatever a shard does for a connection is charged here by what it costs: requests by their kind, bytes by
+/// `units`). Whatever a shard does for a connection is charged here by what it costs: requests by their kind, bytes by
 /// what is done with them. A connection whose budget is spent waits until the others were looked at.
 ///
 /// It is no clock: charging is a subtraction. The last request may cost more than what is left, so a connection takes one

@@ -54,7 +54,7 @@ impl Drop for Reservation {
 /// The work on a batch: its lines are decoded and added up, then the users that this shard has not seen are claimed, and
 /// then all events are counted at once.
 ///
-/// The lines of these users are marked in the body itself (see [`Mark`]), which takes no memory that would have to be
+/// The lines of these users are marked in the body itself (see `Mark`), which takes no memory that would have to be
 /// reserved.
 #[derive(Debug)]
 pub struct Work {
