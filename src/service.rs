@@ -3,7 +3,7 @@
 mod batch;
 mod units;
 
-use crate::event::{self, Event};
+use crate::event::{self, Event, Refusal};
 use crate::http::{
     self, Budget, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request,
     Status, Target,
@@ -377,23 +377,27 @@ impl Endpoints {
     #[inline]
     fn event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
         self.units = units::EVENT;
-        match event::decode_usual(body) {
-            Some(event) => self.count(&event, reply),
-            None => self.unusual_event(body, reply),
-        }
+        let event = match event::decode_usual(body) {
+            Some(event) => event,
+            None => match self.decode_unusual(body) {
+                Ok(event) => event,
+                Err(refusal) => return self.refuse_event(refusal, reply),
+            },
+        };
+        self.count(&event, reply)
     }
 
     #[cold]
-    fn unusual_event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
+    fn decode_unusual<'a>(&mut self, body: &'a [u8]) -> Result<Event<'a>, Refusal> {
         self.units += units::UNUSUAL + units::of_bytes(body.len(), units::UNUSUAL_BYTE);
-        match event::decode_unusual(body) {
-            Ok(event) => self.count(&event, reply),
-            Err(refusal) => {
-                self.units += units::ERROR;
-                self.metrics.note_failure(Failure::from(refusal));
-                reply.send_error(Status::BadRequest, &[], refusal.sentence())
-            }
-        }
+        event::decode_unusual(body)
+    }
+
+    #[cold]
+    fn refuse_event(&mut self, refusal: Refusal, reply: Reply<'_>) -> Status {
+        self.units += units::ERROR;
+        self.metrics.note_failure(Failure::from(refusal));
+        reply.send_error(Status::BadRequest, &[], refusal.sentence())
     }
 
     #[inline]
