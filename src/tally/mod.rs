@@ -306,7 +306,7 @@ impl Writer {
 
     /// Counts one event of `user` with a finite `value`. It may be acknowledged once
     /// [`Writer::publish`] has returned.
-    #[inline]
+    #[inline(always)]
     pub fn count(&mut self, user: &[u8], value: f64) -> Result<User, UsersFull> {
         self.enter(self.tally.generation.load(Ordering::Acquire));
         let key = self.tally.hasher.key(user);

@@ -324,7 +324,7 @@ impl Seen {
         Seen((0..STRIPES).map(|_| Stripe::default()).collect())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn contains(&self, generation: u64, key: &Key<'_>) -> bool {
         let stripe = &self.0[stripe_of(key.hash)];
         stripe.generation == generation && stripe.users.contains(key)
