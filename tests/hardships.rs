@@ -428,7 +428,7 @@ fn users_are_checked_for_equality_or_not_at_all() {
             assert!(reasons.contains("uniqueUsers could only be checked"), "{reasons}");
             let flags = ["100", "5", "--user-prefix", "mine-"];
             assert_exact(&load(&fake.url(), &flags));
-            // The same command once more has the same users.
+            // If the command is repeated, the users are the same.
             let (code, report) = load(&fake.url(), &flags);
             assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
             assert!(report["reasons"].to_string().contains("that no run had"), "{report}");

@@ -6,33 +6,12 @@
 mod common;
 
 use common::fake::{Fake, GOOD, Habits};
-use common::{PATIENCE, Server, ringtally, run, text};
+use common::{Directory, PATIENCE, Server, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
-
-/// A folder that is removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("ringtally-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Clients of one run, each with a part of it, and the files that they write.
 struct Clients {
@@ -42,7 +21,7 @@ struct Clients {
 
 impl Clients {
     /// Starts three clients that begin together in some seconds.
-    fn start(folder: &Folder, url: &str, flags: &[&str]) -> Clients {
+    fn start(folder: &Directory, url: &str, flags: &[&str]) -> Clients {
         let start = SystemTime::now() + Duration::from_secs(5);
         let start = start.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64().to_string();
         let (mut children, mut files) = (Vec::new(), Vec::new());
@@ -89,7 +68,7 @@ fn names(files: &[String]) -> Vec<&str> {
 
 #[test]
 fn three_clients_together_are_exact_and_one_report_tells_of_all() {
-    let folder = Folder::new("parts-exact");
+    let folder = Directory::new("parts-exact");
     let server = Server::start(&["--shards", "2"]);
     // What another run left is reset once, and before any part starts.
     server.client().event("somebody", 1.0);
@@ -144,7 +123,7 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
 /// In batches, and watched by part 1.
 #[test]
 fn three_clients_that_send_batches_are_what_one_would_be() {
-    let folder = Folder::new("parts-batches");
+    let folder = Directory::new("parts-batches");
     let server = Server::start(&["--shards", "2"]);
     let flags = ["60050", "9", "--batch", "100", "--warmup", "250", "--watch", "--values", "one"];
     let (codes, files) = Clients::start(&folder, &server.url(), &flags).join();
@@ -166,7 +145,7 @@ fn three_clients_that_send_batches_are_what_one_would_be() {
 /// A server that shows torn totals is found out by part 1, whatever the others send.
 #[test]
 fn what_part_1_has_watched_is_in_the_verdict_of_all() {
-    let folder = Folder::new("parts-watched");
+    let folder = Directory::new("parts-watched");
     let fake = Fake::start(Habits { tears: true, ..GOOD });
     let flags = ["9000", "9", "--rate", "6000", "--watch", "--values", "one"];
     let (codes, files) = Clients::start(&folder, &fake.url(), &flags).join();
@@ -182,7 +161,7 @@ fn what_part_1_has_watched_is_in_the_verdict_of_all() {
 
 #[test]
 fn a_client_that_is_stopped_or_killed_leaves_bounds_that_hold() {
-    let folder = Folder::new("parts-killed");
+    let folder = Directory::new("parts-killed");
     let server = Server::start(&["--shards", "1"]);
     // Far more than can be sent before the clients are stopped.
     let clients = Clients::start(&folder, &server.url(), &["90k", "9", "--rate", "30k"]);
@@ -240,7 +219,7 @@ fn a_client_that_waits_for_the_start_can_be_interrupted() {
 /// The totals of all parts must stay right for a quiet time, as those of one client must.
 #[test]
 fn a_server_that_counts_again_after_all_parts_is_wrong() {
-    let folder = Folder::new("parts-again");
+    let folder = Directory::new("parts-again");
     let again = Some(Duration::from_millis(300));
     let fake = Fake::start(Habits { counts_again_after: again, ..GOOD });
     let (codes, files) = Clients::start(&folder, &fake.url(), &["300", "6"]).join();

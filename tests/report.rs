@@ -5,12 +5,11 @@
 mod common;
 
 use common::fake::{Fake, GOOD, Habits, load};
-use common::{PATIENCE, Server, ringtally, run, terminal, text};
+use common::{Directory, PATIENCE, Server, ringtally, run, terminal, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -276,27 +275,6 @@ fn a_server_that_names_no_engine_has_none() {
     let client = &names[place("client") + 1..place("totals")];
     assert!(client.iter().all(|name| ["", "machine", "warning"].contains(name)), "{summary}");
     assert!(!summary.contains("softirq"), "{summary}");
-}
-
-/// A directory that is removed at the end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Directory {
-        let path = std::env::temp_dir().join(format!("ringtally-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Directory(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Reports of real runs are compared with each other, and not with those of runs that were set up in

@@ -115,20 +115,15 @@ impl Checked {
 fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
     let verdict = |run: &Run| run.report.get("verdict").and_then(Value::as_str).map(str::to_owned);
     let not_acknowledged = |run: &Run| {
-        let count = |name: &str| run.report.get(name).and_then(Value::as_f64);
-        let requests = count("requests").filter(|requests| *requests > 0.0)?;
-        Some(1.0 - count("acknowledged")? / requests)
+        let requests = run.number("/requests").filter(|requests| *requests > 0.0)?;
+        Some(1.0 - run.number("/acknowledged")? / requests)
     };
     let is_interrupted = |run: &Run| run.report.get("interrupted") == Some(&true.into());
     let is_short = |run: &Run| {
-        let count = |pointer: &str| run.report.pointer(pointer).and_then(Value::as_f64);
-        count("/connections_open")
-            .zip(count("/setup/workers"))
-            .is_some_and(|(open, all)| open < all)
+        let open = run.number("/connections_open");
+        open.zip(run.number("/setup/workers")).is_some_and(|(open, all)| open < all)
     };
-    let is_garbled = |run: &Run| {
-        run.report.get("garbled").and_then(Value::as_f64).is_some_and(|garbled| garbled > 0.0)
-    };
+    let is_garbled = |run: &Run| run.number("/garbled").is_some_and(|garbled| garbled > 0.0);
     // What an interrupted run left unsent excuses no head.
     let whole = base.iter().filter(|run| !is_interrupted(run));
     let most_of_base = whole.filter_map(not_acknowledged).fold(0.0, f64::max);

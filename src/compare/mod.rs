@@ -94,7 +94,7 @@ impl Run {
     }
 
     fn figure(&self, figure: &Figure) -> Option<f64> {
-        self.report.pointer(figure.pointer)?.as_f64()
+        self.number(figure.pointer)
     }
 
     /// Whether a latency is only known to be this or more.
@@ -103,6 +103,11 @@ impl Run {
         let bounds = self.report.pointer("/latency_us/lower_bounds").and_then(Value::as_array);
         figure.kind == Kind::Latency
             && bounds.is_some_and(|bounds| bounds.iter().any(|bound| bound == name))
+    }
+
+    /// The number at a place of the report.
+    fn number(&self, pointer: &str) -> Option<f64> {
+        self.report.pointer(pointer)?.as_f64()
     }
 
     fn is_client_limited(&self) -> bool {
@@ -125,12 +130,11 @@ impl Run {
 
     /// Whether a latency may be that of requests that came due while the client did not run.
     fn has_own_stall_in(&self, figure: &Figure) -> bool {
-        let count = |pointer: &str| self.report.pointer(pointer).and_then(Value::as_f64);
-        let late = count("/open_loop/due_in_stalls").unwrap_or(0.0);
+        let late = self.number("/open_loop/due_in_stalls").unwrap_or(0.0);
         // The maximum and the mean may depend on a single request.
         let percentile = figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
         let beyond = percentile.map_or(0.0, |percentile| 100.0 - percentile);
-        late > 0.0 && late * 100.0 >= count("/requests").unwrap_or(0.0) * beyond
+        late > 0.0 && late * 100.0 >= self.number("/requests").unwrap_or(0.0) * beyond
     }
 }
 

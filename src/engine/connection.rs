@@ -257,6 +257,11 @@ impl Connection {
         self.http.renew();
     }
 
+    /// Notes that it is in line if there is work to do. Returns whether it has to be put there: it was not in line before.
+    pub(super) fn get_in_line(&mut self) -> bool {
+        self.is_working() && !std::mem::replace(&mut self.is_in_line, true)
+    }
+
     /// Whether there is work to do once others have had their turn.
     pub(super) fn is_working(&self) -> bool {
         self.phase == Phase::Working

@@ -314,8 +314,7 @@ impl Reactor {
     /// Puts a connection that has work to do at the end of the line.
     fn line_up(&mut self, key: Key) {
         if let Some(connection) = self.ring.get_mut(key)
-            && connection.is_working()
-            && !std::mem::replace(&mut connection.is_in_line, true)
+            && connection.get_in_line()
         {
             self.line.join(key);
         }
@@ -484,7 +483,7 @@ impl Reactor {
         let OpenSlot { data: connection, socket, mut unsent, is_sending, is_receiving, .. } = slot;
         connection.is_queued = false;
         connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
-        if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+        if connection.get_in_line() {
             self.line.join(key);
         }
         // Everybody else is looked at before it has anything to do again.

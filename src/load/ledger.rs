@@ -62,16 +62,37 @@ pub(super) struct Trouble {
     pub(super) resent: u64,
 }
 
+impl Trouble {
+    /// Every count.
+    fn counts_mut(&mut self) -> [&mut u64; 8] {
+        let Trouble {
+            reconnects,
+            connect_failures,
+            never_open,
+            turned_away,
+            timeouts,
+            broken_keep_alives,
+            garbled,
+            resent,
+        } = self;
+        [
+            reconnects,
+            connect_failures,
+            never_open,
+            turned_away,
+            timeouts,
+            broken_keep_alives,
+            garbled,
+            resent,
+        ]
+    }
+}
+
 impl AddAssign for Trouble {
-    fn add_assign(&mut self, other: Trouble) {
-        self.reconnects += other.reconnects;
-        self.connect_failures += other.connect_failures;
-        self.never_open += other.never_open;
-        self.turned_away += other.turned_away;
-        self.timeouts += other.timeouts;
-        self.broken_keep_alives += other.broken_keep_alives;
-        self.garbled += other.garbled;
-        self.resent += other.resent;
+    fn add_assign(&mut self, mut other: Trouble) {
+        for (own, more) in self.counts_mut().into_iter().zip(other.counts_mut()) {
+            *own += *more;
+        }
     }
 }
 
@@ -189,30 +210,10 @@ impl Ledger {
 
     /// Everything that is counted and is not events in a set.
     pub(super) fn counts(&self) -> impl Iterator<Item = u64> {
-        let Trouble {
-            reconnects,
-            connect_failures,
-            never_open,
-            turned_away,
-            timeouts,
-            broken_keep_alives,
-            garbled,
-            resent,
-        } = self.trouble;
-        let counts = [
-            self.acknowledged,
-            self.misstated,
-            reconnects,
-            connect_failures,
-            never_open,
-            turned_away,
-            timeouts,
-            broken_keep_alives,
-            garbled,
-            resent,
-        ];
+        let mut trouble = self.trouble;
+        let counts = trouble.counts_mut().map(|count| *count);
         let by_kind = self.refused_by_status.values().chain(self.connect_errors.values());
-        counts.into_iter().chain(by_kind.copied())
+        [self.acknowledged, self.misstated].into_iter().chain(counts).chain(by_kind.copied())
     }
 
     /// What became of events that did not end in an acknowledgement.

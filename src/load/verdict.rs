@@ -113,7 +113,7 @@ pub(super) struct Evidence {
     pub(super) possible: Share,
     /// The users that the server must have.
     pub(super) users: Users,
-    /// Those that it must have if the prefix of their ids, which was to be new, is not.
+    /// The users that it must have if the prefix of their ids was used before, although it was said to be new.
     pub(super) users_if_known: Option<Users>,
     /// What the server reports after the run, or why it does not.
     pub(super) after: Result<Totals, String>,

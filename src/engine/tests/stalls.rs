@@ -178,7 +178,7 @@ impl World {
                 }
             }
             units[number] = u64::from(connection.used());
-            if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+            if connection.get_in_line() {
                 line.join(number);
             }
         }
@@ -193,7 +193,7 @@ impl World {
         let advance = |(number, Hostile { connection, .. }): (usize, &mut Hostile)| {
             connection.resume(0, 0, Urgency::Serve, service);
             units[number] = units[number].max(u64::from(connection.used()));
-            if connection.is_working() && !std::mem::replace(&mut connection.is_in_line, true) {
+            if connection.get_in_line() {
                 line.join(number);
             }
             connection.renew();
