@@ -49,8 +49,9 @@ impl ChallengeArgs {
     /// server has reported its address.
     pub fn into_config(self) -> Result<challenge::Config, Failure> {
         let output = self.load.output()?;
-        self.load.check_batches()?;
-        let batch_bytes_max = self.load.batch_bytes_max();
+        let shape = self.load.shape()?;
+        self.load.check_batches(&shape)?;
+        let batch_bytes_max = self.load.batch_bytes_max(&shape);
         if batch_bytes_max > self.server.max_batch() as u64 {
             return Err(Failure::Usage(format!(
                 "a batch has up to {batch_bytes_max} bytes, and --max-batch is {}: use a smaller --batch, or raise \
@@ -73,7 +74,7 @@ impl ChallengeArgs {
             load: Box::new(move |server| load::Config {
                 command,
                 server_settings: Some(settings),
-                ..load.into_config(server, Some(client_cpus), Some(of_server))
+                ..load.into_config(shape, server, Some(client_cpus), Some(of_server))
             }),
             output,
         })
@@ -135,7 +136,7 @@ mod tests {
         let of = |args: &ChallengeArgs| command(&args.load, &args.server, [&[0, 1], &[3]]);
         let told = of(&first.args);
         for flags in [
-            "ringtally challenge 2000 8",
+            "ringtally challenge --requests 2000 --connections 8",
             "--cpus 0,1 --client-cpus 3",
             "--spin-us 0",
             "--coalesce-us 200",

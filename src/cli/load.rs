@@ -1,11 +1,12 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
 use super::serve::read_token;
+use super::shape::{Shape, ShapeArgs};
 use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
-    self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, RATE_MAX,
-    Show, Threshold, UserPrefix, Values, Windows,
+    self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, Show,
+    Threshold, UserPrefix, Values, Windows,
 };
 use crate::topology;
 use clap::{Args, ValueEnum};
@@ -129,12 +130,8 @@ pub struct LoadArgs {
 /// The client's flags that do not say where the server is.
 #[derive(Args, Debug)]
 pub(super) struct LoadTuning {
-    /// Events to send
-    #[arg(help_heading = NO_HEADING, default_value = "1000000", value_parser = count::<u64>(1..=EVENTS_MAX))]
-    requests: u64,
-    /// Keep-alive connections, at most one per event
-    #[arg(help_heading = NO_HEADING, default_value = "1000", value_parser = count::<usize>(1..=WORKERS_MAX))]
-    workers: usize,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Values of the events
     #[arg(long, value_enum, default_value = "integer")]
     values: Values,
@@ -165,16 +162,6 @@ pub(super) struct LoadTuning {
     /// Client threads [default: one per CPU]
     #[arg(long, value_name = "T", value_parser = count::<usize>(1..=THREADS_MAX))]
     threads: Option<usize>,
-    /// Events per second, sent on schedule (an open loop) [default: a closed loop]
-    ///
-    /// Event i is due after i/R seconds, whatever the server does, on the connections in turn.
-    /// Latency counts from when a request was due, so a server that stalls shows in the
-    /// percentiles. A closed loop waits for a connection's response before it sends the next
-    /// request, and hides such a stall (coordinated omission). The report also has the latency from
-    /// when a request was sent, how late the client was, and how many requests found every
-    /// connection busy.
-    #[arg(long, value_name = "R", value_parser = count::<u64>(1..=RATE_MAX))]
-    rate: Option<u64>,
     /// Requests to send first, which are not measured
     ///
     /// They are sent on the same connections. Then the server is reset, or, if it cannot be,
@@ -252,11 +239,6 @@ impl ReportFiles {
     }
 }
 
-/// Keeps the positional arguments under "Arguments" in the help of `challenge`, too.
-const NO_HEADING: Option<&str> = None;
-
-/// The most connections of a client: one address has 64,511 unprivileged ports.
-const WORKERS_MAX: u64 = 64_511;
 /// The most requests in flight per connection.
 const PIPELINE_MAX: u64 = 1024;
 /// The most bytes of batches in flight: four times what a ringtally server takes by default.
@@ -283,12 +265,17 @@ pub enum LoadCommand {
 impl LoadArgs {
     /// Checks the flags against the machine and the clock.
     pub fn into_command(self) -> Result<LoadCommand, Failure> {
-        let participation = self.participation(SystemTime::now())?;
+        let shape = self.tuning.shape.check()?;
+        let participation = self.participation(&shape, SystemTime::now())?;
         let (limit, window) = (self.find_rate.clone(), self.window);
+        let first_rate = match limit {
+            None => None,
+            Some(_) => self.tuning.shape.first_rate()?,
+        };
         let quiet = self.tuning.quiet;
-        let (config, output) = self.into_config()?;
+        let (config, output) = self.into_config(shape)?;
         if let Some(limit) = limit {
-            let windows = Windows::new(&limit, window, config.rate, config.workload.batch)?;
+            let windows = Windows::new(&limit, window, first_rate, config.workload.batch)?;
             let config = FindConfig { load: config, limit, windows, quiet };
             return Ok(LoadCommand::FindRate(config, output));
         }
@@ -302,10 +289,14 @@ impl LoadArgs {
     }
 
     /// How this client takes part in a run with others, if it does.
-    fn participation(&self, now: SystemTime) -> Result<Option<Participation>, Failure> {
+    fn participation(
+        &self,
+        shape: &Shape,
+        now: SystemTime,
+    ) -> Result<Option<Participation>, Failure> {
         let Some(part) = self.part else { return Ok(None) };
-        let requests = self.tuning.workload().requests();
-        let usable = requests.min(self.tuning.workers as u64);
+        let requests = self.tuning.workload(shape).requests();
+        let usable = requests.min(shape.connections_least as u64);
         if usable < part.of() {
             let what = if self.tuning.batch.is_some() { "batches" } else { "events" };
             return Err(Failure::Usage(format!(
@@ -358,17 +349,17 @@ impl LoadArgs {
         command
     }
 
-    fn into_config(self) -> Result<(load::Config, Output), Failure> {
+    fn into_config(self, shape: Shape) -> Result<(load::Config, Output), Failure> {
         let server = load::Server::parse(&self.url)?;
         let command = self.command();
         let output = self.tuning.output()?;
-        self.tuning.check_batches()?;
+        self.tuning.check_batches(&shape)?;
         let allowed = topology::allowed_cpus();
         let choose = |list: CpuList| topology::choose(Some(&list.0), &allowed);
         let cpus = self.cpus.map(choose).transpose()?;
         let read = |file: &Path| read_token("--token-file", file);
         let reset_token = self.token_file.as_deref().map(read).transpose()?;
-        let config = self.tuning.into_config(server, cpus, None);
+        let config = self.tuning.into_config(shape, server, cpus, None);
         Ok((load::Config { reset: !self.no_reset, reset_token, command, ..config }, output))
     }
 }
@@ -385,7 +376,7 @@ impl LoadTuning {
 
     /// The arguments that make this run again.
     pub(super) fn to_flags(&self) -> Vec<String> {
-        let mut flags = vec![self.requests.to_string(), self.workers.to_string()];
+        let mut flags = self.shape.to_flags();
         let mut add = |flag: &str, value: Option<String>| {
             flags.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
         };
@@ -396,7 +387,6 @@ impl LoadTuning {
         add("--batch", self.batch.map(|batch| batch.to_string()));
         add("--pipeline", Some(self.pipeline.to_string()));
         add("--threads", self.threads.map(|threads| threads.to_string()));
-        add("--rate", self.rate.map(|rate| rate.to_string()));
         add("--warmup", (self.warmup > 0).then(|| self.warmup.to_string()));
         add("--timeout", Some(humantime::format_duration(self.timeout).to_string()));
         self.fail_if.iter().for_each(|threshold| add("--fail-if", Some(threshold.to_string())));
@@ -404,9 +394,14 @@ impl LoadTuning {
         flags
     }
 
-    fn workload(&self) -> load::Workload {
+    /// What the flags of its shape come to.
+    pub(super) fn shape(&self) -> Result<Shape, Failure> {
+        self.shape.check()
+    }
+
+    fn workload(&self, shape: &Shape) -> load::Workload {
         load::Workload {
-            events: self.requests,
+            events: shape.events,
             users: self.users,
             values: self.values,
             batch: self.batch,
@@ -414,15 +409,15 @@ impl LoadTuning {
     }
 
     /// The most bytes of a batch; 0 without batches.
-    pub(super) fn batch_bytes_max(&self) -> u64 {
+    pub(super) fn batch_bytes_max(&self, shape: &Shape) -> u64 {
         let prefix = self.user_prefix.clone().unwrap_or_default();
-        self.batch.map_or(0, |_| self.workload().request_bytes_max(&prefix))
+        self.batch.map_or(0, |_| self.workload(shape).request_bytes_max(&prefix))
     }
 
     /// Checks that the batches that are in flight at once fit this client's memory.
-    pub(super) fn check_batches(&self) -> Result<(), Failure> {
-        let in_flight = (self.workers * self.pipeline) as u64;
-        let bytes = self.batch_bytes_max() * in_flight.min(self.workload().requests());
+    pub(super) fn check_batches(&self, shape: &Shape) -> Result<(), Failure> {
+        let in_flight = (shape.connections * self.pipeline) as u64;
+        let bytes = self.batch_bytes_max(shape) * in_flight.min(self.workload(shape).requests());
         if bytes > BATCHES_BYTES_MAX {
             return Err(Failure::Usage(format!(
                 "batches of {} MiB would be in flight at once, and at most {} MiB may be: use fewer \
@@ -437,25 +432,28 @@ impl LoadTuning {
     /// The configuration of a run that may reset the server.
     pub(super) fn into_config(
         self,
+        shape: Shape,
         server: load::Server,
         cpus: Option<Vec<usize>>,
         server_cpus: Option<Vec<usize>>,
     ) -> load::Config {
         load::Config {
             server,
-            workload: self.workload(),
+            workload: self.workload(&shape),
             users: match self.user_prefix {
                 None => load::Users::Published,
                 Some(prefix) if prefix.is_published() => load::Users::Known(prefix),
                 Some(prefix) => load::Users::New(prefix),
             },
-            connections: self.workers,
+            connections: shape.connections,
+            connections_over_time: shape.connections_over_time,
             warm_up: self.warmup,
             threads: self.threads,
             cpus,
             server_cpus,
             pipeline: self.pipeline,
-            rate: self.rate,
+            rate: shape.rate,
+            duration: shape.duration,
             timeout: self.timeout,
             quiet: load::QUIET,
             reset: true,
@@ -492,11 +490,14 @@ mod tests {
     #[test]
     fn the_command_of_a_run_has_every_flag_as_it_was_typed() {
         let typed = [
-            "1k 7 --url http://h:1 --cpus 0-1 --no-reset --values half --users 5 --user-prefix other_ --batch 3 --pipeline 2 --threads 1 \
+            "--requests 1k --connections 7 --url http://h:1 --cpus 0-1 --no-reset --values half --users 5 --user-prefix other_ --batch 3 --pipeline 2 --threads 1 \
              --rate 10k --warmup 9 --watch --timeout 1500ms --part 2/3 \
              --start-at 2030-01-01T00:00:00Z --run-id name --json part.json",
             "1k 7 --token-file token --find-rate p99<5ms --window 2s --rate 500 --fail-if p99>5ms --fail-if rps<1k",
             "1k 7 --part 1/2 --start-in 5s --json part.json --quiet",
+            "--connections 7:1000 --stages 1m@1000,90s@0.5:20k,5s@0",
+            "--connections 10s@7,1s@7:1000 --rate 0.5:20",
+            "-c 1000 --duration 7s",
         ];
         let mut tested = Vec::new();
         for text in typed {
@@ -514,7 +515,7 @@ mod tests {
                 tested.push(word.to_owned());
             }
             for value in ["1000", "7"] {
-                assert!(command.iter().any(|own| own == value), "{command:?}");
+                assert!(command.iter().any(|own| own.contains(value)), "{command:?}");
             }
         }
         for argument in Load::command().get_arguments() {

@@ -10,6 +10,7 @@ mod load;
 mod man;
 mod merge;
 mod serve;
+mod shape;
 mod store;
 mod values;
 

@@ -1,7 +1,7 @@
 //! Parsers for the values of flags. Each error says what is expected; clap puts the flag and the
 //! value in front of it.
 
-use crate::load::grouped;
+use crate::load::{decimal, grouped};
 use crate::store::Location;
 use crate::store::postgres::Target;
 use crate::topology;
@@ -77,33 +77,7 @@ pub(super) fn count<T: TryFrom<u64>>(
 
 /// Reads a number without rounding: `2.5k` is 2,500, and `1.5` is none.
 fn whole_number(text: &str) -> Option<u64> {
-    let (text, mut zeros) = match text.as_bytes().last()? {
-        b'k' | b'K' => (&text[..text.len() - 1], 3),
-        b'm' | b'M' => (&text[..text.len() - 1], 6),
-        b'g' | b'G' => (&text[..text.len() - 1], 9),
-        _ => (text, 0),
-    };
-    let mantissa = match text.split_once(['e', 'E']) {
-        // An exponent with a suffix as well, such as 1e3k, is more likely a slip than meant.
-        Some(_) if zeros > 0 => return None,
-        Some((mantissa, exponent)) => {
-            zeros = exponent.strip_prefix('+').unwrap_or(exponent).parse::<u8>().ok()?.into();
-            mantissa
-        }
-        None => text,
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
-    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if !is_digits(whole) || !is_digits(fraction) {
-        return None;
-    }
-    let fraction = fraction.trim_end_matches('0');
-    let zeros = u32::checked_sub(zeros, u32::try_from(fraction.len()).ok()?)?;
-    let digits: u64 = format!("{whole}{fraction}").parse().ok()?;
-    match digits {
-        0 => Some(0),
-        _ => digits.checked_mul(10u64.checked_pow(zeros)?),
-    }
+    decimal(text, 0)
 }
 
 /// The shortest timeout: timeouts are checked in milliseconds.

@@ -50,6 +50,9 @@ pub(super) struct Trouble {
     /// Connections that were open at no time, or only until the server turned them away.
     #[serde(default)]
     pub(super) never_open: u64,
+    /// Connections that a ramp had not come to when the run ended.
+    #[serde(default)]
+    pub(super) never_wanted: u64,
     /// Connections that the server turned away with a 503.
     pub(super) turned_away: u64,
     pub(super) timeouts: u64,
@@ -64,11 +67,12 @@ pub(super) struct Trouble {
 
 impl Trouble {
     /// Every count.
-    fn counts_mut(&mut self) -> [&mut u64; 8] {
+    fn counts_mut(&mut self) -> [&mut u64; 9] {
         let Trouble {
             reconnects,
             connect_failures,
             never_open,
+            never_wanted,
             turned_away,
             timeouts,
             broken_keep_alives,
@@ -79,6 +83,7 @@ impl Trouble {
             reconnects,
             connect_failures,
             never_open,
+            never_wanted,
             turned_away,
             timeouts,
             broken_keep_alives,
@@ -175,13 +180,32 @@ impl Ledger {
         if reasons.is_empty() {
             reasons.push("the server did not take them in time".into());
         }
-        let open = connections.saturating_sub(missing);
+        let open = self.open(connections);
         Some(format!(
             "only {open} of {} open ({}): {}",
             plural(connections, "connection was", "connections were"),
             reasons.join("; "),
             self.connect_advice()
         ))
+    }
+
+    /// How many of the connections were open at any time.
+    pub(super) fn open(&self, connections: u64) -> u64 {
+        connections.saturating_sub(self.trouble.never_open + self.trouble.never_wanted)
+    }
+
+    /// How many events of a workload were to be sent. One without an end has as many as were taken: the rest is none
+    /// of them.
+    pub(super) fn requested(&self, workload: &Workload, is_open_ended: bool) -> u64 {
+        match is_open_ended {
+            true => workload.events - (self.unsent.len(workload) - self.unsent.singles()),
+            false => workload.events,
+        }
+    }
+
+    /// How many events of those were not sent.
+    pub(super) fn not_sent(&self, workload: &Workload, is_open_ended: bool) -> u64 {
+        if is_open_ended { self.unsent.singles() } else { self.unsent.len(workload) }
     }
 
     /// What to do about connections that could not be opened.
@@ -239,4 +263,144 @@ impl Ledger {
 #[inline]
 pub(super) fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::account::{Account, Novelty};
+    use crate::load::parts::Part;
+    use crate::load::schedule::{Left, Schedule};
+    use crate::load::shared::rest_of_closed_loop;
+    use crate::load::verdict::Verdict;
+    use crate::load::workload::{EVENTS_MAX, Totals, Values};
+    use fastrand::Rng;
+    use std::collections::{HashMap, HashSet};
+    use std::sync::atomic::AtomicU64;
+
+    /// What became of the events of a closed loop with a duration, each in a list.
+    #[derive(Default)]
+    struct Listed {
+        acknowledged: Vec<u64>,
+        refused: Vec<u64>,
+        unknown: Vec<u64>,
+        unsent: Vec<u64>,
+    }
+
+    /// Sends one part over some threads, whose clocks all reach the end of the run, or which give up before.
+    fn send(random: &mut Rng, part: Part, workload: &Workload, all: &mut Listed) -> Ledger {
+        let (next, until_ns) = (AtomicU64::new(0), 1 + random.u64(0..300));
+        let mut ledger = Ledger::default();
+        let trouble = random.u8(0..4);
+        let mut threads: Vec<(u64, Schedule<'_>)> = (0..random.usize(1..4))
+            .map(|_| (0, Schedule::timed(part, &next, workload, until_ns)))
+            .collect();
+        while !threads.is_empty() {
+            let at = random.usize(0..threads.len());
+            let (now_ns, schedule) = &mut threads[at];
+            *now_ns += random.u64(0..20);
+            let Some(due) = schedule.take(*now_ns) else {
+                assert!(*now_ns >= until_ns && schedule.next_ns().is_none());
+                assert_eq!(schedule.end(), Left::Grabbed(Vec::new()));
+                threads.swap_remove(at);
+                continue;
+            };
+            let list = match random.u8(0..40) {
+                0 if trouble > 0 => {
+                    ledger.note(workload, due.request, 500);
+                    &mut all.refused
+                }
+                1 if trouble > 1 => {
+                    ledger.unknown.insert(workload, due.request);
+                    &mut all.unknown
+                }
+                2 if trouble > 2 => {
+                    ledger.unsent.insert(workload, due.request);
+                    threads.swap_remove(at);
+                    &mut all.unsent
+                }
+                _ => {
+                    ledger.note(workload, due.request, 200);
+                    &mut all.acknowledged
+                }
+            };
+            list.extend(workload.events_of(due.request));
+        }
+        ledger.leave(rest_of_closed_loop(part, &next, workload));
+        ledger
+    }
+
+    /// What a server has to report that counted such events.
+    fn totals(workload: &Workload, events: &[u64]) -> Totals {
+        let users: HashSet<u64> = events.iter().map(|event| event % workload.users).collect();
+        let halves: u64 = events.iter().map(|event| workload.value_in_halves(*event)).sum();
+        let (total_requests, sum) = (events.len() as u64, halves as f64 / 2.0);
+        let avg = if events.is_empty() { 0.0 } else { sum / total_requests as f64 };
+        Totals { total_requests, unique_users: users.len() as u64, sum, avg }
+    }
+
+    /// Against lists of all events: closed loops with a duration, in parts and threads that end apart from each other, on
+    /// a server that is right, or has lost or doubled any event, or counts another user. The verdict is wrong if and
+    /// only if no outcome of the unknown events explains a total.
+    #[test]
+    fn a_run_with_a_duration_is_judged_as_exactly_as_a_fixed_one() {
+        let mut random = Rng::with_seed(31);
+        let mut found: HashMap<&str, u64> = HashMap::new();
+        for _ in 0..2000 {
+            let values = [Values::Integer, Values::Half, Values::One][random.usize(0..3)];
+            let users = [1, 7, 50, 75_000, u64::MAX][random.usize(0..5)];
+            let batch = random.bool().then(|| random.u64(1..30));
+            let workload = Workload { events: EVENTS_MAX, users, values, batch };
+            let of = random.u64(1..4);
+            let (mut listed, mut ledger) = (Listed::default(), Ledger::default());
+            for number in 1..=of {
+                let part = Part::new(number, of);
+                ledger.merge(send(&mut random, part, &workload, &mut listed));
+            }
+            let Listed { acknowledged, refused, unknown, unsent } = listed;
+            let all = acknowledged.len() + refused.len() + unknown.len() + unsent.len();
+            assert_eq!(ledger.requested(&workload, true), all as u64);
+            assert_eq!(ledger.not_sent(&workload, true), unsent.len() as u64);
+            let late = unknown.iter().filter(|_| random.bool());
+            let mut counted: Vec<u64> = acknowledged.iter().chain(late).copied().collect();
+            let is_faulty = random.bool() && !counted.is_empty();
+            if is_faulty {
+                let at = random.usize(0..counted.len());
+                let event = counted.swap_remove(at);
+                if random.bool() {
+                    counted.extend([event, event]);
+                }
+            }
+            let possible: Vec<u64> = acknowledged.iter().chain(&unknown).copied().collect();
+            let after = totals(&workload, &counted);
+            let [least, most] = [&acknowledged, &possible].map(|events| totals(&workload, events));
+            let is_explained = (least.total_requests..=most.total_requests)
+                .contains(&after.total_requests)
+                && (least.unique_users..=most.unique_users).contains(&after.unique_users)
+                && (least.sum..=most.sum).contains(&after.sum);
+            let none = Ledger::default();
+            let account = Account {
+                workload,
+                warm_up: 0,
+                first: Totals::ZERO,
+                before: Totals::ZERO,
+                was_reset: true,
+                novelty: Novelty::Unknown,
+                ledger: &ledger,
+                warm_up_ledger: &none,
+                after: Ok(after),
+            };
+            let judged = account.evidence().judge();
+            let expected =
+                match (is_explained, unknown.len() + usize::from(acknowledged.is_empty())) {
+                    (false, _) => Verdict::Wrong,
+                    (true, 0) => Verdict::Exact,
+                    (true, _) => Verdict::Undecided,
+                };
+            assert_eq!(judged.verdict, expected, "{:?}", judged.reasons);
+            assert!(is_explained || is_faulty);
+            *found.entry(judged.verdict.word()).or_default() += 1;
+        }
+        assert!(found.len() == 3 && found.values().all(|count| *count > 200), "{found:?}");
+    }
 }

@@ -23,6 +23,7 @@
 //! # The modules
 //!
 //! - `run`: a run from its first request to its report.
+//! - `profile`: a rate, or a number of connections, that changes over time.
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
@@ -43,6 +44,7 @@ mod latency;
 mod ledger;
 mod parts;
 mod placement;
+mod profile;
 mod quiet;
 mod report;
 mod response;
@@ -61,10 +63,11 @@ mod workload;
 pub use control::Server;
 pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
 pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
+pub(crate) use profile::decimal;
+pub use profile::{Profile, RATE_MAX};
 pub(crate) use report::{Destination, chart, grouped, html, put, rounded, time_in_full};
 pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
 pub use run::{run, run_part};
-pub use schedule::RATE_MAX;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,8 +88,10 @@ pub struct Config {
     pub users: Users,
     /// Events to send before, which are not measured.
     pub warm_up: u64,
-    /// Connections, at least one; no more than requests are used.
+    /// Connections, at least one; no more than requests are used. If their number changes, the most of them.
     pub connections: usize,
+    /// How many there are to be over the time of the run; `None` is always all.
+    pub connections_over_time: Option<Profile>,
     /// Client threads, at least one and at most as many as connections; `None` is one per CPU.
     pub threads: Option<usize>,
     /// The CPUs that threads are pinned to, in turn; `None` is those that keep off the server's.
@@ -96,7 +101,10 @@ pub struct Config {
     /// Requests in flight per connection.
     pub pipeline: usize,
     /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
-    pub rate: Option<u64>,
+    pub rate: Option<Profile>,
+    /// How long requests are sent; `None` is until all events were. An open loop has as many events as are due in that
+    /// time, and a closed loop as many as it sends.
+    pub duration: Option<Duration>,
     /// How long a response, a connection, or a server that is gone may take.
     pub timeout: Duration,
     /// How long totals must stay as they are after the last response, at least; zero asks for them once.

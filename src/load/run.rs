@@ -11,7 +11,8 @@ use super::ledger::Ledger;
 use super::parts::{OpenLoopClient, Part, PartOutcome, PartReport, Participation};
 use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
-use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
+use super::schedule::Pace;
+use super::shared::{Crowd, KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::timeline::{RawSecond, Second};
 use super::verdict::{Evidence, plural};
 use super::view::{Phase, Stage, View};
@@ -76,7 +77,9 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         client_poll: sent.client_polling,
         rate_held: config
             .rate
+            .as_ref()
             .and_then(|_| rate_held(&config.workload, sent.events(), sent.last_sent)),
+        held: config.pace().and_then(|pace| pace.held(sent.events(), sent.last_sent)),
         is_interrupted,
         suspended: sent.suspended,
         held_up: sent.held_up,
@@ -163,6 +166,20 @@ fn control(config: &Config) -> Control<'_> {
         .with_token(config.reset_token.clone())
 }
 
+impl Config {
+    /// When the requests of an open loop are due.
+    fn pace(&self) -> Option<Pace> {
+        self.rate.as_ref().map(|rate| Pace::new(rate, self.duration, &self.workload))
+    }
+
+    /// How many connections there are to be, of which this client can open so many.
+    fn crowd(&self, most: usize) -> Crowd {
+        let lasts = self.duration.unwrap_or(Duration::MAX);
+        let over_time = self.connections_over_time.as_ref().map(|profile| profile.over(lasts));
+        Crowd { most, over_time }
+    }
+}
+
 /// How many connections all clients together use: more than one per request would never be used.
 fn connections(config: &Config) -> usize {
     usize::try_from(config.workload.requests())
@@ -230,14 +247,18 @@ fn measure(
                 .into(),
         ));
     }
-    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, openable);
+    let crowd = config.crowd(openable);
+    // Each thread has a connection at any time.
+    let threads = config.threads.unwrap_or(cpus.len()).clamp(1, crowd.least(part));
     let run = Run {
         workload: config.workload,
         part,
         address,
         form: Form::new(request_head(&server.host, config.workload.batch.is_some()), &ids.prefix),
         depth: config.pipeline,
-        rate: config.rate,
+        pace: config.pace(),
+        duration: config.duration,
+        crowd,
         timeout: config.timeout,
         warm_up: config.warm_up,
         threads,
@@ -280,7 +301,9 @@ fn measure(
         threads,
         cpus: topology::format_cpu_list(&cpus),
         pipeline: config.pipeline,
-        rate: config.rate,
+        rate: config.rate.clone(),
+        duration_s: config.duration.map(|duration| duration.as_secs_f64()),
+        connections_over_time: config.connections_over_time.clone(),
         users: config.workload.users,
         values: config.workload.values,
         batch: config.workload.batch,
@@ -591,7 +614,7 @@ fn send_all(
             sent.add(measured);
         }
         sent.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], &run.earlier()));
-        if run.rate.is_none() {
+        if run.pace.is_none() {
             sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], &run.workload));
         }
         sent.ledger.add_trouble(&sent.warm_up);

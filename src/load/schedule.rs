@@ -1,24 +1,21 @@
 //! Which request a thread sends next, and when it is due.
 //!
 //! In a closed loop, a request is due as soon as a connection is free; threads take requests from a common
-//! counter. In an open loop, request `i` is due when its first event is, at `i * batch / rate`, whatever the
-//! server does; thread `t` of `T` has the requests that are `t` modulo `T`, so that the spacing is even
-//! over all threads. Of a part of a workload, both take the part's requests only, each when it is due in
-//! the whole.
+//! counter, until there are no more or the time is over. In an open loop, request `i` is due when its first
+//! event is, whatever the server does: at a fixed rate, at `i * batch / rate`. Thread `t` of `T` has the requests
+//! that are `t` modulo `T`, so that the spacing is even over all threads. Of a part of a workload, both take the
+//! part's requests only, each when it is due in the whole.
 
 use super::event_set::Rest;
 use super::parts::Part;
+use super::profile::{Curve, Profile};
 use super::workload::Workload;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Events that a thread takes from the common counter at once, unless a request has more.
 const EVENTS_PER_GRAB: u64 = 32;
-
-const NS_PER_SECOND: u128 = 1_000_000_000;
-
-/// The most events per second that can be asked for: one per nanosecond.
-pub const RATE_MAX: u64 = 1_000_000_000;
 
 /// A request, and when it is to be sent, in nanoseconds since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +30,10 @@ pub(super) enum Schedule<'a> {
     /// Closed loop: the next of the part's `requests` that no thread has taken, at once, `grab` of them
     /// together. They are counted within the part.
     Closed { part: Part, next: &'a AtomicU64, requests: u64, grab: u64, grabbed: Range<u64> },
-    /// Open loop: every `step`-th request of the whole workload.
-    Open { next: u64, requests: u64, step: u64, pace: Pace },
+    /// Closed loop: the next of the part's requests that no thread has taken, until the time is over.
+    Timed { part: Part, next: &'a AtomicU64, requests: u64, until_ns: u64 },
+    /// Open loop: every `step`-th request of the whole workload, the next one when it is due.
+    Open { next: Due, requests: u64, step: u64, pace: &'a Pace },
     /// There is nothing more to send.
     Ended,
 }
@@ -56,20 +55,28 @@ impl Schedule<'_> {
         Schedule::Closed { part, next, requests, grab, grabbed: 0..0 }
     }
 
-    /// For one of the part's threads, at `rate` events per second over all threads of all parts.
-    pub(super) fn open(
+    /// For the part's share of a workload without an end, until the time is over. Its requests are taken one by one:
+    /// a thread does not leave any that it has taken, so that all before the next one are sent.
+    pub(super) fn timed<'a>(
+        part: Part,
+        next: &'a AtomicU64,
+        workload: &Workload,
+        until_ns: u64,
+    ) -> Schedule<'a> {
+        Schedule::Timed { part, next, requests: part.share(workload.requests()), until_ns }
+    }
+
+    /// For one of the part's threads, at a pace of all threads of all parts together.
+    pub(super) fn open<'a>(
         part: Part,
         thread: u64,
         threads: u64,
         workload: &Workload,
-        rate: u64,
-    ) -> Schedule<'static> {
-        Schedule::Open {
-            next: part.nth(thread),
-            requests: workload.requests(),
-            step: part.of() * threads,
-            pace: Pace { batch: workload.events_per_request(), rate },
-        }
+        pace: &'a Pace,
+    ) -> Schedule<'a> {
+        let next = pace.due(part.nth(thread));
+        let requests = workload.requests();
+        Schedule::Open { next, requests, step: part.of() * threads, pace }
     }
 
     /// Ends it, and returns what this thread leaves. What no thread of a closed loop took is not
@@ -79,8 +86,8 @@ impl Schedule<'_> {
             Schedule::Closed { part, grabbed, .. } => {
                 Left::Grabbed(grabbed.map(|nth| part.nth(nth)).collect())
             }
-            Schedule::Open { next, step, .. } => Left::Rest(Rest { start: next, step }),
-            Schedule::Ended => Left::Grabbed(Vec::new()),
+            Schedule::Open { next, step, .. } => Left::Rest(Rest { start: next.request, step }),
+            Schedule::Timed { .. } | Schedule::Ended => Left::Grabbed(Vec::new()),
         }
     }
 
@@ -94,7 +101,7 @@ impl Schedule<'_> {
         mut note: impl FnMut(u64, u64),
     ) {
         let Schedule::Open { next, requests, step, pace } = *self else { return };
-        let mut request = next;
+        let mut request = next.request;
         while request < requests && pace.due_ns(request) <= now_ns {
             let waited_ns = now_ns - pace.due_ns(request);
             let least_ns = least_alike(waited_ns).min(waited_ns);
@@ -111,15 +118,24 @@ impl Schedule<'_> {
             Schedule::Closed { next, requests, grabbed, .. } => {
                 (!grabbed.is_empty() || next.load(Ordering::Relaxed) < *requests).then_some(0)
             }
-            Schedule::Open { next, requests, pace, .. } => {
-                (next < requests).then(|| pace.due_ns(*next))
+            Schedule::Timed { next, requests, .. } => {
+                (next.load(Ordering::Relaxed) < *requests).then_some(0)
             }
+            Schedule::Open { next, requests, .. } => (next.request < *requests).then_some(next.ns),
             Schedule::Ended => None,
+        }
+    }
+
+    /// Ends a closed loop whose time is over.
+    pub(super) fn expire(&mut self, now_ns: u64) {
+        if matches!(self, Schedule::Timed { until_ns, .. } if *until_ns <= now_ns) {
+            *self = Schedule::Ended;
         }
     }
 
     /// Takes the next request that is due at `now_ns`. In a closed loop it is due now.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Due> {
+        self.expire(now_ns);
         match self {
             Schedule::Closed { part, next, requests, grab, grabbed } => {
                 if grabbed.is_empty() {
@@ -128,12 +144,15 @@ impl Schedule<'_> {
                 }
                 grabbed.next().map(|nth| Due { request: part.nth(nth), ns: now_ns })
             }
+            Schedule::Timed { part, next, requests, .. } => {
+                let nth = next.fetch_add(1, Ordering::Relaxed);
+                (nth < *requests).then(|| Due { request: part.nth(nth), ns: now_ns })
+            }
             Schedule::Open { next, requests, step, pace } => {
-                let due = Due { request: *next, ns: pace.due_ns(*next) };
-                let is_due = *next < *requests && due.ns <= now_ns;
+                let is_due = next.request < *requests && next.ns <= now_ns;
                 is_due.then(|| {
-                    *next += *step;
-                    due
+                    let following = pace.due(next.request + *step);
+                    std::mem::replace(next, following)
                 })
             }
             Schedule::Ended => None,
@@ -141,40 +160,61 @@ impl Schedule<'_> {
     }
 }
 
-/// How fast an open loop sends.
-#[derive(Clone, Copy, Debug)]
+/// When the requests of an open loop are due.
+#[derive(Clone, Debug)]
 pub(super) struct Pace {
     /// Events per request.
     batch: u64,
     /// Events per second.
-    rate: u64,
+    rate: Curve,
 }
 
 impl Pace {
+    /// For a workload at a rate. A ramp without a duration takes as long as the workload needs.
+    pub(super) fn new(rate: &Profile, duration: Option<Duration>, workload: &Workload) -> Pace {
+        let lasts = duration.or_else(|| rate.ramp_for(workload.events)).unwrap_or(Duration::MAX);
+        Pace { batch: workload.events_per_request(), rate: rate.over(lasts) }
+    }
+
+    fn due(&self, request: u64) -> Due {
+        Due { request, ns: self.due_ns(request) }
+    }
+
     /// When a request is due, rounded down to a nanosecond: errors do not add up.
-    fn due_ns(self, request: u64) -> u64 {
-        let event = u128::from(request) * u128::from(self.batch);
-        u64::try_from(event * NS_PER_SECOND / u128::from(self.rate)).unwrap_or(u64::MAX)
+    fn due_ns(&self, request: u64) -> u64 {
+        self.rate.due_ns(request.saturating_mul(self.batch))
     }
 
     /// How many requests are due at a time: those before this number.
-    fn due_by(self, ns: u64) -> u64 {
-        let events = ((u128::from(ns) + 1) * u128::from(self.rate)).div_ceil(NS_PER_SECOND);
-        u64::try_from(events.div_ceil(u128::from(self.batch))).unwrap_or(u64::MAX)
+    fn due_by(&self, ns: u64) -> u64 {
+        self.rate.due_before(ns.saturating_add(1)).div_ceil(self.batch)
+    }
+
+    /// The share of the pace that was held by a client that sent so many events, the last of them at a time: when that
+    /// was due, in relation to when it was sent. `None` if it was due at the start.
+    pub(super) fn held(&self, events: u64, last_sent: Duration) -> Option<f64> {
+        let last_due_ns = self.due_ns(events.div_ceil(self.batch).saturating_sub(1));
+        let is_told = last_due_ns > 0 && !last_sent.is_zero();
+        is_told.then(|| Duration::from_nanos(last_due_ns).as_secs_f64() / last_sent.as_secs_f64())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::profile::{Amount, RATE_MAX};
     use crate::load::workload::Values;
 
     fn workload(events: u64, batch: Option<u64>) -> Workload {
         Workload { events, users: 1, values: Values::One, batch }
     }
 
+    fn pace(rate: u64, workload: &Workload) -> Pace {
+        Pace::new(&Profile::Fixed(Amount::whole(rate)), None, workload)
+    }
+
     fn due_ns(request: u64, rate: u64) -> u64 {
-        Pace { batch: 1, rate }.due_ns(request)
+        pace(rate, &workload(1, None)).due_ns(request)
     }
 
     #[test]
@@ -189,8 +229,9 @@ mod tests {
         ] {
             let workload = workload(events, batch);
             let mut all: Vec<Due> = Vec::new();
+            let pace = pace(rate, &workload);
             for thread in 0..threads {
-                let mut schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, rate);
+                let mut schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, &pace);
                 while let Some(ns) = schedule.next_ns() {
                     if ns > 0 {
                         assert_eq!(schedule.take(ns - 1), None, "a nanosecond early");
@@ -222,7 +263,8 @@ mod tests {
         let next = AtomicU64::new(0);
         let hundred = workload(100, None);
         let closed = || Schedule::closed(Part::WHOLE, &next, &hundred);
-        let open = |thread| Schedule::open(Part::WHOLE, thread, 2, &hundred, 5);
+        let pace = pace(5, &hundred);
+        let open = |thread| Schedule::open(Part::WHOLE, thread, 2, &hundred, &pace);
         for mut schedules in [[closed(), closed()], [open(0), open(1)]] {
             let mut all: Vec<u64> =
                 (0..40).map(|turn| schedules[turn % 2].take(u64::MAX).unwrap().request).collect();
@@ -257,8 +299,8 @@ mod tests {
             let least_alike = |ns: u64| ns / grain * grain;
             let batch = random.bool().then(|| random.u64(1..50));
             let workload = workload(events, batch);
-            let schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, rate);
-            let pace = Pace { batch: workload.events_per_request(), rate };
+            let pace = pace(rate, &workload);
+            let schedule = Schedule::open(Part::WHOLE, thread, threads, &workload, &pace);
             let mut found = Vec::new();
             schedule.overdue(now_ns, least_alike, |ns, count| found.push((ns, count)));
             let mut expected: Vec<(u64, u64)> = Vec::new();
@@ -276,7 +318,9 @@ mod tests {
 
     #[test]
     fn a_trillion_overdue_events_take_no_time() {
-        let schedule = Schedule::open(Part::WHOLE, 0, 1, &workload(1 << 42, None), RATE_MAX);
+        let workload = workload(1 << 42, None);
+        let pace = pace(RATE_MAX, &workload);
+        let schedule = Schedule::open(Part::WHOLE, 0, 1, &workload, &pace);
         let mut events = 0;
         let powers = |ns: u64| 1 << ns.max(1).ilog2();
         schedule.overdue(1 << 40, powers, |_, count| events += count);

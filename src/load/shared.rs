@@ -2,6 +2,8 @@
 
 use super::event_set::Rest;
 use super::parts::Part;
+use super::profile::Curve;
+use super::schedule::Pace;
 use super::workload::{Form, Workload};
 use crossbeam_utils::CachePadded;
 use std::net::SocketAddr;
@@ -24,6 +26,31 @@ pub(super) struct Progress {
     pub(super) connect_failures: AtomicU64,
 }
 
+/// How many of a client's connections there are to be.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    /// The most at any time.
+    pub(super) most: usize,
+    /// Those of all parts together, over time; `None` is always the most.
+    pub(super) over_time: Option<Curve>,
+}
+
+impl Crowd {
+    /// The fewest of those in a part at any time, or 1.
+    pub(super) fn least(&self, part: Part) -> usize {
+        let Some(curve) = &self.over_time else { return self.most.max(1) };
+        let own = usize::try_from(part.share(curve.least())).unwrap_or(self.most);
+        own.min(self.most).max(1)
+    }
+
+    /// The most that there are to be at any time from `from_ns` to `to_ns`, of all in a part.
+    fn between(&self, part: Part, from_ns: u64, to_ns: u64) -> usize {
+        let Some(curve) = &self.over_time else { return self.most };
+        let own = part.share(curve.most_between(from_ns, to_ns));
+        usize::try_from(own).map_or(self.most, |own| own.min(self.most))
+    }
+}
+
 /// A run, as its threads see it.
 pub(super) struct Run {
     pub(super) workload: Workload,
@@ -34,8 +61,12 @@ pub(super) struct Run {
     pub(super) form: Form,
     /// Requests in flight per connection.
     pub(super) depth: usize,
-    /// Events per second of an open loop; `None` is a closed loop.
-    pub(super) rate: Option<u64>,
+    /// When the requests of an open loop are due; `None` is a closed loop.
+    pub(super) pace: Option<Pace>,
+    /// How long requests are taken; in a closed loop, there are as many as are sent in that time.
+    pub(super) duration: Option<Duration>,
+    /// How many connections there are to be, over the time of the measured part.
+    pub(super) crowd: Crowd,
     pub(super) timeout: Duration,
     /// Events to send before those of the workload, which are measured.
     pub(super) warm_up: u64,
@@ -55,6 +86,26 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// The most connections that a thread is to have at any time from `from_ns` to `to_ns`: connection `c` is that of
+    /// thread `c` modulo the number of threads, so that all of them take part in a ramp.
+    pub(super) fn connections_of(&self, thread: usize, from_ns: u64, to_ns: u64) -> usize {
+        let all = self.crowd.between(self.part, from_ns, to_ns);
+        all / self.threads + usize::from(thread < all % self.threads)
+    }
+
+    /// Whether there are as many requests as are sent in the time of the run.
+    pub(super) fn is_open_ended(&self) -> bool {
+        self.pace.is_none() && self.duration.is_some()
+    }
+
+    /// When no more is sent for the first time, whatever is left: at the end of a closed loop's time, and in an open
+    /// loop, whose requests are all due before the end, when the last of them have waited as long as for a response.
+    pub(super) fn stop_ns(&self) -> Option<u64> {
+        let patience = if self.pace.is_some() { self.timeout } else { Duration::ZERO };
+        let stop = self.duration?.saturating_add(patience);
+        Some(u64::try_from(stop.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// How many events other clients may send, before the run and in it.
     pub(super) fn events_of_others(&self) -> u64 {
         let of_others = |workload: &Workload| workload.events - workload.len_of(self.part.rest(0));

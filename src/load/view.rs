@@ -155,7 +155,7 @@ impl View {
         stage: &Stage,
         slices: &Receiver<Box<Slice>>,
     ) -> Timeline {
-        let mut timeline = Timeline::new(run.rate.is_some(), run.part != Part::WHOLE);
+        let mut timeline = Timeline::new(run.pace.is_some(), run.part != Part::WHOLE);
         let mut next_draw = Instant::now();
         loop {
             if Instant::now() >= next_draw {

@@ -117,6 +117,12 @@ pub(super) struct Worker<'a> {
     /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
+    /// How many connections are to be open: those before this number. It changes if they ramp.
+    wanted: usize,
+    /// The most of them so far.
+    wanted_most: usize,
+    /// Until then they are looked after.
+    wanted_until_ns: u64,
     /// The connections that were open at any time of the phase, unless the server turned them away before it had
     /// responded to anything on them.
     was_open: Vec<bool>,
@@ -135,6 +141,7 @@ impl<'a> Worker<'a> {
         slices: Sender<Box<Slice>>,
     ) -> io::Result<Self> {
         let down = || Connection::new(State::Down { until_ns: 0 });
+        let wanted = run.connections_of(thread, 0, 0).min(connections);
         Ok(Worker {
             run,
             thread,
@@ -157,10 +164,13 @@ impl<'a> Worker<'a> {
             tick_due_ns: u64::MAX,
             stalls: VecDeque::new(),
             counts: Counts::default(),
+            wanted,
+            wanted_most: wanted,
+            wanted_until_ns: 0,
             was_open: vec![false; connections],
             has_served: vec![false; connections],
             ledger: Ledger::default(),
-            slice: Box::new(Slice::new(0, run.rate.is_some())),
+            slice: Box::new(Slice::new(0, run.pace.is_some())),
             slices,
         })
     }
@@ -177,22 +187,26 @@ impl<'a> Worker<'a> {
             // Those that owe responses were closed.
             None => self.reconnect_all().map_err(|error| error.to_string()),
         };
-        self.schedule = match self.run.rate {
-            None => Schedule::closed(self.run.part, &self.run.next[1], &self.run.workload),
-            Some(rate) => Schedule::open(
-                self.run.part,
-                self.thread as u64,
-                self.run.threads as u64,
-                &self.run.workload,
-                rate,
-            ),
-        };
-        self.slice = Box::new(Slice::new(0, self.run.rate.is_some()));
+        self.schedule = self.measured_schedule();
+        self.slice = Box::new(Slice::new(0, self.run.pace.is_some()));
         self.is_measured = true;
         let measured = self.phase(connected);
         // Fails only if the receiver is gone, with the run.
         let _ = self.slices.send(self.slice);
         [warm_up, measured]
+    }
+
+    /// What this thread has of the measured part.
+    fn measured_schedule(&self) -> Schedule<'a> {
+        let Run { part, next: [_, next], workload, .. } = self.run;
+        match (&self.run.pace, self.run.stop_ns()) {
+            (None, None) => Schedule::closed(*part, next, workload),
+            (None, Some(stop_ns)) => Schedule::timed(*part, next, workload, stop_ns),
+            (Some(pace), _) => {
+                let threads = self.run.threads as u64;
+                Schedule::open(*part, self.thread as u64, threads, workload, pace)
+            }
+        }
     }
 
     /// The events of this phase: those of the warm-up, or those that are measured.
@@ -213,13 +227,18 @@ impl<'a> Worker<'a> {
             Ok(()) if !is_called_off => self.send_all().map_err(|error| error.to_string()),
             ready => ready,
         };
+        if self.counts.gave_up || result.is_err() {
+            self.miss_one();
+        }
         self.is_running = false;
         self.abandon();
         self.note_progress();
         let ended = Instant::now();
         if self.is_measured {
-            let never_open = self.was_open.iter().filter(|was_open| !**was_open).count();
+            let (wanted, others) = self.was_open.split_at(self.wanted_most);
+            let never_open = wanted.iter().filter(|was_open| !**was_open).count();
             self.ledger.trouble.never_open += never_open as u64;
+            self.ledger.trouble.never_wanted += others.len() as u64;
         }
         let counts = std::mem::take(&mut self.counts);
         Findings {
@@ -267,9 +286,11 @@ impl<'a> Worker<'a> {
             self.has_served[index] = false;
             self.offer(index);
         }
+        self.wanted_until_ns = 0;
+        self.want();
         self.check_interrupt();
         self.dispatch()?;
-        while !self.is_done() {
+        while !self.is_all_done() {
             if self.has_given_up() {
                 self.counts.gave_up = true;
                 break;
@@ -397,14 +418,22 @@ impl<'a> Worker<'a> {
     fn next_slice(&mut self) {
         let second = self.now_ns / NS_PER_SECOND;
         if self.is_running && self.is_measured && second > self.slice.second {
-            let next = Box::new(Slice::new(second, self.run.rate.is_some()));
+            let next = Box::new(Slice::new(second, self.run.pace.is_some()));
             // Fails only if the receiver is gone, with the run.
             let _ = self.slices.send(std::mem::replace(&mut self.slice, next));
         }
     }
 
     fn is_done(&self) -> bool {
-        self.in_flight == 0 && !self.has_work()
+        self.in_flight == 0 && !self.has_work() && !self.awaits_connections()
+    }
+
+    /// The same, after a last look at how many connections there are to be.
+    fn is_all_done(&mut self) -> bool {
+        self.is_done() && {
+            self.want();
+            self.is_done()
+        }
     }
 
     fn has_work(&self) -> bool {
@@ -420,7 +449,7 @@ impl<'a> Worker<'a> {
         };
         let interrupted = self.interrupted_ns.map(|at_ns| self.now_ns.saturating_sub(at_ns));
         (is_alone && is_over(self.progress_ns))
-            || self.counts.given_up_in_a_row >= GIVE_UP_ROUNDS * self.connections.len()
+            || self.counts.given_up_in_a_row >= GIVE_UP_ROUNDS * self.wanted
             || interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
     }
 
@@ -429,6 +458,26 @@ impl<'a> Worker<'a> {
         if interrupt::is_asked() && self.interrupted_ns.is_none() {
             self.interrupted_ns = Some(self.now_ns);
             self.leave_rest();
+        }
+    }
+
+    /// Stops sending if the time for it is over. In a closed loop, what was taken is still sent.
+    fn check_time(&mut self) {
+        self.schedule.expire(self.now_ns);
+        let is_over = |stop_ns: u64| self.is_measured && stop_ns <= self.now_ns;
+        if self.run.pace.is_some() && self.run.stop_ns().is_some_and(is_over) {
+            self.leave_rest();
+        }
+    }
+
+    /// Books a request that would have been sent if the thread had gone on, in a run that has as many as it sends: it
+    /// did not send all that it was to.
+    fn miss_one(&mut self) {
+        let is_over = self.interrupted_ns.is_some() || !self.is_measured;
+        if self.run.is_open_ended() && !is_over && self.waiting.is_empty() {
+            // If it could not even start, its clock is that of the warm-up.
+            let now_ns = if self.is_running { self.now_ns } else { 0 };
+            self.waiting.extend(self.schedule.take(now_ns));
         }
     }
 
@@ -450,7 +499,7 @@ impl<'a> Worker<'a> {
     /// Books all events that were not sent.
     fn leave_rest(&mut self) {
         let workload = self.workload();
-        if matches!(self.schedule, Schedule::Open { .. }) {
+        if self.run.pace.is_some() && self.is_measured {
             // What was due and found no connection has waited until now.
             for due in &self.waiting {
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(due.ns));
@@ -480,7 +529,7 @@ impl<'a> Worker<'a> {
     fn takes_more(&self, index: usize) -> bool {
         let is_one_shot = self.run.keep_alive.is_one_shot();
         let depth = if is_one_shot { 1 } else { self.run.depth };
-        self.connections[index].takes_more(depth, is_one_shot)
+        index < self.wanted && self.connections[index].takes_more(depth, is_one_shot)
     }
 
     /// Lists a connection as free, if it is.

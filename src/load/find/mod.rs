@@ -9,6 +9,7 @@ mod flow;
 mod population;
 mod search;
 
+use super::profile::{Amount, Profile};
 use super::report::{FoundRate, Report, Unit, Warnings, grouped};
 use super::thresholds::Threshold;
 use super::verdict::Verdict;
@@ -175,7 +176,8 @@ fn first_rate(rate: Option<u64>, batch: Option<u64>) -> u64 {
 /// is interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     let unit = Unit::of(config.load.workload.batch);
-    let first = first_rate(config.load.rate, config.load.workload.batch);
+    let asked = config.load.rate.as_ref().and_then(Profile::as_whole);
+    let first = first_rate(asked, config.load.workload.batch);
     let mut search = Search::new(first, config.windows.least_rate());
     let (mut warnings, mut last) = (Warnings::default(), None);
     while let Some(rate) = search.next() {
@@ -208,7 +210,7 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
         &Config {
             workload: super::Workload { events, ..config.load.workload },
             warm_up: (events / WARM_UP_SHARE).min(WARM_UP_MAX),
-            rate: Some(rate),
+            rate: Some(Profile::Fixed(Amount::whole(rate))),
             sample_every: Some(length / flow::SAMPLES),
             progress: Show::Nothing,
             // All windows have the same users, so that none costs the server more than another.

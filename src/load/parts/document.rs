@@ -8,10 +8,11 @@ use crate::load::control::Reset;
 use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, malformed, ratio, rounded};
+use crate::load::schedule::Pace;
 use crate::load::timeline::RawSecond;
 use crate::load::watch::Watched;
 use crate::load::workload::{BATCH_MAX, EVENTS_MAX, Totals, UserPrefix, Values, Workload};
-use crate::load::{Config, RATE_MAX};
+use crate::load::{Config, Profile};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -36,7 +37,12 @@ pub(in crate::load) struct Parameters {
     pub(super) batch: Option<u64>,
     pub(super) connections: usize,
     pub(super) pipeline: usize,
-    pub(super) rate: Option<u64>,
+    pub(super) rate: Option<Profile>,
+    /// How long requests were sent, in nanoseconds; null if it was until all were.
+    #[serde(default)]
+    pub(super) duration_ns: Option<u64>,
+    #[serde(default)]
+    pub(super) connections_over_time: Option<Profile>,
     pub(super) reset: bool,
     pub(super) timeout_ms: u64,
     #[serde(default)]
@@ -53,13 +59,28 @@ impl Parameters {
             batch: config.workload.batch,
             connections: config.connections,
             pipeline: config.pipeline,
-            rate: config.rate,
+            rate: config.rate.clone(),
+            duration_ns: config
+                .duration
+                .map(|duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+            connections_over_time: config.connections_over_time.clone(),
             reset: config.reset,
             // A timeout is at most a day.
             timeout_ms: u64::try_from(config.timeout.as_millis()).unwrap_or(u64::MAX),
             // Clients that do not know of each other cannot agree on a new one.
             user_prefix: config.users.prefix().cloned().unwrap_or_default(),
         }
+    }
+
+    /// When the requests of an open loop are due.
+    pub(super) fn pace(&self) -> Option<Pace> {
+        let duration = self.duration_ns.map(Duration::from_nanos);
+        self.rate.as_ref().map(|rate| Pace::new(rate, duration, &self.workload()))
+    }
+
+    /// Whether there are as many requests as were sent in the time of the run.
+    pub(super) fn is_open_ended(&self) -> bool {
+        self.rate.is_none() && self.duration_ns.is_some()
     }
 
     pub(super) fn workload(&self) -> Workload {
@@ -249,7 +270,8 @@ impl PartReport {
 
     /// Whether its figures are within the limits of what a client can do, so that they can be added up.
     fn check_figures(&self) -> Result<(), String> {
-        let Parameters { requests, warm_up, users, batch, connections, rate, .. } = self.parameters;
+        let Parameters { requests, warm_up, users, batch, connections, .. } = self.parameters;
+        let rate = self.parameters.rate.as_ref();
         let zero = OpenLoopClient::default();
         let open_loop = self.open_loop.as_ref().unwrap_or(&zero);
         let durations = [
@@ -280,7 +302,7 @@ impl PartReport {
             ("users", users > 0),
             ("batch", batch.is_none_or(|batch| (1..=BATCH_MAX).contains(&batch))),
             ("connections", connections > 0),
-            ("rate", rate.is_none_or(|rate| (1..=RATE_MAX).contains(&rate))),
+            ("rate", rate.is_none_or(Profile::is_rate)),
             ("setup", self.setup.workers.max(self.setup.threads) <= CONNECTIONS_MAX),
             ("seconds", self.seconds.iter().all(is_in_run)),
             ("events of seconds", self.seconds.iter().all(|second| second.events <= EVENTS_MAX)),
@@ -367,7 +389,12 @@ impl PartReport {
 
     /// How many events it has.
     fn events(&self) -> u64 {
-        self.parameters.workload().len_of(self.part.rest(0))
+        let workload = self.parameters.workload();
+        let left = match self.parameters.is_open_ended() {
+            true => self.ledger.unsent.len(&workload) - self.ledger.unsent.singles(),
+            false => 0,
+        };
+        workload.len_of(self.part.rest(0)) - left
     }
 
     /// This client's row in the report on all, of which `first` has part 1.
@@ -382,11 +409,11 @@ impl PartReport {
             threads: self.setup.threads,
             cpus: self.setup.cpus.clone(),
             requests: self.events(),
-            batches: workload.batch.map(|_| self.part.share(workload.requests())),
+            batches: workload.batch.map(|batch| self.events().div_ceil(batch)),
             acknowledged: self.ledger.acknowledged,
             refused: self.ledger.refused_by_status.values().sum(),
             unknown: self.ledger.unknown.len(&workload),
-            unsent: self.ledger.unsent.len(&workload),
+            unsent: self.ledger.not_sent(&workload, self.parameters.is_open_ended()),
             elapsed_s,
             requests_per_s: ratio(self.ledger.acknowledged as f64, elapsed_s),
             latency_us: Latency::of(&self.latency),

@@ -444,7 +444,7 @@ mod tests {
     fn a_window_holds_if_its_rate_its_requests_and_its_latency_do() {
         assert_eq!(window(4900, |_| {}).why_not, None);
         assert_eq!(window(5100, |_| {}).why_not.unwrap(), "p99 is 5.103615 ms");
-        let slow = window(4900, |outcome| outcome.rate_held = Some(490.0));
+        let slow = window(4900, |outcome| outcome.held = Some(0.98));
         assert_eq!(slow.why_not.unwrap(), "98.0 % of the rate was sent");
         let refused = window(4900, |outcome| outcome.ledger.acknowledged = 999);
         assert_eq!(refused.why_not.unwrap(), "1 request not acknowledged");
@@ -468,7 +468,7 @@ mod tests {
         // Of the rate, 2% was not sent.
         for (due, is_excused) in [(11, true), (9, false)] {
             let slow = window(4900, |outcome| {
-                outcome.rate_held = Some(490.0);
+                outcome.held = Some(0.98);
                 outcome.due_in_stalls = due;
             });
             assert_eq!((slow.holds, slow.is_client_limited), (false, is_excused), "{due}");

@@ -1,6 +1,6 @@
 //! The report as one HTML page: it loads nothing from elsewhere and runs no scripts.
 
-use super::text::{Row, counted, rounded};
+use super::text::{Row, counted, rate_in_words, rounded};
 use super::{Report, Unit, chart, word};
 use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
@@ -93,8 +93,8 @@ impl Report {
 
     fn put_setup(&self, page: &mut String) {
         let setup = &self.setup;
-        let load = setup.rate.map_or("closed loop".into(), |rate| {
-            format!("open loop at {} {}", rounded(rate as f64), self.unit().per_second())
+        let load = setup.rate.as_ref().map_or("closed loop".into(), |rate| {
+            format!("open loop at {} {}", rate_in_words(rate), self.unit().per_second())
         });
         let engine = setup.engine.clone().unwrap_or_else(|| "not known".into());
         let was_reset = if setup.was_reset { "yes" } else { "no" };

@@ -14,6 +14,7 @@ use super::find::Flow;
 use super::latency::{Bound, Latencies, Slice};
 use super::ledger::Ledger;
 use super::parts::ClientRow;
+use super::profile::Profile;
 use super::thresholds::{Checked, Figure, Measured, Threshold};
 use super::timeline::Second;
 use super::verdict::{Evidence, Judgement, Stayed, Verdict};
@@ -29,7 +30,7 @@ pub use output::{Output, write_to};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(super) use text::{counted, time};
+pub(super) use text::{counted, rate_in_words, time};
 pub(crate) use text::{grouped, rounded, time_in_full};
 pub(super) use unit::Unit;
 
@@ -62,8 +63,15 @@ pub struct Setup {
     pub cpus: String,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests per second of an open loop, with batches events per second; `None` is a closed loop.
-    pub rate: Option<u64>,
+    /// Requests per second of an open loop, with batches events per second: a number, or if they change, what --rate
+    /// or --stages has; `None` is a closed loop.
+    pub rate: Option<Profile>,
+    /// How long requests were sent, in seconds; `None` is until all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_s: Option<f64>,
+    /// How many connections there were to be over time, if their number changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_over_time: Option<Profile>,
     /// Distinct users.
     pub users: u64,
     /// The values of the events.
@@ -103,6 +111,11 @@ fn yes() -> bool {
 }
 
 impl Setup {
+    /// Whether there are as many requests as were sent in the time of the run.
+    pub(super) fn is_open_ended(&self) -> bool {
+        self.rate.is_none() && self.duration_s.is_some()
+    }
+
     /// What a request has.
     fn per_request(&self) -> String {
         match self.batch {
@@ -174,11 +187,11 @@ impl Latency {
 /// What an open loop was asked for, and what it did.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct OpenLoop {
-    /// Requests per second that were asked for.
-    rate: u64,
+    /// Requests per second that were asked for: a number, or if they change, what --rate or --stages has.
+    rate: Profile,
     /// Requests per second that were sent on average; null for a single request, which has no rate.
     rate_held: Option<f64>,
-    /// `rate_held / rate`.
+    /// When the last request was due, in relation to when it was sent: at a fixed rate, `rate_held / rate`.
     held: Option<f64>,
     /// From the actual send time.
     latency_from_send_us: Latency,
@@ -360,6 +373,8 @@ pub(super) struct Outcome {
     pub(super) client_limits: Vec<String>,
     /// Requests per second that an open loop sent; `None` for a single request, which has no rate.
     pub(super) rate_held: Option<f64>,
+    /// The share of its pace that an open loop held; `None` for a single request.
+    pub(super) held: Option<f64>,
     pub(super) is_interrupted: bool,
     /// How long the client did not run at all.
     pub(super) suspended: Duration,
@@ -405,11 +420,14 @@ impl Report {
         let warnings = outcome.warnings.into_iter().chain(shortfall.clone()).collect();
         let elapsed_s = elapsed.as_secs_f64();
         let answered = ledger.answered();
-        let open_loop = outcome.setup.rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
+        let is_open_ended = outcome.setup.is_open_ended();
+        let requests = ledger.requested(&workload, is_open_ended);
+        let rate = outcome.setup.rate.clone();
+        let open_loop = rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
         let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
             rate,
             rate_held: outcome.rate_held,
-            held: outcome.rate_held.map(|held| ratio(held, rate as f64)),
+            held: outcome.held,
             latency_from_send_us: Latency::of(from_send),
             schedule_lag_us: Latency::of(lag),
             held_up: outcome.held_up,
@@ -417,19 +435,18 @@ impl Report {
         });
         let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
         Report {
-            requests: workload.events,
-            batches: workload.batch.map(|_| workload.requests()),
+            requests,
+            batches: workload.batch.map(|batch| requests.div_ceil(batch)),
             acknowledged: ledger.acknowledged,
             refused: refused_by_status.values().sum(),
             refused_by_status,
             unknown: ledger.unknown.len(&workload),
-            unsent: ledger.unsent.len(&workload),
+            unsent: ledger.not_sent(&workload, is_open_ended),
             misstated: workload.batch.map(|_| ledger.misstated),
             reconnects: ledger.trouble.reconnects,
             connect_failures: ledger.trouble.connect_failures,
             connect_errors: ledger.connect_errors.iter().map(ConnectError::of).collect(),
-            connections_open: (outcome.setup.workers as u64)
-                .saturating_sub(ledger.trouble.never_open),
+            connections_open: ledger.open(outcome.setup.workers as u64),
             turned_away: ledger.trouble.turned_away,
             timeouts: ledger.trouble.timeouts,
             broken_keep_alives: ledger.trouble.broken_keep_alives,
@@ -642,6 +659,8 @@ pub(super) mod tests {
             cpus: "1".into(),
             pipeline: 1,
             rate: None,
+            duration_s: None,
+            connections_over_time: None,
             users: 100,
             values: Values::Integer,
             batch: None,
@@ -700,6 +719,7 @@ pub(super) mod tests {
             client_waiting: 0.0,
             client_limits: Vec::new(),
             rate_held: None,
+            held: None,
             is_interrupted: false,
             suspended: Duration::ZERO,
             machine: Some(CpuUse { steal: 0.0, softirq: 0.25, busy: 0.5 }),
@@ -728,8 +748,9 @@ pub(super) mod tests {
     /// The same in an open loop that was asked for 500 requests per second.
     pub(super) fn open_loop(lag_ns: u64) -> Outcome {
         let mut outcome = outcome();
-        outcome.setup.rate = Some(500);
+        outcome.setup.rate = Some("500".parse().unwrap());
         outcome.rate_held = Some(499.5);
+        outcome.held = Some(0.999);
         let mut total = Slice::new(0, true);
         for _ in 0..1000 {
             total.latency.record(1_000_000);

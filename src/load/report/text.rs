@@ -2,6 +2,7 @@
 
 use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
 use crate::doctor::CpuUse;
+use crate::load::Profile;
 use crate::load::latency::Bound;
 use crate::load::parts::ClientRow;
 use crate::load::thresholds::Checked;
@@ -245,7 +246,7 @@ impl Latency {
 
 impl OpenLoop {
     fn lines(&self, unit: Unit, client_limited: bool) -> Vec<String> {
-        let asked = format!("{} {}", grouped(self.rate), unit.per_second());
+        let asked = format!("{} {}", rate_in_words(&self.rate), unit.per_second());
         let mut lines = vec![match (self.rate_held, self.held) {
             (Some(rate_held), Some(held)) => {
                 format!("{asked} asked for, {} sent ({:.1} %)", rounded(rate_held), held * 100.0)
@@ -327,6 +328,11 @@ pub(crate) fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Returns a rate as a flag has it, with the digits of a number in groups of three.
+pub(in crate::load) fn rate_in_words(rate: &Profile) -> String {
+    rate.as_whole().map_or_else(|| rate.to_string(), grouped)
 }
 
 /// A rate, rounded, with its digits in groups of three.
@@ -487,7 +493,8 @@ verdict   exact: every acknowledged event was counted once
             assert!(text.contains(line), "{line} in {text}");
         }
         assert!(!text.contains("not held"), "{text}");
-        let slow = Outcome { rate_held: Some(250.0), held_up: 9, ..open_loop(9000) };
+        let slow =
+            Outcome { rate_held: Some(250.0), held: Some(0.5), held_up: 9, ..open_loop(9000) };
         let text = summary(&Report::new(slow));
         assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
     }

@@ -1,7 +1,7 @@
 //! A run on the whole terminal.
 
 use super::super::latency::Bound;
-use super::super::report::{Unit, counted, grouped, rounded, time};
+use super::super::report::{Unit, counted, grouped, rate_in_words, rounded, time};
 use super::super::timeline::Second;
 use super::super::{Config, Server, interrupt};
 use super::{Phase, Status};
@@ -40,8 +40,8 @@ impl Screen {
     pub(super) fn open(config: &Config) -> io::Result<Screen> {
         let Server { host, .. } = &config.server;
         let unit = Unit::of(config.workload.batch);
-        let rate = config.rate.map_or("closed loop".into(), |rate| {
-            format!("{} {}", grouped(rate), unit.per_second())
+        let rate = config.rate.as_ref().map_or("closed loop".into(), |rate| {
+            format!("{} {}", rate_in_words(rate), unit.per_second())
         });
         let connections = counted(config.connections as u64, "connection", "connections");
         let title = format!(" http://{host}, {connections}, {rate} ");

@@ -1,7 +1,7 @@
 //! How the connections of a client thread are opened, how they end, and what happens to the requests
 //! on them.
 
-use super::Worker;
+use super::{TICK_NS, Worker};
 use crate::load::connection::{Connection, State};
 use crate::load::interrupt;
 use crate::load::schedule::Due;
@@ -38,11 +38,12 @@ impl Worker<'_> {
 
     /// Opens all connections that are not open, and waits for those that `is_awaited`.
     pub(super) fn connect_all(&mut self, is_awaited: impl Fn(usize) -> bool) -> io::Result<()> {
-        for index in 0..self.connections.len() {
+        for index in 0..self.wanted {
             if matches!(self.connections[index].state, State::Down { .. }) {
                 self.connect(index);
             }
         }
+        let wanted = self.wanted;
         let patience = Instant::now() + self.run.timeout;
         // A missing port or descriptor will not come back while the others wait.
         let is_settled = |(index, connection): (usize, &Connection)| {
@@ -50,7 +51,7 @@ impl Worker<'_> {
                 connection.state,
                 State::Open { .. } | State::TurnedAway { .. } | State::Lacking { .. }
             );
-            is_settled || !is_awaited(index)
+            is_settled || index >= wanted || !is_awaited(index)
         };
         while !self.connections.iter().enumerate().all(is_settled)
             && Instant::now() < patience
@@ -96,7 +97,7 @@ impl Worker<'_> {
             } else {
                 self.counts.sent -= workload.size_of(flight.request);
                 if self.interrupted_ns.is_some() {
-                    if self.is_measured && self.run.rate.is_some() {
+                    if self.is_measured && self.run.pace.is_some() {
                         // It has waited since it was due.
                         let waited_ns = self.now_ns.saturating_sub(flight.due_ns);
                         self.slice.latency.record_at_least(waited_ns);
@@ -138,7 +139,7 @@ impl Worker<'_> {
             self.was_open[index] = self.has_served[index];
             let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
             self.connections[index] = Connection::new(State::TurnedAway { until_ns });
-        } else if by == By::Peer && answered == 0 && self.has_work() {
+        } else if by == By::Peer && answered == 0 && self.has_work() && index < self.wanted {
             // A server that ends what it has not responded to is not asked again at once.
             self.ledger.trouble.reconnects += 1;
             let until_ns = self.now_ns + RETRY_AFTER_NS;
@@ -156,7 +157,7 @@ impl Worker<'_> {
     }
 
     fn reconnect(&mut self, index: usize) {
-        if self.needs_connections() {
+        if self.needs(index) {
             self.ledger.trouble.reconnects += 1;
             self.connect(index);
         } else {
@@ -164,14 +165,55 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether connections are to be opened.
-    pub(super) fn needs_connections(&self) -> bool {
-        !self.is_running || self.has_work()
+    /// Whether a connection is to be open.
+    fn needs(&self, index: usize) -> bool {
+        index < self.wanted && (!self.is_running || self.has_work())
+    }
+
+    /// Opens and offers the connections that are wanted from now on, if their number changes over time. It looks ahead
+    /// until the next time that it is asked, and back to the last, so that it misses no peak.
+    pub(super) fn want(&mut self) {
+        if self.run.crowd.over_time.is_none() || !self.is_measured {
+            return;
+        }
+        let (from_ns, to_ns) = (self.wanted_until_ns.min(self.now_ns), self.now_ns + TICK_NS);
+        let wanted = self.run.connections_of(self.thread, from_ns, to_ns);
+        let before = std::mem::replace(&mut self.wanted, wanted.min(self.connections.len()));
+        self.wanted_until_ns = to_ns;
+        self.wanted_most = self.wanted_most.max(self.wanted);
+        for index in before..self.wanted {
+            match self.connections[index].state {
+                State::Down { .. } => self.connect(index),
+                _ => self.offer(index),
+            }
+        }
+    }
+
+    /// Closes a connection that is no longer wanted once it has all its responses.
+    fn retire(&mut self, index: usize) {
+        if !self.connections[index].has_flights() {
+            self.wire.close(index);
+            self.connections[index] = Connection::new(State::Down { until_ns: 0 });
+        }
+    }
+
+    /// Whether connections that were wanted are still being opened, at the end of a run in which their number changes:
+    /// each of them was open, or could not be opened.
+    pub(super) fn awaits_connections(&self) -> bool {
+        let is_opening =
+            |connection: &Connection| matches!(connection.state, State::Connecting { .. });
+        self.run.crowd.over_time.is_some()
+            && self.interrupted_ns.is_none()
+            && self.connections[..self.wanted].iter().any(is_opening)
     }
 
     /// Ends what has waited too long.
     pub(super) fn tick(&mut self) {
         self.check_interrupt();
+        if self.is_running {
+            self.want();
+            self.check_time();
+        }
         // Durations over 584 years do not end.
         let timeout_ns = u64::try_from(self.run.timeout.as_nanos()).unwrap_or(u64::MAX);
         let (now_ns, patience_from_ns) = (self.now_ns, self.patience_from_ns);
@@ -183,6 +225,9 @@ impl Worker<'_> {
             let connection = &self.connections[index];
             let is_one_shot = self.run.keep_alive.is_one_shot();
             match connection.state {
+                State::Open { .. } if index >= self.wanted && !connection.has_flights() => {
+                    self.retire(index);
+                }
                 State::Open { .. } => {
                     let oldest = connection.oldest();
                     let is_spent = is_one_shot && oldest.is_none() && connection.answered() > 0;
@@ -212,12 +257,12 @@ impl Worker<'_> {
                     }
                 }
                 State::Down { until_ns } | State::Lacking { until_ns }
-                    if now_ns >= until_ns && self.needs_connections() =>
+                    if now_ns >= until_ns && self.needs(index) =>
                 {
                     self.connect(index);
                 }
                 State::TurnedAway { until_ns }
-                    if now_ns >= until_ns && !has_open && self.needs_connections() =>
+                    if now_ns >= until_ns && !has_open && self.needs(index) =>
                 {
                     self.connect(index);
                 }

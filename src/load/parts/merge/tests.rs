@@ -2,26 +2,28 @@ use super::*;
 use crate::load::parts::clock::ClockOffset;
 use crate::load::parts::{OpenLoopClient, PartOutcome, Participation};
 use crate::load::report::tests::{environment, setup};
-use crate::load::schedule::{Left, Schedule};
+use crate::load::schedule::{Left, Pace, Schedule};
 use crate::load::verdict::Evidence;
 use crate::load::watch::Watched;
 use crate::load::workload::Values;
-use crate::load::{Config, Show, Users};
+use crate::load::{Config, Profile, Show, Users};
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
-fn config(workload: Workload, connections: usize, rate: Option<u64>) -> Config {
+fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Config {
     Config {
         server: Server::parse("http://127.0.0.1:1").unwrap(),
         workload,
         warm_up: 0,
         connections,
+        connections_over_time: None,
         threads: None,
         cpus: None,
         server_cpus: None,
         pipeline: 1,
         rate,
+        duration: None,
         timeout: Duration::from_secs(1),
         quiet: Duration::ZERO,
         users: Users::Published,
@@ -121,16 +123,17 @@ impl Sender {
         part: Part,
         threads: u64,
         workload: Workload,
-        rate: Option<u64>,
+        rate: Option<&Profile>,
         fate: &dyn Fn(u64) -> u16,
         stops_at: &mut dyn FnMut() -> u64,
     ) -> Sender {
         let next = AtomicU64::new(0);
+        let pace = rate.map(|rate| Pace::new(rate, None, &workload));
         let mut all =
             Sender { ledger: Ledger::default(), latencies: Latencies::new(), dues: Vec::new() };
         for thread in 0..threads {
-            let mut schedule = match rate {
-                Some(rate) => Schedule::open(part, thread, threads, &workload, rate),
+            let mut schedule = match &pace {
+                Some(pace) => Schedule::open(part, thread, threads, &workload, pace),
                 None => Schedule::closed(part, &next, &workload),
             };
             let mut left = stops_at();
@@ -176,6 +179,17 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
     account.evidence()
 }
 
+/// A fixed rate, a ramp, or stages, of which the last sends whatever is left.
+fn random_rate(random: &mut fastrand::Rng) -> Option<Profile> {
+    let mut rate = || random.u64(1..1_000_000);
+    let text = match rate() % 3 {
+        0 => rate().to_string(),
+        1 => format!("{}:{}", rate(), rate()),
+        _ => format!("{}ms@{}:0,7ms@0,24h@{}", 1 + rate() % 9, rate(), rate()),
+    };
+    Some(text.parse().unwrap())
+}
+
 /// Any workload, in any number of parts, each with any number of threads: what is sent, when, and over
 /// how many connections, is what one client would have sent, and what is known of it afterwards too.
 #[test]
@@ -186,7 +200,7 @@ fn any_split_equals_the_whole() {
         let batch = random.bool().then(|| random.u64(1..30));
         let workload =
             Workload { events: random.u64(20..3000), users: random.u64(1..2500), values, batch };
-        let rate = random.bool().then(|| random.u64(1..1_000_000));
+        let rate = [random_rate, |_: &mut _| None][random.usize(0..2)](&mut random);
         let seed = random.u64(..);
         let trouble = random.u64(0..4);
         // The same for a request, whoever sends it.
@@ -196,7 +210,8 @@ fn any_split_equals_the_whole() {
             2 if trouble > 2 => 500,
             _ => 200,
         };
-        let config = config(workload, random.usize(8..100), rate);
+        let config = config(workload, random.usize(8..100), rate.clone());
+        let rate = rate.as_ref();
         let of = random.u64(1..8);
         let mut never = || u64::MAX;
         let whole = Sender::send(Part::WHOLE, 1, workload, rate, &fate, &mut never);
@@ -249,8 +264,9 @@ fn what_stopped_and_lost_clients_leave_is_known_exactly() {
         let batch = random.bool().then(|| random.u64(1..30));
         let workload =
             Workload { events: random.u64(20..2000), users: random.u64(1..1500), values, batch };
-        let rate = random.bool().then_some(1000);
-        let config = config(workload, 8, rate);
+        let rate: Option<Profile> = random.bool().then(|| "1000".parse().unwrap());
+        let config = config(workload, 8, rate.clone());
+        let rate = rate.as_ref();
         let of = random.u64(2..6);
         let lost: Vec<u64> = (2..=of).filter(|_| random.u8(0..3) == 0).collect();
         let (mut acknowledged, mut reports) = (HashSet::new(), Vec::new());
@@ -314,7 +330,10 @@ fn parts_of_two_runs_are_told_apart_by_what_differs() {
         (with(|report| report.run_id = Some("b".into())), "their run id is a and b"),
         (with(|report| report.run_id = None), "their run id is a and none"),
         (with(|report| report.parameters.users = 71), "their users is 70 and 71"),
-        (with(|report| report.parameters.rate = Some(5)), "their rate is null and 5"),
+        (
+            with(|report| report.parameters.rate = Some("5".parse().unwrap())),
+            "their rate is null and 5",
+        ),
         (with(|report| report.parameters.batch = Some(9)), "their batch is null and 9"),
         (with(|report| report.parameters.values = Values::One), r#"is "half" and "one""#),
     ] {
@@ -429,11 +448,11 @@ fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
 #[test]
 fn no_edited_number_is_too_much() {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: Some(3) };
-    let config = Config { warm_up: 10, ..config(workload, 10, Some(500)) };
+    let config = Config { warm_up: 10, ..config(workload, 10, Some("500".parse().unwrap())) };
     let fate = |request: u64| [200, 200, 200, 503, 0, 1][(request % 6) as usize];
     let part = |number| {
         let part = Part::new(number, 2);
-        let mut sent = Sender::send(part, 1, workload, Some(500), &fate, &mut || 100);
+        let mut sent = Sender::send(part, 1, workload, config.rate.as_ref(), &fate, &mut || 100);
         sent.ledger.trouble.reconnects = 3;
         sent.ledger.connect_errors.insert(111, 3);
         let warm_up = Ledger {

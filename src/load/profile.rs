@@ -1,0 +1,426 @@
+//! A quantity over the time of a run, stage by stage: events per second, or connections.
+//!
+//! Within a stage it changes evenly, so that both directions have a closed form: how many events are due by a
+//! time, and when an event is due. All results are exact, because they are computed in integers: an amount
+//! is in thousandths, time in nanoseconds, and their product in halves of a thousandth of a billionth of an event.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The most events per second that can be asked for: one per nanosecond.
+pub const RATE_MAX: u64 = 1_000_000_000;
+
+/// The decimals of an amount, and its units per one.
+const DECIMALS: u32 = 3;
+const PER_ONE: u64 = 1000;
+
+/// What adds up to one event: amounts are in thousandths and times in nanoseconds, and both are doubled.
+const EVENT: u128 = 2 * PER_ONE as u128 * 1_000_000_000;
+
+/// The shortest and the longest stage, and the most stages of a profile.
+const STAGE_MIN: Duration = Duration::from_millis(1);
+const STAGE_MAX: Duration = Duration::from_hours(24);
+const STAGES_MAX: usize = 1000;
+
+/// A number with up to three decimals, at most [`RATE_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Amount(u64);
+
+impl Amount {
+    /// A whole number, or the greatest amount if it is above that.
+    pub fn whole(number: u64) -> Amount {
+        Amount(number.min(RATE_MAX) * PER_ONE)
+    }
+
+    /// The whole number that it is; `None` if it has decimals.
+    pub fn as_whole(self) -> Option<u64> {
+        self.0.is_multiple_of(PER_ONE).then_some(self.0 / PER_ONE)
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, part) = (self.0 / PER_ONE, self.0 % PER_ONE);
+        match part {
+            0 => write!(f, "{whole}"),
+            part => f.write_str(format!("{whole}.{part:03}").trim_end_matches('0')),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Amount, String> {
+        decimal(text, DECIMALS)
+            .map(Amount)
+            .filter(|amount| *amount <= Amount::whole(RATE_MAX))
+            .ok_or_else(|| {
+                format!(
+                    "'{text}' is not a number from 0 to 1e9 with at most {DECIMALS} decimals, such as 1000, 10k, or 0.5"
+                )
+            })
+    }
+}
+
+/// Reads a number, with a suffix (`75k`, `1.5M`, `2G`) or in scientific notation (`1e6`), times ten to the power of
+/// `decimals`. Nothing is rounded: with no decimals `2.5k` is 2,500, and `1.5` is none.
+pub(crate) fn decimal(text: &str, decimals: u32) -> Option<u64> {
+    let (text, mut zeros) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 3),
+        b'm' | b'M' => (&text[..text.len() - 1], 6),
+        b'g' | b'G' => (&text[..text.len() - 1], 9),
+        _ => (text, 0),
+    };
+    let mantissa = match text.split_once(['e', 'E']) {
+        // An exponent with a suffix as well, such as 1e3k, is more likely a slip than meant.
+        Some(_) if zeros > 0 => return None,
+        Some((mantissa, exponent)) => {
+            zeros = exponent.strip_prefix('+').unwrap_or(exponent).parse::<u8>().ok()?.into();
+            mantissa
+        }
+        None => text,
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !is_digits(whole) || !is_digits(fraction) {
+        return None;
+    }
+    let fraction = fraction.trim_end_matches('0');
+    let zeros = u32::checked_sub(zeros + decimals, u32::try_from(fraction.len()).ok()?)?;
+    let digits: u64 = format!("{whole}{fraction}").parse().ok()?;
+    match digits {
+        0 => Some(0),
+        _ => digits.checked_mul(10u64.checked_pow(zeros)?),
+    }
+}
+
+/// A time in which an amount stays, or changes evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    lasts: Duration,
+    from: Amount,
+    to: Amount,
+}
+
+/// An amount over the time of a run, as a flag has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Written", try_from = "Written")]
+pub enum Profile {
+    /// The same all the time: `1000`.
+    Fixed(Amount),
+    /// From the first to the second, evenly over the whole run: `1000:20000`.
+    Ramp(Amount, Amount),
+    /// One after the other: `10s@1000,30s@5000:20000`. There is at least one.
+    Stages(Vec<Stage>),
+}
+
+/// A profile as a file has it: a number if it is fixed.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Whole(u64),
+    Number(f64),
+    Text(String),
+}
+
+impl From<Profile> for Written {
+    fn from(profile: Profile) -> Written {
+        match &profile {
+            Profile::Fixed(amount) => match amount.as_whole() {
+                Some(whole) => Written::Whole(whole),
+                None => Written::Number(amount.0 as f64 / PER_ONE as f64),
+            },
+            Profile::Ramp(..) | Profile::Stages(_) => Written::Text(profile.to_string()),
+        }
+    }
+}
+
+impl TryFrom<Written> for Profile {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Profile, String> {
+        match written {
+            Written::Whole(number) => number.to_string().parse(),
+            Written::Number(number) => number.to_string().parse(),
+            Written::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// As the flag takes it.
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stages = match self {
+            Profile::Fixed(amount) => return write!(f, "{amount}"),
+            Profile::Ramp(from, to) => return write!(f, "{from}:{to}"),
+            Profile::Stages(stages) => stages,
+        };
+        for (index, Stage { lasts, from, to }) in stages.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            // Without a space, so that it is one word on a command line.
+            let lasts = humantime::format_duration(*lasts).to_string().replace(' ', "");
+            write!(f, "{comma}{lasts}@{from}")?;
+            if to != from {
+                write!(f, ":{to}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Profile, String> {
+        let amounts = |text: &str| -> Result<(Amount, Option<Amount>), String> {
+            match text.split_once(':') {
+                None => Ok((text.trim().parse()?, None)),
+                Some((from, to)) => Ok((from.trim().parse()?, Some(to.trim().parse()?))),
+            }
+        };
+        if !text.contains('@') {
+            return amounts(text).map(|(from, to)| match to {
+                None => Profile::Fixed(from),
+                Some(to) => Profile::Ramp(from, to),
+            });
+        }
+        let stage = |text: &str| -> Result<Stage, String> {
+            let (lasts, amount) = text.split_once('@').ok_or_else(|| {
+                format!("'{text}' is not a stage, such as 10s@1000 or 30s@0:5000")
+            })?;
+            let duration = humantime::parse_duration(lasts.trim()).ok();
+            let is_possible = |lasts: &Duration| (STAGE_MIN..=STAGE_MAX).contains(lasts);
+            let lasts = duration.filter(is_possible).ok_or_else(|| {
+                format!(
+                    "'{lasts}' is not the length of a stage: pass a time from 1ms to 24h with its unit, such as \
+                     10s; a jump needs no stage of its own"
+                )
+            })?;
+            let (from, to) = amounts(amount)?;
+            Ok(Stage { lasts, from, to: to.unwrap_or(from) })
+        };
+        let stages: Vec<Stage> = text.split(',').map(stage).collect::<Result<_, _>>()?;
+        match stages.len() {
+            ..=STAGES_MAX => Ok(Profile::Stages(stages)),
+            many => Err(format!("there are {many} stages, and at most {STAGES_MAX} may be")),
+        }
+    }
+}
+
+impl Profile {
+    /// The number that it is all the time; `None` if it changes, or has decimals.
+    pub fn as_whole(&self) -> Option<u64> {
+        match self {
+            Profile::Fixed(amount) => amount.as_whole(),
+            Profile::Ramp(..) | Profile::Stages(_) => None,
+        }
+    }
+
+    /// Whether it can be that of an open loop: above zero at some time, and if it is fixed.
+    pub fn is_rate(&self) -> bool {
+        self.amounts().iter().any(|amount| amount.0 > 0)
+    }
+
+    /// The length of all stages together; `None` if it has none.
+    pub fn lasts(&self) -> Option<Duration> {
+        match self {
+            Profile::Stages(stages) => Some(stages.iter().map(|stage| stage.lasts).sum()),
+            Profile::Fixed(_) | Profile::Ramp(..) => None,
+        }
+    }
+
+    /// The amounts at its ends and at those of its stages.
+    pub fn amounts(&self) -> Vec<Amount> {
+        match self {
+            Profile::Fixed(amount) => vec![*amount],
+            Profile::Ramp(from, to) => vec![*from, *to],
+            Profile::Stages(stages) => stages.iter().flat_map(|s| [s.from, s.to]).collect(),
+        }
+    }
+
+    /// How long a run takes that sends so many events at this rate, if it is a ramp; `None` is longer than can be told.
+    pub fn ramp_for(&self, events: u64) -> Option<Duration> {
+        let Profile::Ramp(from, to) = self else { return None };
+        let sum = u128::from(from.0) + u128::from(to.0);
+        let ns = (u128::from(events) * EVENT).checked_div(sum)?;
+        u64::try_from(ns).ok()?.checked_add(1).map(Duration::from_nanos)
+    }
+
+    /// The profile over a run that lasts so long, which matters to a ramp alone.
+    pub(super) fn over(&self, lasts: Duration) -> Curve {
+        match self {
+            Profile::Fixed(amount) => Curve::new([(u64::MAX, *amount, *amount)]),
+            Profile::Ramp(from, to) => Curve::new([(nanos(lasts), *from, *to)]),
+            Profile::Stages(stages) => {
+                Curve::new(stages.iter().map(|stage| (nanos(stage.lasts), stage.from, stage.to)))
+            }
+        }
+    }
+
+    /// How many events are due at this rate in the first `lasts` of a run.
+    pub fn events_in(&self, lasts: Duration) -> u64 {
+        self.over(lasts).due_before(nanos(lasts))
+    }
+}
+
+/// The nanoseconds of a duration, of which none here is zero.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+/// A profile whose length is known.
+#[derive(Clone, Debug)]
+pub(super) struct Curve {
+    /// At least one, each from where the one before ends.
+    pieces: Vec<Piece>,
+}
+
+/// A stage, in nanoseconds and thousandths.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    starts_ns: u64,
+    lasts_ns: u64,
+    from: u64,
+    to: u64,
+    /// What has come to pass before it: [`EVENT`] is one event.
+    before: u128,
+}
+
+impl Piece {
+    fn ends_ns(&self) -> u64 {
+        self.starts_ns.saturating_add(self.lasts_ns)
+    }
+
+    /// What comes to pass in all of it.
+    fn whole(&self) -> u128 {
+        (u128::from(self.from) + u128::from(self.to)) * u128::from(self.lasts_ns)
+    }
+
+    /// What has come to pass in its first so many nanoseconds, rounded up: a whole number is at least that if and only
+    /// if it is at least the exact value.
+    fn reached(&self, ns: u64) -> u128 {
+        let (ns, lasts_ns) = (u128::from(ns), u128::from(self.lasts_ns));
+        let steady = 2 * u128::from(self.from) * ns;
+        if self.from == self.to {
+            return steady;
+        }
+        // The slope times ns², divided by the length, in steps that do not overflow.
+        let product = u128::from(self.from.abs_diff(self.to)) * ns;
+        let (quotient, rest) = (product / lasts_ns * ns, product % lasts_ns * ns);
+        match self.to > self.from {
+            true => steady + quotient + rest.div_ceil(lasts_ns),
+            false => steady - quotient - rest / lasts_ns,
+        }
+    }
+
+    /// The last of its nanoseconds at which no more than this has come to pass. It is less than what comes to pass in
+    /// all of it.
+    fn last_ns_of(&self, target: u128) -> u64 {
+        if self.from == self.to {
+            return u64::try_from(target / (2 * u128::from(self.from))).unwrap_or(u64::MAX);
+        }
+        // The solution of a quadratic equation, in the form that does not cancel, is off by a few nanoseconds, or
+        // more near the end of a ramp down to zero.
+        let (from, to) = (self.from as f64, self.to as f64);
+        let slope = (to - from) / self.lasts_ns as f64;
+        let root = (from * from + slope * target as f64).max(0.0).sqrt();
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is positive or, at zero, not a number, and a cast clamps"
+        )]
+        let mut ns = ((target as f64 / (from + root)) as u64).min(self.lasts_ns);
+        let mut step = 1;
+        while self.reached(ns) > target {
+            ns = ns.saturating_sub(step);
+            step *= 2;
+        }
+        let is_within = |ns: u64| ns <= self.lasts_ns && self.reached(ns) <= target;
+        step = 1;
+        while is_within(ns.saturating_add(step)) {
+            ns += step;
+            step *= 2;
+        }
+        while step > 0 {
+            if is_within(ns.saturating_add(step)) {
+                ns += step;
+            }
+            step /= 2;
+        }
+        ns
+    }
+
+    /// The amount after so many of its nanoseconds, rounded down.
+    fn amount(&self, ns: u64) -> u64 {
+        let change = u128::from(self.from.abs_diff(self.to)) * u128::from(ns.min(self.lasts_ns));
+        let lasts_ns = u128::from(self.lasts_ns);
+        let amount = match self.to > self.from {
+            true => u128::from(self.from) + change / lasts_ns,
+            false => u128::from(self.from) - change.div_ceil(lasts_ns),
+        };
+        // It is between two of them.
+        u64::try_from(amount).unwrap_or(u64::MAX)
+    }
+}
+
+impl Curve {
+    fn new(stages: impl IntoIterator<Item = (u64, Amount, Amount)>) -> Curve {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (lasts_ns, from, to) in stages {
+            let (starts_ns, before) =
+                pieces.last().map_or((0, 0), |last| (last.ends_ns(), last.before + last.whole()));
+            pieces.push(Piece { starts_ns, lasts_ns, from: from.0, to: to.0, before });
+        }
+        assert!(!pieces.is_empty(), "a profile has a stage");
+        Curve { pieces }
+    }
+
+    /// The last piece for which this holds, which it does up to one of them.
+    fn last(&self, holds: impl Fn(&Piece) -> bool) -> &Piece {
+        &self.pieces[self.pieces.partition_point(holds).max(1) - 1]
+    }
+
+    /// How many events are due before a time.
+    pub(super) fn due_before(&self, ns: u64) -> u64 {
+        let piece = self.last(|piece| piece.starts_ns <= ns);
+        let reached = piece.before + piece.reached((ns - piece.starts_ns).min(piece.lasts_ns));
+        u64::try_from(reached.div_ceil(EVENT)).unwrap_or(u64::MAX)
+    }
+
+    /// When an event is due: in the last nanosecond at which no more than those before it have come to pass. So the
+    /// first is due when the rate is first above zero. One that is never due is due at the end of time.
+    pub(super) fn due_ns(&self, event: u64) -> u64 {
+        let target = u128::from(event) * EVENT;
+        let piece = self.last(|piece| piece.before <= target);
+        let rest = target - piece.before;
+        match rest < piece.whole() {
+            true => piece.starts_ns.saturating_add(piece.last_ns_of(rest)),
+            false => u64::MAX,
+        }
+    }
+
+    /// The least whole amount at any time.
+    pub(super) fn least(&self) -> u64 {
+        let ends = self.pieces.iter().map(|piece| piece.from.min(piece.to));
+        ends.min().unwrap_or(0) / PER_ONE
+    }
+
+    /// The greatest whole amount at any time from `from_ns` to `to_ns`.
+    pub(super) fn most_between(&self, from_ns: u64, to_ns: u64) -> u64 {
+        let pieces = self.pieces.iter().enumerate().filter(|(index, piece)| {
+            let is_last = index + 1 == self.pieces.len();
+            piece.starts_ns <= to_ns && (piece.ends_ns() >= from_ns || is_last)
+        });
+        let most = pieces.map(|(_, piece)| {
+            let at = |ns: u64| piece.amount(ns.saturating_sub(piece.starts_ns));
+            at(from_ns).max(at(to_ns))
+        });
+        most.max().unwrap_or(0) / PER_ONE
+    }
+}
+
+#[cfg(test)]
+mod tests;
