@@ -87,7 +87,7 @@ pub struct LoadArgs {
     /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
     /// before, all clients must be connected and warm.
     #[arg(long, value_name = "K/N", requires = "json",
-        conflicts_with_all = ["hdr", "html", "fail_if", "tui"])]
+        conflicts_with_all = ["hdr", "html", "fail_if", "abort_if", "tui"])]
     part: Option<Part>,
     /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
     #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
@@ -113,7 +113,7 @@ pub struct LoadArgs {
     /// has as many as its rate and length make, and at most one connection per request. --fail-if applies to
     /// the rate that was found, with the medians over its windows, and to the figure rate, which is that rate.
     #[arg(long, value_name = "CONDITION",
-        conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup"])]
+        conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup", "abort_if"])]
     find_rate: Option<LatencyLimit>,
     /// Length of a window of --find-rate [default: as long as its rate needs]
     ///
@@ -202,6 +202,16 @@ pub(super) struct LoadTuning {
     ///   client_limited  whether the client was the limit: true or false
     #[arg(long, value_name = "THRESHOLD", verbatim_doc_comment)]
     fail_if: Vec<Threshold>,
+    /// Exit with 1 if this holds, and end the run once it is certain to
+    ///
+    /// A threshold as for --fail-if. It is certain once it can no longer pass, whatever the rest of the run
+    /// brings: a count such as refused>0 or timeouts>9 as soon as it is reached, max>1s with the first such
+    /// request, and p99>5ms once more than 1% of all requests took longer. For a mean, a percentile, and
+    /// rps the run needs a number of requests: without a rate, a run with --duration has none, and
+    /// is judged at its end. So are verdict, client_limited, unsent, connections_open, and CPU time. Of what was
+    /// sent before, the totals are checked as always.
+    #[arg(long, value_name = "THRESHOLD")]
+    abort_if: Vec<Threshold>,
     /// How long to wait for a connection or a response
     ///
     /// A request without a response in that time is in the percentiles with the time that it was
@@ -390,6 +400,7 @@ impl LoadTuning {
         add("--warmup", (self.warmup > 0).then(|| self.warmup.to_string()));
         add("--timeout", Some(humantime::format_duration(self.timeout).to_string()));
         self.fail_if.iter().for_each(|threshold| add("--fail-if", Some(threshold.to_string())));
+        self.abort_if.iter().for_each(|threshold| add("--abort-if", Some(threshold.to_string())));
         flags.extend(self.watch.then(|| "--watch".to_owned()));
         flags
     }
@@ -461,6 +472,7 @@ impl LoadTuning {
             part: Part::WHOLE,
             watch: self.watch,
             thresholds: self.fail_if,
+            abort_if: self.abort_if,
             sample_every: None,
             command: Vec::new(),
             server_settings: None,
@@ -497,7 +509,7 @@ mod tests {
             "1k 7 --part 1/2 --start-in 5s --json part.json --quiet",
             "--connections 7:1000 --stages 1m@1000,90s@0.5:20k,5s@0",
             "--connections 10s@7,1s@7:1000 --rate 0.5:20",
-            "-c 1000 --duration 7s",
+            "-c 1000 --duration 7s --abort-if refused>0",
         ];
         let mut tested = Vec::new();
         for text in typed {

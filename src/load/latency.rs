@@ -178,6 +178,25 @@ impl Latencies {
         self.bound(self.histogram.value_at_quantile(quantile))
     }
 
+    /// The least that a quantile can be, in microseconds, if there will be so many requests, and those that are not
+    /// recorded may take no time at all; `None` if it may be anything.
+    pub(super) fn least_quantile_of(&self, quantile: f64, requests: u64) -> Option<f64> {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rank is at most a count"
+        )]
+        let rank = (quantile * requests as f64).ceil() as u64;
+        let rank =
+            rank.checked_sub(requests.saturating_sub(self.len())).filter(|rank| *rank > 0)?;
+        let mut up_to = 0;
+        let mut recorded = self.histogram.iter_recorded();
+        recorded.find_map(|bucket| {
+            up_to += bucket.count_at_value();
+            (up_to >= rank).then(|| bucket.value_iterated_to() as f64 / 1e3)
+        })
+    }
+
     /// The longest; `None` if nothing was recorded.
     pub(super) fn max(&self) -> Option<Bound> {
         self.bound(self.histogram.max())

@@ -23,6 +23,7 @@
 //! # The modules
 //!
 //! - `run`: a run from its first request to its report.
+//! - `abort`: ends a run early if a threshold can no longer pass.
 //! - `profile`: a rate, or a number of connections, that changes over time.
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
@@ -33,6 +34,7 @@
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
 //! - `report`, `thresholds`, `view`: tell the user.
 
+mod abort;
 mod account;
 mod client_load;
 mod connection;
@@ -119,6 +121,8 @@ pub struct Config {
     pub watch: bool,
     /// What the run must not be.
     pub thresholds: Vec<Threshold>,
+    /// The same, and it ends when one of them can no longer pass.
+    pub abort_if: Vec<Threshold>,
     /// How often to note how many events are acknowledged, for a search.
     pub sample_every: Option<Duration>,
     /// The command that makes the run again, for the report.

@@ -1,6 +1,7 @@
 //! A run from its first request to its report: the client threads, the watch beside them, and the
 //! totals around them.
 
+use super::abort::Abort;
 use super::account::{Account, Novelty};
 use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
@@ -13,6 +14,7 @@ use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
 use super::schedule::Pace;
 use super::shared::{Crowd, KeepAlive, Progress, Run, rest_of_closed_loop};
+use super::thresholds::Threshold;
 use super::timeline::{RawSecond, Second};
 use super::verdict::{Evidence, plural};
 use super::view::{Phase, Stage, View};
@@ -57,8 +59,8 @@ const MACHINE_MIN: Duration = Duration::from_secs(1);
 pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let mut control = control(config);
     let measured = measure(config, None, &mut control, at)?;
-    let Measured { sent, first, ids, mut setup, cpus, rivals, environment, warnings, running } =
-        measured;
+    let Measured { sent, first, ids, mut setup, cpus, rivals, environment, .. } = measured;
+    let Measured { warnings, aborted_by, running, .. } = measured;
     let mut evidence = sent.account(config, first, ids.novelty).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
     let quiet = quiet::time(config.quiet, &sent.total);
@@ -81,6 +83,7 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
             .and_then(|_| rate_held(&config.workload, sent.events(), sent.last_sent)),
         held: config.pace().and_then(|pace| pace.held(sent.events(), sent.last_sent)),
         is_interrupted,
+        aborted_by,
         suspended: sent.suspended,
         held_up: sent.held_up,
         due_in_stalls: sent.due_in_stalls,
@@ -99,6 +102,7 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
         warm_up_ledger: sent.warm_up,
         warnings,
         thresholds: config.thresholds.clone(),
+        abort_if: config.abort_if.clone(),
         clients: Vec::new(),
         environment,
         flow: sent.flow,
@@ -198,6 +202,8 @@ struct Measured {
     rivals: Rivals,
     environment: Environment,
     warnings: Vec<String>,
+    /// The threshold that ended the run, if one did.
+    aborted_by: Option<Threshold>,
     /// Until it is dropped, the run can be interrupted.
     running: Running,
 }
@@ -265,6 +271,7 @@ fn measure(
         keep_alive: KeepAlive::new(keeps_alive),
         starts_at: OnceLock::new(),
         is_called_off: AtomicBool::new(false),
+        aborted_by: OnceLock::new(),
         next: [AtomicU64::new(0), AtomicU64::new(0)],
         late: AtomicU64::new(0),
         progress: (0..threads).map(|_| CachePadded::new(Progress::default())).collect(),
@@ -318,7 +325,19 @@ fn measure(
         command: config.command.clone(),
     };
     let rivals = Rivals::of(&cpus, &whereabouts);
-    Ok(Measured { sent, first, ids, setup, cpus, rivals, environment, warnings, running })
+    let aborted_by = run.aborted_by.get().cloned();
+    Ok(Measured {
+        sent,
+        first,
+        ids,
+        setup,
+        cpus,
+        rivals,
+        environment,
+        warnings,
+        aborted_by,
+        running,
+    })
 }
 
 /// What the ids of the run's users begin with.
@@ -487,7 +506,7 @@ fn send_all(
         workers.push(Worker::new(run, thread, share, sender.clone()).map_err(cannot)?);
     }
     drop(sender);
-    let stage = Stage::new();
+    let (stage, abort) = (Stage::new(), Abort::new(&config.abort_if, run));
     thread::scope(|scope| {
         let _guard = EndOnPanic;
         // None waits at the gate before all are there: they would wait for ever.
@@ -506,10 +525,10 @@ fn send_all(
             });
             threads.push(thread.map_err(no_thread)?);
         }
-        let stage = &stage;
+        let (stage, abort) = (&stage, &abort);
         let follower = thread::Builder::new().spawn_scoped(scope, move || {
             let _guard = EndOnPanic;
-            view.follow(run, stage, &slices)
+            view.follow(run, stage, &slices, abort)
         });
         let follower = follower.map_err(no_thread)?;
         for start in starts {

@@ -4,6 +4,7 @@ use super::event_set::Rest;
 use super::parts::Part;
 use super::profile::Curve;
 use super::schedule::Pace;
+use super::thresholds::Threshold;
 use super::workload::{Form, Workload};
 use crossbeam_utils::CachePadded;
 use std::net::SocketAddr;
@@ -24,6 +25,13 @@ pub(super) struct Progress {
     /// Events whose requests have ended, with a response or without.
     pub(super) ended: AtomicU64,
     pub(super) connect_failures: AtomicU64,
+    /// What went wrong besides. Events, connections, and responses, as the report counts them.
+    pub(super) refused: AtomicU64,
+    pub(super) unknown: AtomicU64,
+    pub(super) reconnects: AtomicU64,
+    pub(super) timeouts: AtomicU64,
+    pub(super) turned_away: AtomicU64,
+    pub(super) malformed: AtomicU64,
 }
 
 /// How many of a client's connections there are to be.
@@ -76,6 +84,8 @@ pub(super) struct Run {
     pub(super) starts_at: OnceLock<Instant>,
     /// The server cannot be talked to: nothing more is to be sent.
     pub(super) is_called_off: AtomicBool,
+    /// The threshold that can no longer pass, so that nothing more is to be sent.
+    pub(super) aborted_by: OnceLock<Threshold>,
     /// The first request of the part's warm-up, and of its run, that no thread has taken.
     pub(super) next: [AtomicU64; 2],
     /// Events of the warm-up without a response, which may be counted at any time.

@@ -269,6 +269,26 @@ impl Threshold {
         }
     }
 
+    /// Whether the condition holds of each number from this one on.
+    pub(super) fn fails_from(&self, least: f64) -> bool {
+        let Limit::Number(limit) = self.limit else { return false };
+        match self.operator {
+            Operator::Greater | Operator::NotEqual => least > limit,
+            Operator::GreaterOrEqual => least >= limit,
+            Operator::Less | Operator::LessOrEqual | Operator::Equal => false,
+        }
+    }
+
+    /// Whether the condition holds of each number up to this one.
+    pub(super) fn fails_up_to(&self, most: f64) -> bool {
+        let Limit::Number(limit) = self.limit else { return false };
+        match self.operator {
+            Operator::Less | Operator::NotEqual => most < limit,
+            Operator::LessOrEqual => most <= limit,
+            Operator::Greater | Operator::GreaterOrEqual | Operator::Equal => false,
+        }
+    }
+
     /// Whether a run passes, given what the figure was. A figure that is not known passes nothing.
     pub(super) fn check(&self, value: Measured) -> Checked {
         let name = self.figure.name;

@@ -159,6 +159,11 @@ impl Timeline {
         }
     }
 
+    /// The latencies of all that has been reported so far.
+    pub(super) fn latencies(&self) -> &Latencies {
+        &self.total.latency
+    }
+
     /// The latest second that a thread has reported; other threads may add to it.
     pub(super) fn latest(&self) -> Option<Second> {
         let (second, (events, latency)) = self.open.iter().next_back()?;

@@ -3,6 +3,7 @@
 
 mod screen;
 
+use super::abort::Abort;
 use super::latency::Slice;
 use super::parts::Part;
 use super::report::{Unit, counted, grouped, rounded, time};
@@ -62,6 +63,8 @@ struct Status {
     /// Events that have ended in this phase, and how many it has.
     ended: u64,
     of: u64,
+    /// How long it takes, if it has as many as it sends.
+    until: Option<Duration>,
     connect_failures: u64,
     latest: Option<Second>,
 }
@@ -71,9 +74,23 @@ impl Status {
         self.ended as f64 / self.elapsed.as_secs_f64().max(1e-3)
     }
 
+    /// The share of the phase that has been done.
+    fn share(&self) -> f64 {
+        match self.until {
+            Some(until) if self.phase == Phase::Measuring => {
+                (self.elapsed.as_secs_f64() / until.as_secs_f64()).min(1.0)
+            }
+            _ => self.ended as f64 / self.of.max(1) as f64,
+        }
+    }
+
     /// What has been done, without how fast.
     fn progress(&self) -> String {
         let (ended, of) = (grouped(self.ended), self.unit.count(self.of));
+        if let (Phase::Measuring, Some(until)) = (self.phase, self.until) {
+            let [passed, until] = [self.elapsed.min(until), until].map(|time| time.as_secs_f64());
+            return format!("{} in {passed:.0} of {until:.0} s", self.unit.count(self.ended));
+        }
         match self.phase {
             Phase::Connecting => format!("connecting ({:.0} s)", self.elapsed.as_secs_f64()),
             Phase::WarmingUp => format!("warming up: {ended} of {of}"),
@@ -86,7 +103,7 @@ impl Status {
     fn line(&self, columns: usize) -> String {
         let mut parts = vec![self.progress()];
         if self.phase == Phase::Measuring {
-            parts[0] = format!("{:3} %  {}", self.ended * 100 / self.of.max(1), parts[0]);
+            parts[0] = format!("{:3.0} %  {}", (self.share() * 100.0).floor(), parts[0]);
             parts.push(format!("{} {}", rounded(self.events_per_s()), self.unit.per_second()));
         }
         if self.connect_failures > 0 {
@@ -111,6 +128,7 @@ pub(super) struct View {
     form: Form,
     unit: Unit,
     requests: u64,
+    until: Option<Duration>,
     warm_up: u64,
 }
 
@@ -135,13 +153,15 @@ impl View {
         let [requests, warm_up] =
             [config.workload, earlier].map(|workload| workload.len_of(part.rest(0)));
         let unit = Unit::of(config.workload.batch);
-        let mut view = View { form, unit, requests, warm_up };
+        let until = config.duration.filter(|_| config.rate.is_none());
+        let mut view = View { form, unit, requests, until, warm_up };
         view.draw(|| Status {
             phase: Phase::Connecting,
             unit,
             elapsed: Duration::ZERO,
             ended: 0,
             of: requests,
+            until,
             connect_failures: 0,
             latest: None,
         });
@@ -154,12 +174,16 @@ impl View {
         run: &Run,
         stage: &Stage,
         slices: &Receiver<Box<Slice>>,
+        abort: &Abort<'_>,
     ) -> Timeline {
         let mut timeline = Timeline::new(run.pace.is_some(), run.part != Part::WHOLE);
         let mut next_draw = Instant::now();
         loop {
             if Instant::now() >= next_draw {
                 self.show(run, stage, &timeline);
+                if let (Phase::Measuring, since) = stage.get() {
+                    abort.check(run, timeline.latencies(), since.elapsed());
+                }
                 next_draw = Instant::now() + DRAW_EVERY;
             }
             match slices.recv_timeout(next_draw.saturating_duration_since(Instant::now())) {
@@ -174,7 +198,7 @@ impl View {
         let sum = |of: fn(&Progress) -> &AtomicU64| -> u64 {
             run.progress.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum()
         };
-        let View { unit, requests, warm_up, .. } = *self;
+        let View { unit, requests, until, warm_up, .. } = *self;
         self.draw(|| {
             let (phase, since) = stage.get();
             Status {
@@ -183,6 +207,7 @@ impl View {
                 elapsed: since.elapsed(),
                 ended: sum(|progress| &progress.ended),
                 of: if phase == Phase::WarmingUp { warm_up } else { requests },
+                until,
                 connect_failures: sum(|progress| &progress.connect_failures),
                 latest: timeline.latest(),
             }
@@ -243,6 +268,7 @@ mod tests {
             elapsed: Duration::from_secs(2),
             ended: 1_000_000,
             of: 4_000_000,
+            until: None,
             connect_failures: 0,
             latest: Some(Second {
                 second: 1,
@@ -276,6 +302,19 @@ mod tests {
         }
         let line = status(Phase::Measuring).line(59);
         assert_eq!(line, " 25 %  1,000,000 of 4,000,000 requests, 500,000 requests/s");
+    }
+
+    #[test]
+    fn a_run_that_ends_by_the_clock_shows_the_time() {
+        let status = Status {
+            until: Some(Duration::from_secs(30)),
+            of: u64::MAX,
+            ..status(Phase::Measuring)
+        };
+        let line = "  6 %  1,000,000 requests in 2 of 30 s, 500,000 requests/s, p99 1.23 ms";
+        assert_eq!(status.line(200), line);
+        let late = Status { elapsed: Duration::from_secs(31), ..status };
+        assert!(late.line(200).starts_with("100 %  1,000,000 requests in 30 of 30 s"));
     }
 
     #[test]

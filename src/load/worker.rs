@@ -410,8 +410,18 @@ impl<'a> Worker<'a> {
         let progress = &self.run.progress[self.thread];
         progress.acknowledged.store(self.ledger.acknowledged, Ordering::Release);
         progress.ended.store(self.counts.ended, Ordering::Relaxed);
-        let failures = self.ledger.trouble.connect_failures;
-        progress.connect_failures.store(failures, Ordering::Relaxed);
+        let trouble = &self.ledger.trouble;
+        for (shown, count) in [
+            (&progress.connect_failures, trouble.connect_failures),
+            (&progress.refused, self.ledger.refused.singles()),
+            (&progress.unknown, self.ledger.unknown.singles()),
+            (&progress.reconnects, trouble.reconnects),
+            (&progress.timeouts, trouble.timeouts),
+            (&progress.turned_away, trouble.turned_away),
+            (&progress.malformed, trouble.garbled),
+        ] {
+            shown.store(count, Ordering::Relaxed);
+        }
     }
 
     /// Hands over what a second that is over has shown.
@@ -453,9 +463,10 @@ impl<'a> Worker<'a> {
             || interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
     }
 
-    /// Stops sending, once, if the user asked for the end of the run.
+    /// Stops sending, once, if the user asked for the end of the run, or a threshold can no longer pass.
     fn check_interrupt(&mut self) {
-        if interrupt::is_asked() && self.interrupted_ns.is_none() {
+        let is_asked = interrupt::is_asked() || self.run.aborted_by.get().is_some();
+        if is_asked && self.interrupted_ns.is_none() {
             self.interrupted_ns = Some(self.now_ns);
             self.leave_rest();
         }

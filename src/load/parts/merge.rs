@@ -349,6 +349,8 @@ impl Parts {
             warm_up_ledger,
             warnings: self.warnings(),
             thresholds,
+            abort_if: Vec::new(),
+            aborted_by: None,
             clients,
             environment: self.reports[0].environment.clone(),
             flow: None,

@@ -302,6 +302,9 @@ pub struct Report {
     warm_up: Option<WarmUp>,
     /// The user ended the run before every event was sent.
     interrupted: bool,
+    /// The threshold that ended the run before every event was sent, because it could no longer pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aborted_by: Option<String>,
     /// How long the client did not run at all, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
     client_limited: bool,
@@ -332,6 +335,8 @@ pub struct Report {
     shortfall: Option<String>,
     #[serde(skip)]
     thresholds: Vec<Threshold>,
+    #[serde(skip)]
+    abort_if: Vec<Threshold>,
     /// From this latency on, the histogram has lower bounds.
     #[serde(skip)]
     bounds_from_ns: Option<u64>,
@@ -389,6 +394,9 @@ pub(super) struct Outcome {
     pub(super) setup: Setup,
     pub(super) workload: Workload,
     pub(super) thresholds: Vec<Threshold>,
+    pub(super) abort_if: Vec<Threshold>,
+    /// The one of these that ended the run, if one did.
+    pub(super) aborted_by: Option<Threshold>,
     /// Each client, if there was more than one.
     pub(super) clients: Vec<ClientRow>,
     pub(super) environment: Environment,
@@ -477,6 +485,7 @@ impl Report {
                     .len(&Workload { events: outcome.warm_up, ..workload }),
             }),
             interrupted: outcome.is_interrupted,
+            aborted_by: outcome.aborted_by.map(|threshold| threshold.to_string()),
             client_suspended_s: outcome.suspended.as_secs_f64(),
             client_limited: !outcome.client_limits.is_empty(),
             client_limited_by: outcome.client_limits,
@@ -493,6 +502,7 @@ impl Report {
             environment: outcome.environment,
             shortfall,
             thresholds: outcome.thresholds,
+            abort_if: outcome.abort_if,
             bounds_from_ns: total.latency.bounds_from_ns(),
             histogram: total.latency.histogram().clone(),
             histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
@@ -534,6 +544,12 @@ impl Report {
         if self.interrupted {
             failures.push("the run was interrupted".to_owned());
         }
+        if let Some(threshold) = &self.aborted_by {
+            failures.push(format!(
+                "the run was ended after {:.1} s: --abort-if {threshold} could no longer pass",
+                self.elapsed_s
+            ));
+        }
         if self.verdict != Verdict::Exact {
             failures.push(format!("the result is not exact: {}", self.reasons.join("; ")));
         }
@@ -547,12 +563,11 @@ impl Report {
             ));
         }
         failures.extend(self.flaws());
-        let failed = self.check_thresholds().into_iter().filter(|checked| !checked.passed);
-        failures.extend(
-            failed.map(|Checked { fail_if, sentence, .. }| {
-                format!("--fail-if {fail_if}: {sentence}")
-            }),
-        );
+        for (index, checked) in self.check_thresholds().into_iter().enumerate() {
+            let flag = if index < self.thresholds.len() { "--fail-if" } else { "--abort-if" };
+            let Checked { fail_if, sentence, passed, .. } = checked;
+            failures.extend((!passed).then(|| format!("{flag} {fail_if}: {sentence}")));
+        }
         match failures.is_empty() {
             true => Ok(()),
             false => Err(Failure::Wrong(failures.join("\n"))),
@@ -568,7 +583,7 @@ impl Report {
     }
 
     fn check_thresholds(&self) -> Vec<Checked> {
-        let thresholds = self.thresholds.iter();
+        let thresholds = self.thresholds.iter().chain(&self.abort_if);
         thresholds.map(|threshold| threshold.check(self.measured(threshold.figure()))).collect()
     }
 
@@ -739,6 +754,8 @@ pub(super) mod tests {
             setup: setup(),
             workload,
             thresholds: Vec::new(),
+            abort_if: Vec::new(),
+            aborted_by: None,
             clients: Vec::new(),
             environment: environment(),
             flow: None,

@@ -335,8 +335,12 @@ pub(in crate::load) fn rate_in_words(rate: &Profile) -> String {
     rate.as_whole().map_or_else(|| rate.to_string(), grouped)
 }
 
-/// A rate, rounded, with its digits in groups of three.
+/// A rate, rounded, with its digits in groups of three; one below 10, with up to two decimals.
 pub(crate) fn rounded(rate: f64) -> String {
+    if rate < 9.995 {
+        let text = format!("{rate:.2}");
+        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
+    }
     #[allow(
         clippy::cast_possible_truncation,
         reason = "rates are far below 2^64, and a cast clamps"

@@ -161,7 +161,7 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
     let [progress, figures, rate, p99] = Layout::vertical(rows).areas(frame.area());
     let share = match status.phase {
         Phase::Connecting | Phase::Waiting => 0.0,
-        Phase::WarmingUp | Phase::Measuring => status.ended as f64 / status.of.max(1) as f64,
+        Phase::WarmingUp | Phase::Measuring => status.share(),
     };
     let gauge = Gauge::default().ratio(share.clamp(0.0, 1.0)).label(status.progress());
     frame.render_widget(gauge.block(Block::bordered().title(title)), progress);
@@ -263,7 +263,16 @@ mod tests {
     fn status(phase: Phase, ended: u64, latest: Option<Second>) -> Status {
         let elapsed = Duration::from_secs(5);
         let unit = Unit::Request;
-        Status { phase, unit, elapsed, ended, of: 1_000_000, connect_failures: 3, latest }
+        Status {
+            phase,
+            unit,
+            elapsed,
+            ended,
+            of: 1_000_000,
+            until: None,
+            connect_failures: 3,
+            latest,
+        }
     }
 
     #[test]

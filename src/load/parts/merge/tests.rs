@@ -32,6 +32,7 @@ fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Conf
         part: Part::WHOLE,
         watch: false,
         thresholds: Vec::new(),
+        abort_if: Vec::new(),
         sample_every: None,
         command: Vec::new(),
         server_settings: None,
