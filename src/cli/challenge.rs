@@ -20,6 +20,7 @@ Examples:
   ringtally challenge
   ringtally challenge 1M 8                        latency while not saturated
   ringtally challenge 5M 64 --pipeline 16
+  ringtally challenge --duration 1m -c 100:5000   connections ramp up
   ringtally challenge 100M 4 --batch 1000
   ringtally challenge --store tally.redb          every event durable
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";

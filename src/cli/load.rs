@@ -49,6 +49,11 @@ Examples:
   ringtally load 300k 64 --rate 30k --warmup 20k --html report.html
   ringtally load --watch --values one --json report.json --hdr latency.hgrm
   ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
+  ringtally load --duration 30s -c 64 --abort-if 'refused>0'
+  ringtally load --stages 10s@1000,30s@5000:20000,5s@0 -c 64
+  ringtally load --duration 1m -c 100:5000       the ramp of connections, and
+  ringtally load -c 10s@100,5s@100:5000,30s@5000,5s@5000:100   the spike that
+                         are published for the challenge
   ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
   ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
@@ -202,14 +207,14 @@ pub(super) struct LoadTuning {
     ///   client_limited  whether the client was the limit: true or false
     #[arg(long, value_name = "THRESHOLD", verbatim_doc_comment)]
     fail_if: Vec<Threshold>,
-    /// Exit with 1 if this holds, and end the run once it is certain to
+    /// Exit with 1 if this holds, and end the run as soon as that is certain
     ///
-    /// A threshold as for --fail-if. It is certain once it can no longer pass, whatever the rest of the run
-    /// brings: a count such as refused>0 or timeouts>9 as soon as it is reached, max>1s with the first such
-    /// request, and p99>5ms once more than 1% of all requests took longer. For a mean, a percentile, and
-    /// rps the run needs a number of requests: without a rate, a run with --duration has none, and
-    /// is judged at its end. So are verdict, client_limited, unsent, connections_open, and CPU time. Of what was
-    /// sent before, the totals are checked as always.
+    /// Takes the thresholds of --fail-if, and ends the run once one can no longer pass, whatever the rest of
+    /// the run brings: refused>0 with the first refusal, max>1s with the first such request, p99>5ms once more
+    /// than 1% of all requests took longer. The mean, percentiles, and rps are certain early only if the number
+    /// of requests is known, which it is not with --duration in a closed loop. verdict, client_limited, held,
+    /// unsent, connections_open, and CPU time are known at the end. The totals are checked as always. May be
+    /// given more than once.
     #[arg(long, value_name = "THRESHOLD")]
     abort_if: Vec<Threshold>,
     /// How long to wait for a connection or a response

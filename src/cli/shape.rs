@@ -28,39 +28,39 @@ pub(super) struct ShapeArgs {
     /// Events to send, as REQUESTS
     #[arg(short = 'n', long = "requests", value_name = "N", value_parser = count::<u64>(1..=EVENTS_MAX))]
     requests_flag: Option<u64>,
-    /// Connections, as WORKERS; a ramp such as 100:5000; or stages
+    /// Connections, as WORKERS; or a ramp such as 100:5000, or stages
     ///
-    /// A ramp from the first number to the second takes as long as --duration or --stages. Stages take what
-    /// they say, such as 10s@100,1s@100:5000,20s@5000,1s@5000:100, and the run ends with the
-    /// last. Connections are opened one after the other, and closed when they have their responses, so
-    /// that the verdict is exact. There are no more threads than the fewest connections.
+    /// A ramp goes evenly from the first number to the second, over --duration or --stages. Stages have
+    /// their own times, as in 10s@100,1s@100:5000,30s@5000,1s@5000:100: the run ends with the last one, and
+    /// in a closed loop sends until then. Connections open one by one, and close once they have all their
+    /// responses, so that no event becomes unknown. A client has no more threads than the fewest connections.
     #[arg(short = 'c', long = "connections", value_name = "N", value_parser = connections)]
     connections: Option<Profile>,
     /// How long to send, instead of REQUESTS, such as 30s
     ///
-    /// At a rate, the run has the events that are due in that time. What found no free connection by
-    /// the end is sent after it, for at most --timeout. Without a rate, it has as many events as
-    /// are sent in that time; what was sent by the end gets its response. Either way, the verdict is as
-    /// exact as for REQUESTS. An interrupt ends the run earlier, as it does without --duration.
+    /// With --rate, the run has the events that are due in that time. If they are late, the client goes on
+    /// sending them for at most --timeout; those that are left count as unsent. Without --rate, it has as many
+    /// events as it sends in that time, and waits for their responses. Either way, the verdict is as
+    /// exact as with REQUESTS.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
-    /// Events per second, sent on schedule (an open loop), or a ramp such as 1000:20000 [default: a closed loop]
+    /// Events per second, sent on schedule (an open loop), or a ramp such as 1000:20000 [default: closed loop]
     ///
     /// Event i is due after i/R seconds, whatever the server does, on the connections in turn.
     /// Latency counts from when a request was due, so a server that stalls shows in the
     /// percentiles. A closed loop waits for a connection's response before it sends the next
     /// request, and hides such a stall (coordinated omission). The report also has the latency from
     /// when a request was sent, how late the client was, and how many requests found every
-    /// connection busy. R has up to three decimals: at 0.5, an event is due every two seconds. A
-    /// ramp goes evenly from the first rate to the second, over --duration or, without it, over the time
-    /// that REQUESTS take.
+    /// connection busy. R may have three decimals: at 0.5, an event is due every two seconds. A ramp
+    /// goes evenly from the first rate to the second, over --duration or, without it, over the time that
+    /// REQUESTS take.
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<Profile>,
-    /// Rates one after the other, such as 10s@1000,30s@5000:20000
+    /// Rates one after another, such as 10s@1000,30s@5000:20000
     ///
-    /// Each stage is a time and a rate, or a time and a ramp: 10 seconds at 1,000 events per second,
-    /// and 30 seconds in which the rate goes from 5,000 to 20,000. Rates jump between stages. In a
-    /// stage at 0, nothing is sent. The run ends with the last stage, as with --duration.
+    /// A stage is a time with a rate or a ramp: here, 10 seconds at 1,000 events per second, and then 30
+    /// seconds in which the rate grows from 5,000 to 20,000. A stage at 0 is a pause. The run ends with the
+    /// last stage, as with --duration.
     #[arg(long, value_name = "STAGES", value_parser = stages)]
     stages: Option<Profile>,
 }

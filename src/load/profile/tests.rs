@@ -48,7 +48,7 @@ fn due_times_are_those_of_a_list_of_all() {
     for _ in 0..5000 {
         // Up to an event per nanosecond.
         let scale = random.u32(0..6);
-        let stages = random_stages(&mut random, 60, RATE_MAX * PER_ONE >> scale);
+        let stages = random_stages(&mut random, 60, (RATE_MAX * PER_ONE) >> scale);
         let curve = Curve::new(stages.iter().copied());
         let (reached, event) = naive(&stages);
         let mut due: Vec<u64> = Vec::new();
@@ -80,7 +80,7 @@ fn both_directions_agree_at_any_scale() {
     let mut random = Rng::with_seed(18);
     for _ in 0..20_000 {
         let (ns_most, scale) = (1 << random.u32(1..47), random.u32(0..40));
-        let stages = random_stages(&mut random, ns_most, RATE_MAX * PER_ONE >> scale);
+        let stages = random_stages(&mut random, ns_most, (RATE_MAX * PER_ONE) >> scale);
         let curve = Curve::new(stages.iter().copied());
         let all = curve.due_before(u64::MAX);
         if all == 0 {
@@ -165,9 +165,9 @@ fn the_most_connections_between_two_times_include_every_peak() {
             let is_last = index + 1 == stages.len();
             for ns in 0..=if is_last { lasts_ns + 100 } else { lasts_ns } {
                 if (from..=to).contains(&(starts + ns)) {
-                    let at = ns.min(lasts_ns) as f64 / lasts_ns as f64;
-                    let amount = first as f64 + (last as f64 - first as f64) * at;
-                    most = most.max((amount + 1e-6) as u64 / PER_ONE);
+                    let ns = ns.min(lasts_ns);
+                    let amount = (first * (lasts_ns - ns) + last * ns) / lasts_ns;
+                    most = most.max(amount / PER_ONE);
                 }
             }
             starts += lasts_ns;

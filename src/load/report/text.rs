@@ -101,7 +101,9 @@ impl Report {
             true => String::new(),
             false => format!("{} of ", grouped(self.connections_open)),
         };
-        of + &counted(asked, "connection", "connections")
+        let over_time = self.setup.connections_over_time.as_ref();
+        let over_time = over_time.map_or(String::new(), |profile| format!(" ({profile})"));
+        of + &counted(asked, "connection", "connections") + &over_time
     }
 
     fn warm_up_lines(&self) -> Vec<String> {
