@@ -143,6 +143,7 @@ fn a_refused_value_says_what_is_expected() {
         (&["load", "--url", "http://127.0.0.1:99999"], "from 1 to 65535"),
         (&["load", "--fail-if", "p99"], "such as p99>5ms"),
         (&["load", "--find-rate", "rps>5"], "an upper limit of a latency"),
+        (&["load", "--find-rate", "foo"], "such as p99<5ms"),
         (&["load", "--find-rate", "p99>5ms"], "an upper limit of a latency"),
         (&["load", "--find-rate", "p99<5ms", "--watch"], "--watch"),
         (&["load", "--window", "1s"], "--find-rate <CONDITION>"),

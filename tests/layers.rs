@@ -96,6 +96,28 @@ fn names_are_found_in_paths_and_lists() {
     assert_eq!(names, ["a", "c", "d", "g", "h", "i"]);
 }
 
+/// What a run consists of knows nothing of what is found out about it.
+#[test]
+fn the_events_of_a_load_are_below_its_parts() {
+    const ORDER: [&str; 4] = ["workload", "part", "event_set", "parts"];
+    let load = sources().join("load");
+    for (index, module) in ORDER.iter().enumerate() {
+        let paths = match load.join(module) {
+            folder if folder.is_dir() => files(&folder),
+            _ => vec![load.join(format!("{module}.rs"))],
+        };
+        for path in paths {
+            let source = read_to_string(&path).unwrap();
+            let code = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for above in &ORDER[index + 1..] {
+                for way in [format!("super::{above}::"), format!("crate::load::{above}::")] {
+                    assert!(!code.contains(&way), "{path:?} uses {above}, which is above it");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_store_in_a_file_knows_only_what_it_keeps() {
     let store = sources().join("store");

@@ -4,28 +4,14 @@
 //! can be a trillion of them. A set keeps what a verdict needs of them: how many there are, what
 //! their values add up to, and how many each user has.
 
-use super::parts::Part;
-use super::workload::{Share, VALUE_IN_HALVES_MAX, Workload};
+use super::part::Part;
+use super::workload::{Rest, Share, VALUE_IN_HALVES_MAX, Workload};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// Users whose events a set counts one by one. Beyond it, a set knows how many events it has, but
 /// not from which further users they come.
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
-
-/// The events of every `step`-th request from `start` to the end of the workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Rest {
-    pub(super) start: u64,
-    pub(super) step: u64,
-}
-
-impl Rest {
-    /// How many requests of so many it has.
-    pub(super) fn len(self, requests: u64) -> u64 {
-        requests.saturating_sub(self.start).div_ceil(self.step)
-    }
-}
 
 /// Some events of a workload, each added once.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -296,14 +282,6 @@ fn sum_of_quotients(mut count: u128, mut step: u128, mut first: u128, mut diviso
         (step, divisor) = (divisor, step);
     }
     sum
-}
-
-/// The greatest number that divides both, of which neither is 0.
-pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
-    while b > 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What became of every event: acknowledged, refused, unknown, or never sent. That of a batch is that of all
 //! its events.
 
-use super::event_set::{EventSet, Rest};
+use super::event_set::EventSet;
 use super::verdict::plural;
-use super::workload::Workload;
+use super::workload::{Rest, Workload};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -269,7 +269,7 @@ pub(super) fn is_success(status: u16) -> bool {
 mod tests {
     use super::*;
     use crate::load::account::{Account, Novelty};
-    use crate::load::parts::Part;
+    use crate::load::part::Part;
     use crate::load::schedule::{Left, Schedule};
     use crate::load::shared::rest_of_closed_loop;
     use crate::load::verdict::Verdict;

@@ -28,7 +28,7 @@
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
-//! - `parts`: clients on several machines send parts of one workload, whose reports are merged.
+//! - `part`: which requests a client sends of a run in parts. `parts`: clients on several machines send parts of one workload, whose reports are merged.
 //! - `find`: the highest rate at which a latency stays below a limit.
 //! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
@@ -44,6 +44,7 @@ mod find;
 mod interrupt;
 mod latency;
 mod ledger;
+mod part;
 mod parts;
 mod placement;
 mod profile;
@@ -64,7 +65,8 @@ mod workload;
 
 pub use control::Server;
 pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
-pub use parts::{MergeConfig, Part, PartReport, Participation, merge};
+pub use part::Part;
+pub use parts::{MergeConfig, PartReport, Participation, merge};
 pub(crate) use profile::decimal;
 pub use profile::{Profile, RATE_MAX};
 pub(crate) use report::{Destination, chart, grouped, html, put, rounded, time_in_full};

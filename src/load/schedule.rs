@@ -6,10 +6,9 @@
 //! that are `t` modulo `T`, so that the spacing is even over all threads. Of a part of a workload, both take the
 //! part's requests only, each when it is due in the whole.
 
-use super::event_set::Rest;
-use super::parts::Part;
+use super::part::Part;
 use super::profile::{Curve, Profile};
-use super::workload::Workload;
+use super::workload::{Rest, Workload};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

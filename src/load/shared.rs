@@ -1,11 +1,10 @@
 //! What all client threads of a run share.
 
-use super::event_set::Rest;
-use super::parts::Part;
+use super::part::Part;
 use super::profile::Curve;
 use super::schedule::Pace;
 use super::thresholds::Threshold;
-use super::workload::{Form, Workload};
+use super::workload::{Form, Rest, Workload};
 use crossbeam_utils::CachePadded;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

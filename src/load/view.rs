@@ -5,7 +5,7 @@ mod screen;
 
 use super::abort::Abort;
 use super::latency::Slice;
-use super::parts::Part;
+use super::part::Part;
 use super::report::{Unit, counted, grouped, rounded, time};
 use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};

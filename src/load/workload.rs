@@ -1,6 +1,5 @@
 //! The challenge's published events, and what a server must report after them.
 
-use super::event_set::{Rest, greatest_common_divisor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -152,6 +151,20 @@ pub struct Workload {
     pub values: Values,
     /// Events per batch, at most [`BATCH_MAX`]; the last may have fewer. `None` is one event per `POST /event`.
     pub batch: Option<u64>,
+}
+
+/// The events of every `step`-th request from `start` to the end of the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rest {
+    pub(super) start: u64,
+    pub(super) step: u64,
+}
+
+impl Rest {
+    /// How many requests of so many it has.
+    pub(super) fn len(self, requests: u64) -> u64 {
+        requests.saturating_sub(self.start).div_ceil(self.step)
+    }
 }
 
 /// The four totals that a server reports.
@@ -386,6 +399,14 @@ impl Workload {
         };
         all - self.sum_in_halves_of_events(&self.overhang(rest))
     }
+}
+
+/// The greatest number that divides both, of which neither is 0.
+pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// How many digits the first so many of the numbers 0, 1, 2 have that begin again at `period`.

@@ -11,7 +11,7 @@ mod search;
 
 use super::profile::{Amount, Profile};
 use super::report::{FoundRate, Report, Unit, Warnings, grouped};
-use super::thresholds::Threshold;
+use super::thresholds::{Condition, Threshold};
 use super::verdict::Verdict;
 use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
 use crate::failure::Failure;
@@ -48,6 +48,7 @@ impl FromStr for LatencyLimit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<LatencyLimit, String> {
+        Condition::parse(text, "p99<5ms")?;
         let threshold: Threshold = text.parse()?;
         match threshold.is_upper_limit_of_latency() {
             true => Ok(LatencyLimit(threshold)),

@@ -1,12 +1,13 @@
 //! What a client found of its part, as a file that `merge` reads.
 
+use super::Participation;
 use super::clock::{ClockOffset, ms_between};
-use super::{Part, Participation};
 use crate::doctor::{CpuUse, Environment};
 use crate::failure::Failure;
 use crate::load::control::Reset;
 use crate::load::latency::Latencies;
 use crate::load::ledger::Ledger;
+use crate::load::part::Part;
 use crate::load::report::{Latency, Setup, Unit, counted, grouped, malformed, ratio, rounded};
 use crate::load::schedule::Pace;
 use crate::load::timeline::RawSecond;

@@ -1,20 +1,20 @@
 //! One report and one verdict from the reports of all parts.
 
-use super::Part;
 use super::clock::ms_between;
 use super::document::{Before, ClientRow, Parameters, PartReport};
 use crate::failure::Failure;
 use crate::load::account::{Account, Novelty};
 use crate::load::control::{Control, Server, parse_totals};
-use crate::load::event_set::{EventSet, greatest_common_divisor};
+use crate::load::event_set::EventSet;
 use crate::load::latency::{Latencies, Slice};
 use crate::load::ledger::Ledger;
+use crate::load::part::Part;
 use crate::load::report::{Outcome, Report, Setup};
 use crate::load::run::rate_held;
 use crate::load::thresholds::Threshold;
 use crate::load::timeline::{RawSecond, Second};
 use crate::load::verdict::{Evidence, Stayed};
-use crate::load::workload::{Totals, Workload};
+use crate::load::workload::{Totals, Workload, greatest_common_divisor};
 use crate::load::{QUIET, quiet};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -126,7 +126,7 @@ impl Parts {
         for number in 1..=of {
             match (by_number.contains_key(&number), lost.contains(&number)) {
                 (true, false) => {}
-                (false, true) => lost_parts.push(Part { number, of }),
+                (false, true) => lost_parts.push(Part::new(number, of)),
                 (true, true) => {
                     return Err(format!(
                         "part {number}/{of} is there, and --lost says that it is not"

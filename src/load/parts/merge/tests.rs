@@ -389,11 +389,11 @@ fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
     // The rest of the other part.
     assert!(with(&|ledger, _| {
         ledger.acknowledged = 499;
-        ledger.leave(crate::load::event_set::Rest { start: 999, step: 2 });
+        ledger.leave(crate::load::workload::Rest { start: 999, step: 2 });
     }));
-    assert!(with(&|ledger, _| ledger.leave(crate::load::event_set::Rest { start: 0, step: 0 })));
+    assert!(with(&|ledger, _| ledger.leave(crate::load::workload::Rest { start: 0, step: 0 })));
     assert!(with(&|ledger, _| {
-        ledger.leave(crate::load::event_set::Rest { start: u64::MAX - 1, step: 2 });
+        ledger.leave(crate::load::workload::Rest { start: u64::MAX - 1, step: 2 });
     }));
 }
 

@@ -1,0 +1,102 @@
+//! One of the parts of a run: which requests of the whole workload a client sends.
+
+use super::workload::Rest;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// The most parts of a run.
+const PARTS_MAX: u64 = 1024;
+
+/// One of the parts of a run, as in `2/3`: it has every `of`-th request, and connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Part {
+    /// From 1 on.
+    number: u64,
+    of: u64,
+}
+
+impl Part {
+    /// All of it.
+    pub const WHOLE: Part = Part { number: 1, of: 1 };
+
+    /// Part `number`, from 1 on, of so many.
+    pub(super) fn new(number: u64, of: u64) -> Part {
+        assert!((1..=of).contains(&number));
+        Part { number, of }
+    }
+
+    /// Its number, from 1 on.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+
+    /// How many parts there are.
+    pub fn of(self) -> u64 {
+        self.of
+    }
+
+    /// Whether it resets the server, and reads the totals that the run starts from.
+    pub(super) fn leads(self) -> bool {
+        self.number == 1
+    }
+
+    /// How many of so many requests, or connections, are in it.
+    pub(super) fn share(self, whole: u64) -> u64 {
+        whole.saturating_sub(self.number - 1).div_ceil(self.of)
+    }
+
+    /// Its nth request, from 0 on, in the whole workload.
+    pub(super) fn nth(self, nth: u64) -> u64 {
+        self.number - 1 + nth * self.of
+    }
+
+    /// Whether a request of the whole workload is in it.
+    pub(super) fn has(self, request: u64) -> bool {
+        request % self.of == self.number - 1
+    }
+
+    /// Its requests from the nth on.
+    pub(super) fn rest(self, nth: u64) -> Rest {
+        Rest { start: self.nth(nth), step: self.of }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+impl From<Part> for String {
+    fn from(part: Part) -> String {
+        part.to_string()
+    }
+}
+
+impl TryFrom<String> for Part {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Part, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Part, String> {
+        let number = |text: &str| {
+            let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse::<u64>().ok().filter(|_| is_digits)
+        };
+        text.split_once('/')
+            .and_then(|(part, of)| Some(Part { number: number(part)?, of: number(of)? }))
+            .filter(|part| (1..=PARTS_MAX).contains(&part.of))
+            .filter(|part| (1..=part.of).contains(&part.number))
+            .ok_or_else(|| {
+                format!("expected a part and the number of parts, at most {PARTS_MAX}, such as 2/3")
+            })
+    }
+}
