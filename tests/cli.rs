@@ -95,7 +95,7 @@ fn a_refused_value_says_what_is_expected() {
         (&["load", "--rate", "10s@5"], "pass stages as --stages 10s@5"),
         (&["load", "--stages", "1000"], "such as 10s@1000 or 30s@5000:20000"),
         (&["load", "--stages", "10s@0,5s@0:0"], "nothing is sent in any stage"),
-        (&["load", "--stages", "0s@1000,5s@5"], "a jump needs no stage of its own"),
+        (&["load", "--stages", "0s@1000,5s@5"], "a jump does not need a stage"),
         (&["load", "--stages", "5s@5", "--rate", "5"], "--stages and --rate are both rates"),
         (&["load", "--stages", "5s@5", "--duration", "5s"], "both say when the run ends"),
         (&["load", "--duration", "30s", "64"], "pass connections as -c"),

@@ -96,7 +96,7 @@ fn names_are_found_in_paths_and_lists() {
     assert_eq!(names, ["a", "c", "d", "g", "h", "i"]);
 }
 
-/// What a run consists of knows nothing of what is found out about it.
+/// Of these modules, each uses only those before it.
 #[test]
 fn the_events_of_a_load_are_below_its_parts() {
     const ORDER: [&str; 4] = ["workload", "part", "event_set", "parts"];

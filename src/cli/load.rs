@@ -51,12 +51,14 @@ Examples:
   ringtally load --fail-if 'p99>5ms' --fail-if 'rps<100k'
   ringtally load --duration 30s -c 64 --abort-if 'refused>0'
   ringtally load --stages 10s@1000,30s@5000:20000,5s@0 -c 64
-  ringtally load --duration 1m -c 100:5000       the ramp of connections, and
-  ringtally load -c 10s@100,5s@100:5000,30s@5000,5s@5000:100   the spike that
-                         are published for the challenge
+  ringtally load --duration 1m -c 100:5000
+  ringtally load -c 10s@100,5s@100:5000,30s@5000,5s@5000:100
   ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
   ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
+
+The two with -c are load profiles that are published for the challenge: a ramp of
+connections from 100 to 5,000, and a spike from 100 to 5,000 and back.
 
 Exit codes: 0 as above, 1 the result is wrong, open, or not what was asked for, or
 a threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
@@ -410,7 +412,7 @@ impl LoadTuning {
         flags
     }
 
-    /// What the flags of its shape come to.
+    /// Returns the shape of the run.
     pub(super) fn shape(&self) -> Result<Shape, Failure> {
         self.shape.check()
     }

@@ -65,7 +65,7 @@ pub(super) struct ShapeArgs {
     stages: Option<Profile>,
 }
 
-/// What the flags come to.
+/// The shape that the flags describe.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     /// Events, or the most that there can be if they are those that are sent in a time.
@@ -84,7 +84,7 @@ fn rate(text: &str) -> Result<Profile, String> {
     match profile {
         Profile::Stages(_) => Err(format!("pass stages as --stages {text}")),
         _ if !profile.is_rate() => {
-            Err("at a rate of 0 nothing is ever sent: leave out --rate for a closed loop".into())
+            Err("at a rate of 0, nothing is ever sent: leave out --rate for a closed loop".into())
         }
         _ => Ok(profile),
     }
@@ -114,7 +114,7 @@ fn connections(text: &str) -> Result<Profile, String> {
 }
 
 impl ShapeArgs {
-    /// The rate that a search begins with.
+    /// Returns the rate that a search begins with.
     pub(super) fn first_rate(&self) -> Result<Option<u64>, Failure> {
         let changing = [
             ("--duration", self.duration.is_some()),
@@ -137,12 +137,12 @@ impl ShapeArgs {
         self.rate.as_ref().map(begins).transpose()
     }
 
-    /// The connections, if their number changes.
+    /// Returns the connections over time, if their number changes.
     fn over_time(&self) -> Option<&Profile> {
         self.connections.as_ref().filter(|connections| connections.as_whole().is_none())
     }
 
-    /// Checks what was given together, and works out the rest.
+    /// Checks that the flags go together, and computes the rest.
     pub(super) fn check(&self) -> Result<Shape, Failure> {
         let usage = |why: String| Err(Failure::Usage(why));
         let events = match (self.requests, self.requests_flag) {
@@ -199,7 +199,7 @@ impl ShapeArgs {
         })
     }
 
-    /// The arguments that make the same run again.
+    /// Returns the arguments that make the same run again.
     pub(super) fn to_flags(&self) -> Vec<String> {
         let mut flags = Vec::new();
         let mut add = |flag: &str, value: Option<String>| {
@@ -221,7 +221,7 @@ impl ShapeArgs {
     }
 }
 
-/// How many events a run has.
+/// Returns the number of events in a run.
 fn events_of(
     events: Option<u64>,
     rate: Option<&Profile>,
@@ -230,7 +230,7 @@ fn events_of(
     let usage = |why: String| Err(Failure::Usage(why));
     match (rate, duration) {
         (None, None) => Ok(events.unwrap_or(REQUESTS)),
-        // Those that are sent in that time.
+        // The run has as many events as it sends in that time.
         (None, Some(_)) => Ok(EVENTS_MAX),
         (Some(rate), None) => {
             let events = events.unwrap_or(REQUESTS);

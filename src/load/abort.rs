@@ -1,7 +1,7 @@
 //! Ends a run once a threshold can no longer pass, whatever the rest of the run brings.
 //!
-//! A figure is bounded by what is known of it so far: a count only grows, requests that were slow stay slow, and of
-//! those that are left, all may be as fast as can be.
+//! The rest of a run can only add to a count, and a request that was slow stays slow, even if all requests that are
+//! left take no time. So the run so far bounds each figure.
 
 use super::latency::Latencies;
 use super::shared::{Progress, Run};
@@ -9,21 +9,21 @@ use super::thresholds::Threshold;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What ends a run.
+/// The thresholds that end a run.
 pub(super) struct Abort<'a> {
     thresholds: &'a [Threshold],
-    /// The events that the run has, in batches or alone; `None` if it has as many as it sends.
+    /// The size of the run; `None` if it has as many requests as it sends in its time.
     of: Option<Whole>,
 }
 
-/// All that there is to send.
+/// The size of a run.
 #[derive(Clone, Copy)]
 struct Whole {
     events: u64,
     requests: u64,
 }
 
-/// What a run has come to so far.
+/// The measurements so far.
 struct SoFar<'a> {
     latency: &'a Latencies,
     elapsed: Duration,
@@ -55,7 +55,7 @@ impl<'a> Abort<'a> {
         }
     }
 
-    /// Whether a threshold fails whatever comes.
+    /// Reports whether a threshold fails, whatever the rest of the run is.
     fn is_lost(&self, threshold: &Threshold, so_far: &SoFar<'_>) -> bool {
         let name = threshold.figure().name;
         let (least, most) = (self.least(name, so_far), self.most(name, so_far));
@@ -63,7 +63,7 @@ impl<'a> Abort<'a> {
             || most.is_some_and(|most| threshold.fails_up_to(most))
     }
 
-    /// The least that a figure can be at the end, in microseconds if it is a time; `None` is unknown.
+    /// Returns a lower bound of a figure at the end of the run, in microseconds if it is a time; `None` if there is none.
     fn least(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let SoFar { latency, progress, .. } = so_far;
         let count = |of: fn(&Progress) -> &AtomicU64| Some(progress(of) as f64);
@@ -87,7 +87,7 @@ impl<'a> Abort<'a> {
         }
     }
 
-    /// The most that a figure can be at the end; `None` is unknown.
+    /// Returns an upper bound of a figure at the end of the run; `None` if there is none.
     fn most(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let Whole { events, .. } = self.of?;
         match name {

@@ -178,8 +178,8 @@ impl Latencies {
         self.bound(self.histogram.value_at_quantile(quantile))
     }
 
-    /// The least that a quantile can be, in microseconds, if there will be so many requests, and those that are not
-    /// recorded may take no time at all; `None` if it may be anything.
+    /// Returns a lower bound of a quantile over `requests` requests, in microseconds: the quantile if those that are
+    /// not recorded yet take no time. `None` if there is no such bound.
     pub(super) fn least_quantile_of(&self, quantile: f64, requests: u64) -> Option<f64> {
         #[allow(
             clippy::cast_possible_truncation,

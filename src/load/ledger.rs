@@ -50,7 +50,7 @@ pub(super) struct Trouble {
     /// Connections that were open at no time, or only until the server turned them away.
     #[serde(default)]
     pub(super) never_open: u64,
-    /// Connections that a ramp had not come to when the run ended.
+    /// Connections that a ramp had not reached when the run ended.
     #[serde(default)]
     pub(super) never_wanted: u64,
     /// Connections that the server turned away with a 503.
@@ -189,13 +189,13 @@ impl Ledger {
         ))
     }
 
-    /// How many of the connections were open at any time.
+    /// Returns the number of connections that were open at any time.
     pub(super) fn open(&self, connections: u64) -> u64 {
         connections.saturating_sub(self.trouble.never_open + self.trouble.never_wanted)
     }
 
-    /// How many events of a workload were to be sent. One without an end has as many as were taken: the rest is none
-    /// of them.
+    /// Returns the number of events in a run. A run that has as many as it sends takes them from an endless workload,
+    /// whose rest does not belong to the run.
     pub(super) fn requested(&self, workload: &Workload, is_open_ended: bool) -> u64 {
         match is_open_ended {
             true => workload.events - (self.unsent.len(workload) - self.unsent.singles()),
@@ -203,7 +203,7 @@ impl Ledger {
         }
     }
 
-    /// How many events of those were not sent.
+    /// Returns the number of events in a run that were not sent.
     pub(super) fn not_sent(&self, workload: &Workload, is_open_ended: bool) -> u64 {
         if is_open_ended { self.unsent.singles() } else { self.unsent.len(workload) }
     }
@@ -278,7 +278,7 @@ mod tests {
     use std::collections::{HashMap, HashSet};
     use std::sync::atomic::AtomicU64;
 
-    /// What became of the events of a closed loop with a duration, each in a list.
+    /// The events of a closed loop with a duration, listed by outcome.
     #[derive(Default)]
     struct Listed {
         acknowledged: Vec<u64>,
@@ -287,7 +287,7 @@ mod tests {
         unsent: Vec<u64>,
     }
 
-    /// Sends one part over some threads, whose clocks all reach the end of the run, or which give up before.
+    /// Sends one part over some threads. Each reaches the end of the run, or gives up earlier.
     fn send(random: &mut Rng, part: Part, workload: &Workload, all: &mut Listed) -> Ledger {
         let (next, until_ns) = (AtomicU64::new(0), 1 + random.u64(0..300));
         let mut ledger = Ledger::default();
@@ -330,7 +330,7 @@ mod tests {
         ledger
     }
 
-    /// What a server has to report that counted such events.
+    /// Returns the totals of a server that counted these events.
     fn totals(workload: &Workload, events: &[u64]) -> Totals {
         let users: HashSet<u64> = events.iter().map(|event| event % workload.users).collect();
         let halves: u64 = events.iter().map(|event| workload.value_in_halves(*event)).sum();
@@ -339,9 +339,9 @@ mod tests {
         Totals { total_requests, unique_users: users.len() as u64, sum, avg }
     }
 
-    /// Against lists of all events: closed loops with a duration, in parts and threads that end apart from each other, on
-    /// a server that is right, or has lost or doubled any event, or counts another user. The verdict is wrong if and
-    /// only if no outcome of the unknown events explains a total.
+    /// Compares with lists of all events: closed loops with a duration, in parts and threads that end at different
+    /// requests, on a server that is right, or has lost or doubled an event. The verdict is wrong if and only if no
+    /// outcome of the unknown events explains a total.
     #[test]
     fn a_run_with_a_duration_is_judged_as_exactly_as_a_fixed_one() {
         let mut random = Rng::with_seed(31);

@@ -94,7 +94,7 @@ pub struct Config {
     pub warm_up: u64,
     /// Connections, at least one; no more than requests are used. If their number changes, the most of them.
     pub connections: usize,
-    /// How many there are to be over the time of the run; `None` is always all.
+    /// The number of connections over time; `None` is constant.
     pub connections_over_time: Option<Profile>,
     /// Client threads, at least one and at most as many as connections; `None` is one per CPU.
     pub threads: Option<usize>,
@@ -106,8 +106,8 @@ pub struct Config {
     pub pipeline: usize,
     /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
     pub rate: Option<Profile>,
-    /// How long requests are sent; `None` is until all events were. An open loop has as many events as are due in that
-    /// time, and a closed loop as many as it sends.
+    /// The time in which requests are sent; `None` if the workload has a fixed number of events. The events of an open
+    /// loop are those that are due in that time; a closed loop has as many as it sends.
     pub duration: Option<Duration>,
     /// How long a response, a connection, or a server that is gone may take.
     pub timeout: Duration,
@@ -123,7 +123,7 @@ pub struct Config {
     pub watch: bool,
     /// What the run must not be.
     pub thresholds: Vec<Threshold>,
-    /// The same, and it ends when one of them can no longer pass.
+    /// Further thresholds. The run ends once one of them can no longer pass.
     pub abort_if: Vec<Threshold>,
     /// How often to note how many events are acknowledged, for a search.
     pub sample_every: Option<Duration>,

@@ -42,7 +42,7 @@ impl Part {
         self.number == 1
     }
 
-    /// How many of so many requests, or connections, are in it.
+    /// Returns its share of a number of requests or connections.
     pub(super) fn share(self, whole: u64) -> u64 {
         whole.saturating_sub(self.number - 1).div_ceil(self.of)
     }

@@ -1,8 +1,8 @@
 //! A quantity over the time of a run, stage by stage: events per second, or connections.
 //!
-//! Within a stage it changes evenly, so that both directions have a closed form: how many events are due by a
-//! time, and when an event is due. All results are exact, because they are computed in integers: an amount
-//! is in thousandths, time in nanoseconds, and their product in halves of a thousandth of a billionth of an event.
+//! Within a stage it changes evenly. So both the number of events that are due by a time and the due time of an event
+//! have a closed form. All results are exact, because they are computed in integers: amounts are in thousandths and
+//! times in nanoseconds, and [`EVENT`] is what adds up to one event.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -29,12 +29,12 @@ const STAGES_MAX: usize = 1000;
 pub struct Amount(u64);
 
 impl Amount {
-    /// A whole number, or the greatest amount if it is above that.
+    /// Returns a whole number, or the greatest amount if the number is above that.
     pub fn whole(number: u64) -> Amount {
         Amount(number.min(RATE_MAX) * PER_ONE)
     }
 
-    /// The whole number that it is; `None` if it has decimals.
+    /// Returns it as a whole number; `None` if it has decimals.
     pub fn as_whole(self) -> Option<u64> {
         self.0.is_multiple_of(PER_ONE).then_some(self.0 / PER_ONE)
     }
@@ -97,7 +97,7 @@ pub(crate) fn decimal(text: &str, decimals: u32) -> Option<u64> {
     }
 }
 
-/// A time in which an amount stays, or changes evenly.
+/// A time in which an amount is constant or changes evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage {
     lasts: Duration,
@@ -109,11 +109,11 @@ pub struct Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Written", try_from = "Written")]
 pub enum Profile {
-    /// The same all the time: `1000`.
+    /// Constant: `1000`.
     Fixed(Amount),
     /// From the first to the second, evenly over the whole run: `1000:20000`.
     Ramp(Amount, Amount),
-    /// One after the other: `10s@1000,30s@5000:20000`. There is at least one.
+    /// One stage after another, at least one: `10s@1000,30s@5000:20000`.
     Stages(Vec<Stage>),
 }
 
@@ -196,7 +196,7 @@ impl FromStr for Profile {
             let lasts = duration.filter(is_possible).ok_or_else(|| {
                 format!(
                     "'{lasts}' is not the length of a stage: pass a time from 1ms to 24h with its unit, such as \
-                     10s; a jump needs no stage of its own"
+                     10s; a jump does not need a stage"
                 )
             })?;
             let (from, to) = amounts(amount)?;
@@ -211,7 +211,7 @@ impl FromStr for Profile {
 }
 
 impl Profile {
-    /// The number that it is all the time; `None` if it changes, or has decimals.
+    /// Returns it as a whole number; `None` if it changes or has decimals.
     pub fn as_whole(&self) -> Option<u64> {
         match self {
             Profile::Fixed(amount) => amount.as_whole(),
@@ -219,12 +219,12 @@ impl Profile {
         }
     }
 
-    /// Whether it can be that of an open loop: above zero at some time, and if it is fixed.
+    /// Reports whether it is above zero at any time.
     pub fn is_rate(&self) -> bool {
         self.amounts().iter().any(|amount| amount.0 > 0)
     }
 
-    /// The length of all stages together; `None` if it has none.
+    /// Returns the length of all stages together; `None` if it does not have stages.
     pub fn lasts(&self) -> Option<Duration> {
         match self {
             Profile::Stages(stages) => Some(stages.iter().map(|stage| stage.lasts).sum()),
@@ -232,7 +232,7 @@ impl Profile {
         }
     }
 
-    /// The amounts at its ends and at those of its stages.
+    /// Returns the amounts at both ends of each stage.
     pub fn amounts(&self) -> Vec<Amount> {
         match self {
             Profile::Fixed(amount) => vec![*amount],
@@ -241,7 +241,8 @@ impl Profile {
         }
     }
 
-    /// How long a run takes that sends so many events at this rate, if it is a ramp; `None` is longer than can be told.
+    /// Returns the time in which a ramp sends a number of events; `None` if it is not a ramp, or if the time would be
+    /// centuries.
     pub fn ramp_for(&self, events: u64) -> Option<Duration> {
         let Profile::Ramp(from, to) = self else { return None };
         let sum = u128::from(from.0) + u128::from(to.0);
@@ -249,7 +250,7 @@ impl Profile {
         u64::try_from(ns).ok()?.checked_add(1).map(Duration::from_nanos)
     }
 
-    /// The profile over a run that lasts so long, which matters to a ramp alone.
+    /// Returns the curve of a run that lasts for this time. Only a ramp depends on it.
     pub(super) fn over(&self, lasts: Duration) -> Curve {
         match self {
             Profile::Fixed(amount) => Curve::new([(u64::MAX, *amount, *amount)]),
@@ -260,13 +261,13 @@ impl Profile {
         }
     }
 
-    /// How many events are due at this rate in the first `lasts` of a run.
+    /// Returns the number of events that are due at this rate in the first `lasts` of a run.
     pub fn events_in(&self, lasts: Duration) -> u64 {
         self.over(lasts).due_before(nanos(lasts))
     }
 }
 
-/// The nanoseconds of a duration, of which none here is zero.
+/// Returns the nanoseconds of a duration, at least one.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
@@ -274,7 +275,7 @@ fn nanos(duration: Duration) -> u64 {
 /// A profile whose length is known.
 #[derive(Clone, Debug)]
 pub(super) struct Curve {
-    /// At least one, each from where the one before ends.
+    /// At least one piece. Each starts at the end of the piece before it.
     pieces: Vec<Piece>,
 }
 
@@ -285,7 +286,7 @@ struct Piece {
     lasts_ns: u64,
     from: u64,
     to: u64,
-    /// What has come to pass before it: [`EVENT`] is one event.
+    /// The events up to its start, in units of which [`EVENT`] are one event.
     before: u128,
 }
 
@@ -294,13 +295,13 @@ impl Piece {
         self.starts_ns.saturating_add(self.lasts_ns)
     }
 
-    /// What comes to pass in all of it.
+    /// Returns the events in all of it, in the same units.
     fn whole(&self) -> u128 {
         (u128::from(self.from) + u128::from(self.to)) * u128::from(self.lasts_ns)
     }
 
-    /// What has come to pass in its first so many nanoseconds, rounded up: a whole number is at least that if and only
-    /// if it is at least the exact value.
+    /// Returns the events in its first `ns` nanoseconds, rounded up to a unit. Comparisons with whole numbers of units
+    /// are therefore exact.
     fn reached(&self, ns: u64) -> u128 {
         let (ns, lasts_ns) = (u128::from(ns), u128::from(self.lasts_ns));
         let steady = 2 * u128::from(self.from) * ns;
@@ -316,8 +317,7 @@ impl Piece {
         }
     }
 
-    /// The last of its nanoseconds at which no more than this has come to pass. It is less than what comes to pass in
-    /// all of it.
+    /// Returns the last of its nanoseconds at which [`Piece::reached`] is at most `target`, which is less than the whole.
     fn last_ns_of(&self, target: u128) -> u64 {
         if self.from == self.to {
             return u64::try_from(target / (2 * u128::from(self.from))).unwrap_or(u64::MAX);
@@ -353,7 +353,7 @@ impl Piece {
         ns
     }
 
-    /// The amount after so many of its nanoseconds, rounded down.
+    /// Returns the amount at `ns`, rounded down.
     fn amount(&self, ns: u64) -> u64 {
         let change = u128::from(self.from.abs_diff(self.to)) * u128::from(ns.min(self.lasts_ns));
         let lasts_ns = u128::from(self.lasts_ns);
@@ -378,20 +378,21 @@ impl Curve {
         Curve { pieces }
     }
 
-    /// The last piece for which this holds, which it does up to one of them.
+    /// Returns the last of the leading pieces for which a condition holds, or the first piece.
     fn last(&self, holds: impl Fn(&Piece) -> bool) -> &Piece {
         &self.pieces[self.pieces.partition_point(holds).max(1) - 1]
     }
 
-    /// How many events are due before a time.
+    /// Returns the number of events that are due before a time.
     pub(super) fn due_before(&self, ns: u64) -> u64 {
         let piece = self.last(|piece| piece.starts_ns <= ns);
         let reached = piece.before + piece.reached((ns - piece.starts_ns).min(piece.lasts_ns));
         u64::try_from(reached.div_ceil(EVENT)).unwrap_or(u64::MAX)
     }
 
-    /// When an event is due: in the last nanosecond at which no more than those before it have come to pass. So the
-    /// first is due when the rate is first above zero. One that is never due is due at the end of time.
+    /// Returns the due time of an event: the last nanosecond at which the events up to then are at most those before
+    /// it. So the first event is due as soon as the rate is above zero, and the next one after a pause when the pause
+    /// ends. An event after the last stage is due at the end of time.
     pub(super) fn due_ns(&self, event: u64) -> u64 {
         let target = u128::from(event) * EVENT;
         let piece = self.last(|piece| piece.before <= target);
@@ -402,13 +403,13 @@ impl Curve {
         }
     }
 
-    /// The least whole amount at any time.
+    /// Returns the least whole amount at any time.
     pub(super) fn least(&self) -> u64 {
         let ends = self.pieces.iter().map(|piece| piece.from.min(piece.to));
         ends.min().unwrap_or(0) / PER_ONE
     }
 
-    /// The greatest whole amount at any time from `from_ns` to `to_ns`.
+    /// Returns the greatest whole amount at any time from `from_ns` to `to_ns`.
     pub(super) fn most_between(&self, from_ns: u64, to_ns: u64) -> u64 {
         let pieces = self.pieces.iter().enumerate().filter(|(index, piece)| {
             let is_last = index + 1 == self.pieces.len();

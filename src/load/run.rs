@@ -13,8 +13,7 @@ use super::part::Part;
 use super::parts::{OpenLoopClient, PartOutcome, PartReport, Participation};
 use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
-use super::schedule::Pace;
-use super::shared::{Crowd, KeepAlive, Progress, Run, rest_of_closed_loop};
+use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::thresholds::Threshold;
 use super::timeline::{RawSecond, Second};
 use super::verdict::{Evidence, plural};
@@ -169,20 +168,6 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
 fn control(config: &Config) -> Control<'_> {
     Control::new(&config.server, config.timeout, connections(config) > 1)
         .with_token(config.reset_token.clone())
-}
-
-impl Config {
-    /// When the requests of an open loop are due.
-    fn pace(&self) -> Option<Pace> {
-        self.rate.as_ref().map(|rate| Pace::new(rate, self.duration, &self.workload))
-    }
-
-    /// How many connections there are to be, of which this client can open so many.
-    fn crowd(&self, most: usize) -> Crowd {
-        let lasts = self.duration.unwrap_or(Duration::MAX);
-        let over_time = self.connections_over_time.as_ref().map(|profile| profile.over(lasts));
-        Crowd { most, over_time }
-    }
 }
 
 /// How many connections all clients together use: more than one per request would never be used.

@@ -54,8 +54,8 @@ impl Schedule<'_> {
         Schedule::Closed { part, next, requests, grab, grabbed: 0..0 }
     }
 
-    /// For the part's share of a workload without an end, until the time is over. Its requests are taken one by one:
-    /// a thread does not leave any that it has taken, so that all before the next one are sent.
+    /// Returns the schedule of a closed loop that ends at a time, for the part's share of an endless workload. Threads
+    /// take requests one by one and send all that they have taken, so that the events that were sent do not have gaps.
     pub(super) fn timed<'a>(
         part: Part,
         next: &'a AtomicU64,
@@ -159,7 +159,7 @@ impl Schedule<'_> {
     }
 }
 
-/// When the requests of an open loop are due.
+/// The due times of an open loop's requests.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     /// Events per request.
@@ -169,7 +169,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// For a workload at a rate. A ramp without a duration takes as long as the workload needs.
+    /// Returns the pace of a workload at a rate. Without a duration, a ramp lasts as long as its events take.
     pub(super) fn new(rate: &Profile, duration: Option<Duration>, workload: &Workload) -> Pace {
         let lasts = duration.or_else(|| rate.ramp_for(workload.events)).unwrap_or(Duration::MAX);
         Pace { batch: workload.events_per_request(), rate: rate.over(lasts) }
@@ -189,8 +189,8 @@ impl Pace {
         self.rate.due_before(ns.saturating_add(1)).div_ceil(self.batch)
     }
 
-    /// The share of the pace that was held by a client that sent so many events, the last of them at a time: when that
-    /// was due, in relation to when it was sent. `None` if it was due at the start.
+    /// Returns the share of the pace that was held if `events` events were sent, the last one at `last_sent`: its due
+    /// time divided by that. `None` if it was due at the start.
     pub(super) fn held(&self, events: u64, last_sent: Duration) -> Option<f64> {
         let last_due_ns = self.due_ns(events.div_ceil(self.batch).saturating_sub(1));
         let is_told = last_due_ns > 0 && !last_sent.is_zero();

@@ -1,5 +1,6 @@
 //! What all client threads of a run share.
 
+use super::Config;
 use super::part::Part;
 use super::profile::Curve;
 use super::schedule::Pace;
@@ -33,24 +34,38 @@ pub(super) struct Progress {
     pub(super) malformed: AtomicU64,
 }
 
-/// How many of a client's connections there are to be.
+/// The number of a client's connections over time.
 #[derive(Debug)]
 pub(super) struct Crowd {
     /// The most at any time.
     pub(super) most: usize,
-    /// Those of all parts together, over time; `None` is always the most.
+    /// The number over all parts; `None` is constant.
     pub(super) over_time: Option<Curve>,
 }
 
+impl Config {
+    /// Returns the due times of an open loop's requests.
+    pub(super) fn pace(&self) -> Option<Pace> {
+        self.rate.as_ref().map(|rate| Pace::new(rate, self.duration, &self.workload))
+    }
+
+    /// Returns the number of connections over time for a client that can open up to `most`.
+    pub(super) fn crowd(&self, most: usize) -> Crowd {
+        let lasts = self.duration.unwrap_or(Duration::MAX);
+        let over_time = self.connections_over_time.as_ref().map(|profile| profile.over(lasts));
+        Crowd { most, over_time }
+    }
+}
+
 impl Crowd {
-    /// The fewest of those in a part at any time, or 1.
+    /// Returns the fewest connections of a part at any time, at least 1.
     pub(super) fn least(&self, part: Part) -> usize {
         let Some(curve) = &self.over_time else { return self.most.max(1) };
         let own = usize::try_from(part.share(curve.least())).unwrap_or(self.most);
         own.min(self.most).max(1)
     }
 
-    /// The most that there are to be at any time from `from_ns` to `to_ns`, of all in a part.
+    /// Returns the most connections of a part at any time from `from_ns` to `to_ns`.
     fn between(&self, part: Part, from_ns: u64, to_ns: u64) -> usize {
         let Some(curve) = &self.over_time else { return self.most };
         let own = part.share(curve.most_between(from_ns, to_ns));
@@ -68,11 +83,11 @@ pub(super) struct Run {
     pub(super) form: Form,
     /// Requests in flight per connection.
     pub(super) depth: usize,
-    /// When the requests of an open loop are due; `None` is a closed loop.
+    /// The due times of an open loop's requests; `None` is a closed loop.
     pub(super) pace: Option<Pace>,
-    /// How long requests are taken; in a closed loop, there are as many as are sent in that time.
+    /// The time in which requests are sent; a closed loop has as many as it sends in that time.
     pub(super) duration: Option<Duration>,
-    /// How many connections there are to be, over the time of the measured part.
+    /// The number of connections during the measured part.
     pub(super) crowd: Crowd,
     pub(super) timeout: Duration,
     /// Events to send before those of the workload, which are measured.
@@ -95,20 +110,20 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// The most connections that a thread is to have at any time from `from_ns` to `to_ns`: connection `c` is that of
-    /// thread `c` modulo the number of threads, so that all of them take part in a ramp.
+    /// Returns the most connections of a thread at any time from `from_ns` to `to_ns`. Thread `t` of `T` has the
+    /// connections that are `t` modulo `T`, so that all threads take part in a ramp.
     pub(super) fn connections_of(&self, thread: usize, from_ns: u64, to_ns: u64) -> usize {
         let all = self.crowd.between(self.part, from_ns, to_ns);
         all / self.threads + usize::from(thread < all % self.threads)
     }
 
-    /// Whether there are as many requests as are sent in the time of the run.
+    /// Reports whether the run has as many requests as it sends in its time.
     pub(super) fn is_open_ended(&self) -> bool {
         self.pace.is_none() && self.duration.is_some()
     }
 
-    /// When no more is sent for the first time, whatever is left: at the end of a closed loop's time, and in an open
-    /// loop, whose requests are all due before the end, when the last of them have waited as long as for a response.
+    /// Returns the time from which on nothing more is sent: in a closed loop, the end of the run's time. The requests
+    /// of an open loop are all due before that, and may be late by the timeout.
     pub(super) fn stop_ns(&self) -> Option<u64> {
         let patience = if self.pace.is_some() { self.timeout } else { Duration::ZERO };
         let stop = self.duration?.saturating_add(patience);

@@ -269,7 +269,7 @@ impl Threshold {
         }
     }
 
-    /// Whether the condition holds of each number from this one on.
+    /// Reports whether the condition holds for every number from `least` on.
     pub(super) fn fails_from(&self, least: f64) -> bool {
         let Limit::Number(limit) = self.limit else { return false };
         match self.operator {
@@ -279,7 +279,7 @@ impl Threshold {
         }
     }
 
-    /// Whether the condition holds of each number up to this one.
+    /// Reports whether the condition holds for every number up to `most`.
     pub(super) fn fails_up_to(&self, most: f64) -> bool {
         let Limit::Number(limit) = self.limit else { return false };
         match self.operator {

@@ -159,7 +159,7 @@ impl Timeline {
         }
     }
 
-    /// The latencies of all that has been reported so far.
+    /// Returns the latencies that threads have reported so far.
     pub(super) fn latencies(&self) -> &Latencies {
         &self.total.latency
     }

@@ -63,7 +63,7 @@ struct Status {
     /// Events that have ended in this phase, and how many it has.
     ended: u64,
     of: u64,
-    /// How long it takes, if it has as many as it sends.
+    /// The length of the phase, if it ends by the clock.
     until: Option<Duration>,
     connect_failures: u64,
     latest: Option<Second>,
@@ -74,7 +74,7 @@ impl Status {
         self.ended as f64 / self.elapsed.as_secs_f64().max(1e-3)
     }
 
-    /// The share of the phase that has been done.
+    /// Returns the share of the phase that is over.
     fn share(&self) -> f64 {
         match self.until {
             Some(until) if self.phase == Phase::Measuring => {

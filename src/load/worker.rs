@@ -117,11 +117,11 @@ pub(super) struct Worker<'a> {
     /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
-    /// How many connections are to be open: those before this number. It changes if they ramp.
+    /// The number of connections that should be open now: those before this index.
     wanted: usize,
-    /// The most of them so far.
+    /// The greatest such number so far.
     wanted_most: usize,
-    /// Until then they are looked after.
+    /// The end of the time for which the number was last computed.
     wanted_until_ns: u64,
     /// The connections that were open at any time of the phase, unless the server turned them away before it had
     /// responded to anything on them.
@@ -196,7 +196,7 @@ impl<'a> Worker<'a> {
         [warm_up, measured]
     }
 
-    /// What this thread has of the measured part.
+    /// Returns the schedule of this thread in the measured part.
     fn measured_schedule(&self) -> Schedule<'a> {
         let Run { part, next: [_, next], workload, .. } = self.run;
         match (&self.run.pace, self.run.stop_ns()) {
@@ -438,7 +438,7 @@ impl<'a> Worker<'a> {
         self.in_flight == 0 && !self.has_work() && !self.awaits_connections()
     }
 
-    /// The same, after a last look at how many connections there are to be.
+    /// Reports whether the thread is done, after opening the last connections of a ramp.
     fn is_all_done(&mut self) -> bool {
         self.is_done() && {
             self.want();
@@ -481,8 +481,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Books a request that would have been sent if the thread had gone on, in a run that has as many as it sends: it
-    /// did not send all that it was to.
+    /// Books a request as unsent if a run with a duration ends before its time is over: otherwise it would look like
+    /// a shorter run without a failure.
     fn miss_one(&mut self) {
         let is_over = self.interrupted_ns.is_some() || !self.is_measured;
         if self.run.is_open_ended() && !is_over && self.waiting.is_empty() {

@@ -161,7 +161,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// How many requests of so many it has.
+    /// Returns the number of requests in it, for a workload with `requests` requests.
     pub(super) fn len(self, requests: u64) -> u64 {
         requests.saturating_sub(self.start).div_ceil(self.step)
     }

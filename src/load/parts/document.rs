@@ -39,7 +39,7 @@ pub(in crate::load) struct Parameters {
     pub(super) connections: usize,
     pub(super) pipeline: usize,
     pub(super) rate: Option<Profile>,
-    /// How long requests were sent, in nanoseconds; null if it was until all were.
+    /// The time in which requests were sent, in nanoseconds; null if the run had a fixed number of them.
     #[serde(default)]
     pub(super) duration_ns: Option<u64>,
     #[serde(default)]
@@ -73,13 +73,13 @@ impl Parameters {
         }
     }
 
-    /// When the requests of an open loop are due.
+    /// Returns the due times of an open loop's requests.
     pub(super) fn pace(&self) -> Option<Pace> {
         let duration = self.duration_ns.map(Duration::from_nanos);
         self.rate.as_ref().map(|rate| Pace::new(rate, duration, &self.workload()))
     }
 
-    /// Whether there are as many requests as were sent in the time of the run.
+    /// Reports whether the run has as many requests as it sent in its time.
     pub(super) fn is_open_ended(&self) -> bool {
         self.rate.is_none() && self.duration_ns.is_some()
     }

@@ -22,8 +22,8 @@ fn random_stages(random: &mut Rng, ns_most: u64, most: u64) -> Vec<(u64, Amount,
         .collect()
 }
 
-/// What has come to pass at each nanosecond, in the units of [`EVENT`] times the product of all lengths of changing
-/// stages, added up from one nanosecond to the next: within one, the amount is that in its middle.
+/// Returns the events up to each nanosecond, and the units of one event. They are added up nanosecond by nanosecond,
+/// each with the amount in its middle. To have no fractions, the units are multiplied by all lengths of stages.
 fn naive(stages: &[(u64, Amount, Amount)]) -> (Vec<u128>, u128) {
     let scale: u128 = stages.iter().map(|(lasts_ns, ..)| u128::from(*lasts_ns)).product();
     let (mut reached, mut sum) = (vec![0], 0);
@@ -208,7 +208,7 @@ fn profiles_are_written_as_they_are_read() {
         ("1:2:3", "is not a number"),
         ("10s@", "is not a number"),
         ("10s@1,20", "'20' is not a stage"),
-        ("0s@1", "a jump needs no stage"),
+        ("0s@1", "a jump does not need a stage"),
         ("25h@1", "from 1ms to 24h"),
         ("10@1", "with its unit"),
         ("10s@1,", "is not a stage"),

@@ -96,6 +96,8 @@ impl Report {
         let load = setup.rate.as_ref().map_or("closed loop".into(), |rate| {
             format!("open loop at {} {}", rate_in_words(rate), self.unit().per_second())
         });
+        let load =
+            setup.duration_s.map_or(load.clone(), |seconds| format!("{load} for {seconds} s"));
         let engine = setup.engine.clone().unwrap_or_else(|| "not known".into());
         let was_reset = if setup.was_reset { "yes" } else { "no" };
         put(page, "<h2>Setup</h2>\n<table>");

@@ -63,13 +63,13 @@ pub struct Setup {
     pub cpus: String,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests per second of an open loop, with batches events per second: a number, or if they change, what --rate
-    /// or --stages has; `None` is a closed loop.
+    /// Requests per second of an open loop, with batches events per second: a number, or the value of --rate or
+    /// --stages if they change; `None` is a closed loop.
     pub rate: Option<Profile>,
-    /// How long requests were sent, in seconds; `None` is until all were.
+    /// The time in which requests were sent, in seconds; `None` if the run had a fixed number of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_s: Option<f64>,
-    /// How many connections there were to be over time, if their number changed.
+    /// The number of connections over time, if it changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections_over_time: Option<Profile>,
     /// Distinct users.
@@ -111,7 +111,7 @@ fn yes() -> bool {
 }
 
 impl Setup {
-    /// Whether there are as many requests as were sent in the time of the run.
+    /// Reports whether the run has as many requests as it sent in its time.
     pub(super) fn is_open_ended(&self) -> bool {
         self.rate.is_none() && self.duration_s.is_some()
     }
@@ -187,11 +187,11 @@ impl Latency {
 /// What an open loop was asked for, and what it did.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct OpenLoop {
-    /// Requests per second that were asked for: a number, or if they change, what --rate or --stages has.
+    /// Requests per second that were asked for: a number, or the value of --rate or --stages if they change.
     rate: Profile,
     /// Requests per second that were sent on average; null for a single request, which has no rate.
     rate_held: Option<f64>,
-    /// When the last request was due, in relation to when it was sent: at a fixed rate, `rate_held / rate`.
+    /// The due time of the last request divided by the time at which it was sent: at a fixed rate, `rate_held / rate`.
     held: Option<f64>,
     /// From the actual send time.
     latency_from_send_us: Latency,

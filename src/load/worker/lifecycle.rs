@@ -165,13 +165,13 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a connection is to be open.
+    /// Reports whether a connection should be open.
     fn needs(&self, index: usize) -> bool {
         index < self.wanted && (!self.is_running || self.has_work())
     }
 
-    /// Opens and offers the connections that are wanted from now on, if their number changes over time. It looks ahead
-    /// until the next time that it is asked, and back to the last, so that it misses no peak.
+    /// Opens the connections that a ramp has reached. Covers the time from the last call to the next one, so that it
+    /// does not miss a peak.
     pub(super) fn want(&mut self) {
         if self.run.crowd.over_time.is_none() || !self.is_measured {
             return;
@@ -197,8 +197,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether connections that were wanted are still being opened, at the end of a run in which their number changes:
-    /// each of them was open, or could not be opened.
+    /// Reports whether a ramp's connections are still being opened. The run does not end before that, so that each of
+    /// them was open or could not be opened.
     pub(super) fn awaits_connections(&self) -> bool {
         let is_opening =
             |connection: &Connection| matches!(connection.state, State::Connecting { .. });
