@@ -23,6 +23,7 @@ use ringtally::uring::Wakeup;
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 const SHARDS: usize = 2;
 const USERS: usize = 12;
@@ -137,7 +138,7 @@ impl Server {
         assert_eq!(tally.restore_users(users), state.users);
         let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), false));
         let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let wakeups = Arc::new(Wakeups { committer: Wakeup::new().unwrap(), shards });
+        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
         let policy = Policy::new("h");
         let reporters = Reporter::for_shards(SHARDS, "none");
         let services = std::iter::zip(writers, reporters)

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// How often the progress of a long restore is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -150,7 +151,7 @@ impl Restored {
     ///
     /// The system has no thread or descriptor left.
     pub(super) fn start(
-        mut self,
+        self,
         name: &str,
         shards: &[Arc<Wakeup>],
         lifecycle: Sender<Lifecycle>,
@@ -161,26 +162,22 @@ impl Restored {
             signal_hook::consts::SIGXFSZ,
             Arc::new(AtomicBool::new(false)),
         )?;
-        self.store.introduce(name);
-        let is_shared = self.store.news().is_some();
+        let is_shared = self.store.is_shared();
         let settlement = Arc::new(Settlement::new(shards.len(), self.totals, is_shared));
-        let wakeups = Arc::new(Wakeups { committer: Wakeup::new()?, shards: shards.to_vec() });
+        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards: shards.to_vec() });
         let metrics = Arc::new(StoreMetrics::default());
         reporter.report_store(Arc::clone(&metrics));
-        let committer = Committer::new(
-            self.journal,
-            self.store,
-            self.state,
-            Arc::clone(&settlement),
-            Arc::clone(&wakeups),
-            metrics,
-        );
         let ending = Ending::default();
         std::thread::Builder::new().name("committer".into()).spawn({
-            let ending = ending.clone();
+            let Restored { mut store, state, journal, .. } = self;
+            let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
+            let (name, ending) = (name.to_owned(), ending.clone());
             move || {
                 // A committer that panics must end the server: nothing would be acknowledged anymore.
-                let run = AssertUnwindSafe(|| committer.run(&ending));
+                let run = AssertUnwindSafe(|| {
+                    store.introduce(&name);
+                    Committer::new(journal, store, state, settlement, wakeups, metrics).run(&ending)
+                });
                 let result = catch_unwind(run).unwrap_or_else(|_| {
                     Err(Failure::Wrong("the committer died: its error is above".into()))
                 });

@@ -1,13 +1,12 @@
 //! The one thread that makes cuts durable: while it writes one, the shards count what the next will carry.
 //!
-//! Where other servers share the store, it also commits from time to time although nothing has changed, so that
-//! the others know of this server, and this server of their resets; and it reads the totals over all of them.
+//! Where other servers share the store, it also commits when the store has a reason for that, although nothing has
+//! changed; and it reads the totals over all of them.
 
-use super::{News, Outcome, Settlement, Store, Wakeups, monotonic_ms};
+use super::{Outcome, Settlement, Store, Wakeups, monotonic_ms};
 use crate::failure::Failure;
 use crate::metrics::StoreMetrics;
 use crate::tally::{Cut, Journal, State, Totals};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +21,6 @@ pub struct Committer {
     metrics: Arc<StoreMetrics>,
     /// What the store was last told to hold.
     committed: State,
-    /// How others are heard of who share the store, if they can.
-    news: Option<News>,
-    /// When to commit although nothing has changed.
-    due_at: Instant,
 }
 
 impl fmt::Debug for Committer {
@@ -42,7 +37,7 @@ impl Ending {
     /// Ends the committer that these wake-ups belong to.
     pub fn begin(&self, wakeups: &Wakeups) {
         self.0.store(true, Ordering::Release);
-        wakeups.committer.wake();
+        wakeups.committer.notify_one();
     }
 }
 
@@ -57,10 +52,8 @@ impl Committer {
         wakeups: Arc<Wakeups>,
         metrics: Arc<StoreMetrics>,
     ) -> Committer {
-        let news = store.news();
-        assert_eq!(news.is_some(), settlement.is_shared(), "totals are read where others count");
-        let due_at = Instant::now();
-        Committer { journal, store, settlement, wakeups, metrics, committed, news, due_at }
+        assert_eq!(store.is_shared(), settlement.is_shared(), "totals are read where others count");
+        Committer { journal, store, settlement, wakeups, metrics, committed }
     }
 
     /// Commits whatever shards ask for, until it is told to end; then what is left.
@@ -70,47 +63,19 @@ impl Committer {
     /// Those of [`Store::commit`]. What waits then never leaves.
     pub fn run(mut self, ending: &Ending) -> Result<(), Failure> {
         loop {
-            // Before the request is looked at: one that comes after that wakes again.
-            self.wakeups.committer.clear();
-            if ending.0.load(Ordering::Acquire) {
-                // The shards have ended: nothing comes after this, which reads the totals over all servers once more.
-                return self.commit_and(true);
+            // The shards have ended then: nothing comes after the last commit, which reads the totals over all servers
+            // once more.
+            let is_last = ending.0.load(Ordering::Acquire);
+            let is_wanted = is_last || self.settlement.is_requested();
+            // What is asked for from here on wakes it.
+            let is_due = self.store.wait(&self.wakeups.committer, is_wanted);
+            if is_wanted || is_due {
+                self.commit_and(is_due, is_last)?;
             }
-            self.take_news();
-            if self.is_due() || self.settlement.is_requested() {
-                self.commit_and(false)?;
-            } else {
-                self.wait();
+            if is_last {
+                return Ok(());
             }
         }
-    }
-
-    /// Waits until it is woken, or a commit is due.
-    fn wait(&self) {
-        let wakeup = PollFd::new(&self.wakeups.committer, PollFlags::IN);
-        // It fails only when a signal interrupts it, and is repeated then.
-        let _ = match &self.news {
-            None => poll(&mut [wakeup], None),
-            Some(news) => {
-                let mut wakeups = [wakeup, PollFd::new(&*news.wakeup, PollFlags::IN)];
-                let timeout = self.due_at.saturating_duration_since(Instant::now());
-                poll(&mut wakeups, Timespec::try_from(timeout).ok().as_ref())
-            }
-        };
-    }
-
-    /// Has a commit be due where others have changed the store.
-    fn take_news(&mut self) {
-        if let Some(news) = &self.news
-            && news.wakeup.clear()
-        {
-            self.due_at = Instant::now();
-        }
-    }
-
-    /// Whether to commit although nothing has changed.
-    fn is_due(&self) -> bool {
-        self.news.is_some() && Instant::now() >= self.due_at
     }
 
     /// Takes one cut, makes it durable, and says so.
@@ -119,32 +84,34 @@ impl Committer {
     ///
     /// Those of [`Store::commit`].
     pub fn commit(&mut self) -> Result<(), Failure> {
-        self.take_news();
-        self.commit_and(false)
+        let is_due = self.store.wait(&self.wakeups.committer, true);
+        self.commit_and(is_due, false)
     }
 
-    /// Takes one cut and makes it durable, and where others share the store, reads the totals afterwards if
-    /// `is_read` or somebody has asked for them. Repeats it for as long as others reset them meanwhile.
-    fn commit_and(&mut self, is_read: bool) -> Result<(), Failure> {
+    /// Takes one cut and makes it durable, even if nothing has changed when that `is_due`. Where others share the store,
+    /// reads the totals afterwards if `is_read` or somebody has asked for them. Repeats it for as long as others reset
+    /// them meanwhile.
+    fn commit_and(&mut self, mut is_due: bool, is_read: bool) -> Result<(), Failure> {
+        let is_shared = self.settlement.is_shared();
         loop {
-            self.store.pace();
             let cut = self.journal.cut();
-            if self.news.is_some() {
+            if is_shared {
                 self.settlement.begin(cut.epoch, monotonic_ms());
             }
-            let outcome = match self.is_due() || cut.state != self.committed {
+            let outcome = match is_due || cut.state != self.committed {
                 true => self.write(&cut)?,
                 // Where nothing has changed, the store holds it.
                 false => Outcome::Durable,
             };
             if outcome == Outcome::Superseded {
                 self.start_over(&cut);
+                is_due = self.store.wait(&self.wakeups.committer, true);
                 continue;
             }
-            let totals = match self.news {
-                None => Some(cut.state.totals()),
-                Some(_) if is_read || self.settlement.is_read_requested() => Some(self.read()?),
-                Some(_) => None,
+            let totals = match is_shared {
+                false => Some(cut.state.totals()),
+                true if is_read || self.settlement.is_read_requested() => Some(self.read()?),
+                true => None,
             };
             self.settlement.settle(cut.epoch, totals, |waker| self.wakeups.wake(waker));
             return Ok(());
@@ -158,9 +125,6 @@ impl Committer {
         let outcome = self.store.commit(&cut.state, &cut.new_users).inspect_err(|_| {
             self.metrics.errors.add(1);
         })?;
-        if let Some(news) = &self.news {
-            self.due_at = Instant::now() + news.every;
-        }
         if outcome == Outcome::Durable {
             let events = match cut.state.generation == self.committed.generation {
                 true => cut.state.events - self.committed.events,
@@ -179,8 +143,8 @@ impl Committer {
         let generation = self.journal.reset();
         self.settlement.void_before(generation);
         self.metrics.superseded.add(1);
+        // The next cut differs from it by its generation, and so is written whatever it holds.
         self.committed = cut.state.clone();
-        self.due_at = Instant::now();
     }
 
     /// Reads the totals over all servers.
@@ -188,7 +152,7 @@ impl Committer {
         let group = self.store.read().inspect_err(|_| {
             self.metrics.errors.add(1);
         })?;
-        let group = group.expect("a store with news has the totals of a group");
+        let group = group.expect("a shared store has the totals of a group");
         self.metrics.note_read(group.servers);
         Ok(group.totals)
     }

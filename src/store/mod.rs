@@ -16,6 +16,7 @@ use crate::tally::{State, Totals, UserIds};
 use crate::uring::Wakeup;
 pub use committer::{Committer, Ending};
 use file::FileStore;
+use futures_lite::future::block_on;
 pub use held::{Held, Release};
 use postgres::{PostgresStore, Target};
 use rustix::time::{ClockId, clock_gettime};
@@ -24,6 +25,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Keeps a [`State`] and its users where a crash or a power failure cannot take them.
 pub trait Store: Send {
@@ -60,15 +62,22 @@ pub trait Store: Send {
         Ok(None)
     }
 
-    /// How this server learns what others have done to the store. `None` where no other server shares it.
-    fn news(&self) -> Option<News> {
-        None
+    /// Whether other servers share the store. Then totals are read from it, and it has its own reasons for a commit.
+    fn is_shared(&self) -> bool {
+        false
     }
 
-    /// Waits until the next commit may begin. Called before its cut is taken.
-    fn pace(&mut self) {}
+    /// Waits before a cut is taken. If a commit is wanted, only until the store is ready for one; otherwise until it is
+    /// woken, or has a reason of its own for a commit. Returns whether it has one: although nothing has changed, the
+    /// servers that share the store must hear of this one, or this one of their reset.
+    fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
+        if !is_wanted {
+            block_on(wakeup.notified());
+        }
+        false
+    }
 
-    /// Tells the store how this server is called among those that share it.
+    /// Tells the store what this server is called among those that share it.
     fn introduce(&mut self, _name: &str) {}
 }
 
@@ -88,15 +97,6 @@ pub struct Group {
     pub totals: Totals,
     /// What each has contributed to them.
     pub servers: Vec<ServerShare>,
-}
-
-/// Why a server looks at a store that it shares.
-#[derive(Clone, Debug)]
-pub struct News {
-    /// Pending when another server has reset the totals.
-    pub wakeup: Arc<Wakeup>,
-    /// How often to commit in any case, so that the others know that this server is alive.
-    pub every: Duration,
 }
 
 /// Where a store is.
@@ -152,8 +152,8 @@ pub fn open(location: &Location, timeout: Duration, log: Log) -> Result<Opened, 
 /// Whom a settlement wakes.
 #[derive(Debug)]
 pub struct Wakeups {
-    /// The committer's.
-    pub committer: Wakeup,
+    /// The committer's. A wake-up that comes while it does not wait is kept.
+    pub committer: Notify,
     /// One for each shard.
     pub shards: Vec<Arc<Wakeup>>,
 }
@@ -161,7 +161,7 @@ pub struct Wakeups {
 impl Wakeups {
     fn wake(&self, waker: Waker) {
         match waker {
-            Waker::Committer => self.committer.wake(),
+            Waker::Committer => self.committer.notify_one(),
             Waker::Shard(shard) => self.shards[shard].wake(),
         }
     }

@@ -1,8 +1,8 @@
 //! A store that any number of servers share: PostgreSQL, where each process has a row of its own with its totals in
 //! full, and the totals of the group are the sum over the rows.
 //!
-//! The client of PostgreSQL needs a runtime, which is on a thread of its own and serves it between commits, too: so
-//! a reset by another server is heard of at once.
+//! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database, or
+//! for something to commit. So a reset by another server is heard of at once.
 
 mod inspect;
 mod link;
@@ -18,28 +18,23 @@ mod tls;
 mod trouble;
 mod warnings;
 
-use super::{Group, News, Outcome, Store};
+use super::{Group, Outcome, Store};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::tally::{State, UserIds};
-use crate::uring::Wakeup;
+use futures_lite::future::{or, poll_once};
 pub use inspect::{Database, Inspection, examine, inspect};
 use link::Postgres;
 pub use link::{Id, Link, Write};
 pub use member::Member;
 use session::Unasked;
 pub use shares::Share;
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use sweep::Sweeper;
 pub use target::{Target, without_password};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::LocalSet;
+use tokio::sync::Notify;
 pub use trouble::Trouble;
 use warnings::WarningLog;
 
@@ -52,22 +47,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const TRANSACTION: Duration = Duration::from_micros(1_050);
 
 /// A store in PostgreSQL. Dropped, it leaves the group, whose totals keep what it counted.
-#[derive(Debug)]
 pub struct PostgresStore {
-    /// `None` once it is dropped.
-    requests: Option<UnboundedSender<Request>>,
-    thread: Option<JoinHandle<()>>,
-    news: Arc<Wakeup>,
+    runtime: ClientRuntime,
+    member: Member<Postgres>,
+    /// Notified when another server has reset the totals.
+    news: Arc<Notify>,
     /// When the next transaction may begin.
     next: Instant,
-}
-
-/// What the thread of the store is asked for, with where the answer goes.
-#[derive(Debug)]
-enum Request {
-    Introduce(String),
-    Commit(Box<State>, UserIds, Sender<Result<Outcome, Failure>>),
-    Read(Sender<Result<Group, Failure>>),
+    /// When to commit although nothing has changed.
+    due_at: Instant,
 }
 
 impl PostgresStore {
@@ -83,54 +71,19 @@ impl PostgresStore {
         timeout: Duration,
         log: Log,
     ) -> Result<(PostgresStore, Group), Failure> {
-        let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
-        let news = Arc::new(Wakeup::new().map_err(no_room)?);
-        let runtime = runtime().map_err(no_room)?;
-        let (requests, received) = unbounded_channel();
-        let (joined, is_joined) = channel();
-        let thread = std::thread::Builder::new()
-            .name("store".into())
-            .spawn({
-                let (target, news) = (target.clone(), Arc::clone(&news));
-                move || {
-                    let warnings = Some(Rc::new(WarningLog::new(log, target.to_string())));
-                    let first_host = Rc::new(Cell::new(0));
-                    let of_sweeper = Unasked { news: None, warnings };
-                    let of_member = Unasked { news: Some(news), ..of_sweeper.clone() };
-                    let sweeper = Sweeper::new(target.clone(), Rc::clone(&first_host), of_sweeper);
-                    let member = Member::new(Postgres::new(target, log, of_member, first_host));
-                    let serving = serve(member, sweeper, timeout, joined, received);
-                    LocalSet::new().block_on(&runtime, serving);
-                    // A name that is being looked up is not waited for.
-                    runtime.shutdown_background();
-                }
-            })
-            .map_err(no_room)?;
-        let store = PostgresStore {
-            requests: Some(requests),
-            thread: Some(thread),
-            news,
-            next: Instant::now(),
-        };
-        let group = answer(&is_joined)??;
+        let runtime = ClientRuntime::new()?;
+        let (news, now) = (Arc::new(Notify::new()), Instant::now());
+        let warnings = Some(Arc::new(WarningLog::new(log, target.to_string())));
+        let first_host = Arc::default();
+        let of_sweeper = Unasked { news: None, warnings };
+        let of_member = Unasked { news: Some(Arc::clone(&news)), ..of_sweeper.clone() };
+        let sweeper = Sweeper::new(target.clone(), Arc::clone(&first_host), of_sweeper);
+        let member = Member::new(Postgres::new(target.clone(), log, of_member, first_host));
+        let mut store = PostgresStore { runtime, member, news, next: now, due_at: now };
+        let group = store.runtime.block_on(store.member.join(timeout))?;
+        store.runtime.block_on(async { tokio::spawn(sweeper.run()) });
         Ok((store, group))
     }
-
-    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, Failure> {
-        let (sender, receiver) = channel();
-        if let Some(requests) = &self.requests {
-            // Where the thread has died, so has the sender.
-            let _ = requests.send(request(sender));
-        }
-        answer(&receiver)
-    }
-}
-
-/// What the thread of the store answers.
-fn answer<T>(receiver: &Receiver<T>) -> Result<T, Failure> {
-    receiver
-        .recv()
-        .map_err(|_| Failure::Wrong("the thread of the store died: its error is above".into()))
 }
 
 impl Store for PostgresStore {
@@ -141,67 +94,79 @@ impl Store for PostgresStore {
 
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         self.next = Instant::now() + TRANSACTION;
-        self.ask(|sender| Request::Commit(Box::new(state.clone()), new_users.clone(), sender))?
+        let outcome = self.runtime.block_on(self.member.commit(state, new_users));
+        self.due_at = Instant::now() + HEARTBEAT;
+        outcome
     }
 
     fn read(&mut self) -> Result<Option<Group>, Failure> {
         self.next = self.next.max(Instant::now()) + TRANSACTION;
-        self.ask(Request::Read)?.map(Some)
+        self.runtime.block_on(self.member.read()).map(Some)
     }
 
-    fn news(&self) -> Option<News> {
-        Some(News { wakeup: Arc::clone(&self.news), every: HEARTBEAT })
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
+        if is_wanted {
+            // Shorter than what a timer of the runtime can measure.
+            std::thread::sleep(self.next.saturating_duration_since(Instant::now()));
+        }
+        let news = async {
+            self.news.notified().await;
+            true
+        };
+        let due = async {
+            tokio::time::sleep_until(self.due_at.into()).await;
+            true
+        };
+        let woken = async {
+            wakeup.notified().await;
+            false
+        };
+        let is_due = self.runtime.block_on(async {
+            match is_wanted {
+                true => poll_once(news).await.is_some(),
+                false => or(or(news, due), woken).await,
+            }
+        });
+        is_due || Instant::now() >= self.due_at
     }
 
     fn introduce(&mut self, name: &str) {
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(Request::Introduce(name.into()));
-        }
-    }
-
-    fn pace(&mut self) {
-        std::thread::sleep(self.next.saturating_duration_since(Instant::now()));
+        self.runtime.block_on(self.member.introduce(name.into()));
     }
 }
 
 impl Drop for PostgresStore {
     fn drop(&mut self) {
-        self.requests = None;
-        // It ends soon, whatever the database does. If it panicked, that has been reported.
-        let _ = self.thread.take().map(JoinHandle::join);
+        // It ends soon, whatever the database does.
+        self.runtime.block_on(self.member.leave());
     }
 }
 
-/// Joins the group, says what came of that, and serves requests until nobody can send one anymore.
-async fn serve(
-    mut member: Member<Postgres>,
-    sweeper: Sweeper,
-    timeout: Duration,
-    joined: Sender<Result<Group, Failure>>,
-    mut requests: UnboundedReceiver<Request>,
-) {
-    let result = member.join(timeout).await;
-    let has_joined = result.is_ok();
-    let _ = joined.send(result);
-    if !has_joined {
-        return;
+/// The runtime of the client. Dropped, it ends at once: a name that is being looked up is not waited for.
+struct ClientRuntime(Option<Runtime>);
+
+impl ClientRuntime {
+    fn new() -> Result<ClientRuntime, Failure> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build();
+        runtime
+            .map(|runtime| ClientRuntime(Some(runtime)))
+            .map_err(|error| Failure::Environment(format!("the store cannot be opened ({error})")))
     }
-    tokio::task::spawn_local(sweeper.run());
-    while let Some(request) = requests.recv().await {
-        // Where nobody waits for an answer anymore, the process ends.
-        match request {
-            Request::Introduce(name) => member.introduce(name).await,
-            Request::Commit(state, new_users, sender) => {
-                let _ = sender.send(member.commit(&state, &new_users).await);
-            }
-            Request::Read(sender) => {
-                let _ = sender.send(member.read().await);
-            }
+
+    /// Drives everything until some work is done.
+    fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.0.as_ref().expect("only its end takes it").block_on(work)
+    }
+}
+
+impl Drop for ClientRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
-    member.leave().await;
-}
-
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_current_thread().enable_io().enable_time().build()
 }

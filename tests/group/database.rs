@@ -9,7 +9,7 @@
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::store::postgres::{Id, Link, Member, Share, Trouble, Write};
-use ringtally::store::{Group, News, Outcome, Store};
+use ringtally::store::{Group, Outcome, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
 use std::cell::{Cell, RefCell};
@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
 
 /// How long the row of a server stays that is not seen.
 const GONE: Duration = Duration::from_secs(3600);
@@ -687,7 +688,9 @@ fn set_sequence(
 pub(crate) struct SharedStore {
     member: Member<SimulatedLink>,
     runtime: Runtime,
-    news: News,
+    news: Arc<Wakeup>,
+    /// It hears of no reset, and commits each time, although nothing has changed.
+    is_deaf: bool,
 }
 
 impl SharedStore {
@@ -701,8 +704,8 @@ impl SharedStore {
     ) -> SharedStore {
         let wakeup = Arc::new(Wakeup::new().unwrap());
         // Some servers hear of resets, and others have to look.
-        let every = if rng.bool() { Duration::ZERO } else { Duration::from_secs(3600) };
-        if !every.is_zero() {
+        let is_deaf = rng.bool();
+        if !is_deaf {
             database.cluster().listeners.push(Arc::clone(&wakeup));
         }
         let is_joining = Arc::new(Mutex::new(true));
@@ -724,7 +727,7 @@ impl SharedStore {
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(member.join(Duration::from_secs(5))).unwrap();
         *is_joining.lock().unwrap() = false;
-        SharedStore { member, runtime, news: News { wakeup, every } }
+        SharedStore { member, runtime, news: wakeup, is_deaf }
     }
 }
 
@@ -741,7 +744,12 @@ impl Store for SharedStore {
         self.runtime.block_on(self.member.read()).map(Some)
     }
 
-    fn news(&self) -> Option<News> {
-        Some(self.news.clone())
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    /// Never blocks: when a server gets its turn is decided by the seed.
+    fn wait(&mut self, _: &Notify, _: bool) -> bool {
+        self.news.clear() || self.is_deaf
     }
 }

@@ -29,6 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use tokio::sync::Notify;
 
 const SHARDS: usize = 2;
 const USERS: usize = 8;
@@ -138,9 +139,9 @@ impl Server {
         let store = SharedStore::join(database, rng.fork(), fault, Arc::clone(&gone), back.clone());
         let state = State::default();
         let (_, writers, journal) = Tally::resume(SHARDS, 1000, &state);
-        let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), store.news().is_some()));
+        let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), store.is_shared()));
         let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let wakeups = Arc::new(Wakeups { committer: Wakeup::new().unwrap(), shards });
+        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
         let policy = Policy::new("h");
         let services = std::iter::zip(writers, Reporter::for_shards(SHARDS, "none"))
             .enumerate()

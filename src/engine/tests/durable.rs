@@ -6,6 +6,7 @@ use crate::metrics::StoreMetrics;
 use crate::store::{Committer, Durability, Ending, Outcome, Settlement, Store, Wakeups};
 use crate::tally::{State, UserIds};
 use std::sync::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 /// How long nothing must come.
 const QUIET: Duration = Duration::from_millis(150);
@@ -75,10 +76,9 @@ pub(super) fn with_store(
 ) {
     let shards = wakeups(2);
     let (_, writers, journal) = Tally::resume(2, 1000, &State::default());
-    let is_shared = store.news().is_some();
+    let is_shared = store.is_shared();
     let settlement = Arc::new(Settlement::new(2, State::default().totals(), is_shared));
-    let committer = Wakeup::new().unwrap();
-    let wakeups = Arc::new(Wakeups { committer, shards: shards.clone() });
+    let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards: shards.clone() });
     let metrics = Arc::new(StoreMetrics::default());
     let committer = Committer::new(
         journal,

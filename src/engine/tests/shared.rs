@@ -4,10 +4,12 @@
 use super::durable::{RESET, STATS, ask, assert_quiet, read_all, statuses, with_store};
 use super::*;
 use crate::failure::Failure;
-use crate::store::{Group, News, Outcome, Store};
+use crate::store::{Group, Outcome, Store};
 use crate::tally::{State, UserIds};
+use futures_lite::future::{block_on, or, poll_once};
 use std::net::Shutdown;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n";
 
@@ -15,7 +17,7 @@ const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n";
 #[derive(Clone)]
 struct Shared {
     flow: Arc<(Mutex<Flow>, Condvar)>,
-    news: Arc<Wakeup>,
+    news: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -34,7 +36,7 @@ struct Flow {
 
 impl Shared {
     fn new() -> Shared {
-        Shared { flow: Arc::default(), news: Arc::new(Wakeup::new().unwrap()) }
+        Shared { flow: Arc::default(), news: Arc::default() }
     }
 
     /// Changes how it behaves.
@@ -80,9 +82,23 @@ impl Store for Shared {
         Ok(Some(Group { totals, servers: Vec::new() }))
     }
 
-    fn news(&self) -> Option<News> {
-        let every = Duration::from_secs(3600);
-        Some(News { wakeup: Arc::clone(&self.news), every })
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
+        let news = async {
+            self.news.notified().await;
+            true
+        };
+        let woken = async {
+            wakeup.notified().await;
+            false
+        };
+        match is_wanted {
+            true => block_on(poll_once(news)).is_some(),
+            false => block_on(or(news, woken)),
+        }
     }
 }
 
@@ -193,7 +209,7 @@ fn a_server_whose_commits_take_too_long_says_so_although_nobody_waits() {
         with_shared(engine, Duration::from_millis(200), |address, shared, _| {
             eventually("it is healthy", || ask(address, HEALTH).0 == 200);
             shared.set(|flow| flow.are_commits_stopped = true);
-            shared.news.wake();
+            shared.news.notify_one();
             eventually("it is late", || ask(address, HEALTH).0 == 503);
             shared.set(|flow| flow.are_commits_stopped = false);
             eventually("it recovers", || ask(address, HEALTH).0 == 200);
@@ -270,7 +286,7 @@ fn another_servers_reset_ends_connections_whose_events_it_makes_void() {
             assert_eq!(ask(address, EVENT).0, 200, "{engine:?}: new events are counted");
             assert_eq!(shown(&ask(address, STATS)), 1, "{engine:?}");
             shared.set(|flow| flow.is_reset = true);
-            shared.news.wake();
+            shared.news.notify_one();
             eventually("the news is taken", || !shared.flow.0.lock().unwrap().is_reset);
             assert_eq!(ask(address, EVENT).0, 200, "{engine:?}");
             assert_eq!(shown(&ask(address, STATS)), 1, "{engine:?}");

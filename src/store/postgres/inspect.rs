@@ -4,12 +4,11 @@ use super::session::{Purpose, Session, Unasked};
 use super::shares::{count, damaged};
 use super::target::Target;
 use super::trouble::{Trouble, within};
-use super::{runtime, schema, sums};
+use super::{ClientRuntime, schema, sums};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, Totals};
-use std::cell::Cell;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
-use tokio::task::LocalSet;
 
 /// How long a database may take to answer.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -67,16 +66,16 @@ fn read_only<T>(
     target: &Target,
     read: impl AsyncFnOnce(&Session) -> Result<T, Trouble>,
 ) -> Result<T, Failure> {
-    let no_room = |error| Failure::Environment(format!("the store cannot be opened ({error})"));
-    let runtime = runtime().map_err(no_room)?;
+    let runtime = ClientRuntime::new()?;
     let reading = async {
-        let (name, unasked, tried) = ("ringtally inspect", Unasked::default(), Cell::default());
+        let (name, unasked, tried) =
+            ("ringtally inspect", Unasked::default(), AtomicUsize::default());
         let session = Session::open(target, 0, Purpose::Read, name, &unasked, &tried).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         session.client.batch_execute(begin).await?;
         read(&session).await
     };
-    let result = LocalSet::new().block_on(&runtime, within(LIMIT, reading));
+    let result = runtime.block_on(within(LIMIT, reading));
     result.map_err(|trouble| trouble.failure(target))
 }
 

@@ -14,8 +14,8 @@ use super::trouble::Trouble;
 use crate::log::Log;
 use crate::tally::{ExactSum, State};
 use rustix::time::{ClockId, clock_gettime};
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
@@ -166,9 +166,9 @@ pub(super) struct Postgres {
     unasked: Unasked,
     connection: Option<Connected>,
     /// The host to try first, which the sweeper does, too.
-    first_host: Rc<Cell<usize>>,
+    first_host: Arc<AtomicUsize>,
     /// The host that was tried last: that of the session, if there is one.
-    host: Cell<usize>,
+    host: AtomicUsize,
 }
 
 /// A session with the statements that are used all the time.
@@ -185,9 +185,16 @@ impl Postgres {
         target: Target,
         log: Log,
         unasked: Unasked,
-        first_host: Rc<Cell<usize>>,
+        first_host: Arc<AtomicUsize>,
     ) -> Postgres {
-        Postgres { target, log, unasked, connection: None, first_host, host: Cell::default() }
+        Postgres {
+            target,
+            log,
+            unasked,
+            connection: None,
+            first_host,
+            host: AtomicUsize::default(),
+        }
     }
 
     fn connected(&self) -> Result<&Connected, Trouble> {
@@ -315,7 +322,7 @@ impl Link for Postgres {
         if self.connection.as_ref().is_some_and(|connected| !connected.session.client.is_closed()) {
             return Ok(());
         }
-        let (first, name) = (self.first_host.get(), "ringtally");
+        let (first, name) = (self.first_host.load(Ordering::Relaxed), "ringtally");
         let (target, unasked) = (&self.target, &self.unasked);
         let session =
             Session::open(target, first, Purpose::Write, name, unasked, &self.host).await?;
@@ -327,7 +334,7 @@ impl Link for Postgres {
         let rows = client.prepare(ROWS).await?;
         let confirmation = client.prepare(&confirmation()).await?;
         // Notifications may have been missed while nobody listened.
-        self.unasked.wake();
+        self.unasked.note_news();
         self.connection = Some(Connected { session, totals, totals_and_users, rows, confirmation });
         Ok(())
     }
@@ -335,11 +342,11 @@ impl Link for Postgres {
     fn disconnect(&mut self, leaves: bool) {
         let was_connected = self.connection.take().is_some();
         if leaves {
-            let host = self.host.get();
+            let host = self.host.load(Ordering::Relaxed);
             // One that had only the time that others left it may just be slow: it is the first of the next round.
-            let has_failed = was_connected || host == self.first_host.get();
+            let has_failed = was_connected || host == self.first_host.load(Ordering::Relaxed);
             let next = if has_failed { host + 1 } else { host };
-            self.first_host.set(next % self.target.hosts.len());
+            self.first_host.store(next % self.target.hosts.len(), Ordering::Relaxed);
         }
     }
 
@@ -451,9 +458,8 @@ fn unsafe_session() -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::postgres::{Member, runtime};
+    use crate::store::postgres::{ClientRuntime, Member};
     use std::net::TcpListener;
-    use tokio::task::LocalSet;
 
     #[test]
     fn each_host_is_tried_within_the_time_of_a_start() {
@@ -463,10 +469,10 @@ mod tests {
         let [second, third] = silent.each_ref().map(|host| host.local_addr().unwrap());
         let url = format!("postgres://me@%2Fnone,{second},{third}/tally?connect_timeout=10");
         let target = Target::parse_with(&url, &|_| None).unwrap();
-        let link = Postgres::new(target, Log::Text, Unasked::default(), Rc::default());
+        let link = Postgres::new(target, Log::Text, Unasked::default(), Arc::default());
         let mut member = Member::new(link);
         let joining = member.join(Duration::from_secs(3));
-        let failed = LocalSet::new().block_on(&runtime().unwrap(), joining).unwrap_err();
+        let failed = ClientRuntime::new().unwrap().block_on(joining).unwrap_err();
         assert!(failed.to_string().contains("could not be used within 3s"), "{failed}");
         for (number, host) in silent.iter().enumerate() {
             host.set_nonblocking(true).unwrap();

@@ -5,11 +5,10 @@ use super::target::{Host, Target};
 use super::tls::{Connector, Stream};
 use super::trouble::Trouble;
 use super::warnings::{WarningLog, is_about_a_standby};
-use crate::uring::Wakeup;
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
@@ -49,16 +48,16 @@ pub(super) enum Purpose {
 /// The receivers of messages that the database sends unasked.
 #[derive(Clone, Default)]
 pub(super) struct Unasked {
-    /// Woken by notifications.
-    pub(super) news: Option<Arc<Wakeup>>,
+    /// Notified of what other servers notify this one of.
+    pub(super) news: Option<Arc<Notify>>,
     /// Told of warnings.
-    pub(super) warnings: Option<Rc<WarningLog>>,
+    pub(super) warnings: Option<Arc<WarningLog>>,
 }
 
 impl Unasked {
-    pub(super) fn wake(&self) {
+    pub(super) fn note_news(&self) {
         if let Some(news) = &self.news {
-            news.wake();
+            news.notify_one();
         }
     }
 }
@@ -67,7 +66,7 @@ impl Unasked {
 pub(super) struct Session {
     pub(super) client: Client,
     /// The warning that a commit may not be on the standby that it should have waited for.
-    warning: Rc<RefCell<Option<String>>>,
+    warning: Arc<Mutex<Option<String>>>,
     driver: JoinHandle<()>,
     /// The host, and the version of the database.
     pub(super) about: String,
@@ -81,7 +80,7 @@ impl Drop for Session {
 
 impl Session {
     /// Connects to a host that lets it in and can do what it is for: from the number `first` on, the first that
-    /// does. `tried` has the number of the host that was tried last, also if this is cut off. Must run in a `LocalSet`.
+    /// does. `tried` has the number of the host that was tried last, also if this is cut off.
     ///
     /// # Errors
     ///
@@ -92,13 +91,13 @@ impl Session {
         purpose: Purpose,
         application: &str,
         unasked: &Unasked,
-        tried: &Cell<usize>,
+        tried: &AtomicUsize,
     ) -> Result<Session, Trouble> {
         let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
         let mut worst = None;
         let mut reasons = Vec::new();
         for host in (0..target.hosts.len()).map(|number| (first + number) % target.hosts.len()) {
-            tried.set(host);
+            tried.store(host, Ordering::Relaxed);
             let connecting =
                 Session::connect(target, host, purpose, application, connector.clone(), unasked);
             let trouble = match timeout(target.patience.connect, connecting).await {
@@ -150,9 +149,8 @@ impl Session {
         })?;
         let version = connection.parameter("server_version").unwrap_or("of unknown version");
         let about = format!("PostgreSQL {version} on {host}");
-        let warning = Rc::default();
-        let driver =
-            tokio::task::spawn_local(drive(connection, Rc::clone(&warning), unasked.clone()));
+        let warning = Arc::default();
+        let driver = tokio::spawn(drive(connection, Arc::clone(&warning), unasked.clone()));
         let session = Session { client, warning, driver, about };
         session.check(purpose).await?;
         session.client.batch_execute(SETTINGS).await?;
@@ -182,12 +180,12 @@ impl Session {
 
     /// Forgets a warning about another commit.
     pub(super) fn forget_warning(&self) {
-        self.warning.borrow_mut().take();
+        lock(&self.warning).take();
     }
 
     /// Trouble if the database has warned that a commit may not be on the standby that it should have waited for.
     pub(super) fn check_warning(&self) -> Result<(), Trouble> {
-        match self.warning.borrow_mut().take() {
+        match lock(&self.warning).take() {
             None => Ok(()),
             Some(warning) => Err(Trouble::Unconfirmed(format!("PostgreSQL warned \"{warning}\""))),
         }
@@ -229,15 +227,15 @@ fn config(target: &Target, host: &Host, application: &str, password: Option<Stri
 /// Moves the bytes of a connection until it ends.
 async fn drive(
     mut connection: Connection<Socket, Stream>,
-    warning: Rc<RefCell<Option<String>>>,
+    warning: Arc<Mutex<Option<String>>>,
     unasked: Unasked,
 ) {
     while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
         match message {
-            AsyncMessage::Notification(_) => unasked.wake(),
+            AsyncMessage::Notification(_) => unasked.note_news(),
             AsyncMessage::Notice(notice) if notice.parsed_severity() == Some(Severity::Warning) => {
                 if is_about_a_standby(notice.routine(), notice.message()) {
-                    *warning.borrow_mut() = Some(notice.message().to_owned());
+                    *lock(&warning) = Some(notice.message().to_owned());
                 } else if let Some(warnings) = &unasked.warnings {
                     warnings.note(notice.code().code(), notice.routine(), notice.message());
                 }
@@ -245,4 +243,9 @@ async fn drive(
             _ => {}
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it holds changes in whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,8 +8,8 @@ use super::sums;
 use super::target::Target;
 use super::trouble::{Trouble, within};
 use crate::tally::ExactSum;
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often it looks whether there is something to do: a reset leaves users behind.
@@ -40,12 +40,12 @@ const SUM_OF_ALL: [u8; 16] = [0; 16];
 pub(super) struct Sweeper {
     target: Target,
     /// The host to try first, which the server has found.
-    first_host: Rc<Cell<usize>>,
+    first_host: Arc<AtomicUsize>,
     unasked: Unasked,
 }
 
 impl Sweeper {
-    pub(super) fn new(target: Target, first_host: Rc<Cell<usize>>, unasked: Unasked) -> Sweeper {
+    pub(super) fn new(target: Target, first_host: Arc<AtomicUsize>, unasked: Unasked) -> Sweeper {
         Sweeper { target, first_host, unasked }
     }
 
@@ -58,7 +58,8 @@ impl Sweeper {
     }
 
     async fn sweep(&self) -> Result<(), Trouble> {
-        let (first, name, tried) = (self.first_host.get(), "ringtally sweep", Cell::default());
+        let (first, name, tried) =
+            (self.first_host.load(Ordering::Relaxed), "ringtally sweep", AtomicUsize::default());
         let (target, unasked) = (&self.target, &self.unasked);
         let session = Session::open(target, first, Purpose::Write, name, unasked, &tried).await?;
         let sql = "SELECT pg_try_advisory_lock($1)";

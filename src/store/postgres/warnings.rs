@@ -1,7 +1,7 @@
 //! Warnings of PostgreSQL: those about a commit that its standby may not have, and all others, which are logged.
 
 use crate::log::Log;
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a warning of one kind is logged.
@@ -21,7 +21,7 @@ pub(super) struct WarningLog {
     log: Log,
     /// The database, as it is shown.
     target: String,
-    logged: RefCell<Vec<(Kind, Instant)>>,
+    logged: Mutex<Vec<(Kind, Instant)>>,
 }
 
 /// The code and the routine, without the numbers in the message.
@@ -29,7 +29,7 @@ type Kind = (String, Option<String>);
 
 impl WarningLog {
     pub(super) fn new(log: Log, target: String) -> WarningLog {
-        WarningLog { log, target, logged: RefCell::default() }
+        WarningLog { log, target, logged: Mutex::default() }
     }
 
     /// Logs a warning, unless one of its kind was logged lately.
@@ -41,7 +41,7 @@ impl WarningLog {
     }
 
     fn is_new(&self, kind: Kind, now: Instant) -> bool {
-        let mut logged = self.logged.borrow_mut();
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         logged.retain(|(_, at)| now.saturating_duration_since(*at) < EVERY);
         if logged.iter().any(|(known, _)| *known == kind) {
             return false;
@@ -79,6 +79,6 @@ mod tests {
         for number in 0..100 {
             is_new(&number.to_string(), 91);
         }
-        assert!(log.logged.borrow().len() <= KINDS_MAX);
+        assert!(log.logged.lock().unwrap().len() <= KINDS_MAX);
     }
 }
