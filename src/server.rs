@@ -14,6 +14,7 @@ use crate::http::Limits;
 use crate::log::Log;
 use crate::metrics::Reporter;
 use crate::service::{Policy, Service, stats_json};
+use crate::store::Opened;
 use crate::tally::{Tally, Totals, Writer};
 use crate::topology::{distinct, format_cpu_list};
 use crate::uring::Wakeup;
@@ -81,8 +82,10 @@ pub enum Engine {
 }
 
 /// What the main thread hears of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Lifecycle {
+    /// The store is open, or cannot be opened.
+    StoreOpened(Result<Opened, Failure>),
     /// A shard listens.
     Ready,
     /// A shard has ended.
@@ -138,7 +141,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     // Before it listens: a client is served at once or refused.
     let (tally, writers, restored) = match &config.store {
         Some(store) => {
-            match durable::restore(store, shards, config.users_max, config.log, &lifecycle)? {
+            let ends = (&sender, &lifecycle);
+            match durable::restore(store, shards, config.users_max, config.log, ends)? {
                 Start::Restored(tally, writers, restored) => (tally, writers, Some(restored)),
                 Start::Stopped(totals) => {
                     match totals {
@@ -456,6 +460,7 @@ fn wait_until_ready(
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
             // A signal came while others were still starting.
             Ok(Lifecycle::StoreEnded(result)) => result?,
+            Ok(Lifecycle::StoreOpened(_)) => unreachable!("it was opened before"),
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, result)) => {
                 // The executor's own error, if it never came to run the shard.
@@ -484,7 +489,7 @@ fn wait_for_the_end(
             None => lifecycle.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(watchdog) => {
                 let event = lifecycle.recv_timeout(watchdog.period());
-                if event == Err(RecvTimeoutError::Timeout) {
+                if matches!(event, Err(RecvTimeoutError::Timeout)) {
                     watchdog.check(stopping.log);
                     continue;
                 }
@@ -502,7 +507,7 @@ fn wait_for_the_end(
                     placement[shard]
                 )));
             }
-            Ok(Lifecycle::Ready) | Err(_) => {
+            Ok(Lifecycle::StoreOpened(_) | Lifecycle::Ready) | Err(_) => {
                 unreachable!("every shard is ready, and says how it ends")
             }
         }

@@ -2,6 +2,7 @@
 
 use super::values::location;
 use crate::failure::Failure;
+use crate::log::Log;
 use crate::store::{Location, file, postgres};
 use crate::tally::Totals;
 use crate::terminal;
@@ -19,7 +20,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   ringtally store inspect tally.redb
   ringtally store inspect tally.redb | jq .totalRequests
-  ringtally store inspect postgres://tally@db/tally";
+  ringtally store inspect postgres://tally@db1,db2/tally";
 
 const INSPECT_LONG_ABOUT: &str = "\
 Print the totals and the number of users in a store as JSON
@@ -28,7 +29,8 @@ The totals are those that /stats would report after a start on this store, and
 `users` counts the users in its lists: if the two disagree, the store is refused
 as damaged. A file that a server uses is refused, too: its /stats has the same
 totals. What is in PostgreSQL is that of one moment, whether servers use it or
-not, and a standby will do.";
+not. Of several hosts, the first that can be written is read; if there is none, a
+standby is, and a warning says which.";
 
 /// The arguments of `store`.
 #[derive(Args, Debug)]
@@ -75,6 +77,12 @@ pub fn run_store(args: StoreArgs) -> Result<(), Failure> {
                     "the store {target} holds no totals: start a server on it first"
                 ))
             })?;
+            if let Some(standby) = held.standby {
+                Log::Text.warn(&format!(
+                    "the store {target} was read on a standby, {standby}: servers may have counted more; to see that, \
+                     name the primary in the URL"
+                ));
+            }
             Inspection { totals: held.totals, users: held.users }
         }
     };

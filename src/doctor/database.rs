@@ -19,7 +19,14 @@ fn of_database(database: &Database) -> Vec<Check> {
     let round_trip = format!("{:.2} ms", database.round_trip.as_secs_f64() * 1e3);
     let encrypted = if database.is_encrypted { "encrypted" } else { "not encrypted" };
     vec![
-        Check::ok("store database", format!("{}, {encrypted}", database.about)),
+        match &database.no_primary {
+            None => Check::ok("store database", format!("{}, {encrypted}", database.about)),
+            Some(why) => Check::warn(
+                "store database",
+                format!("{}, {encrypted}: no host can be written ({why})", database.about),
+                "name the primary in the URL, or promote a standby",
+            ),
+        },
         Check::ok("store round trip", round_trip).momentary(),
         settings(database),
         standbys(database),
@@ -87,6 +94,7 @@ mod tests {
     fn database() -> Database {
         Database {
             about: "PostgreSQL 15.4 on db:5432".into(),
+            no_primary: None,
             round_trip: Duration::from_micros(234),
             is_encrypted: true,
             unsafe_settings: Vec::new(),
@@ -105,6 +113,8 @@ mod tests {
     #[test]
     fn a_database_that_may_lose_something_is_warned_of() {
         assert_eq!(warnings(&database()), [""; 0]);
+        let standby = Database { no_primary: Some("it is a standby".into()), ..database() };
+        assert!(warnings(&standby)[0].contains("no host can be written (it is a standby)"));
         let lossy = Database { unsafe_settings: vec!["fsync = off".into()], ..database() };
         assert!(warnings(&lossy)[0].contains("fsync = off"));
         let waiting = Database { standbys: "s1".into(), ..database() };

@@ -127,6 +127,12 @@ pub struct Opened {
     pub totals: Totals,
 }
 
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("totals", &self.totals).finish_non_exhaustive()
+    }
+}
+
 /// Opens a store, or creates it if there is none. Waits for a store that does not respond for as long as `timeout`; logs later losses of its
 /// connection.
 ///

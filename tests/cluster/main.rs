@@ -1,7 +1,7 @@
 //! Several servers on one PostgreSQL, of which something fails under load: a server, the database, a connection. Then
 //! the totals have what was acknowledged and nothing that was not sent, on every server.
 //!
-//! `ci/cluster` runs these tests, which need PostgreSQL, and HAProxy for one of them.
+//! `ci/cluster` runs these tests, which need PostgreSQL, and some of them HAProxy or PgBouncer.
 //! `RINGTALLY_PAUSE=n` sets for how many seconds something is paused, 30 by default.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
@@ -12,6 +12,7 @@ mod durability;
 mod figures;
 mod haproxy;
 mod load;
+mod pgbouncer;
 mod postgres;
 mod proxy;
 mod starts;

@@ -50,7 +50,11 @@ fn owner() -> Option<(u32, u32)> {
 
 /// A program of PostgreSQL, as the user of clusters.
 fn program(name: &str) -> Command {
-    let path = programs().join(name);
+    as_owner(&programs().join(name))
+}
+
+/// A program as the user of clusters.
+pub(crate) fn as_owner(path: &Path) -> Command {
     let mut command = match owner() {
         None => Command::new(path),
         Some((user, group)) => {
@@ -322,6 +326,14 @@ impl Postgres {
     /// The URL for a server, with further parameters.
     pub(crate) fn url(&self, parameters: &str) -> String {
         format!("postgres://tally:s3cret@127.0.0.1:{}/postgres?{parameters}", self.port)
+    }
+
+    /// Starts to run SQL by way of a pooler, as another client of it.
+    pub(crate) fn start_sql_through(&self, port: u16, sql: &str) -> Child {
+        let mut psql = program("psql");
+        let url = format!("postgres://tally:s3cret@127.0.0.1:{port}/postgres");
+        psql.args(["-d", &url, "-v", "ON_ERROR_STOP=1", "-Atqc", sql]);
+        psql.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
     }
 
     pub(crate) fn log(&self) -> String {

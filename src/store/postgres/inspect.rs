@@ -20,6 +20,8 @@ pub struct Inspection {
     pub totals: Totals,
     /// The users in its list.
     pub users: u64,
+    /// If they were read on a standby, which one, and why no primary was found.
+    pub standby: Option<String>,
 }
 
 /// What a database says about itself.
@@ -27,6 +29,8 @@ pub struct Inspection {
 pub struct Database {
     /// The host that answered, and its version.
     pub about: String,
+    /// If it is a standby, why no primary was found.
+    pub no_primary: Option<String>,
     /// How long it takes to answer.
     pub round_trip: Duration,
     /// Whether the connection is encrypted.
@@ -43,7 +47,8 @@ pub struct Database {
     pub has_rights: bool,
 }
 
-/// What a store in PostgreSQL holds at one moment; `None` where no server has made one.
+/// What a store in PostgreSQL holds at one moment; `None` if no server has made one. Read on the first host that is a
+/// primary, or if there is none, on the first standby.
 ///
 /// # Errors
 ///
@@ -98,7 +103,9 @@ async fn read(session: &Session) -> Result<Option<Inspection>, Trouble> {
         )));
     }
     let totals = Totals { total_requests: events, unique_users, sum: sum.round() };
-    Ok(Some(Inspection { totals, users }))
+    let Session { about, no_primary, .. } = session;
+    let standby = no_primary.as_ref().map(|why| format!("{about} ({why})"));
+    Ok(Some(Inspection { totals, users, standby }))
 }
 
 async fn ask(session: &Session) -> Result<Database, Trouble> {
@@ -129,6 +136,7 @@ async fn ask(session: &Session) -> Result<Database, Trouble> {
     };
     Ok(Database {
         about: session.about.clone(),
+        no_primary: session.no_primary.clone(),
         round_trip,
         is_encrypted: row.get(4),
         unsafe_settings,

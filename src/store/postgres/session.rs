@@ -39,7 +39,7 @@ const SETTINGS: &str = "\
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To read: a standby will do.
+    /// To read: a standby will do if there is no primary.
     Read,
     /// To write.
     Write,
@@ -70,6 +70,8 @@ pub(super) struct Session {
     driver: JoinHandle<()>,
     /// The host, and the version of the database.
     pub(super) about: String,
+    /// If the host is a standby, why it was not a primary that was found.
+    pub(super) no_primary: Option<String>,
 }
 
 impl Drop for Session {
@@ -80,7 +82,7 @@ impl Drop for Session {
 
 impl Session {
     /// Connects to a host that lets it in and can do what it is for: from the number `first` on, the first that
-    /// does. `tried` has the number of the host that was tried last, also if this is cut off.
+    /// does, or to read, a standby if no host is a primary. `tried` has the number of the host that was tried last, also if this is cut off.
     ///
     /// # Errors
     ///
@@ -94,14 +96,20 @@ impl Session {
         tried: &AtomicUsize,
     ) -> Result<Session, Trouble> {
         let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
-        let mut worst = None;
+        let (mut worst, mut standby) = (None, None);
         let mut reasons = Vec::new();
         for host in (0..target.hosts.len()).map(|number| (first + number) % target.hosts.len()) {
             tried.store(host, Ordering::Relaxed);
             let connecting =
                 Session::connect(target, host, purpose, application, connector.clone(), unasked);
             let trouble = match timeout(target.patience.connect, connecting).await {
-                Ok(Ok(session)) => return Ok(session),
+                Ok(Ok(session)) => match session.no_primary.clone() {
+                    None => return Ok(session),
+                    Some(why) => {
+                        standby.get_or_insert(session);
+                        Trouble::Passing(why)
+                    }
+                },
                 Ok(Err(trouble)) => trouble,
                 Err(_) => {
                     let ms = target.patience.connect.as_millis();
@@ -114,7 +122,10 @@ impl Session {
             }
         }
         let reasons = reasons.join("; ");
-        Err(match worst {
+        if let Some(session) = &mut standby {
+            session.no_primary = Some(reasons.clone());
+        }
+        standby.ok_or_else(|| match worst {
             Some(Trouble::Lasting(_)) => Trouble::Lasting(reasons),
             Some(Trouble::Refused(_)) => Trouble::Refused(reasons),
             Some(Trouble::Passing(_) | Trouble::Unconfirmed(_)) | None => Trouble::Passing(reasons),
@@ -151,22 +162,28 @@ impl Session {
         let about = format!("PostgreSQL {version} on {host}");
         let warning = Arc::default();
         let driver = tokio::spawn(drive(connection, Arc::clone(&warning), unasked.clone()));
-        let session = Session { client, warning, driver, about };
-        session.check(purpose).await?;
+        let mut session = Session { client, warning, driver, about, no_primary: None };
+        session.no_primary = session.check(purpose).await?;
         session.client.batch_execute(SETTINGS).await?;
         Ok(session)
     }
 
-    /// Refuses a database that is too old, or that cannot do what the session is for.
-    async fn check(&self, purpose: Purpose) -> Result<(), Trouble> {
+    /// Refuses a database that is too old, or that cannot do what the session is for. Returns why it is not a primary, if
+    /// it is none.
+    async fn check(&self, purpose: Purpose) -> Result<Option<String>, Trouble> {
         let sql = "SELECT current_setting('server_version_num')::int,
             pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
         let row = self.client.query_one(sql, &[]).await?;
         if row.get::<_, i32>(0) < VERSION_MIN {
             return Err(Trouble::Lasting(format!("{} is too old: use 12 or newer", self.about)));
         }
-        if purpose == Purpose::Write && row.get(1) {
-            return Err(Trouble::Passing("it is a standby, which is read-only".into()));
+        if row.get(1) {
+            let why = "it is a standby, which is read-only".into();
+            return if purpose == Purpose::Read {
+                Ok(Some(why))
+            } else {
+                Err(Trouble::Passing(why))
+            };
         }
         if purpose == Purpose::Write && row.get(2) {
             return Err(Trouble::Passing(
@@ -175,7 +192,7 @@ impl Session {
                     .into(),
             ));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Forgets a warning about another commit.
