@@ -50,6 +50,8 @@ in session mode. A database that does not respond at the start is waited for as
 long as --store-timeout, and then the server exits with 3; later it is waited for
 without end. A database that lacks what it had confirmed, such as a standby that
 was not synchronous, ends the server with 3; a restart goes on from its state.
+Only a server that was cut off for over an hour may not notice, because others
+have removed its row by then, and goes on.
 The role needs CONNECT and CREATE on the database for the first start, which
 makes the schema ringtally, or the schema to be its own (CREATE SCHEMA ringtally
 AUTHORIZATION role). A role that does not own it needs USAGE on the schema,

@@ -4,7 +4,8 @@
 //! the number before. So a write whose outcome is unknown is repeated as it is: if it was made, the row has its
 //! number, and repeating it changes nothing. If it is still under way on a connection that was lost, the repeated one
 //! waits for it, or it finds that it came too late. If the row has an older number than a write that was confirmed, or
-//! is missing although nobody may have removed it, the database is an older one.
+//! is missing although nobody may have removed it, the database is an older one. After an hour without contact, a row that is
+//! missing proves nothing: others may have removed it.
 //!
 //! The number of resets, the generation, is read and not locked: a commit that read the old one held only events
 //! that were received before the reset was acknowledged, and belongs before it.
