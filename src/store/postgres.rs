@@ -113,25 +113,8 @@ impl Store for PostgresStore {
             // Shorter than what a timer of the runtime can measure.
             std::thread::sleep(self.next.saturating_duration_since(Instant::now()));
         }
-        let news = async {
-            self.news.notified().await;
-            true
-        };
-        let due = async {
-            tokio::time::sleep_until(self.due_at.into()).await;
-            true
-        };
-        let woken = async {
-            wakeup.notified().await;
-            false
-        };
-        let is_due = self.runtime.block_on(async {
-            match is_wanted {
-                true => poll_once(news).await.is_some(),
-                false => or(or(news, due), woken).await,
-            }
-        });
-        is_due || Instant::now() >= self.due_at
+        let reason = has_reason(&self.news, self.due_at, (!is_wanted).then_some(wakeup));
+        self.runtime.block_on(reason)
     }
 
     fn introduce(&mut self, name: &str) {
@@ -143,6 +126,27 @@ impl Drop for PostgresStore {
     fn drop(&mut self) {
         // It ends soon, whatever the database does.
         self.runtime.block_on(self.member.leave());
+    }
+}
+
+/// Whether there is a reason to commit although nothing has changed: others have news, or it is due. Given a wake-up, waits
+/// until there is one, or for the wake-up.
+async fn has_reason(news: &Notify, due_at: Instant, wakeup: Option<&Notify>) -> bool {
+    let has_news = async {
+        news.notified().await;
+        true
+    };
+    let is_due = async {
+        tokio::time::sleep_until(due_at.into()).await;
+        true
+    };
+    let is_woken = async |wakeup: &Notify| {
+        wakeup.notified().await;
+        false
+    };
+    match wakeup {
+        Some(wakeup) => or(or(has_news, is_due), is_woken(wakeup)).await,
+        None => poll_once(has_news).await.is_some() || Instant::now() >= due_at,
     }
 }
 
@@ -168,5 +172,34 @@ impl Drop for ClientRuntime {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_waits_for_a_wake_up_for_news_and_for_its_heartbeat() {
+        let runtime = ClientRuntime::new().unwrap();
+        let (news, wakeup) = (Notify::new(), Notify::new());
+        let (past, later) = (Instant::now(), Instant::now() + Duration::from_secs(3600));
+        let asks = |due_at| runtime.block_on(has_reason(&news, due_at, None));
+        let waits = |due_at| runtime.block_on(has_reason(&news, due_at, Some(&wakeup)));
+        // A commit that is wanted waits for nothing.
+        assert!(!asks(later) && asks(past));
+        news.notify_one();
+        assert!(asks(later) && !asks(later), "news is a reason once");
+        assert!(waits(past) && waits(Instant::now() + Duration::from_millis(20)));
+        (0..3).for_each(|_| wakeup.notify_one());
+        news.notify_one();
+        assert!(waits(later), "news");
+        assert!(!waits(later), "the wake-up has been kept");
+        std::thread::scope(|scope| {
+            scope.spawn(|| wakeup.notify_one());
+            assert!(!waits(later));
+            scope.spawn(|| news.notify_one());
+            assert!(waits(later));
+        });
     }
 }
