@@ -85,7 +85,7 @@ pub enum Engine {
 #[derive(Debug)]
 enum Lifecycle {
     /// The store is open, or cannot be opened.
-    StoreOpened(Result<Opened, Failure>),
+    StoreOpened(Result<Box<Opened>, Failure>),
     /// A shard listens.
     Ready,
     /// A shard has ended.

@@ -73,9 +73,10 @@ pub(super) fn restore(
         log.info(&format!("checking {} ({} MiB)", config.location, bytes >> 20));
     }
     let (sender, lifecycle) = ends;
-    let Some(Opened { mut store, state, totals }) = open(config, log, sender, lifecycle)? else {
+    let Some(opened) = open(config, log, sender, lifecycle)? else {
         return Ok(Start::Stopped(None));
     };
+    let Opened { mut store, state, totals } = *opened;
     let (tally, writers, journal) = Tally::resume(shards, users_max, &state);
     let (mut restored, mut told, mut is_stopped) = (0, Instant::now(), false);
     store.users(&mut |users| {
@@ -116,13 +117,13 @@ fn open(
     log: Log,
     sender: &Sender<Lifecycle>,
     lifecycle: &Receiver<Lifecycle>,
-) -> Result<Option<Opened>, Failure> {
+) -> Result<Option<Box<Opened>>, Failure> {
     let StoreConfig { location, timeout } = config.clone();
     let sender = sender.clone();
     std::thread::Builder::new()
         .name("opening".into())
         .spawn(move || {
-            let open = AssertUnwindSafe(|| store::open(&location, timeout, log));
+            let open = AssertUnwindSafe(|| store::open(&location, timeout, log).map(Box::new));
             let result = catch_unwind(open).unwrap_or_else(|_| {
                 let what = "the thread that opens the store died: its error is above";
                 Err(Failure::Wrong(what.into()))

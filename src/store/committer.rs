@@ -1,7 +1,7 @@
 //! The one thread that makes cuts durable: while it writes one, the shards count what the next will carry.
 //!
-//! Where other servers share the store, it also commits when the store has a reason for that, although nothing has
-//! changed; and it reads the totals over all of them.
+//! If other servers share the store, it also reads the totals over all of them, and commits whenever the store has a
+//! reason for that, although nothing has changed.
 
 use super::{Outcome, Settlement, Store, Wakeups, monotonic_ms};
 use crate::failure::Failure;
@@ -67,7 +67,7 @@ impl Committer {
             // once more.
             let is_last = ending.0.load(Ordering::Acquire);
             let is_wanted = is_last || self.settlement.is_requested();
-            // What is asked for from here on wakes it.
+            // A request that comes after this wakes it.
             let is_due = self.store.wait(&self.wakeups.committer, is_wanted);
             if is_wanted || is_due {
                 self.commit_and(is_due, is_last)?;
@@ -88,9 +88,9 @@ impl Committer {
         self.commit_and(is_due, false)
     }
 
-    /// Takes one cut and makes it durable, even if nothing has changed when that `is_due`. Where others share the store,
-    /// reads the totals afterwards if `is_read` or somebody has asked for them. Repeats it for as long as others reset
-    /// them meanwhile.
+    /// Takes one cut and makes it durable; writes it even if nothing has changed when that `is_due`. If others share the
+    /// store, also reads the totals afterwards when that `is_read` or requested. Starts over for as long as others reset
+    /// the totals meanwhile.
     fn commit_and(&mut self, mut is_due: bool, is_read: bool) -> Result<(), Failure> {
         let is_shared = self.settlement.is_shared();
         loop {

@@ -81,7 +81,7 @@ impl PostgresStore {
         let member = Member::new(Postgres::new(target.clone(), log, of_member, first_host));
         let mut store = PostgresStore { runtime, member, news, next: now, due_at: now };
         let group = store.runtime.block_on(store.member.join(timeout))?;
-        store.runtime.block_on(async { tokio::spawn(sweeper.run()) });
+        store.runtime.spawn(sweeper.run());
         Ok((store, group))
     }
 }
@@ -150,7 +150,7 @@ async fn has_reason(news: &Notify, due_at: Instant, wakeup: Option<&Notify>) -> 
     }
 }
 
-/// The runtime of the client. Dropped, it ends at once: a name that is being looked up is not waited for.
+/// The runtime of the client, whose end does not wait for the lookup of a name.
 struct ClientRuntime(Option<Runtime>);
 
 impl ClientRuntime {
@@ -163,7 +163,16 @@ impl ClientRuntime {
 
     /// Drives everything until some work is done.
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.0.as_ref().expect("only its end takes it").block_on(work)
+        self.runtime().block_on(work)
+    }
+
+    /// Begins work that goes on whenever this is driven.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime().spawn(work);
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.0.as_ref().expect("only its end takes it")
     }
 }
 

@@ -125,7 +125,7 @@ impl Session {
         if let Some(session) = &mut standby {
             session.no_primary = Some(reasons.clone());
         }
-        standby.ok_or_else(|| match worst {
+        standby.ok_or(match worst {
             Some(Trouble::Lasting(_)) => Trouble::Lasting(reasons),
             Some(Trouble::Refused(_)) => Trouble::Refused(reasons),
             Some(Trouble::Passing(_) | Trouble::Unconfirmed(_)) | None => Trouble::Passing(reasons),
