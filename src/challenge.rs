@@ -24,6 +24,9 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 /// How often to check whether it has stopped.
 const STOP_TICK: Duration = Duration::from_millis(2);
 
+/// The command of the server, and where it listens: on a free port.
+const ADDRESS: [&str; 5] = ["serve", "--host", "127.0.0.1", "--port", "0"];
+
 /// A checked configuration.
 pub struct Config {
     /// Flags for `serve`, other than its address and CPUs.
@@ -100,7 +103,8 @@ impl From<Error> for Failure {
 pub fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
-    let load = (config.load)(Server::parse(&format!("http://{}", server.address))?);
+    let mut load = (config.load)(Server::parse(&format!("http://{}", server.address))?);
+    load.server_command = command(&config.server_flags, &server_cpus);
     let mut cpu = Vec::new();
     let report = load::run(&load, |moment| cpu.push((moment, server.cpu_time())));
     let peak_rss_bytes = server.peak_rss_bytes();
@@ -111,16 +115,24 @@ pub fn run(config: Config) -> Result<(), Failure> {
         // The server's failure is the cause of the client's.
         (Err(_), Err(_)) => return stopped.map_err(Failure::from),
     };
-    if let [(Moment::Start, Some(before)), (Moment::End, Some(after))] = cpu[..] {
-        report.add_server(ServerUse {
+    report.add_server(match cpu[..] {
+        [(Moment::Start, Some(before)), (Moment::End, Some(after))] => Some(ServerUse {
             user: after.user.saturating_sub(before.user),
             system: after.system.saturating_sub(before.system),
             peak_rss_bytes,
             cpus: server_cpus,
-        });
-    }
+        }),
+        _ => None,
+    });
     let written = config.output.write(&report);
     Failure::all([stopped.map_err(Failure::from), report.check(), written])
+}
+
+/// Returns the server's command for the report. A password of a store is in the environment, and not in its flags.
+fn command(flags: &[OsString], cpus: &str) -> Vec<String> {
+    let flags = flags.iter().map(|flag| flag.to_string_lossy().into_owned());
+    let words = ["ringtally"].into_iter().chain(ADDRESS).chain(["--cpus", cpus]);
+    words.map(str::to_owned).chain(flags).collect()
 }
 
 /// The CPU time of a process.
@@ -144,7 +156,8 @@ struct ServerProcess {
 impl ServerProcess {
     fn start(flags: &[OsString], cpus: &str) -> Result<Self, Error> {
         let mut child = Command::new(std::env::current_exe().map_err(Error::Spawn)?)
-            .args(["serve", "--host", "127.0.0.1", "--port", "0", "--cpus", cpus])
+            .args(ADDRESS)
+            .args(["--cpus", cpus])
             .args(["--parent", &std::process::id().to_string()])
             .args(["--ready-fd", "1", "--log", "json"])
             .args(flags)

@@ -46,6 +46,7 @@
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
 //! - [`statistics`]: medians, and how precisely they are known.
 //! - `terminal`: standard output, and lines that fit narrow terminals.
+//! - [`document`]: JSON documents, each of which names its format.
 //! - [`log`]: log lines on standard error.
 //! - [`failure`]: why a command failed, and its exit code.
 //! - `primitives`: the locks, atomics, and hash keys of [`tally`], which a test replaces by those of loom.
@@ -57,6 +58,7 @@ pub mod challenge;
 pub mod cli;
 pub mod compare;
 pub mod doctor;
+pub mod document;
 pub mod engine;
 pub mod event;
 pub mod failure;

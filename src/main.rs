@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
         Command::Doctor(args) => (Log::Text, args.into_config().and_then(doctor::run)),
         Command::Store(args) => (Log::Text, cli::run_store(args)),
+        Command::Rerun { report } => (Log::Text, cli::rerun(&report)),
+        Command::Schema { name } => (Log::Text, cli::print_schema(name)),
         Command::Completions { shell } => (Log::Text, cli::print_completions(shell)),
         Command::Man { command } => (Log::Text, cli::print_man(command.as_deref())),
     };

@@ -17,7 +17,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "serve",
     "load",
     "merge",
@@ -26,6 +26,8 @@ const COMMANDS: [&str; 10] = [
     "doctor",
     "store",
     "store inspect",
+    "rerun",
+    "schema",
     "completions",
     "man",
 ];
@@ -359,7 +361,7 @@ fn counts_may_be_short_and_the_last_of_a_repeated_flag_wins() {
     let (code, report, said) = load(&server, &flags);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(report["requests"], 1000);
-    assert_eq!(report["setup"]["workers"], 10);
+    assert_eq!(report["setup"]["connections"], 10);
     assert_eq!(
         (&report["setup"]["users"], &report["setup"]["values"]),
         (&2000.into(), &"one".into())

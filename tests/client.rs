@@ -28,7 +28,7 @@ fn our_server_is_exact_in_both_dialects_and_with_every_setting() {
             let requests: u64 = flags[0].parse().unwrap();
             assert_eq!(report["requests"], requests);
             assert_eq!(report["acknowledged"], requests);
-            for none in ["refused", "unknown", "unsent", "reconnects", "timeouts", "garbled"] {
+            for none in ["refused", "unknown", "unsent", "reconnects", "timeouts", "malformed"] {
                 assert_eq!(report[none], 0, "{none} in {report}");
             }
             assert_eq!(report["server"], report["expected"]);

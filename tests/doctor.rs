@@ -168,7 +168,8 @@ fn results_of_different_machines_are_distinguished() {
     let here = text(&run(&["doctor", "--json"]).stdout);
     let mut elsewhere: Value = serde_json::from_str(&here).unwrap();
     elsewhere["cpu_model"] = "abacus".into();
-    let same = Scratch::new("same.json", &format!(r#"{{"environment":{here}}}"#));
+    let same = format!(r#"{{"format":"ringtally-load/1","environment":{here}}}"#);
+    let same = Scratch::new("same.json", &same);
     let other = Scratch::new("other.json", &elsewhere.to_string());
     let compare = |files: &[&str], code: i32| {
         let output = run(&[&["doctor", "--strict", "--compare"], files].concat());
@@ -181,7 +182,7 @@ fn results_of_different_machines_are_distinguished() {
     assert!(said.starts_with("different machines"), "{said}");
     assert!(said.contains("abacus"), "{said}");
 
-    let broken = Scratch::new("broken.json", "{\"environment\":{}}");
+    let broken = Scratch::new("broken.json", r#"{"format":"ringtally-load/1","environment":{}}"#);
     for file in [broken.name(), "/nonexistent/report.json"] {
         let output = run(&["doctor", "--compare", file]);
         assert_eq!(output.status.code(), Some(2));
@@ -206,5 +207,8 @@ fn reports_of_different_runs_differ_in_their_setup() {
     assert!(said.starts_with("the same machine with the same settings\n"), "{said}");
     let said = compare(&other);
     assert!(said.starts_with("the same machine, but these settings differ\n"), "{said}");
-    assert!(said.contains("workers: 4 | 5") && said.contains("values: integer | half"), "{said}");
+    assert!(
+        said.contains("connections: 4 | 5") && said.contains("values: integer | half"),
+        "{said}"
+    );
 }

@@ -260,7 +260,7 @@ fn a_full_server_is_named_as_such() {
     let (code, report) = load(&server.url(), &["20000", "64", "--timeout", "3s"]);
     assert_ne!(code, Some(3), "{report}");
     assert_ne!(report["verdict"], "wrong", "{report}");
-    assert!(count(&report, "turned_away") >= 50, "{report}");
+    assert!(count(&report, "rejected") >= 50, "{report}");
     assert!(warnings(&report).contains("no room for"), "{report}");
     assert!(count(&report, "acknowledged") > 19_000, "{report}");
     // With no room at all there is no run.
@@ -458,7 +458,7 @@ fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
     let (_, report) = load(&fake.url(), &flags);
     assert_ne!(report["verdict"], "wrong", "{report}");
     assert!(report["warm_up"]["unknown"].as_u64().unwrap() > 0, "{report}");
-    assert_eq!((count(&report, "acknowledged"), count(&report, "garbled")), (40, 0), "{report}");
+    assert_eq!((count(&report, "acknowledged"), count(&report, "malformed")), (40, 0), "{report}");
     let max_us = report["latency_us"]["max"].as_f64().unwrap();
     assert!(max_us < 200_000.0, "{report}");
     assert!(report["server"]["totalRequests"].as_u64().unwrap() > 40, "{report}");
@@ -532,7 +532,7 @@ fn an_idle_open_loop_finds_no_connection_taken() {
     let server = Server::start(&[]);
     for (requests, rate) in [("1", "1"), ("20", "100")] {
         let (_, report) = load(&server.url(), &[requests, "4", "--rate", rate]);
-        assert_eq!(report["open_loop"]["held_up"], 0, "{report}");
+        assert_eq!(report["open_loop"]["queued"], 0, "{report}");
     }
 }
 
@@ -567,7 +567,7 @@ fn connections_that_are_not_used_are_a_warning() {
     let _alone = alone();
     let server = Server::start(&[]);
     let (code, report) = load(&server.url(), &["10", "10000"]);
-    assert_eq!((code, &report["setup"]["workers"]), (Some(0), &10.into()), "{report}");
+    assert_eq!((code, &report["setup"]["connections"]), (Some(0), &10.into()), "{report}");
     assert!(warnings(&report).contains("10 of 10000 connections are used"), "{report}");
     let (_, report) = load(&server.url(), &["10", "10"]);
     assert!(!warnings(&report).contains("connections are used"), "{report}");

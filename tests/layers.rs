@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Modules that may use even fewer others than those below them. `load` is an independent witness,
 /// `http`, `event`, and `tally` are pure, and `uring` is what server and client share.
 const ONLY: [(&str, &[&str]); 9] = [
-    ("load", &["doctor", "uring", "topology", "terminal", "log", "failure"]),
+    ("load", &["doctor", "document", "uring", "topology", "terminal", "log", "failure"]),
     ("store", &["metrics", "tally", "uring", "log", "failure", "primitives"]),
     ("http", &[]),
     ("event", &[]),

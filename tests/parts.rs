@@ -83,7 +83,7 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
     assert_eq!((&report["requests"], &report["acknowledged"]), (&9001.into(), &9001.into()));
     assert_eq!(report["server"], report["expected"]);
     assert_eq!(
-        (&report["setup"]["workers"], &report["setup"]["was_reset"]),
+        (&report["setup"]["connections"], &report["setup"]["was_reset"]),
         (&10.into(), &true.into())
     );
     assert_eq!(report["warm_up"]["acknowledged"], 100);

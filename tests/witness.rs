@@ -62,7 +62,7 @@ fn bytes_after_a_response_are_counted_and_fail_the_run() {
         let habits = Habits { trails, trailer, ..GOOD };
         let (code, report) = judged(habits, &["2000", "4", "--timeout", "2s"]);
         assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("exact")), "{report}");
-        assert!(report["garbled"].as_u64().unwrap() >= 3, "{report}");
+        assert!(report["malformed"].as_u64().unwrap() >= 3, "{report}");
         assert_eq!(report["acknowledged"], 2000);
     }
 }
@@ -157,7 +157,7 @@ fn a_server_that_says_close_and_does_not_is_left_soon() {
 fn a_connection_that_has_served_was_open_whatever_becomes_of_the_next() {
     let habits = Habits { closes_every: 1500, full_from: 1, ..GOOD };
     let (_, report) = judged(habits, &["2000", "2", "--timeout", "5s"]);
-    assert!(report["turned_away"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["rejected"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(report["connections_open"], 2, "{report}");
 }
 
@@ -167,7 +167,7 @@ fn a_coding_that_is_none_is_no_chunked_body() {
         Habits { connection: "keep-alive\r\nTransfer-Encoding: identity", body: "{}", ..GOOD };
     let report = judged(habits, &["500", "4"]);
     assert_exact(&report);
-    assert_eq!(report.1["garbled"], 0, "{}", report.1);
+    assert_eq!(report.1["malformed"], 0, "{}", report.1);
 }
 
 /// A server that stands still for a second, at the middle of ten seconds at 1,000 requests/s: a
@@ -189,10 +189,10 @@ fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
     within(&latency["p99_9"], 0.97, 1.04);
     within(&latency["max"], 0.98, 1.06);
     // What a closed loop would have seen: one late request per connection, 16 of 10,000.
-    within(&report["open_loop"]["latency_from_send_us"]["p99"], 0.0, 0.3);
-    within(&report["open_loop"]["latency_from_send_us"]["max"], 0.9, 1.06);
-    assert!(report["open_loop"]["held_up"].as_u64().unwrap() > 900, "{report}");
-    assert_eq!(report["open_loop"]["latency_from_send_us"]["censored"], 0);
+    within(&report["open_loop"]["service_time_us"]["p99"], 0.0, 0.3);
+    within(&report["open_loop"]["service_time_us"]["max"], 0.9, 1.06);
+    assert!(report["open_loop"]["queued"].as_u64().unwrap() > 900, "{report}");
+    assert_eq!(report["open_loop"]["service_time_us"]["censored"], 0);
     let elapsed = report["elapsed_s"].as_f64().unwrap();
     assert!((9.9..10.6).contains(&elapsed), "{elapsed}");
 }

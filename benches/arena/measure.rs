@@ -216,7 +216,7 @@ impl Bench {
         if responses == 0.0 {
             return Err("it responded to no request".into());
         }
-        let held = number("/open_loop/rate_held").zip(workload.rate);
+        let held = number("/open_loop/achieved_rate").zip(workload.rate);
         Ok(Run {
             entry: entry.name.clone(),
             round,

@@ -2,6 +2,7 @@
 
 use crate::compare::{ChangeLimit, Config, Output};
 use crate::failure::Failure;
+use crate::load::Export;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -64,6 +65,12 @@ pub struct CompareArgs {
     /// Write the comparison as one HTML page, with the latencies of all runs in one chart
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write a file for another tool, such as bmf=change.json; may be given more than once
+    ///
+    /// The figures are the medians of the runs after --with, with the interval of the change from the
+    /// others. The formats are those of load; csv has a row per figure of the table.
+    #[arg(long, value_name = "FORMAT=FILE")]
+    export: Vec<Export>,
     /// Do not show the table
     #[arg(long)]
     quiet: bool,
@@ -72,7 +79,7 @@ pub struct CompareArgs {
 impl CompareArgs {
     /// Checks the flags.
     pub fn into_config(self) -> Result<Config, Failure> {
-        let output = Output::open(self.json, self.markdown, self.html, self.quiet)?;
+        let output = Output::open(self.json, self.markdown, self.html, self.export, self.quiet)?;
         Ok(Config {
             base: self.base,
             head: self.with,

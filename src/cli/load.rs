@@ -5,8 +5,8 @@ use super::shape::{Shape, ShapeArgs};
 use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::failure::Failure;
 use crate::load::{
-    self, BATCH_MAX, EVENTS_MAX, FindConfig, LatencyLimit, Output, Part, Participation, Show,
-    Threshold, UserPrefix, Values, Windows,
+    self, BATCH_MAX, EVENTS_MAX, Export, FindConfig, LatencyLimit, Output, Part, Participation,
+    Show, Threshold, UserPrefix, Values, Windows,
 };
 use crate::topology;
 use clap::{Args, ValueEnum};
@@ -54,6 +54,7 @@ Examples:
   ringtally load --duration 1m -c 100:5000
   ringtally load -c 10s@100,5s@100:5000,30s@5000,5s@5000:100
   ringtally load 1M 64 --find-rate 'p99<5ms' --html curve.html
+  ringtally load --fail-if 'p99>5ms' --export junit=load.xml --export markdown=-
   ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
@@ -94,7 +95,7 @@ pub struct LoadArgs {
     /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
     /// before, all clients must be connected and warm.
     #[arg(long, value_name = "K/N", requires = "json",
-        conflicts_with_all = ["hdr", "html", "fail_if", "abort_if", "tui"])]
+        conflicts_with_all = ["hdr", "html", "export", "fail_if", "abort_if", "tui"])]
     part: Option<Part>,
     /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
     #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
@@ -247,12 +248,21 @@ pub(super) struct ReportFiles {
     /// Write the report as one HTML page that needs no network; - is standard output
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write a file for another tool, such as junit=report.xml; may be given more than once
+    ///
+    /// The formats are bmf (Bencher Metric Format), github-action-benchmark (its
+    /// customSmallerIsBetter) and github-action-benchmark-bigger (customBiggerIsBetter), junit (a test
+    /// case for the verdict and for each threshold), markdown (for a job's summary), and csv (a row
+    /// per second; of --find-rate, per rate).
+    #[arg(long, value_name = "FORMAT=FILE")]
+    export: Vec<Export>,
 }
 
 impl ReportFiles {
     /// Opens every place that was asked for.
     pub(super) fn output(&self, quiet: bool) -> Result<Output, Failure> {
-        Output::open(self.json.clone(), self.hdr.clone(), self.html.clone(), quiet)
+        let ReportFiles { json, hdr, html, export } = self.clone();
+        Output::open(json, hdr, html, export, quiet)
     }
 }
 
@@ -482,6 +492,7 @@ impl LoadTuning {
             abort_if: self.abort_if,
             sample_every: None,
             command: Vec::new(),
+            server_command: Vec::new(),
             server_settings: None,
             progress: match (self.quiet, self.tui) {
                 (true, _) => Show::Nothing,
@@ -504,7 +515,7 @@ mod tests {
     }
 
     /// Flags that say what is told of a run, and not what it is.
-    const NOT_OF_THE_RUN: [&str; 5] = ["--json", "--hdr", "--html", "--tui", "--quiet"];
+    const NOT_OF_THE_RUN: [&str; 6] = ["--json", "--hdr", "--html", "--export", "--tui", "--quiet"];
 
     #[test]
     fn the_command_of_a_run_has_every_flag_as_it_was_typed() {

@@ -9,11 +9,14 @@ mod hidden;
 mod load;
 mod man;
 mod merge;
+mod rerun;
+mod schema;
 mod serve;
 mod shape;
 mod store;
 mod values;
 
+use crate::document::Format;
 use crate::log::Log;
 pub use challenge::ChallengeArgs;
 use clap::builder::StyledStr;
@@ -26,7 +29,10 @@ pub use doctor::DoctorArgs;
 pub use load::{LoadArgs, LoadCommand};
 pub use man::print_man;
 pub use merge::MergeArgs;
+pub use rerun::rerun;
+pub use schema::{print_schema, schema};
 pub use serve::ServeArgs;
+use std::path::PathBuf;
 pub use store::{StoreArgs, run_store};
 
 const ABOUT: &str = "\
@@ -79,6 +85,18 @@ pub enum Command {
     /// Look into what a server keeps in a store
     #[command(long_about = store::LONG_ABOUT, after_help = store::EXAMPLES)]
     Store(StoreArgs),
+    /// Print the command that makes a run again, from its report
+    #[command(long_about = rerun::LONG_ABOUT, after_help = rerun::EXAMPLES)]
+    Rerun {
+        /// Report of the run
+        report: PathBuf,
+    },
+    /// Print the JSON Schema of what --json writes
+    #[command(after_help = schema::EXAMPLES)]
+    Schema {
+        /// Document to describe
+        name: Format,
+    },
     /// Print a completion script for a shell
     #[command(after_help = completions::EXAMPLES)]
     Completions {

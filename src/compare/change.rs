@@ -1,48 +1,10 @@
 //! Conditions on a change: `p99>+5%`, `rps<-3%`.
 
-use crate::load::{Condition, Operator};
+use crate::load::{Condition, Figure, Operator};
 use crate::statistics::Interval;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::str::FromStr;
-
-/// A figure of a report that runs are compared by.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Figure {
-    /// As conditions name it.
-    pub(super) name: &'static str,
-    /// Where it is in a report.
-    pub(super) pointer: &'static str,
-    pub(super) kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Microseconds.
-    Latency,
-    /// Microseconds of CPU time per request.
-    CpuTime,
-    /// Requests per second.
-    Rate,
-}
-
-const fn figure(name: &'static str, pointer: &'static str, kind: Kind) -> Figure {
-    Figure { name, pointer, kind }
-}
-
-/// What runs are compared by, in the order of the table.
-pub(super) const FIGURES: [Figure; 11] = [
-    figure("rps", "/requests_per_s", Kind::Rate),
-    figure("mean", "/latency_us/mean", Kind::Latency),
-    figure("p50", "/latency_us/p50", Kind::Latency),
-    figure("p90", "/latency_us/p90", Kind::Latency),
-    figure("p95", "/latency_us/p95", Kind::Latency),
-    figure("p99", "/latency_us/p99", Kind::Latency),
-    figure("p99.9", "/latency_us/p99_9", Kind::Latency),
-    figure("p99.99", "/latency_us/p99_99", Kind::Latency),
-    figure("max", "/latency_us/max", Kind::Latency),
-    figure("client_cpu_us", "/client_cpu_us_per_request", Kind::CpuTime),
-    figure("server_cpu_us", "/server_cpu_us_per_request", Kind::CpuTime),
-];
 
 /// A condition on the change of a figure.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +37,7 @@ impl Beyond {
 }
 
 /// Whether a condition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Holds {
     /// For the whole interval.
@@ -97,9 +59,7 @@ impl FromStr for ChangeLimit {
 
     fn from_str(text: &str) -> Result<ChangeLimit, String> {
         let Condition { figure: name, operator, limit } = Condition::parse(text, "p99>+5%")?;
-        let figure = FIGURES.into_iter().find(|figure| figure.name == name).ok_or_else(|| {
-            format!("there is no figure '{name}': use {}", FIGURES.map(|f| f.name).join(", "))
-        })?;
+        let figure = Figure::named(name, &Figure::all_compared())?;
         let is_upper = match operator {
             Operator::Greater | Operator::GreaterOrEqual => true,
             Operator::Less | Operator::LessOrEqual => false,

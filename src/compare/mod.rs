@@ -7,16 +7,18 @@ mod page;
 mod tell;
 
 use crate::doctor::{self, Difference};
+use crate::document::{self, Format};
 use crate::failure::Failure;
-use crate::load::{Destination, put};
+use crate::load::{Bound, Destination, Export, Figure, Measured, Quantity, put, write_exports};
 use crate::statistics::{Interval, median};
 use crate::terminal;
+use change::Beyond;
 pub use change::ChangeLimit;
-use change::{Beyond, FIGURES, Figure, Kind};
 use gate::Gate;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+pub use tell::schema;
 
 /// The seed of the bootstrap: the same reports always give the same intervals.
 const SEED: u64 = 1;
@@ -44,13 +46,14 @@ pub struct Config {
 pub struct Output {
     /// As JSON, Markdown, and a page.
     places: [Option<Destination>; 3],
+    exports: (Vec<Export>, Vec<Destination>),
     /// Whether to print no table.
     quiet: bool,
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--markdown`, and `--html` name, where `-` is standard output; `quiet` is
-    /// whether `--quiet` was given.
+    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name, where `-` is standard output; `quiet`
+    /// is whether `--quiet` was given.
     ///
     /// # Errors
     ///
@@ -59,10 +62,12 @@ impl Output {
         json: Option<PathBuf>,
         markdown: Option<PathBuf>,
         html: Option<PathBuf>,
+        exports: Vec<Export>,
         quiet: bool,
     ) -> Result<Output, Failure> {
         let flags = [("--json", json), ("--markdown", markdown), ("--html", html)];
-        Ok(Output { places: Destination::open_all(flags)?, quiet })
+        let (places, of_exports) = Destination::open_all(flags, &exports)?;
+        Ok(Output { places, exports: (exports, of_exports), quiet })
     }
 }
 
@@ -82,27 +87,21 @@ impl Run {
             ))
         };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let report: Value =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        if report.get("part_report_format").is_some() {
-            return Err(unusable("it is of a part: merge the parts first".into()));
-        }
-        if report.pointer("/requests_per_s").and_then(Value::as_f64).is_none() {
-            return Err(unusable("it is not the report of a run".into()));
-        }
+        let (_, report) = document::read(&text, &Format::RUNS).map_err(unusable)?;
         Ok(Run { file, report })
     }
 
-    fn figure(&self, figure: &Figure) -> Option<f64> {
-        self.number(figure.pointer)
+    /// `None` if the run does not have it.
+    fn figure(&self, figure: &Figure) -> Option<Bound> {
+        match figure.of(&self.report) {
+            Measured::Number(bound) => Some(bound),
+            Measured::Word(_) | Measured::Unknown(_) => None,
+        }
     }
 
     /// Whether a latency is only known to be this or more.
     fn is_lower_bound(&self, figure: &Figure) -> bool {
-        let name = figure.pointer.rsplit('/').next().unwrap_or_default();
-        let bounds = self.report.pointer("/latency_us/lower_bounds").and_then(Value::as_array);
-        figure.kind == Kind::Latency
-            && bounds.is_some_and(|bounds| bounds.iter().any(|bound| bound == name))
+        self.figure(figure).is_some_and(|bound| bound.is_at_least)
     }
 
     /// The number at a place of the report.
@@ -118,13 +117,13 @@ impl Run {
     /// than the server takes, and adds its own lateness to latencies.
     fn beyond(&self, figure: &Figure) -> Beyond {
         let is_limited = self.is_client_limited();
-        match figure.kind {
-            Kind::Rate => Beyond { below: false, above: is_limited },
-            Kind::Latency => Beyond {
+        match figure.quantity {
+            Quantity::Rate => Beyond { below: false, above: is_limited },
+            Quantity::Latency => Beyond {
                 below: is_limited || self.has_own_stall_in(figure),
                 above: self.is_lower_bound(figure),
             },
-            Kind::CpuTime => Beyond::default(),
+            _ => Beyond::default(),
         }
     }
 
@@ -132,9 +131,8 @@ impl Run {
     fn has_own_stall_in(&self, figure: &Figure) -> bool {
         let late = self.number("/open_loop/due_in_stalls").unwrap_or(0.0);
         // The maximum and the mean may depend on a single request.
-        let percentile = figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
-        let beyond = percentile.map_or(0.0, |percentile| 100.0 - percentile);
-        late > 0.0 && late * 100.0 >= self.number("/requests").unwrap_or(0.0) * beyond
+        let requests = self.number("/requests").unwrap_or(0.0);
+        late > 0.0 && late >= requests * figure.share_above()
     }
 }
 
@@ -200,8 +198,9 @@ impl Comparison {
                 list.collect::<String>()
             )));
         }
+        let figures = Figure::all_compared().into_iter();
         let figures: Vec<Compared> =
-            FIGURES.into_iter().filter_map(|figure| Compared::of(figure, base, head)).collect();
+            figures.filter_map(|figure| Compared::of(figure, base, head)).collect();
         Ok(Comparison {
             gate: Gate::of(limits, &figures, base, head),
             notes: notes(base, head, &figures),
@@ -213,11 +212,12 @@ impl Comparison {
     }
 
     fn write(&self, output: Output, base: &[Run], head: &[Run]) -> Result<(), Failure> {
-        let Output { places, quiet } = output;
-        let is_on_stdout = places.iter().flatten().any(Destination::is_stdout);
+        let Output { places, exports: (exports, of_exports), quiet } = output;
+        let mut all = places.iter().flatten().chain(&of_exports);
+        let is_on_stdout = all.any(Destination::is_stdout);
         let [json, markdown, html] = places;
         let written = [
-            put(json, || Ok(format!("{:#}\n", self.json()))),
+            put(json, || Ok(self.json())),
             put(markdown, || Ok(self.markdown())),
             put(html, || self.html(base, head)),
         ];
@@ -230,7 +230,8 @@ impl Comparison {
                 Ok(())
             }
         };
-        Failure::all(written.into_iter().chain([table]))
+        let exported = write_exports(&exports, of_exports, &self.exported());
+        Failure::all(written.into_iter().chain([table]).chain(exported))
     }
 }
 
@@ -238,7 +239,7 @@ impl Compared {
     /// `None` if a run does not have the figure.
     fn of(figure: Figure, base: &[Run], head: &[Run]) -> Option<Compared> {
         let values = |runs: &[Run]| -> Option<Vec<f64>> {
-            runs.iter().map(|run| run.figure(&figure)).collect()
+            runs.iter().map(|run| Some(run.figure(&figure)?.micros)).collect()
         };
         let (mut base_values, mut head_values) = (values(base)?, values(head)?);
         let all = base.iter().chain(head);
@@ -341,7 +342,7 @@ mod tests {
                 "requests": 1000, "acknowledged": 1000, "requests_per_s": rps, "latency_us": latency, "verdict": "exact",
                 "client_limited": false, "client_cpu_us_per_request": 0.0,
                 "connections_open": 64,
-                "setup": {"engine": "ring", "workers": 64}, "environment": environment("a"),
+                "setup": {"engine": "ring", "connections": 64}, "environment": environment("a"),
             }),
         }
     }
@@ -382,7 +383,7 @@ mod tests {
             7
         );
         assert_eq!(page.matches("<title>99.0000 %: 1.00 ms</title>").count(), 5);
-        let json = found.json();
+        let json: Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!(json["figures"]["p99"]["base"], 1003.0);
         assert!((json["figures"]["p99"]["change_percent"].as_f64().unwrap() - 19.94).abs() < 0.1);
         assert_eq!(json["checks"][0], json!({"fail_if": "p99>+5%", "holds": "yes"}));

@@ -2,17 +2,7 @@
 
 use super::{Comparison, Run};
 use crate::failure::Failure;
-use crate::load::{chart, html};
-
-/// The percentiles that a report has.
-const PERCENTILES: [(f64, &str); 6] = [
-    (0.5, "/latency_us/p50"),
-    (0.9, "/latency_us/p90"),
-    (0.95, "/latency_us/p95"),
-    (0.99, "/latency_us/p99"),
-    (0.999, "/latency_us/p99_9"),
-    (0.9999, "/latency_us/p99_99"),
-];
+use crate::load::{FIGURES, Figure, chart, html};
 
 impl Comparison {
     /// As a page without outside assets and without scripts.
@@ -42,9 +32,9 @@ impl Comparison {
 
 /// The quantiles of a run, and their latencies in microseconds.
 fn points(run: &Run) -> Vec<(f64, f64)> {
-    let point = |(quantile, pointer): (f64, &str)| {
-        let us = run.report.pointer(pointer)?.as_f64().filter(|us| *us > 0.0)?;
-        Some((quantile, us))
+    let point = |figure: &Figure| {
+        let us = run.figure(figure).map(|bound| bound.micros).filter(|us| *us > 0.0)?;
+        Some((figure.quantile()?, us))
     };
-    PERCENTILES.into_iter().filter_map(point).collect()
+    FIGURES.iter().filter_map(point).collect()
 }

@@ -1,12 +1,14 @@
 //! A comparison as a table, as Markdown, and as JSON.
 
-use super::change::{Figure, Kind};
-use super::gate::Checked;
+use super::gate::{Checked, Outcome};
 use super::{Compared, Comparison, RUNS_MIN};
 use crate::doctor::Difference;
-use crate::load::{rounded, time_in_full};
+use crate::document::{Document, Format};
+use crate::load::{Case, Figure, Finding, Findings, Quantity, rounded, time_in_full};
 use crate::statistics::Interval;
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema};
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 impl Comparison {
     /// As a table for a terminal.
@@ -66,25 +68,93 @@ impl Comparison {
         differences.chain(obstacles).chain(checks).chain(notes).collect()
     }
 
-    /// As one JSON object.
-    pub(super) fn json(&self) -> Value {
-        let figures: Map<String, Value> = self
-            .figures
-            .iter()
-            .map(|compared| (compared.figure.name.to_owned(), compared.json()))
-            .collect();
-        json!({
-            "base": self.base,
-            "head": self.head,
-            "differences": self.differences,
-            "figures": figures,
-            "checks": self.gate.checks,
-            "obstacles": self.gate.obstacles,
-            "outcome": self.gate.outcome(),
-            "runs_needed": RUNS_MIN,
-            "notes": self.notes,
-        })
+    /// Returns the figures of the head, with the interval of the change from the base, and what was checked.
+    pub(super) fn exported(&self) -> Findings {
+        let value = |compared: &Compared| {
+            let end = |log_ratio: f64| compared.base * log_ratio.exp();
+            let range = compared.change.map(|change| [end(change.low), end(change.high)]);
+            Finding { figure: compared.figure, value: compared.head, range }
+        };
+        let row = |compared: &Compared| {
+            let Change { base, head, change_percent, low_percent, high_percent, .. } =
+                compared.json();
+            vec![Some(base), Some(head), change_percent, low_percent, high_percent]
+        };
+        let obstacles = self.gate.obstacles.iter();
+        let obstacles =
+            obstacles.map(|why| Case { name: "runs".into(), failure: Some(why.clone()) });
+        Findings {
+            name: Format::Compare.command(),
+            values: self.figures.iter().map(value).collect(),
+            cases: obstacles.chain(self.gate.checks.iter().map(Checked::case)).collect(),
+            heads: vec!["base", "head", "change_percent", "low_percent", "high_percent"],
+            rows: self.figures.iter().map(row).collect(),
+            lines: self.remarks(),
+        }
     }
+
+    /// As one JSON object.
+    pub(super) fn json(&self) -> String {
+        let figures =
+            self.figures.iter().map(|compared| (compared.figure.name.to_owned(), compared.json()));
+        let content = Json {
+            base: self.base.clone(),
+            head: self.head.clone(),
+            differences: self.differences.clone(),
+            figures: figures.collect(),
+            checks: self.gate.checks.clone(),
+            obstacles: self.gate.obstacles.clone(),
+            outcome: self.gate.outcome(),
+            runs_needed: RUNS_MIN,
+            notes: self.notes.clone(),
+        };
+        Document::new(Format::Compare, content).json()
+    }
+}
+
+/// A comparison as JSON has it.
+#[derive(Serialize, JsonSchema)]
+struct Json {
+    /// The files of the runs that were compared with, and of those that may differ from them.
+    base: Vec<String>,
+    /// The files of the runs that may differ.
+    head: Vec<String>,
+    /// What was meant to differ between them, and does.
+    differences: Vec<Difference>,
+    /// The change of each figure that all runs have, by the name that conditions use.
+    figures: BTreeMap<String, Change>,
+    /// The conditions of `--fail-if`, and whether each holds.
+    checks: Vec<Checked>,
+    /// Why the head cannot pass whatever its figures are, a sentence each.
+    obstacles: Vec<String>,
+    /// The outcome of all conditions together; null without conditions.
+    outcome: Option<Outcome>,
+    /// The least number of runs per side for an interval.
+    runs_needed: usize,
+    /// What a reader must know, a sentence each.
+    notes: Vec<String>,
+}
+
+/// A figure of both groups of runs.
+#[derive(Serialize, JsonSchema)]
+struct Change {
+    /// The median of the base, in the unit of the figure.
+    base: f64,
+    /// The median of the head, in the unit of the figure.
+    head: f64,
+    /// The change from one to the other in percent; null if one of them is zero.
+    change_percent: Option<f64>,
+    /// The lower end of the 95% interval of the change in percent; null with too few runs.
+    low_percent: Option<f64>,
+    /// The upper end of the 95% interval of the change in percent; null with too few runs.
+    high_percent: Option<f64>,
+    /// The number of runs in which it is a lower bound.
+    lower_bounds: usize,
+}
+
+/// Returns the JSON Schema of a comparison.
+pub fn schema() -> Schema {
+    Format::Compare.schema::<Json>()
 }
 
 impl Compared {
@@ -103,16 +173,16 @@ impl Compared {
         }
     }
 
-    fn json(&self) -> Value {
+    fn json(&self) -> Change {
         let bound = |of: fn(&Interval) -> f64| self.change.map(|change| percent(of(&change)));
-        json!({
-            "base": self.base,
-            "head": self.head,
-            "change_percent": self.log_ratio().map(percent),
-            "low_percent": bound(|change| change.low),
-            "high_percent": bound(|change| change.high),
-            "lower_bounds": self.lower_bounds,
-        })
+        Change {
+            base: self.base,
+            head: self.head,
+            change_percent: self.log_ratio().map(percent),
+            low_percent: bound(|change| change.low),
+            high_percent: bound(|change| change.high),
+            lower_bounds: self.lower_bounds,
+        }
     }
 }
 
@@ -122,10 +192,10 @@ fn percent(log_ratio: f64) -> f64 {
 }
 
 fn in_words(figure: &Figure, value: f64) -> String {
-    match figure.kind {
+    match figure.quantity {
         // Three decimals of a microsecond are more than a median of runs is worth.
-        Kind::Latency => time_in_full(value.round()),
-        Kind::CpuTime => format!("{value:.2} µs"),
-        Kind::Rate => rounded(value),
+        Quantity::Latency => time_in_full(value.round()),
+        Quantity::CpuTime => format!("{value:.2} µs"),
+        _ => rounded(value),
     }
 }

@@ -1,7 +1,9 @@
 //! Whether two results were obtained on the same machine in the same way, and what differs.
 
-use super::{Environment, json_of};
+use super::Environment;
+use crate::document::{self, Document, Format};
 use crate::failure::Failure;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -23,7 +25,7 @@ const FIGURES: [(&str, &str); 4] = [
 ];
 
 /// Something that is not the same on both sides.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Difference {
     /// What it is: a part of the environment, or of the setup of a run.
     pub what: String,
@@ -39,17 +41,20 @@ impl Difference {
 }
 
 /// A figure of two results.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 struct Figure {
+    /// Its name.
     what: &'static str,
+    /// What it is on either side.
     values: [f64; 2],
     /// The second divided by the first, unless that is zero.
     ratio: Option<f64>,
 }
 
 /// What differs between two environments, and between the two runs if both sides are reports.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Comparison {
+    /// Whether nothing shows that these are two machines.
     is_same_machine: bool,
     /// What shows that these are two machines.
     machine: Vec<Difference>,
@@ -77,8 +82,8 @@ impl Side {
             ))
         };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let json: Value =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let formats = [&Format::RUNS[..], &[Format::FindRate, Format::Doctor]].concat();
+        let (_, json) = document::read(&text, &formats).map_err(unusable)?;
         Side::of(json).map_err(unusable)
     }
 
@@ -141,7 +146,7 @@ impl Comparison {
 
     /// As one JSON object.
     pub(super) fn json(&self) -> String {
-        json_of(self)
+        Document::new(Format::DoctorCompare, self).json()
     }
 
     /// As text: a verdict, then one line per difference and per figure.
@@ -281,6 +286,9 @@ mod tests {
     fn side(change: impl FnOnce(&mut Environment)) -> Side {
         let mut environment = Environment {
             version: "1".into(),
+            revision: None,
+            dirty: None,
+            topology: "0 1".into(),
             date: "now".into(),
             host: "a".into(),
             kernel: "6.1".into(),
@@ -341,7 +349,7 @@ mod tests {
     #[test]
     fn each_difference_between_the_setups_of_two_runs_is_named() {
         let setup = json!({
-            "url": "http://127.0.0.1:8000", "workers": 64, "threads": 1, "pipeline": 1,
+            "url": "http://127.0.0.1:8000", "connections": 64, "threads": 1, "pipeline": 1,
             "rate": null, "users": 75000, "values": "integer", "engine": "ring",
             "was_reset": true,
         });
@@ -349,7 +357,7 @@ mod tests {
         assert_eq!(same.lines(), "the same machine with the same settings\n");
         for (name, other, line) in [
             ("url", json!("http://[::1]:1"), "url: http://127.0.0.1:8000 | http://[::1]:1"),
-            ("workers", json!(65), "workers: 64 | 65"),
+            ("connections", json!(65), "connections: 64 | 65"),
             ("threads", json!(2), "threads: 1 | 2"),
             ("pipeline", json!(16), "pipeline: 1 | 16"),
             ("rate", json!(20_000), "rate: none | 20000"),

@@ -5,6 +5,7 @@ use super::Check;
 use super::machine::Machine;
 use crate::topology::{format_cpu_list, format_cpu_ranges};
 use procfs::{CpuTime, KernelStats};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
@@ -310,7 +311,7 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
 }
 
 /// How CPUs spent their time between two readings, as shares from 0 to 1.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CpuUse {
     /// Given by the host to other virtual machines.
     pub steal: f64,

@@ -11,16 +11,19 @@ mod nic;
 mod ring;
 mod storage;
 
+use crate::document::{Document, Format};
 use crate::failure::Failure;
 use crate::store::Location;
-use crate::terminal;
+use crate::{terminal, topology};
 use anstyle::{AnsiColor, Style};
 use compare::compare;
 pub use compare::{Difference, differences};
 pub use cpu::CpuUse;
 use machine::Machine;
 pub use nic::Listener;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -48,8 +51,9 @@ pub struct Config {
 }
 
 /// The result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[schemars(rename = "CheckVerdict")]
 pub enum Verdict {
     /// Good for a benchmark.
     Ok,
@@ -70,7 +74,7 @@ impl fmt::Display for Verdict {
 }
 
 /// One thing that a benchmark depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was checked.
     pub name: String,
@@ -125,10 +129,16 @@ impl Check {
 }
 
 /// The machine that a run was made on, and what the result depends on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Environment {
     /// The version of ringtally.
     pub version: String,
+    /// The git commit that it was built from; null in a debug build, or if it is not known.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// Whether the sources had changes that are in no commit; null if the commit is not known.
+    #[serde(default)]
+    pub dirty: Option<bool>,
     /// When the machine was checked, in RFC 3339 format.
     pub date: String,
     /// The host name.
@@ -141,6 +151,9 @@ pub struct Environment {
     pub cpus_online: String,
     /// The CPUs that this process may use.
     pub cpus_allowed: String,
+    /// The CPUs that this process may use, by core: `0,4 1,5` are two cores with two threads each.
+    #[serde(default)]
+    pub topology: String,
     /// The size of the memory in bytes, if it can be read.
     pub memory_bytes: Option<u64>,
     /// The results of all checks.
@@ -167,8 +180,12 @@ impl Environment {
         checks.extend(cpu::checks(machine, sample));
         checks.extend(network::checks(machine));
         let text = |path: &str| machine.text(path).unwrap_or_else(|| "unknown".into());
+        let revision = Some(env!("RINGTALLY_REVISION")).filter(|revision| !revision.is_empty());
         Environment {
             version: env!("CARGO_PKG_VERSION").into(),
+            revision: revision.map(str::to_owned),
+            dirty: revision.map(|_| env!("RINGTALLY_IS_DIRTY") == "true"),
+            topology: topology(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             host: text("proc/sys/kernel/hostname"),
             kernel: text("proc/sys/kernel/osrelease"),
@@ -187,7 +204,7 @@ impl Environment {
 
     /// As one JSON object.
     pub fn json(&self) -> String {
-        json_of(self)
+        Document::new(Format::Doctor, self).json()
     }
 
     /// One line per check, and one per command of its fix, in color; `print` removes the color where it does not belong.
@@ -222,6 +239,14 @@ impl Environment {
     }
 }
 
+/// Returns the CPUs of this process by core.
+fn topology() -> String {
+    let siblings = topology::allowed_cpus().into_iter().map(topology::siblings);
+    let cores: BTreeSet<Vec<usize>> = siblings.collect();
+    let cores: Vec<String> = cores.iter().map(|core| topology::format_cpu_list(core)).collect();
+    cores.join(" ")
+}
+
 /// Describes `error`, which setting up or using an io_uring returned, and says what to do about it
 /// on this machine: one sentence for the operator.
 pub fn explain_ring_error(error: &io::Error) -> String {
@@ -245,7 +270,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         let here = || Environment::with_listener(SAMPLE, config.listener.as_ref());
         let comparison = compare(&config.compare, here)?;
         terminal::print(&if config.json {
-            comparison.json() + "\n"
+            comparison.json()
         } else {
             for_people(&comparison.lines())
         })?;
@@ -263,7 +288,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         None => {}
     }
     terminal::print(&if config.json {
-        environment.json() + "\n"
+        environment.json()
     } else {
         for_people(&environment.lines())
     })?;
@@ -276,8 +301,13 @@ pub fn run(config: Config) -> Result<(), Failure> {
     }
 }
 
-fn json_of(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).expect("structs of numbers and strings have a JSON form")
+/// Returns the JSON Schema of a document that the doctor writes; `None` if another module does.
+pub fn schema(format: Format) -> Option<Schema> {
+    match format {
+        Format::Doctor => Some(format.schema::<Environment>()),
+        Format::DoctorCompare => Some(format.schema::<compare::Comparison>()),
+        _ => None,
+    }
 }
 
 fn for_people(lines: &str) -> String {

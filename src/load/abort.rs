@@ -73,7 +73,7 @@ impl<'a> Abort<'a> {
             "reconnects" => count(|thread| &thread.reconnects),
             "timeouts" => count(|thread| &thread.timeouts),
             "connect_failures" => count(|thread| &thread.connect_failures),
-            "rejected" => count(|thread| &thread.turned_away),
+            "rejected" => count(|thread| &thread.rejected),
             "malformed" => count(|thread| &thread.malformed),
             "max" => latency.max().map(|max| max.micros),
             "mean" => {

@@ -261,13 +261,14 @@ impl<'a> Control<'a> {
         matches!(status, 404 | 405 | 501).then_some(status)
     }
 
-    /// The engine that the server names in its metrics, as ringtally does; `None` for any other server.
-    pub(super) fn engine(&mut self) -> Option<String> {
+    /// The engine and the version that the server names in its metrics, as ringtally does; `None` for any other server.
+    pub(super) fn build_info(&mut self) -> [Option<String>; 2] {
         let timeout = self.timeout;
         self.timeout = timeout.min(ENGINE_WAIT);
         let response = self.ask("GET", "/metrics");
         self.timeout = timeout;
-        response.ok().filter(|response| response.status == 200).and_then(|r| engine_of(&r.body))
+        let found = response.ok().filter(|response| response.status == 200);
+        ["engine", "version"].map(|label| label_of(&found.as_ref()?.body, label))
     }
 
     /// Resets the server.
@@ -409,11 +410,11 @@ fn read_totals(response: &Response) -> Result<Totals, ControlError> {
     }
 }
 
-/// The `engine` label of `ringtally_build_info` among Prometheus metrics.
-fn engine_of(metrics: &[u8]) -> Option<String> {
+/// A label of `ringtally_build_info` among Prometheus metrics.
+fn label_of(metrics: &[u8], label: &str) -> Option<String> {
     let metrics = std::str::from_utf8(metrics).ok()?;
     let line = metrics.lines().find_map(|line| line.strip_prefix("ringtally_build_info{"))?;
-    let (name, _) = line.split_once("engine=\"")?.1.split_once('"')?;
+    let (name, _) = line.split_once(&format!("{label}=\""))?.1.split_once('"')?;
     Some(name.to_owned())
 }
 

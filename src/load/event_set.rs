@@ -6,6 +6,7 @@
 
 use super::part::Part;
 use super::workload::{Rest, Share, VALUE_IN_HALVES_MAX, Workload};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
@@ -14,15 +15,17 @@ use std::collections::{HashMap, HashSet};
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
 
 /// Some events of a workload, each added once.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct EventSet {
+    /// The number of single events.
     singles: u64,
+    /// Twice the sum of their values.
     singles_sum_in_halves: u64,
-    /// How many of the single events come from each user.
+    /// How many of the single events come from each user, by the number in its name.
     by_user: HashMap<u64, u64>,
     /// Single events that are not in `by_user`, which is full.
     unattributed: u64,
-    /// All with the same step, each with a remainder of its own.
+    /// What was left of each share of the work, all with the same step, and each with a remainder of its own.
     rests: Vec<Rest>,
 }
 

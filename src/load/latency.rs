@@ -9,18 +9,20 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
 
 /// The longest latency that is distinguished, in nanoseconds: an hour.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 
 /// A figure, or the least that it can have been.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     /// Microseconds, if it is a latency.
-    pub micros: f64,
+    pub(crate) micros: f64,
     /// It may have been more.
-    pub is_at_least: bool,
+    pub(crate) is_at_least: bool,
 }
 
 impl Bound {
@@ -37,8 +39,22 @@ impl Serialize for Bound {
     }
 }
 
+impl JsonSchema for Bound {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Bound".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        f64::json_schema(generator)
+    }
+}
+
 /// Latencies of one kind, to three significant digits.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "Encoded", try_from = "Encoded")]
 pub(super) struct Latencies {
     histogram: Histogram<u64>,
@@ -48,19 +64,14 @@ pub(super) struct Latencies {
 }
 
 /// Latencies as a file has them, without loss.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Encoded {
-    /// The histogram in HdrHistogram's compressed form (V2), in base64, as its log files have it.
+    /// The histogram, in nanoseconds, in HdrHistogram's compressed form (V2), in base64, as its log files have it.
     histogram: String,
+    /// The number of requests that were given up.
     censored: u64,
+    /// The shortest time in nanoseconds after which a request was given up; null if none was.
     least_censored_ns: Option<u64>,
-}
-
-impl Encoded {
-    /// The number of requests that were given up, as the file has it.
-    pub(super) fn censored(&self) -> u64 {
-        self.censored
-    }
 }
 
 impl From<&Latencies> for Encoded {
@@ -226,7 +237,7 @@ impl Latencies {
 }
 
 /// The latencies of the requests that ended within one second.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Slice {
     /// Seconds since the start.
     pub(super) second: u64,
@@ -258,8 +269,8 @@ impl Slice {
         self.latency.merge(&other.latency);
         for (ours, theirs) in [(&mut self.from_send, &other.from_send), (&mut self.lag, &other.lag)]
         {
-            if let (Some(ours), Some(theirs)) = (ours, theirs) {
-                ours.merge(theirs);
+            if let Some(theirs) = theirs {
+                ours.get_or_insert_with(Latencies::new).merge(theirs);
             }
         }
     }

@@ -5,25 +5,28 @@ use super::event_set::EventSet;
 use super::verdict::plural;
 use super::workload::{Rest, Workload};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::AddAssign;
 
 /// The book of one thread, or of a run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Ledger {
     /// Events that the server acknowledged.
     pub(super) acknowledged: u64,
-    /// Events that the server refused, and how many with each status.
+    /// Events that the server refused.
     pub(super) refused: EventSet,
+    /// The number of events that the server refused with each status.
     pub(super) refused_by_status: BTreeMap<u16, u64>,
     /// Events of which something was sent, without a response.
     pub(super) unknown: EventSet,
     /// Events of which nothing was sent.
     pub(super) unsent: EventSet,
-    /// Batches whose acknowledgement was of another number of events, and one of them.
+    /// Batches whose acknowledgement was of another number of events.
     pub(super) misstated: u64,
+    /// One of those acknowledgements.
     pub(super) misstatement: Option<Misstatement>,
     /// What connections went through.
     pub(super) trouble: Trouble,
@@ -33,7 +36,7 @@ pub(super) struct Ledger {
 }
 
 /// An acknowledgement that contradicts what it acknowledges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Misstatement {
     /// The events of the batch.
     pub(super) sent: u64,
@@ -42,10 +45,11 @@ pub(super) struct Misstatement {
 }
 
 /// What servers do to connections.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Trouble {
     /// Connections opened in place of others.
     pub(super) reconnects: u64,
+    /// Attempts to connect that failed.
     pub(super) connect_failures: u64,
     /// Connections that were open at no time, or only until the server turned them away.
     #[serde(default)]
@@ -54,12 +58,13 @@ pub(super) struct Trouble {
     #[serde(default)]
     pub(super) never_wanted: u64,
     /// Connections that the server turned away with a 503.
-    pub(super) turned_away: u64,
+    pub(super) rejected: u64,
+    /// Connections that were given up because of a timeout.
     pub(super) timeouts: u64,
     /// Connections that the server closed after it had promised to keep them.
     pub(super) broken_keep_alives: u64,
     /// Responses that were malformed, or that no request had asked for.
-    pub(super) garbled: u64,
+    pub(super) malformed: u64,
     /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
     #[serde(default)]
     pub(super) resent: u64,
@@ -73,10 +78,10 @@ impl Trouble {
             connect_failures,
             never_open,
             never_wanted,
-            turned_away,
+            rejected,
             timeouts,
             broken_keep_alives,
-            garbled,
+            malformed,
             resent,
         } = self;
         [
@@ -84,10 +89,10 @@ impl Trouble {
             connect_failures,
             never_open,
             never_wanted,
-            turned_away,
+            rejected,
             timeouts,
             broken_keep_alives,
-            garbled,
+            malformed,
             resent,
         ]
     }
@@ -173,9 +178,9 @@ impl Ledger {
             return None;
         }
         let mut reasons = self.connect_reasons();
-        if self.trouble.turned_away > 0 {
-            let turned_away = plural(self.trouble.turned_away, "connection", "connections");
-            reasons.push(format!("the server turned {turned_away} away with status 503"));
+        if self.trouble.rejected > 0 {
+            let rejected = plural(self.trouble.rejected, "connection", "connections");
+            reasons.push(format!("the server turned {rejected} away with status 503"));
         }
         if reasons.is_empty() {
             reasons.push("the server did not take them in time".into());

@@ -31,8 +31,10 @@
 //! - `part`: which requests a client sends of a run in parts. `parts`: clients on several machines send parts of one workload, whose reports are merged.
 //! - `find`: the highest rate at which a latency stays below a limit.
 //! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
-//! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom.
-//! - `report`, `thresholds`, `view`: tell the user.
+//! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom. `run_record`: all of it, as one
+//!   record per client, which can be merged.
+//! - `figures`: the table of figures. `export`: the table of forms that other tools read. `report`, `thresholds`,
+//!   `view`: tell the user. `origin`: what repeats a run.
 
 mod abort;
 mod account;
@@ -40,10 +42,13 @@ mod client_load;
 mod connection;
 mod control;
 mod event_set;
+mod export;
+mod figures;
 mod find;
 mod interrupt;
 mod latency;
 mod ledger;
+mod origin;
 mod part;
 mod parts;
 mod placement;
@@ -52,6 +57,7 @@ mod quiet;
 mod report;
 mod response;
 mod run;
+mod run_record;
 mod schedule;
 mod shared;
 mod thresholds;
@@ -64,13 +70,18 @@ mod worker;
 mod workload;
 
 pub use control::Server;
+pub use export::Export;
+pub(crate) use export::{Case, Finding, Findings, write as write_exports};
+pub(crate) use figures::{FIGURES, Figure, Measured, Quantity};
 pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
+pub(crate) use latency::Bound;
+pub use origin::commands;
 pub use part::Part;
 pub use parts::{MergeConfig, PartReport, Participation, merge};
 pub(crate) use profile::decimal;
 pub use profile::{Profile, RATE_MAX};
 pub(crate) use report::{Destination, chart, grouped, html, put, rounded, time_in_full};
-pub use report::{FoundRate, Output, Report, ServerUse, Setup, write_to};
+pub use report::{FoundRate, Output, Report, ServerUse, Setup, schema, write_to};
 pub use run::{run, run_part};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -129,6 +140,8 @@ pub struct Config {
     pub sample_every: Option<Duration>,
     /// The command that makes the run again, for the report.
     pub command: Vec<String>,
+    /// The command of the server, for the report, if the caller has started it.
+    pub server_command: Vec<String>,
     /// The flags of the server, for the report, if the caller knows them.
     pub server_settings: Option<Settings>,
     /// How to show the progress.

@@ -1,6 +1,7 @@
 //! One of the parts of a run: which requests of the whole workload a client sends.
 
 use super::workload::Rest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +10,9 @@ use std::str::FromStr;
 const PARTS_MAX: u64 = 1024;
 
 /// One of the parts of a run, as in `2/3`: it has every `of`-th request, and connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(into = "String", try_from = "String")]
 pub struct Part {
     /// From 1 on.

@@ -4,6 +4,7 @@
 //! have a closed form. All results are exact, because they are computed in integers: amounts are in thousandths and
 //! times in nanoseconds, and [`EVENT`] is what adds up to one event.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -106,7 +107,7 @@ pub struct Stage {
 }
 
 /// An amount over the time of a run, as a flag has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "Written", try_from = "Written")]
 pub enum Profile {
     /// Constant: `1000`.
@@ -118,7 +119,7 @@ pub enum Profile {
 }
 
 /// A profile as a file has it: a number if it is fixed.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Written {
     Whole(u64),

@@ -7,20 +7,19 @@ use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
 use super::find::Flow;
 use super::interrupt::{self, Running};
-use super::latency::Slice;
-use super::ledger::Ledger;
+use super::origin::Origin;
 use super::part::Part;
-use super::parts::{OpenLoopClient, PartOutcome, PartReport, Participation};
+use super::parts::{Before, Parameters, PartReport, Participation, Time};
 use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
+use super::run_record::ClientRun;
 use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::thresholds::Threshold;
-use super::timeline::{RawSecond, Second};
 use super::verdict::{Evidence, plural};
 use super::view::{Phase, Stage, View};
-use super::watch::{self, Watched};
+use super::watch;
 use super::worker::{Findings, Worker};
-use super::workload::{Form, Totals, UserPrefix, Workload};
+use super::workload::{Form, Totals, UserPrefix};
 use super::{Config, Moment, Users, quiet};
 use crate::doctor::{self, CpuUse, Environment};
 use crate::failure::Failure;
@@ -59,51 +58,31 @@ const MACHINE_MIN: Duration = Duration::from_secs(1);
 pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let mut control = control(config);
     let measured = measure(config, None, &mut control, at)?;
-    let Measured { sent, first, ids, mut setup, cpus, rivals, environment, .. } = measured;
-    let Measured { warnings, aborted_by, running, .. } = measured;
+    let Measured { sent, first, ids, mut setup, origin, environment, aborted_by, running } =
+        measured;
     let mut evidence = sent.account(config, first, ids.novelty).evidence();
     let settled_after = settle(config, &mut control, &sent, &mut evidence);
-    let quiet = quiet::time(config.quiet, &sent.total);
+    let quiet = quiet::time(config.quiet, &sent.run.total);
     let stayed = quiet::stay(quiet, sent.ended, || totals(config, &mut control), &mut evidence);
-    let is_interrupted = interrupt::is_asked();
+    let mut run = sent.run;
+    run.interrupted = interrupt::is_asked();
     drop(running);
-    let elapsed = sent.elapsed();
-    let client_load = sent.client_load(elapsed, &cpus, rivals);
-    setup.was_reset = sent.reset == Some(Reset::Done);
+    setup.was_reset = sent.prepared.was_reset();
     Ok(Report::new(Outcome {
-        elapsed,
-        client_busy: client_load.busy,
-        client_waiting: client_load.waiting,
-        client_limits: client_load.limits(),
-        client_cpu: sent.client_cpu.saturating_sub(sent.client_polling),
-        client_poll: sent.client_polling,
-        rate_held: config
-            .rate
-            .as_ref()
-            .and_then(|_| rate_held(&config.workload, sent.events(), sent.last_sent)),
-        held: config.pace().and_then(|pace| pace.held(sent.events(), sent.last_sent)),
-        is_interrupted,
+        held: config.pace().and_then(|pace| pace.held(run.work.events(), run.work.last_sent)),
         aborted_by,
-        suspended: sent.suspended,
-        held_up: sent.held_up,
-        due_in_stalls: sent.due_in_stalls,
-        machine: sent.machine,
-        total: sent.total,
-        seconds: sent.seconds,
+        run,
+        workload: config.workload,
+        warm_up: config.warm_up,
         evidence,
         settled_after,
         stayed,
         remarks: ids.remark.into_iter().collect(),
-        watched: sent.watched,
-        warm_up: config.warm_up,
         setup,
-        workload: config.workload,
-        ledger: sent.ledger,
-        warm_up_ledger: sent.warm_up,
-        warnings,
         thresholds: config.thresholds.clone(),
         abort_if: config.abort_if.clone(),
         clients: Vec::new(),
+        origin,
         environment,
         flow: sent.flow,
     }))
@@ -117,51 +96,25 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
 pub fn run_part(config: &Config, participation: &Participation) -> Result<PartReport, Failure> {
     let mut control = control(config);
     let measured = measure(config, Some(participation), &mut control, |_| {})?;
-    let Measured { sent, first, setup, cpus, rivals, environment, warnings, running, .. } =
-        measured;
-    let is_interrupted = interrupt::is_asked();
+    let Measured { mut sent, first, setup, origin, environment, running, .. } = measured;
+    sent.run.interrupted = interrupt::is_asked();
     drop(running);
-    let elapsed = sent.elapsed();
-    let client_load = sent.client_load(elapsed, &cpus, rivals);
-    let requests = sent.events();
-    let open_loop =
-        sent.total.from_send.zip(sent.total.lag).map(|(from_send, lag)| OpenLoopClient {
-            from_send,
-            lag,
-            held_up: sent.held_up,
-            due_in_stalls: sent.due_in_stalls,
-            requests,
-            last_sent: sent.last_sent,
-        });
-    Ok(PartReport::new(
-        config,
-        participation,
-        PartOutcome {
-            setup,
-            prepared: sent.prepared,
-            first,
-            before: sent.before,
-            reset: sent.reset,
-            clock: control.clock(),
-            elapsed,
-            ledger: sent.ledger,
-            warm_up: sent.warm_up,
-            watched: sent.watched,
-            latency: sent.total.latency,
-            open_loop,
-            seconds: sent.raw_seconds,
-            client_busy: client_load.busy,
-            client_waiting: client_load.waiting,
-            client_limits: client_load.limits(),
-            client_cpu: sent.client_cpu.saturating_sub(sent.client_polling),
-            client_poll: sent.client_polling,
-            is_interrupted,
-            suspended: sent.suspended,
-            machine: sent.machine,
-            warnings,
-            environment,
-        },
-    ))
+    let prepared = sent.prepared;
+    let before =
+        Before { at: Time(prepared.at), totals: prepared.before, was_reset: prepared.was_reset() };
+    Ok(PartReport {
+        part: participation.part,
+        run_id: participation.run_id.clone(),
+        parameters: Parameters::of(config),
+        setup,
+        first_totals: first,
+        before: participation.part.leads().then_some(before),
+        started: Time(participation.start),
+        clock_ahead_of_server: control.clock(),
+        run: sent.run,
+        origin,
+        environment,
+    })
 }
 
 /// For the requests around the run.
@@ -183,11 +136,8 @@ struct Measured {
     first: Totals,
     ids: Ids,
     setup: Setup,
-    cpus: Vec<usize>,
-    /// What else may have run on the client's CPUs.
-    rivals: Rivals,
+    origin: Origin,
     environment: Environment,
-    warnings: Vec<String>,
     /// The threshold that ended the run, if one did.
     aborted_by: Option<Threshold>,
     /// Until it is dropped, the run can be interrupted.
@@ -221,7 +171,7 @@ fn measure(
     }
     let ids = Ids::choose(config, participation.is_some(), control, first)
         .map_err(|error| error.into_failure(server))?;
-    let engine = control.engine();
+    let [engine, server_version] = control.build_info();
     let address = control.address();
     let whereabouts = match &config.server_cpus {
         Some(cpus) => Whereabouts::Here(cpus.clone()),
@@ -283,14 +233,16 @@ fn measure(
     let mut sent =
         send_all(config, &run, openable, (&cpus, pins), (control, prepare), view, &mut at)?;
     for _ in openable..connections {
-        sent.ledger.trouble.never_open += 1;
-        sent.ledger.note_failure_to_connect(&Errno::MFILE.into());
+        sent.run.work.ledger.trouble.never_open += 1;
+        sent.run.work.ledger.note_failure_to_connect(&Errno::MFILE.into());
     }
     warnings.extend(sent.warnings(&run, connections));
+    sent.run.warnings = warnings;
+    sent.note_load(&cpus, Rivals::of(&cpus, &whereabouts));
     let setup = Setup {
         url: format!("http://{}", server.host),
         engine,
-        workers: connections,
+        connections,
         threads,
         cpus: topology::format_cpu_list(&cpus),
         pipeline: config.pipeline,
@@ -310,20 +262,16 @@ fn measure(
         server: config.server_settings.clone(),
         command: config.command.clone(),
     };
-    let rivals = Rivals::of(&cpus, &whereabouts);
+    let started = participation.map_or(sent.prepared.at, |participation| participation.start);
+    let origin = Origin {
+        started: Time(started),
+        ended: Time(started + sent.run.elapsed),
+        address: address.to_string(),
+        server_version,
+        server_command: config.server_command.clone(),
+    };
     let aborted_by = run.aborted_by.get().cloned();
-    Ok(Measured {
-        sent,
-        first,
-        ids,
-        setup,
-        cpus,
-        rivals,
-        environment,
-        warnings,
-        aborted_by,
-        running,
-    })
+    Ok(Measured { sent, first, ids, setup, origin, environment, aborted_by, running })
 }
 
 /// What the ids of the run's users begin with.
@@ -417,35 +365,17 @@ fn request_head(host: &str, has_batch: bool) -> Vec<u8> {
 const EVENT: &str = "/event";
 pub(super) const EVENTS: &str = "/events";
 
-/// What the client threads did, and what was seen meanwhile.
+/// What the client threads did, and what only this process needs to know of it.
 struct Sent {
-    ledger: Ledger,
-    warm_up: Ledger,
-    /// When the server was reset, or looked at, before the run.
-    prepared: SystemTime,
-    before: Totals,
-    /// `None` if no reset was wanted.
-    reset: Option<Reset>,
+    run: ClientRun,
+    prepared: Prepared,
     /// What the server had counted when the last request had ended, or why it is not known.
     after: Result<Totals, String>,
-    total: Slice,
-    seconds: Vec<Second>,
-    /// The histograms of the seconds, of a part.
-    raw_seconds: Vec<RawSecond>,
-    watched: Option<Watched>,
     flow: Option<Flow>,
     /// CPU time of the busiest thread without polling, and the longest wait for a CPU.
     busiest: Duration,
     waiting: Duration,
-    client_cpu: Duration,
-    client_polling: Duration,
-    last_sent: Duration,
-    suspended: Duration,
     gave_up: bool,
-    held_up: u64,
-    due_in_stalls: u64,
-    machine: Option<CpuUse>,
-    started: Instant,
     ended: Instant,
     /// Why a thread's ring failed.
     failure: Option<String>,
@@ -584,46 +514,33 @@ fn send_all(
         let machine = machine.map(|(before, after)| CpuUse::between(&before, &after, cpus));
         let watched = watcher.map(|watcher| watcher.join().map_err(panicked)).transpose()?;
         let flow = sampler.map(|sampler| sampler.join().map_err(panicked)).transpose()?;
-        let (total, seconds, raw_seconds) = timeline.finish();
-        let Prepared { at: prepared, before, reset } = prepared?;
+        let (total, seconds) = timeline.finish();
+        let cpus = machine.into_iter().collect();
         let mut sent = Sent {
-            ledger: Ledger::default(),
-            warm_up: Ledger::default(),
-            prepared,
-            before,
-            reset,
+            run: ClientRun { total, seconds, watched, cpus, ..ClientRun::default() },
+            prepared: prepared?,
             after,
-            total,
-            seconds,
-            raw_seconds,
-            watched,
             flow,
             busiest: Duration::ZERO,
             waiting: Duration::ZERO,
-            client_cpu: Duration::ZERO,
-            client_polling: Duration::ZERO,
-            last_sent: Duration::ZERO,
-            suspended: Duration::ZERO,
             gave_up: false,
-            held_up: 0,
-            due_in_stalls: 0,
-            machine,
-            started,
             ended: started,
             failure: None,
         };
         for thread in threads {
             // All were started.
             let Some([warm_up, measured]) = thread.join().map_err(panicked)? else { continue };
-            sent.warm_up.merge(warm_up.ledger);
+            sent.run.warm_up.merge(warm_up.work.ledger);
             sent.add(measured);
         }
-        sent.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], &run.earlier()));
+        sent.run.elapsed = sent.ended.saturating_duration_since(started);
+        sent.run.warm_up.leave(rest_of_closed_loop(run.part, &run.next[0], &run.earlier()));
+        let ledger = &mut sent.run.work.ledger;
         if run.pace.is_none() {
-            sent.ledger.leave(rest_of_closed_loop(run.part, &run.next[1], &run.workload));
+            ledger.leave(rest_of_closed_loop(run.part, &run.next[1], &run.workload));
         }
-        sent.ledger.add_trouble(&sent.warm_up);
-        sent.ledger.add_misstatements(&sent.warm_up);
+        ledger.add_trouble(&sent.run.warm_up);
+        ledger.add_misstatements(&sent.run.warm_up);
         Ok(sent)
     })
 }
@@ -631,27 +548,12 @@ fn send_all(
 impl Sent {
     /// Adds what a thread found.
     fn add(&mut self, findings: Findings) {
-        self.busiest = self.busiest.max(findings.time.cpu.saturating_sub(findings.polling));
-        self.waiting = self.waiting.max(findings.time.waiting);
-        self.client_cpu += findings.time.cpu;
-        self.client_polling += findings.polling;
-        self.last_sent = self.last_sent.max(Duration::from_nanos(findings.last_sent_ns));
-        self.suspended = self.suspended.max(findings.suspended);
+        self.busiest = self.busiest.max(findings.work.cpu);
+        self.waiting = self.waiting.max(findings.waiting);
         self.gave_up |= findings.gave_up;
-        self.held_up += findings.held_up;
-        self.due_in_stalls += findings.due_in_stalls;
         self.ended = self.ended.max(findings.ended);
         self.failure = self.failure.take().or(findings.failure);
-        self.ledger.merge(findings.ledger);
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.ended.saturating_duration_since(self.started)
-    }
-
-    /// Events that were sent.
-    fn events(&self) -> u64 {
-        self.ledger.answered() + self.ledger.unknown.singles()
+        self.run.work.merge(findings.work);
     }
 
     /// What is known of the run's events, if there was no other client.
@@ -660,53 +562,50 @@ impl Sent {
             workload: config.workload,
             warm_up: config.warm_up,
             first,
-            before: self.before,
-            was_reset: self.reset == Some(Reset::Done),
+            before: self.prepared.before,
+            was_reset: self.prepared.was_reset(),
             novelty,
-            ledger: &self.ledger,
-            warm_up_ledger: &self.warm_up,
+            ledger: &self.run.work.ledger,
+            warm_up_ledger: &self.run.warm_up,
             after: self.after.clone(),
         }
     }
 
-    /// What the client had to do, as shares of its time.
-    fn client_load(&self, elapsed: Duration, cpus: &[usize], rivals: Rivals) -> ClientLoad {
+    /// Notes what the client had to do, as shares of its time, and whether that limited the run.
+    fn note_load(&mut self, cpus: &[usize], rivals: Rivals) {
+        let elapsed = self.run.elapsed;
         let share = |time: Duration| match elapsed {
             Duration::ZERO => 0.0,
             elapsed => time.as_secs_f64() / elapsed.as_secs_f64(),
         };
-        let polling = share(self.client_polling) / cpus.len().max(1) as f64;
-        ClientLoad {
+        let polling = share(self.run.work.polling) / cpus.len().max(1) as f64;
+        let machine = self.run.cpus.first();
+        let lag = self.run.total.lag.as_ref().and_then(|lag| lag.quantile(0.99));
+        let load = ClientLoad {
             elapsed,
             busy: share(self.busiest),
             waiting: share(self.waiting),
-            suspended: share(self.suspended),
-            softirq: self.machine.map_or(0.0, |machine| machine.softirq),
+            suspended: share(self.run.work.suspended),
+            softirq: machine.map_or(0.0, |machine| machine.softirq),
             rivals,
-            cpus_busy: self
-                .machine
-                .filter(|_| elapsed >= MACHINE_MIN)
-                .map(|use_| use_.busy - polling),
-            lag_p99_us: self
-                .total
-                .lag
-                .as_ref()
-                .and_then(|lag| lag.quantile(0.99))
-                .map(|lag| lag.micros),
-        }
+            cpus_busy: machine.filter(|_| elapsed >= MACHINE_MIN).map(|use_| use_.busy - polling),
+            lag_p99_us: lag.map(|lag| lag.micros),
+        };
+        (self.run.busy, self.run.waiting) = (load.busy, load.waiting);
+        self.run.limited_by = load.limits();
     }
 
     /// What a reader of the report must know.
     fn warnings(&self, run: &Run, connections: usize) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(Reset::Refused(status)) = self.reset {
+        let (mut warnings, work) = (Vec::new(), &self.run.work);
+        if let Some(Reset::Refused(status)) = self.prepared.reset {
             warnings.push(format!(
                 "the server refused POST /reset with status {status}: the run is measured from the \
                  totals that it had; pass its token with --token-file, or --no-reset"
             ));
         }
         if run.workload.batch.is_some() {
-            let refusals = self.ledger.refused_by_status.keys();
+            let refusals = work.ledger.refused_by_status.keys();
             warnings.extend(refusals.filter_map(|status| explain_refusal(*status)));
         }
         if run.keep_alive.was_one_shot() && !run.keep_alive.is_one_shot() {
@@ -716,41 +615,33 @@ impl Sent {
                     .into(),
             );
         }
-        let turned_away = self.ledger.trouble.turned_away;
-        if turned_away > 0 {
+        let rejected = work.ledger.trouble.rejected;
+        if rejected > 0 {
             warnings.push(format!(
                 "the server had no room for {}, and turned {} away with status 503: raise its limit, \
                  or use fewer than {connections}",
-                plural(turned_away, "connection", "connections"),
-                if turned_away == 1 { "it" } else { "them" },
+                plural(rejected, "connection", "connections"),
+                if rejected == 1 { "it" } else { "them" },
             ));
         }
-        if !self.suspended.is_zero() {
+        if !work.suspended.is_zero() {
             warnings.push(format!(
                 "the client did not run for {:.1} s of the run: it was suspended, or other work took \
                  its CPU",
-                self.suspended.as_secs_f64()
+                work.suspended.as_secs_f64()
             ));
         }
-        let failures = self.ledger.trouble.connect_failures;
-        if failures > 0 && self.ledger.trouble.never_open == 0 {
+        let failures = work.ledger.trouble.connect_failures;
+        if failures > 0 && work.ledger.trouble.never_open == 0 {
             warnings.push(format!(
                 "{} failed: {}",
                 plural(failures, "attempt to connect", "attempts to connect"),
-                self.ledger.connect_reasons().join("; ")
+                work.ledger.connect_reasons().join("; ")
             ));
         }
         warnings.extend(self.failure.clone());
         warnings
     }
-}
-
-/// Events per second that an open loop sent; `None` for a single request, which has no rate.
-pub(super) fn rate_held(workload: &Workload, events: u64, last_sent: Duration) -> Option<f64> {
-    // The first request is due at once, and the last when the events of those before it were.
-    let batch = workload.events_per_request();
-    let before_last = events.div_ceil(batch).saturating_sub(1) * batch;
-    (before_last > 0 && !last_sent.is_zero()).then(|| before_last as f64 / last_sent.as_secs_f64())
 }
 
 /// What to do about batches that were refused with a status.
@@ -776,6 +667,10 @@ struct Prepared {
 }
 
 impl Prepared {
+    fn was_reset(&self) -> bool {
+        self.reset == Some(Reset::Done)
+    }
+
     /// Resets the server if that is wanted, and reads its totals.
     fn now(config: &Config, control: &mut Control<'_>) -> Result<Prepared, Failure> {
         let failed = |error: ControlError| error.into_failure(&config.server);

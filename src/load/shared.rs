@@ -30,7 +30,7 @@ pub(super) struct Progress {
     pub(super) unknown: AtomicU64,
     pub(super) reconnects: AtomicU64,
     pub(super) timeouts: AtomicU64,
-    pub(super) turned_away: AtomicU64,
+    pub(super) rejected: AtomicU64,
     pub(super) malformed: AtomicU64,
 }
 

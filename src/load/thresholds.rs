@@ -1,8 +1,9 @@
 //! Conditions under which a run fails: `p99>5ms`, `rps<100k`, `verdict!=exact`.
 
+use super::figures::{FIGURES, Figure, Measured, Quantity};
 use super::latency::Bound;
-use super::report::{grouped, time_in_full};
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
@@ -80,57 +81,6 @@ enum Limit {
     Word(String),
 }
 
-/// A figure that a threshold may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Figure {
-    pub(super) name: &'static str,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A time; its limit has a unit.
-    Time,
-    /// A count, a rate, or a ratio.
-    Number,
-    /// One of these words.
-    Word(&'static [&'static str]),
-}
-
-const fn figure(name: &'static str, kind: Kind) -> Figure {
-    Figure { name, kind }
-}
-
-/// Every figure that a threshold may name.
-pub(super) const FIGURES: [Figure; 26] = [
-    figure("mean", Kind::Time),
-    figure("p50", Kind::Time),
-    figure("p90", Kind::Time),
-    figure("p95", Kind::Time),
-    figure("p99", Kind::Time),
-    figure("p99.9", Kind::Time),
-    figure("p99.99", Kind::Time),
-    figure("max", Kind::Time),
-    figure("rps", Kind::Number),
-    figure("acked_per_s", Kind::Number),
-    figure("rate", Kind::Number),
-    figure("held", Kind::Number),
-    figure("refused", Kind::Number),
-    figure("rejected", Kind::Number),
-    figure("unknown", Kind::Number),
-    figure("unsent", Kind::Number),
-    figure("reconnects", Kind::Number),
-    figure("timeouts", Kind::Number),
-    figure("connections_open", Kind::Number),
-    figure("connect_failures", Kind::Number),
-    figure("malformed", Kind::Number),
-    figure("client_cpu_us", Kind::Number),
-    figure("client_poll_us", Kind::Number),
-    figure("server_cpu_us", Kind::Number),
-    figure("verdict", Kind::Word(&["exact", "wrong", "undecided"])),
-    figure("client_limited", Kind::Word(&["true", "false"])),
-];
-
 /// The units of a time, in microseconds.
 const TIME_UNITS: [(&str, f64); 7] =
     [("ns", 1e-3), ("us", 1.0), ("µs", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 60e6), ("min", 60e6)];
@@ -139,29 +89,8 @@ const TIME_UNITS: [(&str, f64); 7] =
 const NUMBER_SUFFIXES: [(&str, f64); 5] =
     [("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9)];
 
-/// What a figure was in a run.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Measured {
-    /// A number, which may be a lower bound; microseconds for a time.
-    Number(Bound),
-    Word(&'static str),
-    /// The run has no such figure, for this reason.
-    Unknown(&'static str),
-}
-
-/// As the number or the word alone; null if it is not known.
-impl Serialize for Measured {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Measured::Number(bound) => bound.serialize(serializer),
-            Measured::Word(word) => serializer.serialize_str(word),
-            Measured::Unknown(_) => serializer.serialize_none(),
-        }
-    }
-}
-
 /// A threshold, and whether the run passed it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct Checked {
     /// The threshold as it was typed.
     pub(super) fail_if: String,
@@ -190,23 +119,21 @@ impl FromStr for Threshold {
 
     fn from_str(text: &str) -> Result<Threshold, String> {
         let Condition { figure: name, operator, limit } = Condition::parse(text, "p99>5ms")?;
-        let figure = FIGURES.into_iter().find(|figure| figure.name == name).ok_or_else(|| {
-            format!("there is no figure '{name}': use {}", FIGURES.map(|f| f.name).join(", "))
-        })?;
-        let limit = match figure.kind {
-            Kind::Time => Limit::Number(scaled(limit, &TIME_UNITS).ok_or_else(|| {
+        let figure = Figure::named(name, &FIGURES)?;
+        let limit = match figure.quantity {
+            Quantity::Latency => Limit::Number(scaled(limit, &TIME_UNITS).ok_or_else(|| {
                 format!("{name} is a time: write a number and its unit, such as 300us or 1.5s")
             })?),
-            Kind::Number => Limit::Number(scaled(limit, &NUMBER_SUFFIXES).ok_or_else(|| {
-                format!("{name} is a number: write one such as 100000, 100k, 1e5, or 0.99")
-            })?),
-            Kind::Word(_) if !matches!(operator, Operator::Equal | Operator::NotEqual) => {
+            Quantity::Word(_) if !matches!(operator, Operator::Equal | Operator::NotEqual) => {
                 return Err(format!("{name} is a word: compare it with == or !="));
             }
-            Kind::Word(words) if !words.contains(&limit) => {
+            Quantity::Word(words) if !words.contains(&limit) => {
                 return Err(format!("{name} is one of {}", words.join(", ")));
             }
-            Kind::Word(_) => Limit::Word(limit.to_owned()),
+            Quantity::Word(_) => Limit::Word(limit.to_owned()),
+            _ => Limit::Number(scaled(limit, &NUMBER_SUFFIXES).ok_or_else(|| {
+                format!("{name} is a number: write one such as 100000, 100k, 1e5, or 0.99")
+            })?),
         };
         Ok(Threshold { text: text.to_owned(), figure, operator, limit })
     }
@@ -229,34 +156,24 @@ impl Threshold {
 
     /// Whether it says that a latency is below a limit.
     pub(super) fn is_upper_limit_of_latency(&self) -> bool {
-        self.figure.kind == Kind::Time
+        self.figure.quantity == Quantity::Latency
             && matches!(self.operator, Operator::Less | Operator::LessOrEqual)
     }
 
     /// The limit of a latency in microseconds; `None` for any other figure.
     pub(super) fn limit_us(&self) -> Option<f64> {
         match self.limit {
-            Limit::Number(limit_us) if self.figure.kind == Kind::Time => Some(limit_us),
+            Limit::Number(limit_us) if self.figure.quantity == Quantity::Latency => Some(limit_us),
             Limit::Number(_) | Limit::Word(_) => None,
         }
     }
 
     /// How many requests it takes until its percentile is not just the longest latency.
     pub(super) fn requests_to_tell(&self) -> f64 {
-        match self.figure.name {
-            "p90" => 10.0,
-            "p95" => 20.0,
-            "p99" => 100.0,
-            "p99.9" => 1_000.0,
-            "p99.99" => 10_000.0,
+        match self.figure.share_above() {
+            share if share > 0.0 && share < 0.5 => (1.0 / share).round(),
             _ => 1.0,
         }
-    }
-
-    /// The share of the requests whose latency its figure leaves out: of p99, 1%; of the mean and the maximum, none.
-    pub(super) fn share_above(&self) -> f64 {
-        let percent = self.figure.name.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
-        percent.map_or(0.0, |percent| (100.0 - percent) / 100.0)
     }
 
     /// Whether an upper limit holds for certain: a lower bound may be above it.
@@ -300,10 +217,7 @@ impl Threshold {
             }
             (Measured::Number(bound), Limit::Number(limit)) => {
                 let is = if bound.is_at_least { "is at least" } else { "is" };
-                let value = match self.figure.kind {
-                    Kind::Time => time_in_full(bound.micros),
-                    _ => number(bound.micros),
-                };
+                let value = self.figure.in_words(bound.micros);
                 (self.may_hold(*bound, *limit), format!("{name} {is} {value}"))
             }
             (Measured::Number(_), Limit::Word(_)) | (Measured::Word(_), Limit::Number(_)) => {
@@ -330,15 +244,6 @@ impl Threshold {
             matches!(self.operator, Operator::Less | Operator::LessOrEqual | Operator::Equal);
         holds || (is_at_least && !(is_above && asks_for_less))
     }
-}
-
-/// A number with up to four decimals, and its digits in groups of three.
-fn number(value: f64) -> String {
-    let text = format!("{value:.4}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    let (whole, decimals) = text.split_at(text.find('.').unwrap_or(text.len()));
-    // A negative number, or one beyond 64 bits, stays as it is.
-    whole.parse().map_or_else(|_| text.to_owned(), |whole| grouped(whole) + decimals)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A run second by second, from the slices that its threads send.
 
 use super::latency::{Bound, Encoded, Latencies, Slice};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -8,14 +9,17 @@ use std::collections::BTreeMap;
 const OPEN_SECONDS: u64 = 10;
 
 /// One second of a run. Its latencies are `None` if no request ended in it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Second {
     /// Its number, from 0.
     pub(super) second: u64,
-    /// Events that got their response in it: one per request without batches.
+    /// Events that got their response in it.
     pub(super) requests: u64,
+    /// The median latency in microseconds; null if no request ended in the second.
     pub(super) p50_us: Option<Bound>,
+    /// The 99th percentile in microseconds.
     pub(super) p99_us: Option<Bound>,
+    /// The longest latency in microseconds.
     pub(super) max_us: Option<Bound>,
     /// How many requests took how long.
     #[serde(skip)]
@@ -77,7 +81,7 @@ impl Heat {
 }
 
 /// One second of a run, or some of its requests, as a file has it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct RawSecond {
     /// Its number, from 0.
     pub(super) second: u64,
@@ -85,6 +89,17 @@ pub(super) struct RawSecond {
     pub(super) events: u64,
     #[serde(flatten)]
     pub(super) latency: Encoded,
+}
+
+impl RawSecond {
+    /// Returns its latencies.
+    ///
+    /// # Errors
+    ///
+    /// If a file has something else in their place.
+    pub(super) fn latencies(&self) -> Result<Latencies, String> {
+        Latencies::try_from(self.latency.clone())
+    }
 }
 
 impl Second {
@@ -101,61 +116,46 @@ impl Second {
     }
 }
 
+/// Returns the seconds of a run, in order, of which there may be several records each.
+pub(super) fn seconds(records: &[RawSecond]) -> Vec<Second> {
+    let mut by_second: BTreeMap<u64, (u64, Latencies)> = BTreeMap::new();
+    for raw in records {
+        let (events, latency) = by_second.entry(raw.second).or_default();
+        *events += raw.events;
+        latency.merge(&raw.latencies().unwrap_or_else(|why| {
+            unreachable!("it was written here, or checked when it was read: {why}")
+        }));
+    }
+    let of =
+        |(second, (events, latency)): (u64, (u64, Latencies))| Second::of(second, events, &latency);
+    by_second.into_iter().map(of).collect()
+}
+
 /// The slices of a run, added up over the whole run and over each second.
 pub(super) struct Timeline {
     total: Slice,
     /// Seconds that threads may still report, with their events and histograms.
     open: BTreeMap<u64, (u64, Latencies)>,
-    closed: Vec<Second>,
-    /// The histograms of all seconds, if they are to be kept: about a KiB each.
-    raw: Option<Vec<RawSecond>>,
+    /// Seconds that are over, about a KiB each. A thread that reports more than [`OPEN_SECONDS`] late adds a record of
+    /// its own.
+    closed: Vec<RawSecond>,
 }
 
 impl Timeline {
-    /// Of a run, whose histograms of each second may be kept.
-    pub(super) fn new(is_open_loop: bool, keeps_raw: bool) -> Timeline {
-        Timeline {
-            total: Slice::new(0, is_open_loop),
-            open: BTreeMap::new(),
-            closed: Vec::new(),
-            raw: keeps_raw.then(Vec::new),
-        }
+    pub(super) fn new(is_open_loop: bool) -> Timeline {
+        Timeline { total: Slice::new(0, is_open_loop), open: BTreeMap::new(), closed: Vec::new() }
     }
 
     pub(super) fn add(&mut self, slice: &Slice) {
         self.total.merge(slice);
-        let (events, latency) =
-            self.open.entry(slice.second).or_insert_with(|| (0, Latencies::new()));
+        let (events, latency) = self.open.entry(slice.second).or_default();
         *events += slice.events;
         latency.merge(&slice.latency);
         while let Some(first) = self.open.first_entry()
             && first.key() + OPEN_SECONDS < slice.second
         {
             let (second, (events, latency)) = first.remove_entry();
-            self.close(second, events, &latency);
-        }
-    }
-
-    /// Adds a second that is over. If a thread reports more than [`OPEN_SECONDS`] late, the histogram
-    /// of that second is gone: its larger latencies are kept.
-    fn close(&mut self, second: u64, events: u64, latency: &Latencies) {
-        if let Some(raw) = &mut self.raw {
-            raw.push(RawSecond { second, events, latency: Encoded::from(latency) });
-        }
-        let new = Second::of(second, events, latency);
-        match self.closed.iter_mut().rev().find(|old| old.second == new.second) {
-            Some(old) => {
-                old.requests += new.requests;
-                old.heat.merge(&new.heat);
-                for (old, new) in [
-                    (&mut old.p50_us, new.p50_us),
-                    (&mut old.p99_us, new.p99_us),
-                    (&mut old.max_us, new.max_us),
-                ] {
-                    *old = larger(*old, new);
-                }
-            }
-            None => self.closed.push(new),
+            self.closed.push(RawSecond { second, events, latency: Encoded::from(&latency) });
         }
     }
 
@@ -170,22 +170,14 @@ impl Timeline {
         Some(Second::of(*second, *events, latency))
     }
 
-    /// The whole run, every second in which a request ended, and their histograms, if they were kept.
-    pub(super) fn finish(mut self) -> (Slice, Vec<Second>, Vec<RawSecond>) {
-        while let Some((second, (events, latency))) = self.open.pop_first() {
+    /// Returns the whole run, and a record of every second in which a request ended.
+    pub(super) fn finish(mut self) -> (Slice, Vec<RawSecond>) {
+        for (second, (events, latency)) in self.open {
             if latency.len() > 0 {
-                self.close(second, events, &latency);
+                self.closed.push(RawSecond { second, events, latency: Encoded::from(&latency) });
             }
         }
-        self.closed.sort_by_key(|second| second.second);
-        (self.total, self.closed, self.raw.unwrap_or_default())
-    }
-}
-
-fn larger(a: Option<Bound>, b: Option<Bound>) -> Option<Bound> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(if a.micros < b.micros { b } else { a }),
-        (a, b) => a.or(b),
+        (self.total, self.closed)
     }
 }
 
@@ -195,7 +187,7 @@ mod tests {
 
     #[test]
     fn every_request_is_in_one_second_and_in_the_total() {
-        let mut timeline = Timeline::new(false, true);
+        let mut timeline = Timeline::new(false);
         // Two threads, one of which reports seconds 0 and 1 when their histograms are gone.
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);
@@ -203,11 +195,12 @@ mod tests {
             slice.events += 10;
             timeline.add(&slice);
         }
-        let (total, seconds, raw) = timeline.finish();
+        let (total, raw) = timeline.finish();
+        let seconds = seconds(&raw);
         assert_eq!(total.latency.len(), 7);
         let mut raw_total = Latencies::new();
         for second in raw {
-            raw_total.merge(&Latencies::try_from(second.latency).unwrap());
+            raw_total.merge(&second.latencies().unwrap());
         }
         assert_eq!(raw_total.histogram(), total.latency.histogram());
         let in_heat = seconds.iter().flat_map(|second| second.heat.cells());

@@ -3,11 +3,12 @@
 use super::event_set::UserSet;
 use super::watch::Watched;
 use super::workload::{AvgPrecision, Share, Totals};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
 /// What the server's totals say about the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Every acknowledged event was counted once, and nothing else.

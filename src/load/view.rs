@@ -5,7 +5,6 @@ mod screen;
 
 use super::abort::Abort;
 use super::latency::Slice;
-use super::part::Part;
 use super::report::{Unit, counted, grouped, rounded, time};
 use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};
@@ -176,7 +175,7 @@ impl View {
         slices: &Receiver<Box<Slice>>,
         abort: &Abort<'_>,
     ) -> Timeline {
-        let mut timeline = Timeline::new(run.pace.is_some(), run.part != Part::WHOLE);
+        let mut timeline = Timeline::new(run.pace.is_some());
         let mut next_draw = Instant::now();
         loop {
             if Instant::now() >= next_draw {

@@ -4,6 +4,7 @@ use super::control::{Control, Server};
 use super::shared::Progress;
 use super::workload::{AvgPrecision, Totals, Values};
 use crossbeam_utils::CachePadded;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ const EXAMPLES_MAX: usize = 5;
 const UNANSWERED_MAX: f64 = 0.1;
 
 /// What the watch has seen.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Watched {
     /// Responses with totals.
     pub answers: u64,

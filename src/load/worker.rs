@@ -10,8 +10,9 @@ use super::client_load::{ThreadTime, thread_cpu};
 use super::connection::{Connection, Next, State};
 use super::interrupt;
 use super::latency::Slice;
-use super::ledger::{Ledger, is_success};
+use super::ledger::is_success;
 use super::response::Malformed;
+use super::run_record::Work;
 use super::schedule::{Due, Left, Schedule};
 use super::shared::Run;
 use super::transport::{Event, Filled, TICK, Transport, Wait};
@@ -41,22 +42,12 @@ const GIVE_UP_ROUNDS: usize = 3;
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// What a thread did in a phase.
+/// What a thread did in a phase, and what only its process needs to know of it.
 #[derive(Debug)]
 pub(super) struct Findings {
-    pub(super) ledger: Ledger,
-    /// Requests of an open loop that were due while every connection was taken.
-    pub(super) held_up: u64,
-    /// Requests of an open loop that were due while the thread did not run.
-    pub(super) due_in_stalls: u64,
-    /// Time of the thread on a CPU, polling included, and waiting for one.
-    pub(super) time: ThreadTime,
-    /// CPU time in which the thread polled.
-    pub(super) polling: Duration,
-    /// When the last request was sent, in nanoseconds since the start.
-    pub(super) last_sent_ns: u64,
-    /// How long the thread did not run, in stretches of a tenth of a second or more.
-    pub(super) suspended: Duration,
+    pub(super) work: Work,
+    /// How long the thread was ready, and waited for a CPU.
+    pub(super) waiting: Duration,
     /// The server could not be reached any more, or did not respond.
     pub(super) gave_up: bool,
     pub(super) ended: Instant,
@@ -64,18 +55,13 @@ pub(super) struct Findings {
     pub(super) failure: Option<String>,
 }
 
-/// What is counted in a phase, and starts at zero in the next.
+/// What is counted in a phase besides, and starts at zero in the next.
 #[derive(Debug, Default)]
 struct Counts {
     /// Events.
     sent: u64,
     ended: u64,
-    /// Requests.
-    held_up: u64,
-    due_in_stalls: u64,
     last_sent_ns: u64,
-    polling: Duration,
-    suspended_ns: u64,
     gave_up: bool,
     /// Requests given up since the last response.
     given_up_in_a_row: usize,
@@ -128,7 +114,7 @@ pub(super) struct Worker<'a> {
     was_open: Vec<bool>,
     /// Those that ended in the phase after a response.
     has_served: Vec<bool>,
-    ledger: Ledger,
+    work: Work,
     slice: Box<Slice>,
 }
 
@@ -169,7 +155,7 @@ impl<'a> Worker<'a> {
             wanted_until_ns: 0,
             was_open: vec![false; connections],
             has_served: vec![false; connections],
-            ledger: Ledger::default(),
+            work: Work::default(),
             slice: Box::new(Slice::new(0, run.pace.is_some())),
             slices,
         })
@@ -180,7 +166,7 @@ impl<'a> Worker<'a> {
     pub(super) fn work(mut self) -> [Findings; 2] {
         let connected = self.wire.enable().and_then(|()| self.connect_all(|_| true));
         let warm_up = self.phase(connected.map_err(|error| error.to_string()));
-        let late = warm_up.ledger.unknown.len(&self.run.earlier());
+        let late = warm_up.work.ledger.unknown.len(&self.run.earlier());
         self.run.late.fetch_add(late, Ordering::Relaxed);
         let connected = match &warm_up.failure {
             Some(failure) => Err(failure.clone()),
@@ -237,18 +223,17 @@ impl<'a> Worker<'a> {
         if self.is_measured {
             let (wanted, others) = self.was_open.split_at(self.wanted_most);
             let never_open = wanted.iter().filter(|was_open| !**was_open).count();
-            self.ledger.trouble.never_open += never_open as u64;
-            self.ledger.trouble.never_wanted += others.len() as u64;
+            self.work.ledger.trouble.never_open += never_open as u64;
+            self.work.ledger.trouble.never_wanted += others.len() as u64;
         }
         let counts = std::mem::take(&mut self.counts);
+        let mut work = std::mem::take(&mut self.work);
+        let time = ThreadTime::now().since(before);
+        work.cpu = time.cpu.saturating_sub(work.polling);
+        work.last_sent = Duration::from_nanos(counts.last_sent_ns);
         Findings {
-            ledger: std::mem::take(&mut self.ledger),
-            held_up: counts.held_up,
-            due_in_stalls: counts.due_in_stalls,
-            time: ThreadTime::now().since(before),
-            polling: counts.polling,
-            last_sent_ns: counts.last_sent_ns,
-            suspended: Duration::from_nanos(counts.suspended_ns),
+            work,
+            waiting: time.waiting,
             gave_up: counts.gave_up,
             ended,
             failure: result.err(),
@@ -327,7 +312,7 @@ impl<'a> Worker<'a> {
                 self.wire.submit()?;
                 let before = thread_cpu();
                 self.wire.poll(self.started + Duration::from_nanos(due_ns));
-                self.counts.polling += thread_cpu().saturating_sub(before);
+                self.work.polling += thread_cpu().saturating_sub(before);
                 Wait::No
             }
             _ => Wait::For(Duration::from_nanos(left_ns - POLL_NS / 2)),
@@ -367,7 +352,7 @@ impl<'a> Worker<'a> {
             self.stalls.push_back(self.stamp_ns..now_ns);
         }
         if late_ns >= SUSPENDED_FROM_NS {
-            self.counts.suspended_ns += late_ns;
+            self.work.suspended += Duration::from_nanos(late_ns);
             // Responses have had no time to be read.
             self.patience_from_ns = now_ns;
             self.progress_ns = now_ns;
@@ -408,17 +393,17 @@ impl<'a> Worker<'a> {
     /// Shows how far this thread is.
     fn note_progress(&mut self) {
         let progress = &self.run.progress[self.thread];
-        progress.acknowledged.store(self.ledger.acknowledged, Ordering::Release);
+        progress.acknowledged.store(self.work.ledger.acknowledged, Ordering::Release);
         progress.ended.store(self.counts.ended, Ordering::Relaxed);
-        let trouble = &self.ledger.trouble;
+        let trouble = &self.work.ledger.trouble;
         for (shown, count) in [
             (&progress.connect_failures, trouble.connect_failures),
-            (&progress.refused, self.ledger.refused.singles()),
-            (&progress.unknown, self.ledger.unknown.singles()),
+            (&progress.refused, self.work.ledger.refused.singles()),
+            (&progress.unknown, self.work.ledger.unknown.singles()),
             (&progress.reconnects, trouble.reconnects),
             (&progress.timeouts, trouble.timeouts),
-            (&progress.turned_away, trouble.turned_away),
-            (&progress.malformed, trouble.garbled),
+            (&progress.rejected, trouble.rejected),
+            (&progress.malformed, trouble.malformed),
         ] {
             shown.store(count, Ordering::Relaxed);
         }
@@ -524,15 +509,15 @@ impl<'a> Worker<'a> {
             }
         }
         for due in self.waiting.drain(..) {
-            self.ledger.unsent.insert(&workload, due.request);
+            self.work.ledger.unsent.insert(&workload, due.request);
         }
         match self.schedule.end() {
             Left::Grabbed(requests) => {
                 for request in requests {
-                    self.ledger.unsent.insert(&workload, request);
+                    self.work.ledger.unsent.insert(&workload, request);
                 }
             }
-            Left::Rest(rest) => self.ledger.leave(rest),
+            Left::Rest(rest) => self.work.ledger.leave(rest),
         }
     }
 
@@ -596,10 +581,10 @@ impl<'a> Worker<'a> {
             }
             let stall = self.stalls.front().filter(|stall| stall.contains(&due.ns));
             if let Some(stall) = stall {
-                self.counts.due_in_stalls += 1;
+                self.work.due_in_stalls += 1;
                 lag.record(stall.end - due.ns);
             } else if self.blocked_ns.is_some_and(|blocked_ns| due.ns <= blocked_ns) {
-                self.counts.held_up += 1;
+                self.work.queued += 1;
             } else {
                 lag.record(self.stamp_ns.saturating_sub(due.ns));
             }
@@ -640,7 +625,7 @@ impl<'a> Worker<'a> {
         self.connections[index].receive(self.wire.bytes(&filled));
         self.wire.give_back(filled);
         if self.take_responses(index, false).is_err() {
-            self.ledger.trouble.garbled += 1;
+            self.work.ledger.trouble.malformed += 1;
             self.close(index);
         } else {
             self.offer(index);
@@ -662,9 +647,9 @@ impl<'a> Worker<'a> {
             }
             let events = workload.size_of(flight.request);
             self.slice.events += events;
-            self.ledger.note(&workload, flight.request, response.status);
+            self.work.ledger.note(&workload, flight.request, response.status);
             if workload.batch.is_some() && is_success(response.status) {
-                self.ledger.note_accepted(events, connection.accepted(&response));
+                self.work.ledger.note_accepted(events, connection.accepted(&response));
             }
             self.in_flight -= 1;
             self.counts.ended += events;

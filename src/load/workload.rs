@@ -1,5 +1,6 @@
 //! The challenge's published events, and what a server must report after them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -7,7 +8,9 @@ use std::ops::Range;
 use std::str::FromStr;
 
 /// The values that events carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Values {
     /// i % 1000
@@ -57,7 +60,7 @@ const PUBLISHED_PREFIX: &str = "user_";
 const PREFIX_BYTES_MAX: usize = 32;
 
 /// What the ids of a run's users begin with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub struct UserPrefix(String);
 
@@ -154,9 +157,11 @@ pub struct Workload {
 }
 
 /// The events of every `step`-th request from `start` to the end of the workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Rest {
+    /// The first request.
     pub(super) start: u64,
+    /// The number of requests from one to the next.
     pub(super) step: u64,
 }
 
@@ -168,7 +173,7 @@ impl Rest {
 }
 
 /// The four totals that a server reports.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
     /// Events counted.

@@ -12,6 +12,7 @@ pub mod description;
 pub mod disk;
 pub mod fake;
 pub mod reference;
+pub mod schema;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
@@ -279,6 +280,7 @@ pub fn output_within(command: &mut Command, patience: Duration) -> Output {
     let output = child.wait_with_output().unwrap();
     drop(has_ended);
     assert!(!killer.join().unwrap(), "it took over {patience:?}: {}", text(&output.stderr));
+    schema::check_documents(command, &output);
     output
 }
 

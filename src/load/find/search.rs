@@ -9,8 +9,8 @@
 
 use super::flow::{GROWTH_HELD, Trend};
 use crate::load::RATE_MAX;
+use crate::load::figures::Measured;
 use crate::load::report::Latency;
-use crate::load::thresholds::Measured;
 use std::collections::BTreeMap;
 
 /// How far the rate that holds and the one that does not may be apart at the end.

@@ -1,5 +1,6 @@
 //! How far the clocks of two clients are apart, as far as the server's `Date` tells.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 
@@ -8,9 +9,11 @@ use std::time::{Duration, SystemTime};
 const DATE_BEHIND_MAX: Duration = Duration::from_secs(2);
 
 /// How far the clock of this machine is ahead of the server's: something from `least_ms` to `most_ms`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(in crate::load) struct ClockOffset {
+    /// At least, in milliseconds.
     least_ms: f64,
+    /// At most, in milliseconds.
     most_ms: f64,
 }
 

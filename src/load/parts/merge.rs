@@ -1,20 +1,17 @@
 //! One report and one verdict from the reports of all parts.
 
 use super::clock::ms_between;
-use super::document::{Before, ClientRow, Parameters, PartReport};
+use super::document::{Before, Parameters, PartReport, Time};
 use crate::failure::Failure;
 use crate::load::account::{Account, Novelty};
 use crate::load::control::{Control, Server, parse_totals};
-use crate::load::event_set::EventSet;
-use crate::load::latency::{Latencies, Slice};
-use crate::load::ledger::Ledger;
+use crate::load::origin::Origin;
 use crate::load::part::Part;
 use crate::load::report::{Outcome, Report, Setup};
-use crate::load::run::rate_held;
+use crate::load::run_record::ClientRun;
 use crate::load::thresholds::Threshold;
-use crate::load::timeline::{RawSecond, Second};
 use crate::load::verdict::{Evidence, Stayed};
-use crate::load::workload::{Totals, Workload, greatest_common_divisor};
+use crate::load::workload::{Totals, Workload};
 use crate::load::{QUIET, quiet};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,8 +22,6 @@ use std::time::{Duration, Instant};
 const CLOCK_DIFFERENCE_MS_MAX: f64 = 500.0;
 /// Parts that start so far apart are worth telling.
 const START_DIFFERENCE_MS_MAX: f64 = 100.0;
-/// Threads of all clients that share no small common multiple would make the books too large.
-const STEP_MAX: u64 = 1 << 20;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -59,10 +54,11 @@ pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
         run.check_url().map_err(Failure::Usage)?;
     }
     let thresholds = config.thresholds.clone();
-    let merged = match &config.server_totals {
+    let record = run.run().map_err(Failure::Usage)?;
+    Ok(match &config.server_totals {
         Some(path) => {
             let read_once = "the totals were read once: whether they stayed so is not known";
-            run.report(Ok(read_totals(path)?), thresholds).map(|report| report.remark(read_once))
+            run.report(record, Ok(read_totals(path)?), |_| None, thresholds).remark(read_once)
         }
         None => {
             let (server, asked_at) = (run.server(config)?, Instant::now());
@@ -71,12 +67,11 @@ pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
                 control = control.at(address);
             }
             let mut totals = || control.totals().map_err(|error| error.sentence(&server));
-            let (after, quiet) = (totals(), quiet::time(QUIET, &run.latencies()));
+            let (after, quiet) = (totals(), quiet::time(QUIET, &record.total));
             let stay = |evidence: &mut Evidence| quiet::stay(quiet, asked_at, totals, evidence);
-            run.report_if(after, stay, thresholds)
+            run.report(record, after, stay, thresholds)
         }
-    };
-    merged.map_err(Failure::Usage)
+    })
 }
 
 fn read_totals(path: &Path) -> Result<Totals, Failure> {
@@ -198,100 +193,27 @@ impl Parts {
         report.started.0.duration_since(earliest).unwrap_or(Duration::ZERO)
     }
 
-    /// The books of all clients as one, and those of their warm-ups.
-    pub(super) fn ledgers(&self) -> Result<[Ledger; 2], String> {
+    /// Returns one record of all clients, on one clock.
+    pub(super) fn run(&self) -> Result<ClientRun, String> {
+        let records = self.reports.iter().map(|report| {
+            let record = report.run.clone().delayed(self.started_after(report));
+            record.named(&format!("part {}", report.part))
+        });
+        let lost = self.lost.iter().map(|part| ClientRun::lost(*part));
         let workload = self.parameters.workload();
         let warm_up = Workload { events: self.parameters.warm_up, ..workload };
-        let run = self.ledger(workload, |report| &report.ledger)?;
-        Ok([run, self.ledger(warm_up, |report| &report.warm_up_ledger)?])
+        ClientRun::merged(records.chain(lost).collect(), &workload, &warm_up)
     }
 
-    fn ledger(&self, workload: Workload, of: fn(&PartReport) -> &Ledger) -> Result<Ledger, String> {
-        let mut ledgers: Vec<Ledger> =
-            self.reports.iter().map(|report| of(report).clone()).collect();
-        for part in &self.lost {
-            // Whatever it did, each of its events was sent or not, and counted or not.
-            let mut ledger = Ledger::default();
-            ledger.unknown.insert_rest(part.rest(0));
-            ledgers.push(ledger);
-        }
-        // A rest without an event says nothing.
-        let mut step = 1;
-        for set in ledgers.iter_mut().flat_map(Ledger::sets_mut) {
-            set.drop_empty_rests(workload.requests());
-            for own in set.steps() {
-                step = least_common_multiple(step, own).filter(|step| *step <= STEP_MAX).ok_or(
-                    "the events that were not sent cannot be added up, because the clients had very \
-                     different numbers of threads: pass the same --threads to all",
-                )?;
-            }
-        }
-        let mut sum = Ledger::default();
-        for mut ledger in ledgers {
-            ledger.sets_mut().into_iter().for_each(|set: &mut EventSet| set.widen(step));
-            sum.merge(ledger);
-        }
-        Ok(sum)
-    }
-
-    /// The latencies of all clients as one.
-    pub(super) fn latencies(&self) -> Slice {
-        let is_open_loop = self.parameters.rate.is_some();
-        let mut sum = Slice::new(0, is_open_loop);
-        for report in &self.reports {
-            sum.latency.merge(&report.latency);
-            if let Some(open_loop) = &report.open_loop {
-                let pairs =
-                    [(&mut sum.from_send, &open_loop.from_send), (&mut sum.lag, &open_loop.lag)];
-                for (ours, theirs) in pairs {
-                    if let Some(ours) = ours {
-                        ours.merge(theirs);
-                    }
-                }
-            }
-        }
-        sum
-    }
-
-    /// Second by second, on one clock: one second of a client may reach into two of the run.
-    fn seconds(&self) -> Result<Vec<Second>, String> {
-        let mut by_second: BTreeMap<u64, Vec<&RawSecond>> = BTreeMap::new();
-        for report in &self.reports {
-            let shift = (self.started_after(report) + Duration::from_millis(500)).as_secs();
-            for raw in &report.seconds {
-                let second = raw.second.saturating_add(shift);
-                by_second.entry(second).or_default().push(raw);
-            }
-        }
-        let mut seconds = Vec::new();
-        for (second, raw) in by_second {
-            let mut latency = Latencies::new();
-            for raw in &raw {
-                latency.merge(&Latencies::try_from(raw.latency.clone())?);
-            }
-            let events = raw.iter().map(|raw| raw.events).sum();
-            seconds.push(Second::of(second, events, &latency));
-        }
-        Ok(seconds)
-    }
-
-    /// The report on all parts, after which the server had such totals.
+    /// The report on all parts, whose record is `run`, after which the server had such totals, with what `stay` finds of
+    /// totals that are right.
     pub(super) fn report(
         &self,
-        after: Result<Totals, String>,
-        thresholds: Vec<Threshold>,
-    ) -> Result<Report, String> {
-        self.report_if(after, |_| None, thresholds)
-    }
-
-    /// The same with what `stay` finds of totals that are right.
-    fn report_if(
-        &self,
+        mut run: ClientRun,
         after: Result<Totals, String>,
         stay: impl FnOnce(&mut Evidence) -> Option<Stayed>,
         thresholds: Vec<Threshold>,
-    ) -> Result<Report, String> {
-        let [ledger, warm_up_ledger] = self.ledgers()?;
+    ) -> Report {
         let first = self.reports.iter().map(|report| report.first_totals);
         let first = first.min_by_key(|totals| totals.total_requests).unwrap_or(Totals::ZERO);
         let account = Account {
@@ -304,69 +226,44 @@ impl Parts {
                 true => Novelty::Unknown,
                 false => Novelty::Claimed,
             },
-            ledger: &ledger,
-            warm_up_ledger: &warm_up_ledger,
+            ledger: &run.work.ledger,
+            warm_up_ledger: &run.warm_up,
             after,
         };
         let mut evidence = account.evidence();
         let stayed = stay(&mut evidence);
-        let ends = self.reports.iter().map(|report| self.started_after(report) + report.elapsed);
-        let open_loops =
-            || self.reports.iter().filter_map(|report| Some((report, report.open_loop.as_ref()?)));
-        let last_sent =
-            open_loops().map(|(report, open)| self.started_after(report) + open.last_sent);
-        let requests = open_loops().map(|(_, open)| open.requests).sum();
-        let last_sent = last_sent.max().unwrap_or(Duration::ZERO);
-        let rate_held = rate_held(&self.parameters.workload(), requests, last_sent);
-        let greatest = |of: fn(&PartReport) -> f64| self.reports.iter().map(of).fold(0.0, f64::max);
-        let clients: Vec<ClientRow> =
-            self.reports.iter().map(|report| report.row(&self.reports[0])).collect();
-        Ok(Report::new(Outcome {
-            elapsed: ends.max().unwrap_or(Duration::ZERO),
-            client_busy: greatest(|report| report.client_busy),
-            client_waiting: greatest(|report| report.client_waiting),
-            client_limits: self.of_parts(|report| &report.client_limited_by),
-            client_cpu: self.reports.iter().map(|report| report.client_cpu).sum(),
-            client_poll: self.reports.iter().map(|report| report.client_poll).sum(),
-            rate_held: self.parameters.rate.as_ref().and(rate_held),
-            held: self.parameters.pace().and_then(|pace| pace.held(requests, last_sent)),
-            is_interrupted: self.reports.iter().any(|report| report.interrupted),
-            suspended: self.reports.iter().map(|report| report.suspended).max().unwrap_or_default(),
-            held_up: open_loops().map(|(_, open)| open.held_up).sum(),
-            due_in_stalls: open_loops().map(|(_, open)| open.due_in_stalls).sum(),
-            machine: None,
-            total: self.latencies(),
-            seconds: self.seconds()?,
+        let first_client = &self.reports[0];
+        let started = self.reports.iter().map(|report| report.started.0).min();
+        let started = started.unwrap_or(first_client.started.0);
+        let (started, ended) = (Time(started), Time(started + run.elapsed));
+        // The CPUs of several machines have no sum.
+        run.cpus.clear();
+        run.warnings.extend(self.warnings());
+        let held = self.parameters.pace();
+        let held = held.and_then(|pace| pace.held(run.work.events(), run.work.last_sent));
+        Report::new(Outcome {
+            run,
+            workload: self.parameters.workload(),
+            warm_up: self.parameters.warm_up,
+            held,
             evidence,
             settled_after: None,
             stayed,
             remarks: Vec::new(),
-            watched: self.reports[0].watched.clone(),
-            warm_up: self.parameters.warm_up,
             setup: self.setup(),
-            workload: self.parameters.workload(),
-            ledger,
-            warm_up_ledger,
-            warnings: self.warnings(),
             thresholds,
             abort_if: Vec::new(),
             aborted_by: None,
-            clients,
-            environment: self.reports[0].environment.clone(),
+            clients: self.reports.iter().map(|report| report.row(first_client)).collect(),
+            origin: Origin { started, ended, ..first_client.origin.clone() },
+            environment: first_client.environment.clone(),
             flow: None,
-        }))
+        })
     }
 
-    /// Sentences of the clients, each with its part.
-    fn of_parts(&self, of: fn(&PartReport) -> &Vec<String>) -> Vec<String> {
-        let sentences = |report| -> Vec<String> {
-            of(report).iter().map(|sentence| format!("part {}: {sentence}", report.part)).collect()
-        };
-        self.reports.iter().flat_map(sentences).collect()
-    }
-
+    /// What a reader must know of the parts together.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.of_parts(|report| &report.warnings);
+        let mut warnings = Vec::new();
         for part in &self.lost {
             warnings.push(format!(
                 "part {part} is lost: whether its events were sent, and counted, is unknown"
@@ -399,7 +296,7 @@ impl Parts {
         let cpus =
             self.reports.iter().map(|report| format!("{}: {}", report.part, report.setup.cpus));
         Setup {
-            workers: all(|setup| setup.workers),
+            connections: all(|setup| setup.connections),
             threads: all(|setup| setup.threads),
             cpus: cpus.collect::<Vec<_>>().join("; "),
             one_request_per_connection: self.reports.iter().any(closes),
@@ -457,7 +354,7 @@ fn check_times(reports: &[&(String, PartReport)], before: Before) -> Result<(), 
         reports.iter().map(|(_, report)| report).max_by(|a, b| a.started.0.cmp(&b.started.0));
     for (_, report) in reports {
         let Some(latest) = latest else { continue };
-        let ended = report.started.0 + report.elapsed;
+        let ended = report.started.0 + report.run.elapsed;
         if ended < latest.started.0 {
             return Err(format!(
                 "part {} ended {:.1} s before part {} started: they are not of one run, or did not \
@@ -469,10 +366,6 @@ fn check_times(reports: &[&(String, PartReport)], before: Before) -> Result<(), 
         }
     }
     Ok(())
-}
-
-fn least_common_multiple(a: u64, b: u64) -> Option<u64> {
-    (a / greatest_common_divisor(a, b)).checked_mul(b)
 }
 
 #[cfg(test)]

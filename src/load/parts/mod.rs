@@ -12,7 +12,7 @@ mod merge;
 use super::part::Part;
 pub(super) use clock::ClockOffset;
 pub use document::PartReport;
-pub(super) use document::{ClientRow, OpenLoopClient, PartOutcome};
+pub(super) use document::{Before, ClientRow, Parameters, Time};
 pub use merge::{MergeConfig, merge};
 use std::time::{Duration, SystemTime};
 

@@ -1,36 +1,46 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
+use super::exported::of_threshold;
 use super::text::{counted, grouped, rounded, threshold_line, time};
 use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
+use crate::document::{Document, Format};
 use crate::failure::Failure;
+use crate::load::export::{Case, Finding, Findings};
+use crate::load::figures::{FIGURES, Measured};
 use crate::load::find::{Flow, LatencyLimit, Search, Step, Window};
 use crate::load::latency::Bound;
-use crate::load::thresholds::{Checked, Measured, Threshold};
+use crate::load::thresholds::{Checked, Threshold};
 use crate::load::verdict::Verdict;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The highest rate that holds, and the latencies over the rate.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FoundRate {
+    /// The condition, as it was typed.
     find_rate: String,
-    /// Requests per second; null if no rate holds.
+    /// The highest events per second at which the condition holds; null if it holds at none.
     rate: Option<u64>,
-    /// The lowest rate that does not hold; null if all do.
+    /// The lowest events per second at which it does not hold; null if it holds at all.
     fails_at: Option<u64>,
     /// Whether enough windows of both agree.
     confirmed: bool,
     /// Whether the client was the limit where the condition does not hold: the server may take more.
     client_limited: bool,
-    /// The lowest rate above the one that holds at which the client was the limit.
+    /// The lowest events per second above the rate that holds at which the client was the limit.
     client_limited_from: Option<u64>,
-    /// The lowest rate that may be tried.
+    /// The lowest events per second that may be tried.
     least_rate: u64,
+    /// Each rate that was tried.
     curve: Vec<Point>,
+    /// The conditions of `--fail-if`, and whether the rate that was found passes each.
     thresholds: Vec<Checked>,
     /// Those of the windows, each kind once.
     warnings: Vec<String>,
+    /// How the windows were set up.
     setup: Setup,
+    /// The machine of the client.
     environment: Environment,
     #[serde(skip)]
     limit: LatencyLimit,
@@ -66,17 +76,23 @@ impl Warnings {
 }
 
 /// What one rate has shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 struct Point {
+    /// Events per second.
     rate: u64,
+    /// Whether the condition holds at it.
     holds: bool,
+    /// The number of windows.
     windows: usize,
+    /// The number of windows in which it holds.
     windows_that_hold: usize,
+    /// Whether the client was the limit in most windows.
     client_limited: bool,
-    /// By which share of the rate the backlog grew, on average over the windows; null if it is not known.
+    /// The share of the rate by which the backlog grew, on average over the windows; null if it is not known.
     backlog_growth: Option<f64>,
-    /// Medians over the windows.
+    /// Acknowledged events per second: the median over the windows.
     requests_per_s: f64,
+    /// Latency in microseconds: the median of each figure over the windows.
     latency_us: Latency,
     /// Why windows did not hold, each reason once.
     reasons: Vec<String>,
@@ -109,7 +125,8 @@ impl Report {
         let growth = self.flow.as_ref().and_then(|flow| flow.growth(rate, window_s, limit_s));
         let missing = self.requests - self.acknowledged;
         let held = self.open_loop.as_ref().and_then(|OpenLoop { held, .. }| *held);
-        let measured = self.measured(limit.figure());
+        let report = self.value();
+        let measured = limit.figure().of(&report);
         let why_not = match (missing, held) {
             (0, Some(held)) if held < HELD_MIN => {
                 Some(format!("{:.1} % of the rate was sent", held * 100.0))
@@ -124,7 +141,7 @@ impl Report {
         // acknowledge or complete requests.
         let share = match held {
             Some(held) if held < HELD_MIN => 1.0 - held,
-            _ => limit.share_above(),
+            _ => limit.figure().share_above(),
         };
         let is_excused = why_not.is_some()
             && missing == 0
@@ -137,7 +154,7 @@ impl Report {
             requests_per_s: self.requests_per_s,
             is_client_limited: self.client_limited || is_excused,
             latency: self.latency_us.clone(),
-            measured: self.thresholds.iter().map(|own| self.measured(own.figure())).collect(),
+            measured: self.thresholds.iter().map(|own| own.figure().of(&report)).collect(),
         }
     }
 }
@@ -275,7 +292,7 @@ impl FoundRate {
             least_rate: search.least(),
             client_limited_from: steps().find_map(limited),
             curve: steps().map(|(rate, step)| Point::of(*rate, step)).collect(),
-            setup: Setup { rate: None, workers: connections, ..last.setup },
+            setup: Setup { rate: None, connections, ..last.setup },
             environment: last.environment,
             limit: limit.clone(),
         }
@@ -344,10 +361,47 @@ impl FoundRate {
         text
     }
 
+    /// Returns the rate, between the highest that holds and the lowest that does not, and the curve.
+    pub(super) fn exported(&self) -> Findings {
+        let rate = FIGURES.into_iter().find(|figure| figure.name == "rate");
+        let values = rate.zip(self.rate).map(|(figure, rate)| {
+            let range = self.fails_at.map(|fails_at| [rate as f64, fails_at as f64]);
+            Finding { figure, value: rate as f64, range }
+        });
+        let rows = self.curve.iter().map(|point| {
+            let latency = &point.latency_us;
+            let us = [latency.p50, latency.p99, latency.p99_9, latency.max];
+            let us = us.map(|bound| bound.map(|bound| bound.micros));
+            let holds = f64::from(u8::from(point.holds));
+            [&[Some(point.rate as f64), Some(holds), Some(point.requests_per_s)], us.as_slice()]
+                .concat()
+        });
+        let is_found = self.rate.is_some() && self.confirmed;
+        let failure = (!is_found).then(|| self.findings().join("; "));
+        let found = Case { name: self.find_rate.clone(), failure };
+        Findings {
+            name: Format::FindRate.command(),
+            values: values.into_iter().collect(),
+            cases: std::iter::once(found)
+                .chain(self.thresholds.iter().map(|checked| of_threshold("--fail-if", checked)))
+                .collect(),
+            heads: vec![
+                "rate",
+                "holds",
+                "requests_per_s",
+                "p50_us",
+                "p99_us",
+                "p99_9_us",
+                "max_us",
+            ],
+            rows: rows.collect(),
+            lines: self.findings().into_iter().chain(self.warnings.iter().cloned()).collect(),
+        }
+    }
+
     /// As one JSON object.
-    pub fn json(&self) -> Result<String, Failure> {
-        serde_json::to_string_pretty(self)
-            .map_err(|error| Failure::Wrong(format!("the report cannot be made JSON: {error}")))
+    pub fn json(&self) -> String {
+        Document::new(Format::FindRate, self).json()
     }
 
     /// As one HTML page without outside assets and without scripts.
@@ -378,7 +432,7 @@ impl FoundRate {
         html::figure(&mut body, &svg, &caption);
         html::put_table(&mut body, &heads(self.unit()), self.curve.iter().map(Point::cells));
         html::put(&mut body, "<h2>Setup</h2>\n<table>");
-        let connections = rounded(self.setup.workers as f64);
+        let connections = rounded(self.setup.connections as f64);
         for (name, value) in [
             ("server", self.setup.url.clone()),
             ("connections", format!("{connections}, {} in flight on each", self.setup.pipeline)),
@@ -433,7 +487,7 @@ mod tests {
     fn window(p99_us: u64, change: impl FnOnce(&mut Outcome)) -> Window {
         let mut outcome = open_loop(1000);
         for _ in 0..1000 {
-            outcome.total.latency.record(p99_us * 1000);
+            outcome.run.total.latency.record(p99_us * 1000);
         }
         outcome.flow = Some(flow(500.0));
         change(&mut outcome);
@@ -446,7 +500,7 @@ mod tests {
         assert_eq!(window(5100, |_| {}).why_not.unwrap(), "p99 is 5.103615 ms");
         let slow = window(4900, |outcome| outcome.held = Some(0.98));
         assert_eq!(slow.why_not.unwrap(), "98.0 % of the rate was sent");
-        let refused = window(4900, |outcome| outcome.ledger.acknowledged = 999);
+        let refused = window(4900, |outcome| outcome.run.work.ledger.acknowledged = 999);
         assert_eq!(refused.why_not.unwrap(), "1 request not acknowledged");
         let behind = window(4900, |outcome| outcome.flow = Some(flow(400.0)));
         assert!(behind.why_not.unwrap().starts_with("80.0% of the rate was completed"));
@@ -454,7 +508,7 @@ mod tests {
         assert!(unseen.why_not.unwrap().starts_with("too few samples"));
         // What may be longer does not certainly hold.
         let unknown = window(100, |outcome| {
-            outcome.total.latency.record_many_at_least(1_000_000, 1000);
+            outcome.run.total.latency.record_many_at_least(1_000_000, 1000);
         });
         assert!(!unknown.holds);
     }
@@ -462,14 +516,15 @@ mod tests {
     /// A window that the client has slept through in part is repeated if it fails, and counts if it holds.
     #[test]
     fn a_stall_of_the_client_does_not_count_against_the_server() {
-        let stalled =
-            |p99_us, due| window(p99_us, |outcome| outcome.due_in_stalls = due).is_client_limited;
+        let stalled = |p99_us, due| {
+            window(p99_us, |outcome| outcome.run.work.due_in_stalls = due).is_client_limited
+        };
         assert!(stalled(5100, 5) && !stalled(4900, 5) && !stalled(5100, 0));
         // Of the rate, 2% was not sent.
         for (due, is_excused) in [(11, true), (9, false)] {
             let slow = window(4900, |outcome| {
                 outcome.held = Some(0.98);
-                outcome.due_in_stalls = due;
+                outcome.run.work.due_in_stalls = due;
             });
             assert_eq!((slow.holds, slow.is_client_limited), (false, is_excused), "{due}");
         }
@@ -478,23 +533,23 @@ mod tests {
     /// Of 1,000 requests, the 99th percentile leaves out 10: it takes more than a few late ones to move it.
     #[test]
     fn a_stall_that_does_not_explain_the_failure_excuses_nothing() {
-        assert!(!window(5100, |outcome| outcome.due_in_stalls = 4).is_client_limited);
+        assert!(!window(5100, |outcome| outcome.run.work.due_in_stalls = 4).is_client_limited);
         let refused = window(5100, |outcome| {
-            outcome.ledger.acknowledged = 999;
-            outcome.due_in_stalls = 500;
+            outcome.run.work.ledger.acknowledged = 999;
+            outcome.run.work.due_in_stalls = 500;
         });
         assert!(!refused.is_client_limited);
         for p99_us in [4900, 5100] {
             let behind = window(p99_us, |outcome| {
                 outcome.flow = Some(flow(400.0));
-                outcome.due_in_stalls = 500;
+                outcome.run.work.due_in_stalls = 500;
             });
             assert!(!behind.holds && !behind.is_client_limited, "{p99_us}");
         }
         let of = |limit: &str, due| {
-            let mut outcome =
-                Outcome { due_in_stalls: due, flow: Some(flow(500.0)), ..open_loop(1000) };
-            outcome.total.latency.record_many_at_least(1_000_000_000, 3000);
+            let mut outcome = Outcome { flow: Some(flow(500.0)), ..open_loop(1000) };
+            outcome.run.work.due_in_stalls = due;
+            outcome.run.total.latency.record_many_at_least(1_000_000_000, 3000);
             let limit: LatencyLimit = limit.parse().unwrap();
             Report::new(outcome).window(&limit.0, 500.0, 2.0).is_client_limited
         };
@@ -512,14 +567,14 @@ mod tests {
         let (mut search, mut warnings) = (Search::new(1000, 1), Warnings::default());
         while let Some(rate) = search.next() {
             let mut warned = open_loop(1000);
-            warned.warnings =
+            warned.run.warnings =
                 vec![format!("the client did not run for {rate} s"), "<shared>".into()];
-            warned.warnings.truncate(if rate == 1000 { 1 } else { 2 });
+            warned.run.warnings.truncate(if rate == 1000 { 1 } else { 2 });
             warnings.add(&Report::new(warned));
             let window = window(if rate < knee { 900 } else { 9000 }, |outcome| {
                 outcome.thresholds.clone_from(&thresholds);
                 if rate >= limited_from {
-                    outcome.client_limits.push("busy".into());
+                    outcome.run.limited_by.push("busy".into());
                 }
             });
             search.add(rate, window);
@@ -533,7 +588,7 @@ mod tests {
         let found = found(50_000, 60_000);
         let rate = found.rate.unwrap();
         assert!((49_000..50_000).contains(&rate) && found.check() == Ok(()), "{rate}");
-        let json: serde_json::Value = serde_json::from_str(&found.json().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!((&json["rate"], &json["client_limited"]), (&rate.into(), &false.into()));
         assert_eq!(json["client_limited_from"], 64_000);
         let curve = json["curve"].as_array().unwrap();

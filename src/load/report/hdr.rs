@@ -13,7 +13,8 @@ impl Report {
     /// Writes the latencies as a percentile table, in milliseconds.
     pub fn percentile_table(&self) -> String {
         let clients = self.clients.iter().map(|client| format!("#[Client = {}]\n", client.line()));
-        table(&self.histogram, self.bounds_from_ns) + &clients.collect::<String>()
+        table(self.latency_histogram.histogram(), self.latency_histogram.bounds_from_ns())
+            + &clients.collect::<String>()
     }
 }
 

@@ -4,6 +4,7 @@ use super::text::{Row, counted, rate_in_words, rounded};
 use super::{Report, Unit, chart, word};
 use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
+use crate::load::latency::Latencies;
 
 /// No script may run, and nothing may be fetched.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -63,7 +64,7 @@ impl Report {
     }
 
     fn put_charts(&self, page: &mut String) -> Result<(), Failure> {
-        let from_send = self.histogram_from_send.as_ref();
+        let from_send = self.service_time_histogram.as_ref().map(Latencies::histogram);
         let caption = match from_send {
             Some(_) => {
                 "Latency by percentile, on logarithmic axes: from the intended send time (blue) and \
@@ -72,7 +73,7 @@ impl Report {
             None => "Latency by percentile, on logarithmic axes.",
         };
         put(page, "<h2>Latency spectrum</h2>");
-        figure(page, &chart::spectrum(&self.histogram, from_send)?, caption);
+        figure(page, &chart::spectrum(self.latency_histogram.histogram(), from_send)?, caption);
         put(page, "<h2>Second by second</h2>");
         let what = match self.unit() {
             Unit::Request => "Responses",
@@ -233,17 +234,17 @@ mod tests {
     fn the_page_has_everything_that_the_text_has() {
         let mut outcome = open_loop(9000);
         outcome.warm_up = 20;
-        outcome.watched = Some(Watched { answers: 12, ..Watched::default() });
+        outcome.run.watched = Some(Watched { answers: 12, ..Watched::default() });
         outcome.thresholds = vec!["p99>5ms".parse().unwrap(), "held<0.99".parse().unwrap()];
-        outcome.ledger.refused_by_status.insert(507, 0);
+        outcome.run.work.ledger.refused_by_status.insert(507, 0);
         outcome.setup.url = "http://<script>".into();
         let mut report = Report::new(outcome);
-        report.add_server(ServerUse {
+        report.add_server(Some(ServerUse {
             user: Duration::from_secs(1),
             system: Duration::ZERO,
             peak_rss_bytes: None,
             cpus: "0".into(),
-        });
+        }));
         let page = report.html().unwrap();
         for row in report.rows() {
             for line in row.lines {

@@ -2,6 +2,7 @@
 //! percentile table are written from it.
 
 pub(crate) mod chart;
+mod exported;
 mod found;
 mod hdr;
 pub(crate) mod html;
@@ -10,32 +11,32 @@ mod text;
 mod unit;
 
 use super::Settings;
+use super::figures::CONNECTIONS_OPEN;
 use super::find::Flow;
 use super::latency::{Bound, Latencies, Slice};
-use super::ledger::Ledger;
-use super::parts::ClientRow;
+use super::origin::Origin;
+use super::parts::{ClientRow, PartReport};
 use super::profile::Profile;
-use super::thresholds::{Checked, Figure, Measured, Threshold};
-use super::timeline::Second;
+use super::run_record::{ClientRun, Work};
+use super::thresholds::{Checked, Threshold};
+use super::timeline::{self, Second};
 use super::verdict::{Evidence, Judgement, Stayed, Verdict};
 use super::watch::Watched;
 use super::workload::{Totals, UserPrefix, Values, Workload};
 use crate::doctor::{CpuUse, Environment};
+use crate::document::{Document, Format};
 use crate::failure::Failure;
 pub use found::FoundRate;
 pub(super) use found::Warnings;
-use hdrhistogram::Histogram;
 pub(crate) use output::{Destination, put};
 pub use output::{Output, write_to};
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 pub(super) use text::{counted, rate_in_words, time};
 pub(crate) use text::{grouped, rounded, time_in_full};
 pub(super) use unit::Unit;
-
-/// The figure of how many connections were open.
-const CONNECTIONS_OPEN: &str = "connections_open";
 
 /// An open loop that sends less than this share of its rate did not hold it.
 const HELD_MIN: f64 = 0.99;
@@ -49,14 +50,14 @@ const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
 const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
 /// How a run was set up.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Setup {
     /// The server.
     pub url: String,
     /// The server's engine, if it says so in its metrics.
     pub engine: Option<String>,
     /// Connections.
-    pub workers: usize,
+    pub connections: usize,
     /// Client threads.
     pub threads: usize,
     /// The CPUs that the threads were pinned to, in turn, or that all of them could run on.
@@ -134,19 +135,27 @@ fn word(values: Values) -> &'static str {
 }
 
 /// Latencies in microseconds; null if there are none.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Latency {
+    /// The mean.
     mean: Option<Bound>,
+    /// The median.
     p50: Option<Bound>,
+    /// The 90th percentile.
     p90: Option<Bound>,
+    /// The 95th percentile.
     p95: Option<Bound>,
+    /// The 99th percentile.
     p99: Option<Bound>,
+    /// The 99.9th percentile.
     p99_9: Option<Bound>,
+    /// The 99.99th percentile.
     p99_99: Option<Bound>,
+    /// The longest.
     max: Option<Bound>,
-    /// Requests that were given up. They are included, with the time that the client waited.
+    /// The number of requests that were given up. They are included, with the time that the client waited.
     censored: u64,
-    /// The figures above that are lower bounds for this reason.
+    /// The keys above whose values may be more, because of such requests.
     lower_bounds: Vec<&'static str>,
 }
 
@@ -185,29 +194,47 @@ impl Latency {
 }
 
 /// What an open loop was asked for, and what it did.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct OpenLoop {
-    /// Requests per second that were asked for: a number, or the value of --rate or --stages if they change.
+    /// Events per second that were asked for: a number, or the value of `--rate` or `--stages` if they change.
     rate: Profile,
-    /// Requests per second that were sent on average; null for a single request, which has no rate.
-    rate_held: Option<f64>,
-    /// The due time of the last request divided by the time at which it was sent: at a fixed rate, `rate_held / rate`.
+    /// Events per second that were sent on average; null for a single request, which has no rate.
+    achieved_rate: Option<f64>,
+    /// The due time of the last request divided by the time at which it was sent: at a fixed rate, `achieved_rate / rate`.
     held: Option<f64>,
-    /// From the actual send time.
-    latency_from_send_us: Latency,
-    /// How late the client sent requests for which a connection was free.
+    /// Latency in microseconds from the actual send time.
+    service_time_us: Latency,
+    /// How late the client sent requests for which a connection was free, in microseconds.
     schedule_lag_us: Latency,
     /// Requests that came due while every connection was busy.
-    held_up: u64,
+    queued: u64,
     /// Requests that came due while the client did not run. They are late because of it.
     due_in_stalls: u64,
 }
 
+impl OpenLoop {
+    /// `None` if it was not one. The share that was held is known to the caller.
+    fn of(rate: Profile, work: &Work, total: &Slice, workload: &Workload) -> Option<OpenLoop> {
+        Some(OpenLoop {
+            rate,
+            achieved_rate: work.rate(workload),
+            held: None,
+            service_time_us: Latency::of(total.from_send.as_ref()?),
+            schedule_lag_us: Latency::of(total.lag.as_ref()?),
+            queued: work.queued,
+            due_in_stalls: work.due_in_stalls,
+        })
+    }
+}
+
 /// Attempts to connect that failed for one reason.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ConnectError {
+    /// The number of the error, as the kernel has it.
     errno: i32,
+    /// The error in words.
     error: String,
+    /// The number of attempts that failed with it.
     attempts: u64,
 }
 
@@ -219,10 +246,13 @@ impl ConnectError {
 }
 
 /// What was sent before the measured run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct WarmUp {
+    /// Events that were to be sent.
     requests: u64,
+    /// Events that the server acknowledged.
     acknowledged: u64,
+    /// Events that were sent and got no response.
     unknown: u64,
 }
 
@@ -240,168 +270,189 @@ pub struct ServerUse {
 }
 
 /// What the requests cost the server. Times are null if the run was too short to tell.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ServerCost {
+    /// CPU time of the server per request in microseconds.
     server_cpu_us_per_request: Option<f64>,
+    /// The part of it in user mode.
     server_user_us_per_request: Option<f64>,
+    /// The part of it in the kernel.
     server_system_us_per_request: Option<f64>,
+    /// The most memory that the server held in bytes; null if it could not be read.
     server_peak_rss_bytes: Option<u64>,
+    /// The CPUs that the server ran on.
     server_cpus: String,
 }
 
 /// What a run found. With batches, `requests` and all that is counted or measured per request are events;
 /// latencies are those of batches.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
+    /// Events of the run.
     requests: u64,
+    /// The number of batches that they are in.
     #[serde(skip_serializing_if = "Option::is_none")]
     batches: Option<u64>,
+    /// Events that the server acknowledged.
     acknowledged: u64,
+    /// Events that the server refused.
     refused: u64,
+    /// The same by the status of the response.
     refused_by_status: BTreeMap<u16, u64>,
+    /// Events that were sent and got no response: they may have been counted or not.
     unknown: u64,
+    /// Events that were not sent.
     unsent: u64,
     /// Batches whose acknowledgement was of another number of events.
     #[serde(skip_serializing_if = "Option::is_none")]
     misstated: Option<u64>,
+    /// Connections that were opened in place of others.
     reconnects: u64,
+    /// Attempts to connect that failed.
     connect_failures: u64,
     /// Why attempts to connect failed.
     connect_errors: Vec<ConnectError>,
     /// Connections that were open at any time, of those in `setup`.
     connections_open: u64,
-    /// Connections that the server had no room for.
-    turned_away: u64,
+    /// Connections that the server had no room for, and turned away with status 503.
+    rejected: u64,
+    /// Connections that were given up because of a timeout.
     timeouts: u64,
+    /// Connections that the server closed after it had promised to keep them.
     broken_keep_alives: u64,
-    garbled: u64,
-    /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
+    /// Responses that were malformed, or that no request had asked for.
+    malformed: u64,
+    /// Requests that were sent again, because they were pipelined behind a response with `Connection: close`.
     resent: u64,
+    /// Seconds from the start to the end of the last request.
     elapsed_s: f64,
-    /// Of those that were acknowledged.
+    /// Acknowledged requests per second, with batches events.
     requests_per_s: f64,
-    /// From the intended send time, which in a closed loop is the actual one.
+    /// Latency in microseconds, from the intended send time, which in a closed loop is the actual one.
     latency_us: Latency,
+    /// All of these latencies, so that others can merge and plot them.
+    latency_histogram: Latencies,
+    /// The latencies of an open loop from the actual send time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_time_histogram: Option<Latencies>,
+    /// What an open loop was asked for, and what it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     open_loop: Option<OpenLoop>,
+    /// The totals that the acknowledged events must have led to.
     expected: Totals,
-    /// Null if the totals could not be read.
+    /// The totals that the server had; null if they could not be read.
     server: Option<Totals>,
+    /// Whether the server counted what it acknowledged.
     verdict: Verdict,
+    /// What is wrong or open, a sentence each.
     reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
-    /// The time for which totals that were right were read again, while nothing was sent; null if they were
-    /// wrong, or could not be read any more at its end.
+    /// The time in milliseconds for which totals that were right were read again, while nothing was sent; null if they
+    /// were wrong, or could not be read any more at its end.
     quiet_ms: Option<f64>,
-    /// How long after the last acknowledgement the totals became right, if they were wrong at first.
+    /// How many milliseconds after the last acknowledgement the totals became right, if they were wrong at first.
     settled_after_ms: Option<f64>,
+    /// What `--watch` saw during the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     watch: Option<Watched>,
+    /// What was sent before the measured run.
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_up: Option<WarmUp>,
-    /// The user ended the run before every event was sent.
+    /// Whether the user ended the run before every event was sent.
     interrupted: bool,
     /// The threshold that ended the run before every event was sent, because it could no longer pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     aborted_by: Option<String>,
-    /// How long the client did not run at all, in stretches of a tenth of a second or more.
+    /// Seconds in which the client did not run at all, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
+    /// Whether the client limited the result.
     client_limited: bool,
     /// Why the client limited the result, a sentence each.
     client_limited_by: Vec<String>,
-    /// The greatest share of the time that a client thread waited for a CPU.
+    /// The greatest share of the time that a client thread waited for a CPU, from 0 to 1.
     client_waiting: f64,
-    /// The share of the time that the busiest client thread was busy, polling excluded.
+    /// The share of the time that the busiest client thread was busy, from 0 to 1, polling excluded.
     client_busy: f64,
-    /// CPU time of all client threads per request, polling excluded.
+    /// CPU time of all client threads per request in microseconds, polling excluded.
     client_cpu_us_per_request: f64,
-    /// CPU time per request that client threads of an open loop spent polling until the next request
-    /// was due.
+    /// CPU time per request in microseconds that client threads of an open loop spent polling until the next request was
+    /// due.
     client_poll_us_per_request: f64,
     /// What the client's CPUs did during the run; null if it was too short to tell.
     client_cpus: Option<CpuUse>,
+    /// What a reader must know, a sentence each.
     warnings: Vec<String>,
+    /// How the run was set up.
     setup: Setup,
-    /// Each client, if there was more than one.
+    /// Each client of a run in parts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     clients: Vec<ClientRow>,
     #[serde(flatten)]
     cost: Option<ServerCost>,
+    /// Each second in which a request ended.
     seconds: Vec<Second>,
+    /// When the run was, and which server it went to.
+    origin: Origin,
+    /// The machine of the client, or of part 1.
     environment: Environment,
     /// What kept connections from being opened, as a sentence.
     #[serde(skip)]
     shortfall: Option<String>,
     #[serde(skip)]
+    format: Format,
+    #[serde(skip)]
     thresholds: Vec<Threshold>,
     #[serde(skip)]
     abort_if: Vec<Threshold>,
-    /// From this latency on, the histogram has lower bounds.
-    #[serde(skip)]
-    bounds_from_ns: Option<u64>,
-    #[serde(skip)]
-    histogram: Histogram<u64>,
-    #[serde(skip)]
-    histogram_from_send: Option<Histogram<u64>>,
     #[serde(skip)]
     flow: Option<Flow>,
 }
 
 /// The report with what is derived from it, as JSON has it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Json<'a> {
     #[serde(flatten)]
     report: &'a Report,
+    /// The conditions of `--fail-if`, and whether the run passed each.
     thresholds: Vec<Checked>,
 }
 
 /// What is known when a run has ended.
 pub(super) struct Outcome {
-    pub(super) ledger: Ledger,
-    pub(super) warm_up_ledger: Ledger,
+    /// What the client did, or all clients together.
+    pub(super) run: ClientRun,
+    /// The events, and how many were sent before them.
+    pub(super) workload: Workload,
     pub(super) warm_up: u64,
-    pub(super) total: Slice,
-    pub(super) seconds: Vec<Second>,
-    pub(super) held_up: u64,
-    pub(super) due_in_stalls: u64,
-    pub(super) elapsed: Duration,
-    /// The share of the time that the busiest thread was busy, polling excluded.
-    pub(super) client_busy: f64,
-    /// CPU time of all threads, polling excluded.
-    pub(super) client_cpu: Duration,
-    /// CPU time that all threads spent polling.
-    pub(super) client_poll: Duration,
-    /// The greatest share of the time that a thread waited for a CPU.
-    pub(super) client_waiting: f64,
-    /// Why the client limited the result.
-    pub(super) client_limits: Vec<String>,
-    /// Requests per second that an open loop sent; `None` for a single request, which has no rate.
-    pub(super) rate_held: Option<f64>,
     /// The share of its pace that an open loop held; `None` for a single request.
     pub(super) held: Option<f64>,
-    pub(super) is_interrupted: bool,
-    /// How long the client did not run at all.
-    pub(super) suspended: Duration,
-    pub(super) machine: Option<CpuUse>,
     pub(super) evidence: Evidence,
     pub(super) settled_after: Option<Duration>,
     pub(super) stayed: Option<Stayed>,
     /// Remarks on how the run was sent.
     pub(super) remarks: Vec<String>,
-    pub(super) watched: Option<Watched>,
-    pub(super) warnings: Vec<String>,
     pub(super) setup: Setup,
-    pub(super) workload: Workload,
     pub(super) thresholds: Vec<Threshold>,
     pub(super) abort_if: Vec<Threshold>,
     /// The one of these that ended the run, if one did.
     pub(super) aborted_by: Option<Threshold>,
     /// Each client, if there was more than one.
     pub(super) clients: Vec<ClientRow>,
+    pub(super) origin: Origin,
     pub(super) environment: Environment,
     /// The number of acknowledged events over time, for a search.
     pub(super) flow: Option<Flow>,
+}
+
+/// Returns the JSON Schema of a document that the client writes; `None` if another module does.
+pub fn schema(format: Format) -> Option<Schema> {
+    match format {
+        Format::Load | Format::Merge | Format::Challenge => Some(format.schema::<Json<'_>>()),
+        Format::Part => Some(format.schema::<PartReport>()),
+        Format::FindRate => Some(format.schema::<FoundRate>()),
+        _ => None,
+    }
 }
 
 impl Report {
@@ -412,36 +463,31 @@ impl Report {
     }
 
     pub(super) fn new(outcome: Outcome) -> Report {
-        let Outcome { ledger, total, elapsed, evidence, .. } = outcome;
-        let workload = outcome.workload;
+        let Outcome { run, workload, evidence, setup, .. } = outcome;
+        let ClientRun { work, total, elapsed, .. } = run;
+        let ledger = &work.ledger;
         let judgement = evidence.judge();
         let Judgement { verdict, reasons, mut remarks } = judgement.with(
             ledger.contradiction(),
             outcome.settled_after,
             outcome.stayed.as_ref(),
-            outcome.watched.as_ref(),
-            outcome.suspended,
+            run.watched.as_ref(),
+            work.suspended,
         );
         remarks.extend(outcome.remarks);
         let refused_by_status = ledger.refused_by_status.clone();
-        let shortfall = ledger.shortfall(outcome.setup.workers as u64);
-        let warnings = outcome.warnings.into_iter().chain(shortfall.clone()).collect();
+        let shortfall = ledger.shortfall(setup.connections as u64);
+        let warnings = run.warnings.into_iter().chain(shortfall.clone()).collect();
         let elapsed_s = elapsed.as_secs_f64();
         let answered = ledger.answered();
-        let is_open_ended = outcome.setup.is_open_ended();
+        let is_open_ended = setup.is_open_ended();
         let requests = ledger.requested(&workload, is_open_ended);
-        let rate = outcome.setup.rate.clone();
-        let open_loop = rate.zip(total.from_send.as_ref()).zip(total.lag.as_ref());
-        let open_loop = open_loop.map(|((rate, from_send), lag)| OpenLoop {
-            rate,
-            rate_held: outcome.rate_held,
-            held: outcome.held,
-            latency_from_send_us: Latency::of(from_send),
-            schedule_lag_us: Latency::of(lag),
-            held_up: outcome.held_up,
-            due_in_stalls: outcome.due_in_stalls,
-        });
         let us_per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, answered as f64);
+        let earlier = Workload { events: outcome.warm_up, ..workload };
+        let has_parts = !outcome.clients.is_empty();
+        let rate = setup.rate.clone();
+        let open_loop = rate.and_then(|rate| OpenLoop::of(rate, &work, &total, &workload));
+        let open_loop = open_loop.map(|open_loop| OpenLoop { held: outcome.held, ..open_loop });
         Report {
             requests,
             batches: workload.batch.map(|batch| requests.div_ceil(batch)),
@@ -454,15 +500,17 @@ impl Report {
             reconnects: ledger.trouble.reconnects,
             connect_failures: ledger.trouble.connect_failures,
             connect_errors: ledger.connect_errors.iter().map(ConnectError::of).collect(),
-            connections_open: ledger.open(outcome.setup.workers as u64),
-            turned_away: ledger.trouble.turned_away,
+            connections_open: ledger.open(setup.connections as u64),
+            rejected: ledger.trouble.rejected,
             timeouts: ledger.trouble.timeouts,
             broken_keep_alives: ledger.trouble.broken_keep_alives,
-            garbled: ledger.trouble.garbled,
+            malformed: ledger.trouble.malformed,
             resent: ledger.trouble.resent,
             elapsed_s,
             requests_per_s: ratio(ledger.acknowledged as f64, elapsed_s),
             latency_us: Latency::of(&total.latency),
+            latency_histogram: total.latency,
+            service_time_histogram: total.from_send,
             open_loop,
             expected: evidence.expected(),
             server: evidence.after.ok(),
@@ -475,43 +523,41 @@ impl Report {
                 .filter(|stayed| stayed.unreadable.is_none())
                 .map(|stayed| stayed.quiet.as_secs_f64() * 1e3),
             settled_after_ms: outcome.settled_after.map(|after| after.as_secs_f64() * 1e3),
-            watch: outcome.watched,
+            watch: run.watched,
             warm_up: (outcome.warm_up > 0).then_some(WarmUp {
                 requests: outcome.warm_up,
-                acknowledged: outcome.warm_up_ledger.acknowledged,
-                unknown: outcome
-                    .warm_up_ledger
-                    .unknown
-                    .len(&Workload { events: outcome.warm_up, ..workload }),
+                acknowledged: run.warm_up.acknowledged,
+                unknown: run.warm_up.unknown.len(&earlier),
             }),
-            interrupted: outcome.is_interrupted,
+            interrupted: run.interrupted,
             aborted_by: outcome.aborted_by.map(|threshold| threshold.to_string()),
-            client_suspended_s: outcome.suspended.as_secs_f64(),
-            client_limited: !outcome.client_limits.is_empty(),
-            client_limited_by: outcome.client_limits,
-            client_waiting: outcome.client_waiting,
-            client_busy: outcome.client_busy,
-            client_cpu_us_per_request: us_per_request(outcome.client_cpu),
-            client_poll_us_per_request: us_per_request(outcome.client_poll),
-            client_cpus: outcome.machine.filter(|_| elapsed >= CPU_USE_RUN_MIN),
+            client_suspended_s: work.suspended.as_secs_f64(),
+            client_limited: !run.limited_by.is_empty(),
+            client_limited_by: run.limited_by,
+            client_waiting: run.waiting,
+            client_busy: run.busy,
+            client_cpu_us_per_request: us_per_request(work.cpu),
+            client_poll_us_per_request: us_per_request(work.polling),
+            client_cpus: run.cpus.first().copied().filter(|_| elapsed >= CPU_USE_RUN_MIN),
             warnings,
-            setup: outcome.setup,
+            setup,
             clients: outcome.clients,
             cost: None,
-            seconds: outcome.seconds,
+            seconds: timeline::seconds(&run.seconds),
+            origin: outcome.origin,
             environment: outcome.environment,
             shortfall,
+            format: if has_parts { Format::Merge } else { Format::Load },
             thresholds: outcome.thresholds,
             abort_if: outcome.abort_if,
-            bounds_from_ns: total.latency.bounds_from_ns(),
-            histogram: total.latency.histogram().clone(),
-            histogram_from_send: total.from_send.map(|from_send| from_send.histogram().clone()),
             flow: outcome.flow,
         }
     }
 
-    /// Adds what the run cost the server.
-    pub fn add_server(&mut self, server: ServerUse) {
+    /// Makes it the report of a challenge, with what the run cost the server, if that could be read.
+    pub fn add_server(&mut self, server: Option<ServerUse>) {
+        self.format = Format::Challenge;
+        let Some(server) = server else { return };
         let answered = (self.acknowledged + self.refused) as f64;
         let is_enough = server.user + server.system >= SERVER_CPU_MIN && answered > 0.0;
         let us_per_request =
@@ -531,43 +577,16 @@ impl Report {
     }
 
     /// The report as one JSON object.
-    pub fn json(&self) -> Result<String, Failure> {
-        let json = Json { report: self, thresholds: self.check_thresholds() };
-        serde_json::to_string_pretty(&json)
-            .map_err(|error| Failure::Wrong(format!("the report cannot be made JSON: {error}")))
+    pub fn json(&self) -> String {
+        let content = Json { report: self, thresholds: self.check_thresholds() };
+        Document::new(self.format, content).json()
     }
 
     /// Whether all events were acknowledged, the totals are exact, and all thresholds passed. The
     /// failure has a line for each that is not so.
     pub fn check(&self) -> Result<(), Failure> {
-        let mut failures = Vec::new();
-        if self.interrupted {
-            failures.push("the run was interrupted".to_owned());
-        }
-        if let Some(threshold) = &self.aborted_by {
-            failures.push(format!(
-                "the run was ended after {:.1} s: --abort-if {threshold} could no longer pass",
-                self.elapsed_s
-            ));
-        }
-        if self.verdict != Verdict::Exact {
-            failures.push(format!("the result is not exact: {}", self.reasons.join("; ")));
-        }
-        let not_acknowledged = self.requests - self.acknowledged;
-        if not_acknowledged > 0 {
-            let verb = if not_acknowledged == 1 { "was" } else { "were" };
-            failures.push(format!(
-                "{} of {} {verb} not acknowledged",
-                grouped(not_acknowledged),
-                self.unit().count(self.requests)
-            ));
-        }
-        failures.extend(self.flaws());
-        for (index, checked) in self.check_thresholds().into_iter().enumerate() {
-            let flag = if index < self.thresholds.len() { "--fail-if" } else { "--abort-if" };
-            let Checked { fail_if, sentence, passed, .. } = checked;
-            failures.extend((!passed).then(|| format!("{flag} {fail_if}: {sentence}")));
-        }
+        let failures: Vec<String> =
+            self.cases().into_iter().filter_map(|case| case.failure).collect();
         match failures.is_empty() {
             true => Ok(()),
             false => Err(Failure::Wrong(failures.join("\n"))),
@@ -579,56 +598,18 @@ impl Report {
     pub(super) fn flaws(&self) -> Vec<String> {
         let is_judged = |threshold: &Threshold| threshold.figure().name == CONNECTIONS_OPEN;
         let shortfall = self.shortfall.clone().filter(|_| !self.thresholds.iter().any(is_judged));
-        malformed(self.garbled).into_iter().chain(shortfall).collect()
+        malformed(self.malformed).into_iter().chain(shortfall).collect()
     }
 
     fn check_thresholds(&self) -> Vec<Checked> {
-        let thresholds = self.thresholds.iter().chain(&self.abort_if);
-        thresholds.map(|threshold| threshold.check(self.measured(threshold.figure()))).collect()
+        let (report, thresholds) = (self.value(), self.thresholds.iter().chain(&self.abort_if));
+        thresholds.map(|threshold| threshold.check(threshold.figure().of(&report))).collect()
     }
 
-    /// What a figure was in this run.
-    fn measured(&self, figure: Figure) -> Measured {
-        let exactly = |number: f64| Measured::Number(Bound::exactly(number));
-        match figure.name {
-            "verdict" => Measured::Word(self.verdict.word()),
-            "client_limited" => Measured::Word(if self.client_limited { "true" } else { "false" }),
-            "rps" | "acked_per_s" => exactly(self.requests_per_s),
-            "rate" => Measured::Unknown("only --find-rate finds one"),
-            "held" => match &self.open_loop {
-                None => Measured::Unknown("a closed loop has no rate to hold, pass --rate"),
-                Some(OpenLoop { held: None, .. }) => {
-                    Measured::Unknown("the run was too short to tell")
-                }
-                Some(OpenLoop { held: Some(held), .. }) => exactly(*held),
-            },
-            "refused" => exactly(self.refused as f64),
-            "unknown" => exactly(self.unknown as f64),
-            "unsent" => exactly(self.unsent as f64),
-            "reconnects" => exactly(self.reconnects as f64),
-            "timeouts" => exactly(self.timeouts as f64),
-            CONNECTIONS_OPEN => exactly(self.connections_open as f64),
-            "connect_failures" => exactly(self.connect_failures as f64),
-            "rejected" => exactly(self.turned_away as f64),
-            "malformed" => exactly(self.garbled as f64),
-            "client_cpu_us" => exactly(self.client_cpu_us_per_request),
-            "client_poll_us" => exactly(self.client_poll_us_per_request),
-            "server_cpu_us" => match &self.cost {
-                None => Measured::Unknown("only the challenge command measures its server"),
-                Some(ServerCost { server_cpu_us_per_request: None, .. }) => {
-                    Measured::Unknown("the run was too short to tell")
-                }
-                Some(ServerCost { server_cpu_us_per_request: Some(us), .. }) => exactly(*us),
-            },
-            // In JSON a name has no dot.
-            latency => {
-                let name = latency.replace('.', "_");
-                let found = self.latency_us.figures().into_iter().find(|(own, _)| *own == name);
-                let (_, bound) =
-                    found.unwrap_or_else(|| unreachable!("{latency} is a figure of the report"));
-                bound.map_or(Measured::Unknown("no request ended"), Measured::Number)
-            }
-        }
+    /// The report as figures are read from it.
+    fn value(&self) -> serde_json::Value {
+        serde_json::to_value(self)
+            .unwrap_or_else(|error| unreachable!("its keys are text: {error}"))
     }
 
     /// What it means for the result that the client was the limit, if it was.
@@ -659,269 +640,4 @@ pub(super) fn ratio(a: f64, b: f64) -> f64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::thresholds::FIGURES;
-    use super::super::timeline::Heat;
-    use super::super::verdict::Users;
-    use super::*;
-
-    pub(in crate::load) fn setup() -> Setup {
-        Setup {
-            url: "http://127.0.0.1:8000".into(),
-            engine: Some("ring".into()),
-            workers: 10,
-            threads: 1,
-            cpus: "1".into(),
-            pipeline: 1,
-            rate: None,
-            duration_s: None,
-            connections_over_time: None,
-            users: 100,
-            values: Values::Integer,
-            batch: None,
-            one_request_per_connection: false,
-            was_reset: true,
-            user_prefix: UserPrefix::default(),
-            address: None,
-            pinned: true,
-            timeout_s: 10.0,
-            watch: false,
-            server: None,
-            command: vec!["ringtally".into(), "load".into()],
-        }
-    }
-
-    pub(in crate::load) fn environment() -> Environment {
-        Environment {
-            version: "1".into(),
-            date: "2026-01-01T00:00:00Z".into(),
-            host: "host".into(),
-            kernel: "6.18".into(),
-            cpu_model: "<model>".into(),
-            cpus_online: "0-1".into(),
-            cpus_allowed: "0-1".into(),
-            memory_bytes: Some(1 << 30),
-            checks: Vec::new(),
-        }
-    }
-
-    /// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
-    pub(super) fn outcome() -> Outcome {
-        let workload = Workload { events: 1000, users: 100, values: Values::Integer, batch: None };
-        let share = workload.share_without(&[]);
-        let mut total = Slice::new(0, false);
-        (0..1000).for_each(|_| total.latency.record(1_000_000));
-        let second = |second| Second {
-            second,
-            requests: 500,
-            p50_us: total.latency.quantile(0.5),
-            p99_us: total.latency.quantile(0.99),
-            max_us: total.latency.max(),
-            heat: Heat::of(&total.latency),
-        };
-        Outcome {
-            ledger: Ledger { acknowledged: 1000, ..Ledger::default() },
-            warm_up_ledger: Ledger::default(),
-            warm_up: 0,
-            seconds: vec![second(0), second(1)],
-            total,
-            held_up: 0,
-            due_in_stalls: 0,
-            elapsed: Duration::from_secs(2),
-            client_busy: 0.5,
-            client_cpu: Duration::from_millis(3),
-            client_poll: Duration::ZERO,
-            client_waiting: 0.0,
-            client_limits: Vec::new(),
-            rate_held: None,
-            held: None,
-            is_interrupted: false,
-            suspended: Duration::ZERO,
-            machine: Some(CpuUse { steal: 0.0, softirq: 0.25, busy: 0.5 }),
-            evidence: Evidence {
-                users_if_known: None,
-                before: Totals::ZERO,
-                acknowledged: share,
-                possible: share,
-                users: Users { least: 100, most: 100, strangers: 0 },
-                after: Ok(share.totals(100)),
-            },
-            settled_after: None,
-            stayed: None,
-            remarks: Vec::new(),
-            watched: None,
-            warnings: Vec::new(),
-            setup: setup(),
-            workload,
-            thresholds: Vec::new(),
-            abort_if: Vec::new(),
-            aborted_by: None,
-            clients: Vec::new(),
-            environment: environment(),
-            flow: None,
-        }
-    }
-
-    /// The same in an open loop that was asked for 500 requests per second.
-    pub(super) fn open_loop(lag_ns: u64) -> Outcome {
-        let mut outcome = outcome();
-        outcome.setup.rate = Some("500".parse().unwrap());
-        outcome.rate_held = Some(499.5);
-        outcome.held = Some(0.999);
-        let mut total = Slice::new(0, true);
-        for _ in 0..1000 {
-            total.latency.record(1_000_000);
-            total.from_send.as_mut().unwrap().record(900_000);
-            total.lag.as_mut().unwrap().record(lag_ns);
-        }
-        outcome.total = total;
-        outcome
-    }
-
-    fn json(report: &Report) -> serde_json::Value {
-        serde_json::from_str(&report.json().unwrap()).unwrap()
-    }
-
-    fn server_use(cpu: Duration) -> ServerUse {
-        let (user, system) = (cpu / 4, cpu - cpu / 4);
-        ServerUse { user, system, peak_rss_bytes: Some(1 << 20), cpus: "0".into() }
-    }
-
-    #[test]
-    fn json_has_each_threshold_with_its_value_and_whether_it_passed() {
-        let mut outcome = open_loop(1000);
-        outcome.thresholds = ["p99>0.5ms", "p99.99>5ms", "held<0.99", "verdict!=exact"]
-            .map(|threshold| threshold.parse().unwrap())
-            .to_vec();
-        let report = Report::new(outcome);
-        let thresholds = json(&report)["thresholds"].clone();
-        let found: Vec<_> = thresholds.as_array().unwrap().iter().collect();
-        assert_eq!(
-            *found[0],
-            serde_json::json!({"fail_if": "p99>0.5ms", "figure": "p99", "value": 1000.447,
-                "is_lower_bound": false, "passed": false})
-        );
-        assert_eq!((&found[1]["figure"], &found[1]["passed"]), (&"p99.99".into(), &true.into()));
-        assert_eq!((&found[2]["value"], &found[2]["passed"]), (&0.999.into(), &true.into()));
-        assert_eq!((&found[3]["value"], &found[3]["passed"]), (&"exact".into(), &true.into()));
-        let failure = report.check().unwrap_err().to_string();
-        assert_eq!(failure, "--fail-if p99>0.5ms: p99 is 1.000447 ms");
-    }
-
-    #[test]
-    fn every_figure_is_measured() {
-        let mut report = Report::new(open_loop(1000));
-        report.add_server(server_use(Duration::from_millis(200)));
-        for figure in FIGURES.into_iter().filter(|figure| figure.name != "rate") {
-            let measured = report.measured(figure);
-            assert!(!matches!(measured, Measured::Unknown(_)), "{figure:?}: {measured:?}");
-        }
-    }
-
-    #[test]
-    fn a_figure_that_a_run_does_not_have_is_unknown_and_fails() {
-        for (threshold, says) in [
-            ("held<0.99", "pass --rate"),
-            ("server_cpu_us>5", "only the challenge"),
-            ("p95>1s", "no request ended"),
-        ] {
-            let mut outcome = outcome();
-            outcome.total = Slice::new(0, false);
-            outcome.thresholds = vec![threshold.parse().unwrap()];
-            let failure = Report::new(outcome).check().unwrap_err().to_string();
-            assert!(failure.contains(says), "{failure}");
-        }
-    }
-
-    #[test]
-    fn a_run_without_responses_has_no_latencies() {
-        let mut outcome = outcome();
-        outcome.total = Slice::new(0, false);
-        let latency = json(&Report::new(outcome))["latency_us"].clone();
-        for figure in ["mean", "p50", "p90", "p95", "p99", "p99_9", "p99_99", "max"] {
-            assert_eq!(latency[figure], serde_json::Value::Null, "{figure}");
-        }
-    }
-
-    #[test]
-    fn what_ticks_cannot_tell_is_not_told() {
-        for (ms, is_told) in [(99, false), (100, true), (101, true)] {
-            let mut report = Report::new(outcome());
-            report.add_server(server_use(Duration::from_millis(ms)));
-            let us = &json(&report)["server_cpu_us_per_request"];
-            assert_eq!(us.as_f64(), is_told.then_some(ms as f64), "{ms} ms");
-        }
-        for (ms, is_told) in [(999, false), (1000, true), (1001, true)] {
-            let elapsed = Duration::from_millis(ms);
-            let report = Report::new(Outcome { elapsed, ..outcome() });
-            assert_eq!(json(&report)["client_cpus"].is_object(), is_told, "{ms} ms");
-        }
-    }
-
-    #[test]
-    fn a_client_that_is_the_limit_bounds_what_it_limits() {
-        let client_limits = vec!["the client's CPUs were 99 % busy".to_owned()];
-        let limits = || client_limits.clone();
-        let closed = Report::new(Outcome { client_limits: limits(), ..outcome() });
-        assert!(closed.limit().unwrap().contains("requests/s is a lower bound"));
-        let late = Report::new(Outcome { client_limits: limits(), ..open_loop(2_000_000) });
-        assert!(late.client_limited);
-        assert!(late.summary().contains("99 % busy"));
-        assert!(late.limit().unwrap().contains("latencies are upper bounds"));
-        assert_eq!(Report::new(open_loop(1000)).limit(), None);
-        assert_eq!(Report::new(outcome()).limit(), None);
-    }
-
-    #[test]
-    fn an_interrupted_run_fails_whatever_it_found() {
-        let report = Report::new(Outcome { is_interrupted: true, ..outcome() });
-        assert_eq!(report.check().unwrap_err().to_string(), "the run was interrupted");
-        assert_eq!(json(&report)["interrupted"], true);
-    }
-
-    #[test]
-    fn totals_that_could_not_be_read_are_null() {
-        let mut outcome = outcome();
-        outcome.evidence.after = Err("the server is gone".into());
-        let report = Report::new(outcome);
-        assert_eq!(json(&report)["server"], serde_json::Value::Null);
-        assert!(report.summary().contains("totals    unknown"));
-        assert!(report.check().unwrap_err().to_string().contains("the server is gone"));
-    }
-
-    #[test]
-    fn totals_that_became_unreadable_were_right_for_no_known_time() {
-        for (unreadable, quiet_ms) in [(None, Some(500.0)), (Some("it is gone".to_owned()), None)] {
-            let quiet = Duration::from_millis(500);
-            let stayed = Some(Stayed { quiet, changed_after: None, unreadable });
-            let report = Report::new(Outcome { stayed, ..outcome() });
-            assert_eq!(json(&report)["quiet_ms"].as_f64(), quiet_ms);
-            assert_eq!(report.summary().contains("stayed so for"), quiet_ms.is_some());
-        }
-    }
-
-    /// A threshold on failed attempts does not have the number of connections that must be open.
-    #[test]
-    fn missing_connections_fail_a_run_unless_a_threshold_names_them() {
-        for (thresholds, fails) in [
-            (&[][..], true),
-            (&["connect_failures>9"], true),
-            (&["connections_open<10"], true),
-            (&["connections_open<6"], false),
-        ] {
-            let mut outcome = outcome();
-            outcome.ledger.trouble.never_open = 4;
-            outcome.thresholds = thresholds.iter().map(|text| text.parse().unwrap()).collect();
-            assert_eq!(Report::new(outcome).check().is_err(), fails, "{thresholds:?}");
-        }
-    }
-
-    #[test]
-    fn cpu_time_is_told_apart_from_polling() {
-        let report =
-            Report::new(Outcome { client_poll: Duration::from_secs(1), ..open_loop(1000) });
-        let json = json(&report);
-        assert_eq!(json["client_cpu_us_per_request"], 3.0);
-        assert_eq!(json["client_poll_us_per_request"], 1000.0);
-    }
-}
+pub(super) mod tests;

@@ -6,6 +6,7 @@
 
 use super::{FoundRate, Report};
 use crate::failure::Failure;
+use crate::load::export::{self, Export, Findings};
 use crate::load::parts::PartReport;
 use crate::terminal;
 use rustix::fs::{Access, AtFlags, CWD, OFlags, access, linkat};
@@ -24,12 +25,13 @@ pub struct Output {
     json: Option<Destination>,
     hdr: Option<Destination>,
     html: Option<Destination>,
+    exports: (Vec<Export>, Vec<Destination>),
     quiet: bool,
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--hdr`, and `--html` name, where `-` is standard output; `quiet` is whether
-    /// `--quiet` was given.
+    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name, where `-` is standard output; `quiet` is
+    /// whether `--quiet` was given.
     ///
     /// # Errors
     ///
@@ -38,39 +40,50 @@ impl Output {
         json: Option<PathBuf>,
         hdr: Option<PathBuf>,
         html: Option<PathBuf>,
+        exports: Vec<Export>,
         quiet: bool,
     ) -> Result<Output, Failure> {
-        let [json, hdr, html] =
-            Destination::open_all([("--json", json), ("--hdr", hdr), ("--html", html)])?;
-        Ok(Output { json, hdr, html, quiet })
+        let flags = [("--json", json), ("--hdr", hdr), ("--html", html)];
+        let ([json, hdr, html], places) = Destination::open_all(flags, &exports)?;
+        Ok(Output { json, hdr, html, exports: (exports, places), quiet })
     }
 
     /// Writes the report to every place that was asked for, and the summary to standard output,
     /// or to standard error where one of the reports goes to standard output.
-    pub fn write(self, report: &Report) -> Result<(), Failure> {
+    pub fn write(mut self, report: &Report) -> Result<(), Failure> {
         let summary = Summary::of(&self, report.summary());
-        Failure::all([
-            put(self.json, || Ok(report.json()? + "\n")),
+        let exported = self.exported(|| report.exported());
+        let written = [
+            put(self.json, || Ok(report.json())),
             put(self.hdr, || Ok(report.percentile_table())),
             put(self.html, || report.html()),
             summary.write(),
-        ])
+        ];
+        Failure::all(written.into_iter().chain(exported))
     }
 
     /// Writes what a client found of its part as JSON, and a summary.
     pub fn write_part(self, report: &PartReport) -> Result<(), Failure> {
         let summary = Summary::of(&self, report.summary());
-        Failure::all([put(self.json, || Ok(report.json()? + "\n")), summary.write()])
+        Failure::all([put(self.json, || Ok(report.json())), summary.write()])
     }
 
     /// Writes what a search found as JSON and as a page, and a summary.
-    pub fn write_found(self, found: &FoundRate) -> Result<(), Failure> {
+    pub fn write_found(mut self, found: &FoundRate) -> Result<(), Failure> {
         let summary = Summary::of(&self, found.summary());
-        Failure::all([
-            put(self.json, || Ok(found.json()? + "\n")),
-            put(self.html, || found.html()),
-            summary.write(),
-        ])
+        let exported = self.exported(|| found.exported());
+        let written =
+            [put(self.json, || Ok(found.json())), put(self.html, || found.html()), summary.write()];
+        Failure::all(written.into_iter().chain(exported))
+    }
+
+    /// Writes the exports that were asked for.
+    fn exported(&mut self, findings: impl FnOnce() -> Findings) -> Vec<Result<(), Failure>> {
+        let (exports, places) = std::mem::take(&mut self.exports);
+        match exports.is_empty() {
+            true => Vec::new(),
+            false => export::write(&exports, places, &findings()),
+        }
     }
 }
 
@@ -93,7 +106,8 @@ struct Summary {
 impl Summary {
     fn of(output: &Output, text: String) -> Summary {
         let places = [&output.json, &output.hdr, &output.html];
-        let is_beside_report = places.into_iter().flatten().any(Destination::is_stdout);
+        let mut places = places.into_iter().flatten().chain(&output.exports.1);
+        let is_beside_report = places.any(Destination::is_stdout);
         Summary { text, quiet: output.quiet, is_beside_report }
     }
 
@@ -153,9 +167,12 @@ impl Destination {
     /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
     pub(crate) fn open_all<const N: usize>(
         flags: [(&str, Option<PathBuf>); N],
-    ) -> Result<[Option<Destination>; N], Failure> {
-        let mut known: Vec<(&str, Identity)> = Vec::new();
-        for (flag, path) in &flags {
+        exports: &[Export],
+    ) -> Result<([Option<Destination>; N], Vec<Destination>), Failure> {
+        let of_exports = exports.iter().map(Export::place);
+        let named = flags.iter().map(|(flag, path)| ((*flag).to_owned(), path.clone()));
+        let mut known: Vec<(String, Identity)> = Vec::new();
+        for (flag, path) in named.chain(of_exports) {
             let Some(identity) = path.as_deref().and_then(Identity::of) else { continue };
             if let Some((other, _)) = known.iter().find(|(_, own)| *own == identity) {
                 return Err(Failure::Usage(match identity {
@@ -168,13 +185,15 @@ impl Destination {
                     ),
                 }));
             }
-            known.push((*flag, identity));
+            known.push((flag, identity));
         }
         let mut places = [const { None }; N];
         for (place, (_, path)) in places.iter_mut().zip(flags) {
             *place = path.map(Destination::open).transpose()?;
         }
-        Ok(places)
+        let of_exports = exports.iter().filter_map(|export| export.place().1);
+        let of_exports = of_exports.map(Destination::open).collect::<Result<_, _>>()?;
+        Ok((places, of_exports))
     }
 
     /// Opens one place.
@@ -384,14 +403,14 @@ mod tests {
         let dash = || Some(PathBuf::from("-"));
         let [a, b] = ["a", "b"].map(|name| Some(directory.file(name)));
         for (json, hdr, html) in [(dash(), None, None), (a, dash(), b), (None, None, dash())] {
-            assert!(Output::open(json, hdr, html, false).is_ok());
+            assert!(Output::open(json, hdr, html, Vec::new(), false).is_ok());
         }
         for (json, hdr, html, flags) in [
             (dash(), dash(), None, "--json - and --hdr - would"),
             (None, dash(), dash(), "--hdr - and --html - would"),
             (dash(), None, dash(), "--json - and --html - would"),
         ] {
-            let why = usage(Output::open(json, hdr, html, true));
+            let why = usage(Output::open(json, hdr, html, Vec::new(), true));
             assert!(why.starts_with(flags), "{why}");
         }
         assert_eq!(directory.names(), Vec::<String>::new());
@@ -407,12 +426,13 @@ mod tests {
         for (one, other) in
             [(&there, &there), (&there, &directory.file("link")), (&new, &new), (&new, &roundabout)]
         {
-            let why = usage(Output::open(Some(one.clone()), None, Some(other.clone()), true));
+            let why =
+                usage(Output::open(Some(one.clone()), None, Some(other.clone()), Vec::new(), true));
             assert!(why.starts_with("--json and --html name one file"), "{why}");
         }
-        assert!(Output::open(Some(there.clone()), Some(new), None, true).is_ok());
+        assert!(Output::open(Some(there.clone()), Some(new), None, Vec::new(), true).is_ok());
         let null = || Some(PathBuf::from("/dev/null"));
-        assert!(Output::open(null(), null(), null(), true).is_ok());
+        assert!(Output::open(null(), null(), null(), Vec::new(), true).is_ok());
         assert_eq!(fs::read_to_string(&there).unwrap(), "old");
     }
 

@@ -55,7 +55,7 @@ impl Report {
             }
         };
         if let Some(open_loop) = &self.open_loop {
-            row("from send", open_loop.latency_from_send_us.lines(self.unit()));
+            row("from send", open_loop.service_time_us.lines(self.unit()));
             row("schedule", open_loop.lines(self.unit(), self.client_limited));
         }
         row("warm-up", self.warm_up_lines());
@@ -96,7 +96,7 @@ impl Report {
 
     /// The connections, and how many of those that were asked for were open.
     fn connections(&self) -> String {
-        let asked = self.setup.workers as u64;
+        let asked = self.setup.connections as u64;
         let of = match self.connections_open == asked {
             true => String::new(),
             false => format!("{} of ", grouped(self.connections_open)),
@@ -133,7 +133,7 @@ impl Report {
             .map(|(count, what)| format!("{} {what}", self.unit().count(count)));
         let kinds = [
             (
-                self.turned_away,
+                self.rejected,
                 "connection turned away by the server",
                 "connections turned away by the server",
             ),
@@ -150,7 +150,11 @@ impl Report {
                 "connection closed by the server without notice",
                 "connections closed by the server without notice",
             ),
-            (self.garbled, "malformed or unexpected response", "malformed or unexpected responses"),
+            (
+                self.malformed,
+                "malformed or unexpected response",
+                "malformed or unexpected responses",
+            ),
         ];
         let found = kinds.into_iter().filter(|(count, _, _)| *count > 0);
         of_unit.chain(found.map(|(count, one, many)| counted(count, one, many))).collect()
@@ -249,9 +253,9 @@ impl Latency {
 impl OpenLoop {
     fn lines(&self, unit: Unit, client_limited: bool) -> Vec<String> {
         let asked = format!("{} {}", rate_in_words(&self.rate), unit.per_second());
-        let mut lines = vec![match (self.rate_held, self.held) {
-            (Some(rate_held), Some(held)) => {
-                format!("{asked} asked for, {} sent ({:.1} %)", rounded(rate_held), held * 100.0)
+        let mut lines = vec![match (self.achieved_rate, self.held) {
+            (Some(achieved), Some(held)) => {
+                format!("{asked} asked for, {} sent ({:.1} %)", rounded(achieved), held * 100.0)
             }
             _ => format!("{asked} asked for, too short to tell whether they were sent"),
         }];
@@ -259,15 +263,15 @@ impl OpenLoop {
         if let (Some(p99), Some(max)) = (lag.p99, lag.max) {
             lines.push(format!("the client sent late by p99 {}, max {}", time(p99), time(max)));
         }
-        if self.held_up > 0 {
-            let waited = unit.count_requests(self.held_up);
+        if self.queued > 0 {
+            let waited = unit.count_requests(self.queued);
             lines.push(format!("{waited} waited for a free connection"));
         }
         if self.due_in_stalls > 0 {
             let due = unit.count_requests(self.due_in_stalls);
             lines.push(format!("{due} came due while the client did not run, and were late"));
         }
-        if self.held.is_some_and(|held| held < HELD_MIN) && self.held_up > 0 && !client_limited {
+        if self.held.is_some_and(|held| held < HELD_MIN) && self.queued > 0 && !client_limited {
             lines.push("the rate was not held: use more connections or a lower --rate".into());
         }
         lines
@@ -419,10 +423,10 @@ mod tests {
     #[test]
     fn what_was_not_as_asked_is_in_the_lines_about_it() {
         let mut outcome = open_loop(1000);
-        outcome.ledger.trouble.never_open = 4;
+        outcome.run.work.ledger.trouble.never_open = 4;
         outcome.setup.address = Some("[::1]:8000".into());
         outcome.setup.pinned = false;
-        outcome.due_in_stalls = 7;
+        outcome.run.work.due_in_stalls = 7;
         let report = Report::new(outcome);
         let summary = summary(&report);
         for line in [
@@ -440,24 +444,24 @@ mod tests {
     #[test]
     fn the_summary_reads_in_order() {
         let mut outcome = outcome();
-        outcome.ledger.acknowledged = 996;
+        outcome.run.work.ledger.acknowledged = 996;
         let workload = Workload { events: 1000, users: 100, values: Values::Integer, batch: None };
-        (1..4).for_each(|event| outcome.ledger.note(&workload, event, 507));
-        outcome.ledger.unknown.insert(&workload, 4);
-        outcome.ledger.trouble.timeouts = 1;
-        outcome.ledger.trouble.reconnects = 2;
+        (1..4).for_each(|event| outcome.run.work.ledger.note(&workload, event, 507));
+        outcome.run.work.ledger.unknown.insert(&workload, 4);
+        outcome.run.work.ledger.trouble.timeouts = 1;
+        outcome.run.work.ledger.trouble.reconnects = 2;
         outcome.warm_up = 1;
-        outcome.warm_up_ledger.acknowledged = 1;
-        outcome.watched = Some(Watched { answers: 1, ..Watched::default() });
-        outcome.warnings = vec!["client and server share CPU 1".into()];
+        outcome.run.warm_up.acknowledged = 1;
+        outcome.run.watched = Some(Watched { answers: 1, ..Watched::default() });
+        outcome.run.warnings = vec!["client and server share CPU 1".into()];
         outcome.thresholds = vec!["p99>5ms".parse().unwrap(), "rps<1k".parse().unwrap()];
         let mut report = Report::new(outcome);
-        report.add_server(ServerUse {
+        report.add_server(Some(ServerUse {
             user: Duration::from_millis(500),
             system: Duration::from_millis(1500),
             peak_rss_bytes: Some(12 << 20),
             cpus: "0,2".into(),
-        });
+        }));
         let text = summary(&report);
         let expected = "\
 requests  1,000 over 10 connections in 2.00 s: 498 requests/s
@@ -486,8 +490,9 @@ verdict   exact: every acknowledged event was counted once
 
     #[test]
     fn an_open_loop_says_what_it_sent_and_what_it_took() {
-        let outcome =
-            Outcome { client_poll: Duration::from_secs(1), held_up: 1, ..open_loop(9000) };
+        let mut outcome = open_loop(9000);
+        outcome.run.work.polling = Duration::from_secs(1);
+        outcome.run.work.queued = 1;
         let text = summary(&Report::new(outcome));
         for line in [
             "from send p50 900 µs,",
@@ -499,15 +504,17 @@ verdict   exact: every acknowledged event was counted once
             assert!(text.contains(line), "{line} in {text}");
         }
         assert!(!text.contains("not held"), "{text}");
-        let slow =
-            Outcome { rate_held: Some(250.0), held: Some(0.5), held_up: 9, ..open_loop(9000) };
+        let mut slow = Outcome { held: Some(0.5), ..open_loop(9000) };
+        slow.run.work.last_sent = Duration::from_secs(4);
+        slow.run.work.queued = 9;
         let text = summary(&Report::new(slow));
         assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
     }
 
     #[test]
     fn what_makes_a_run_unlike_others_is_said_first() {
-        let mut outcome = Outcome { is_interrupted: true, ..outcome() };
+        let mut outcome = outcome();
+        outcome.run.interrupted = true;
         outcome.setup.one_request_per_connection = true;
         let text = summary(&Report::new(outcome));
         let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
@@ -525,18 +532,18 @@ verdict   exact: every acknowledged event was counted once
         let mut outcome = open_loop(9000);
         outcome.workload.batch = Some(300);
         outcome.setup.batch = Some(300);
-        outcome.ledger.acknowledged = 400;
-        outcome.ledger.note(&outcome.workload, 0, 507);
-        outcome.ledger.unknown.insert(&outcome.workload, 1);
-        outcome.held_up = 2;
-        outcome.client_limits = vec!["busy".into()];
+        outcome.run.work.ledger.acknowledged = 400;
+        outcome.run.work.ledger.note(&outcome.workload, 0, 507);
+        outcome.run.work.ledger.unknown.insert(&outcome.workload, 1);
+        outcome.run.work.queued = 2;
+        outcome.run.limited_by = vec!["busy".into()];
         let mut report = Report::new(outcome);
-        report.add_server(ServerUse {
+        report.add_server(Some(ServerUse {
             user: Duration::from_millis(100),
             system: Duration::ZERO,
             peak_rss_bytes: None,
             cpus: "0".into(),
-        });
+        }));
         let text = summary(&report);
         for line in [
             "events    1,000 in 4 batches over 10 connections in 2.00 s: 200 events/s\n",
@@ -557,13 +564,15 @@ verdict   exact: every acknowledged event was counted once
 
     #[test]
     fn a_short_run_is_too_short_to_tell() {
-        let mut report = Report::new(Outcome { elapsed: Duration::from_millis(16), ..outcome() });
-        report.add_server(ServerUse {
+        let mut outcome = outcome();
+        outcome.run.elapsed = Duration::from_millis(16);
+        let mut report = Report::new(outcome);
+        report.add_server(Some(ServerUse {
             user: Duration::ZERO,
             system: Duration::from_millis(10),
             peak_rss_bytes: None,
             cpus: "0".into(),
-        });
+        }));
         let text = summary(&report);
         assert!(!text.contains("softirq") && !text.contains("memory"), "{text}");
         assert!(text.contains("server    CPU time too short to tell"), "{text}");

@@ -71,7 +71,7 @@ impl Worker<'_> {
     }
 
     pub(super) fn note_failure_to_connect(&mut self, index: usize, error: &io::Error) {
-        self.ledger.note_failure_to_connect(error);
+        self.work.ledger.note_failure_to_connect(error);
         let state = match is_lack(error) {
             true => State::Lacking { until_ns: self.now_ns + LACKING_RETRY_NS },
             false => State::Down { until_ns: self.now_ns + RETRY_AFTER_NS },
@@ -86,9 +86,9 @@ impl Worker<'_> {
         let is_excluded = self.connections[index].excludes_rest();
         for (flight, may_have_left) in self.connections[index].take_flights(handed_over) {
             self.in_flight -= 1;
-            self.ledger.trouble.resent += u64::from(may_have_left && is_excluded);
+            self.work.ledger.trouble.resent += u64::from(may_have_left && is_excluded);
             if may_have_left && !is_excluded {
-                self.ledger.unknown.insert(&workload, flight.request);
+                self.work.ledger.unknown.insert(&workload, flight.request);
                 self.counts.ended += workload.size_of(flight.request);
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(flight.due_ns));
                 if let Some(from_send) = &mut self.slice.from_send {
@@ -102,7 +102,7 @@ impl Worker<'_> {
                         let waited_ns = self.now_ns.saturating_sub(flight.due_ns);
                         self.slice.latency.record_at_least(waited_ns);
                     }
-                    self.ledger.unsent.insert(&workload, flight.request);
+                    self.work.ledger.unsent.insert(&workload, flight.request);
                 } else {
                     self.waiting.push_back(Due { request: flight.request, ns: flight.due_ns });
                 }
@@ -116,7 +116,7 @@ impl Worker<'_> {
         // The end of a connection can end a response.
         let is_garbled = by == By::Peer
             && (self.take_responses(index, true).is_err() || self.connections[index].has_part());
-        self.ledger.trouble.garbled += u64::from(is_garbled);
+        self.work.ledger.trouble.malformed += u64::from(is_garbled);
         let connection = &self.connections[index];
         if let State::Open { since_ns } = connection.state
             && self.now_ns.saturating_sub(since_ns) >= PROOF_OF_SERVER_NS
@@ -126,7 +126,7 @@ impl Worker<'_> {
         let (answered, says_close) = (connection.answered(), connection.says_close());
         let was_turned_away = connection.was_turned_away();
         if by == By::Peer && answered > 0 && !says_close && connection.owes_response(handed_over) {
-            self.ledger.trouble.broken_keep_alives += 1;
+            self.work.ledger.trouble.broken_keep_alives += 1;
             // One that took more than one request was kept for a while.
             if answered == 1 {
                 self.run.keep_alive.note_broken();
@@ -135,13 +135,13 @@ impl Worker<'_> {
         self.give_up(index, handed_over);
         self.has_served[index] |= answered > 0 && !was_turned_away;
         if was_turned_away {
-            self.ledger.trouble.turned_away += 1;
+            self.work.ledger.trouble.rejected += 1;
             self.was_open[index] = self.has_served[index];
             let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
             self.connections[index] = Connection::new(State::TurnedAway { until_ns });
         } else if by == By::Peer && answered == 0 && self.has_work() && index < self.wanted {
             // A server that ends what it has not responded to is not asked again at once.
-            self.ledger.trouble.reconnects += 1;
+            self.work.ledger.trouble.reconnects += 1;
             let until_ns = self.now_ns + RETRY_AFTER_NS;
             self.connections[index] = Connection::new(State::Down { until_ns });
         } else {
@@ -158,7 +158,7 @@ impl Worker<'_> {
 
     fn reconnect(&mut self, index: usize) {
         if self.needs(index) {
-            self.ledger.trouble.reconnects += 1;
+            self.work.ledger.trouble.reconnects += 1;
             self.connect(index);
         } else {
             self.connections[index] = Connection::new(State::Down { until_ns: 0 });
@@ -234,7 +234,7 @@ impl Worker<'_> {
                     if is_spent {
                         self.close(index);
                     } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
-                        self.ledger.trouble.timeouts += 1;
+                        self.work.ledger.trouble.timeouts += 1;
                         self.counts.given_up_in_a_row += 1;
                         // So often it is tried again.
                         self.progress_ns = now_ns;

@@ -1,8 +1,12 @@
 use super::*;
+use crate::load::latency::{Latencies, Slice};
+use crate::load::ledger::Ledger;
+use crate::load::parts::Time;
 use crate::load::parts::clock::ClockOffset;
-use crate::load::parts::{OpenLoopClient, PartOutcome, Participation};
-use crate::load::report::tests::{environment, setup};
+use crate::load::report::tests::{environment, origin, setup};
+use crate::load::run_record::Work;
 use crate::load::schedule::{Left, Pace, Schedule};
+use crate::load::timeline::RawSecond;
 use crate::load::verdict::Evidence;
 use crate::load::watch::Watched;
 use crate::load::workload::Values;
@@ -35,6 +39,7 @@ fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Conf
         abort_if: Vec::new(),
         sample_every: None,
         command: Vec::new(),
+        server_command: Vec::new(),
         server_settings: None,
         progress: Show::Nothing,
     }
@@ -54,34 +59,32 @@ fn clock(ahead_ms: i64) -> ClockOffset {
     ClockOffset::of(local, local, server)
 }
 
-fn participation(part: Part) -> Participation {
-    Participation { part, start: start(), guard: Duration::from_secs(1), run_id: Some("a".into()) }
+/// The record of a client with such latencies, of an open loop if one is asked for.
+fn record(ledger: Ledger, latency: Latencies, is_open_loop: bool) -> ClientRun {
+    let further = || is_open_loop.then(|| latency.clone());
+    let (from_send, lag) = (further(), further());
+    ClientRun {
+        work: Work { ledger, ..Work::default() },
+        total: Slice { latency, from_send, lag, ..Slice::default() },
+        elapsed: Duration::from_secs(2),
+        busy: 0.5,
+        ..ClientRun::default()
+    }
 }
 
-fn outcome(ledger: Ledger, latency: Latencies) -> PartOutcome {
-    PartOutcome {
+fn part_report(config: &Config, part: Part, run: ClientRun) -> PartReport {
+    let at = Time(start() - Duration::from_secs(1));
+    PartReport {
+        part,
+        run_id: Some("a".into()),
+        parameters: Parameters::of(config),
         setup: setup(),
-        prepared: start() - Duration::from_secs(1),
-        first: Totals::ZERO,
-        before: Totals::ZERO,
-        reset: Some(crate::load::control::Reset::Done),
-        clock: Some(clock(0)),
-        elapsed: Duration::from_secs(2),
-        ledger,
-        warm_up: Ledger::default(),
-        watched: None,
-        latency,
-        open_loop: None,
-        seconds: Vec::new(),
-        client_busy: 0.5,
-        client_waiting: 0.0,
-        client_limits: Vec::new(),
-        client_cpu: Duration::ZERO,
-        client_poll: Duration::ZERO,
-        is_interrupted: false,
-        suspended: Duration::ZERO,
-        machine: None,
-        warnings: Vec::new(),
+        first_totals: Totals::ZERO,
+        before: part.leads().then_some(Before { at, totals: Totals::ZERO, was_reset: true }),
+        started: Time(start()),
+        clock_ahead_of_server: Some(clock(0)),
+        origin: origin(),
+        run,
         environment: environment(),
     }
 }
@@ -94,8 +97,8 @@ fn good(parts: u64) -> Vec<(String, PartReport)> {
         .map(|number| {
             let part = Part::new(number, parts);
             let ledger = Ledger { acknowledged: part.share(1000), ..Ledger::default() };
-            let outcome = outcome(ledger, Latencies::new());
-            (format!("{number}.json"), PartReport::new(&config, &participation(part), outcome))
+            let run = record(ledger, Latencies::new(), false);
+            (format!("{number}.json"), part_report(&config, part, run))
         })
         .collect()
 }
@@ -106,7 +109,7 @@ fn refusal(reports: Vec<(String, PartReport)>, lost: &[u64]) -> String {
 
 /// A part as its report has it, read from a file.
 fn through_a_file(report: &PartReport) -> PartReport {
-    let read: PartReport = serde_json::from_str(&report.json().unwrap()).unwrap();
+    let read: PartReport = serde_json::from_str(&report.json()).unwrap();
     read.check_ledgers().unwrap();
     read
 }
@@ -224,16 +227,8 @@ fn any_split_equals_the_whole() {
             let sender = Sender::send(part, threads, workload, rate, &fate, &mut never);
             dues.extend(sender.dues);
             connections += part.share(config.connections as u64);
-            let mut outcome = outcome(sender.ledger, sender.latencies.clone());
-            outcome.open_loop = rate.map(|_| OpenLoopClient {
-                from_send: sender.latencies.clone(),
-                lag: sender.latencies,
-                held_up: 0,
-                due_in_stalls: 0,
-                requests: 1,
-                last_sent: Duration::ZERO,
-            });
-            let report = PartReport::new(&config, &participation(part), outcome);
+            let run = record(sender.ledger, sender.latencies, rate.is_some());
+            let report = part_report(&config, part, run);
             reports.push((number.to_string(), through_a_file(&report)));
         }
         dues.sort_unstable();
@@ -241,13 +236,14 @@ fn any_split_equals_the_whole() {
         assert_eq!(connections, config.connections as u64);
         random.shuffle(&mut reports);
         let parts = Parts::check(reports, &[]).unwrap();
-        let [ledger, _] = parts.ledgers().unwrap();
+        let run = parts.run().unwrap();
+        let ledger = &run.work.ledger;
         assert_eq!(ledger.acknowledged, whole.ledger.acknowledged);
         assert_eq!(ledger.refused_by_status, whole.ledger.refused_by_status);
-        let [ours, theirs] = [&ledger, &whole.ledger].map(|ledger| evidence(workload, ledger));
+        let [ours, theirs] = [ledger, &whole.ledger].map(|ledger| evidence(workload, ledger));
         assert_eq!((ours.acknowledged, ours.possible), (theirs.acknowledged, theirs.possible));
         assert_eq!(ours.users, theirs.users);
-        let latencies = parts.latencies();
+        let latencies = run.total;
         assert_eq!(latencies.latency.histogram(), whole.latencies.histogram());
         for further in [latencies.from_send, latencies.lag] {
             assert_eq!(further.is_some(), rate.is_some());
@@ -279,8 +275,8 @@ fn what_stopped_and_lost_clients_leave_is_known_exactly() {
             let mut dues = sender.dues;
             acknowledged
                 .extend(dues.drain(..).flat_map(|(request, _)| workload.events_of(request)));
-            let outcome = outcome(sender.ledger, sender.latencies);
-            let report = PartReport::new(&config, &participation(part), outcome);
+            let run = record(sender.ledger, sender.latencies, rate.is_some());
+            let report = part_report(&config, part, run);
             reports.push((number.to_string(), through_a_file(&report)));
         }
         let is_lost =
@@ -290,8 +286,8 @@ fn what_stopped_and_lost_clients_leave_is_known_exactly() {
             lost_requests.flat_map(|request| workload.events_of(request)).collect();
         possible.extend(&acknowledged);
         let parts = Parts::check(reports, &lost).unwrap();
-        let [ledger, _] = parts.ledgers().unwrap();
-        let found = evidence(workload, &ledger);
+        let run = parts.run().unwrap();
+        let found = evidence(workload, &run.work.ledger);
         let listed = |events: &HashSet<u64>| {
             let sum: u64 = events.iter().map(|event| workload.value_in_halves(*event)).sum();
             let users: HashSet<u64> = events.iter().map(|event| event % workload.users).collect();
@@ -376,7 +372,7 @@ fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
     assert_eq!(report.check_ledgers(), Ok(()));
     let with = |change: &dyn Fn(&mut Ledger, &Workload)| {
         let mut changed = report.clone();
-        change(&mut changed.ledger, &report.parameters.workload());
+        change(&mut changed.run.work.ledger, &report.parameters.workload());
         changed.check_ledgers().is_err()
     };
     assert!(with(&|ledger, _| ledger.acknowledged -= 1));
@@ -400,14 +396,14 @@ fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
 #[test]
 fn the_merged_report_has_each_client_and_their_sums() {
     let mut reports = good(3);
-    reports[2].1.client_limited_by.push("a client thread was 95 % busy".into());
+    reports[2].1.run.limited_by.push("a client thread was 95 % busy".into());
     reports[1].1.started.0 += Duration::from_millis(500);
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
     let total = workload.whole().totals(70);
     let parts = Parts::check(reports, &[]).unwrap();
-    let report = parts.report(Ok(total), Vec::new()).unwrap();
+    let report = parts.report(parts.run().unwrap(), Ok(total), |_| None, Vec::new());
     assert_eq!(report.check(), Ok(()));
-    let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
     assert_eq!((&json["verdict"], &json["acknowledged"]), (&"exact".into(), &1000.into()));
     assert_eq!((&json["elapsed_s"], &json["client_limited"]), (&2.5.into(), &true.into()));
     assert_eq!(json["clients"][1]["started_after_ms"], 500.0);
@@ -460,30 +456,25 @@ fn no_edited_number_is_too_much() {
             acknowledged: part.share(4) * 3 - u64::from(number == 2) * 2,
             ..Ledger::default()
         };
-        let open_loop = OpenLoopClient {
-            requests: 300,
-            last_sent: Duration::from_secs(1),
-            ..OpenLoopClient::default()
-        };
         let second = RawSecond { second: 1, events: 3, latency: (&sent.latencies).into() };
         let watched = Watched { answers: 9, unanswered: 1, ..Watched::default() };
-        let outcome = PartOutcome {
-            warm_up,
-            open_loop: Some(open_loop),
-            seconds: vec![second],
-            watched: (number == 1).then_some(watched),
-            ..outcome(sent.ledger, sent.latencies)
-        };
-        PartReport::new(&config, &participation(part), outcome)
+        let mut run = record(sent.ledger, sent.latencies, true);
+        run.work.last_sent = Duration::from_secs(1);
+        run.warm_up = warm_up;
+        run.seconds = vec![second];
+        run.watched = (number == 1).then_some(watched);
+        part_report(&config, part, run)
     };
-    let parts = [1, 2].map(|number| serde_json::to_value(part(number)).unwrap());
+    let parts = [1, 2].map(|number| serde_json::from_str(&part(number).json()).unwrap());
     let merge = |parts: [serde_json::Value; 2]| -> Result<(), String> {
-        let [one, other] = parts.map(PartReport::of_json);
+        let [one, other] = parts.map(|part| PartReport::of_json(part.to_string().as_bytes()));
         let run = Parts::check(vec![("1".into(), one?), ("2".into(), other?)], &[])?;
         run.check_url()?;
         let after = Totals { total_requests: 500, unique_users: 70, sum: 1.0, avg: 0.002 };
-        let report = run.report(Ok(after), vec!["p99>1s".parse().unwrap()])?;
-        report.json().and_then(|_| report.html()).map_err(|failure| failure.to_string())?;
+        let thresholds = vec!["p99>1s".parse().unwrap()];
+        let report = run.report(run.run()?, Ok(after), |_| None, thresholds);
+        report.json();
+        report.html().map_err(|failure| failure.to_string())?;
         report.summary();
         report.percentile_table();
         Ok(())
@@ -493,7 +484,7 @@ fn no_edited_number_is_too_much() {
     parts.iter().for_each(|part| numbers(part, "", &mut paths));
     paths.sort();
     paths.dedup();
-    assert!(paths.len() > 60 && paths.iter().any(|path| path == "/elapsed/secs"), "{paths:?}");
+    assert!(paths.len() > 60 && paths.iter().any(|path| path == "/run/elapsed/secs"), "{paths:?}");
     let (mut merged, mut panicked) = (0, Vec::new());
     let values =
         ["0", "1", "-1", "999999999", "9007199254740993", "18446744073709551615", "1e300", "-0.5"];
@@ -520,8 +511,8 @@ fn a_part_without_all_its_connections_fails() {
     let mut part = good(2).remove(0).1;
     assert_eq!(part.check(), Ok(()));
     assert!(!part.summary().contains("warning"), "{}", part.summary());
-    part.ledger.trouble.never_open = 4;
-    part.ledger.trouble.garbled = 2;
+    part.run.work.ledger.trouble.never_open = 4;
+    part.run.work.ledger.trouble.malformed = 2;
     let said = part.check().unwrap_err().to_string();
     for flaw in ["only 6 of 10 connections were open", "2 responses were malformed"] {
         assert!(said.contains(flaw), "{said}");

@@ -1,0 +1,39 @@
+//! Names the revision that the program is built from: that of the working tree, or in a published crate the one that
+//! cargo has put beside the sources.
+
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let (revision, is_dirty) = of_crate().or_else(of_tree).unwrap_or_default();
+    println!("cargo::rustc-env=RINGTALLY_REVISION={revision}");
+    println!("cargo::rustc-env=RINGTALLY_IS_DIRTY={is_dirty}");
+}
+
+/// Returns what `cargo package` has noted.
+fn of_crate() -> Option<(String, bool)> {
+    let noted = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
+    let (_, rest) = noted.split_once("\"sha1\"")?;
+    let revision = rest.split('"').nth(1)?.to_owned();
+    Some((revision, noted.contains("\"dirty\": true")))
+}
+
+/// Returns what git says of a release build. A debug build would have to be built anew for each commit, and names none.
+fn of_tree() -> Option<(String, bool)> {
+    if std::env::var("PROFILE").as_deref() != Ok("release") {
+        return None;
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    // Any change of the sources, and any commit.
+    for place in ["HEAD", "index"] {
+        println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", place])?);
+    }
+    for sources in ["src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={sources}");
+    }
+    let is_dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    Some((git(&["rev-parse", "HEAD"])?, is_dirty))
+}

@@ -1,0 +1,363 @@
+//! The forms in which other tools read results, in one table: nothing else in the program knows one of them.
+
+use super::figures::{Better, Figure, Quantity};
+use super::report::{Destination, html};
+use crate::failure::Failure;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// What a run, a search, or a comparison found, as exporters need it.
+#[derive(Clone, Debug)]
+pub(crate) struct Findings {
+    /// What was done, such as `ringtally load`.
+    pub(crate) name: String,
+    pub(crate) values: Vec<Finding>,
+    /// What was checked.
+    pub(crate) cases: Vec<Case>,
+    /// The heads of a table, and its rows: of a run, its seconds.
+    pub(crate) heads: Vec<&'static str>,
+    pub(crate) rows: Vec<Vec<Option<f64>>>,
+    /// Lines for people, below the table of values.
+    pub(crate) lines: Vec<String>,
+}
+
+/// The value of a figure, and between what it is with a certainty of 95%, if that is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) figure: Figure,
+    pub(crate) value: f64,
+    pub(crate) range: Option<[f64; 2]>,
+}
+
+/// Something that passed, or why it did not.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) failure: Option<String>,
+}
+
+/// A form, by the name that `--export` knows it by.
+type Exporter = (&'static str, fn(&Findings) -> String);
+
+const EXPORTERS: [Exporter; 6] = [
+    ("bmf", bmf),
+    ("github-action-benchmark", |findings| for_action(findings, Better::Lower)),
+    ("github-action-benchmark-bigger", |findings| for_action(findings, Better::Higher)),
+    ("junit", junit),
+    ("markdown", markdown),
+    ("csv", csv),
+];
+
+/// What `--export` asks for.
+#[derive(Clone, Debug)]
+pub struct Export {
+    exporter: Exporter,
+    path: PathBuf,
+}
+
+impl FromStr for Export {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Export, String> {
+        let (name, path) = text
+            .split_once('=')
+            .filter(|(_, path)| !path.is_empty())
+            .ok_or("write a format and a file, such as junit=report.xml")?;
+        let exporter = EXPORTERS.into_iter().find(|(own, _)| *own == name).ok_or_else(|| {
+            format!("there is no format '{name}': use {}", EXPORTERS.map(|(own, _)| own).join(", "))
+        })?;
+        Ok(Export { exporter, path: path.into() })
+    }
+}
+
+impl Export {
+    /// Returns the flag, for messages, and the place that it names.
+    pub(crate) fn place(&self) -> (String, Option<PathBuf>) {
+        (format!("--export {}", self.exporter.0), Some(self.path.clone()))
+    }
+}
+
+/// Writes what was found to the places that `exports` name, which were opened in this order.
+pub(crate) fn write(
+    exports: &[Export],
+    places: Vec<Destination>,
+    findings: &Findings,
+) -> Vec<Result<(), Failure>> {
+    let pairs = exports.iter().zip(places);
+    pairs.map(|(export, place)| place.write(&export.exporter.1(findings))).collect()
+}
+
+/// Bencher Metric Format: a measure per figure, with its interval.
+fn bmf(findings: &Findings) -> String {
+    let measures = findings.values.iter().map(|Finding { figure, value, range }| {
+        let mut measure = json!({ "value": value });
+        if let Some([low, high]) = range {
+            measure["lower_value"] = (*low).into();
+            measure["upper_value"] = (*high).into();
+        }
+        // A measure is named by a slug.
+        (figure.name.replace(['.', '_'], "-"), measure)
+    });
+    let measures: Map<String, Value> = measures.collect();
+    pretty(&json!({ &findings.name: measures }))
+}
+
+/// An entry of github-action-benchmark's custom tools, each of which takes figures of one direction.
+#[derive(Serialize)]
+struct Entry {
+    name: String,
+    unit: &'static str,
+    value: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    range: Option<String>,
+}
+
+fn for_action(findings: &Findings, better: Better) -> String {
+    let values = findings.values.iter().filter(|finding| finding.figure.better == better);
+    let entries: Vec<Entry> = values
+        .map(|Finding { figure, value, range }| Entry {
+            name: format!("{}: {}", findings.name, figure.name),
+            unit: unit(figure),
+            value: *value,
+            range: range.map(|[low, high]| format!("{low} to {high}")),
+        })
+        .collect();
+    pretty(&entries)
+}
+
+fn unit(figure: &Figure) -> &'static str {
+    match figure.quantity {
+        Quantity::Latency | Quantity::CpuTime => "us",
+        Quantity::Rate => "1/s",
+        Quantity::Share => "share",
+        Quantity::Count | Quantity::Word(_) => "count",
+    }
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let json = serde_json::to_string_pretty(value);
+    json.unwrap_or_else(|error| unreachable!("its keys are text: {error}")) + "\n"
+}
+
+/// JUnit's XML, which the CI systems show: a test case per verdict and threshold.
+fn junit(findings: &Findings) -> String {
+    let Findings { name, cases, .. } = findings;
+    let failures = cases.iter().filter(|case| case.failure.is_some()).count();
+    let (name, count) = (xml(name), cases.len());
+    let counts = format!("tests=\"{count}\" failures=\"{failures}\" errors=\"0\"");
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n  <testsuite name=\"{name}\" {counts}>\n"
+    );
+    for case in cases {
+        let head = format!("    <testcase name=\"{}\" classname=\"{name}\"", xml(&case.name));
+        let _ = match &case.failure {
+            None => writeln!(text, "{head}/>"),
+            Some(why) => writeln!(
+                text,
+                "{head}>\n      <failure message=\"{}\">{}</failure>\n    </testcase>",
+                xml(why.lines().next().unwrap_or_default()),
+                xml(why)
+            ),
+        };
+    }
+    text + "  </testsuite>\n</testsuites>\n"
+}
+
+/// Text as XML 1.0 has it, without the control characters that no document may have.
+fn xml(text: &str) -> String {
+    let is_allowed = |c: char| !c.is_control() || ['\n', '\t'].contains(&c);
+    html::escape(&text.chars().filter(|c| is_allowed(*c)).collect::<String>())
+}
+
+/// Markdown for a summary of a job, or a comment.
+fn markdown(findings: &Findings) -> String {
+    let mut text = format!("### {}\n\n", findings.name);
+    for Case { name, failure } in &findings.cases {
+        let _ = match failure {
+            None => writeln!(text, "- passed: {}", in_markdown(name)),
+            Some(why) => {
+                writeln!(text, "- **failed**: {}: {}", in_markdown(name), in_markdown(why))
+            }
+        };
+    }
+    text += "\n| figure | value | 95% interval |\n|---|--:|--:|\n";
+    for Finding { figure, value, range } in &findings.values {
+        let interval = range.map_or(String::new(), |range| {
+            let [low, high] = range.map(|value| figure.in_words(value));
+            format!("{low} to {high}")
+        });
+        let _ = writeln!(text, "| {} | {} | {interval} |", figure.name, figure.in_words(*value));
+    }
+    if !findings.lines.is_empty() {
+        text += "\n";
+    }
+    for line in &findings.lines {
+        let _ = writeln!(text, "- {}", in_markdown(line));
+    }
+    text
+}
+
+/// Text on one line, in which nothing is taken for HTML or for a cell's end.
+fn in_markdown(text: &str) -> String {
+    html::escape(text).replace('|', "\\|").split('\n').collect::<Vec<_>>().join("; ")
+}
+
+/// Comma-separated values (RFC 4180): numbers, or nothing if a value is not known.
+fn csv(findings: &Findings) -> String {
+    let mut text = findings.heads.join(",") + "\r\n";
+    for row in &findings.rows {
+        let cells = row.iter().map(|cell| cell.map_or(String::new(), |value| value.to_string()));
+        text += &(cells.collect::<Vec<_>>().join(",") + "\r\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::FIGURES;
+    use super::*;
+
+    fn findings() -> Findings {
+        let finding = |name, value, range| {
+            let figure = Figure::named(name, &FIGURES).unwrap();
+            Finding { figure, value, range }
+        };
+        Findings {
+            name: "ringtally <load>".into(),
+            values: vec![
+                finding("p99.9", 1500.0, Some([1400.0, 1600.0])),
+                finding("rps", 9e4, None),
+                finding("connections_open", 8.0, None),
+            ],
+            cases: vec![
+                Case { name: "verdict".into(), failure: None },
+                Case { name: "p99>5ms".into(), failure: Some("a \"b\"\u{1}\n<c> | d & e".into()) },
+            ],
+            heads: vec!["second", "requests", "p50_us"],
+            rows: vec![vec![Some(0.0), Some(9.0), Some(1.5)], vec![Some(1.0), Some(0.0), None]],
+            lines: vec!["a note".into()],
+        }
+    }
+
+    fn exported(format: &str) -> String {
+        let export: Export = format!("{format}=file").parse().unwrap();
+        export.exporter.1(&findings())
+    }
+
+    /// Bencher's reference: an object per benchmark, in which each measure has a value, and may have both limits.
+    #[test]
+    fn bmf_has_a_value_per_measure_and_the_limits_that_are_known() {
+        let json: Value = serde_json::from_str(&exported("bmf")).unwrap();
+        for (benchmark, measures) in json.as_object().unwrap() {
+            assert!(!benchmark.is_empty());
+            for (measure, metric) in measures.as_object().unwrap() {
+                let is_slug = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                assert!(measure.chars().all(is_slug), "{measure}");
+                let metric = metric.as_object().unwrap();
+                assert!(metric["value"].is_f64());
+                for (key, value) in metric {
+                    assert!(["value", "lower_value", "upper_value"].contains(&key.as_str()));
+                    assert!(value.is_f64(), "{key}");
+                }
+            }
+        }
+        let measure = &json["ringtally <load>"]["p99-9"];
+        assert_eq!(
+            (&measure["lower_value"], &measure["upper_value"]),
+            (&1400.0.into(), &1600.0.into())
+        );
+        assert_eq!(json["ringtally <load>"]["rps"], json!({"value": 9e4}));
+    }
+
+    /// The tool's README: a list of entries with a name, a unit, a value, and perhaps a range and more, as text.
+    #[test]
+    fn each_tool_of_the_action_gets_the_figures_of_its_direction() {
+        for (format, name) in [
+            ("github-action-benchmark", "ringtally <load>: p99.9"),
+            ("github-action-benchmark-bigger", "ringtally <load>: rps"),
+        ] {
+            let json: Value = serde_json::from_str(&exported(format)).unwrap();
+            let entries = json.as_array().unwrap();
+            assert!(entries.len() == 1 && entries[0]["name"] == name, "{json}");
+            assert!(entries[0]["value"].is_f64() && entries[0]["unit"].is_string(), "{json}");
+            let range = entries[0].get("range");
+            assert_eq!(range.is_some(), format == "github-action-benchmark", "{json}");
+            assert!(range.is_none_or(|range| range == "1400 to 1600"));
+        }
+    }
+
+    /// The rules of JUnit's XSD: suites have suites, these have cases, and these may have a failure; the required
+    /// attributes are there, and the counts are those of the elements.
+    #[test]
+    fn junit_is_well_formed_and_counts_what_it_has() {
+        let text = exported("junit");
+        let rest = text.strip_prefix("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n").unwrap();
+        let (mut open, mut cases, mut failures) = (Vec::new(), 0, 0);
+        for tag in rest.split('<').skip(1) {
+            let (tag, content) = tag.split_once('>').unwrap();
+            assert!(
+                !content.contains(['"', '\u{1}']) || open.last() == Some(&"testcase"),
+                "{content}"
+            );
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name));
+                continue;
+            }
+            let name = tag.split([' ', '/']).next().unwrap();
+            let (parent, attributes): (_, &[&str]) = match name {
+                "testsuites" => (None, &["tests=\"2\"", "failures=\"1\""]),
+                "testsuite" => (
+                    Some(&"testsuites"),
+                    &["name=", "tests=\"2\"", "failures=\"1\"", "errors=\"0\""],
+                ),
+                "testcase" => {
+                    (Some(&"testsuite"), &["name=", "classname=\"ringtally &lt;load&gt;\""])
+                }
+                "failure" => (Some(&"testcase"), &["message=\"a "]),
+                other => panic!("{other}"),
+            };
+            assert_eq!(open.last(), parent);
+            attributes.iter().for_each(|attribute| assert!(tag.contains(attribute), "{tag}"));
+            cases += usize::from(name == "testcase");
+            failures += usize::from(name == "failure");
+            if !tag.ends_with('/') {
+                open.push(name);
+            }
+        }
+        assert!(open.is_empty() && (cases, failures) == (2, 1), "{text}");
+        assert!(text.contains("&lt;c&gt; | d &amp; e") && !text.contains('\u{1}'), "{text}");
+    }
+
+    #[test]
+    fn markdown_and_csv_have_every_row() {
+        let text = exported("markdown");
+        for line in [
+            "- passed: verdict",
+            "&lt;c&gt; \\| d &amp; e",
+            "| p99.9 | 1.5 ms | 1.4 ms to 1.6 ms |",
+            "| rps | 90,000 |  |",
+            "- a note",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert_eq!(exported("csv"), "second,requests,p50_us\r\n0,9,1.5\r\n1,0,\r\n");
+    }
+
+    #[test]
+    fn a_format_that_is_not_known_is_refused_with_those_that_are() {
+        for (text, says) in [
+            ("junit", "such as junit=report.xml"),
+            ("junit=", "such as junit=report.xml"),
+            (
+                "xml=a",
+                "use bmf, github-action-benchmark, github-action-benchmark-bigger, junit, markdown, csv",
+            ),
+        ] {
+            let said = text.parse::<Export>().unwrap_err();
+            assert!(said.contains(says), "{said}");
+        }
+    }
+}
