@@ -8,10 +8,11 @@
 
 use clap::Parser;
 use memchr::memchr_iter;
+use ringtally::connection::{Connection, Moment};
 use ringtally::event::decode;
-use ringtally::http::{Limits, Outcome, Timeouts};
+use ringtally::http::{Limits, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Connection, Policy, Service};
+use ringtally::service::{Policy, Service};
 use ringtally::statistics::median;
 use ringtally::tally::Tally;
 use serde_json::Value;
@@ -313,18 +314,20 @@ fn costs_in_memory() -> (f64, f64) {
     let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
     let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts };
     let mut connection = Connection::new(limits, true, 0);
-    let (requests, mut out) = (batches(BATCH), Vec::new());
+    let requests = batches(BATCH);
     let mut count_all = || {
         let start = Instant::now();
         for request in &requests {
-            out.clear();
-            connection.renew();
-            let mut outcome = connection.receive(request, 0, &mut service, &mut out);
-            while outcome == Outcome::Work {
+            connection.receive(request, &Moment::START, &mut service);
+            while connection.has_work() {
                 connection.renew();
-                outcome = connection.resume(0, &mut service, &mut out);
+                connection.work(&Moment::START, &mut service);
             }
-            service.commit();
+            service.publish();
+            let action = connection.action(&Moment::START, &mut service);
+            connection.renew();
+            drop(connection.take_responses(action.send, 0));
+            connection.note_sent(action.send);
         }
         start.elapsed().as_nanos() as f64 / USERS as f64
     };

@@ -6,13 +6,12 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "gungraun's macros; a panic is a failure")]
 
 use gungraun::prelude::*;
+use gungraun::{Callgrind, EventKind};
+use ringtally::connection::{Connection, Moment, Next};
 use ringtally::event;
-use ringtally::http::{
-    Budget, Connection, Context, Handled, Handler, Limits, Outcome, Reply, Request, Status,
-    Timeouts,
-};
+use ringtally::http::{self, Context, Limits, Step, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Endpoints, Policy, Service, stats_json};
+use ringtally::service::{Policy, Service, stats_json};
 use ringtally::tally::{Tally, Totals, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -25,43 +24,6 @@ const SHARDS: usize = 8;
 const BODY: &str = r#"{"userId":"user_12345","value":499.5}"#;
 const ESCAPED: &str = r#"{"id":[1,{"a":"b"}],"userId":"user_\u0031","value":4.995e2}"#;
 
-/// Accepts requests and does nothing with them, so that only their parsing is counted.
-struct Sink {
-    handled: usize,
-}
-
-impl Handler for Sink {
-    type Work = ();
-
-    fn knows(&self, _: &Request<'_>) -> bool {
-        true
-    }
-
-    fn wants_body(&self, _: &Request<'_>) -> bool {
-        true
-    }
-
-    fn handle(&mut self, request: &Request<'_>, _: Reply<'_>) -> Handled {
-        black_box(request.body);
-        self.handled += 1;
-        Handled::Responded(0)
-    }
-
-    fn is_batch(&self, _: &Request<'_>) -> bool {
-        false
-    }
-
-    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<((), Vec<u8>)> {
-        None
-    }
-
-    fn work(&mut self, (): &mut (), _: &mut [u8], _: &mut Budget, _: Reply<'_>) -> bool {
-        true
-    }
-
-    fn refused(&mut self, _: Status) {}
-}
-
 fn request() -> Vec<u8> {
     format!(
         "POST /event HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: application/json\r\n\
@@ -71,58 +33,61 @@ fn request() -> Vec<u8> {
     .into_bytes()
 }
 
-fn connection<W>() -> Connection<W> {
+fn limits() -> Limits {
     let timeouts = Timeouts { header_ms: 10_000, body_ms: 10_000, idle_ms: 75_000 };
-    Connection::new(
-        Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts },
-        true,
-        0,
-    )
+    Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts }
 }
 
-/// A connection, its handler, and the requests that it receives.
-struct Receiver<H: Handler> {
-    connection: Connection<H::Work>,
-    context: Context<H>,
+fn connection() -> Connection {
+    Connection::new(limits(), true, 0)
+}
+
+/// HTTP alone, and a request that it reads.
+struct Parser {
+    http: http::Connection,
+    context: Context,
     input: Vec<u8>,
-    out: Vec<u8>,
+    parsed: usize,
 }
 
-impl<H: Handler> Receiver<H> {
-    fn new(context: Context<H>, requests: usize) -> Self {
-        let input = request().repeat(requests);
-        Receiver { connection: connection(), context, input, out: Vec::with_capacity(16 * 1024) }
-    }
-
-    fn receive(&mut self) {
-        let input = black_box(&self.input);
-        let outcome = self.connection.receive(input, 0, &mut self.context, &mut self.out);
-        assert_eq!(outcome, Outcome::Receive);
+impl Parser {
+    fn parse(&mut self) {
+        let (mut input, mut decoded) = (black_box(&self.input[..]), Vec::new());
+        let step = self.http.step(&mut input, &mut decoded, &mut self.context, 0);
+        if let Step::Request(request) = step {
+            black_box(request.body());
+            self.parsed += 1;
+        }
     }
 }
 
-fn sink() -> Receiver<Sink> {
-    Receiver::new(Context::of(Sink { handled: 0 }, "127.0.0.1", 0), 1)
+fn parser() -> Parser {
+    Parser {
+        http: http::Connection::new(limits(), true, 0),
+        context: Context::new("127.0.0.1", b"/events", 0),
+        input: request(),
+        parsed: 0,
+    }
 }
 
 /// The head of the request is cached, as on every connection but the first.
-fn experienced_sink() -> Receiver<Sink> {
-    let mut receiver = sink();
-    receiver.receive();
-    receiver.context.handler.handled = 0;
-    receiver
+fn experienced_parser() -> Parser {
+    let mut parser = parser();
+    parser.parse();
+    parser.parsed = 0;
+    parser
 }
 
-fn handled_one(receiver: Receiver<Sink>) {
-    assert_eq!(receiver.context.handler.handled, 1);
+fn parsed_one(parser: Parser) {
+    assert_eq!(parser.parsed, 1);
 }
 
-#[library_benchmark(teardown = handled_one)]
-#[bench::new_head(sink())]
-#[bench::known_head(experienced_sink())]
-fn parse(mut receiver: Receiver<Sink>) -> Receiver<Sink> {
-    receiver.receive();
-    receiver
+#[library_benchmark(teardown = parsed_one)]
+#[bench::new_head(parser())]
+#[bench::known_head(experienced_parser())]
+fn parse(mut parser: Parser) -> Parser {
+    parser.parse();
+    parser
 }
 
 fn is_published_value(value: f64) {
@@ -222,21 +187,37 @@ fn encode(totals: Totals) -> String {
     stats_json(black_box(&totals))
 }
 
-/// A service that has handled the same requests before.
-fn service(requests: usize) -> (Arc<Tally>, Receiver<Endpoints>) {
+/// A connection, the service behind it, and the requests that it receives.
+struct Receiver {
+    connection: Connection,
+    service: Service,
+    input: Vec<u8>,
+}
+
+impl Receiver {
+    fn receive(&mut self) {
+        self.connection.receive(black_box(&self.input), &Moment::START, &mut self.service);
+        self.service.publish();
+    }
+}
+
+/// A service that has handled the same requests before. It is boxed, so that to move it costs nothing.
+fn service(requests: usize) -> (Arc<Tally>, Box<Receiver>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let policy = Policy::new("127.0.0.1");
     let reporter = Reporter::for_shards(1, "none").remove(0);
     let service = Service::new(writers.remove(0), reporter, policy, 0);
-    let mut receiver = Receiver::new(service, requests);
+    let input = request().repeat(requests);
+    let mut receiver = Receiver { connection: connection(), service, input };
     receiver.receive();
-    receiver.context.commit();
-    receiver.out.clear();
-    (tally, receiver)
+    receiver.connection = connection();
+    receiver.connection.responses().reuse(Vec::with_capacity(16 * 1024));
+    (tally, Box::new(receiver))
 }
 
-fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Endpoints>)) {
-    let responses = receiver.out.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
+fn responded_to_all((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) {
+    let bytes = receiver.connection.responses().bytes();
+    let responses = bytes.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
     assert_eq!(tally.totals().total_requests, 2 * responses as u64);
     assert_eq!(receiver.input.len(), responses * request().len());
 }
@@ -245,16 +226,13 @@ fn responded_to_all((tally, receiver): (Arc<Tally>, Receiver<Endpoints>)) {
 #[library_benchmark(teardown = responded_to_all)]
 #[bench::one(service(1))]
 #[bench::sixteen_pipelined(service(16))]
-fn answer(
-    (tally, mut receiver): (Arc<Tally>, Receiver<Endpoints>),
-) -> (Arc<Tally>, Receiver<Endpoints>) {
+fn answer((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally>, Box<Receiver>) {
     receiver.receive();
-    receiver.context.commit();
     (tally, receiver)
 }
 
 /// A service, inputs that are each received on a new connection, and the units that were charged for them.
-type Attacked = (Receiver<Endpoints>, Vec<Vec<u8>>, u32);
+type Attacked = (Box<Receiver>, Vec<Vec<u8>>, u32);
 
 /// The inputs that the search of `ci/fuzz` for the costliest one has found, of one kind of `ci/fuzzing/targets/cost.rs`.
 fn costliest(kind: u8) -> Attacked {
@@ -281,38 +259,49 @@ fn costliest(kind: u8) -> Attacked {
     (receiver, found.into_iter().filter_map(wire).collect(), 0)
 }
 
-/// The instructions of a unit are the bound of these benchmarks divided by the units that this prints.
+/// Says what the inputs are charged: with the bound of their benchmark, that is the most instructions per unit.
 fn is_charged((_, inputs, units): Attacked) {
     assert!(units > 0);
     let bytes: usize = inputs.iter().map(Vec::len).sum();
     println!("{} inputs of {bytes} bytes are charged {units} units", inputs.len());
 }
 
+/// A bound on the instructions of a benchmark, which fails if it takes more.
+fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+    let mut tool = Callgrind::default();
+    tool.hard_limits([(EventKind::Ir, instructions)]);
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(tool);
+    config
+}
+
+// The bounds are about a tenth more than what each took on 2026-11-28.
 #[library_benchmark(teardown = is_charged)]
-#[bench::requests(costliest(0))]
-#[bench::events(costliest(1))]
-#[bench::batches(costliest(2))]
-#[bench::lines(costliest(3))]
+#[bench::requests(args = (costliest(0)), config = at_most(8_300_000))]
+#[bench::events(args = (costliest(1)), config = at_most(2_300_000))]
+#[bench::batches(args = (costliest(2)), config = at_most(210_000))]
+#[bench::lines(args = (costliest(3)), config = at_most(9_300_000))]
 fn attack((mut receiver, inputs, mut units): Attacked) -> Attacked {
-    let Receiver { connection: served, context, out, .. } = &mut receiver;
+    let Receiver { connection: served, service, .. } = &mut *receiver;
     for input in &inputs {
         *served = connection();
-        let mut outcome = Outcome::Receive;
         for piece in input.chunks(4096) {
-            if outcome.closes() {
-                break;
-            }
-            outcome = served.receive(black_box(piece), 0, context, out);
+            served.receive(black_box(piece), &Moment::START, service);
             loop {
-                units += served.budget().used();
-                served.renew();
-                out.clear();
-                if !matches!(outcome, Outcome::Work | Outcome::Resume) {
+                served.work(&Moment::START, service);
+                service.publish();
+                let action = served.action(&Moment::START, service);
+                units += served.renew();
+                if action.send > 0 {
+                    served.take_responses(action.send, 0);
+                    served.note_sent(action.send);
+                } else if !action.has_work {
                     break;
                 }
-                outcome = served.resume(0, context, out);
             }
-            context.commit();
+            if matches!(served.next(), Next::Close | Next::ShutDownWrite) {
+                break;
+            }
         }
     }
     (receiver, inputs, units)

@@ -4,15 +4,15 @@
 //! # The path of an event
 //!
 //! A connection belongs to one shard: a glommio executor pinned to one CPU, with its own listener on
-//! the common port. Bytes arrive through the [`engine`], which passes them to an
-//! [`http::Connection`]. Each complete request goes to the [`service`], which decodes the [`event`]
-//! and counts it with the shard's [`tally::Writer`]. Once all requests that arrived together are
-//! handled, the writer publishes its totals, and only then does the engine send the responses. With a
-//! [`store`], it also waits until the committer has made the cut durable that contains the event.
-//! What a request costs is charged to the [`http::Budget`] of its connection; one that has used it up waits until the others
+//! the common port. The [`engine`] receives bytes and gives them to a [`connection`], which has [`http`] read one request after
+//! the other and the [`service`] respond to each: it decodes the [`event`] and counts it with the shard's [`tally::Writer`].
+//! Once all requests that arrived together are handled, the writer publishes its totals, and only then does the connection let
+//! the engine send the responses. With a [`store`], it also waits until the committer has made the cut durable that contains
+//! the event.
+//! The cost of a request is charged to the [`http::Budget`] of its connection; one that has used it up waits until the others
 //! were looked at. A batch (`POST /events`) is worked on in such slices, and published as a whole.
-//! `GET /stats` merges what all shards have published into the totals of one moment; where several servers
-//! share a store, the request waits until the totals over all of them were read from it.
+//! `GET /stats` merges what all shards have published into the totals of one moment; if several servers
+//! share a store, the response waits until the totals over all of them were read from it.
 //!
 //! # Where memory is
 //!
@@ -34,7 +34,8 @@
 //! - [`load`]: the client, an independent witness: it shares no HTTP, JSON, or counting code with
 //!   the server.
 //! - [`doctor`]: what a benchmark on this machine depends on; every report includes it.
-//! - [`engine`]: moves bytes between sockets and [`http`]; it contains no HTTP.
+//! - [`engine`]: moves bytes between sockets and connections, and nothing else.
+//! - [`connection`]: everything about one connection above HTTP: held responses, deadlines, budgets, drain, and linger.
 //! - [`service`]: method and path to action; the only place that knows both [`http`] and [`tally`].
 //! - [`store`]: makes the totals outlive the process.
 //! - [`metrics`]: counters with one writer per shard, and their Prometheus text.
@@ -57,6 +58,7 @@
 pub mod challenge;
 pub mod cli;
 pub mod compare;
+pub mod connection;
 pub mod doctor;
 pub mod document;
 pub mod engine;

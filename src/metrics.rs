@@ -243,10 +243,10 @@ pub struct ShardMetrics {
     pub connections: Counter,
     /// Connections accepted from the listener.
     pub accepted: Counter,
-    /// Accepted connections that were turned away with a response, or closed without one.
+    /// Accepted connections that were rejected with a response, or closed without one.
     pub refused: Counter,
     /// Accepted connections that were given to another shard.
-    pub handed_over: Counter,
+    pub handed_off: Counter,
     /// Bytes of requests.
     pub received_bytes: Counter,
     /// Bytes of responses.
@@ -406,11 +406,11 @@ impl Metrics {
             (
                 "refused_total",
                 "counter",
-                "Connections turned away because the server was full.",
+                "Connections rejected because the server was full.",
                 |s| &s.refused,
             ),
             ("handed_over_total", "counter", "Connections given to a shard with fewer.", |s| {
-                &s.handed_over
+                &s.handed_off
             }),
             ("received_bytes_total", "counter", "Bytes received.", |s| &s.received_bytes),
             ("sent_bytes_total", "counter", "Bytes sent.", |s| &s.sent_bytes),

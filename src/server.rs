@@ -7,7 +7,7 @@ mod steering;
 mod systemd;
 
 use crate::engine::{
-    self, Admission, Drained, Shard, Spin, Steer, Stop, Urgency, reactor, unix_seconds,
+    self, Admission, Drained, Shard, Spin, Steer, Stop, Urgency, ring, unix_seconds,
 };
 use crate::failure::Failure;
 use crate::http::Limits;
@@ -125,7 +125,7 @@ impl Drop for ExitGuard {
 /// [`Failure::Environment`] where the machine cannot run it; [`Failure::Wrong`] where a shard died, or
 /// a second signal cut the drain short.
 pub fn run(config: Config) -> Result<(), Failure> {
-    let (connections_max, turned_away_max) = environment::check_descriptors(&config)?;
+    let (connections_max, rejected_max) = environment::check_descriptors(&config)?;
     // Before the ring, which may need the limit that this raises.
     environment::check_locked_memory(&config)?;
     environment::check_ring()?;
@@ -174,7 +174,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let wakeups = wakeups.map_err(cannot_start)?;
     let connections_max = usize::try_from(connections_max).unwrap_or(usize::MAX);
     let admission =
-        Admission::new(connections_max, turned_away_max, &wakeups, config.steer, config.log);
+        Admission::new(connections_max, rejected_max, &wakeups, config.steer, config.log);
     let mut stopping = Stopping {
         stop: Stop::new(wakeups.clone()),
         admission: Arc::clone(&admission),
@@ -439,8 +439,8 @@ fn start_shard(
                 let _ = lifecycle.send(Lifecycle::Ready);
             };
             let result = match engine {
-                Engine::Ring => reactor::run(shard, ready).await,
-                Engine::Streams | Engine::Auto => engine::glommio::run(shard, ready).await,
+                Engine::Ring => ring::run(shard, ready).await,
+                Engine::Streams | Engine::Auto => engine::streams::run(shard, ready).await,
             };
             exit_guard.report(result.map_err(|error| error.to_string()));
         })

@@ -1,18 +1,21 @@
 //! Method and path to action: the only place that knows both `http` and `tally`.
 
 mod batch;
+mod responses;
 mod units;
 
 use crate::event::{self, Event, Refusal};
 use crate::http::{
-    self, Budget, Context, Handled, Handler, MediaType, Method, Outcome, Prepared, Reply, Request,
-    Status, Target,
+    Budget, Context, MediaType, Method, Prepared, Refused, Reply, ReplyTo, Request, Status, Target,
+    UnderWay,
 };
 use crate::metrics::{Endpoint, Failure, Format, Kind, Reporter};
 use crate::page::Page;
 use crate::store::{Durability, Held};
-use crate::tally::{Forgotten, Totals, User, UsersFull, Writer};
+use crate::tally::{StaleUsers, Totals, User, UsersFull, Writer};
 pub use batch::{BatchMemory, Work};
+use responses::Shows;
+pub use responses::{PARKED_BYTES, Responses};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -55,34 +58,29 @@ impl Policy {
     }
 }
 
-/// A connection whose requests a [`Service`] responds to.
-pub type Connection = http::Connection<Work>;
-
-impl Connection {
-    /// What the request is whose head has arrived, and which is not responded to yet.
-    pub fn kind(&self) -> Option<Kind> {
-        if self.is_batch_under_way() {
-            return Some(Kind::BATCH);
-        }
-        let (method, target) = self.request_under_way()?;
-        let endpoint = match target {
-            Target::Path(path) => endpoint_at(&path),
-            Target::Server | Target::Tunnel => Endpoint::Other,
-        };
-        Some(Kind { endpoint, method })
-    }
-}
-
 /// The totals as one JSON object.
 pub fn stats_json(totals: &Totals) -> String {
     serde_json::to_string(totals).expect("finite numbers have a JSON form")
 }
 
+/// The path to which batches are posted.
+const BATCH_PATH: &[u8] = b"/events";
+
+/// The resource that a target names.
+#[inline]
+fn endpoint_of(target: &Target<'_>) -> Endpoint {
+    match target {
+        Target::Path(path) => endpoint_at(path),
+        Target::Server | Target::Tunnel => Endpoint::Other,
+    }
+}
+
 /// The resource at a path.
+#[inline]
 fn endpoint_at(path: &[u8]) -> Endpoint {
     match path {
         b"/event" => Endpoint::Event,
-        b"/events" => Endpoint::Batch,
+        BATCH_PATH => Endpoint::Batch,
         b"/stats" => Endpoint::Stats,
         b"/health" => Endpoint::Health,
         b"/reset" => Endpoint::Reset,
@@ -125,19 +123,22 @@ const WRITING: &str = "POST, OPTIONS";
 /// The value of `Allow` for the server as a whole.
 const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// What the connections of one shard share: HTTP's own state, and the [`Endpoints`] that respond.
-pub type Service = Context<Endpoints>;
-
 /// Responds to the requests of one shard.
 #[derive(Debug)]
-pub struct Endpoints {
+pub struct Service {
+    /// What HTTP needs besides the requests.
+    context: Context,
+    endpoints: Endpoints,
+}
+
+/// What responds, apart from HTTP.
+#[derive(Debug)]
+struct Endpoints {
     writer: Writer,
     metrics: Reporter,
-    /// What the present request costs, in units of a [`Budget`].
-    units: u32,
     /// Lines of users who have to be claimed, during a slice of the work on a batch.
     unseen: Vec<batch::Line>,
-    /// Events responded to since the last turn was noted, and the other requests.
+    /// Events responded to since the last iteration was noted, and the other requests.
     events: u64,
     others: Vec<Kind>,
     /// What was responded to last.
@@ -145,71 +146,41 @@ pub struct Endpoints {
     policy: Policy,
     acknowledgement: Prepared,
     page: Page,
-    durable: Option<Durable>,
+    durable: Option<DurableState>,
 }
 
 /// What makes responses wait for the store.
 #[derive(Debug)]
-struct Durable {
+struct DurableState {
     durability: Durability,
-    /// Responses of the connection that is being served wait already.
-    is_holding: bool,
-    /// Where in the unsent bytes of the connection that is being served the first new response begins that has
-    /// to wait, and with it all that follow; and the generation in which it was counted.
-    held_from: Option<(usize, u64)>,
-    /// The epoch at which everything is settled that was handled so far, but for what is not published.
+    /// The epoch at which everything is settled that was handled so far, except for what is not published.
     settles_at: u64,
-    /// What was read for the connection that is being served, where others share the store.
-    reading: Reading,
 }
 
-/// What has come of reading the totals that a connection waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// Nothing.
-    None,
-    /// They were read after the request that waits had come.
-    ForFirst,
-    /// They were read after all requests had come that the connection holds.
-    ForAll,
-    /// They could not be read in time.
-    Late,
-}
-
-/// The totals that a response shows.
-enum Shown {
-    Totals(Totals),
-    /// They have to be read first.
-    NotYet,
-    /// They cannot be read for the time being.
-    Late,
-}
-
-impl Durable {
+impl DurableState {
     /// Makes a response for what was counted in a generation wait until an epoch and what was handled so far
     /// are settled, and with it all that follow on its connection.
     #[inline]
-    fn hold(&mut self, reply: &Reply<'_>, epoch: u64, generation: u64) {
+    fn hold(&mut self, held: &mut Held, reply: &Reply<'_>, epoch: u64, generation: u64) {
         self.settles_at = self.settles_at.max(epoch);
-        self.held_from.get_or_insert((reply.position(), generation));
+        held.hold(reply.position(), generation);
     }
+}
 
-    /// The totals over all servers that share the store, if they were read for this request. They have the
-    /// events before it on its connection only if none came since they were asked for.
-    fn read_totals(&mut self) -> Shown {
-        let reading = self.reading;
-        match reading {
-            Reading::ForFirst | Reading::ForAll if self.held_from.is_none() => {
-                if reading == Reading::ForFirst {
-                    self.reading = Reading::None;
-                }
-                Shown::Totals(self.durability.totals())
-            }
-            Reading::Late => Shown::Late,
-            _ if self.durability.is_late() => Shown::Late,
-            _ => Shown::NotYet,
-        }
-    }
+/// What has come of a request.
+enum Answer {
+    /// A response with this status.
+    Sent(Status),
+    /// Totals have to be read before there is one.
+    Later(Shows),
+}
+
+/// Where a response goes, and what it costs.
+struct To<'a> {
+    reply: Reply<'a>,
+    /// Which of the responses before it wait for the store.
+    held: &'a mut Held,
+    budget: &'a mut Budget,
 }
 
 impl Service {
@@ -221,143 +192,213 @@ impl Service {
                 Prepared::new(Status::Created, Some("application/json"), r#"{"status":"ok"}"#)
             }
         };
-        let bound_host = policy.host.clone();
-        let page = Page::new();
+        let context = Context::new(&policy.host, BATCH_PATH, unix_seconds);
         let endpoints = Endpoints {
             writer,
             metrics,
-            units: 0,
             unseen: Vec::new(),
             events: 0,
             others: Vec::new(),
             last: Kind::EVENT,
             policy,
             acknowledgement,
-            page,
+            page: Page::new(),
             durable: None,
         };
-        Context::of(endpoints, &bound_host, unix_seconds)
+        Service { context, endpoints }
     }
 
     /// Acknowledges events and resets only once they are durable.
     pub fn set_durability(&mut self, durability: Durability) {
-        self.handler.durable = Some(Durable {
-            durability,
-            is_holding: false,
-            held_from: None,
-            settles_at: 0,
-            reading: Reading::None,
-        });
+        self.endpoints.durable = Some(DurableState { durability, settles_at: 0 });
     }
 
-    /// Has the calling thread, which is to be the shard's, allocate what only this shard uses: see
+    /// Has the calling thread, which must be the shard's, allocate what only this shard uses: see
     /// [`Writer::move_here`].
     pub fn move_here(&mut self) {
-        self.handler.writer.move_here();
+        self.endpoints.writer.move_here();
+    }
+
+    /// What the connections of the shard share.
+    #[inline]
+    pub fn context(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// The shard's side of the store, if there is one.
     #[inline]
     pub fn durability(&self) -> Option<&Durability> {
-        self.handler.durable.as_ref().map(|durable| &durable.durability)
+        self.endpoints.durable.as_ref().map(|durable| &durable.durability)
     }
 
-    /// Has a connection take received bytes, and notes in `held` which of the responses in `out` have to wait
-    /// for the store.
+    /// Responds to a complete request, now or once totals were read.
     #[inline]
-    pub fn receive(
+    pub fn respond(
         &mut self,
-        connection: &mut Connection,
-        input: &[u8],
-        now_ms: u64,
-        held: &mut Held,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.begin(held, Reading::None);
-        let outcome = connection.receive(input, now_ms, self, out);
-        self.note_held(held);
-        outcome
-    }
-
-    /// Has a connection go on with requests that were held back, for which totals were read if they waited for
-    /// that.
-    pub fn resume(
-        &mut self,
-        connection: &mut Connection,
-        reading: Reading,
-        now_ms: u64,
-        held: &mut Held,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.begin(held, reading);
-        let outcome = connection.resume(now_ms, self, out);
-        self.note_held(held);
-        outcome
-    }
-
-    #[inline]
-    fn begin(&mut self, held: &Held, reading: Reading) {
-        if let Some(durable) = &mut self.handler.durable {
-            (durable.is_holding, durable.held_from) = (!held.is_empty(), None);
-            durable.reading = reading;
+        request: &Request<'_>,
+        budget: &mut Budget,
+        responses: &mut Responses,
+    ) {
+        let Responses { bytes, held, .. } = responses;
+        let reply = Reply::new(bytes, &self.context, request.reply_to());
+        let endpoint = endpoint_of(&request.target);
+        let to = To { reply, held, budget };
+        match self.endpoints.respond(request, endpoint, to) {
+            Answer::Sent(status) => {
+                self.endpoints.metrics.note_response(request.method(), endpoint, status);
+            }
+            Answer::Later(shows) => responses.park(shows, request),
         }
     }
 
-    #[inline]
-    fn note_held(&mut self, held: &mut Held) {
-        if let Some(Durable { held_from: Some((from, generation)), .. }) = self.handler.durable {
-            held.hold(from, generation);
+    /// Responds to a request whose body is larger than it may be: because of its target or its method, if no request with them
+    /// could have a smaller one.
+    #[cold]
+    pub fn respond_to_large(
+        &mut self,
+        request: &Request<'_>,
+        budget: &mut Budget,
+        responses: &mut Responses,
+    ) {
+        match knows(request) {
+            true => self.refuse(Refused::large_body(request.method()), responses),
+            false => self.respond(request, budget, responses),
+        }
+    }
+
+    /// Responds to what is not a request.
+    #[cold]
+    pub fn refuse(&mut self, refused: Refused, responses: &mut Responses) {
+        let status = refused.respond(&mut responses.bytes, &self.context);
+        self.endpoints.metrics.note_response(Method::Unknown, Endpoint::Other, status);
+    }
+
+    /// Refuses a connection as a whole, because the server has no room for it.
+    pub fn reject(&mut self, responses: &mut Responses) {
+        let reply = Reply::new(&mut responses.bytes, &self.context, ReplyTo::LAST);
+        let sentence = "try again later: the server has as many connections as it allows";
+        let status =
+            reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence);
+        self.endpoints.metrics.note_response(Method::Unknown, Endpoint::Other, status);
+    }
+
+    /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that waits for `100 Continue`
+    /// should send it.
+    pub fn wants_body(&self, request: &Request<'_>) -> bool {
+        request.method() == Method::Post
+            && endpoint_of(&request.target) == Endpoint::Event
+            && !request.is_cross_site()
+            && !request.is_encoded()
+    }
+
+    /// Takes a batch with a body of at most `bytes` bytes, for which it returns the memory, or responds.
+    pub fn admit_batch(
+        &mut self,
+        request: &Request<'_>,
+        bytes: usize,
+        responses: &mut Responses,
+    ) -> Option<(Work, Vec<u8>)> {
+        let reply = Reply::new(&mut responses.bytes, &self.context, request.reply_to());
+        self.endpoints.admit_batch(request, bytes, reply)
+    }
+
+    /// Works on a batch until that is done or the budget is spent. Returns whether it has responded, and the work is done.
+    pub fn work(
+        &mut self,
+        work: &mut Work,
+        reply_to: ReplyTo,
+        budget: &mut Budget,
+        responses: &mut Responses,
+    ) -> bool {
+        let Responses { bytes, held, .. } = responses;
+        let reply = Reply::new(bytes, &self.context, reply_to);
+        let to = To { reply, held, budget };
+        let Some(status) = self.endpoints.work_on_batch(work, to) else { return false };
+        self.endpoints.metrics.note_response(Method::Post, Endpoint::Batch, status);
+        self.endpoints.note_other(Kind::BATCH);
+        true
+    }
+
+    /// Makes the responses whose totals were read, or not in time, until the budget is spent. Returns whether some are left
+    /// that can be made.
+    pub fn make_parked(&mut self, budget: &mut Budget, responses: &mut Responses) -> bool {
+        let Some(durability) = self.durability() else { return false };
+        let read = durability.read();
+        while let Some((parked, is_late)) = responses.first_ready(read) {
+            if budget.is_spent() {
+                return true;
+            }
+            let totals = self.durability().filter(|_| !is_late).map(Durability::totals);
+            let mut bytes = Vec::new();
+            let reply = Reply::new(&mut bytes, &self.context, parked.to);
+            let endpoint = parked.shows.endpoint();
+            let status = self.endpoints.show(parked.shows, totals, reply, budget);
+            responses.fill_first(&bytes);
+            self.endpoints.metrics.note_response(parked.method, endpoint, status);
+            self.endpoints.note_other(Kind { endpoint, method: parked.method });
+        }
+        false
+    }
+
+    /// The kind of a request that is under way.
+    pub fn kind_of(under_way: UnderWay<'_>) -> Option<Kind> {
+        match under_way {
+            UnderWay::Nothing => None,
+            UnderWay::Batch => Some(Kind::BATCH),
+            UnderWay::Request(method, target) => {
+                Some(Kind { endpoint: endpoint_of(&target), method })
+            }
         }
     }
 
     /// The epoch of a cut after which totals have to be read to have everything that was acknowledged so far,
-    /// and everything that was handled before the last [`Service::commit`].
+    /// and everything that was handled before the last [`Service::publish`].
     pub fn next_epoch(&self) -> u64 {
-        self.handler.writer.tally().next_epoch()
+        self.endpoints.writer.tally().next_epoch()
     }
 
-    /// The epoch at which everything is settled that was handled before the last [`Service::commit`].
+    /// The epoch at which everything is settled that was handled before the last [`Service::publish`].
     pub fn settles_at(&self) -> u64 {
-        let published = self.handler.writer.settles_at();
-        self.handler.durable.as_ref().map_or(published, |durable| durable.settles_at.max(published))
+        let published = self.endpoints.writer.settles_at();
+        let durable = self.endpoints.durable.as_ref();
+        durable.map_or(published, |durable| durable.settles_at.max(published))
     }
 
     /// Sets the date of responses to a Unix time in seconds, and does what is due from time to time.
-    /// To be called at least once per second, by the shard's thread.
+    /// Must be called at least once per second, by the shard's thread.
     pub fn set_time(&mut self, unix_seconds: u64) {
-        self.set_date(unix_seconds);
-        self.handler.metrics.note_cpu_time();
-        if let Some(durable) = &self.handler.durable {
-            durable.durability.check_store();
+        self.context.set_date(unix_seconds);
+        self.endpoints.metrics.note_cpu_time();
+        if let Some(durability) = self.durability() {
+            durability.check_store();
         }
-        if let Some(forgotten) = self.handler.writer.take_forgotten() {
-            drop_elsewhere(forgotten);
+        if let Some(stale) = self.endpoints.writer.take_stale() {
+            drop_elsewhere(stale);
         }
     }
 
-    /// Makes everything counted so far visible. To be called before the responses to a batch of
-    /// requests leave.
+    /// Makes everything counted so far visible. Must be called before the responses to it leave.
     #[inline]
-    pub fn commit(&mut self) {
-        self.handler.writer.publish();
+    pub fn publish(&mut self) {
+        self.endpoints.writer.publish();
     }
 
     /// What was responded to last.
     #[inline]
     pub fn last(&self) -> Kind {
-        self.handler.last
+        self.endpoints.last
     }
 
     /// The metrics of this shard.
     #[inline]
     pub fn metrics(&self) -> &Reporter {
-        &self.handler.metrics
+        &self.endpoints.metrics
     }
 
-    /// Notes how long after it was received a batch of requests was responded to.
+    /// Notes how long after they were received the requests of an iteration were responded to.
     #[inline]
-    pub fn note_turn(&mut self, took: Duration) {
-        let Endpoints { events, others, metrics, .. } = &mut self.handler;
+    pub fn note_iteration(&mut self, took: Duration) {
+        let Endpoints { events, others, metrics, .. } = &mut self.endpoints;
         if *events > 0 || !others.is_empty() {
             metrics.note_turn(*events, others, took);
             *events = 0;
@@ -368,58 +409,52 @@ impl Service {
 
 /// Drops users on a thread of its own: ten million take about a second, for which the connections
 /// of a shard must not wait.
-fn drop_elsewhere(forgotten: Forgotten) {
+fn drop_elsewhere(stale: StaleUsers) {
     // If no thread can be started, they are dropped here.
-    let _ = std::thread::Builder::new().name("forget-users".into()).spawn(|| drop(forgotten));
+    let _ = std::thread::Builder::new().name("drop-stale-users".into()).spawn(|| drop(stale));
 }
 
 impl Endpoints {
     #[inline]
-    fn event(&mut self, body: &[u8], reply: Reply<'_>) -> Status {
-        self.units = units::EVENT;
+    fn event(&mut self, body: &[u8], to: To<'_>) -> Status {
+        to.budget.charge(units::EVENT);
         let event = match event::decode_usual(body) {
             Some(event) => event,
-            None => match self.decode_unusual(body) {
+            None => match decode_unusual(body, to.budget) {
                 Ok(event) => event,
-                Err(refusal) => return self.refuse_event(refusal, reply),
+                Err(refusal) => return self.refuse_event(refusal, to),
             },
         };
-        self.count(&event, reply)
+        self.count(&event, to)
     }
 
     #[cold]
-    fn decode_unusual<'a>(&mut self, body: &'a [u8]) -> Result<Event<'a>, Refusal> {
-        self.units += units::UNUSUAL + units::of_bytes(body.len(), units::UNUSUAL_BYTE);
-        event::decode_unusual(body)
-    }
-
-    #[cold]
-    fn refuse_event(&mut self, refusal: Refusal, reply: Reply<'_>) -> Status {
-        self.units += units::ERROR;
+    fn refuse_event(&mut self, refusal: Refusal, to: To<'_>) -> Status {
+        to.budget.charge(units::ERROR);
         self.metrics.note_failure(Failure::from(refusal));
-        reply.send_error(Status::BadRequest, &[], refusal.sentence())
+        to.reply.send_error(Status::BadRequest, &[], refusal.sentence())
     }
 
     #[inline]
-    fn count(&mut self, event: &Event<'_>, reply: Reply<'_>) -> Status {
+    fn count(&mut self, event: &Event<'_>, to: To<'_>) -> Status {
         if self.is_store_late() {
-            return self.refuse_for_store(reply);
+            return refuse_for_store(to);
         }
         match self.writer.count(&event.user, event.value) {
             Ok(user) => {
                 if user == User::Unseen {
-                    self.units += units::UNSEEN;
+                    to.budget.charge(units::UNSEEN);
                 }
                 if let Some(durable) = &mut self.durable {
                     // It is settled with what is published next.
-                    durable.hold(&reply, 0, self.writer.generation());
+                    durable.hold(to.held, &to.reply, 0, self.writer.generation());
                 }
-                reply.send_prepared(&self.acknowledgement)
+                to.reply.send_prepared(&self.acknowledgement)
             }
             Err(UsersFull) => {
-                self.units += units::ERROR;
+                to.budget.charge(units::ERROR);
                 self.metrics.note_failure(Failure::UsersFull);
-                reply.send_error(Status::InsufficientStorage, &[], USERS_FULL)
+                to.reply.send_error(Status::InsufficientStorage, &[], USERS_FULL)
             }
         }
     }
@@ -430,82 +465,85 @@ impl Endpoints {
         self.durable.as_ref().is_some_and(|durable| durable.durability.is_late())
     }
 
-    /// Refuses what the store would have to settle, or read.
-    #[cold]
-    fn refuse_for_store(&mut self, reply: Reply<'_>) -> Status {
-        self.units += units::ERROR;
-        let sentence =
-            "try again later: the store does not respond, so nothing can be acknowledged";
-        reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
-    }
-
-    /// The totals that a response may show.
-    fn totals(&mut self, reply: &Reply<'_>) -> Shown {
-        Shown::Totals(match &mut self.durable {
-            Some(durable) if durable.durability.is_shared() => return durable.read_totals(),
-            // What was acknowledged is durable. Nothing that is not may be shown.
-            Some(durable) if !durable.is_holding && durable.held_from.is_none() => {
-                durable.durability.totals()
+    /// Responds with totals, or says that they have to be read first.
+    fn respond_with_totals(&mut self, shows: Shows, to: To<'_>) -> Answer {
+        let totals = match &mut self.durable {
+            Some(durable) if durable.durability.is_shared() => {
+                if !durable.durability.is_late() {
+                    return Answer::Later(shows);
+                }
+                None
             }
+            // What was acknowledged is durable. Nothing that is not may be shown.
+            Some(durable) if to.held.is_empty() => Some(durable.durability.totals()),
             // Events before this request on the same connection are part of the response, which waits for
             // them in any case.
             durable => {
                 self.writer.publish();
                 let (epoch, totals) = self.writer.tally().totals_with_epoch();
                 if let Some(durable) = durable {
-                    durable.hold(reply, epoch, self.writer.generation());
+                    durable.hold(to.held, &to.reply, epoch, self.writer.generation());
                 }
-                totals
+                Some(totals)
             }
-        })
-    }
-
-    fn stats(&mut self, reply: Reply<'_>) -> Option<Status> {
-        self.units += units::STATS + units::STATS_SHARD * self.metrics.shards();
-        match self.totals(&reply) {
-            Shown::Totals(totals) => {
-                Some(reply.send_json(Status::Ok, stats_json(&totals).as_bytes()))
-            }
-            Shown::NotYet => None,
-            Shown::Late => Some(self.refuse_for_store(reply)),
-        }
-    }
-
-    fn health(&mut self, reply: Reply<'_>) -> Status {
-        match self.is_store_late() {
-            true => self.refuse_for_store(reply),
-            false => reply.send_json(Status::Ok, br#"{"status":"healthy"}"#),
-        }
-    }
-
-    fn report(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Option<Status> {
-        // To find out which format it asks for.
-        self.units += units::of_bytes(request.head_bytes(), units::ACCEPT_BYTE);
-        if request.method() == Method::Head {
-            let (_, content_type) = format_for(request);
-            return Some(reply.send_head(Status::Ok, content_type, &VARY));
-        }
-        self.units += units::METRICS + units::METRICS_SHARD * self.metrics.shards();
-        let totals = match self.totals(&reply) {
-            Shown::Totals(totals) => Some(totals),
-            Shown::NotYet => return None,
-            // The other metrics say what is wrong.
-            Shown::Late => None,
         };
-        self.metrics.note_cpu_time();
-        let (format, content_type) = format_for(request);
-        let batch_memory = self.policy.batch_memory.used() as u64;
-        let text = self.metrics.text(totals.as_ref(), batch_memory, format);
-        Some(reply.send(Status::Ok, Some(content_type), &VARY, text.as_bytes()))
+        Answer::Sent(self.show(shows, totals, to.reply, to.budget))
     }
 
-    fn reset(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Status {
+    /// Shows totals, or says that they could not be read in time.
+    fn show(
+        &mut self,
+        shows: Shows,
+        totals: Option<Totals>,
+        reply: Reply<'_>,
+        budget: &mut Budget,
+    ) -> Status {
+        match (shows, totals) {
+            (Shows::Stats, Some(totals)) => {
+                budget.charge(units::STATS + units::STATS_SHARD * self.metrics.shards());
+                reply.send_json(Status::Ok, stats_json(&totals).as_bytes())
+            }
+            (Shows::Stats, None) => {
+                budget.charge(units::ERROR);
+                send_store_is_late(reply)
+            }
+            // The other metrics say what is wrong.
+            (Shows::Metrics(format), totals) => {
+                budget.charge(units::METRICS + units::METRICS_SHARD * self.metrics.shards());
+                self.metrics.note_cpu_time();
+                let batch_memory = self.policy.batch_memory.used() as u64;
+                let text = self.metrics.text(totals.as_ref(), batch_memory, format);
+                reply.send(Status::Ok, Some(content_type(format)), &VARY, text.as_bytes())
+            }
+        }
+    }
+
+    fn health(&mut self, to: To<'_>) -> Status {
+        match self.is_store_late() {
+            true => refuse_for_store(to),
+            false => to.reply.send_json(Status::Ok, br#"{"status":"healthy"}"#),
+        }
+    }
+
+    fn report(&mut self, request: &Request<'_>, to: To<'_>) -> Answer {
+        // To find out which format it asks for.
+        to.budget.charge(units::of_bytes(request.head_bytes(), units::ACCEPT_BYTE));
+        let format = format_for(request);
+        match request.method() {
+            Method::Head => {
+                Answer::Sent(to.reply.send_head(Status::Ok, content_type(format), &VARY))
+            }
+            _ => self.respond_with_totals(Shows::Metrics(format), to),
+        }
+    }
+
+    fn reset(&mut self, request: &Request<'_>, to: To<'_>) -> Status {
         let refusal = match &self.policy.admin_token {
             Some(token) if bears(request.authorization(), token) => None,
             Some(_) => {
                 let fields = [("WWW-Authenticate", "Bearer")];
                 let sentence = "send the admin token as Authorization: Bearer";
-                return reply.send_error(Status::Unauthorized, &fields, sentence);
+                return to.reply.send_error(Status::Unauthorized, &fields, sentence);
             }
             None if !request.peer_is_loopback => Some(
                 "send the reset from the server's own machine, or start the server with --admin-token-file",
@@ -520,28 +558,36 @@ impl Endpoints {
             None => None,
         };
         if let Some(sentence) = refusal {
-            return reply.send_error(Status::Forbidden, &[], sentence);
+            return to.reply.send_error(Status::Forbidden, &[], sentence);
         }
         if self.is_store_late() {
-            return self.refuse_for_store(reply);
+            return refuse_for_store(to);
         }
         let settles_at = self.writer.tally().reset();
         if let Some(durable) = &mut self.durable {
             // At least that of the reset.
-            durable.hold(&reply, settles_at, self.writer.tally().generation());
+            durable.hold(to.held, &to.reply, settles_at, self.writer.tally().generation());
         }
-        reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
+        to.reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }
 }
 
 /// The field of `/metrics` that says on what its format depends.
 const VARY: [(&str, &str); 1] = [("Vary", "Accept")];
 
-/// The format of `/metrics` that a request asks for, and its content type.
-fn format_for(request: &Request<'_>) -> (Format, &'static str) {
+/// The format of `/metrics` that a request asks for.
+fn format_for(request: &Request<'_>) -> Format {
     match request.prefers(OPEN_METRICS, PROMETHEUS) {
-        true => (Format::OpenMetrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        false => (Format::Prometheus, "text/plain; version=0.0.4"),
+        true => Format::OpenMetrics,
+        false => Format::Prometheus,
+    }
+}
+
+/// The content type of a format of `/metrics`.
+fn content_type(format: Format) -> &'static str {
+    match format {
+        Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        Format::Prometheus => "text/plain; version=0.0.4",
     }
 }
 
@@ -556,78 +602,34 @@ fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
     })
 }
 
-impl Handler for Endpoints {
-    type Work = Work;
+/// Decodes an event that is not in the usual shape.
+#[cold]
+fn decode_unusual<'a>(body: &'a [u8], budget: &mut Budget) -> Result<Event<'a>, Refusal> {
+    budget.charge(units::UNUSUAL + units::of_bytes(body.len(), units::UNUSUAL_BYTE));
+    event::decode_unusual(body)
+}
 
-    fn knows(&self, request: &Request<'_>) -> bool {
-        match (&request.target, request.method()) {
-            (Target::Path(path), Method::Options) => endpoint_at(path) != Endpoint::Other,
-            (Target::Path(path), Method::Get | Method::Head) => {
-                methods(endpoint_at(path)) == READING
-            }
-            (Target::Path(path), Method::Post) => methods(endpoint_at(path)) == WRITING,
-            (Target::Server, method) => method == Method::Options,
-            _ => false,
-        }
-    }
+/// Refuses what the store would have to settle, or read.
+#[cold]
+fn refuse_for_store(to: To<'_>) -> Status {
+    to.budget.charge(units::ERROR);
+    send_store_is_late(to.reply)
+}
 
-    fn wants_body(&self, request: &Request<'_>) -> bool {
-        let Target::Path(path) = &request.target else {
-            return false;
-        };
-        request.method() == Method::Post
-            && endpoint_at(path) == Endpoint::Event
-            && !request.is_cross_site()
-            && !request.is_encoded()
-    }
+fn send_store_is_late(reply: Reply<'_>) -> Status {
+    let sentence = "try again later: the store does not respond, so nothing can be acknowledged";
+    reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
+}
 
-    #[inline]
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled {
-        let endpoint = match &request.target {
-            Target::Path(path) => endpoint_at(path),
-            Target::Server | Target::Tunnel => Endpoint::Other,
-        };
-        let Some(status) = self.respond(request, endpoint, reply) else {
-            return Handled::NotYet;
-        };
-        self.metrics.note_response(request.method(), endpoint, status);
-        Handled::Responded(self.units)
-    }
-
-    fn is_batch(&self, request: &Request<'_>) -> bool {
-        let is_of_batches =
-            matches!(&request.target, Target::Path(path) if endpoint_at(path) == Endpoint::Batch);
-        request.method() == Method::Post && is_of_batches
-    }
-
-    fn begin_batch(
-        &mut self,
-        request: &Request<'_>,
-        bytes: usize,
-        reply: Reply<'_>,
-    ) -> Option<(Work, Vec<u8>)> {
-        let admitted = self.admit_batch(request, bytes, reply);
-        if admitted.is_none() {
-            self.note_other(Kind { endpoint: Endpoint::Batch, method: request.method() });
-        }
-        admitted
-    }
-
-    fn work(
-        &mut self,
-        work: &mut Work,
-        body: &mut [u8],
-        budget: &mut Budget,
-        reply: Reply<'_>,
-    ) -> bool {
-        let Some(status) = self.work_on_batch(work, body, budget, reply) else { return false };
-        self.metrics.note_response(Method::Post, Endpoint::Batch, status);
-        self.note_other(Kind::BATCH);
-        true
-    }
-
-    fn refused(&mut self, status: Status) {
-        self.metrics.note_response(Method::Unknown, Endpoint::Other, status);
+/// Whether there is something at the target of a request that its method can be used on. If not, its body does not
+/// matter, however large it is.
+fn knows(request: &Request<'_>) -> bool {
+    match (&request.target, request.method()) {
+        (Target::Path(path), Method::Options) => endpoint_at(path) != Endpoint::Other,
+        (Target::Path(path), Method::Get | Method::Head) => methods(endpoint_at(path)) == READING,
+        (Target::Path(path), Method::Post) => methods(endpoint_at(path)) == WRITING,
+        (Target::Server, method) => method == Method::Options,
+        _ => false,
     }
 }
 
@@ -645,26 +647,23 @@ fn refuse_encoded(reply: Reply<'_>) -> Status {
 }
 
 impl Endpoints {
-    /// Responds to a request. Returns the status, or `None` where totals have to be read first.
+    /// Responds to a request, or says that totals have to be read first.
     #[inline]
-    fn respond(
-        &mut self,
-        request: &Request<'_>,
-        endpoint: Endpoint,
-        reply: Reply<'_>,
-    ) -> Option<Status> {
+    fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, to: To<'_>) -> Answer {
         match (request.method(), endpoint) {
             (Method::Post, Endpoint::Event)
                 if !request.is_cross_site() && !request.is_encoded() =>
             {
                 self.events += 1;
                 self.last = Kind::EVENT;
-                Some(self.event(request.body, reply))
+                Answer::Sent(self.event(request.body(), to))
             }
             _ => {
-                let status = self.respond_otherwise(request, endpoint, reply)?;
-                self.note_other(Kind { endpoint, method: request.method() });
-                Some(status)
+                let answer = self.respond_otherwise(request, endpoint, to);
+                if let Answer::Sent(_) = answer {
+                    self.note_other(Kind { endpoint, method: request.method() });
+                }
+                answer
             }
         }
     }
@@ -681,29 +680,34 @@ impl Endpoints {
         &mut self,
         request: &Request<'_>,
         endpoint: Endpoint,
-        reply: Reply<'_>,
-    ) -> Option<Status> {
+        to: To<'_>,
+    ) -> Answer {
         // Most of what follows responds with an error, or costs about as much.
-        self.units = units::ERROR;
-        Some(match (request.method(), endpoint) {
+        to.budget.charge(units::ERROR);
+        let reply = to.reply;
+        Answer::Sent(match (request.method(), endpoint) {
             (Method::Post, _) if request.is_cross_site() => refuse_cross_site(reply),
             (Method::Post, Endpoint::Event) => refuse_encoded(reply),
             (Method::Unknown, _) => {
                 let sentence = "use GET, HEAD, POST, or OPTIONS";
                 reply.send_error(Status::NotImplemented, &[("Allow", METHODS)], sentence)
             }
-            (Method::Get | Method::Head, Endpoint::Stats) => return self.stats(reply),
-            (Method::Get | Method::Head, Endpoint::Health) => self.health(reply),
-            (Method::Get | Method::Head, Endpoint::Metrics) => return self.report(request, reply),
+            (Method::Get | Method::Head, Endpoint::Stats) => {
+                return self.respond_with_totals(Shows::Stats, To { reply, ..to });
+            }
+            (Method::Get | Method::Head, Endpoint::Health) => self.health(To { reply, ..to }),
+            (Method::Get | Method::Head, Endpoint::Metrics) => {
+                return self.report(request, To { reply, ..to });
+            }
             (Method::Get | Method::Head, Endpoint::Description) => {
-                self.units += units::of_bytes(DESCRIPTION.len() / units::PAGE_BYTES, 1);
+                to.budget.charge(units::of_bytes(DESCRIPTION.len() / units::PAGE_BYTES, 1));
                 reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
             }
             (Method::Get | Method::Head, Endpoint::Page) => {
-                self.units += units::of_bytes(Page::BYTES / units::PAGE_BYTES, 1);
+                to.budget.charge(units::of_bytes(Page::BYTES / units::PAGE_BYTES, 1));
                 self.page.send(reply)
             }
-            (Method::Post, Endpoint::Reset) => self.reset(request, reply),
+            (Method::Post, Endpoint::Reset) => self.reset(request, To { reply, ..to }),
             (method, Endpoint::Other) => match request.target {
                 Target::Server if method == Method::Options => {
                     reply.send(Status::NoContent, None, &[("Allow", METHODS)], b"")
@@ -751,12 +755,12 @@ mod tests {
         for filled in 0..8 {
             for user in 0..USERS_MAX {
                 let user = format!("{filled}-{user}");
-                services[filled % 4].handler.writer.count(user.as_bytes(), 1.0).unwrap();
+                services[filled % 4].endpoints.writer.count(user.as_bytes(), 1.0).unwrap();
             }
             tally.reset();
             services.iter_mut().for_each(|service| service.set_time(0));
             for service in &mut services {
-                assert!(service.handler.writer.take_forgotten().is_none(), "the tick took them");
+                assert!(service.endpoints.writer.take_stale().is_none(), "the tick took them");
             }
         }
     }
@@ -764,10 +768,10 @@ mod tests {
     #[test]
     fn a_tick_without_a_reset_takes_nothing() {
         let (tally, mut services) = services(2, 10);
-        services[0].handler.writer.count(b"u", 1.0).unwrap();
+        services[0].endpoints.writer.count(b"u", 1.0).unwrap();
         services.iter_mut().for_each(|service| service.set_time(0));
-        services[1].handler.writer.count(b"u", 1.0).unwrap();
-        services.iter_mut().for_each(Service::commit);
+        services[1].endpoints.writer.count(b"u", 1.0).unwrap();
+        services.iter_mut().for_each(Service::publish);
         let totals = tally.totals();
         assert_eq!((totals.total_requests, totals.unique_users), (2, 1));
     }

@@ -6,6 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
+#[path = "world/seeds.rs"]
+#[allow(dead_code, unreachable_pub, reason = "nothing is broken on purpose here")]
+mod seeds;
+
 use fastrand::Rng;
 use ringtally::tally::{Batch, Block, Finish, Journal, State, Tally, Writer};
 use std::collections::HashSet;
@@ -103,7 +107,7 @@ impl World {
             }
             83..=84 => {
                 let shard = rng.usize(..SHARDS);
-                drop(self.writers[shard].take_forgotten());
+                drop(self.writers[shard].take_stale());
             }
             85..=88 => self.cut(),
             _ => {
@@ -207,14 +211,5 @@ fn simulate(seed: u64) {
 
 #[test]
 fn a_batch_counts_as_one_step_whatever_comes_in_between() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    if let Some(seed) = number("RINGTALLY_SEED") {
-        return simulate(seed);
-    }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(1000) {
-        if let Err(panic) = std::panic::catch_unwind(|| simulate(seed)) {
-            eprintln!("replay with RINGTALLY_SEED={seed}");
-            std::panic::resume_unwind(panic);
-        }
-    }
+    seeds::for_each_seed(1000, simulate);
 }

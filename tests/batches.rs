@@ -4,10 +4,12 @@
 
 mod common;
 
+use common::exchange;
 use common::{Response, split_responses};
-use ringtally::http::{Limits, Outcome, Timeouts};
+use ringtally::connection::{Connection, Due, Moment, Next};
+use ringtally::http::{Limits, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{BatchMemory, Connection, Policy, Service};
+use ringtally::service::{BatchMemory, Policy, Service};
 use ringtally::tally::{Tally, Totals};
 use std::sync::Arc;
 
@@ -29,33 +31,33 @@ struct Server {
 /// One connection.
 struct Client {
     connection: Connection,
-    out: Vec<u8>,
-    outcome: Outcome,
+    next: Next,
 }
 
 impl Client {
     fn new() -> Client {
-        let connection = Connection::new(LIMITS, true, 0);
-        Client { connection, out: Vec::new(), outcome: Outcome::Receive }
+        Client { connection: Connection::new(LIMITS, true, 0), next: Next::Receive }
     }
 
     /// Receives a piece, without going on with what takes more turns.
     fn receive(&mut self, service: &mut Service, input: &[u8]) {
         self.connection.renew();
-        self.outcome = self.connection.receive(input, 0, service, &mut self.out);
-        service.commit();
+        self.connection.receive(input, &Moment::START, service);
+        service.publish();
+    }
+
+    /// Gives the connection a turn.
+    fn work(&mut self, service: &mut Service) {
+        self.connection.renew();
+        self.connection.work(&Moment::START, service);
+        service.publish();
     }
 
     /// Gives the connection turns until it waits for input.
     fn finish(&mut self, service: &mut Service) -> Vec<Response> {
-        let mut bytes = std::mem::take(&mut self.out);
-        while matches!(self.outcome, Outcome::Resume | Outcome::Work) {
-            self.connection.renew();
-            self.outcome = self.connection.resume(0, service, &mut self.out);
-            service.commit();
-            bytes.append(&mut self.out);
-        }
-        split_responses(&bytes)
+        let (sent, next) = exchange::finish(&mut self.connection, &Moment::START, service);
+        self.next = next;
+        split_responses(&sent)
     }
 }
 
@@ -223,7 +225,7 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     let mut client = Client::new();
     client.receive(&mut server.services[0], &sized(&body));
     let (mut turns, mut shard) = (0, 0);
-    while client.outcome == Outcome::Work {
+    while client.connection.has_work() {
         assert_eq!(server.totals(), (turns, turns.min(1), turns as f64));
         // Others are served meanwhile, and meet its users.
         let mut other = Client::new();
@@ -232,9 +234,7 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
         other.receive(&mut server.services[shard], request);
         assert_eq!(other.finish(&mut server.services[shard])[0].status, 200);
         turns += 1;
-        client.connection.renew();
-        client.outcome = client.connection.resume(0, &mut server.services[0], &mut client.out);
-        server.services[0].commit();
+        client.work(&mut server.services[0]);
     }
     assert!(turns > 3, "{turns}");
     assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":20000}"#);
@@ -304,15 +304,15 @@ fn batches_over_the_memory_are_refused_before_their_body_and_others_go_on() {
         let mut client = Client::new();
         let head = format!("POST /events HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
         client.receive(&mut server.services[0], head.as_bytes());
-        assert_eq!(client.outcome, Outcome::Close);
         assert_eq!(client.finish(&mut server.services[0])[0].status, 503);
+        assert!(exchange::ends(client.next));
     }
     // A client that stops in the middle gives its memory back.
     clients[0].receive(&mut server.services[0], b"{\"userId\":\"a\",\"value\":1}\n");
     assert_eq!(clients[0].connection.deadline_ms(), LIMITS.timeouts.body_ms);
-    let Client { connection, out, .. } = &mut clients[0];
-    connection.expire(&mut server.services[0], out);
-    assert!(out.starts_with(b"HTTP/1.1 408 "));
+    let late = Moment { now_ms: LIMITS.timeouts.body_ms, ..Moment::START };
+    assert_eq!(clients[0].connection.tick(&late, &mut server.services[0]), Due::Act);
+    assert_eq!(clients[0].finish(&mut server.services[0])[0].status, 408);
     drop(clients);
     assert_eq!((server.memory.used(), server.totals()), (0, (0, 0, 0.0)));
 }
@@ -341,7 +341,7 @@ fn a_client_that_waits_is_told_to_go_on_only_after_all_checks() {
             client.receive(&mut server.services[0], THREE);
             assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":3}"#);
         } else {
-            assert_eq!(client.outcome, Outcome::Close, "the body may or may not come");
+            assert!(exchange::ends(client.next), "the body may or may not come");
         }
     }
     // Without waiting, the body comes in any case.
@@ -420,25 +420,29 @@ fn a_body_that_is_received_in_place_is_counted_like_any() {
     for first in head..wire.len() {
         let mut server = Server::new(1, 10);
         let mut client = Client::new();
-        assert_eq!(client.connection.missing(), 0);
         client.receive(&mut server.services[0], &wire[..first]);
         let mut at = first;
-        while client.connection.missing() > 0 {
-            assert_eq!(client.connection.missing(), wire.len() - at);
+        while at < wire.len() {
+            assert!(!client.connection.has_work(), "its body is not whole");
+            client.connection.begin_filling();
             let end = wire.len().min(at + 13);
-            let received = client.connection.fill(|body, bytes_max| {
+            let take = |body: &mut Vec<u8>, bytes_max: usize| {
                 assert_eq!(bytes_max, wire.len() - at);
                 body.extend_from_slice(&wire[at..end]);
-            });
-            assert!(received.is_some());
+                end - at
+            };
+            client.connection.fill(take, &Moment::START, &mut server.services[0]);
             at = end;
         }
-        client.receive(&mut server.services[0], b"");
         assert_eq!(client.finish(&mut server.services[0])[0].body, r#"{"accepted":3}"#);
         assert_eq!(server.totals(), (3, 2, 7.0));
     }
     let mut server = Server::new(1, 10);
     let mut client = Client::new();
-    client.receive(&mut server.services[0], &chunked(THREE, 7)[..100]);
-    assert_eq!(client.connection.missing(), 0, "chunks are not the body");
+    let large = lines(1_000);
+    client.receive(&mut server.services[0], &sized(&large)[..100]);
+    assert!(client.connection.wants_filling());
+    let mut client = Client::new();
+    client.receive(&mut server.services[0], &chunked(&large, 7)[..100]);
+    assert!(!client.connection.wants_filling(), "chunks are not the body");
 }

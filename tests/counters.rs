@@ -144,22 +144,21 @@ fn ids_are_held_up_to_the_limit_across_resets() {
             writers[shard].count(format!("{filled}-{user}").as_bytes(), 1.0).unwrap();
         }
         assert_eq!(writers[shard].count(b"one more", 1.0), Err(UsersFull));
-        // Nothing is forgotten before a reset, and then all of it.
-        let mut forgotten = || -> Vec<usize> {
-            let users =
-                |writer: &mut Writer| writer.take_forgotten().map_or(0, |taken| taken.users());
+        // Nothing is stale before a reset, and then all of it.
+        let mut stale = || -> Vec<usize> {
+            let users = |writer: &mut Writer| writer.take_stale().map_or(0, |taken| taken.users());
             writers.iter_mut().map(users).collect()
         };
-        assert_eq!(forgotten(), [0; 4]);
+        assert_eq!(stale(), [0; 4]);
         tally.reset();
-        let taken = forgotten();
+        let taken = stale();
         assert_eq!(
             taken.iter().sum::<usize>() as u64,
             2 * USERS_MAX,
             "its copy and the shared one"
         );
         assert!(taken[shard] as u64 >= USERS_MAX, "{taken:?}");
-        assert_eq!(forgotten(), [0; 4]);
+        assert_eq!(stale(), [0; 4]);
     }
 }
 

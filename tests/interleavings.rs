@@ -206,10 +206,10 @@ fn forgotten_users_are_taken_while_others_count() {
             a.publish();
             a
         });
-        let taken = b.take_forgotten().map_or(0, |forgotten| forgotten.users());
+        let taken = b.take_stale().map_or(0, |stale| stale.users());
         resetting.join().unwrap();
         let mut a = counting.join().unwrap();
-        let taken = taken + b.take_forgotten().map_or(0, |forgotten| forgotten.users());
+        let taken = taken + b.take_stale().map_or(0, |stale| stale.users());
         // The copy of `b`, and the shared one unless `a` dropped it first.
         assert!((1..=2).contains(&taken), "{taken}");
         a.count(b"u", 1.0).unwrap();

@@ -8,22 +8,17 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 mod common;
+mod world;
 
 use common::disk::{Disk, Faults};
-use common::{Totals, post, split_responses};
+use common::{Response, Totals, post, split_responses};
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::http::{Limits, Timeouts};
-use ringtally::metrics::{Reporter, StoreMetrics};
-use ringtally::service::{Connection, Policy, Service};
 use ringtally::store::file::FileStore;
-use ringtally::store::{Committer, Durability, Held, Outcome, Release, Settlement, Store, Wakeups};
-use ringtally::tally::{ExactSum, State, Tally, UserIds};
-use ringtally::uring::Wakeup;
+use ringtally::store::{Outcome, Store};
+use ringtally::tally::{ExactSum, State, UserIds};
 use std::collections::{BTreeSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use tokio::sync::Notify;
+use world::{Link, Reader, Server, seeds};
 
 const SHARDS: usize = 2;
 const USERS: usize = 12;
@@ -110,169 +105,159 @@ impl Model {
     }
 }
 
-/// One connection.
-struct Peer {
-    shard: usize,
-    connection: Connection,
-    held: Held,
-    out: Vec<u8>,
-    /// Requests whose responses have not left.
+/// A client, and what it waits for.
+struct Client {
+    reader: Reader,
+    /// Requests that the server has not seen, and those without a response.
+    unseen: VecDeque<Request>,
     pending: VecDeque<Request>,
     /// The events of the last totals.
     shown: u64,
 }
 
-/// One life of the server.
-struct Server {
-    services: Vec<Service>,
-    committer: Committer,
-    settlement: Arc<Settlement>,
-    tally: Arc<Tally>,
-    peers: Vec<Peer>,
-    now_ms: u64,
+/// One life of the server, and its clients.
+struct Life {
+    server: Server,
+    /// Those of each shard.
+    clients: Vec<Vec<Client>>,
 }
 
-impl Server {
-    fn start(rng: &mut Rng, store: Box<dyn Store>, state: State, users: &UserIds) -> Server {
-        let (tally, writers, journal) = Tally::resume(SHARDS, 1000, &state);
-        assert_eq!(tally.restore_users(users), state.users);
-        let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), false));
-        let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
-        let policy = Policy::new("h");
-        let reporters = Reporter::for_shards(SHARDS, "none");
-        let services = std::iter::zip(writers, reporters)
-            .enumerate()
-            .map(|(shard, (writer, reporter))| {
-                let mut service = Service::new(writer, reporter, policy.clone(), 0);
-                let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
-                service.set_durability(Durability::new(settlement, wakeups, shard, 1000));
-                service
-            })
-            .collect();
-        let metrics = Arc::new(StoreMetrics::default());
-        let committer =
-            Committer::new(journal, store, state, Arc::clone(&settlement), wakeups, metrics);
-        let timeouts = Timeouts { header_ms: 1000, body_ms: 1000, idle_ms: 1000 };
-        let limits = Limits { body_bytes_max: 400, batch_bytes_max: 8 << 20, timeouts };
-        let peers = (0..rng.usize(1..6))
-            .map(|peer| Peer {
-                shard: peer % SHARDS,
-                connection: Connection::new(limits, true, 0),
-                held: Held::default(),
-                out: Vec::new(),
-                pending: VecDeque::new(),
-                shown: 0,
-            })
-            .collect();
-        Server { services, committer, settlement, tally, peers, now_ms: 0 }
+impl Life {
+    fn start(rng: &mut Rng, store: Box<dyn Store>, state: State, users: &UserIds) -> Life {
+        let before = state.users;
+        let mut server = Server::start(rng, SHARDS, store, state);
+        assert_eq!(server.restore(users), before);
+        let mut clients: Vec<Vec<Client>> = (0..SHARDS).map(|_| Vec::new()).collect();
+        for client in 0..rng.usize(1..6) {
+            let shard = client % SHARDS;
+            let (unseen, pending) = (VecDeque::new(), VecDeque::new());
+            clients[shard].push(Client { reader: Reader::default(), unseen, pending, shown: 0 });
+            server.shards[shard].backlog.push_back(Link::new());
+        }
+        for shard in &mut server.shards {
+            while !shard.backlog.is_empty() {
+                shard.iterate();
+            }
+        }
+        Life { server, clients }
     }
 
-    /// A turn of one shard: requests arrive on some connections, and are published together. In between the
-    /// committer may make a commit.
-    fn turn(&mut self, rng: &mut Rng, model: &mut Model, resets: bool) -> Result<(), Failure> {
+    /// An iteration of one shard: requests arrive on some connections, and are published together. In between the committer
+    /// may make a commit.
+    fn iterate(&mut self, rng: &mut Rng, model: &mut Model, resets: bool) -> Result<(), Failure> {
         let shard = rng.usize(..SHARDS);
-        for at in 0..self.peers.len() {
-            if self.peers[at].shard != shard || rng.bool() {
+        self.server.shards[shard].clock_ms += rng.u64(..3);
+        self.server.shards[shard].begin_iteration();
+        for at in 0..self.clients[shard].len() {
+            if rng.bool() {
                 continue;
             }
             let mut bytes = Vec::new();
-            for _ in 0..rng.usize(1..4) {
-                let request = self.ask(rng, model, resets, &mut bytes);
-                // One by one: what a request meets is what the model has noted.
-                let Peer { connection, held, out, pending, .. } = &mut self.peers[at];
-                let before = out.len();
-                connection.renew();
-                self.services[shard].receive(connection, &bytes, self.now_ms, held, out);
-                assert!(out.len() > before, "every request has its response");
-                bytes.clear();
-                pending.push_back(request);
+            for _ in 0..rng.usize(..4) {
+                let request = ask(rng, model, resets, &mut bytes);
+                self.clients[shard][at].unseen.push_back(request);
             }
+            let link = self.server.shards[shard].link(at);
+            link.send(&bytes);
+            link.deliver(if rng.bool() { usize::MAX } else { rng.usize(1..300) });
+            self.server.shards[shard].complete(at);
+            self.follow(shard, model);
             if rng.u8(..) < 40 {
                 self.commit(rng)?;
             }
         }
-        self.services[shard].commit();
-        let service = &self.services[shard];
-        let durability = service.durability().unwrap();
-        for peer in self.peers.iter_mut().filter(|peer| peer.shard == shard) {
-            if peer.held.publish(service.settles_at(), self.now_ms + durability.timeout_ms()) {
-                durability.request(service.settles_at());
-            }
-        }
-        self.now_ms += 1;
+        self.server.shards[shard].end_iteration();
+        self.follow(shard, model);
         Ok(())
     }
 
-    /// Writes a request of a client, and notes it in the model.
-    fn ask(&self, rng: &mut Rng, model: &mut Model, resets: bool, bytes: &mut Vec<u8>) -> Request {
-        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
-        let (request, text) = match rng.u8(..100) {
-            0..=14 => {
-                let events = model.events.iter().filter(|event| event.is_acknowledged).count();
-                (Request::Totals(events as u64), get("/stats"))
+    /// Notes in the model what a shard has handled, in the order in which it has.
+    fn follow(&mut self, shard: usize, model: &mut Model) {
+        for made in std::mem::take(&mut self.server.shards[shard].made) {
+            for _ in split_responses(&made.bytes) {
+                let client = &mut self.clients[shard][made.key];
+                let mut request = client.unseen.pop_front().expect("a response to nothing");
+                match &mut request {
+                    Request::Event(event) => model.events[*event].generation = model.resets_sent,
+                    Request::Reset => model.resets_sent += 1,
+                    Request::Totals(..) | Request::Health => {}
+                }
+                client.pending.push_back(request);
             }
-            15..=19 => (Request::Health, get("/health")),
-            20..=22 if resets => {
-                model.resets_sent += 1;
-                (Request::Reset, post("/reset", ""))
-            }
-            _ if model.events.len() == EVENTS_MAX => (Request::Health, get("/health")),
-            _ => {
-                let (event, user) = (model.events.len(), rng.usize(..USERS));
-                let generation = model.resets_sent;
-                model.events.push(Event { user, generation, is_acknowledged: false });
-                let value = 2f64.powi(FIRST_EXPONENT + i32::try_from(event).unwrap());
-                let body = format!(r#"{{"userId":"user_{user}","value":{value:e}}}"#);
-                (Request::Event(event), post("/event", &body))
-            }
-        };
-        bytes.extend_from_slice(text.as_bytes());
-        request
+        }
     }
 
     fn commit(&mut self, rng: &mut Rng) -> Result<(), Failure> {
-        match self.settlement.is_requested() || rng.u8(..) < 20 {
-            true => self.committer.commit(),
+        match self.server.settlement.is_requested() || rng.u8(..) < 20 {
+            true => self.server.committer.as_mut().unwrap().commit(),
             false => Ok(()),
         }
     }
 
-    /// Lets responses leave that do not have to wait.
-    fn send(&mut self, rng: &mut Rng, model: &mut Model) {
-        for peer in &mut self.peers {
-            if rng.u8(..) < 80 {
-                continue;
-            }
-            let settled = self.settlement.settled();
-            let released = peer.held.release(settled, peer.out.len(), |_, _| false);
-            let Release::Bytes(count) = released else { unreachable!("nothing is void") };
-            let rest = peer.out.split_off(count);
-            let sent = std::mem::replace(&mut peer.out, rest);
-            peer.held.note_taken(count);
-            for response in split_responses(&sent) {
-                assert_eq!(response.status, 200, "{response:?}");
-                match peer.pending.pop_front().unwrap() {
-                    Request::Event(event) => model.events[event].is_acknowledged = true,
-                    Request::Reset => model.resets_acknowledged += 1,
-                    Request::Health => {}
-                    Request::Totals(acknowledged) => {
-                        let totals = Totals::parse(&response.body);
-                        let is_empty = totals.total == 0;
-                        assert_eq!((totals.users == 0, totals.sum == 0.0), (is_empty, is_empty));
-                        assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
-                        assert!(totals.users <= totals.total);
-                        if model.resets_sent == 0 {
-                            assert!(totals.total >= acknowledged, "what was acknowledged is shown");
-                            assert!(totals.total >= peer.shown, "totals never decrease");
-                            peer.shown = totals.total;
-                            model.shown = model.shown.max(totals.total);
-                        }
-                    }
+    /// Has clients take what has come, and checks it.
+    fn take(&mut self, rng: &mut Rng, model: &mut Model) {
+        for shard in 0..SHARDS {
+            for at in 0..self.clients[shard].len() {
+                if rng.u8(..) < 80 {
+                    continue;
+                }
+                let slot = &mut self.server.shards[shard].slots[at];
+                assert!(slot.is_open(), "nothing ends a connection");
+                let taken = slot.link.take(rng.usize(1..2000));
+                let client = &mut self.clients[shard][at];
+                for response in client.reader.read(&taken) {
+                    client.check(&response, model);
                 }
             }
         }
     }
+}
+
+impl Client {
+    fn check(&mut self, response: &Response, model: &mut Model) {
+        assert_eq!(response.status, 200, "{response:?}");
+        match self.pending.pop_front().unwrap() {
+            Request::Event(event) => model.events[event].is_acknowledged = true,
+            Request::Reset => model.resets_acknowledged += 1,
+            Request::Health => {}
+            Request::Totals(acknowledged) => {
+                let totals = Totals::parse(&response.body);
+                let is_empty = totals.total == 0;
+                assert_eq!((totals.users == 0, totals.sum == 0.0), (is_empty, is_empty));
+                assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
+                assert!(totals.users <= totals.total);
+                if model.resets_sent == 0 {
+                    assert!(totals.total >= acknowledged, "what was acknowledged is shown");
+                    assert!(totals.total >= self.shown, "totals never decrease");
+                    self.shown = totals.total;
+                    model.shown = model.shown.max(totals.total);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a request of a client, and notes it in the model.
+fn ask(rng: &mut Rng, model: &mut Model, resets: bool, bytes: &mut Vec<u8>) -> Request {
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (request, text) = match rng.u8(..100) {
+        0..=14 => {
+            let events = model.events.iter().filter(|event| event.is_acknowledged).count();
+            (Request::Totals(events as u64), get("/stats"))
+        }
+        15..=19 => (Request::Health, get("/health")),
+        20..=22 if resets => (Request::Reset, post("/reset", "")),
+        _ if model.events.len() == EVENTS_MAX => (Request::Health, get("/health")),
+        _ => {
+            let (event, user) = (model.events.len(), rng.usize(..USERS));
+            model.events.push(Event { user, generation: 0, is_acknowledged: false });
+            let value = 2f64.powi(FIRST_EXPONENT + i32::try_from(event).unwrap());
+            let body = format!(r#"{{"userId":"user_{user}","value":{value:e}}}"#);
+            (Request::Event(event), post("/event", &body))
+        }
+    };
+    bytes.extend_from_slice(text.as_bytes());
+    request
 }
 
 /// Opens the store, as often as the power or a sync fails meanwhile.
@@ -322,23 +307,23 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
             .for_each(|event| event.generation = event.generation.min(state.generation));
         // What the store does not have is lost: it was not acknowledged, and nobody sends it again.
         model.resets_sent = state.generation;
-        let mut server = Server::start(&mut rng, wrap(store), state, &users);
+        let mut life = Life::start(&mut rng, wrap(store), state, &users);
         disk.fail_after(rng.u64(1..400));
         if rng.bool() {
             disk.lose_after(rng.u64(..40), &mut rng);
         }
-        for _ in 0..rng.usize(1..80) {
-            let step =
-                server.turn(&mut rng, &mut model, resets).and_then(|()| server.commit(&mut rng));
+        for _ in 0..rng.usize(1..120) {
+            let iterated = life.iterate(&mut rng, &mut model, resets);
+            let step = iterated.and_then(|()| life.commit(&mut rng));
             if let Err(failure) = step {
                 assert!(disk.is_off() || disk.has_lost(), "{failure}");
                 break;
             }
-            server.send(&mut rng, &mut model);
+            life.take(&mut rng, &mut model);
         }
-        let totals = server.tally.totals();
+        let totals = life.server.tally.totals();
         assert!(totals.unique_users <= USERS as u64);
-        drop(server);
+        drop(life);
         end_life(&disk, &mut rng);
     }
     let (_, state, users) = open(&disk, &mut rng);
@@ -347,31 +332,14 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
     model.check(&state, &names);
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn what_was_acknowledged_survives_every_power_cut_and_failed_sync() {
-    if let Some(seed) = number("RINGTALLY_SEED") {
-        return simulate(seed, true, |store| Box::new(store));
-    }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(1000) {
-        let run = AssertUnwindSafe(|| simulate(seed, true, |store| Box::new(store)));
-        if let Err(panic) = catch_unwind(run) {
-            eprintln!("replay with RINGTALLY_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    seeds::for_each_seed(1000, |seed| simulate(seed, true, |store| Box::new(store)));
 }
 
 /// Whether a broken pipeline is found out by one of some seeds.
 fn is_found_out(syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) -> bool {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let found = (0..200).any(|seed| catch_unwind(|| simulate(seed, syncs, wrap)).is_err());
-    std::panic::set_hook(hook);
-    found
+    seeds::is_found_out(200, |seed| simulate(seed, syncs, wrap))
 }
 
 #[test]

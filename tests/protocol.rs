@@ -4,14 +4,16 @@
 
 mod common;
 
+use common::exchange::{self, ends};
 use common::{Response, post, split_responses};
 use proptest::prelude::*;
+use ringtally::connection::{Connection, Due, Moment, Urgency};
 use ringtally::http::{
-    CHUNK_FRAMING_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, Limits, Outcome, REQUEST_LINE_BYTES_MAX,
-    Timeouts, UNSENT_BYTES_MAX,
+    CHUNK_FRAMING_BYTES_MAX, FIELDS_MAX, HEAD_BYTES_MAX, Limits, REQUEST_LINE_BYTES_MAX, Timeouts,
+    UNSENT_BYTES_MAX,
 };
 use ringtally::metrics::Reporter;
-use ringtally::service::{Connection, Dialect, Policy, Service};
+use ringtally::service::{Dialect, Policy, Service};
 use ringtally::tally::Tally;
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ struct Core {
     connection: Connection,
     service: Service,
     out: Vec<u8>,
-    now_ms: u64,
+    moment: Moment,
 }
 
 impl Core {
@@ -52,26 +54,27 @@ impl Core {
                 784_111_777,
             ),
             out: Vec::new(),
-            now_ms: 0,
+            moment: Moment::START,
         }
     }
 
-    /// Feeds one piece, and continues for as long as unsent responses hold requests back.
-    fn feed(&mut self, input: &[u8]) -> Outcome {
-        self.connection.renew();
-        let mut outcome =
-            self.connection.receive(input, self.now_ms, &mut self.service, &mut self.out);
-        let mut sent = Vec::new();
-        while matches!(outcome, Outcome::Resume | Outcome::Work) {
-            assert!(self.out.len() < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
-            sent.append(&mut self.out);
-            self.connection.renew();
-            outcome = self.connection.resume(self.now_ms, &mut self.service, &mut self.out);
-        }
-        sent.append(&mut self.out);
-        self.out = sent;
-        self.service.commit();
-        outcome
+    /// Feeds one piece to a connection whose peer takes every response. Returns whether it ends.
+    fn feed(&mut self, input: &[u8]) -> bool {
+        let Core { connection, service, out, moment } = self;
+        connection.receive(input, moment, service);
+        let last = memchr::memmem::rfind(connection.responses().bytes(), b"HTTP/1.1 ");
+        assert!(last.is_none_or(|last| last < UNSENT_BYTES_MAX), "one response over the mark");
+        let (sent, next) = exchange::finish(connection, moment, service);
+        out.extend(sent);
+        ends(next)
+    }
+
+    /// Lets the deadline pass. Returns what is due, and appends the responses.
+    fn expire(&mut self) -> Due {
+        self.moment.now_ms = self.connection.deadline_ms();
+        let due = self.connection.tick(&self.moment, &mut self.service);
+        self.feed(b"");
+        due
     }
 
     fn responses(&mut self, input: &[u8]) -> Vec<Response> {
@@ -83,8 +86,8 @@ impl Core {
 /// The responses to bytes that come whole, and whether the connection closes.
 fn exchange(input: &[u8]) -> (Vec<u8>, bool) {
     let mut core = Core::new();
-    let outcome = core.feed(input);
-    (core.out, outcome.closes())
+    let closes = core.feed(input);
+    (core.out, closes)
 }
 
 /// The same for bytes that come in pieces.
@@ -92,7 +95,7 @@ fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let mut closes = false;
     for piece in pieces {
-        closes |= core.feed(&piece).closes();
+        closes |= core.feed(&piece);
     }
     (core.out, closes)
 }
@@ -328,8 +331,9 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
             let start = std::time::Instant::now();
             input.bytes().for_each(|byte| {
                 core.connection.renew();
-                core.connection.receive(&[byte], 0, &mut core.service, &mut core.out);
+                core.connection.receive(&[byte], &core.moment, &mut core.service);
             });
+            core.feed(b"");
             assert_eq!(split_responses(&core.out)[0].status, 200);
             start.elapsed()
         };
@@ -371,11 +375,11 @@ fn a_client_that_speaks_http_2_is_told_so_in_its_frames() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     for pieces in [1, 5, preface.len()] {
         let mut core = Core::new();
-        let mut outcome = Outcome::Receive;
+        let mut closes = false;
         for piece in preface.chunks(pieces) {
-            outcome = core.feed(piece);
+            closes = core.feed(piece);
         }
-        assert_eq!(outcome, Outcome::Close);
+        assert!(closes);
         // A frame is its length, type, flags, and stream, and then its payload (RFC 9113 section 4.1): SETTINGS without any,
         // and GOAWAY with the last stream and HTTP_1_1_REQUIRED.
         let frames: [&[u8]; 2] =
@@ -559,7 +563,7 @@ fn no_response_to_head_has_a_body() {
     ] {
         let mut core = Core::new();
         core.feed(begun.as_bytes());
-        core.connection.expire(&mut core.service, &mut core.out);
+        assert_eq!(core.expire(), Due::Act, "{begun:?}");
         assert!(core.out.starts_with(b"HTTP/1.1 408 ") && !has_a_body(&core.out), "{begun:?}");
     }
     // Others get one.
@@ -641,19 +645,19 @@ fn a_client_that_waits_is_told_to_continue_only_where_the_body_is_wanted() {
 fn deadlines_follow_the_request_and_trickling_bytes_do_not_extend_them() {
     let mut core = Core::new();
     assert_eq!(core.connection.deadline_ms(), 1000);
-    core.now_ms = 900;
+    core.moment.now_ms = 900;
     core.feed(b"POST /ev");
     assert_eq!(core.connection.deadline_ms(), 1000, "900 and 100 for the head");
-    core.now_ms = 950;
+    core.moment.now_ms = 950;
     core.feed(b"ent HTTP/1.1\r\nHost: h\r\n");
     assert_eq!(core.connection.deadline_ms(), 1000);
-    core.now_ms = 990;
+    core.moment.now_ms = 990;
     core.feed(b"Content-Length: 24\r\n\r\n{");
     assert_eq!(core.connection.deadline_ms(), 1190, "990 and 200 for the body");
-    core.now_ms = 1100;
+    core.moment.now_ms = 1100;
     core.feed(b"\"userId\"");
     assert_eq!(core.connection.deadline_ms(), 1190);
-    core.now_ms = 1180;
+    core.moment.now_ms = 1180;
     assert_eq!(core.responses(b":\"u\",\"value\":1}")[0].status, 200);
     assert_eq!(core.connection.deadline_ms(), 2180, "1180 and 1000 for the next request");
     assert!(core.connection.is_idle());
@@ -663,11 +667,11 @@ fn deadlines_follow_the_request_and_trickling_bytes_do_not_extend_them() {
 fn a_late_request_gets_408_and_a_silent_connection_gets_nothing() {
     let mut core = Core::new();
     core.feed(b"GET /");
-    core.connection.expire(&mut core.service, &mut core.out);
+    assert_eq!(core.expire(), Due::Act);
     let responses = split_responses(&core.out);
     assert_eq!((responses[0].status, responses[0].field("connection")), (408, Some("close")));
     let mut core = Core::new();
-    core.connection.expire(&mut core.service, &mut core.out);
+    assert_eq!(core.expire(), Due::CloseIdle);
     assert!(core.out.is_empty());
 }
 
@@ -675,7 +679,7 @@ fn a_late_request_gets_408_and_a_silent_connection_gets_nothing() {
 fn a_draining_connection_responds_to_all_that_arrived_and_announces_the_close_last() {
     let mut core = Core::new();
     core.feed(b"GET /health HTTP/1.1\r\n");
-    core.connection.drain();
+    core.moment.urgency = Urgency::Drain;
     assert!(!core.connection.is_idle());
     let responses = core.responses(b"Host: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n");
     let close: Vec<_> = responses.iter().map(|response| response.field("connection")).collect();

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Connections over the limit for which there are always descriptors. They are open until their peers have read why, or two
 /// seconds have passed. If too many are, any further one gets its 503 as well, and is closed at once.
-pub const TURNED_AWAY_MIN: usize = 32;
+pub const REJECTED_MIN: usize = 32;
 
 /// The response to a connection that is closed immediately. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
 const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
@@ -29,7 +29,7 @@ const TURNED_AWAY_READS_MAX: usize = 16;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
-/// Where turnover is high, so many connections more than the emptiest shard has are not worth a hand-over.
+/// Where turnover is high, so many connections more than the emptiest shard has are not worth a handoff.
 const TURNOVER_SLACK: usize = 4;
 
 /// Time between two log lines about refused connections, and about accepts that fail.
@@ -41,10 +41,10 @@ const ACCEPT_ERRORS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 pub struct Admission {
     open: AtomicUsize,
     connections_max: usize,
-    /// Connections that were turned away and are still open. They count apart: if they took the place of others, the server
+    /// Connections that were rejected and are still open. They count apart: if they took the place of others, the server
     /// would refuse for as long as somebody tries.
-    turned_away: AtomicUsize,
-    turned_away_max: usize,
+    rejected: AtomicUsize,
+    rejected_max: usize,
     inboxes: Vec<Inbox>,
     steer: Steer,
     log: Log,
@@ -99,7 +99,7 @@ pub struct AcceptedConnection {
     /// The right to it.
     pub permit: Permit,
     /// There is no room: it gets a 503 and is closed.
-    pub is_turned_away: bool,
+    pub is_rejected: bool,
 }
 
 impl AcceptedConnection {
@@ -116,18 +116,18 @@ pub struct Permit {
     admission: Arc<Admission>,
     shard: usize,
     /// There is no room for it.
-    is_turned_away: bool,
+    is_rejected: bool,
 }
 
 impl Permit {
-    /// Counts a connection as the shard's, unless it is turned away.
-    fn new(admission: &Arc<Admission>, shard: usize, is_turned_away: bool) -> Permit {
-        let counted = match is_turned_away {
-            true => &admission.turned_away,
+    /// Counts a connection as the shard's, unless it is rejected.
+    fn new(admission: &Arc<Admission>, shard: usize, is_rejected: bool) -> Permit {
+        let counted = match is_rejected {
+            true => &admission.rejected,
             false => &*admission.inboxes[shard].open,
         };
         counted.fetch_add(1, Ordering::Relaxed);
-        Permit { admission: Arc::clone(admission), shard, is_turned_away }
+        Permit { admission: Arc::clone(admission), shard, is_rejected }
     }
 
     fn move_to(&mut self, shard: usize) {
@@ -139,8 +139,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.is_turned_away {
-            self.admission.turned_away.fetch_sub(1, Ordering::Relaxed);
+        if self.is_rejected {
+            self.admission.rejected.fetch_sub(1, Ordering::Relaxed);
             return;
         }
         self.admission.inboxes[self.shard].turnover.closed.fetch_add(1, Ordering::Relaxed);
@@ -151,10 +151,10 @@ impl Drop for Permit {
 
 impl Admission {
     /// Admits at most `connections_max` connections, to as many shards as there are wake-ups, and logs
-    /// what it refuses. As many as `turned_away_max` of those are open at the same time.
+    /// what it refuses. As many as `rejected_max` of those are open at the same time.
     pub fn new(
         connections_max: usize,
-        turned_away_max: usize,
+        rejected_max: usize,
         wakeups: &[Arc<Wakeup>],
         steer: Steer,
         log: Log,
@@ -169,8 +169,8 @@ impl Admission {
         Arc::new(Admission {
             open: AtomicUsize::new(0),
             connections_max,
-            turned_away: AtomicUsize::new(0),
-            turned_away_max,
+            rejected: AtomicUsize::new(0),
+            rejected_max,
             inboxes: wakeups.iter().map(inbox).collect(),
             steer,
             log,
@@ -186,7 +186,7 @@ impl Admission {
     /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
     /// connection after each that is accepted, plus what several shards accept in the same instant. Where
     /// connections end as fast as they come, a shard keeps what it accepts until it has twice as many as the
-    /// emptiest, and a few more: hand-over would cost more than a short connection gains. Steered by CPU, a
+    /// emptiest, and a few more: handoff would cost more than a short connection gains. Steered by CPU, a
     /// connection stays with the shard that has accepted it.
     pub fn admit(
         self: &Arc<Self>,
@@ -209,7 +209,7 @@ impl Admission {
             return self.turn_away(shard, socket);
         }
         let permit = Permit::new(self, emptiest, false);
-        let mut accepted = AcceptedConnection { socket, permit, is_turned_away: false };
+        let mut accepted = AcceptedConnection { socket, permit, is_rejected: false };
         if accepted.permit.shard == shard {
             return Some(accepted);
         }
@@ -229,15 +229,15 @@ impl Admission {
         if is_first {
             inbox.wakeup.wake();
         }
-        metrics.handed_over.add(1);
+        metrics.handed_off.add(1);
         None
     }
 
     /// Returns a connection for its shard to turn away, or turns it away immediately if too many others are open for that.
     fn turn_away(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
         let permit = Permit::new(self, shard, true);
-        if self.turned_away.load(Ordering::Relaxed) <= self.turned_away_max {
-            return Some(AcceptedConnection { socket, permit, is_turned_away: true });
+        if self.rejected.load(Ordering::Relaxed) <= self.rejected_max {
+            return Some(AcceptedConnection { socket, permit, is_rejected: true });
         }
         // What the peer has sent already is read first: it would be reset under the response otherwise (RFC 9112 section
         // 9.6). What fails here has failed for the peer, too.
@@ -305,7 +305,7 @@ impl Admission {
         if open(emptiest) + self.slack(shard) < open(shard) { emptiest } else { shard }
     }
 
-    /// How many connections more than another a shard may have before it hands over what it accepts.
+    /// How many connections more than another a shard may have before it hands off what it accepts.
     fn slack(&self, shard: usize) -> usize {
         let Inbox { open, turnover, .. } = &self.inboxes[shard];
         if turnover.is_high() { open.load(Ordering::Relaxed) / 2 + TURNOVER_SLACK } else { 0 }
@@ -362,7 +362,7 @@ mod tests {
 
     fn admission(connections_max: usize, shards: usize) -> Arc<Admission> {
         let wakeups: Vec<_> = (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        Admission::new(connections_max, TURNED_AWAY_MIN, &wakeups, Steer::Hash, Log::Text)
+        Admission::new(connections_max, REJECTED_MIN, &wakeups, Steer::Hash, Log::Text)
     }
 
     fn socket() -> Socket {
@@ -375,20 +375,20 @@ mod tests {
         let admit = || {
             admission
                 .admit(0, socket(), &ShardMetrics::default())
-                .map(|accepted| (accepted.is_turned_away, accepted))
+                .map(|accepted| (accepted.is_rejected, accepted))
         };
         let first = admit();
         let second = admit();
         assert!(matches!((&first, &second), (Some((false, _)), Some((false, _)))));
-        let told: Vec<_> = (0..TURNED_AWAY_MIN).map(|_| admit()).collect();
+        let told: Vec<_> = (0..REJECTED_MIN).map(|_| admit()).collect();
         assert!(told.iter().all(|told| matches!(told, Some((true, _)))));
         assert!(admit().is_none());
         drop(first);
         assert!(matches!(admit(), Some((false, _))), "those that were refused take no place");
         assert_eq!(admission.open(), 1, "only the second is still open");
-        assert_eq!(admission.turned_away.load(Ordering::Relaxed), TURNED_AWAY_MIN);
+        assert_eq!(admission.rejected.load(Ordering::Relaxed), REJECTED_MIN);
         drop(told);
-        assert_eq!(admission.turned_away.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.rejected.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -397,7 +397,7 @@ mod tests {
         let admission = admission(0, 1);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut held = Vec::new();
-        for _ in 0..2 * TURNED_AWAY_MIN {
+        for _ in 0..2 * REJECTED_MIN {
             let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
             let (accepted, _) = listener.accept().unwrap();
@@ -416,7 +416,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(held.len(), TURNED_AWAY_MIN);
+        assert_eq!(held.len(), REJECTED_MIN);
     }
 
     #[test]
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_closes_during_a_hand_over_leaves_the_connection_to_the_giver() {
+    fn a_shard_that_closes_during_a_handoff_leaves_the_connection_to_the_giver() {
         let admission = admission(100, 2);
         let _first = admission.admit(0, socket(), &ShardMetrics::default());
         // Ended after it was found to be the emptiest.
@@ -453,7 +453,7 @@ mod tests {
     #[test]
     fn a_connection_that_was_steered_by_cpu_stays_where_it_is() {
         let wakeups: Vec<_> = (0..2).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let admission = Admission::new(100, TURNED_AWAY_MIN, &wakeups, Steer::Cpu, Log::Text);
+        let admission = Admission::new(100, REJECTED_MIN, &wakeups, Steer::Cpu, Log::Text);
         let admit = |_| admission.admit(1, socket(), &ShardMetrics::default());
         let held: Vec<_> = (0..9).map(admit).collect();
         assert!(held.iter().all(Option::is_some));
@@ -467,22 +467,22 @@ mod tests {
         let mut admit = |kept: usize| {
             held.extend(admission.admit(0, socket(), &ShardMetrics::default()));
             let given = admission.collect(1);
-            let handed_over = given.len();
+            let handed_off = given.len();
             held.extend(given);
             while held.len() > kept {
                 held.pop_front();
             }
-            handed_over
+            handed_off
         };
         let _: usize = (0..20).map(|_| admit(20)).sum();
         assert_eq!(admission.open_by_shard(), [10, 10]);
         // Each ends when another comes. Those of shard 1 end as well, and it accepts none.
-        let handed_over: usize = (0..1000).map(|_| admit(20)).sum();
-        assert!(handed_over < 400, "{handed_over}");
+        let handed_off: usize = (0..1000).map(|_| admit(20)).sum();
+        assert!(handed_off < 400, "{handed_off}");
         let open = admission.open_by_shard();
         assert!(open[0] <= 2 * (open[1] + TURNOVER_SLACK) + 2, "{open:?}");
-        let handed_over: usize = (0..1000).map(|_| admit(TURNOVER_SLACK)).sum();
-        assert_eq!(handed_over, 0);
+        let handed_off: usize = (0..1000).map(|_| admit(TURNOVER_SLACK)).sum();
+        assert_eq!(handed_off, 0);
         let _: usize = (0..20).map(|_| admit(20)).sum();
         // From now on they stay.
         let _: usize = (0..100).map(|_| admit(usize::MAX)).sum();

@@ -5,27 +5,35 @@ use std::collections::VecDeque;
 
 /// Connections that have work to do, on a batch or because their budget was spent, in the order in which they came.
 #[derive(Debug)]
-pub(super) struct Line<K> {
+pub struct Line<K> {
     keys: VecDeque<K>,
 }
 
+impl<K> Default for Line<K> {
+    fn default() -> Line<K> {
+        Line::new()
+    }
+}
+
 impl<K> Line<K> {
-    pub(super) fn new() -> Line<K> {
+    /// A line without anybody in it.
+    pub fn new() -> Line<K> {
         Line { keys: VecDeque::new() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether nobody is in line.
+    pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
     /// Puts a connection at the end.
-    pub(super) fn join(&mut self, key: K) {
+    pub fn join(&mut self, key: K) {
         self.keys.push_back(key);
     }
 
     /// Calls `work` with the connections in line, one after the other, until all of them together have used up one budget. Then it
     /// is the others' turn. `work` returns the cost, in units of a budget. Returns whether there was anybody in line.
-    pub(super) fn advance(&mut self, mut work: impl FnMut(K) -> u32) -> bool {
+    pub fn advance(&mut self, mut work: impl FnMut(K) -> u32) -> bool {
         let (mut turn, mut has_worked) = (Budget::FULL, false);
         while !turn.is_spent()
             && let Some(key) = self.keys.pop_front()

@@ -1,18 +1,19 @@
-//! Moves bytes between sockets and `http`. There is no HTTP in here.
+//! Moves bytes between sockets and connections, and does nothing else.
 //!
-//! Two engines drive the same [`http::Connection`](crate::http::Connection): [`reactor`] on an io_uring
-//! of its own, and [`mod@glommio`] on glommio's streams.
+//! Two engines drive the same [`Connection`](crate::connection::Connection): [`ring`] on an io_uring
+//! of its own, and [`streams`] on glommio's streams.
 
 mod admission;
-mod connection;
-pub mod glommio;
-mod idle;
 mod line;
-pub mod reactor;
+mod pacing;
+pub mod ring;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{AcceptedConnection, Admission, Permit, TURNED_AWAY_MIN};
+pub use crate::connection::Urgency;
+pub use admission::{AcceptedConnection, Admission, Permit, REJECTED_MIN};
+pub use line::Line;
 
 use crate::http::Limits;
 use crate::service::Service;
@@ -57,16 +58,6 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// net.core.somaxconn. A stop takes in at most as many.
 pub const BACKLOG: u16 = 4096;
 
-/// How long a closing connection's input is read and discarded, so that the peer can read
-/// the last response (RFC 9112 section 9.6).
-pub const LINGER_MS: u64 = 2_000;
-/// How many bytes of it are discarded.
-pub const LINGER_BYTES_MAX: usize = 4 << 20;
-
-/// How long a connection without anything in flight must have been quiet before a stop closes it. A
-/// request that its peer sent before it could know of the stop has arrived by then.
-pub const DRAIN_QUIET_MS: u64 = 20;
-
 /// Everything that a shard's engine needs.
 #[derive(Debug)]
 pub struct Shard {
@@ -105,17 +96,6 @@ pub struct Shard {
 pub struct Drained {
     /// Connections that were closed while a request or a response was in flight.
     pub cut: usize,
-}
-
-/// How urgently the server is to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Urgency {
-    /// Not at all.
-    Serve,
-    /// Finish what is in flight.
-    Drain,
-    /// At once.
-    Abort,
 }
 
 /// Tells all shards to stop.

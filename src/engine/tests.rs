@@ -16,7 +16,7 @@ use crate::service::Policy;
 use crate::tally::{Tally, Totals, Writer};
 use crate::uring::faults::{self, Fault};
 use crate::uring::{self, Sizes};
-use ::glommio::{LocalExecutorBuilder, Placement};
+use glommio::{LocalExecutorBuilder, Placement};
 use proptest::prelude::*;
 use socket2::{Domain, SockRef, Type};
 use std::collections::BTreeSet;
@@ -80,7 +80,7 @@ fn with_services(
     client: impl FnOnce(SocketAddr, &Admission, &Stop),
 ) -> BTreeSet<Fault> {
     let shards = wakeups.len();
-    let admission = Admission::new(1000, TURNED_AWAY_MIN, wakeups, Steer::Hash, Log::Text);
+    let admission = Admission::new(1000, REJECTED_MIN, wakeups, Steer::Hash, Log::Text);
     let stop = Stop::new(wakeups.to_vec());
     let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (ready, is_ready) = channel();
@@ -123,11 +123,11 @@ fn with_services(
         let run = move || async move {
             let ready = || ready.send(()).unwrap();
             match engine {
-                Engine::Streams => drop(glommio::run(shard, ready).await.unwrap()),
+                Engine::Streams => drop(streams::run(shard, ready).await.unwrap()),
                 Engine::Ring { submissions, completions, buffers, .. } => {
                     let sizes = Sizes { submissions, completions, buffers };
                     faults::begin();
-                    reactor::run_with(&sizes, shard, ready).await.unwrap();
+                    ring::run_with(&sizes, shard, ready).await.unwrap();
                 }
             }
             met.send(faults::met()).unwrap();

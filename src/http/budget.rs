@@ -29,6 +29,18 @@ impl Budget {
         self.left -= (bytes / per_unit) as i64;
     }
 
+    /// Charges a receive, or another turn of what waits.
+    #[inline(always)]
+    pub fn charge_receive(&mut self) {
+        self.charge(units::RECEIVE);
+    }
+
+    /// Charges bytes that are moved within a buffer.
+    #[inline(always)]
+    pub fn charge_moved(&mut self, bytes: usize) {
+        self.charge_bytes(bytes, units::MOVED_BYTES);
+    }
+
     /// Whether nothing is left.
     #[inline(always)]
     pub fn is_spent(&self) -> bool {

@@ -3,7 +3,8 @@
 //! httparse has a parser for chunk sizes, but it reads an empty size as 0 and takes any byte in an
 //! extension; both can hide a request from another reader of the same bytes.
 
-use super::{Refusal, hex_digit};
+use super::hex_digit;
+use super::refusal::Refusal;
 
 /// Where in a chunked body the next byte belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,182 +1,62 @@
-//! One connection: received bytes in, responses out, in the order of the requests.
+//! One connection: received bytes in, one step at a time out.
 //!
-//! Both engines drive this type in the same way: give it what was received, send what it wrote, come
-//! back when it holds requests because too much was unsent or its budget is used up, close when it says so, and tell
-//! it when its deadline has passed. While a request is incomplete, its bytes are kept here; between requests
-//! a connection keeps none.
+//! A caller gives [`Connection::step`] what was received, acts on what it returns, and calls it again with the bytes that it
+//! has left. The bytes of an incomplete request are left as well: the caller keeps them, and gives them once more in front of
+//! what arrives next. There is no socket and no clock in here, and nothing of what responds to a request.
 
-use super::accept::{self, MediaType};
 use super::budget::{Budget, units};
 use super::chunked::{Chunked, Progress};
 use super::context::Context;
 use super::head::{Framing, Head, Scan};
 use super::method::Method;
-use super::response::{Persistence, Reply, Status};
+use super::refusal::Refusal;
+use super::request::Request;
+use super::response::{Persistence, Refused, ReplyTo};
 use super::target::Target;
-use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Refusal, UNSENT_BYTES_MAX, authority};
-use std::fmt::Debug;
+use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Limits};
 
-/// How long a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// From the first byte of a request to the end of its head.
-    pub header_ms: u64,
-    /// From the end of the head to the end of the body.
-    pub body_ms: u64,
-    /// From a response to the first byte of the next request, and for taking responses.
-    pub idle_ms: u64,
-}
-
-/// What a connection may ask of the server.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of a request body, decoded.
-    pub body_bytes_max: usize,
-    /// Bytes of a batch, decoded.
-    pub batch_bytes_max: usize,
-    /// How long the peer may take.
-    pub timeouts: Timeouts,
-}
-
-/// A request.
+/// What a connection has come to.
 #[derive(Debug)]
-pub struct Request<'a> {
-    head: &'a Head,
-    bytes: &'a [u8],
-    /// What it is for.
-    pub target: Target<'a>,
-    /// Its decoded body.
-    pub body: &'a [u8],
-    /// Whether the peer's address is a loopback address.
-    pub peer_is_loopback: bool,
-}
-
-impl<'a> Request<'a> {
-    /// The request method.
-    pub fn method(&self) -> Method {
-        self.head.method
-    }
-
-    /// The `Authorization` field. A repeated one reads as empty, which authorizes nobody.
-    pub fn authorization(&self) -> Option<&'a [u8]> {
-        self.head.authorization.map(|span| &self.bytes[span.range()])
-    }
-
-    /// Whether the client says that it wants a response of type `one` more than one of type `other`.
-    pub fn prefers(&self, one: MediaType, other: MediaType) -> bool {
-        let accept = self.head.accept.map(|span| &self.bytes[span.range()]);
-        accept.is_some_and(|accept| accept::prefers(accept, one, other))
-    }
-
-    /// Whether a browser sent this, and may have done so for a page of another site. Determined once
-    /// per head, not per request.
-    #[inline]
-    pub fn is_cross_site(&self) -> bool {
-        self.head.is_cross_site
-    }
-
-    /// Bytes of its head.
-    pub fn head_bytes(&self) -> usize {
-        self.head.bytes
-    }
-
-    /// Whether this may have come through a proxy: it has `Forwarded`, `X-Forwarded-*`, `X-Real-IP`, or `Via`, or it
-    /// is of HTTP/1.0, which nginx speaks to servers if it is not told otherwise, without any of these fields.
-    pub fn may_be_forwarded(&self) -> bool {
-        self.head.is_forwarded || !self.head.is_1_1
-    }
-
-    /// Whether its body has a content coding, such as gzip.
-    pub fn is_encoded(&self) -> bool {
-        self.head.is_encoded
-    }
-
-    /// Whether it is addressed to a loopback address, `localhost`, or `bound_host`.
-    pub fn names_server(&self, bound_host: &str) -> bool {
-        authority::names_server(&self.bytes[self.head.host.range()], bound_host)
-    }
-}
-
-/// What responds to requests.
-pub trait Handler {
-    /// What it keeps of a batch.
-    type Work: Debug;
-
-    /// Whether there is something at the target of a request that its method can be used on. If not, its body does not
-    /// matter, however large it is. The body has not arrived yet.
-    fn knows(&self, request: &Request<'_>) -> bool;
-
-    /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that
-    /// waits for `100 Continue` should send it.
-    fn wants_body(&self, request: &Request<'_>) -> bool;
-
-    /// Responds to a complete request by calling one method of `reply`, or asks to be given the request once
-    /// more.
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled;
-
-    /// Whether the body of a request is a batch: it is received into memory of its own, as many bytes as
-    /// [`Limits::batch_bytes_max`], and worked on in slices. To be said of the head alone.
-    fn is_batch(&self, request: &Request<'_>) -> bool;
-
-    /// Decides on a batch whose body has not been received yet and will take `bytes` bytes at most: takes it, with memory
-    /// for the body, or responds.
-    fn begin_batch(
-        &mut self,
-        request: &Request<'_>,
-        bytes: usize,
-        reply: Reply<'_>,
-    ) -> Option<(Self::Work, Vec<u8>)>;
-
-    /// Works on a batch that has been received, until that is done or `budget` is spent. It may use the body's bytes for
-    /// notes. Returns whether it has responded, and the work is done.
-    fn work(
-        &mut self,
-        work: &mut Self::Work,
-        body: &mut [u8],
-        budget: &mut Budget,
-        reply: Reply<'_>,
-    ) -> bool;
-
-    /// Is told of a response to what never reached [`Handler::handle`].
-    fn refused(&mut self, status: Status);
-}
-
-/// What a handler has done with a request.
 #[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handled {
-    /// It has responded, at a cost in units of a [`Budget`].
-    Responded(u32),
-    /// It cannot respond yet, and has written nothing. The request is kept, and so are those behind it.
-    NotYet,
+pub enum Step<'a> {
+    /// A complete request, to respond to.
+    Request(Request<'a>),
+    /// The head of a request whose client waits to be told to send the body (RFC 9110 section 10.1.1): append [`CONTINUE`] to what is
+    /// sent, or call [`Connection::decline`] and respond.
+    Expects(Request<'a>),
+    /// The head of a request whose body is larger than it may be. The response to it is the last of the connection.
+    TooLarge(Request<'a>),
+    /// The head of a batch: call [`Connection::accept_batch`] with memory for the body, or [`Connection::decline`] and
+    /// respond.
+    Batch {
+        /// Its head.
+        request: Request<'a>,
+        /// The most bytes that its body can have.
+        bytes: usize,
+        /// The client waits for [`CONTINUE`].
+        expects: bool,
+    },
+    /// The body of the batch has arrived: respond as [`Connection::batch_reply_to`] says and call
+    /// [`Connection::finish_batch`] before the next step.
+    BatchBody(Vec<u8>),
+    /// What is not a request, to respond to. The response is the last of the connection.
+    Refused(Refused),
+    /// Bytes were taken that are no request yet, and there are more.
+    Advanced,
+    /// What is left is incomplete.
+    NeedsMore,
+    /// The last response was due before this: what is left, and what comes, is not read.
+    Ended(End),
 }
 
-/// What the engine has to do next.
+/// How a connection ends after its last response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Send what was written, then receive.
-    Receive,
-    /// Send what was written, then call [`Connection::resume`]: requests are waiting until the peer has taken responses.
-    Resume,
-    /// Send what was written, and call [`Connection::resume`] once the handler can respond. Until then,
-    /// [`Connection::keep`] what is received.
-    Wait,
-    /// Send what was written, and call [`Connection::renew`] and [`Connection::resume`] once others have had their turn:
-    /// there is work to do on a batch, or the budget is used up. Until then, [`Connection::keep`] what is received.
-    Work,
-    /// Send what was written, shut down the writing side, discard what still arrives for a bounded
-    /// time (RFC 9112 section 9.6), and close.
-    Close,
-    /// Send what was written, and close. The client has said that this request is its last, after which it must
-    /// send nothing (RFC 9112 section 9.6), and nothing came behind it: there is nothing to discard.
-    CloseAtOnce,
-}
-
-impl Outcome {
-    /// Whether the connection ends with what was written.
-    pub fn closes(self) -> bool {
-        matches!(self, Outcome::Close | Outcome::CloseAtOnce)
-    }
+pub enum End {
+    /// With a shutdown of the write half, after which what still arrives is discarded for a bounded time (RFC 9112 section 9.6).
+    Lingers,
+    /// At once: the client has said that the request was its last, and everything of it has arrived. It must send nothing more
+    /// (RFC 9112 section 9.6).
+    ClosesAtOnce,
 }
 
 /// What a peer is expected to send.
@@ -190,38 +70,47 @@ pub enum Waited {
     Body,
 }
 
-/// Tells a client to send its body.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// What of a request has arrived that was not responded to.
+#[derive(Debug)]
+pub enum UnderWay<'a> {
+    /// Not even a head.
+    Nothing,
+    /// A head, with this method and target.
+    Request(Method, Target<'a>),
+    /// The head of a batch.
+    Batch,
+}
 
-/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): no settings, with which the server's side has to
-/// begin, and GOAWAY with HTTP_1_1_REQUIRED.
-const GO_AWAY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
-    \x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d";
+/// Tells a client to send its body.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Bytes of chunks that are read in one step: with one byte per chunk, they take 14 µs.
 const CHUNKED_BYTES_AT_ONCE: usize = 4096;
 
 /// What the connection is in the middle of.
 #[derive(Debug)]
-enum Stage<W> {
-    /// The head of a request, or nothing at all.
-    Head { scan: Scan, empty_lines: usize },
-    /// A body of known length, in the buffer behind its head.
+enum Stage {
+    /// Between requests.
+    Idle { empty_lines: usize },
+    /// The head of a request.
+    Head { scan: Scan },
+    /// A body of known length, behind its head in what the caller keeps.
     Body { head: Head, length: usize },
     /// A chunked body.
     Chunked(Box<ChunkedRequest>),
-    /// A complete request that the handler cannot respond to yet.
-    Asked(Box<AskedRequest>),
-    /// The body of a batch.
-    Batch(Box<BatchRequest<W>>),
-    /// A batch whose body has been received.
-    Work(Box<BatchRequest<W>>),
-    /// The body, so many bytes, of a request that was responded to.
+    /// The body of a batch; nobody has accepted it as long as there is no memory for it.
+    Batch(Box<BatchRequest>),
+    /// A batch with this head, of which everything has arrived.
+    WholeBatch(Box<Head>),
+    /// The rest of a body, this many bytes, of a request that was responded to.
     Skip { left: usize },
+    /// The last response is due or was made.
+    Ended { peer_has_finished: bool },
 }
 
-impl<W> Stage<W> {
-    const START: Self = Stage::Head { scan: Scan::START, empty_lines: 0 };
+impl Stage {
+    const START: Self = Stage::Idle { empty_lines: 0 };
+    const ENDED: Self = Stage::Ended { peer_has_finished: false };
 }
 
 #[derive(Debug)]
@@ -233,160 +122,446 @@ struct ChunkedRequest {
 }
 
 #[derive(Debug)]
-struct AskedRequest {
-    head: Head,
-    /// The head as it was received, then the decoded body.
-    bytes: Vec<u8>,
-    /// How much of what is not consumed belongs to it.
-    unconsumed: usize,
-}
-
-#[derive(Debug)]
-struct BatchRequest<W> {
+struct BatchRequest {
     head: Head,
     /// What is known of the body's end.
     end: BodyEnd,
     /// The decoded body. It has room for all of it, so its bytes are copied once.
     body: Vec<u8>,
-    /// What the handler keeps of it.
-    work: W,
+    /// How a refusal has to be said.
+    refusal: ReplyTo,
 }
 
 #[derive(Debug)]
 enum BodyEnd {
-    /// So many bytes are left.
+    /// This many bytes are left.
     Length(usize),
     Chunked(Chunked),
 }
 
-/// The protocol state of one connection. `W` is what its handler keeps of a batch.
+/// The protocol state of one connection.
 #[derive(Debug)]
-pub struct Connection<W> {
+pub struct Connection {
     limits: Limits,
-    stage: Stage<W>,
+    stage: Stage,
     /// What is left of what it may cost before others have their turn.
-    budget: Budget,
-    /// Received and not yet consumed.
-    buffer: Vec<u8>,
+    pub budget: Budget,
     /// When the stage began, in the engine's milliseconds.
     since_ms: u64,
-    /// A request has begun and is not complete.
-    begun: bool,
-    /// The next response is the last.
-    draining: bool,
-    closing: bool,
-    /// It closes because the client has sent its last request, of which everything has arrived.
-    peer_has_finished: bool,
+    /// The next response without another request behind it is the last.
+    is_draining: bool,
     peer_is_loopback: bool,
 }
 
-impl<W> Connection<W> {
+impl Connection {
     /// A connection accepted at `now_ms`.
     pub fn new(limits: Limits, peer_is_loopback: bool, now_ms: u64) -> Self {
         Connection {
             limits,
             stage: Stage::START,
             budget: Budget::FULL,
-            buffer: Vec::new(),
             since_ms: now_ms,
-            begun: false,
-            draining: false,
-            closing: false,
-            peer_has_finished: false,
+            is_draining: false,
             peer_is_loopback,
         }
     }
 
-    /// Takes received bytes, hands complete requests to the handler until the budget is spent, and appends the responses
-    /// to `out`, where the unsent responses of this connection are. Does no work on batches, because many
-    /// of them may become whole in the same turn.
-    pub fn receive<H: Handler<Work = W>>(
-        &mut self,
-        input: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.advance_with(input, false, now_ms, context, out)
-    }
-
-    fn advance_with<H: Handler<Work = W>>(
-        &mut self,
-        input: &[u8],
-        may_work: bool,
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.budget.charge(units::RECEIVE);
-        let (taken, outcome) = if self.buffer.is_empty() {
-            let (taken, outcome) = self.advance(input, may_work, now_ms, context, out);
-            self.buffer.extend_from_slice(&input[taken..]);
-            (0, outcome)
-        } else {
-            let mut buffer = std::mem::take(&mut self.buffer);
-            buffer.extend_from_slice(input);
-            self.budget.charge_bytes(input.len(), units::MOVED_BYTES);
-            let advanced = self.advance(&buffer, may_work, now_ms, context, out);
-            self.buffer = buffer;
-            advanced
-        };
-        if taken == self.buffer.len() {
-            self.buffer = Vec::new();
-        } else if taken > 0 {
-            self.buffer.drain(..taken);
-            self.budget.charge_bytes(self.buffer.len(), units::MOVED_BYTES);
-        }
-        outcome
-    }
-
-    /// Keeps received bytes behind what is here and has to wait.
-    pub fn keep(&mut self, input: &[u8]) {
-        self.buffer.extend_from_slice(input);
-    }
-
-    /// How many bytes wait behind the request under way.
-    pub fn kept_bytes(&self) -> usize {
-        match &self.stage {
-            // Its head and what has arrived of its body are in front of them.
-            Stage::Body { head, length } => self.buffer.len().saturating_sub(head.bytes + length),
-            _ => self.buffer.len(),
-        }
-    }
-
-    /// Notes that others have had their turn: from here on it may cost as much as any of them.
+    /// Takes one step with what was received, `input`, and leaves there what it has not taken. `decoded` holds the bytes of a
+    /// request that did not arrive in one piece.
     #[inline]
-    pub fn renew(&mut self) {
-        self.budget = Budget::FULL;
-    }
-
-    /// What is left of what it may cost before others have their turn.
-    pub fn budget(&self) -> Budget {
-        self.budget
-    }
-
-    /// Continues with what was held back, now that `out` was sent, that others have had their turn, or that the handler
-    /// can respond.
-    pub fn resume<H: Handler<Work = W>>(
+    pub fn step<'d, 'i: 'd>(
         &mut self,
+        input: &mut &'i [u8],
+        decoded: &'d mut Vec<u8>,
+        context: &mut Context,
         now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        if matches!(self.stage, Stage::Asked(_))
-            && let Stage::Asked(request) = std::mem::replace(&mut self.stage, Stage::START)
+    ) -> Step<'d> {
+        let data = *input;
+        if let Stage::Idle { .. } = self.stage
+            && let Some(head) = context.head_cache.find(data)
         {
-            let AskedRequest { head, bytes, .. } = *request;
-            let has_more = !self.buffer.is_empty();
-            if self.handle(&head, &bytes, has_more, now_ms, context, out) == Handled::NotYet {
-                self.ask(&head, bytes, 0);
-                return Outcome::Wait;
+            return self.begin_body(head, input, now_ms);
+        }
+        self.step_slowly(input, decoded, context, now_ms)
+    }
+
+    fn step_slowly<'d, 'i: 'd>(
+        &mut self,
+        input: &mut &'i [u8],
+        decoded: &'d mut Vec<u8>,
+        context: &mut Context,
+        now_ms: u64,
+    ) -> Step<'d> {
+        let data = *input;
+        match &mut self.stage {
+            Stage::Ended { peer_has_finished } => {
+                *input = &[];
+                Step::Ended(match *peer_has_finished && data.is_empty() {
+                    true => End::ClosesAtOnce,
+                    false => End::Lingers,
+                })
+            }
+            Stage::Batch(batch) if batch.is_whole() => self.give_batch_body(),
+            _ if data.is_empty() => Step::NeedsMore,
+            Stage::Idle { empty_lines } if data[0] == b'\r' => match data.get(1) {
+                None => Step::NeedsMore,
+                Some(b'\n') if *empty_lines < EMPTY_LINES_MAX => {
+                    *empty_lines += 1;
+                    *input = &data[2..];
+                    Step::Advanced
+                }
+                Some(_) => self.refuse(Refusal::Malformed, data),
+            },
+            Stage::Idle { .. } => self.parse_head(Scan::START, input, context, now_ms),
+            Stage::Head { scan } => {
+                let scan = *scan;
+                self.parse_head(scan, input, context, now_ms)
+            }
+            Stage::Body { head, length } => {
+                let (head, length) = (*head, *length);
+                self.finish_body(head, length, input, now_ms)
+            }
+            Stage::Chunked(_) => self.read_chunks(input, decoded, now_ms),
+            Stage::Batch(_) => self.read_batch(input),
+            // The caller finishes it first.
+            Stage::WholeBatch(_) => Step::NeedsMore,
+            Stage::Skip { left } => {
+                let taken = data.len().min(*left);
+                *left -= taken;
+                *input = &data[taken..];
+                self.budget.charge_moved(taken);
+                if *left == 0 {
+                    (self.stage, self.since_ms) = (Stage::START, now_ms);
+                }
+                Step::Advanced
             }
         }
-        self.advance_with(&[], true, now_ms, context, out)
     }
 
-    /// How many bytes of a batch have yet to arrive, where [`Connection::fill`] may take them.
+    /// Goes on with the head of a request.
+    fn parse_head<'i>(
+        &mut self,
+        mut scan: Scan,
+        input: &mut &'i [u8],
+        context: &mut Context,
+        now_ms: u64,
+    ) -> Step<'i> {
+        let data = *input;
+        let scanned = scan.parse(data, &context.bound_host);
+        self.budget.charge(units::HEAD);
+        let mut head = match scanned {
+            Ok(Some(head)) => head,
+            Ok(None) => {
+                // Its bytes are charged once it is complete.
+                self.begin(now_ms);
+                self.stage = Stage::Head { scan };
+                return Step::NeedsMore;
+            }
+            Err(refusal) => return self.refuse(refusal, data),
+        };
+        self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
+        head.is_batch = head.method == Method::Post
+            && matches!(head.target(data), Ok(Target::Path(path)) if *path == *context.batch_path);
+        context.head_cache.keep(&head, &data[..head.bytes]);
+        self.begin_body(head, input, now_ms)
+    }
+
+    /// Continues from a complete head at the start of `input`.
+    #[inline]
+    fn begin_body<'i>(&mut self, head: Head, input: &mut &'i [u8], now_ms: u64) -> Step<'i> {
+        if let Framing::Length(length) = head.framing
+            && !head.is_batch
+            && !head.expects_continue
+            && length <= self.limits.body_bytes_max as u64
+        {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "at most a limit that is a usize"
+            )]
+            return self.finish_body(head, length as usize, input, now_ms);
+        }
+        match head.is_batch {
+            true => self.offer_batch(head, input, now_ms),
+            false => self.begin_unusual_body(head, input, now_ms),
+        }
+    }
+
+    /// Hands out a request whose body has a known length once it is whole.
+    #[inline]
+    fn finish_body<'i>(
+        &mut self,
+        head: Head,
+        length: usize,
+        input: &mut &'i [u8],
+        now_ms: u64,
+    ) -> Step<'i> {
+        let data = *input;
+        if data.len() - head.bytes < length {
+            if !matches!(self.stage, Stage::Body { .. }) {
+                (self.stage, self.since_ms) = (Stage::Body { head, length }, now_ms);
+            }
+            return Step::NeedsMore;
+        }
+        let (bytes, rest) = data.split_at(head.bytes + length);
+        *input = rest;
+        self.give(head, bytes, !rest.is_empty(), now_ms)
+    }
+
+    /// Continues from the head of a request whose body is too large, chunked, or waited for.
+    #[cold]
+    fn begin_unusual_body<'i>(
+        &mut self,
+        head: Head,
+        input: &mut &'i [u8],
+        now_ms: u64,
+    ) -> Step<'i> {
+        let data = *input;
+        let (head_only, behind) = data.split_at(head.bytes);
+        let target = match head.target(data) {
+            Ok(target) => target,
+            Err(refusal) => return self.refuse(refusal, data),
+        };
+        let last = ReplyTo::last(head.method);
+        let peer_is_loopback = self.peer_is_loopback;
+        let request = Request { head, bytes: head_only, target, peer_is_loopback, reply_to: last };
+        self.since_ms = now_ms;
+        match head.framing {
+            Framing::Length(length) if length > self.limits.body_bytes_max as u64 => {
+                self.stage = Stage::ENDED;
+                *input = &[];
+                return Step::TooLarge(request);
+            }
+            Framing::Length(length) => {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "at most a limit that is a usize"
+                )]
+                let length = length as usize;
+                if length == 0 || !behind.is_empty() {
+                    return self.finish_body(head, length, input, now_ms);
+                }
+                self.stage = Stage::Body { head, length };
+            }
+            Framing::Chunked => {
+                self.stage = Stage::Chunked(Box::new(ChunkedRequest {
+                    head,
+                    chunked: Chunked::new(CHUNK_FRAMING_BYTES_MAX),
+                    bytes: head_only.to_vec(),
+                }));
+                *input = behind;
+            }
+        }
+        match head.expects_continue && behind.is_empty() {
+            true => Step::Expects(request),
+            false => Step::Advanced,
+        }
+    }
+
+    /// Reads a part of a chunked body, and hands out the request once it is whole.
+    fn read_chunks<'d>(
+        &mut self,
+        input: &mut &[u8],
+        decoded: &'d mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<'d> {
+        let Stage::Chunked(request) = &mut self.stage else { return Step::NeedsMore };
+        // The budget is looked at between two of them.
+        let data = &input[..input.len().min(CHUNKED_BYTES_AT_ONCE)];
+        let progress = request.chunked.feed(data, self.limits.body_bytes_max, &mut request.bytes);
+        let head = request.head;
+        let taken = match progress {
+            Ok(Progress::More) => {
+                self.budget.charge(chunked_units(data.len()));
+                *input = &input[data.len()..];
+                return Step::Advanced;
+            }
+            Ok(Progress::Done(taken)) => taken,
+            Err(Refusal::LargeBody) => {
+                *decoded = std::mem::take(&mut request.bytes);
+                return self.give_too_large(head, decoded);
+            }
+            Err(refusal) => return self.refuse(refusal, data),
+        };
+        self.budget.charge(chunked_units(taken));
+        *input = &input[taken..];
+        *decoded = std::mem::take(&mut request.bytes);
+        self.give(head, decoded, !input.is_empty(), now_ms)
+    }
+
+    /// Hands out the head of a request whose chunked body has turned out to be too large.
+    fn give_too_large<'d>(&mut self, head: Head, bytes: &'d [u8]) -> Step<'d> {
+        self.stage = Stage::ENDED;
+        // It was read before.
+        let Ok(target) = head.target(bytes) else {
+            return Step::Refused(Refused { refusal: Refusal::Target, is_head: false });
+        };
+        let reply_to = ReplyTo::last(head.method);
+        let (bytes, peer_is_loopback) = (&bytes[..head.bytes], self.peer_is_loopback);
+        Step::TooLarge(Request { head, bytes, target, peer_is_loopback, reply_to })
+    }
+
+    /// Hands out a complete request. `bytes` are its head and its decoded body; `has_more` says whether something has arrived
+    /// behind it.
+    #[inline]
+    fn give<'d>(&mut self, head: Head, bytes: &'d [u8], has_more: bool, now_ms: u64) -> Step<'d> {
+        let target = match head.target(bytes) {
+            Ok(target) => target,
+            Err(refusal) => return self.refuse(refusal, bytes),
+        };
+        let persistence = match target {
+            // Bytes behind a request for a tunnel are not requests.
+            Target::Tunnel => Persistence::Close,
+            _ => self.persistence(&head, has_more),
+        };
+        self.answer(&head, persistence);
+        self.since_ms = now_ms;
+        if !head.has_plain_path {
+            // It is decoded for each request.
+            self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
+        }
+        self.budget.charge_bytes(bytes.len(), units::READ_BYTES);
+        let reply_to = ReplyTo { persistence, is_head: head.method == Method::Head };
+        let peer_is_loopback = self.peer_is_loopback;
+        Step::Request(Request { head, bytes, target, peer_is_loopback, reply_to })
+    }
+
+    /// Goes to what comes after a response.
+    #[inline]
+    fn answer(&mut self, head: &Head, persistence: Persistence) {
+        self.stage = match persistence {
+            Persistence::Close => Stage::Ended { peer_has_finished: head.is_last() },
+            _ => Stage::START,
+        };
+    }
+
+    /// Whether the connection goes on behind the response to a request. `has_more` says whether something has arrived
+    /// behind the request.
+    #[inline]
+    fn persistence(&self, head: &Head, has_more: bool) -> Persistence {
+        let is_last = self.is_draining && !has_more;
+        match (head.is_persistent && !is_last, head.is_1_1) {
+            (true, true) => Persistence::Implied,
+            (true, false) => Persistence::KeepAlive,
+            (false, _) => Persistence::Close,
+        }
+    }
+
+    /// Hands out the head of a batch at the start of `input`.
+    fn offer_batch<'i>(&mut self, head: Head, input: &mut &'i [u8], now_ms: u64) -> Step<'i> {
+        let data = *input;
+        let bytes_max = self.limits.batch_bytes_max;
+        let (bytes, end) = match head.framing {
+            Framing::Length(length) => {
+                let length = usize::try_from(length).ok().filter(|length| *length <= bytes_max);
+                let Some(length) = length else { return self.refuse(Refusal::LargeBatch, data) };
+                (length, BodyEnd::Length(length))
+            }
+            // As many bytes of framing as of data.
+            Framing::Chunked => {
+                let framing_bytes_max = bytes_max.max(CHUNK_FRAMING_BYTES_MAX);
+                (bytes_max, BodyEnd::Chunked(Chunked::new(framing_bytes_max)))
+            }
+        };
+        let target = match head.target(data) {
+            Ok(target) => target,
+            Err(refusal) => return self.refuse(refusal, data),
+        };
+        let expects = head.expects_continue && data.len() == head.bytes && bytes > 0;
+        // If it is refused, the connection goes on behind a body that comes in any case and whose end is known.
+        let persistence = match expects || matches!(end, BodyEnd::Chunked(_)) {
+            true => Persistence::Close,
+            false => self.persistence(&head, true),
+        };
+        let reply_to = ReplyTo { persistence, is_head: false };
+        self.budget.charge(units::REFUSAL);
+        self.since_ms = now_ms;
+        let batch = BatchRequest { head, end, body: Vec::new(), refusal: reply_to };
+        self.stage = Stage::Batch(Box::new(batch));
+        let (head_only, rest) = data.split_at(head.bytes);
+        *input = rest;
+        let peer_is_loopback = self.peer_is_loopback;
+        let request = Request { head, bytes: head_only, target, peer_is_loopback, reply_to };
+        Step::Batch { request, bytes, expects }
+    }
+
+    /// Accepts the batch whose head was handed out, with memory for its body.
+    pub fn accept_batch(&mut self, memory: Vec<u8>) {
+        if let Stage::Batch(batch) = &mut self.stage {
+            batch.body = memory;
+        }
+    }
+
+    /// Declines the body of a request whose head was handed out, and was or will be responded to.
+    pub fn decline(&mut self) {
+        self.stage = match &self.stage {
+            Stage::Batch(batch) => match (batch.refusal.persistence, &batch.end) {
+                (Persistence::Close, _) | (_, BodyEnd::Chunked(_)) => Stage::ENDED,
+                (_, BodyEnd::Length(0)) => Stage::START,
+                (_, BodyEnd::Length(left)) => Stage::Skip { left: *left },
+            },
+            _ => Stage::ENDED,
+        };
+    }
+
+    /// Reads a part of the body of a batch.
+    fn read_batch<'i>(&mut self, input: &mut &'i [u8]) -> Step<'i> {
+        let limit = self.limits.batch_bytes_max;
+        let Stage::Batch(batch) = &mut self.stage else { return Step::NeedsMore };
+        let (taken, is_whole) = match &mut batch.end {
+            BodyEnd::Length(left) => {
+                let taken = input.len().min(*left);
+                batch.body.extend_from_slice(&input[..taken]);
+                *left -= taken;
+                self.budget.charge_bytes(taken, units::COPIED_BYTES);
+                (taken, *left == 0)
+            }
+            BodyEnd::Chunked(chunked) => {
+                let data = &input[..input.len().min(CHUNKED_BYTES_AT_ONCE)];
+                let (taken, is_whole) = match chunked.feed(data, limit, &mut batch.body) {
+                    Ok(Progress::More) => (data.len(), false),
+                    Ok(Progress::Done(taken)) => (taken, true),
+                    Err(Refusal::LargeBody) => return self.refuse(Refusal::LargeBatch, input),
+                    Err(refusal) => return self.refuse(refusal, input),
+                };
+                self.budget.charge(chunked_units(taken));
+                (taken, is_whole)
+            }
+        };
+        *input = &input[taken..];
+        match is_whole {
+            true => self.give_batch_body(),
+            false => Step::Advanced,
+        }
+    }
+
+    fn give_batch_body<'d>(&mut self) -> Step<'d> {
+        let Stage::Batch(batch) = &mut self.stage else { return Step::NeedsMore };
+        let (head, body) = (batch.head, std::mem::take(&mut batch.body));
+        self.stage = Stage::WholeBatch(Box::new(head));
+        Step::BatchBody(body)
+    }
+
+    /// How the response to the batch has to be sent that is whole. `has_more` says whether something has arrived behind it.
+    pub fn batch_reply_to(&self, has_more: bool) -> ReplyTo {
+        match &self.stage {
+            Stage::WholeBatch(head) => {
+                ReplyTo { persistence: self.persistence(head, has_more), is_head: false }
+            }
+            _ => ReplyTo::LAST,
+        }
+    }
+
+    /// Notes that the batch was responded to as [`Connection::batch_reply_to`] has said.
+    pub fn finish_batch(&mut self, reply_to: ReplyTo, now_ms: u64) {
+        if let Stage::WholeBatch(head) = &self.stage {
+            let head = **head;
+            self.answer(&head, reply_to.persistence);
+            self.since_ms = now_ms;
+        }
+    }
+
+    /// How many bytes of a batch have yet to arrive, if [`Connection::fill`] can take them.
+    #[inline]
     pub fn missing(&self) -> usize {
         match &self.stage {
             Stage::Batch(batch) => match batch.end {
@@ -397,8 +572,8 @@ impl<W> Connection<W> {
         }
     }
 
-    /// Has `receive` append bytes of a batch to those that are here, as many as it is given at most, so that no buffer
-    /// comes in between. Afterwards, [`Connection::receive`] of nothing says what to do next.
+    /// Has `receive` append bytes of a batch to those that are here, at most as many as it is told, so that no buffer
+    /// comes in between.
     pub fn fill<R>(&mut self, receive: impl FnOnce(&mut Vec<u8>, usize) -> R) -> Option<R> {
         let room = self.budget.room(units::COPIED_BYTES);
         let Stage::Batch(batch) = &mut self.stage else { return None };
@@ -408,15 +583,12 @@ impl<W> Connection<W> {
         let more = batch.body.len() - before;
         *left = left.checked_sub(more).expect("no more than were missing");
         self.budget.charge_bytes(more, units::COPIED_BYTES);
-        if *left == 0 {
-            self.start_work();
-        }
         Some(received)
     }
 
     /// When the peer will have been too slow, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
-        if self.works() {
+        if matches!(self.stage, Stage::WholeBatch(_)) {
             return u64::MAX;
         }
         let timeouts = &self.limits.timeouts;
@@ -427,41 +599,91 @@ impl<W> Connection<W> {
         })
     }
 
-    /// The method and the target of a request whose head has arrived, and which is not responded to yet, unless it is a
-    /// batch.
-    pub fn request_under_way(&self) -> Option<(Method, Target<'_>)> {
+    /// What has arrived of a request that was not responded to; `kept` is what the caller keeps of it.
+    pub fn under_way<'a>(&'a self, kept: &'a [u8]) -> UnderWay<'a> {
         let (head, bytes) = match &self.stage {
-            // It was responded to, and its bytes are gone.
-            _ if self.closing => return None,
-            Stage::Body { head, .. } => (head, &self.buffer),
-            Stage::Chunked(request) => (&request.head, &request.bytes),
-            Stage::Asked(request) => (&request.head, &request.bytes),
-            Stage::Head { .. } | Stage::Skip { .. } | Stage::Batch(_) | Stage::Work(_) => {
-                return None;
+            Stage::Batch(_) | Stage::WholeBatch(_) => return UnderWay::Batch,
+            Stage::Body { head, .. } => (head, kept),
+            Stage::Chunked(request) => (&request.head, &request.bytes[..]),
+            Stage::Idle { .. } | Stage::Head { .. } | Stage::Skip { .. } | Stage::Ended { .. } => {
+                return UnderWay::Nothing;
             }
         };
-        Some((head.method, head.target(bytes).ok()?))
+        match head.target(bytes) {
+            Ok(target) => UnderWay::Request(head.method, target),
+            Err(_) => UnderWay::Nothing,
+        }
     }
 
-    /// Whether a batch is received or worked on.
-    pub fn is_batch_under_way(&self) -> bool {
-        matches!(self.stage, Stage::Batch(_) | Stage::Work(_))
+    /// How many of the bytes that the caller keeps belong to the request whose body is on its way.
+    pub fn body_bytes_kept(&self) -> usize {
+        match &self.stage {
+            Stage::Body { head, length } => head.bytes + length,
+            _ => 0,
+        }
     }
 
     /// What the peer is expected to send.
     pub fn waited(&self) -> Waited {
         match self.stage {
-            Stage::Head { .. } if !self.begun => Waited::Idle,
+            Stage::Idle { .. } | Stage::Ended { .. } => Waited::Idle,
             Stage::Head { .. } => Waited::Header,
-            // It does not wait for the peer.
-            Stage::Asked(_) => Waited::Idle,
             _ => Waited::Body,
         }
     }
 
-    /// Whether there is work to do on a batch.
-    fn works(&self) -> bool {
-        matches!(self.stage, Stage::Work(_))
+    /// Whether what comes next can be taken while an earlier request waits for its response: the next request has a safe
+    /// method, so it may be handled before that response is made (RFC 9112 section 9.3.2).
+    pub fn may_overtake(&self, data: &[u8]) -> bool {
+        matches!(self.stage, Stage::Idle { .. })
+            && (data.starts_with(b"GET ") || data.starts_with(b"HEAD "))
+    }
+
+    /// Ends a connection whose deadline has passed. Returns the refusal of the request that is incomplete, if there is one;
+    /// `kept` is what the caller keeps of it.
+    pub fn expire(&mut self, kept: &[u8]) -> Option<Refused> {
+        let is_refused =
+            !matches!(self.stage, Stage::Idle { .. } | Stage::Skip { .. } | Stage::Ended { .. });
+        let refused = is_refused.then(|| self.refused(Refusal::Timeout, kept));
+        self.stage = Stage::ENDED;
+        refused
+    }
+
+    /// Ends the connection: nothing that arrives is read anymore.
+    pub fn end(&mut self) {
+        self.stage = Stage::ENDED;
+    }
+
+    /// Makes the response to the last request that has arrived the last.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// Whether the next step needs more bytes than are left, if none are.
+    #[inline]
+    pub fn needs_bytes(&self) -> bool {
+        match &self.stage {
+            Stage::Ended { .. } | Stage::WholeBatch(_) => false,
+            Stage::Batch(batch) => !batch.is_whole(),
+            _ => true,
+        }
+    }
+
+    /// Whether its last response was made or is due, and nothing more is read.
+    #[inline]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.stage, Stage::Ended { .. })
+    }
+
+    /// Whether there is a batch to work on.
+    #[inline]
+    pub fn has_batch(&self) -> bool {
+        matches!(self.stage, Stage::WholeBatch(_))
+    }
+
+    /// Whether a request has begun that was not responded to.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.stage, Stage::Idle { .. } | Stage::Ended { .. })
     }
 
     /// How long the peer may leave responses untaken, in milliseconds.
@@ -469,493 +691,24 @@ impl<W> Connection<W> {
         self.limits.timeouts.idle_ms
     }
 
-    /// Ends a connection whose deadline has passed, with 408 if a request had begun.
-    pub fn expire<H: Handler<Work = W>>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
-        if self.begun && !self.closing && !matches!(self.stage, Stage::Skip { .. }) {
-            let is_head = self.is_head(&self.buffer);
-            self.refuse(Refusal::Timeout, is_head, context, out);
-        }
-        self.closing = true;
-    }
-
-    /// Makes the response to the last request that has arrived the last.
-    pub fn drain(&mut self) {
-        self.draining = true;
-    }
-
-    /// Whether nothing has arrived that is not responded to.
-    pub fn is_idle(&self) -> bool {
-        !self.begun && self.buffer.is_empty()
-    }
-
-    /// Refuses the connection as a whole, because the server has no room for it.
-    pub fn turn_away<H: Handler<Work = W>>(&mut self, context: &mut Context<H>, out: &mut Vec<u8>) {
-        self.closing = true;
-        let reply = Reply::new(out, &context.date, Persistence::Close, false);
-        let sentence = "try again later: the server has as many connections as it allows";
-        let status =
-            reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence);
-        context.handler.refused(status);
-    }
-
-    /// Handles what is complete in `data`; returns how much of it was consumed.
-    fn advance<H: Handler<Work = W>>(
-        &mut self,
-        data: &[u8],
-        may_work: bool,
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> (usize, Outcome) {
-        let mut at = 0;
-        loop {
-            if self.closing {
-                let has_more = at < data.len();
-                return match self.peer_has_finished && !has_more {
-                    true => (at, Outcome::CloseAtOnce),
-                    false => (data.len(), Outcome::Close),
-                };
-            }
-            let works = self.works();
-            if at == data.len() && !works {
-                return (at, Outcome::Receive);
-            }
-            if out.len() >= UNSENT_BYTES_MAX {
-                return (at, Outcome::Resume);
-            }
-            if self.budget.is_spent() {
-                return (at, Outcome::Work);
-            }
-            if works {
-                match may_work && self.work(at < data.len(), now_ms, context, out) {
-                    true => continue,
-                    false => return (at, Outcome::Work),
-                }
-            }
-            match self.step(&data[at..], now_ms, context, out) {
-                Ok(Some(taken)) => at += taken,
-                // Closing although nothing was consumed: the body is not wanted anymore.
-                Ok(None) if self.closing => return (data.len(), Outcome::Close),
-                Ok(None) => {
-                    return match &mut self.stage {
-                        Stage::Asked(asked) => {
-                            (at + std::mem::take(&mut asked.unconsumed), Outcome::Wait)
-                        }
-                        _ => (at, Outcome::Receive),
-                    };
-                }
-                Err(refusal) => {
-                    let is_head = self.is_head(&data[at..]);
-                    self.refuse(refusal, is_head, context, out);
-                }
-            }
-        }
-    }
-
-    /// Takes one step with `data`, which is not empty: returns how many bytes it consumed, or `None`
-    /// if more must arrive first.
-    #[inline]
-    fn step<H: Handler<Work = W>>(
-        &mut self,
-        data: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Result<Option<usize>, Refusal> {
-        match &mut self.stage {
-            Stage::Head { scan, empty_lines } => {
-                if !self.begun && data[0] == b'\r' {
-                    if data.len() == 1 {
-                        return Ok(None);
-                    }
-                    *empty_lines += 1;
-                    let allowed = data[1] == b'\n' && *empty_lines <= EMPTY_LINES_MAX;
-                    return if allowed { Ok(Some(2)) } else { Err(Refusal::Malformed) };
-                }
-                let known = if self.begun { None } else { context.head_cache.find(data) };
-                let head = match known {
-                    Some(head) => head,
-                    None => {
-                        let scanned = scan.parse(data, &context.bound_host);
-                        self.budget.charge(units::HEAD);
-                        let Some(mut head) = scanned? else {
-                            // Its bytes are charged once it is complete.
-                            self.begin(now_ms);
-                            return Ok(None);
-                        };
-                        self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
-                        head.is_batch = self.is_batch(&head, &data[..head.bytes], context);
-                        context.head_cache.keep(&head, &data[..head.bytes]);
-                        head
-                    }
-                };
-                match head.is_batch {
-                    false => self.start_body(head, data, now_ms, context, out),
-                    true => self.start_batch(head, data, now_ms, context, out),
-                }
-            }
-            Stage::Body { head, length } => {
-                let (head, length) = (*head, *length);
-                Ok(self.finish_body(head, length, data, now_ms, context, out))
-            }
-            Stage::Chunked(request) => {
-                let limit = self.limits.body_bytes_max;
-                let arrived = data.len();
-                // The budget is looked at between two of them.
-                let data = &data[..arrived.min(CHUNKED_BYTES_AT_ONCE)];
-                match request.chunked.feed(data, limit, &mut request.bytes) {
-                    Err(Refusal::LargeBody) => {
-                        let (head, bytes) = (request.head, std::mem::take(&mut request.bytes));
-                        self.refuse_body(head, &bytes, now_ms, context, out)
-                    }
-                    Err(refusal) => Err(refusal),
-                    Ok(Progress::More) => {
-                        self.budget.charge(chunked_units(data.len()));
-                        Ok(Some(data.len()))
-                    }
-                    Ok(Progress::Done(taken)) => {
-                        self.budget.charge(chunked_units(taken));
-                        let ChunkedRequest { head, bytes, .. } = &mut **request;
-                        let (head, bytes) = (*head, std::mem::take(bytes));
-                        self.stage = Stage::START;
-                        let has_more = taken < arrived;
-                        match self.handle(&head, &bytes, has_more, now_ms, context, out) {
-                            Handled::Responded(_) => Ok(Some(taken)),
-                            Handled::NotYet => {
-                                self.ask(&head, bytes, taken);
-                                Ok(None)
-                            }
-                        }
-                    }
-                }
-            }
-            Stage::Asked(_) => unreachable!("what is received is kept until it is resumed"),
-            Stage::Batch(batch) => {
-                let limit = self.limits.batch_bytes_max;
-                let data = match batch.end {
-                    BodyEnd::Length(_) => data,
-                    BodyEnd::Chunked(_) => &data[..data.len().min(CHUNKED_BYTES_AT_ONCE)],
-                };
-                let (taken, is_whole) = batch.take(data, limit)?;
-                let units = batch.units(taken);
-                self.budget.charge(units);
-                if is_whole {
-                    self.start_work();
-                }
-                Ok(Some(taken))
-            }
-            // The caller does the work.
-            Stage::Work(_) => Ok(None),
-            Stage::Skip { left } => {
-                let taken = data.len().min(*left);
-                *left -= taken;
-                self.budget.charge_bytes(taken, units::MOVED_BYTES);
-                if *left == 0 {
-                    (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
-                }
-                Ok(Some(taken))
-            }
-        }
-    }
-
-    /// Whether the body behind a head is a batch.
-    fn is_batch<H: Handler<Work = W>>(
-        &self,
-        head: &Head,
-        head_only: &[u8],
-        context: &Context<H>,
-    ) -> bool {
-        head.target(head_only)
-            .is_ok_and(|target| context.handler.is_batch(&self.request(head, head_only, target)))
-    }
-
-    /// Continues from the complete head of a batch at the start of `data`.
-    fn start_batch<H: Handler<Work = W>>(
-        &mut self,
-        head: Head,
-        data: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Result<Option<usize>, Refusal> {
-        let bytes_max = self.limits.batch_bytes_max;
-        let (bytes, end) = match head.framing {
-            Framing::Length(length) => {
-                let length = usize::try_from(length).ok().filter(|length| *length <= bytes_max);
-                let length = length.ok_or(Refusal::LargeBatch)?;
-                (length, BodyEnd::Length(length))
-            }
-            // As many bytes of framing as of data.
-            Framing::Chunked => {
-                let framing_bytes_max = bytes_max.max(CHUNK_FRAMING_BYTES_MAX);
-                (bytes_max, BodyEnd::Chunked(Chunked::new(framing_bytes_max)))
-            }
-        };
-        let is_chunked = matches!(end, BodyEnd::Chunked(_));
-        let waits = head.expects_continue && data.len() == head.bytes && bytes > 0;
-        // If it is refused, the connection goes on behind a body that comes in any case and whose end is known.
-        let persistence = match waits || is_chunked {
-            true => Persistence::Close,
-            false => self.persistence(&head, true),
-        };
-        let head_only = &data[..head.bytes];
-        let request = self.request(&head, head_only, head.target(head_only)?);
-        let reply = Reply::new(out, &context.date, persistence, false);
-        let begun = context.handler.begin_batch(&request, bytes, reply);
-        self.budget.charge(units::REFUSAL);
-        self.begin(now_ms);
-        self.since_ms = now_ms;
-        let Some((work, body)) = begun else {
-            self.closing = persistence == Persistence::Close;
-            self.begun = bytes > 0;
-            self.stage = if bytes > 0 { Stage::Skip { left: bytes } } else { Stage::START };
-            return Ok(Some(head.bytes));
-        };
-        if waits {
-            out.extend_from_slice(CONTINUE);
-        }
-        self.stage = Stage::Batch(Box::new(BatchRequest { head, end, body, work }));
-        if bytes == 0 {
-            self.start_work();
-        }
-        Ok(Some(head.bytes))
-    }
-
-    /// Notes that the body of a batch is whole.
-    fn start_work(&mut self) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::START) {
-            Stage::Batch(batch) => Stage::Work(batch),
-            other => other,
-        };
-    }
-
-    /// Works on a batch until the budget is spent. Returns whether that is done.
-    fn work<H: Handler<Work = W>>(
-        &mut self,
-        has_more: bool,
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        let Stage::Work(batch) = &self.stage else { return true };
-        let persistence = self.persistence(&batch.head, has_more);
-        let Stage::Work(batch) = &mut self.stage else { return true };
-        let reply = Reply::new(out, &context.date, persistence, false);
-        let BatchRequest { work, body, .. } = &mut **batch;
-        let is_done = context.handler.work(work, body, &mut self.budget, reply);
-        if is_done {
-            self.closing = persistence == Persistence::Close;
-            self.peer_has_finished = batch.head.is_last();
-            (self.stage, self.begun, self.since_ms) = (Stage::START, false, now_ms);
-        }
-        is_done
-    }
-
     /// Notes that a request has begun.
     fn begin(&mut self, now_ms: u64) {
-        if !self.begun {
-            self.begun = true;
+        if matches!(self.stage, Stage::Idle { .. }) {
             self.since_ms = now_ms;
         }
     }
 
-    /// Continues from a complete head at the start of `data`.
-    #[inline]
-    fn start_body<H: Handler<Work = W>>(
-        &mut self,
-        head: Head,
-        data: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Result<Option<usize>, Refusal> {
-        let arrived = data.len() - head.bytes;
-        match head.framing {
-            Framing::Length(length) if length > self.limits.body_bytes_max as u64 => {
-                self.refuse_body(head, data, now_ms, context, out)
-            }
-            Framing::Length(length) => {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "at most a limit that is a usize"
-                )]
-                let length = length as usize;
-                if length > 0 && arrived == 0 && head.expects_continue {
-                    self.meet_expectation(&head, data, now_ms, context, out);
-                    if matches!(self.stage, Stage::Asked(_)) {
-                        return Ok(None);
-                    }
-                }
-                if self.closing {
-                    // The response was the last: what comes is not read.
-                    return Ok(None);
-                }
-                if arrived < length {
-                    self.begin(now_ms);
-                    self.since_ms = now_ms;
-                    self.stage = Stage::Body { head, length };
-                }
-                Ok(self.finish_body(head, length, data, now_ms, context, out))
-            }
-            Framing::Chunked => {
-                if arrived == 0 && head.expects_continue {
-                    self.meet_expectation(&head, data, now_ms, context, out);
-                    if matches!(self.stage, Stage::Asked(_)) {
-                        return Ok(None);
-                    }
-                }
-                if self.closing {
-                    return Ok(None);
-                }
-                self.begin(now_ms);
-                self.since_ms = now_ms;
-                self.stage = Stage::Chunked(Box::new(ChunkedRequest {
-                    head,
-                    chunked: Chunked::new(CHUNK_FRAMING_BYTES_MAX),
-                    bytes: data[..head.bytes].to_vec(),
-                }));
-                Ok(Some(head.bytes))
-            }
-        }
-    }
-
-    /// Refuses a request with a body that is too large: for its target or its method, if nobody could send it a smaller one.
+    /// Refuses what has arrived of a request, after which its end cannot be known.
     #[cold]
-    fn refuse_body<H: Handler<Work = W>>(
-        &mut self,
-        head: Head,
-        bytes: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Result<Option<usize>, Refusal> {
-        let head_only = &bytes[..head.bytes];
-        if context.handler.knows(&self.request(&head, head_only, head.target(head_only)?)) {
-            return Err(Refusal::LargeBody);
-        }
-        let last = Head { is_persistent: false, expects_continue: true, ..head };
-        self.stage = Stage::START;
-        let _ = self.handle(&last, head_only, false, now_ms, context, out);
-        Ok(None)
+    fn refuse<'d>(&mut self, refusal: Refusal, data: &[u8]) -> Step<'d> {
+        let refused = self.refused(refusal, data);
+        self.budget.charge(units::REFUSAL);
+        self.stage = Stage::ENDED;
+        Step::Refused(refused)
     }
 
-    /// Handles a request whose body has a known length, once all of it is in `data`.
-    #[inline]
-    fn finish_body<H: Handler<Work = W>>(
-        &mut self,
-        head: Head,
-        length: usize,
-        data: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        if self.closing || data.len() - head.bytes < length {
-            return None;
-        }
-        let total = head.bytes + length;
-        self.stage = Stage::START;
-        match self.handle(&head, &data[..total], data.len() > total, now_ms, context, out) {
-            Handled::Responded(_) => Some(total),
-            Handled::NotYet => {
-                self.ask(&head, data[..total].to_vec(), total);
-                None
-            }
-        }
-    }
-
-    /// Keeps a request that the handler cannot respond to yet, and of which so much is not consumed.
-    #[cold]
-    fn ask(&mut self, head: &Head, bytes: Vec<u8>, unconsumed: usize) {
-        (self.begun, self.closing) = (true, false);
-        self.stage = Stage::Asked(Box::new(AskedRequest { head: *head, bytes, unconsumed }));
-    }
-
-    /// Tells a client that waits whether to send its body (RFC 9110 section 10.1.1). If the body is
-    /// not wanted, the response comes at once, and the connection ends with it.
-    fn meet_expectation<H: Handler<Work = W>>(
-        &mut self,
-        head: &Head,
-        data: &[u8],
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) {
-        let head_only = &data[..head.bytes];
-        let is_wanted = head.target(head_only).is_ok_and(|target| {
-            let request = self.request(head, head_only, target);
-            context.handler.wants_body(&request)
-        });
-        if is_wanted {
-            out.extend_from_slice(CONTINUE);
-        } else {
-            let last = Head { is_persistent: false, ..*head };
-            if self.handle(&last, head_only, false, now_ms, context, out) == Handled::NotYet {
-                self.ask(&last, head_only.to_vec(), data.len());
-            }
-        }
-    }
-
-    /// A request whose head and decoded body are `bytes`.
-    #[inline]
-    fn request<'a>(&self, head: &'a Head, bytes: &'a [u8], target: Target<'a>) -> Request<'a> {
-        let body = &bytes[head.bytes..];
-        Request { head, bytes, target, body, peer_is_loopback: self.peer_is_loopback }
-    }
-
-    /// Hands over a complete request. `bytes` are its head and its decoded body; `has_more` says whether
-    /// something has arrived behind it.
-    #[inline]
-    fn handle<H: Handler<Work = W>>(
-        &mut self,
-        head: &Head,
-        bytes: &[u8],
-        has_more: bool,
-        now_ms: u64,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) -> Handled {
-        let is_head = head.method == Method::Head;
-        let target = match head.target(bytes) {
-            Ok(target) => target,
-            Err(refusal) => {
-                self.refuse(refusal, is_head, context, out);
-                return Handled::Responded(0);
-            }
-        };
-        let persistence = match target {
-            // Bytes behind a request for a tunnel are not requests.
-            Target::Tunnel => Persistence::Close,
-            _ => self.persistence(head, has_more),
-        };
-        self.closing = persistence == Persistence::Close;
-        self.peer_has_finished = head.is_last();
-        self.begun = false;
-        self.since_ms = now_ms;
-        if !head.has_plain_path {
-            // It is decoded for each request.
-            self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
-        }
-        let request = self.request(head, bytes, target);
-        let reply = Reply::new(out, &context.date, persistence, is_head);
-        self.budget.charge_bytes(bytes.len(), units::READ_BYTES);
-        let handled = context.handler.handle(&request, reply);
-        if let Handled::Responded(units) = handled {
-            self.budget.charge(units);
-        }
-        handled
-    }
-
-    /// Whether the connection goes on behind the response to a request. `has_more` says whether something has arrived
-    /// behind the request.
-    #[inline]
-    fn persistence(&self, head: &Head, has_more: bool) -> Persistence {
-        let is_last = self.draining && !has_more;
-        match (head.is_persistent && !is_last, head.is_1_1) {
-            (true, true) => Persistence::Implied,
-            (true, false) => Persistence::KeepAlive,
-            (false, _) => Persistence::Close,
-        }
+    fn refused(&self, refusal: Refusal, data: &[u8]) -> Refused {
+        Refused { refusal, is_head: self.is_head(data) }
     }
 
     /// Whether the request that starts or continues with `data` is a HEAD request, or could become
@@ -963,71 +716,27 @@ impl<W> Connection<W> {
     fn is_head(&self, data: &[u8]) -> bool {
         const START: &[u8] = b"HEAD ";
         match &self.stage {
-            Stage::Head { .. } => {
+            Stage::Idle { .. } | Stage::Head { .. } => {
                 let start = &data[..data.len().min(START.len())];
                 !start.is_empty() && START.starts_with(start)
             }
             Stage::Body { head, .. } => head.method == Method::Head,
             Stage::Chunked(request) => request.head.method == Method::Head,
-            Stage::Asked(request) => request.head.method == Method::Head,
-            Stage::Batch(batch) | Stage::Work(batch) => batch.head.method == Method::Head,
-            Stage::Skip { .. } => false,
+            Stage::Batch(_) | Stage::WholeBatch(_) | Stage::Skip { .. } | Stage::Ended { .. } => {
+                false
+            }
         }
     }
+}
 
-    /// Responds with an error after which the end of the request cannot be known.
-    #[cold]
-    fn refuse<H: Handler<Work = W>>(
-        &mut self,
-        refusal: Refusal,
-        is_head: bool,
-        context: &mut Context<H>,
-        out: &mut Vec<u8>,
-    ) {
-        self.closing = true;
-        // What was received of it is not wanted anymore.
-        self.stage = Stage::START;
-        self.budget.charge(units::REFUSAL);
-        let (status, sentence) = refusal.response();
-        if refusal == Refusal::Http2 {
-            out.extend_from_slice(GO_AWAY);
-            return context.handler.refused(status);
-        }
-        let reply = Reply::new(out, &context.date, Persistence::Close, is_head);
-        context.handler.refused(reply.send_error(status, &[], sentence));
+impl BatchRequest {
+    /// Whether everything of its body has arrived.
+    fn is_whole(&self) -> bool {
+        matches!(self.end, BodyEnd::Length(0))
     }
 }
 
 /// The cost of reading bytes of a chunked body.
 fn chunked_units(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX).saturating_mul(units::CHUNKED_BYTE)
-}
-
-impl<W> BatchRequest<W> {
-    /// The cost of taking bytes of the body.
-    fn units(&self, bytes: usize) -> u32 {
-        match self.end {
-            BodyEnd::Length(_) => u32::try_from(bytes / units::COPIED_BYTES).unwrap_or(u32::MAX),
-            BodyEnd::Chunked(_) => chunked_units(bytes),
-        }
-    }
-
-    /// Takes what `data` has of the body, at most `bytes_max` bytes in all. Returns how many bytes of it belong to the
-    /// body, and whether that is whole.
-    fn take(&mut self, data: &[u8], bytes_max: usize) -> Result<(usize, bool), Refusal> {
-        match &mut self.end {
-            BodyEnd::Length(left) => {
-                let taken = data.len().min(*left);
-                self.body.extend_from_slice(&data[..taken]);
-                *left -= taken;
-                Ok((taken, *left == 0))
-            }
-            BodyEnd::Chunked(chunked) => match chunked.feed(data, bytes_max, &mut self.body) {
-                Ok(Progress::More) => Ok((data.len(), false)),
-                Ok(Progress::Done(taken)) => Ok((taken, true)),
-                Err(Refusal::LargeBody) => Err(Refusal::LargeBatch),
-                Err(refusal) => Err(refusal),
-            },
-        }
-    }
 }

@@ -1,31 +1,29 @@
 //! What the connections of one shard share.
 
-use super::connection::Handler;
+use super::date::Date;
 use super::head_cache::HeadCache;
-use super::response::Date;
 
-/// What the connections of one shard share: what responds to their requests, and what HTTP needs
-/// besides.
+/// What the connections of one shard share.
 #[derive(Debug)]
-pub struct Context<H> {
-    /// Responds to the requests.
-    pub handler: H,
+pub struct Context {
     /// The date of responses.
     pub(super) date: Date,
     pub(super) head_cache: HeadCache,
     /// The host that the server is bound to, which `Host` may name besides loopback.
     pub(super) bound_host: String,
+    /// The path to which batches are posted.
+    pub(super) batch_path: &'static [u8],
 }
 
-impl<H: Handler> Context<H> {
-    /// The context of connections whose requests `handler` responds to, on a server bound to
-    /// `bound_host`, at a Unix time in seconds.
-    pub fn of(handler: H, bound_host: &str, unix_seconds: u64) -> Self {
+impl Context {
+    /// The context of connections to a server that is bound to `bound_host` and takes batches at `batch_path`, at a Unix
+    /// time in seconds. The body of a batch is received into memory of its own (see [`Step`](super::Step)).
+    pub fn new(bound_host: &str, batch_path: &'static [u8], unix_seconds: u64) -> Self {
         Context {
-            handler,
             date: Date::from_unix(unix_seconds),
             head_cache: HeadCache::default(),
             bound_host: bound_host.to_owned(),
+            batch_path,
         }
     }
 

@@ -1,8 +1,10 @@
 //! A request's head: where it ends, what it says, and whether it can be trusted.
 
+use super::authority;
 use super::method::Method;
+use super::refusal::Refusal;
 use super::target::{self, Target};
-use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX, Refusal, authority};
+use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -250,6 +252,61 @@ fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     }
 }
 
+/// What the fields of a head say.
+#[derive(Debug, Default)]
+struct Fields<'a> {
+    host: Field<&'a [u8]>,
+    origin: Field<&'a [u8]>,
+    fetch_site: Field<&'a [u8]>,
+    length: Field<&'a [u8]>,
+    codings: Field<&'a [u8]>,
+    authorization: Field<&'a [u8]>,
+    accept: Field<&'a [u8]>,
+    is_forwarded: bool,
+    is_encoded: bool,
+    keep_alive: bool,
+    close: bool,
+    expects_continue: bool,
+    expects_other: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn see(&mut self, name: &str, value: &'a [u8]) {
+        match name.len() {
+            3 if name.eq_ignore_ascii_case("via") => self.is_forwarded = true,
+            4 if name.eq_ignore_ascii_case("host") => self.host.see(value),
+            6 if name.eq_ignore_ascii_case("origin") => self.origin.see(value),
+            6 if name.eq_ignore_ascii_case("accept") => self.accept.see(value),
+            6 if name.eq_ignore_ascii_case("expect") => {
+                self.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
+                self.expects_other |= !self.expects_continue;
+            }
+            9 if name.eq_ignore_ascii_case("forwarded") => self.is_forwarded = true,
+            9 if name.eq_ignore_ascii_case("x-real-ip") => self.is_forwarded = true,
+            10 if name.eq_ignore_ascii_case("connection") => {
+                for option in list(value) {
+                    self.close |= option.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            13 if name.eq_ignore_ascii_case("authorization") => self.authorization.see(value),
+            14 if name.eq_ignore_ascii_case("content-length") => self.length.see(value),
+            14 if name.eq_ignore_ascii_case("sec-fetch-site") => self.fetch_site.see(value),
+            16 if name.eq_ignore_ascii_case("content-encoding") => {
+                let is_identity = |coding: &[u8]| coding.eq_ignore_ascii_case(b"identity");
+                self.is_encoded |=
+                    !list(value).all(|coding| coding.is_empty() || is_identity(coding));
+            }
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => self.codings.see(value),
+            13.. => {
+                let start = &name.as_bytes()[..12];
+                self.is_forwarded |= start.eq_ignore_ascii_case(b"x-forwarded-");
+            }
+            _ => {}
+        }
+    }
+}
+
 fn interpret(
     request: &httparse::Request<'_, '_>,
     bytes: &[u8],
@@ -261,53 +318,15 @@ fn interpret(
     };
     let (method, target) = (Method::from_name(method), target.as_bytes());
     let is_1_1 = minor == 1;
-    let (mut host, mut origin, mut fetch_site) = (Field::Absent, Field::Absent, Field::Absent);
-    let (mut length, mut codings) = (Field::Absent, Field::Absent);
-    let (mut authorization, mut is_forwarded, mut is_encoded) = (Field::Absent, false, false);
-    let mut accept = Field::Absent;
-    let (mut keep_alive, mut close) = (false, false);
-    let (mut expects_continue, mut expects_other) = (false, false);
-    for field in request.headers.iter() {
-        let (name, value) = (field.name, field.value);
-        match name.len() {
-            3 if name.eq_ignore_ascii_case("via") => is_forwarded = true,
-            4 if name.eq_ignore_ascii_case("host") => host.see(value),
-            6 if name.eq_ignore_ascii_case("origin") => origin.see(value),
-            6 if name.eq_ignore_ascii_case("accept") => accept.see(value),
-            6 if name.eq_ignore_ascii_case("expect") => {
-                expects_continue = value.eq_ignore_ascii_case(b"100-continue");
-                expects_other |= !expects_continue;
-            }
-            9 if name.eq_ignore_ascii_case("forwarded") => is_forwarded = true,
-            9 if name.eq_ignore_ascii_case("x-real-ip") => is_forwarded = true,
-            10 if name.eq_ignore_ascii_case("connection") => {
-                for option in list(value) {
-                    close |= option.eq_ignore_ascii_case(b"close");
-                    keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                }
-            }
-            13 if name.eq_ignore_ascii_case("authorization") => authorization.see(value),
-            14 if name.eq_ignore_ascii_case("content-length") => length.see(value),
-            14 if name.eq_ignore_ascii_case("sec-fetch-site") => fetch_site.see(value),
-            16 if name.eq_ignore_ascii_case("content-encoding") => {
-                let is_identity = |coding: &[u8]| coding.eq_ignore_ascii_case(b"identity");
-                is_encoded |= !list(value).all(|coding| coding.is_empty() || is_identity(coding));
-            }
-            17 if name.eq_ignore_ascii_case("transfer-encoding") => codings.see(value),
-            13.. => {
-                let start = &name.as_bytes()[..12];
-                is_forwarded |= start.eq_ignore_ascii_case(b"x-forwarded-");
-            }
-            _ => {}
-        }
-    }
-    let framing = framing(length, codings, is_1_1)?;
-    let host = match host {
+    let mut fields = Fields::default();
+    request.headers.iter().for_each(|field| fields.see(field.name, field.value));
+    let framing = framing(fields.length, fields.codings, is_1_1)?;
+    let host = match fields.host {
         Field::Once(host) if authority::is_valid(host) => host,
         Field::Absent if !is_1_1 => b"",
         _ => return Err(Refusal::Host),
     };
-    if expects_other && is_1_1 {
+    if fields.expects_other && is_1_1 {
         return Err(Refusal::Expectation);
     }
     let has_plain_path = target::is_plain_path(target);
@@ -316,33 +335,30 @@ fn interpret(
         // A target that cannot be parsed is refused once the request is complete.
         false => target::parse(method, target).ok().and_then(|(_, host)| host).unwrap_or(host),
     };
+    let once = |field: Field<&[u8]>| match field {
+        Field::Once(value) => Some(Span::of(value, bytes)),
+        Field::Absent | Field::Repeated => None,
+    };
     Ok(Head {
         method,
         target: Span::of(target, bytes),
         has_plain_path,
         is_1_1,
-        is_persistent: !close && (is_1_1 || keep_alive),
+        is_persistent: !fields.close && (is_1_1 || fields.keep_alive),
         framing,
-        length: match length {
-            Field::Once(value) => Some(Span::of(value, bytes)),
-            Field::Absent | Field::Repeated => None,
-        },
+        length: once(fields.length),
         // RFC 9110 section 10.1.1: an HTTP/1.0 client cannot read a 100.
-        expects_continue: expects_continue && is_1_1,
+        expects_continue: fields.expects_continue && is_1_1,
         host: if host.is_empty() { Span::EMPTY } else { Span::of(host, bytes) },
-        is_cross_site: is_cross_site(origin, fetch_site, host, bound_host),
-        is_forwarded,
-        is_encoded,
+        is_cross_site: is_cross_site(fields.origin, fields.fetch_site, host, bound_host),
+        is_forwarded: fields.is_forwarded,
+        is_encoded: fields.is_encoded,
         is_batch: false,
-        authorization: match authorization {
-            Field::Absent => None,
-            Field::Once(value) => Some(Span::of(value, bytes)),
+        authorization: match fields.authorization {
             Field::Repeated => Some(Span::EMPTY),
+            field => once(field),
         },
-        accept: match accept {
-            Field::Once(value) => Some(Span::of(value, bytes)),
-            Field::Absent | Field::Repeated => None,
-        },
+        accept: once(fields.accept),
         bytes: bytes.len(),
     })
 }

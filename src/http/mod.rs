@@ -1,8 +1,7 @@
 //! HTTP/1.1 without sockets or clocks: received bytes in, requests out, responses to bytes.
 //!
-//! [`Connection`] is what an engine drives. It keeps what is incomplete, hands every complete
-//! request to the [`Handler`] of its shard's [`Context`], and says when the connection must close.
-//! The grammar is RFC 9112's, read strictly: where two readers of the same bytes could disagree on
+//! It is pulled: [`Connection::step`] takes what was received and returns one [`Step`], such as a complete request, which its
+//! caller responds to with a [`Reply`]. The grammar is RFC 9112's, read strictly: where two readers of the same bytes could disagree on
 //! where a request ends, the request is refused and the connection is closed.
 
 mod accept;
@@ -11,18 +10,24 @@ mod budget;
 mod chunked;
 mod connection;
 mod context;
+mod date;
 mod head;
 mod head_cache;
 mod method;
+mod refusal;
+mod request;
 mod response;
+mod status;
 mod target;
 
 pub use accept::MediaType;
 pub use budget::Budget;
-pub use connection::{Connection, Handled, Handler, Limits, Outcome, Request, Timeouts, Waited};
+pub use connection::{CONTINUE, Connection, End, Step, UnderWay, Waited};
 pub use context::Context;
 pub use method::Method;
-pub use response::{Prepared, Reply, Status};
+pub use request::Request;
+pub use response::{Prepared, Refused, Reply, ReplyTo};
+pub use status::Status;
 pub use target::Target;
 
 /// The longest request line in bytes, without its line ending. RFC 9112 section 3 asks for at least
@@ -41,99 +46,27 @@ pub const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX >= 8000 && REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 
-/// Why the protocol refuses a request, before its path matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    /// Not in the grammar of RFC 9112.
-    Malformed,
-    /// A line that ends in LF without CR.
-    BareLineFeed,
-    /// `Host` is missing, repeated, or malformed in HTTP/1.1.
-    Host,
-    /// `Content-Length` is repeated, not a number, or sent with `Transfer-Encoding`.
-    Length,
-    /// `Transfer-Encoding` does not end in exactly one `chunked`, or came with HTTP/1.0.
-    TransferEncoding,
-    /// A transfer coding other than `chunked`.
-    UnknownCoding,
-    /// A malformed chunk size, extension, or line.
-    Chunk,
-    /// A target that is not a path, or has broken percent-encoding.
-    Target,
-    /// The request line is longer than [`REQUEST_LINE_BYTES_MAX`].
-    LongRequestLine,
-    /// The head is longer than [`HEAD_BYTES_MAX`].
-    LongHead,
-    /// There are more fields than [`FIELDS_MAX`].
-    ManyFields,
-    /// The body is larger than the limit.
-    LargeBody,
-    /// The same of a batch.
-    LargeBatch,
-    /// A version other than HTTP/1.x.
-    Version,
-    /// The connection preface of HTTP/2.
-    Http2,
-    /// `Expect` with anything but `100-continue`.
-    Expectation,
-    /// The request did not arrive in time.
-    Timeout,
+/// How long a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the first byte of a request to the end of its head.
+    pub header_ms: u64,
+    /// From the end of the head to the end of the body.
+    pub body_ms: u64,
+    /// From a response to the first byte of the next request, and for taking responses.
+    pub idle_ms: u64,
 }
 
-impl Refusal {
-    /// The status, and one sentence that says what to do.
-    fn response(self) -> (Status, &'static str) {
-        match self {
-            Refusal::Malformed => {
-                (Status::BadRequest, "send a request in the grammar of HTTP/1.1 (RFC 9112)")
-            }
-            Refusal::BareLineFeed => (Status::BadRequest, "end every line with CR LF"),
-            Refusal::Host => (Status::BadRequest, "send exactly one valid Host field"),
-            Refusal::Length => (
-                Status::BadRequest,
-                "send either one decimal Content-Length or Transfer-Encoding, not both",
-            ),
-            Refusal::TransferEncoding => {
-                (Status::BadRequest, "send Transfer-Encoding: chunked once, and in HTTP/1.1")
-            }
-            Refusal::UnknownCoding => {
-                (Status::NotImplemented, "send no transfer coding other than chunked")
-            }
-            Refusal::Chunk => {
-                (Status::BadRequest, "send chunks in the grammar of RFC 9112 section 7.1")
-            }
-            Refusal::Target => {
-                (Status::BadRequest, "send a percent-encoded path as the request target")
-            }
-            Refusal::LongRequestLine => {
-                (Status::UriTooLong, "send a request line of at most 8192 bytes")
-            }
-            Refusal::LongHead => {
-                (Status::FieldsTooLarge, "send a request head of at most 16384 bytes")
-            }
-            Refusal::ManyFields => (Status::FieldsTooLarge, "send at most 100 fields"),
-            Refusal::LargeBody => (
-                Status::ContentTooLarge,
-                "send a smaller body, or start the server with a larger --max-body",
-            ),
-            Refusal::LargeBatch => (
-                Status::ContentTooLarge,
-                "send a smaller batch, or start the server with a larger --max-batch",
-            ),
-            Refusal::Version | Refusal::Http2 => {
-                (Status::VersionNotSupported, "send the request in HTTP/1.1")
-            }
-            Refusal::Expectation => {
-                (Status::ExpectationFailed, "send no expectation other than 100-continue")
-            }
-            Refusal::Timeout => (Status::RequestTimeout, "send the whole request sooner"),
-        }
-    }
+/// What a connection may ask of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request body, decoded.
+    pub body_bytes_max: usize,
+    /// Bytes of a batch, decoded.
+    pub batch_bytes_max: usize,
+    /// How long the peer may take.
+    pub timeouts: Timeouts,
 }
-const _: () = assert!(
-    REQUEST_LINE_BYTES_MAX == 8192 && HEAD_BYTES_MAX == 16384 && FIELDS_MAX == 100,
-    "sentences name these limits"
-);
 
 /// The value of a hexadecimal digit.
 fn hex_digit(byte: u8) -> Option<u8> {

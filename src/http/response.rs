@@ -1,69 +1,10 @@
 //! Responses as bytes.
 
-use std::time::{Duration, SystemTime};
-
-/// Bytes of a date in the preferred format of RFC 9110 section 5.6.7, IMF-fixdate.
-const DATE_BYTES: usize = 29;
-
-/// The value of the `Date` field. Made once per second, so that no response formats anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Date([u8; DATE_BYTES]);
-
-impl Date {
-    /// The date of a Unix time in seconds, up to the end of the year 9999.
-    pub(super) fn from_unix(seconds: u64) -> Date {
-        const END_OF_9999: u64 = 253_402_300_799;
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(END_OF_9999));
-        let text = httpdate::fmt_http_date(time);
-        Date(text.as_bytes().try_into().expect("an IMF-fixdate has 29 bytes until the year 9999"))
-    }
-}
-
-/// Declares the statuses in one table, so that a code, its reason, and its place cannot disagree.
-macro_rules! statuses {
-    ($($name:ident = $code:literal $reason:literal,)*) => {
-        /// The statuses of this server's responses.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Status {
-            $(#[doc = concat!($code, " ", $reason)] $name,)*
-        }
-
-        impl Status {
-            /// All of them, in the order of their codes, so that `status as usize` is an index.
-            pub const ALL: [Status; [$($code),*].len()] = [$(Status::$name),*];
-
-            /// The status code.
-            pub fn code(self) -> u16 {
-                match self { $(Status::$name => $code,)* }
-            }
-
-            fn reason(self) -> &'static str {
-                match self { $(Status::$name => $reason,)* }
-            }
-        }
-    };
-}
-
-statuses! {
-    Ok = 200 "OK",
-    Created = 201 "Created",
-    NoContent = 204 "No Content",
-    BadRequest = 400 "Bad Request",
-    Unauthorized = 401 "Unauthorized",
-    Forbidden = 403 "Forbidden",
-    NotFound = 404 "Not Found",
-    MethodNotAllowed = 405 "Method Not Allowed",
-    RequestTimeout = 408 "Request Timeout",
-    ContentTooLarge = 413 "Content Too Large",
-    UriTooLong = 414 "URI Too Long",
-    UnsupportedMediaType = 415 "Unsupported Media Type",
-    ExpectationFailed = 417 "Expectation Failed",
-    FieldsTooLarge = 431 "Request Header Fields Too Large",
-    NotImplemented = 501 "Not Implemented",
-    ServiceUnavailable = 503 "Service Unavailable",
-    VersionNotSupported = 505 "HTTP Version Not Supported",
-    InsufficientStorage = 507 "Insufficient Storage",
-}
+use super::context::Context;
+use super::date::{DATE_BYTES, Date};
+use super::method::Method;
+use super::refusal::Refusal;
+use super::status::Status;
 
 /// What the `Connection` field of a response has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +16,29 @@ pub(super) enum Persistence {
     /// That it closes.
     Close,
 }
+
+/// How a response has to be sent, which its request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    pub(super) persistence: Persistence,
+    /// The request is a HEAD request: everything but the body (RFC 9110 section 9.3.2).
+    pub(super) is_head: bool,
+}
+
+impl ReplyTo {
+    /// As the last response of its connection.
+    pub const LAST: ReplyTo = ReplyTo { persistence: Persistence::Close, is_head: false };
+
+    /// As the last response of its connection, to a request with this method.
+    pub(super) fn last(method: Method) -> ReplyTo {
+        ReplyTo { is_head: method == Method::Head, ..ReplyTo::LAST }
+    }
+}
+
+/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): no settings, with which the server's side has to
+/// begin, and GOAWAY with HTTP_1_1_REQUIRED.
+const GO_AWAY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
+    \x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d";
 
 /// A response of which only the date changes, as bytes.
 #[derive(Clone, Debug)]
@@ -92,7 +56,8 @@ impl Prepared {
     pub fn new(status: Status, content_type: Option<&'static str>, body: &'static str) -> Self {
         let placeholder = Date([b'?'; DATE_BYTES]);
         let mut bytes = Vec::new();
-        Reply::new(&mut bytes, &placeholder, Persistence::Implied, false).send(
+        let plainly = ReplyTo { persistence: Persistence::Implied, is_head: false };
+        Reply { out: &mut bytes, date: &placeholder, to: plainly }.send(
             status,
             content_type,
             &[],
@@ -110,19 +75,14 @@ impl Prepared {
 pub struct Reply<'a> {
     out: &'a mut Vec<u8>,
     date: &'a Date,
-    persistence: Persistence,
-    /// The request is a HEAD request: everything but the body (RFC 9110 section 9.3.2).
-    without_body: bool,
+    to: ReplyTo,
 }
 
 impl<'a> Reply<'a> {
-    pub(super) fn new(
-        out: &'a mut Vec<u8>,
-        date: &'a Date,
-        persistence: Persistence,
-        without_body: bool,
-    ) -> Self {
-        Reply { out, date, persistence, without_body }
+    /// Appends the response to `out`.
+    #[inline]
+    pub fn new(out: &'a mut Vec<u8>, context: &'a Context, to: ReplyTo) -> Self {
+        Reply { out, date: &context.date, to }
     }
 
     /// Where in the connection's unsent bytes the response begins.
@@ -134,7 +94,7 @@ impl<'a> Reply<'a> {
     /// Sends a response that was prepared.
     #[inline]
     pub fn send_prepared(self, prepared: &Prepared) -> Status {
-        if self.persistence == Persistence::Implied && !self.without_body {
+        if self.to.persistence == Persistence::Implied && !self.to.is_head {
             let date_at = self.out.len() + prepared.date_at;
             self.out.extend_from_slice(&prepared.bytes);
             self.out[date_at..date_at + DATE_BYTES].copy_from_slice(&self.date.0);
@@ -177,13 +137,13 @@ impl<'a> Reply<'a> {
         for (name, value) in fields {
             put(&[b"\r\n", name.as_bytes(), b": ", value.as_bytes()]);
         }
-        match self.persistence {
+        match self.to.persistence {
             Persistence::Implied => {}
             Persistence::KeepAlive => put(&[b"\r\nConnection: keep-alive"]),
             Persistence::Close => put(&[b"\r\nConnection: close"]),
         }
         put(&[b"\r\n\r\n"]);
-        if let Some(body) = body.filter(|_| !self.without_body) {
+        if let Some(body) = body.filter(|_| !self.to.is_head) {
             put(&[body]);
         }
         status
@@ -207,39 +167,51 @@ impl<'a> Reply<'a> {
     }
 }
 
+/// What is not a request, or ends before it is one. The response to it is the last of its connection, because where the next
+/// request begins cannot be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub(super) refusal: Refusal,
+    /// It begins like a HEAD request.
+    pub(super) is_head: bool,
+}
+
+impl Refused {
+    /// The refusal of a body that is too large, of a request with this method.
+    pub fn large_body(method: Method) -> Refused {
+        Refused { refusal: Refusal::LargeBody, is_head: method == Method::Head }
+    }
+
+    /// Responds, and returns the status.
+    pub fn respond(self, out: &mut Vec<u8>, context: &Context) -> Status {
+        let (status, sentence) = self.refusal.response();
+        if self.refusal == Refusal::Http2 {
+            out.extend_from_slice(GO_AWAY);
+            return status;
+        }
+        let reply_to = ReplyTo { is_head: self.is_head, ..ReplyTo::LAST };
+        Reply::new(out, context, reply_to).send_error(status, &[], sentence)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_date_is_an_imf_fixdate_through_the_year_9999() {
-        assert_eq!(&Date::from_unix(784_111_777).0, b"Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(&Date::from_unix(u64::MAX).0, b"Fri, 31 Dec 9999 23:59:59 GMT");
-    }
-
-    #[test]
-    fn the_index_of_a_status_is_its_place() {
-        for (index, status) in Status::ALL.into_iter().enumerate() {
-            assert_eq!(status as usize, index, "{status:?}");
-        }
-        assert!(Status::ALL.is_sorted_by_key(|status| status.code()));
-    }
-
-    #[test]
     fn a_prepared_response_is_what_would_be_sent_without_preparation() {
         let prepared = Prepared::new(Status::Created, Some("application/json"), "{}");
-        for without_body in [false, true] {
+        for is_head in [false, true] {
             for persistence in [Persistence::Implied, Persistence::KeepAlive, Persistence::Close] {
                 for seconds in [0, 1] {
                     let date = Date::from_unix(seconds);
                     // What was sent before stays as it is.
                     let (mut direct, mut from_prepared) = (b"before".to_vec(), b"before".to_vec());
-                    Reply::new(&mut direct, &date, persistence, without_body)
-                        .send_json(Status::Created, b"{}");
-                    Reply::new(&mut from_prepared, &date, persistence, without_body)
-                        .send_prepared(&prepared);
+                    let to = ReplyTo { persistence, is_head };
+                    Reply { out: &mut direct, date: &date, to }.send_json(Status::Created, b"{}");
+                    Reply { out: &mut from_prepared, date: &date, to }.send_prepared(&prepared);
                     assert_eq!(direct, from_prepared);
-                    assert_eq!(direct.ends_with(b"{}"), !without_body);
+                    assert_eq!(direct.ends_with(b"{}"), !is_head);
                 }
             }
         }
@@ -248,11 +220,8 @@ mod tests {
     #[test]
     fn an_error_is_valid_json_whatever_it_quotes() {
         let mut out = Vec::new();
-        Reply::new(&mut out, &Date::from_unix(0), Persistence::Implied, false).send_error(
-            Status::BadRequest,
-            &[],
-            r#"send a "userId""#,
-        );
+        let reply = Reply { out: &mut out, date: &Date::from_unix(0), to: ReplyTo::LAST };
+        reply.send_error(Status::BadRequest, &[], r#"send a "userId""#);
         assert!(out.ends_with(b"\r\n\r\n{\"error\":\"send a \\\"userId\\\"\"}"));
     }
 }

@@ -1,7 +1,9 @@
 //! The request target of RFC 9112 section 3.2: which path a request is for.
 
+use super::authority;
+use super::hex_digit;
 use super::method::Method;
-use super::{Refusal, authority, hex_digit};
+use super::refusal::Refusal;
 use std::borrow::Cow;
 
 /// What a request is for.

@@ -2,13 +2,13 @@
 
 use super::{Config, Engine};
 use crate::doctor;
-use crate::engine::TURNED_AWAY_MIN;
+use crate::engine::REJECTED_MIN;
 use crate::failure::Failure;
 use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 
-/// Descriptors besides those of connections: for the process and for connections that are turned away, and for each shard (its rings, event
+/// Descriptors besides those of connections: for the process and for connections that are rejected, and for each shard (its rings, event
 /// descriptors, listener, and the files that glommio opens).
 const DESCRIPTORS_BASE: u64 = 64;
 const DESCRIPTORS_PER_SHARD: u64 = 24;
@@ -27,11 +27,11 @@ fn raise(resource: Resource) -> u64 {
     allowed.unwrap_or(u64::MAX)
 }
 
-/// The most connections that are turned away at the same time, even if there are descriptors for more.
+/// The most connections that are rejected at the same time, even if there are descriptors for more.
 const TURNED_AWAY_MAX: u64 = 4096;
 
 /// Raises the limit of open files as far as it goes, and returns how many connections fit, and how many may be open besides to be
-/// turned away.
+/// rejected.
 pub(super) fn check_descriptors(config: &Config) -> Result<(u64, usize), Failure> {
     let allowed = raise(Resource::Nofile);
     let shards = config.placement.len();
@@ -49,8 +49,8 @@ pub(super) fn check_descriptors(config: &Config) -> Result<(u64, usize), Failure
     let fitting = (allowed - reserved).min(CONNECTIONS_DEFAULT_MAX);
     let connections_max = config.connections_max.unwrap_or(fitting);
     let spare = (allowed - reserved - connections_max).min(TURNED_AWAY_MAX);
-    let turned_away_max = TURNED_AWAY_MIN + usize::try_from(spare).unwrap_or(0);
-    Ok((connections_max, turned_away_max))
+    let rejected_max = REJECTED_MIN + usize::try_from(spare).unwrap_or(0);
+    Ok((connections_max, rejected_max))
 }
 
 /// Raises the limit of locked memory as far as it goes, and refuses one that is too low.

@@ -1,9 +1,9 @@
 //! `POST /events`: the work on a batch, in slices, each of which uses up a budget.
 
-use super::{Endpoints, units};
+use super::{Endpoints, To, units};
 use crate::event::{self, LineRefusal};
 use crate::http::{Budget, Reply, Request, Status};
-use crate::metrics::{Endpoint, Failure};
+use crate::metrics::{Endpoint, Failure, Kind};
 use crate::tally::{Batch, Block, Finish, Writer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,6 +59,10 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub struct Work {
     _reservation: Reservation,
+    /// The longest line in bytes.
+    line_bytes_max: usize,
+    /// The body, once it is whole.
+    body: Vec<u8>,
     /// The sum so far; none before the first slice.
     batch: Option<Batch>,
     /// What was read.
@@ -133,23 +137,27 @@ impl BadLine {
 }
 
 impl Work {
-    /// Decodes lines of at most `line_bytes_max` bytes and adds up their events, until the whole batch is read or the budget
-    /// is spent. Appends the places of those whose users have to be claimed to `unseen`.
+    /// Notes that the whole body has arrived.
+    pub fn begin(&mut self, body: Vec<u8>) {
+        self.body = body;
+    }
+
+    /// Decodes lines and adds up their events, until the whole batch is read or the budget is spent. Appends the places of those whose users have to be claimed to `unseen`.
     fn decode(
         &mut self,
         batch: &mut Batch,
         writer: &Writer,
-        body: &[u8],
-        line_bytes_max: usize,
         budget: &mut Budget,
         unseen: &mut Vec<Line>,
     ) -> Result<(), BadLine> {
+        let Work { body, read, line_bytes_max, .. } = self;
+        let line_bytes_max = *line_bytes_max;
         let mut block = Block::default();
-        while self.read.at < body.len() && !budget.is_spent() {
-            let rest = &body[self.read.at..];
-            let place = self.read;
+        while read.at < body.len() && !budget.is_spent() {
+            let rest = &body[read.at..];
+            let place = *read;
             if let Some((user, value, bytes)) = event::decode_usual_line(rest, line_bytes_max) {
-                self.read.skip(bytes);
+                read.skip(bytes);
                 budget.charge(units::LINE + units::of_bytes(bytes, 1));
                 writer.put_into_block(&mut block, user, value, place);
                 if block.is_full() {
@@ -160,7 +168,7 @@ impl Work {
             // Users are claimed in the order of their lines.
             writer.add_block_to_batch(batch, &mut block, unseen);
             let line = event::decode_line(rest, line_bytes_max);
-            self.read.skip(line.bytes);
+            read.skip(line.bytes);
             budget.charge(units::UNUSUAL + units::of_bytes(line.bytes, units::UNUSUAL_BYTE));
             match line.event {
                 None => {}
@@ -178,9 +186,9 @@ impl Work {
     }
 
     /// Marks the lines whose users have to be claimed.
-    fn mark(&mut self, body: &mut [u8], unseen: &mut Vec<Line>) {
+    fn mark(&mut self, unseen: &mut Vec<Line>) {
         for place in unseen.drain(..) {
-            Mark::set(&mut body[place.at]);
+            Mark::set(&mut self.body[place.at]);
             if self.marked == 0 {
                 self.claimed = place;
             }
@@ -189,21 +197,14 @@ impl Work {
     }
 
     /// Claims the users of marked lines, until that is done or the budget is spent.
-    fn claim(
-        &mut self,
-        batch: &mut Batch,
-        writer: &mut Writer,
-        body: &mut [u8],
-        line_bytes_max: usize,
-        budget: &mut Budget,
-    ) {
+    fn claim(&mut self, batch: &mut Batch, writer: &mut Writer, budget: &mut Budget) {
         if self.marked == 0 || !writer.may_claim(batch) {
             return;
         }
         while self.marked > 0 && !budget.is_spent() {
             let place = self.claimed;
-            let is_marked = Mark::take(&mut body[place.at]);
-            let rest = &body[place.at..];
+            let is_marked = Mark::take(&mut self.body[place.at]);
+            let rest = &self.body[place.at..];
             if !is_marked {
                 let bytes = memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
                 self.claimed.skip(bytes);
@@ -212,14 +213,14 @@ impl Work {
                 continue;
             }
             self.marked -= 1;
-            let bytes = match event::decode_usual_line(rest, line_bytes_max) {
+            let bytes = match event::decode_usual_line(rest, self.line_bytes_max) {
                 Some((user, _, bytes)) => {
                     writer.claim(batch, user, place.number());
                     budget.charge(units::LINE + units::of_bytes(bytes, 1));
                     bytes
                 }
                 None => {
-                    let line = event::decode_line(rest, line_bytes_max);
+                    let line = event::decode_line(rest, self.line_bytes_max);
                     // It was an event before.
                     if let Some(Ok(event)) = &line.event {
                         writer.claim(batch, &event.user, place.number());
@@ -247,10 +248,18 @@ impl Endpoints {
         } else if request.is_encoded() {
             super::refuse_encoded(reply)
         } else if self.is_store_late() {
-            self.refuse_for_store(reply)
+            super::send_store_is_late(reply)
         } else if let Some((reservation, body)) = self.policy.batch_memory.reserve(bytes) {
             let (read, claimed) = (Line::default(), Line::default());
-            let work = Work { _reservation: reservation, batch: None, read, marked: 0, claimed };
+            let work = Work {
+                _reservation: reservation,
+                line_bytes_max: self.policy.line_bytes_max,
+                body: Vec::new(),
+                batch: None,
+                read,
+                marked: 0,
+                claimed,
+            };
             return Some((work, body));
         } else {
             let sentence = "try again later, or start the server with a larger --max-batch-memory: it is \
@@ -258,37 +267,32 @@ impl Endpoints {
             reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
         };
         self.metrics.note_response(request.method(), Endpoint::Batch, status);
+        self.note_other(Kind::BATCH);
         None
     }
 
     /// Works on a batch until the budget is spent. Returns the status once it has responded.
-    pub(super) fn work_on_batch(
-        &mut self,
-        work: &mut Work,
-        body: &mut [u8],
-        budget: &mut Budget,
-        reply: Reply<'_>,
-    ) -> Option<Status> {
+    pub(super) fn work_on_batch(&mut self, work: &mut Work, to: To<'_>) -> Option<Status> {
+        let To { reply, held, budget } = to;
         let Endpoints { writer, unseen, .. } = self;
         let mut batch = work.batch.take().unwrap_or_else(|| writer.begin_batch());
-        let line_bytes_max = self.policy.line_bytes_max;
-        let decoded = work.decode(&mut batch, writer, body, line_bytes_max, budget, unseen);
-        work.mark(body, unseen);
+        let decoded = work.decode(&mut batch, writer, budget, unseen);
+        work.mark(unseen);
         if let Err(bad) = decoded {
             self.metrics.note_failure(bad.failure);
             self.metrics.batches.refused_lines.add(1);
             return Some(refuse_line(reply, Status::BadRequest, bad.number, bad.sentence));
         }
-        if work.read.at == body.len() {
-            work.claim(&mut batch, writer, body, line_bytes_max, budget);
+        if work.read.at == work.body.len() {
+            work.claim(&mut batch, writer, budget);
         }
-        if work.read.at < body.len() || work.marked > 0 {
+        if work.read.at < work.body.len() || work.marked > 0 {
             work.batch = Some(batch);
             return None;
         }
         budget.charge(units::BATCH);
         if self.is_store_late() {
-            return Some(self.refuse_for_store(reply));
+            return Some(super::send_store_is_late(reply));
         }
         let (events, generation) = (batch.events(), batch.generation());
         let settles_at = match self.writer.finish_batch(batch) {
@@ -303,7 +307,7 @@ impl Endpoints {
             }
         };
         if let Some(durable) = &mut self.durable {
-            durable.hold(&reply, settles_at, generation);
+            durable.hold(held, &reply, settles_at, generation);
         }
         self.metrics.batches.note_batch(events);
         let accepted = format!("{{\"accepted\":{events}}}");

@@ -4,7 +4,7 @@
 //! per commit: uniqueness is kept in memory, so a user needs no row of its own.
 //!
 //! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
-//! slot is the current one; `Checked` adds what is missing. Everything is checked before the first byte of
+//! slot is the current one; `Recovered` adds what is missing. Everything is checked before the first byte of
 //! a file is changed, with the changes of redb's recovery kept in memory.
 //!
 //! # What is on the disk
@@ -32,7 +32,7 @@
 
 mod backend;
 mod creation;
-mod sentences;
+mod errors;
 #[cfg(test)]
 mod tests;
 
@@ -40,11 +40,11 @@ use super::{Outcome, Store};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, State, UserIds};
 use backend::{HEADER_BYTES, Overlay, Shared};
+use errors::Named;
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
     StorageBackend, TableDefinition, TableError, TableHandle, WriteTransaction,
 };
-use sentences::Named;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ impl FileStore {
     }
 
     fn start(name: Named, bytes: Arc<dyn StorageBackend>) -> Result<(FileStore, State), Failure> {
-        let Checked { bytes, state, next_row } = Checked::new(&name, Shared::new(bytes))?;
+        let Recovered { bytes, state, next_row } = Recovered::new(&name, Shared::new(bytes))?;
         let opened = builder().create_with_backend(bytes);
         let database = opened.map_err(|error| name.explain(error.into()))?;
         let (generation, users) = (state.generation, state.users);
@@ -178,7 +178,7 @@ pub fn inspect(path: &Path) -> Result<State, Failure> {
     // What would be written again stays in memory.
     let overlay = Overlay::new(Shared::new(Arc::new(file)));
     let bytes = Shared::new(Arc::new(overlay.map_err(|error| name.cannot_read(&error))?));
-    let Checked { bytes, state, .. } = Checked::new(&name, bytes)?;
+    let Recovered { bytes, state, .. } = Recovered::new(&name, bytes)?;
     let database = in_memory(&bytes).map_err(|error| name.explain(error))?;
     let transaction = database.begin_read().map_err(|error| name.explain(error.into()))?;
     read_users(&name, &transaction, state.generation, state.users, &mut |_| {})?;
@@ -186,14 +186,14 @@ pub fn inspect(path: &Path) -> Result<State, Failure> {
 }
 
 /// Bytes that are a sound store, and are on the disk.
-struct Checked {
+struct Recovered {
     /// The bytes, with the commit slot to start from.
     bytes: Shared,
     state: State,
     next_row: u64,
 }
 
-impl Checked {
+impl Recovered {
     /// Checks some bytes. They stay as they are.
     ///
     /// Commits have two phases, so the slot that the flags name is whole, and redb refuses it where it is
@@ -201,7 +201,7 @@ impl Checked {
     /// back. So where the other slot is newer, and its transaction is there in full, that one is taken. A
     /// commit that was cut off between its phases, or whose sync failed, looks the same, and taking it is as
     /// good as not; but it may be readable only until every page was written again.
-    fn new(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
+    fn new(name: &Named, bytes: Shared) -> Result<Recovered, Failure> {
         let mut magic = [0; MAGIC.len()];
         let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
         if len >= magic.len() as u64 {
@@ -214,10 +214,10 @@ impl Checked {
             return Err(name.damaged("it ends early"));
         }
         let bytes = bytes.with_header().map_err(|error| name.cannot_read(&error))?;
-        let found = Checked::read(name, bytes.clone())?;
+        let found = Recovered::read(name, bytes.clone())?;
         if let Some(newer) = bytes.with_newer_slot().map_err(|error| name.cannot_read(&error))? {
             bytes.rewrite().map_err(|error| name.cannot_write(&error))?;
-            if let Ok(newer) = Checked::read(name, newer) {
+            if let Ok(newer) = Recovered::read(name, newer) {
                 return Ok(newer);
             }
         }
@@ -225,7 +225,7 @@ impl Checked {
     }
 
     /// Checks all pages of the current slot, and reads the totals.
-    fn read(name: &Named, bytes: Shared) -> Result<Checked, Failure> {
+    fn read(name: &Named, bytes: Shared) -> Result<Recovered, Failure> {
         let database = in_memory(&bytes).map_err(|error| name.explain(error))?;
         let transaction = database.begin_read().map_err(|error| name.explain(error.into()))?;
         let state = read_totals(name, &transaction)?;
@@ -237,7 +237,7 @@ impl Checked {
             Ok(None) => 0,
             Err(error) => return Err(name.explain(error)),
         };
-        Ok(Checked { bytes, state, next_row })
+        Ok(Recovered { bytes, state, next_row })
     }
 }
 

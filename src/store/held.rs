@@ -94,6 +94,13 @@ impl Held {
         self.unpublished = self.unpublished.map(|(from, generation)| (from - bytes, generation));
     }
 
+    /// Notes that `count` bytes were inserted at a byte, in front of what waits there.
+    pub fn note_inserted(&mut self, at: usize, count: usize) {
+        let moved = |from: usize| if from >= at { from + count } else { from };
+        self.marks.iter_mut().for_each(|mark| mark.from = moved(mark.from));
+        self.unpublished = self.unpublished.map(|(from, generation)| (moved(from), generation));
+    }
+
     /// The epoch that is waited for first.
     pub fn epoch(&self) -> Option<u64> {
         self.marks.front().map(|mark| mark.epoch)

@@ -4,6 +4,7 @@
 //! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database, or
 //! for something to commit. So a reset by another server is heard of at once.
 
+mod error;
 mod inspect;
 mod link;
 mod member;
@@ -15,13 +16,13 @@ mod sums;
 mod sweep;
 mod target;
 mod tls;
-mod trouble;
 mod warnings;
 
 use super::{Group, Outcome, Store};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::tally::{State, UserIds};
+pub use error::StoreError;
 use futures_lite::future::{or, poll_once};
 pub use inspect::{Database, Inspection, examine, inspect};
 use link::Postgres;
@@ -35,7 +36,6 @@ use sweep::Sweeper;
 pub use target::{Target, without_password};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
-pub use trouble::Trouble;
 use warnings::WarningLog;
 
 /// How often a server commits in any case: others count it as alive for three seconds.

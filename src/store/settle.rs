@@ -38,7 +38,7 @@ pub struct Settlement {
     /// Other servers share the store.
     is_shared: bool,
     /// What every event is compared with; written once per commit.
-    durable: CachePadded<Durable>,
+    durable: CachePadded<Reached>,
     /// The highest epochs that a shard waits for.
     requested: CachePadded<Epochs>,
     /// For each shard, the highest epochs that it waits for or has waited for; written by the shard.
@@ -52,7 +52,7 @@ pub struct Settlement {
 }
 
 #[derive(Debug)]
-struct Durable {
+struct Reached {
     /// The epoch of the last durable cut.
     settled: AtomicU64,
     /// The epoch of the last durable cut after which the totals were read.
@@ -95,7 +95,7 @@ impl Settlement {
     pub fn new(shards: usize, totals: Totals, is_shared: bool) -> Settlement {
         Settlement {
             is_shared,
-            durable: CachePadded::new(Durable {
+            durable: CachePadded::new(Reached {
                 settled: AtomicU64::new(0),
                 read: AtomicU64::new(0),
                 late: AtomicU64::new(0),
@@ -205,7 +205,7 @@ impl Settlement {
     /// Notes that the cut of `epoch` is durable, and with which totals, if they are known, and wakes the shards
     /// that wait. For the committer alone.
     pub fn settle(&self, epoch: u64, totals: Option<Totals>, wake: impl Fn(Waker)) {
-        let Durable { settled, read, .. } = &*self.durable;
+        let Reached { settled, read, .. } = &*self.durable;
         let read_before = read.load(Ordering::Relaxed);
         if let Some(totals) = totals {
             // Before the epoch: a shard that sees the epoch sees these totals.

@@ -191,7 +191,7 @@ impl Writer {
         match self.tally.users.claim(*generation, hash, user, &claims.claim, index) {
             Claimed::New => {
                 claims.lines.push(line);
-                if self.sightings.is_some() {
+                if self.new_users.is_some() {
                     claims.ids.push(user);
                 }
             }
@@ -215,14 +215,14 @@ impl Writer {
         let tally = Arc::clone(&self.tally);
         let claimed = claims.lines.len();
         let hold = tally.users.settle(batch.generation, &claims.claim, claimed, |lost| {
-            self.counts.first_sightings += (claimed - lost.len()) as u64;
+            self.counts.new_users += (claimed - lost.len()) as u64;
             self.add_batch(batch.events, &batch.sum);
             // Before it is published: a cut that counts these users finds their ids.
-            if let Some(sightings) = &self.sightings {
+            if let Some(new_users) = &self.new_users {
                 if !lost.is_empty() {
                     claims.ids = claims.ids.without(lost);
                 }
-                journal::lock(sightings).append(batch.generation, &mut claims.ids);
+                journal::lock(new_users).append(batch.generation, &mut claims.ids);
             }
             // Before another shard can find the users: no event of them must become visible before this one.
             self.publish();

@@ -13,7 +13,7 @@
 //! One batch claims users at a time, so two of them never claim the same user. Claims of a batch that has ended are
 //! left to whoever finds them, or makes room for others.
 
-use super::users::Id;
+use super::id::Id;
 use crate::primitives::{Mutex, MutexGuard};
 use std::sync::Arc;
 

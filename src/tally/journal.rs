@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 /// The users that one shard was the first to sight, in order, until the committer takes them.
 #[derive(Debug, Default)]
-pub(crate) struct Sightings {
+pub(crate) struct NewUsers {
     generation: u64,
     ids: UserIds,
 }
 
-impl Sightings {
+impl NewUsers {
     /// Adds a user of a generation. Those of an older one count for nothing anymore.
     pub(crate) fn push(&mut self, generation: u64, id: &[u8]) {
         self.enter(generation);
@@ -26,15 +26,15 @@ impl Sightings {
 
     fn enter(&mut self, generation: u64) {
         if self.generation != generation {
-            *self = Sightings { generation, ids: UserIds::default() };
+            *self = NewUsers { generation, ids: UserIds::default() };
         }
     }
 }
 
-/// Locks the sightings of a shard.
-pub(crate) fn lock(sightings: &Mutex<Sightings>) -> MutexGuard<'_, Sightings> {
-    match sightings.lock() {
-        Ok(sightings) => sightings,
+/// Locks the new_users of a shard.
+pub(crate) fn lock(new_users: &Mutex<NewUsers>) -> MutexGuard<'_, NewUsers> {
+    match new_users.lock() {
+        Ok(new_users) => new_users,
         // A shard that panicked with the lock ends the process; until then, go on.
         Err(poisoned) => poisoned.into_inner(),
     }
@@ -62,7 +62,7 @@ pub struct Journal {
 /// What the journal knows of one shard.
 #[derive(Debug)]
 struct Source {
-    sightings: Arc<Mutex<Sightings>>,
+    new_users: Arc<Mutex<NewUsers>>,
     /// Taken from the shard, and not in a cut yet.
     waiting: UserIds,
     /// Users of this shard in the cuts of this generation.
@@ -72,11 +72,11 @@ struct Source {
 impl Journal {
     pub(super) fn new(tally: Arc<Tally>, writers: &mut [Writer], state: &State) -> Journal {
         let source = |(shard, writer): (usize, &mut Writer)| {
-            let sightings: Arc<Mutex<Sightings>> = Arc::new(Mutex::new(Sightings::default()));
-            writer.sightings = Some(Arc::clone(&sightings));
+            let new_users: Arc<Mutex<NewUsers>> = Arc::new(Mutex::new(NewUsers::default()));
+            writer.new_users = Some(Arc::clone(&new_users));
             // The first shard starts with what was restored.
             let taken = if shard == 0 { state.users } else { 0 };
-            Source { sightings, waiting: UserIds::default(), taken }
+            Source { new_users, waiting: UserIds::default(), taken }
         };
         let shards = writers.iter_mut().enumerate().map(source).collect();
         Journal { tally, generation: state.generation, shards }
@@ -85,9 +85,9 @@ impl Journal {
     /// Takes the state at one moment between this call and its return, and its new users.
     pub fn cut(&mut self) -> Cut {
         loop {
-            let mut sighted = Vec::with_capacity(self.shards.len());
-            let (epoch, state) = self.tally.merge(|_, users| sighted.push(users));
-            if let Some(new_users) = self.take(state.generation, &sighted) {
+            let mut counts = Vec::with_capacity(self.shards.len());
+            let (epoch, state) = self.tally.merge(|_, users| counts.push(users));
+            if let Some(new_users) = self.take(state.generation, &counts) {
                 return Cut { epoch, state, new_users };
             }
         }
@@ -98,9 +98,9 @@ impl Journal {
         self.tally.reset_to().0
     }
 
-    /// Takes the users of a cut in which each shard had sighted so many; `None` where a reset has come
-    /// after it: then some of them are forgotten, and the cut counts for nothing.
-    fn take(&mut self, generation: u64, sighted: &[u64]) -> Option<UserIds> {
+    /// Takes the users of a cut in which each shard had seen this many new ones; `None` if a reset has come
+    /// after it: then some of them are stale, and the cut counts for nothing.
+    fn take(&mut self, generation: u64, counts: &[u64]) -> Option<UserIds> {
         if generation != self.generation {
             self.generation = generation;
             for shard in &mut self.shards {
@@ -108,19 +108,19 @@ impl Journal {
             }
         }
         let mut new_users = UserIds::default();
-        for (shard, sighted) in self.shards.iter_mut().zip(sighted) {
-            let mut sightings = lock(&shard.sightings);
-            if sightings.generation > generation {
+        for (shard, count) in self.shards.iter_mut().zip(counts) {
+            let mut of_shard = lock(&shard.new_users);
+            if of_shard.generation > generation {
                 return None;
             }
-            if sightings.generation == generation {
-                shard.waiting.append(&mut sightings.ids);
+            if of_shard.generation == generation {
+                shard.waiting.append(&mut of_shard.ids);
             }
-            drop(sightings);
-            let missing = sighted - shard.taken;
+            drop(of_shard);
+            let missing = count - shard.taken;
             let mut users = shard.waiting.take_first(missing);
             assert_eq!(users.len(), missing, "a user is published after its id");
-            shard.taken = *sighted;
+            shard.taken = *count;
             new_users.append(&mut users);
         }
         Some(new_users)

@@ -10,6 +10,7 @@
 
 mod batch;
 mod claims;
+mod id;
 mod ids;
 mod journal;
 mod snapshot;
@@ -20,15 +21,15 @@ use crate::primitives::{AtomicU64, Mutex, Ordering, fence};
 pub use batch::{Batch, Block, Finish};
 use crossbeam_utils::CachePadded;
 pub use ids::UserIds;
-use journal::Sightings;
+use journal::NewUsers;
 pub use journal::{Cut, Journal};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use snapshot::{Counts, Snapshot, SnapshotWriter};
 use std::sync::Arc;
 pub use sum::ExactSum;
 use sum::Extent;
-pub use users::{Forgotten, USERS_MAX};
-use users::{Hasher, Seen, Sighting, Users};
+use users::{Hasher, Seen, Sight, Users};
+pub use users::{StaleUsers, USERS_MAX};
 
 /// The most shards of one tally: as many accumulators as can be merged without carries.
 #[expect(clippy::cast_possible_truncation, reason = "it is 1,024")]
@@ -187,17 +188,17 @@ impl Tally {
         let generation = self.generation.load(Ordering::Acquire);
         let mut cut = Counts { generation, ..Counts::default() };
         for (shard, snapshot) in self.snapshots.iter().enumerate() {
-            let before = cut.first_sightings;
+            let before = cut.new_users;
             snapshot.read(epoch, &mut cut);
-            each(shard, cut.first_sightings - before);
+            each(shard, cut.new_users - before);
         }
-        let Counts { events, first_sightings: users, sum, .. } = cut;
+        let Counts { events, new_users: users, sum, .. } = cut;
         (epoch, State { generation, events, users, sum })
     }
 
     /// Sets all totals to zero, at one moment between this call and its return. The cost does not
     /// grow with the number of events or users: what is old is dropped by whoever meets it next
-    /// (see [`Writer::take_forgotten`]). Returns the epoch of the first cut that can have it.
+    /// (see [`Writer::take_stale`]). Returns the epoch of the first cut that can have it.
     pub fn reset(&self) -> u64 {
         self.reset_to().1
     }
@@ -242,10 +243,10 @@ pub struct Writer {
     changed: Extent,
     /// Events counted since the last publication.
     unpublished: u64,
-    /// The generation in which forgotten users were last taken.
+    /// The generation in which stale users were last taken.
     swept: u64,
     /// Where the users go that a store has to keep.
-    sightings: Option<Arc<Mutex<Sightings>>>,
+    new_users: Option<Arc<Mutex<NewUsers>>>,
     /// With a store, the epoch of the first cut that has everything published so far.
     settles_at: u64,
 }
@@ -261,7 +262,7 @@ impl Writer {
             changed: Extent::EMPTY,
             unpublished: 0,
             swept: 0,
-            sightings: None,
+            new_users: None,
             settles_at: 1,
         }
     }
@@ -271,7 +272,7 @@ impl Writer {
         self.counts = Counts {
             generation: state.generation,
             events: state.events,
-            first_sightings: state.users,
+            new_users: state.users,
             sum: state.sum.clone(),
         };
         self.changed = Extent::ALL;
@@ -323,28 +324,28 @@ impl Writer {
         let tally = Arc::clone(&self.tally);
         loop {
             let generation = self.counts.generation;
-            let sighting = tally.users.sight(generation, hash, user, || {
-                self.counts.first_sightings += 1;
+            let sight = tally.users.sight(generation, hash, user, || {
+                self.counts.new_users += 1;
                 self.add(value);
                 // Before it is published: a cut that counts this user finds its id.
-                if let Some(sightings) = &self.sightings {
-                    journal::lock(sightings).push(generation, user);
+                if let Some(new_users) = &self.new_users {
+                    journal::lock(new_users).push(generation, user);
                 }
                 // Before another shard can find the user: its event must not become visible before this one.
                 self.publish();
             });
-            match sighting {
-                Sighting::First(id) => {
+            match sight {
+                Sight::First(id) => {
                     self.seen.insert(generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
-                Sighting::Known(id) => {
+                Sight::Known(id) => {
                     self.add(value);
                     self.seen.insert(generation, &tally.hasher, hash, id);
                     return Ok(());
                 }
-                Sighting::Full => return Err(UsersFull),
-                Sighting::Reset => {
+                Sight::Full => return Err(UsersFull),
+                Sight::Reset => {
                     tally.wait_for_reset();
                     self.enter(tally.generation.load(Ordering::Acquire));
                 }
@@ -380,7 +381,7 @@ impl Writer {
             self.publisher.publish(snapshot, &self.tally.epoch, &self.counts, self.changed);
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
-            if self.sightings.is_some() {
+            if self.new_users.is_some() {
                 // The epoch that the publication carries does not say it: a cut may have begun after that was
                 // read, and ended before anything was written. Pairs with the fence in `Tally::merge`: a cut
                 // whose epoch is not seen here sees the publication.
@@ -392,15 +393,15 @@ impl Writer {
     /// Takes the users that this shard still holds from before the last reset, so that the caller
     /// can drop them where that delays nobody. To be called regularly, because a shard without
     /// events would keep them for good. Cheap when there was no reset since the last call.
-    pub fn take_forgotten(&mut self) -> Option<Forgotten> {
+    pub fn take_stale(&mut self) -> Option<StaleUsers> {
         let generation = self.tally.generation.load(Ordering::Acquire);
         if generation == self.swept {
             return None;
         }
         self.swept = generation;
-        let mut forgotten = Forgotten::default();
-        self.seen.forget(generation, &mut forgotten);
-        self.tally.users.forget(generation, &mut forgotten);
-        (forgotten.users() > 0).then_some(forgotten)
+        let mut stale = StaleUsers::default();
+        self.seen.forget(generation, &mut stale);
+        self.tally.users.forget(generation, &mut stale);
+        (stale.users() > 0).then_some(stale)
     }
 }

@@ -1,6 +1,6 @@
 //! What one shard has published: a sequence lock over a few slots, with one writer.
 //!
-//! A slot holds the count of events, their sum, and the first sightings of users together, so a
+//! A slot holds the count of events, their sum, and the first new_users of users together, so a
 //! reader that copies a whole slot cannot mix moments of one shard. To belong together across
 //! shards, the slots that a reader copies must form a consistent cut: with an event, every event
 //! that was acknowledged before it was sent. The cut is taken without stopping any writer, in the
@@ -43,7 +43,7 @@ struct Slot {
     epoch: AtomicU64,
     generation: AtomicU64,
     events: AtomicU64,
-    first_sightings: AtomicU64,
+    new_users: AtomicU64,
     /// The limbs that can differ from zero; the others hold leftovers.
     extent: AtomicU64,
     limbs: [AtomicU64; LIMBS],
@@ -56,7 +56,7 @@ impl Slot {
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             events: AtomicU64::new(0),
-            first_sightings: AtomicU64::new(0),
+            new_users: AtomicU64::new(0),
             extent: AtomicU64::new(Extent::EMPTY.to_word()),
             limbs: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -85,7 +85,7 @@ impl Slot {
             return is_still;
         }
         let events = self.events.load(Ordering::Relaxed);
-        let first_sightings = self.first_sightings.load(Ordering::Relaxed);
+        let new_users = self.new_users.load(Ordering::Relaxed);
         let extent = Extent::from_word(self.extent.load(Ordering::Relaxed));
         let mut limbs = [0; LIMBS];
         let range = extent.range();
@@ -96,7 +96,7 @@ impl Slot {
             return false;
         }
         totals.events += events;
-        totals.first_sightings += first_sightings;
+        totals.new_users += new_users;
         totals.sum.merge_limbs(extent, &limbs);
         true
     }
@@ -108,7 +108,7 @@ pub(crate) struct Counts {
     pub(crate) generation: u64,
     pub(crate) events: u64,
     /// Users that no shard had seen before.
-    pub(crate) first_sightings: u64,
+    pub(crate) new_users: u64,
     pub(crate) sum: ExactSum,
 }
 
@@ -219,7 +219,7 @@ impl SnapshotWriter {
         slot.epoch.store(epoch, Ordering::Relaxed);
         slot.generation.store(counts.generation, Ordering::Relaxed);
         slot.events.store(counts.events, Ordering::Relaxed);
-        slot.first_sightings.store(counts.first_sightings, Ordering::Relaxed);
+        slot.new_users.store(counts.new_users, Ordering::Relaxed);
         slot.extent.store(counts.sum.extent().to_word(), Ordering::Relaxed);
         let behind = self.behind[target].range();
         for (word, limb) in slot.limbs[behind.clone()].iter().zip(&counts.sum.limbs()[behind]) {

@@ -6,6 +6,7 @@
 //! A long one takes 25 for its hash, a pointer, and a control byte in such tables, and the bytes that both sets point to.
 
 use super::claims::{Claim, Claimed, End, Pending};
+use super::id::{Id, Short};
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering, RandomState};
 use crossbeam_utils::CachePadded;
 use hashbrown::HashTable;
@@ -66,60 +67,6 @@ pub(crate) struct Key<'a> {
 
 impl Key<'_> {
     pub(crate) const NONE: Key<'static> = Key { hash: 0, short: Short::EMPTY, user: &[] };
-}
-
-/// Words of a short id.
-const WORDS: usize = 3;
-/// Bytes of the longest short id: one more is its length.
-const SHORT_BYTES_MAX: usize = WORDS * size_of::<u64>() - 1;
-
-/// A short id: its bytes in words, zeros behind them, and its length in the last byte. Two ids are equal if
-/// their words are, so a lookup neither calls a comparison nor follows a pointer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Short([u64; WORDS]);
-
-impl Short {
-    /// What is the id of nobody.
-    const EMPTY: Short = Short([0; WORDS]);
-
-    #[inline(always)]
-    fn is_empty(&self) -> bool {
-        self.0[WORDS - 1] == 0
-    }
-
-    /// The short id of these bytes; `None` where they are too many, or none.
-    #[inline(always)]
-    fn new(user: &[u8]) -> Option<Short> {
-        // Words that overlap are put together in registers. A copy of the bytes would be a call, and reading
-        // words from where it had just written bytes would stall.
-        let word = |at: usize| {
-            user.get(at..)?.first_chunk().map(|bytes: &[u8; 8]| u64::from_le_bytes(*bytes))
-        };
-        let half = |at: usize| {
-            user.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)))
-        };
-        let byte = |at: usize| u64::from(user[at]) << (8 * at);
-        let length = user.len();
-        let [first, second, third] = match length {
-            16..=SHORT_BYTES_MAX => {
-                [word(0)?, word(8)?, word(length - 8)? >> 8 >> (8 * (SHORT_BYTES_MAX - length))]
-            }
-            8..16 => [word(0)?, word(length - 8)? >> 8 >> (8 * (15 - length)), 0],
-            4..8 => [half(0)? | half(length - 4)? << (8 * (length - 4)), 0, 0],
-            1..4 => [byte(0) | byte(length / 2) | byte(length - 1), 0, 0],
-            _ => return None,
-        };
-        Some(Short([first, second, third | (length as u64) << 56]))
-    }
-
-    /// Whether both are the same id.
-    #[inline(always)]
-    fn is(&self, other: &Short) -> bool {
-        // Not `==` of the arrays: the compiler compares these as vectors, which it reads from the stack
-        // where it has just put the words, and the processor waits until they are there.
-        let ([a, b, c], [d, e, f]) = (self.0, other.0);
-        (a ^ d) | (b ^ e) | (c ^ f) == 0
-    }
 }
 
 /// A set of short ids: a table with open addressing. Its slots hold nothing but the ids, so that a user is most often found in
@@ -194,28 +141,6 @@ impl ShortSet {
     }
 }
 
-/// The id of a user, to be put into a table.
-#[derive(Clone, Debug)]
-pub(crate) enum Id {
-    Short(Short),
-    /// One copy for the shared set and for those of all shards.
-    Long(Arc<[u8]>),
-}
-
-impl Id {
-    pub(super) fn new(user: &[u8]) -> Id {
-        Short::new(user).map_or_else(|| Id::Long(user.into()), Id::Short)
-    }
-
-    /// Whether this is the id of a user.
-    pub(super) fn is(&self, user: &[u8]) -> bool {
-        match self {
-            Id::Short(held) => Short::new(user).is_some_and(|short| short.is(held)),
-            Id::Long(held) => **held == *user,
-        }
-    }
-}
-
 /// The ids of some users.
 #[derive(Debug, Default)]
 struct Table {
@@ -267,12 +192,12 @@ impl Table {
 /// Users of earlier generations, which count for nothing anymore. Dropping them takes time that
 /// grows with their number: about a second for ten million.
 #[derive(Debug, Default)]
-pub struct Forgotten {
+pub struct StaleUsers {
     tables: Vec<Table>,
     pending: Vec<HashTable<Pending>>,
 }
 
-impl Forgotten {
+impl StaleUsers {
     /// How many users these are. A user that was taken from two sets counts twice.
     pub fn users(&self) -> usize {
         let pending: usize = self.pending.iter().map(HashTable::len).sum();
@@ -297,13 +222,13 @@ impl Stripe {
         }
     }
 
-    /// Moves the users of earlier generations to `forgotten`.
-    fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+    /// Moves the users of earlier generations to `stale`.
+    fn forget(&mut self, generation: u64, stale: &mut StaleUsers) {
         if self.generation < generation {
             self.generation = generation;
             let users = std::mem::take(&mut self.users);
             if users.len() > 0 {
-                forgotten.tables.push(users);
+                stale.tables.push(users);
             }
         }
     }
@@ -342,10 +267,10 @@ impl Seen {
         stripe.users.insert(|short| hasher.hash_short(short), hash, id);
     }
 
-    /// Moves the users of earlier generations to `forgotten`.
-    pub(crate) fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+    /// Moves the users of earlier generations to `stale`.
+    pub(crate) fn forget(&mut self, generation: u64, stale: &mut StaleUsers) {
         for stripe in &mut self.0 {
-            stripe.forget(generation, forgotten);
+            stripe.forget(generation, stale);
         }
     }
 }
@@ -368,12 +293,12 @@ impl SharedStripe {
         self.known.generation == generation
     }
 
-    /// Moves the users of earlier generations to `forgotten`.
-    fn forget(&mut self, generation: u64, forgotten: &mut Forgotten) {
+    /// Moves the users of earlier generations to `stale`.
+    fn forget(&mut self, generation: u64, stale: &mut StaleUsers) {
         if self.known.generation < generation && !self.pending.is_empty() {
-            forgotten.pending.push(std::mem::take(&mut self.pending));
+            stale.pending.push(std::mem::take(&mut self.pending));
         }
-        self.known.forget(generation, forgotten);
+        self.known.forget(generation, stale);
     }
 
     /// Removes a user from those that a batch has claimed.
@@ -415,7 +340,7 @@ pub(crate) struct Users {
 }
 
 /// What a shard learns about a user that it has not seen itself.
-pub(crate) enum Sighting {
+pub(crate) enum Sight {
     /// No shard had counted the user.
     First(Id),
     /// Another shard has counted the user.
@@ -447,13 +372,13 @@ impl Users {
         hash: u64,
         user: &[u8],
         count: impl FnOnce(),
-    ) -> Sighting {
+    ) -> Sight {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         if !stripe.enter(generation) {
-            return Sighting::Reset;
+            return Sight::Reset;
         }
         if let Some(known) = stripe.known.users.find(hash, user) {
-            return Sighting::Known(known);
+            return Sight::Known(known);
         }
         let pending = stripe.take_pending(hash, user);
         let mut claimed = pending.as_ref().map(|pending| pending.claim.lock());
@@ -464,21 +389,21 @@ impl Users {
                 let id = Id::new(user);
                 stripe.known.users.insert(|short| self.hasher.hash_short(short), hash, id.clone());
                 if is_counted {
-                    return Sighting::Known(id);
+                    return Sight::Known(id);
                 }
                 if let Some((claimed, pending)) = claimed.as_mut().zip(pending.as_ref()) {
                     claimed.lose(pending.index);
                 }
                 // With the lock of the claim, too: its batch is published after this.
                 count();
-                Sighting::First(id)
+                Sight::First(id)
             }
             Hold::Full { .. } | Hold::Reset => {
                 drop(claimed);
                 if let Some(pending) = pending {
                     stripe.pending.insert_unique(hash, pending, |pending| pending.hash);
                 }
-                if hold == Hold::Reset { Sighting::Reset } else { Sighting::Full }
+                if hold == Hold::Reset { Sight::Reset } else { Sight::Full }
             }
         }
     }
@@ -563,10 +488,10 @@ impl Users {
         is_new
     }
 
-    /// Moves the users of earlier generations to `forgotten`.
-    pub(crate) fn forget(&self, generation: u64, forgotten: &mut Forgotten) {
+    /// Moves the users of earlier generations to `stale`.
+    pub(crate) fn forget(&self, generation: u64, stale: &mut StaleUsers) {
         for stripe in &self.stripes {
-            lock(stripe).forget(generation, forgotten);
+            lock(stripe).forget(generation, stale);
         }
     }
 
@@ -626,6 +551,7 @@ pub(crate) enum Hold {
 
 #[cfg(test)]
 mod tests {
+    use super::super::id::SHORT_BYTES_MAX;
     use super::*;
     use std::collections::HashSet;
 

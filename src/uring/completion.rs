@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 use super::faults;
-use super::{Event, Filled, Key, NoBuffers, Operation, Receiving, Uring};
+use super::{Event, Filled, Key, Listener, NoBuffers, Operation, Receiving, Sending, Uring};
 use io_uring::cqueue;
 use rustix::io::Errno;
 use socket2::Socket;
@@ -55,10 +55,11 @@ impl<T> Uring<T> {
 
     fn accepted(&mut self, result: i32, has_ended: bool) -> Option<Event> {
         if has_ended {
-            self.is_accepting = false;
-            if self.is_listener_closing {
-                self.listener = None;
-            }
+            self.listener = match std::mem::replace(&mut self.listener, Listener::No) {
+                Listener::Accepting(listener) => Listener::Resting(listener),
+                Listener::Closing(_) => Listener::No,
+                other => other,
+            };
         }
         if result >= 0 {
             #[expect(unsafe_code, reason = "the kernel returns a bare descriptor")]
@@ -87,7 +88,6 @@ impl<T> Uring<T> {
             match operation {
                 Operation::Connect => slot.address = None,
                 Operation::Receive => slot.receiving = Receiving::No,
-                Operation::Send => (slot.is_sending, slot.is_quiet) = (false, false),
                 Operation::CancelReceive
                     if result < 0 && slot.receiving == Receiving::Cancelling =>
                 {
@@ -118,19 +118,24 @@ impl<T> Uring<T> {
                 Some(Event::ReceiveStopped(key, NoBuffers(no_buffers)))
             }
             (Operation::Receive, Err(_)) => Some(Event::ReceiveFailed(key)),
-            (Operation::Send, Ok(sent)) => {
-                slot.sent += sent;
-                assert!(slot.sent <= slot.sending.len(), "the kernel took what there was");
-                if slot.sent == slot.sending.len() {
-                    slot.sent = 0;
-                    Some(Event::Sent(key, std::mem::take(&mut slot.sending)))
-                } else {
-                    self.send_rest(key)
+            (Operation::Send, Ok(more)) => match &mut slot.sending {
+                Sending::No => None,
+                Sending::UnderWay { bytes, sent, skips_completion } => {
+                    *sent += more;
+                    assert!(*sent <= bytes.len(), "the kernel took what there was");
+                    *skips_completion = false;
+                    if *sent == bytes.len() {
+                        let bytes = std::mem::take(bytes);
+                        slot.sending = Sending::No;
+                        Some(Event::Sent(key, bytes))
+                    } else {
+                        self.send_rest(key)
+                    }
                 }
-            }
+            },
             (Operation::Send, Err(_)) if is_one_of(result, INTERRUPTED) => self.send_rest(key),
             (Operation::Send, Err(_)) => {
-                (slot.sending, slot.sent) = (Vec::new(), 0);
+                slot.sending = Sending::No;
                 Some(Event::SendFailed(key))
             }
             _ => None,
@@ -148,7 +153,7 @@ impl<T> Uring<T> {
     /// Sends what a send has left.
     fn send_rest(&mut self, key: Key) -> Option<Event> {
         if let Some(slot) = self.open_slot(key) {
-            slot.is_sending = true;
+            slot.sending.expect_completion();
             self.begin(Operation::Send, key.0);
         }
         None

@@ -99,7 +99,7 @@ pub(super) fn note_completion<T>(ring: &Uring<T>, operation: Operation, key: Key
             note(Fault::Reset);
         }
         Send if usize::try_from(result)
-            .is_ok_and(|sent| sent > 0 && slot.sent + sent < slot.sending.len()) =>
+            .is_ok_and(|sent| sent > 0 && sent < slot.sending.rest().len()) =>
         {
             note(Fault::ShortSend);
         }

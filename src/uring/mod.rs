@@ -10,9 +10,9 @@
 //! - Receive buffers and their ring outlive the io_uring.
 //! - The bytes of a send belong to the slot from `Uring::send` until `Event::Sent` gives them
 //!   back. Nobody can change, move, or free them in between.
-//! - A quiet send has no completion when it succeeds. The kernel tries it while it takes its entry, never
-//!   later (MSG_DONTWAIT), and completes it where it could not send everything (MSG_WAITALL). So once the
-//!   kernel has taken all entries and every completion was looked at, what was quiet has succeeded.
+//! - A send may have no completion if it succeeds. The kernel tries it while it takes its entry, never
+//!   later (MSG_DONTWAIT), and completes it if it could not send everything (MSG_WAITALL). So once the
+//!   kernel has taken all entries and every completion was looked at, those without one have succeeded.
 //! - The address of a connect belongs to the slot until the connect has ended.
 //! - A slot is vacated, and its descriptor closed, only when it has no operation under way, so a
 //!   completion is never taken for another connection's.
@@ -196,17 +196,65 @@ struct Slot<T> {
     data: T,
     /// Its owner has closed it: it waits for its operations to end, and reports nothing more.
     is_closed: bool,
-    /// The bytes of the send under way, and how many of them the kernel has taken.
-    sending: Vec<u8>,
-    sent: usize,
-    is_sending: bool,
-    /// It ends without a completion where it succeeds.
-    is_quiet: bool,
+    sending: Sending,
     receiving: Receiving,
     /// Where a connect under way goes.
     address: Option<Box<SockAddr>>,
     /// Operations under way, cancellations included.
     operations: u32,
+}
+
+/// What a slot sends.
+enum Sending {
+    /// Nothing.
+    No,
+    /// These bytes, of which the kernel has taken the first `sent`.
+    UnderWay {
+        bytes: Vec<u8>,
+        sent: usize,
+        /// It has no completion if it succeeds.
+        skips_completion: bool,
+    },
+}
+
+impl Sending {
+    /// The bytes that the kernel has not taken.
+    fn rest(&self) -> &[u8] {
+        match self {
+            Sending::No => &[],
+            Sending::UnderWay { bytes, sent, .. } => &bytes[*sent..],
+        }
+    }
+
+    /// Notes that there will be a completion. Returns whether there might have been none.
+    fn expect_completion(&mut self) -> bool {
+        match self {
+            Sending::No => false,
+            Sending::UnderWay { skips_completion, .. } => std::mem::take(skips_completion),
+        }
+    }
+}
+
+/// The listener of a ring.
+enum Listener {
+    /// There is none.
+    No,
+    /// It is open, and nothing is accepting.
+    Resting(Socket),
+    Accepting(Socket),
+    /// It is closed as soon as accepting has ended.
+    Closing(Socket),
+}
+
+impl Listener {
+    fn socket(&self) -> Option<&Socket> {
+        match self {
+            Listener::No => None,
+            Listener::Resting(socket) | Listener::Accepting(socket) | Listener::Closing(socket) => {
+                Some(socket)
+            }
+        }
+    }
 }
 
 /// An open slot, as its owner sees it.
@@ -215,8 +263,6 @@ pub(crate) struct OpenSlot<'a, T> {
     /// What the owner keeps for it.
     pub(crate) data: &'a mut T,
     pub(crate) socket: &'a Socket,
-    /// Bytes given to [`Uring::send`] that the kernel has not taken.
-    pub(crate) unsent: usize,
     pub(crate) is_sending: bool,
     pub(crate) is_receiving: bool,
 }
@@ -229,8 +275,7 @@ impl<'a, T> OpenSlot<'a, T> {
             key,
             data: &mut slot.data,
             socket: &slot.socket,
-            unsent: slot.sending.len() - slot.sent,
-            is_sending: slot.is_sending,
+            is_sending: !matches!(slot.sending, Sending::No),
             is_receiving: slot.receiving != Receiving::No,
         })
     }
@@ -241,13 +286,10 @@ pub(crate) struct Uring<T> {
     /// Dropped by hand, or leaked.
     kernel: ManuallyDrop<Kernel>,
     slots: Slab<Box<Slot<T>>>,
-    listener: Option<Socket>,
+    listener: Listener,
     is_listener_shared: bool,
-    is_accepting: bool,
     /// One accept brings one connection: see [`accepts_once`].
     accepts_once: bool,
-    /// Its listener is closed as soon as accepting has ended.
-    is_listener_closing: bool,
     wakeup: Option<Arc<Wakeup>>,
     is_watching: bool,
     /// The kernel reads it when the timer's entry is submitted.
@@ -260,12 +302,12 @@ pub(crate) struct Uring<T> {
     completions: Vec<(u64, i32, u32)>,
     /// How many of them were looked at.
     looked_at: usize,
-    /// Slots with a quiet send that the kernel was given, or is about to be.
-    quiet: Vec<Key>,
+    /// Slots with a send that may have no completion, and that the kernel was given, or is about to be.
+    skipping: Vec<Key>,
     /// Those of them whose sends are over once all completions were looked at.
-    quiet_over: Vec<Key>,
-    /// The last turn has left entries or completions behind, perhaps those of quiet sends.
-    is_quiet_unknown: bool,
+    skipped: Vec<Key>,
+    /// The last turn has left entries or completions behind, perhaps those of such sends.
+    is_skipping_unknown: bool,
     /// Calls of `io_uring_enter`.
     enters: u64,
     /// With what to wait.
@@ -291,11 +333,9 @@ impl<T> Uring<T> {
         Ok(Uring {
             kernel: ManuallyDrop::new(kernel),
             slots: Slab::new(),
-            listener: None,
+            listener: Listener::No,
             is_listener_shared: false,
-            is_accepting: false,
             accepts_once: accepts_once(&rustix::system::uname().release().to_string_lossy()),
-            is_listener_closing: false,
             wakeup: None,
             is_watching: false,
             timer: Box::new(Timespec::new()),
@@ -304,9 +344,9 @@ impl<T> Uring<T> {
             under_way: 0,
             completions: Vec::new(),
             looked_at: 0,
-            quiet: Vec::new(),
-            quiet_over: Vec::new(),
-            is_quiet_unknown: false,
+            skipping: Vec::new(),
+            skipped: Vec::new(),
+            is_skipping_unknown: false,
             enters: 0,
             wait_flags,
             is_ending: false,
@@ -324,10 +364,7 @@ impl<T> Uring<T> {
             socket,
             data,
             is_closed: false,
-            sending: Vec::new(),
-            sent: 0,
-            is_sending: false,
-            is_quiet: false,
+            sending: Sending::No,
             receiving: Receiving::No,
             address: None,
             operations: 0,
@@ -385,42 +422,48 @@ impl<T> Uring<T> {
     /// Accepts on a listener until [`Uring::close_listener`]. A shared one goes on listening after that,
     /// for its other holders.
     pub(crate) fn listen(&mut self, listener: Socket, is_shared: bool) {
-        assert!(self.listener.is_none(), "a ring has one listener");
-        self.listener = Some(listener);
+        assert!(matches!(self.listener, Listener::No), "a ring has one listener");
+        self.listener = Listener::Resting(listener);
         self.is_listener_shared = is_shared;
         self.accept();
     }
 
     /// The listener, while there is one.
     pub(crate) fn listener(&self) -> Option<&Socket> {
-        self.listener.as_ref()
+        self.listener.socket()
     }
 
     /// Goes on accepting after [`Event::AcceptStopped`].
     pub(crate) fn accept(&mut self) {
-        if self.listener.is_some() && !self.is_accepting && !self.is_listener_closing {
-            self.is_accepting = true;
-            self.begin(Operation::Accept, 0);
+        match std::mem::replace(&mut self.listener, Listener::No) {
+            Listener::Resting(listener) => {
+                self.listener = Listener::Accepting(listener);
+                self.begin(Operation::Accept, 0);
+            }
+            other => self.listener = other,
         }
     }
 
     /// Whether the listener is accepting.
     pub(crate) fn is_accepting(&self) -> bool {
-        self.is_accepting
+        matches!(self.listener, Listener::Accepting(_) | Listener::Closing(_))
     }
 
     /// Stops listening. What was accepted before is still reported.
     pub(crate) fn close_listener(&mut self) {
-        if let Some(listener) = &self.listener {
-            if !self.is_listener_shared {
-                // Frees a TCP port at once. Fails only where that is so.
-                let _ = listener.shutdown(Shutdown::Read);
-            }
-            if !self.is_accepting {
-                self.listener = None;
-            } else if !std::mem::replace(&mut self.is_listener_closing, true) {
+        if let Some(listener) = self.listener.socket()
+            && !self.is_listener_shared
+        {
+            // Frees a TCP port at once. Fails only if it is free already.
+            let _ = listener.shutdown(Shutdown::Read);
+        }
+        match std::mem::replace(&mut self.listener, Listener::No) {
+            Listener::Accepting(listener) => {
+                self.listener = Listener::Closing(listener);
                 self.begin(Operation::CancelAccept, 0);
             }
+            Listener::Closing(listener) => self.listener = Listener::Closing(listener),
+            Listener::No | Listener::Resting(_) => {}
         }
     }
 
@@ -482,21 +525,21 @@ impl<T> Uring<T> {
         self.start_sending(key, bytes, Operation::Send);
     }
 
-    /// The same, but where the socket takes everything at once, no wait ends for that: [`Event::Sent`] comes
-    /// in a turn that something else has ended.
-    pub(crate) fn send_quietly(&mut self, key: Key, bytes: Vec<u8>) {
-        // What is longer than a result can say is sent in parts, which is not quiet.
+    /// Sends all of `bytes` as well, but without a completion if the socket takes everything at once, so no wait ends for that:
+    /// [`Event::Sent`] comes in a turn that something else has ended.
+    pub(crate) fn send_skipping_completion(&mut self, key: Key, bytes: Vec<u8>) {
+        // What is longer than a result can say is sent in parts, which have completions.
         let is_short = i32::try_from(bytes.len()).is_ok();
-        let how = if is_short { Operation::SendQuietly } else { Operation::Send };
+        let how = if is_short { Operation::SendSkippingCompletion } else { Operation::Send };
         self.start_sending(key, bytes, how);
     }
 
     fn start_sending(&mut self, key: Key, bytes: Vec<u8>, how: Operation) {
         if let Some(slot) = self.open_slot(key) {
-            assert!(!slot.is_sending && !bytes.is_empty(), "a socket has one send at a time");
-            (slot.sending, slot.sent) = (bytes, 0);
-            slot.is_sending = true;
-            slot.is_quiet = how == Operation::SendQuietly;
+            let is_free = matches!(slot.sending, Sending::No) && !bytes.is_empty();
+            assert!(is_free, "a socket has one send at a time");
+            let skips_completion = how == Operation::SendSkippingCompletion;
+            slot.sending = Sending::UnderWay { bytes, sent: 0, skips_completion };
             self.begin(how, key.0);
         }
     }
@@ -551,11 +594,11 @@ impl<T> Uring<T> {
     ///
     /// The ring is broken.
     pub(crate) fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        let is_done = self.looked_at == self.completions.len() && self.quiet_over.is_empty();
+        let is_done = self.looked_at == self.completions.len() && self.skipped.is_empty();
         assert!(is_done, "events of the last turn are left");
         self.kernel.buffers.publish();
         // Whether these are over will be known without a wait.
-        let wait = if self.is_quiet_unknown { Wait::No } else { wait };
+        let wait = if self.is_skipping_unknown { Wait::No } else { wait };
         match (self.submit_waiting()?, wait) {
             // What found no room waits for nothing.
             (false, _) | (true, Wait::No) => self.enter(EnterFlags::GETEVENTS, Wait::No)?,
@@ -571,28 +614,28 @@ impl<T> Uring<T> {
                 .completion()
                 .map(|done| (done.user_data(), done.result(), done.flags())),
         );
-        self.settle_quiet_sends();
+        self.settle_skipping_sends();
         Ok(self.completions.len())
     }
 
-    /// Finds out which quiet sends are over: those without a completion, once there can be none.
-    fn settle_quiet_sends(&mut self) {
-        if self.quiet.is_empty() {
-            self.is_quiet_unknown = false;
+    /// Finds out which of the sends that may have no completion are over: those that have none, once there can be none.
+    fn settle_skipping_sends(&mut self) {
+        if self.skipping.is_empty() {
+            self.is_skipping_unknown = false;
             return;
         }
         for (tag, ..) in &self.completions {
             if let (Operation::Send, key) = Operation::of(*tag)
-                && std::mem::take(&mut self.slots[key.index()].is_quiet)
+                && self.slots[key.index()].sending.expect_completion()
             {
-                self.quiet.retain(|quiet| *quiet != key);
+                self.skipping.retain(|skipping| *skipping != key);
             }
         }
         let submission = self.kernel.ring.submission();
-        self.is_quiet_unknown =
-            !self.quiet.is_empty() && (!submission.is_empty() || submission.cq_overflow());
-        if !self.is_quiet_unknown {
-            std::mem::swap(&mut self.quiet, &mut self.quiet_over);
+        self.is_skipping_unknown =
+            !self.skipping.is_empty() && (!submission.is_empty() || submission.cq_overflow());
+        if !self.is_skipping_unknown {
+            std::mem::swap(&mut self.skipping, &mut self.skipped);
         }
     }
 
@@ -620,9 +663,9 @@ impl<T> Uring<T> {
                 return Some(event);
             }
         }
-        while let Some(key) = self.quiet_over.pop() {
-            let sent = self.slots[key.index()].sending.len();
-            let sent = i32::try_from(sent).expect("a longer send is not quiet");
+        while let Some(key) = self.skipped.pop() {
+            let sent = self.slots[key.index()].sending.rest().len();
+            let sent = i32::try_from(sent).expect("a longer send has a completion");
             if let Some(event) = self.complete(Operation::Send.tag(key.0), sent, 0) {
                 return Some(event);
             }
@@ -667,7 +710,7 @@ impl<T> Drop for Uring<T> {
         }
         if self.under_way > 0 {
             std::mem::forget(std::mem::take(&mut self.slots));
-            std::mem::forget(self.listener.take());
+            std::mem::forget(std::mem::replace(&mut self.listener, Listener::No));
             std::mem::forget(self.wakeup.take());
             std::mem::forget(std::mem::take(&mut self.timer));
             return;

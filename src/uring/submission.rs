@@ -29,7 +29,7 @@ pub(super) enum Operation {
     Receive,
     ReceiveMultishot,
     Send,
-    SendQuietly,
+    SendSkippingCompletion,
     CancelReceive,
     CancelConnect,
     Watch,
@@ -46,7 +46,7 @@ impl Operation {
         Operation::Receive,
         Operation::ReceiveMultishot,
         Operation::Send,
-        Operation::SendQuietly,
+        Operation::SendSkippingCompletion,
         Operation::CancelReceive,
         Operation::CancelConnect,
         Operation::Watch,
@@ -61,7 +61,7 @@ impl Operation {
     pub(super) fn tag(self, slot: u32) -> u64 {
         let operation = match self {
             Operation::ReceiveMultishot => Operation::Receive,
-            Operation::SendQuietly => Operation::Send,
+            Operation::SendSkippingCompletion => Operation::Send,
             other => other,
         };
         u64::from(operation as u32) << 32 | u64::from(slot)
@@ -110,8 +110,8 @@ impl<T> Uring<T> {
         if !has_room {
             faults::note(faults::Fault::FullSubmissionQueue);
         }
-        if has_room && operation == Operation::SendQuietly {
-            self.quiet.push(Key(slot));
+        if has_room && operation == Operation::SendSkippingCompletion {
+            self.skipping.push(Key(slot));
         }
         has_room
     }
@@ -122,7 +122,7 @@ impl<T> Uring<T> {
         let socket = || Fd(slot().socket.as_raw_fd());
         match operation {
             Operation::Accept => {
-                let listener = self.listener.as_ref().expect("accepting has a listener");
+                let listener = self.listener.socket().expect("accepting has a listener");
                 let listener = Fd(listener.as_raw_fd());
                 let flags = rustix::net::SocketFlags::CLOEXEC.bits().cast_signed();
                 if self.accepts_once {
@@ -142,7 +142,7 @@ impl<T> Uring<T> {
             }
             Operation::ReceiveMultishot => opcode::RecvMulti::new(socket(), BUFFER_GROUP).build(),
             Operation::Send => self.send_entry(slot(), SendFlags::NOSIGNAL),
-            Operation::SendQuietly => {
+            Operation::SendSkippingCompletion => {
                 let at_once = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | WAIT_ALL;
                 self.send_entry(slot(), at_once).flags(squeue::Flags::SKIP_SUCCESS)
             }
@@ -162,7 +162,7 @@ impl<T> Uring<T> {
     }
 
     fn send_entry(&self, slot: &Slot<T>, flags: SendFlags) -> squeue::Entry {
-        let rest = &slot.sending[slot.sent..];
+        let rest = slot.sending.rest();
         // The rest of a longer one follows as after any short send.
         let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         opcode::Send::new(Fd(slot.socket.as_raw_fd()), rest.as_ptr(), len)

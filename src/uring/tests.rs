@@ -124,10 +124,10 @@ fn operations_that_find_the_queue_full_wait_in_line() {
 
 /// Whether the peer takes all or nothing at once, it gets every byte, and each send ends once.
 #[test]
-fn quiet_sends_end_with_whatever_ends_a_wait_and_lose_nothing() {
+fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     let (mut quick, other) = pair(&mut ring, 0);
-    ring.send_quietly(other, b"first".to_vec());
+    ring.send_skipping_completion(other, b"first".to_vec());
     let started = Instant::now();
     ring.turn(Wait::For(Duration::from_millis(30))).unwrap();
     assert!(started.elapsed() >= Duration::from_millis(30), "its success ends no wait");
@@ -138,7 +138,7 @@ fn quiet_sends_end_with_whatever_ends_a_wait_and_lose_nothing() {
     // More than the socket takes: the rest follows as it is read.
     let (mut slow, full) = pair(&mut ring, 1);
     let bytes: Vec<u8> = (0..4_000_000u32).map(|at| (at % 251) as u8).collect();
-    ring.send_quietly(full, bytes.clone());
+    ring.send_skipping_completion(full, bytes.clone());
     let reader = std::thread::spawn(move || {
         let mut got = vec![0; 4_000_000];
         slow.read_exact(&mut got).unwrap();
@@ -149,9 +149,9 @@ fn quiet_sends_end_with_whatever_ends_a_wait_and_lose_nothing() {
     // The peer has gone: the failure ends a wait, and closing does not wait for anything.
     let (gone, failing) = pair(&mut ring, 2);
     drop(gone);
-    ring.send_quietly(failing, b"last".to_vec());
+    ring.send_skipping_completion(failing, b"last".to_vec());
     count_events(&mut ring, 1, |event| matches!(event, Event::SendFailed(key) if *key == failing));
-    ring.send_quietly(other, b"again".to_vec());
+    ring.send_skipping_completion(other, b"again".to_vec());
     for key in [other, full, failing] {
         ring.close(key);
     }

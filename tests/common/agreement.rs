@@ -2,61 +2,13 @@
 
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
-    Budget, CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, FIELDS_MAX,
-    HEAD_BYTES_MAX, Handled, Handler, Limits, Method, Outcome, REQUEST_LINE_BYTES_MAX, Reply,
-    Request, Status, Target, Timeouts,
+    CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, End as Ending, FIELDS_MAX,
+    HEAD_BYTES_MAX, Limits, Method, REQUEST_LINE_BYTES_MAX, Reply, ReplyTo, Request, Status, Step,
+    Target, Timeouts,
 };
 
 const BODY_BYTES_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 300;
-
-/// Records what reaches it.
-struct Recorder {
-    accepted: Vec<Accepted>,
-}
-
-impl Handler for Recorder {
-    type Work = ();
-
-    fn knows(&self, _: &Request<'_>) -> bool {
-        true
-    }
-
-    fn wants_body(&self, request: &Request<'_>) -> bool {
-        request.method() == Method::Post
-            && matches!(&request.target, Target::Path(path) if **path == *b"/event")
-    }
-
-    fn is_batch(&self, request: &Request<'_>) -> bool {
-        request.method() == Method::Post
-            && matches!(&request.target, Target::Path(path) if **path == *b"/events")
-    }
-
-    fn begin_batch(&mut self, _: &Request<'_>, _: usize, _: Reply<'_>) -> Option<((), Vec<u8>)> {
-        Some(((), Vec::new()))
-    }
-
-    fn work(&mut self, (): &mut (), body: &mut [u8], _: &mut Budget, reply: Reply<'_>) -> bool {
-        let (method, path) = ("Post".into(), b"/events".to_vec());
-        self.accepted.push(Accepted { method, path, body: body.to_vec() });
-        reply.send_json(Status::Ok, b"{}");
-        true
-    }
-
-    fn handle(&mut self, request: &Request<'_>, reply: Reply<'_>) -> Handled {
-        let path = match &request.target {
-            Target::Path(path) => path.to_vec(),
-            Target::Server => b"*".to_vec(),
-            Target::Tunnel => b"tunnel".to_vec(),
-        };
-        let method = format!("{:?}", request.method());
-        self.accepted.push(Accepted { method, path, body: request.body.to_vec() });
-        reply.send_json(Status::Ok, b"{}");
-        Handled::Responded(0)
-    }
-
-    fn refused(&mut self, _: Status) {}
-}
 
 /// What the server accepts from bytes that come in pieces, and how the connection ends.
 pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
@@ -64,41 +16,104 @@ pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
     (accepted, end)
 }
 
+/// The same, with the last response.
 pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
     let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
     let limits =
         Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts };
-    let mut context = Context::of(Recorder { accepted: Vec::new() }, "localhost", 0);
-    let mut connection = Connection::new(limits, true, 0);
-    let mut out = Vec::new();
-    let mut outcome = Outcome::Receive;
-    let (mut responses, mut last) = (0, Vec::new());
+    let mut reader = Reader {
+        http: Connection::new(limits, true, 0),
+        context: Context::new("localhost", b"/events", 0),
+        accepted: Vec::new(),
+        last: Vec::new(),
+        is_refused: false,
+    };
+    let (mut kept, mut ending) = (Vec::new(), None);
     for piece in pieces {
-        connection.renew();
-        outcome = connection.receive(piece, 0, &mut context, &mut out);
-        loop {
-            // All but a 100 have one.
-            responses += memchr::memmem::find_iter(&out, b"\r\nDate: ").count();
-            last = std::mem::take(&mut out);
-            if !matches!(outcome, Outcome::Resume | Outcome::Work) {
-                break;
-            }
-            connection.renew();
-            outcome = connection.resume(0, &mut context, &mut out);
-        }
-        if outcome.closes() {
+        kept.extend_from_slice(piece);
+        let mut rest = &kept[..];
+        ending = reader.read(&mut rest);
+        kept = rest.to_vec();
+        if ending.is_some() {
             break;
         }
     }
-    let accepted = context.handler.accepted;
-    let refused = responses - accepted.len();
-    assert!(refused <= 1, "one response per request, and one to what is refused");
-    let end = match (outcome.closes(), refused) {
-        (true, 0) => End::Closed,
-        (true, _) => End::Refused,
-        _ => End::Open,
+    let end = match (ending, reader.is_refused) {
+        (Some(_), false) => End::Closed,
+        (Some(_), true) => End::Refused,
+        (None, _) => End::Open,
     };
-    (accepted, end, last)
+    (reader.accepted, end, reader.last)
+}
+
+/// Accepts every request of a connection.
+struct Reader {
+    http: Connection,
+    context: Context,
+    accepted: Vec<Accepted>,
+    last: Vec<u8>,
+    is_refused: bool,
+}
+
+impl Reader {
+    /// Reads what is there, and leaves what is incomplete. Returns how the connection ends, if it does.
+    fn read(&mut self, rest: &mut &[u8]) -> Option<Ending> {
+        let mut decoded = Vec::new();
+        loop {
+            match self.http.step(rest, &mut decoded, &mut self.context, 0) {
+                Step::Request(request) => {
+                    self.accepted.push(accepted(&request));
+                    self.respond(request.reply_to());
+                }
+                Step::Expects(request) if wants_body(&request) => {}
+                Step::Expects(request) => {
+                    self.http.decline();
+                    self.accepted.push(accepted(&request));
+                    self.respond(request.reply_to());
+                }
+                Step::TooLarge(request) => {
+                    self.is_refused = true;
+                    self.respond(request.reply_to());
+                }
+                Step::Batch { .. } => self.http.accept_batch(Vec::new()),
+                Step::BatchBody(body) => {
+                    let (method, path) = ("Post".into(), b"/events".to_vec());
+                    self.accepted.push(Accepted { method, path, body });
+                    let reply_to = self.http.batch_reply_to(!rest.is_empty());
+                    self.respond(reply_to);
+                    self.http.finish_batch(reply_to, 0);
+                }
+                Step::Refused(refused) => {
+                    assert!(!self.is_refused, "one response to what is refused");
+                    self.is_refused = true;
+                    self.last.clear();
+                    refused.respond(&mut self.last, &self.context);
+                }
+                Step::Advanced => {}
+                Step::NeedsMore => return None,
+                Step::Ended(ending) => return Some(ending),
+            }
+        }
+    }
+
+    fn respond(&mut self, to: ReplyTo) {
+        self.last.clear();
+        Reply::new(&mut self.last, &self.context, to).send_json(Status::Ok, b"{}");
+    }
+}
+
+fn accepted(request: &Request<'_>) -> Accepted {
+    let path = match &request.target {
+        Target::Path(path) => path.to_vec(),
+        Target::Server => b"*".to_vec(),
+        Target::Tunnel => b"tunnel".to_vec(),
+    };
+    Accepted { method: format!("{:?}", request.method()), path, body: request.body().to_vec() }
+}
+
+fn wants_body(request: &Request<'_>) -> bool {
+    request.method() == Method::Post
+        && matches!(&request.target, Target::Path(path) if **path == *b"/event")
 }
 
 /// What the slow reader accepts, in the terms of the fast one.

@@ -10,6 +10,7 @@
 pub mod agreement;
 pub mod description;
 pub mod disk;
+pub mod exchange;
 pub mod fake;
 pub mod reference;
 pub mod schema;

@@ -8,7 +8,7 @@
 
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::store::postgres::{Id, Link, Member, Share, Trouble, Write};
+use ringtally::store::postgres::{Id, Link, Member, Share, StoreError, Write};
 use ringtally::store::{Group, Outcome, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
@@ -427,33 +427,33 @@ impl SimulatedLink {
     }
 
     /// Has others act. Fails if this server is killed meanwhile, or its connection is lost.
-    fn step(&self) -> Result<(), Trouble> {
+    fn step(&self) -> Result<(), StoreError> {
         if self.is_joining() {
             return Ok(());
         }
-        let killed = || Trouble::Lasting("the server was killed".into());
+        let killed = || StoreError::Lasting("the server was killed".into());
         self.back.lock().unwrap().send(Step::Paused).map_err(|_| killed())?;
         self.go.lock().unwrap().recv().map_err(|_| killed())?;
         match self.chance(10) {
-            true => Err(Trouble::Passing("the connection was lost".into())),
+            true => Err(StoreError::Passing("the connection was lost".into())),
             false => Ok(()),
         }
     }
 
-    fn node(&self) -> Result<usize, Trouble> {
-        let node = self.node.ok_or_else(|| Trouble::Passing("there is no connection".into()))?;
+    fn node(&self) -> Result<usize, StoreError> {
+        let node = self.node.ok_or_else(|| StoreError::Passing("there is no connection".into()))?;
         let cluster = self.database.cluster();
         match node != cluster.primary && !cluster.is_synchronous {
-            true => Err(Trouble::Passing("the connection was lost".into())),
+            true => Err(StoreError::Passing("the connection was lost".into())),
             false => Ok(node),
         }
     }
 
     /// Waits for something on a node: one that a standby stands in for does it never.
-    fn wait(&self, node: usize) -> Result<(), Trouble> {
+    fn wait(&self, node: usize) -> Result<(), StoreError> {
         self.step()?;
         match node != self.database.cluster().primary && self.chance(60) {
-            true => Err(Trouble::Unconfirmed("it did not respond".into())),
+            true => Err(StoreError::Unconfirmed("it did not respond".into())),
             false => Ok(()),
         }
     }
@@ -462,7 +462,7 @@ impl SimulatedLink {
     async fn write<T>(
         &self,
         mut make: impl FnMut(&mut Cluster, usize) -> Result<Option<(T, Option<usize>)>, Blocked>,
-    ) -> Result<Option<T>, Trouble> {
+    ) -> Result<Option<T>, StoreError> {
         let node = self.node()?;
         let (made, number) = loop {
             let result = make(&mut self.database.cluster(), node);
@@ -485,7 +485,7 @@ impl SimulatedLink {
                 self.wait(node)?;
                 if self.chance(50) {
                     self.database.cluster().note_seen(number);
-                    return Err(Trouble::Unconfirmed("its wait was canceled".into()));
+                    return Err(StoreError::Unconfirmed("its wait was canceled".into()));
                 }
             }
         }
@@ -515,7 +515,7 @@ impl Link for SimulatedLink {
         2
     }
 
-    async fn connect(&mut self) -> Result<(), Trouble> {
+    async fn connect(&mut self) -> Result<(), StoreError> {
         if self.node().is_ok() {
             return Ok(());
         }
@@ -530,7 +530,7 @@ impl Link for SimulatedLink {
                 return Ok(());
             }
         }
-        Err(Trouble::Passing("they are standbys".into()))
+        Err(StoreError::Passing("they are standbys".into()))
     }
 
     fn disconnect(&mut self, leaves: bool) {
@@ -540,7 +540,7 @@ impl Link for SimulatedLink {
         }
     }
 
-    async fn register(&self, id: &Id, _: &str) -> Result<i64, Trouble> {
+    async fn register(&self, id: &Id, _: &str) -> Result<i64, StoreError> {
         self.step()?;
         let made = self.write(|cluster, node| {
             if cluster.is_locked(node, id) {
@@ -555,7 +555,7 @@ impl Link for SimulatedLink {
         Ok(made.await?.expect("it is always made"))
     }
 
-    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError> {
         let owned = OwnedWrite {
             id: *write.id,
             sequence: write.sequence,
@@ -591,7 +591,7 @@ impl Link for SimulatedLink {
         })
     }
 
-    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble> {
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), StoreError> {
         self.step()?;
         let node = self.node()?;
         let cluster = self.database.cluster();
@@ -599,7 +599,7 @@ impl Link for SimulatedLink {
         Ok((tables.generation, tables.rows.get(id).map(|row| row.sequence)))
     }
 
-    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble> {
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, StoreError> {
         self.step()?;
         let made = self.write(|cluster, node| {
             set_sequence(cluster, node, id, |row| (row.sequence <= sequence).then_some(sequence))
@@ -607,7 +607,7 @@ impl Link for SimulatedLink {
         Ok(made.await?.is_some())
     }
 
-    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble> {
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, StoreError> {
         self.step()?;
         let node = self.node()?;
         let rows: Vec<Share> = {
@@ -628,7 +628,7 @@ impl Link for SimulatedLink {
         Ok(if self.fault == Fault::Stale { before.unwrap_or(rows) } else { rows })
     }
 
-    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble> {
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, StoreError> {
         if self.fault == Fault::Unconfirmed {
             self.database.cluster().nodes.iter_mut().for_each(|tables| {
                 if let Some(row) = tables.rows.get_mut(id) {
@@ -647,7 +647,7 @@ impl Link for SimulatedLink {
         Ok(made.await?.is_some())
     }
 
-    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble> {
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, StoreError> {
         self.step()?;
         let node = self.node()?;
         let cluster = self.database.cluster();
@@ -659,11 +659,11 @@ impl Link for SimulatedLink {
         Ok(cluster.nodes[node].rows.iter().filter(lags).count() as u64)
     }
 
-    async fn rename(&self, _: &Id, _: &str) -> Result<(), Trouble> {
+    async fn rename(&self, _: &Id, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
 
-    async fn end(&self, _: &Id) -> Result<(), Trouble> {
+    async fn end(&self, _: &Id) -> Result<(), StoreError> {
         Ok(())
     }
 }

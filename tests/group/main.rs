@@ -12,24 +12,20 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod database;
+#[path = "../world/mod.rs"]
+mod world;
 
-use common::{Response, Totals, post, split_responses};
+use common::{Response, Totals, post};
 use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::http::{Limits, Outcome, Timeouts};
-use ringtally::metrics::{Reporter, StoreMetrics};
-use ringtally::service::{Connection, Policy, Reading, Service};
-use ringtally::store::{Committer, Durability, Held, Release, Settlement, Store, Wakeups};
-use ringtally::tally::{State, Tally};
-use ringtally::uring::Wakeup;
+use ringtally::tally::State;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use tokio::sync::Notify;
+use world::{Link, Reader, Server, seeds};
 
 const SHARDS: usize = 2;
 const USERS: usize = 8;
@@ -50,76 +46,27 @@ enum Request {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     request: Request,
-    /// What the database held when it was received.
-    version: usize,
+    /// Bytes that its connection has with it.
+    end: usize,
+    /// What the database held when all of it was received.
+    version: Option<usize>,
 }
 
-/// What a connection waits for with a request for totals.
-#[derive(Clone, Copy, Debug, Default)]
-struct Awaited {
-    epoch: Option<u64>,
-    has_more: bool,
-}
-
-/// One connection.
-struct Peer {
-    shard: usize,
-    connection: Connection,
-    held: Held,
-    out: Vec<u8>,
+/// A client on one connection.
+#[derive(Default)]
+struct Client {
+    reader: Reader,
     pending: VecDeque<Pending>,
-    awaited: Option<Awaited>,
+    sent: usize,
     /// The events of the last totals, and the version when they were asked for.
     shown: Option<(u64, usize)>,
 }
 
-impl Peer {
-    fn new(shard: usize) -> Peer {
-        let timeouts = Timeouts { header_ms: 1000, body_ms: 1000, idle_ms: 1000 };
-        let limits = Limits { body_bytes_max: 400, batch_bytes_max: 0, timeouts };
-        Peer {
-            shard,
-            connection: Connection::new(limits, true, 0),
-            held: Held::default(),
-            out: Vec::new(),
-            pending: VecDeque::new(),
-            awaited: None,
-            shown: None,
-        }
-    }
-
-    fn go_on(&mut self, outcome: Outcome) {
-        self.awaited = match outcome {
-            Outcome::Receive => None,
-            Outcome::Wait => Some(Awaited::default()),
-            Outcome::Resume | Outcome::Work | Outcome::Close | Outcome::CloseAtOnce => {
-                unreachable!("a few requests that are in order, and no batches")
-            }
-        };
-    }
-
-    /// At the end of a turn, when what was handled is published.
-    fn publish(&mut self, service: &Service) {
-        let durability = service.durability().unwrap();
-        let epoch = service.settles_at();
-        if self.held.publish(epoch, u64::MAX) {
-            durability.request(epoch);
-        }
-        if let Some(awaited) = &mut self.awaited
-            && awaited.epoch.is_none()
-        {
-            let epoch = service.next_epoch();
-            awaited.epoch = Some(epoch);
-            durability.request_read(epoch);
-        }
-    }
-}
-
-/// One life of a server.
-struct Server {
-    services: Vec<Service>,
-    settlement: Arc<Settlement>,
-    peers: Vec<Peer>,
+/// One life of a server, and its clients.
+struct Life {
+    server: Server,
+    /// Those of each shard, by their keys.
+    clients: Vec<Vec<Client>>,
     go: Option<Sender<()>>,
     back: Receiver<Step>,
     thread: Option<JoinHandle<()>>,
@@ -129,33 +76,18 @@ struct Server {
     is_committing: bool,
     /// It gets its turn more seldom than others.
     is_slow: bool,
+    /// Which life of all servers this is.
+    number: usize,
 }
 
-impl Server {
-    fn start(rng: &mut Rng, database: &Database, fault: Fault) -> Server {
+impl Life {
+    fn start(rng: &mut Rng, database: &Database, fault: Fault, number: usize) -> Life {
         let (go, gone) = channel();
         let (back, came_back) = channel();
         let gone = Arc::new(Mutex::new(gone));
         let store = SharedStore::join(database, rng.fork(), fault, Arc::clone(&gone), back.clone());
-        let state = State::default();
-        let (_, writers, journal) = Tally::resume(SHARDS, 1000, &state);
-        let settlement = Arc::new(Settlement::new(SHARDS, state.totals(), store.is_shared()));
-        let shards = (0..SHARDS).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
-        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
-        let policy = Policy::new("h");
-        let services = std::iter::zip(writers, Reporter::for_shards(SHARDS, "none"))
-            .enumerate()
-            .map(|(shard, (writer, reporter))| {
-                let mut service = Service::new(writer, reporter, policy.clone(), 0);
-                let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
-                service.set_durability(Durability::new(settlement, wakeups, shard, 1000));
-                service
-            })
-            .collect();
-        let metrics = Arc::new(StoreMetrics::default());
-        let store = Box::new(store);
-        let mut committer =
-            Committer::new(journal, store, state, Arc::clone(&settlement), wakeups, metrics);
+        let mut server = Server::start(rng, SHARDS, Box::new(store), State::default());
+        let mut committer = server.committer.take().unwrap();
         let thread = std::thread::spawn(move || {
             while let Ok(()) = { gone.lock().unwrap().recv() } {
                 let result = committer.commit();
@@ -163,17 +95,27 @@ impl Server {
                 let _ = back.send(Step::Done(result));
             }
         });
-        Server {
-            services,
-            settlement,
-            peers: (0..rng.usize(1..4)).map(|peer| Peer::new(peer % SHARDS)).collect(),
+        let mut life = Life {
+            server,
+            clients: (0..SHARDS).map(|_| Vec::new()).collect(),
             go: Some(go),
             back: came_back,
             thread: Some(thread),
             acknowledged: Vec::new(),
             is_committing: false,
             is_slow: rng.u8(..) < 60,
-        }
+            number,
+        };
+        (0..rng.usize(1..4)).for_each(|client| life.connect(client % SHARDS));
+        life
+    }
+
+    /// A client connects to a shard.
+    fn connect(&mut self, shard: usize) {
+        self.clients[shard].push(Client::default());
+        let shard = &mut self.server.shards[shard];
+        shard.backlog.push_back(Link::new());
+        shard.accept();
     }
 
     /// Lets the committer take one step, if it has something to do.
@@ -182,7 +124,7 @@ impl Server {
     ///
     /// The store failed, and the server ends.
     fn step(&mut self, rng: &mut Rng) -> Result<(), Failure> {
-        if !self.is_committing && !self.settlement.is_requested() && rng.u8(..) >= 60 {
+        if !self.is_committing && !self.server.settlement.is_requested() && rng.u8(..) >= 60 {
             return Ok(());
         }
         self.go.as_ref().unwrap().send(()).unwrap();
@@ -195,7 +137,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for Life {
     /// As `kill -9`: whatever is under way is never heard of again.
     fn drop(&mut self) {
         drop(self.go.take());
@@ -211,7 +153,9 @@ struct World {
     fault: Fault,
     /// How fast the standby is, of 256.
     shipping: u8,
-    servers: Vec<Server>,
+    servers: Vec<Life>,
+    /// Lives so far.
+    lives: usize,
     /// The user of each event.
     events: Vec<usize>,
     /// Events that are void, and the version when that was said.
@@ -239,43 +183,59 @@ impl World {
         }
     }
 
-    /// A turn of one shard of one server: requests arrive on some of its connections, and are published
-    /// together. In between committers go on.
-    fn turn(&mut self, at: usize) {
+    /// An iteration of one shard of one server: requests arrive on some of its connections, and are published together. In
+    /// between committers go on.
+    fn iterate(&mut self, at: usize) {
         let shard = self.rng.usize(..SHARDS);
-        for peer in 0..self.servers[at].peers.len() {
-            // Meanwhile another may have come in the place of the server.
-            let is_of_shard =
-                self.servers[at].peers.get(peer).is_some_and(|peer| peer.shard == shard);
-            if !is_of_shard || self.rng.bool() {
+        let number = self.servers[at].number;
+        self.servers[at].server.shards[shard].begin_iteration();
+        for key in 0..self.servers[at].clients[shard].len() {
+            if !self.servers[at].server.shards[shard].slots[key].is_open() || self.rng.bool() {
                 continue;
             }
-            let mut bytes = String::new();
-            for _ in 0..self.rng.usize(1..5) {
-                let (request, text) = self.ask();
-                let version = self.database.cluster().now();
-                bytes.push_str(&text);
-                self.servers[at].peers[peer].pending.push_back(Pending { request, version });
-            }
-            let Server { services, peers, .. } = &mut self.servers[at];
-            let peer = &mut peers[peer];
-            if let Some(awaited) = &mut peer.awaited {
-                awaited.has_more |= awaited.epoch.is_some();
-                peer.connection.keep(bytes.as_bytes());
-            } else {
-                let Peer { connection, held, out, .. } = peer;
-                connection.renew();
-                let outcome = services[shard].receive(connection, bytes.as_bytes(), 0, held, out);
-                peer.go_on(outcome);
-            }
+            self.send(at, shard, key);
+            self.servers[at].server.shards[shard].complete(key);
+            self.note_received(at, shard, key);
             if self.rng.bool() {
                 self.step();
             }
+            if self.servers[at].number != number {
+                // Another has come in its place.
+                return;
+            }
         }
-        let Server { services, peers, .. } = &mut self.servers[at];
-        services[shard].commit();
-        for peer in peers.iter_mut().filter(|peer| peer.shard == shard) {
-            peer.publish(&services[shard]);
+        self.servers[at].server.shards[shard].end_iteration();
+    }
+
+    /// A client sends requests, and some of what it has sent arrives.
+    fn send(&mut self, at: usize, shard: usize, key: usize) {
+        if self.servers[at].server.shards[shard].link(key).has_client_finished() {
+            return;
+        }
+        let mut bytes = String::new();
+        for _ in 0..self.rng.usize(..5) {
+            let (request, text) = self.ask();
+            bytes.push_str(&text);
+            let client = &mut self.servers[at].clients[shard][key];
+            client.sent += text.len();
+            let end = client.sent;
+            client.pending.push_back(Pending { request, end, version: None });
+        }
+        let count = if self.rng.bool() { usize::MAX } else { self.rng.usize(1..300) };
+        let link = self.servers[at].server.shards[shard].link(key);
+        link.send(bytes.as_bytes());
+        link.deliver(count);
+    }
+
+    /// Notes what the database holds when requests are received.
+    fn note_received(&mut self, at: usize, shard: usize, key: usize) {
+        let now = self.database.cluster().now();
+        let Life { server, clients, .. } = &mut self.servers[at];
+        let received = server.shards[shard].link(key).received();
+        for pending in &mut clients[shard][key].pending {
+            if pending.end <= received {
+                pending.version.get_or_insert(now);
+            }
         }
     }
 
@@ -293,58 +253,64 @@ impl World {
         }
     }
 
+    /// Kills a server, and starts another in its place.
+    fn restart(&mut self, at: usize) {
+        self.lives += 1;
+        self.servers[at] = Life::start(&mut self.rng, &self.database, self.fault, self.lives);
+    }
+
     fn step_of(&mut self, at: usize) {
         if let Err(failure) = self.servers[at].step(&mut self.rng) {
             // A database that has lost what it had confirmed is found out, and somebody has the server go on from there.
             let is_right = failure.to_string().contains("older state than it had confirmed");
             assert!(is_right && self.database.cluster().has_lost, "{failure}");
-            self.servers[at] = Server::start(&mut self.rng, &self.database, self.fault);
+            self.restart(at);
         }
     }
 
-    /// Goes on with requests for which totals were read, and lets responses leave that do not have to wait.
-    fn send(&mut self, at: usize) {
-        for number in 0..self.servers[at].peers.len() {
-            let Server { services, peers, .. } = &mut self.servers[at];
-            let peer = &mut peers[number];
-            let service = &mut services[peer.shard];
-            if let Some(Awaited { epoch: Some(epoch), has_more }) = peer.awaited
-                && epoch <= service.durability().unwrap().read()
-            {
-                let reading = if has_more { Reading::ForFirst } else { Reading::ForAll };
-                let Peer { connection, held, out, .. } = peer;
-                connection.renew();
-                let outcome = service.resume(connection, reading, 0, held, out);
-                peer.go_on(outcome);
-                service.commit();
-                peer.publish(service);
-            }
-            let released = service.durability().unwrap().release(&mut peer.held, peer.out.len());
-            let (Release::Bytes(count) | Release::Void(count)) = released;
-            let rest = peer.out.split_off(count);
-            let sent = std::mem::replace(&mut peer.out, rest);
-            peer.held.note_taken(count);
-            for response in split_responses(&sent) {
-                self.check(at, number, &response);
-            }
-            let peer = &mut self.servers[at].peers[number];
-            if matches!(released, Release::Void(_)) {
-                // What it acknowledges is the first that was counted before the reset.
-                let first = peer.pending.front().expect("it has no response");
-                if let Request::Event(event) = first.request {
-                    self.voided.push((event, self.database.cluster().now()));
+    /// Has clients take what has come for them.
+    fn take(&mut self, at: usize) {
+        for shard in 0..SHARDS {
+            for key in 0..self.servers[at].clients[shard].len() {
+                let Life { server, clients, .. } = &mut self.servers[at];
+                let link = server.shards[shard].link(key);
+                let client = &mut clients[shard][key];
+                for response in client.reader.read(&link.take(usize::MAX)) {
+                    self.check(at, shard, key, &response);
                 }
-                *peer = Peer::new(peer.shard);
+                self.note_end(at, shard, key);
             }
         }
+    }
+
+    /// If a server has ended a connection: what it acknowledges next is void.
+    fn note_end(&mut self, at: usize, shard: usize, key: usize) {
+        let Life { server, clients, .. } = &mut self.servers[at];
+        let (link, client) = (server.shards[shard].link(key), &mut clients[shard][key]);
+        if !link.is_over() || link.has_client_finished() {
+            return;
+        }
+        assert!(!client.reader.has_part(), "a response was cut off");
+        // The first without a response was counted before a reset that this server had not heard of.
+        let first = client.pending.front().expect("nothing else ends a connection");
+        match first.request {
+            Request::Event(event) => self.voided.push((event, self.database.cluster().now())),
+            Request::Reset => {}
+            Request::Totals => panic!("totals that were read are lost"),
+        }
+        client.pending.clear();
+        link.finish();
+        link.deliver(usize::MAX);
+        self.servers[at].connect(shard);
     }
 
     /// Compares a response with what the database has held since its request was received.
-    fn check(&mut self, at: usize, peer: usize, response: &Response) {
+    fn check(&mut self, at: usize, shard: usize, key: usize, response: &Response) {
         assert_eq!(response.status, 200, "{response:?}");
-        let Server { peers, acknowledged, .. } = &mut self.servers[at];
-        let peer = &mut peers[peer];
-        let Pending { request, version } = peer.pending.pop_front().unwrap();
+        let Life { clients, acknowledged, .. } = &mut self.servers[at];
+        let client = &mut clients[shard][key];
+        let Pending { request, version, .. } = client.pending.pop_front().unwrap();
+        let version = version.expect("no response to what was not received");
         let cluster = self.database.cluster();
         let versions = &cluster.versions()[version..];
         let (first, last) = (versions[0], versions[versions.len() - 1]);
@@ -390,13 +356,13 @@ impl World {
                 assert_eq!(totals.users, users.len() as u64);
                 let is_empty = totals.total == 0;
                 assert!(is_empty || totals.avg == totals.sum / totals.total as f64);
-                if let Some((shown, version)) = peer.shown {
+                if let Some((shown, version)) = client.shown {
                     let mut since = cluster.versions()[version..].iter();
                     let is_reset = since.any(|version| version.generation != last.generation);
                     let is_gone = shown & !bits;
                     assert!(is_reset || is_gone == 0, "totals never decrease between resets");
                 }
-                peer.shown = Some((bits, version));
+                client.shown = Some((bits, version));
             }
         }
     }
@@ -407,10 +373,11 @@ impl World {
             for at in 0..self.servers.len() {
                 self.database.cluster().ship();
                 self.step_of(at);
-                self.send(at);
+                self.flush(at);
+                self.take(at);
             }
-            let mut peers = self.servers.iter().flat_map(|server| &server.peers);
-            if peers.all(|peer| peer.pending.is_empty()) {
+            let mut clients = self.servers.iter().flat_map(|life| life.clients.iter().flatten());
+            if clients.all(|client| client.pending.is_empty()) {
                 return;
             }
         }
@@ -418,16 +385,43 @@ impl World {
     }
 }
 
+impl World {
+    /// An iteration of each shard of a server in which everything arrives.
+    fn flush(&mut self, at: usize) {
+        for shard in 0..SHARDS {
+            self.servers[at].server.shards[shard].begin_iteration();
+            for key in 0..self.servers[at].clients[shard].len() {
+                let server = &mut self.servers[at].server;
+                server.shards[shard].link(key).deliver(usize::MAX);
+                server.shards[shard].complete(key);
+                self.note_received(at, shard, key);
+            }
+            self.servers[at].server.shards[shard].end_iteration();
+        }
+    }
+}
+
 fn simulate(seed: u64, fault: Fault) {
     let mut rng = Rng::with_seed(seed);
     let is_synchronous = rng.u8(..) < 180;
     let database = Database::new(is_synchronous);
-    let servers = (0..rng.usize(1..4)).map(|_| Server::start(&mut rng, &database, fault)).collect();
+    let lives = rng.usize(1..4);
+    let servers = (0..lives).map(|life| Life::start(&mut rng, &database, fault, life)).collect();
     let resets = rng.u8(..) < 180;
     let shipping = *rng.choice(&[8, 40, 128, 220]).unwrap();
     let (events, voided, resets_sent) = (Vec::new(), Vec::new(), 0);
-    let mut world =
-        World { rng, database, fault, shipping, servers, events, voided, resets, resets_sent };
+    let mut world = World {
+        rng,
+        database,
+        fault,
+        shipping,
+        servers,
+        lives,
+        events,
+        voided,
+        resets,
+        resets_sent,
+    };
     let steps = world.rng.usize(1..160);
     // In half of the runs, the standby is promoted.
     let promotion = world.rng.usize(..2 * steps);
@@ -440,11 +434,11 @@ fn simulate(seed: u64, fault: Fault) {
         let at = world.rng.usize(..world.servers.len());
         match world.rng.u8(..100) {
             0..=1 => {
-                world.servers[at] = Server::start(&mut world.rng, &world.database, fault);
+                world.restart(at);
             }
             2 if hours_pass => world.database.cluster().sweep(),
-            3..=39 => world.turn(at),
-            40..=59 => world.send(at),
+            3..=49 => world.iterate(at),
+            50..=59 => world.take(at),
             _ => world.step(),
         }
     }
@@ -462,31 +456,14 @@ fn simulate(seed: u64, fault: Fault) {
     }
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn servers_that_share_a_store_are_as_exact_as_one() {
-    if let Some(seed) = number("RINGTALLY_SEED") {
-        return simulate(seed, Fault::None);
-    }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(3000) {
-        let run = AssertUnwindSafe(|| simulate(seed, Fault::None));
-        if let Err(panic) = catch_unwind(run) {
-            eprintln!("replay with RINGTALLY_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    seeds::for_each_seed(3000, |seed| simulate(seed, Fault::None));
 }
 
 /// Whether a broken store is found out by one of some seeds.
 fn is_found_out(fault: Fault) -> bool {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let found = (0..300).any(|seed| catch_unwind(|| simulate(seed, fault)).is_err());
-    std::panic::set_hook(hook);
-    found
+    seeds::is_found_out(300, |seed| simulate(seed, fault))
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 #![no_main]
 
+#[path = "../../../tests/common/exchange.rs"]
+mod exchange;
+
 use libfuzzer_sys::fuzz_target;
+use ringtally::connection::{Connection, Moment};
 use ringtally::event::decode;
-use ringtally::http::{Limits, Outcome, Timeouts};
+use ringtally::http::{Limits, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Connection, Policy, Service};
+use ringtally::service::{Policy, Service};
 use ringtally::tally::{ExactSum, Tally};
 use std::collections::HashSet;
 
@@ -50,17 +54,12 @@ fuzz_target!(|data: &[u8]| {
     let length = body.len();
     let head = format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
     let wire = [head.as_bytes(), body].concat();
-    let (mut out, mut outcome) = (Vec::new(), Outcome::Receive);
     for piece in wire.chunks(usize::from(*size).max(1)) {
-        assert!((outcome, out.len()) == (Outcome::Receive, 0), "it is not whole");
+        assert!(connection.responses().is_empty() && !connection.has_work(), "it is not whole");
         connection.renew();
-        outcome = connection.receive(piece, 0, &mut service, &mut out);
+        connection.receive(piece, &Moment::START, &mut service);
     }
-    while outcome == Outcome::Work {
-        connection.renew();
-        outcome = connection.resume(0, &mut service, &mut out);
-    }
-    service.commit();
+    let (out, _) = exchange::finish(&mut connection, &Moment::START, &mut service);
     let (status, end, events) = expected(body);
     let response = String::from_utf8(out).unwrap();
     assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");

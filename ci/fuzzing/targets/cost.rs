@@ -4,9 +4,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringtally::http::{Budget, Limits, Outcome, Timeouts};
+use ringtally::connection::{Connection, Moment, Next};
+use ringtally::http::{Budget, Limits, Timeouts};
 use ringtally::metrics::Reporter;
-use ringtally::service::{Connection, Policy, Service};
+use ringtally::service::{Policy, Service};
 use ringtally::tally::Tally;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::LazyLock;
@@ -48,27 +49,27 @@ fn cost(wire: &[u8]) -> (f64, f64) {
         let timeouts = Timeouts { header_ms: 50, body_ms: 70, idle_ms: 90 };
         let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 1 << 20, timeouts };
         let mut connection = Connection::new(limits, true, 0);
-        let mut out = Vec::with_capacity(1 << 20);
         let (mut charged, started) = (0, cpu_ns());
-        let mut outcome = Outcome::Receive;
         for piece in wire.chunks(4096) {
-            if outcome.closes() {
-                break;
-            }
-            outcome = connection.receive(piece, 0, &mut service, &mut out);
+            connection.receive(piece, &Moment::START, &mut service);
             loop {
-                let used = connection.budget().used();
+                connection.work(&Moment::START, &mut service);
+                service.publish();
+                let action = connection.action(&Moment::START, &mut service);
+                let used = connection.renew();
                 // At most one request more than fits, which is made of one of these pieces.
                 assert!(used <= Budget::UNITS + 200_000, "{used} units at once");
                 charged += used;
-                connection.renew();
-                out.clear();
-                if !matches!(outcome, Outcome::Work | Outcome::Resume) {
+                if action.send > 0 {
+                    connection.take_responses(action.send, 0);
+                    connection.note_sent(action.send);
+                } else if !action.has_work {
                     break;
                 }
-                outcome = connection.resume(0, &mut service, &mut out);
             }
-            service.commit();
+            if matches!(connection.next(), Next::Close | Next::ShutDownWrite) {
+                break;
+            }
         }
         ns = ns.min(cpu_ns() - started);
         units = f64::from(charged);

@@ -1,8 +1,9 @@
 //! How connections end whose client has said that a request is its last, in both engines, on real sockets.
 
-use super::super::glommio::INPUT_BYTES;
+use super::super::streams::INPUT_BYTES;
 use super::durable::{read_all, statuses, with_valve};
 use super::*;
+use crate::connection::LINGER_MS;
 use crate::uring::BUFFER_BYTES;
 
 const LAST: &[u8] =

@@ -203,6 +203,24 @@ fn past_the_timeout_totals_are_refused_and_metrics_leave_them_out() {
     }
 }
 
+/// Each of them uses up a good part of a budget.
+#[test]
+fn responses_whose_totals_were_read_are_all_made_before_the_request_behind_them() {
+    for engine in [RING, Engine::Streams] {
+        with_shared(engine, PATIENCE, |address, shared, _| {
+            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            let mut stream = connect(address);
+            stream.write_all(&[&METRICS.repeat(20), EVENT, STATS].concat()).unwrap();
+            shared.wait_for_read();
+            shared.set(|flow| flow.are_reads_stopped = false);
+            let responses = read_all(&mut stream, 22);
+            assert_eq!(statuses(&responses), [200; 22], "{engine:?}");
+            assert!(responses[..20].iter().all(|(_, text)| text.contains("accepted_total")));
+            assert_eq!(shown(&responses[21]), 1, "{engine:?}");
+        });
+    }
+}
+
 #[test]
 fn a_server_whose_commits_take_too_long_says_so_although_nobody_waits() {
     for engine in [RING, Engine::Streams] {

@@ -1,9 +1,9 @@
 //! That no client stalls others, whatever it sends: hostile connections of one shard, on the code that both engines run and with
 //! the turns of the ring, on a clock that only work moves, by what it was measured to cost.
 
-use super::super::connection::{Connection, Next};
 use super::super::line::Line;
 use super::*;
+use crate::connection::{Connection, Moment, Next};
 use crate::http::Budget;
 use crate::metrics::Format;
 use crate::uring::BUFFER_BYTES;
@@ -123,10 +123,19 @@ fn large(_: usize) -> Vec<u8> {
 /// One connection of the attack.
 struct Hostile {
     connection: Connection,
+    is_in_line: bool,
     /// What it sends next, and how much of that was sent.
     input: Vec<u8>,
     sent: usize,
     requests: usize,
+}
+
+/// Takes all responses of a connection, as if they were sent at once.
+fn take_all(connection: &mut Connection) -> Vec<u8> {
+    let count = connection.responses().bytes().len();
+    let sent = connection.take_responses(count, 0);
+    connection.note_sent(count);
+    sent
 }
 
 /// One shard.
@@ -142,16 +151,18 @@ impl World {
         let (_, mut writers) = Tally::new(1, 100_000_000);
         let metrics = Reporter::for_shards(1, "test").remove(0);
         let service = Service::new(writers.remove(0), metrics, Policy::new("h"), 0);
-        let admission =
-            Admission::new(connections, TURNED_AWAY_MIN, &wakeups(1), Steer::Hash, Log::Text);
         let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
         let limits = Limits { body_bytes_max: 16 * 1024, batch_bytes_max: 8 << 20, timeouts };
         let hostile = (0..connections).map(|number| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-            let accepted = admission.admit(0, socket, service.metrics()).unwrap();
-            let connection = Connection::new(limits, true, 0, accepted.permit);
+            let connection = Connection::new(limits, true, 0);
             // Each begins elsewhere, so that they do not get in step.
-            Hostile { connection, input: Vec::new(), sent: 0, requests: number << 32 }
+            Hostile {
+                connection,
+                is_in_line: false,
+                input: Vec::new(),
+                sent: 0,
+                requests: number << 32,
+            }
         });
         let hostile = hostile.collect();
         World { attack, service, hostile, line: Line::new() }
@@ -162,10 +173,9 @@ impl World {
     fn turn(&mut self) -> Vec<u64> {
         let World { attack, service, hostile, line } = self;
         let mut units = vec![0; hostile.len()];
-        for (number, Hostile { connection, input, sent, requests }) in
-            hostile.iter_mut().enumerate()
-        {
-            if connection.next(0) == Next::Receive {
+        for (number, client) in hostile.iter_mut().enumerate() {
+            let Hostile { connection, input, sent, requests, .. } = client;
+            if connection.next() == Next::Receive {
                 for _ in 0..BUFFERS_PER_TURN {
                     while input.len() < *sent + BUFFER_BYTES {
                         input.drain(..std::mem::take(sent));
@@ -173,32 +183,28 @@ impl World {
                         *requests += 1;
                     }
                     let piece = &input[*sent..*sent + BUFFER_BYTES];
-                    connection.receive(piece, 0, Urgency::Serve, service);
+                    connection.receive(piece, &Moment::START, service);
                     *sent += BUFFER_BYTES;
                 }
             }
             units[number] = u64::from(connection.used());
-            if connection.get_in_line() {
-                line.join(number);
-            }
         }
         line.advance(|number| {
-            let connection = &mut hostile[number].connection;
-            connection.is_in_line = false;
-            let more = connection.work(0, Urgency::Serve, service);
+            hostile[number].is_in_line = false;
+            let more = hostile[number].connection.work(&Moment::START, service);
             units[number] += u64::from(more);
             more
         });
-        service.commit();
-        let advance = |(number, Hostile { connection, .. }): (usize, &mut Hostile)| {
-            connection.resume(0, 0, Urgency::Serve, service);
-            units[number] = units[number].max(u64::from(connection.used()));
-            if connection.get_in_line() {
+        service.publish();
+        let advance = |(number, client): (usize, &mut Hostile)| {
+            let Hostile { connection, is_in_line, .. } = client;
+            let action = connection.action(&Moment::START, service);
+            units[number] = units[number].max(u64::from(connection.renew()));
+            if action.has_work && !std::mem::replace(is_in_line, true) {
                 line.join(number);
             }
-            connection.renew();
-            let responses = memchr::memmem::find_iter(&connection.out, b"HTTP/1.1 ").count() as u64;
-            connection.out.clear();
+            let sent = take_all(connection);
+            let responses = memchr::memmem::find_iter(&sent, b"HTTP/1.1 ").count() as u64;
             let measured = if attack.is_batch { 0 } else { responses * attack.ns };
             let is_one = !attack.is_batch && responses == 1;
             let allowed = if is_one { REQUEST_NS } else { TURN_NS };
@@ -243,18 +249,19 @@ fn slices_of_batches_are_short() {
         let World { service, hostile, .. } = &mut world;
         let connection = &mut hostile[0].connection;
         for piece in (attack.request)(0).chunks(BUFFER_BYTES) {
-            connection.receive(piece, 0, Urgency::Serve, service);
-            assert!(connection.out.is_empty(), "no work is done in a receive");
-            connection.resume(0, 0, Urgency::Serve, service);
+            connection.receive(piece, &Moment::START, service);
+            assert!(connection.responses().is_empty(), "no work is done in a receive");
+            let _ = connection.action(&Moment::START, service);
             connection.renew();
         }
         let (mut slices, mut units) = (0, 0);
-        while connection.is_working() {
-            units += connection.work(0, Urgency::Serve, service);
+        while connection.has_work() {
+            units += connection.work(&Moment::START, service);
             connection.renew();
             slices += 1;
         }
-        assert!(connection.out.starts_with(b"HTTP/1.1 200 "), "{}", attack.name);
+        let response = connection.responses().bytes();
+        assert!(response.starts_with(b"HTTP/1.1 200 "), "{}", attack.name);
         let ns = attack.ns * LINES as u64;
         // The last slice is shorter than the others.
         let longest = ns / (slices - 1).max(1);
@@ -271,16 +278,16 @@ fn a_connection_that_has_to_wait_keeps_little() {
     let connection = &mut hostile[0].connection;
     let input: Vec<u8> = (0..1000).flat_map(attack.request).collect();
     let mut pieces = input.chunks(BUFFER_BYTES).cycle();
-    while connection.next(0) == Next::Receive {
-        connection.receive(pieces.next().unwrap(), 0, Urgency::Serve, service);
+    while connection.next() == Next::Receive {
+        connection.receive(pieces.next().unwrap(), &Moment::START, service);
     }
     let mut kept = 0;
-    while connection.next(0) == Next::Wait {
-        connection.receive(pieces.next().unwrap(), 0, Urgency::Serve, service);
+    while connection.next() == Next::Pause {
+        connection.receive(pieces.next().unwrap(), &Moment::START, service);
         kept += BUFFER_BYTES;
         assert!(kept < 1 << 20, "{kept} bytes");
     }
-    assert_eq!(connection.next(0), Next::Close);
+    assert_eq!(connection.next(), Next::Close);
     assert!(kept > BUFFERS_PER_TURN * BUFFER_BYTES, "what one receive may bring is kept: {kept}");
 }
 
@@ -302,18 +309,16 @@ fn what_attacks_cost() {
             let mut units = 0;
             let started = Instant::now();
             for piece in requests.iter().flat_map(|request| request.chunks(BUFFER_BYTES)) {
-                connection.receive(piece, 0, Urgency::Serve, service);
-                units += connection.used();
-                connection.renew();
-                while connection.is_working() {
-                    units += connection.work(0, Urgency::Serve, service);
+                connection.receive(piece, &Moment::START, service);
+                units += connection.renew();
+                while connection.has_work() {
+                    units += connection.work(&Moment::START, service);
                     connection.renew();
                 }
-                service.commit();
-                connection.out.clear();
-                connection.resume(0, 0, Urgency::Serve, service);
-                units += connection.used();
-                connection.renew();
+                service.publish();
+                take_all(connection);
+                let _ = connection.action(&Moment::START, service);
+                units += connection.renew();
             }
             ns = ns.min(started.elapsed().as_nanos() as f64 / count as f64);
             charged = f64::from(units) / count as f64;

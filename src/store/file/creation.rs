@@ -4,7 +4,7 @@
 //! synced, and renamed. So a creation that a crash cut off never leaves a file that is refused.
 
 use super::backend::{PathFile, Shared};
-use super::sentences::Named;
+use super::errors::Named;
 use super::{TOTALS, begin, builder, encode};
 use crate::failure::Failure;
 use crate::tally::State;

@@ -1,9 +1,9 @@
 //! What a database holds and promises, read without changing it.
 
+use super::error::{StoreError, within};
 use super::session::{Purpose, Session, Unasked};
 use super::shares::{count, damaged};
 use super::target::Target;
-use super::trouble::{Trouble, within};
 use super::{ClientRuntime, schema, sums};
 use crate::failure::Failure;
 use crate::tally::{ExactSum, Totals};
@@ -69,7 +69,7 @@ pub fn examine(target: &Target) -> Result<Database, Failure> {
 /// Reads something in a transaction that can change nothing.
 fn read_only<T>(
     target: &Target,
-    read: impl AsyncFnOnce(&Session) -> Result<T, Trouble>,
+    read: impl AsyncFnOnce(&Session) -> Result<T, StoreError>,
 ) -> Result<T, Failure> {
     let runtime = ClientRuntime::new()?;
     let reading = async {
@@ -81,10 +81,10 @@ fn read_only<T>(
         read(&session).await
     };
     let result = runtime.block_on(within(LIMIT, reading));
-    result.map_err(|trouble| trouble.failure(target))
+    result.map_err(|error| error.failure(target))
 }
 
-async fn read(session: &Session) -> Result<Option<Inspection>, Trouble> {
+async fn read(session: &Session) -> Result<Option<Inspection>, StoreError> {
     if !schema::check(session).await? {
         return Ok(None);
     }
@@ -98,7 +98,7 @@ async fn read(session: &Session) -> Result<Option<Inspection>, Trouble> {
     let sql = "SELECT count(*) FROM ringtally.users u JOIN ringtally.tally t USING (generation)";
     let users = count(session.client.query_one(sql, &[]).await?.get(0))?;
     if users != unique_users {
-        return Err(Trouble::Lasting(format!(
+        return Err(StoreError::Lasting(format!(
             "it is damaged: its rows have {unique_users} users, and its list {users}: restore it from a backup"
         )));
     }
@@ -108,7 +108,7 @@ async fn read(session: &Session) -> Result<Option<Inspection>, Trouble> {
     Ok(Some(Inspection { totals, users, standby }))
 }
 
-async fn ask(session: &Session) -> Result<Database, Trouble> {
+async fn ask(session: &Session) -> Result<Database, StoreError> {
     let client = &session.client;
     let started = Instant::now();
     client.query_one("SELECT 1", &[]).await?;

@@ -4,13 +4,13 @@
 //! that a warning would be sent. Settings that the session began with prove nothing, because a pooler may run a
 //! statement in another session.
 
+use super::error::StoreError;
 use super::member::ALIVE;
 use super::schema;
 use super::session::{Purpose, Session, Unasked};
 use super::shares::{Share, count, damaged};
 use super::sums;
 use super::target::Target;
-use super::trouble::Trouble;
 use crate::log::Log;
 use crate::tally::{ExactSum, State};
 use rustix::time::{ClockId, clock_gettime};
@@ -72,38 +72,38 @@ pub trait Link {
     fn hosts(&self) -> u32;
 
     /// Connects, unless there is a connection.
-    async fn connect(&mut self) -> Result<(), Trouble>;
+    async fn connect(&mut self) -> Result<(), StoreError>;
 
     /// Gives up the connection, or what has come of connecting. If `leaves`, a host that has had its time is tried
     /// after the others.
     fn disconnect(&mut self, leaves: bool);
 
     /// Adds the row of a server in the present generation, unless it is there. Returns the row's generation.
-    async fn register(&self, id: &Id, name: &str) -> Result<i64, Trouble>;
+    async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError>;
 
     /// Makes a commit, if the row and the group are as it says. Returns the generation that it is in.
-    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble>;
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError>;
 
     /// Reads the generation of the group, and the number of the last write to a row, if there is that row.
-    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble>;
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), StoreError>;
 
     /// Writes a number to a row that has none above it. Returns whether there is such a row.
-    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble>;
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, StoreError>;
 
     /// Reads the rows that count, of one moment.
-    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble>;
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, StoreError>;
 
     /// Makes a write that changes nothing but the number of the row. Returns whether it was made.
-    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble>;
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, StoreError>;
 
     /// Reads how many other servers are alive that are in an older generation.
-    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble>;
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, StoreError>;
 
     /// Names a server.
-    async fn rename(&self, id: &Id, name: &str) -> Result<(), Trouble>;
+    async fn rename(&self, id: &Id, name: &str) -> Result<(), StoreError>;
 
     /// Notes that a server has ended.
-    async fn end(&self, id: &Id) -> Result<(), Trouble>;
+    async fn end(&self, id: &Id) -> Result<(), StoreError>;
 }
 
 /// A commit of totals alone: one statement is one transaction, and one round trip.
@@ -197,12 +197,18 @@ impl Postgres {
         }
     }
 
-    fn connected(&self) -> Result<&Connected, Trouble> {
-        self.connection.as_ref().ok_or_else(|| Trouble::Passing("the connection was lost".into()))
+    fn connected(&self) -> Result<&Connected, StoreError> {
+        self.connection
+            .as_ref()
+            .ok_or_else(|| StoreError::Passing("the connection was lost".into()))
     }
 
     /// Runs a statement once that writes. Returns how many rows it has changed.
-    async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Trouble> {
+    async fn execute(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, StoreError> {
         let Connected { session, .. } = self.connected()?;
         session.forget_warning();
         let rows = session.client.execute(sql, parameters).await?;
@@ -211,7 +217,7 @@ impl Postgres {
     }
 
     /// Commits in one statement.
-    async fn commit_at_once(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+    async fn commit_at_once(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError> {
         let Connected { session, totals, totals_and_users, .. } = self.connected()?;
         let (id, events, sum) = (&write.id[..], events(write.state), sums::pack(&write.state.sum));
         let parameters: [&(dyn ToSql + Sync); 7] = [
@@ -233,7 +239,7 @@ impl Postgres {
     }
 
     /// Commits a reset, or more users than fit one statement.
-    async fn commit_in_steps(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+    async fn commit_in_steps(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError> {
         let Connected { session, .. } = self.connected()?;
         let (client, id, sequence) = (&session.client, &write.id[..], write.sequence);
         client.batch_execute("BEGIN").await?;
@@ -318,7 +324,7 @@ impl Link for Postgres {
         u32::try_from(self.target.hosts.len()).unwrap_or(u32::MAX)
     }
 
-    async fn connect(&mut self) -> Result<(), Trouble> {
+    async fn connect(&mut self) -> Result<(), StoreError> {
         if self.connection.as_ref().is_some_and(|connected| !connected.session.client.is_closed()) {
             return Ok(());
         }
@@ -350,7 +356,7 @@ impl Link for Postgres {
         }
     }
 
-    async fn register(&self, id: &Id, name: &str) -> Result<i64, Trouble> {
+    async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError> {
         // An existing row is written once more, because the commit that added it may not have waited for the standbys.
         let sql = format!(
             "INSERT INTO ringtally.servers (id, name, generation, sequence, events, users, sum)
@@ -366,14 +372,14 @@ impl Link for Postgres {
         row.map(|row| row.get(0)).ok_or_else(unsafe_session)
     }
 
-    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, Trouble> {
+    async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError> {
         match write.is_reset || write.users.len() > SLICE_USERS {
             true => self.commit_in_steps(write).await,
             false => self.commit_at_once(write).await,
         }
     }
 
-    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), Trouble> {
+    async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), StoreError> {
         let sql = format!(
             "SELECT t.generation, s.sequence, {IS_SAFE}
             FROM ringtally.tally t LEFT JOIN ringtally.servers s ON s.id = $1"
@@ -386,7 +392,7 @@ impl Link for Postgres {
         }
     }
 
-    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, Trouble> {
+    async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, StoreError> {
         let sql = format!(
             "UPDATE ringtally.servers SET sequence = $2, seen = now()
             WHERE id = $1 AND sequence <= $2 AND {IS_SAFE}"
@@ -394,7 +400,7 @@ impl Link for Postgres {
         Ok(self.execute(&sql, &[&&id[..], &sequence]).await? > 0)
     }
 
-    async fn rows(&self, id: &Id) -> Result<Vec<Share>, Trouble> {
+    async fn rows(&self, id: &Id) -> Result<Vec<Share>, StoreError> {
         let Connected { session, rows, .. } = self.connected()?;
         let rows = session.client.query(rows, &[&&id[..]]).await?;
         let share = |row: &tokio_postgres::Row| {
@@ -411,7 +417,7 @@ impl Link for Postgres {
         rows.iter().map(share).collect()
     }
 
-    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, Trouble> {
+    async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, StoreError> {
         let Connected { session, confirmation, .. } = self.connected()?;
         session.forget_warning();
         let parameters: [&(dyn ToSql + Sync); 3] = [&&id[..], &sequence, &is_repeat];
@@ -420,7 +426,7 @@ impl Link for Postgres {
         Ok(rows > 0)
     }
 
-    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, Trouble> {
+    async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, StoreError> {
         let sql = "SELECT count(*) FROM ringtally.servers WHERE id <> $1 AND generation < $2 AND NOT ended
             AND seen > clock_timestamp() - make_interval(secs => $3)";
         let Connected { session, .. } = self.connected()?;
@@ -428,13 +434,13 @@ impl Link for Postgres {
         count(session.client.query_one(sql, &parameters).await?.get(0))
     }
 
-    async fn rename(&self, id: &Id, name: &str) -> Result<(), Trouble> {
+    async fn rename(&self, id: &Id, name: &str) -> Result<(), StoreError> {
         let sql = "UPDATE ringtally.servers SET name = $2 WHERE id = $1";
         self.execute(sql, &[&&id[..], &name]).await?;
         Ok(())
     }
 
-    async fn end(&self, id: &Id) -> Result<(), Trouble> {
+    async fn end(&self, id: &Id) -> Result<(), StoreError> {
         let sql = "UPDATE ringtally.servers SET ended = true WHERE id = $1";
         self.execute(sql, &[&&id[..]]).await?;
         Ok(())
@@ -445,9 +451,9 @@ fn events(state: &State) -> i64 {
     i64::try_from(state.events).expect("no number of events gets so far")
 }
 
-/// The trouble with a session that would acknowledge what is not durable.
-fn unsafe_session() -> Trouble {
-    Trouble::Passing(
+/// The error with a session that would acknowledge what is not durable.
+fn unsafe_session() -> StoreError {
+    StoreError::Passing(
         "its session has another synchronous_commit or client_min_messages than this server has set, as behind a \
          pooler that gives each transaction another session: use session mode (pool_mode = session), or connect to \
          PostgreSQL itself"

@@ -14,9 +14,9 @@
 //! replaced can still be read, but that standby never confirms what is written there. And if what was read is not on the
 //! standby yet, it gets there before the write does.
 
+use super::error::{StoreError, within};
 use super::link::{Id, Link, Write};
 use super::shares::add_up;
-use super::trouble::{Trouble, within};
 use crate::failure::Failure;
 use crate::store::{Group, Outcome};
 use crate::tally::{State, UserIds};
@@ -123,9 +123,9 @@ impl<L: Link> Member<L> {
             let (why, is_unconfirmed) =
                 match within(left.min(limit).max(PAUSE_MIN), self.try_to_join()).await {
                     Ok(group) => return Ok(group),
-                    Err(Trouble::Passing(why)) => (why, false),
-                    Err(Trouble::Unconfirmed(why)) => (why, true),
-                    Err(trouble) => return Err(self.failure(&trouble)),
+                    Err(StoreError::Passing(why)) => (why, false),
+                    Err(StoreError::Unconfirmed(why)) => (why, true),
+                    Err(error) => return Err(self.failure(&error)),
                 };
             self.link.disconnect(is_unconfirmed);
             let left = deadline.saturating_sub(self.link.now());
@@ -141,14 +141,14 @@ impl<L: Link> Member<L> {
         }
     }
 
-    async fn try_to_join(&mut self) -> Result<Group, Trouble> {
+    async fn try_to_join(&mut self) -> Result<Group, StoreError> {
         self.link.connect().await?;
         if !self.has_row {
             self.generation = self.register().await?;
         }
         match self.try_to_read().await? {
             Some(group) => Ok(group),
-            None => Err(Trouble::Passing("the row of this server was removed".into())),
+            None => Err(StoreError::Passing("the row of this server was removed".into())),
         }
     }
 
@@ -181,7 +181,7 @@ impl<L: Link> Member<L> {
                 Ok(Made::In(generation)) => break Ok(generation),
                 Ok(Made::Superseded(generation)) => break Err(generation),
                 Ok(Made::NotYet) => {}
-                Err(trouble) => self.stand(trouble, &mut pause).await?,
+                Err(error) => self.stand(error, &mut pause).await?,
             }
         };
         self.note_back();
@@ -218,7 +218,7 @@ impl<L: Link> Member<L> {
                     return Ok(group);
                 }
                 Ok(None) => {}
-                Err(trouble) => self.stand(trouble, &mut pause).await?,
+                Err(error) => self.stand(error, &mut pause).await?,
             }
         }
     }
@@ -229,17 +229,17 @@ impl<L: Link> Member<L> {
         let _ = within(Duration::from_millis(500), self.link.end(&self.id)).await;
     }
 
-    fn failure(&self, trouble: &Trouble) -> Failure {
-        Failure::Environment(format!("the store {}: {trouble}", self.link.target()))
+    fn failure(&self, error: &StoreError) -> Failure {
+        Failure::Environment(format!("the store {}: {error}", self.link.target()))
     }
 
     /// Prepares another attempt after one that failed, or gives up.
-    async fn stand(&mut self, trouble: Trouble, pause: &mut Duration) -> Result<(), Failure> {
+    async fn stand(&mut self, error: StoreError, pause: &mut Duration) -> Result<(), Failure> {
         // Whatever was under way on it, the next attempt begins on a connection of its own.
-        self.link.disconnect(matches!(trouble, Trouble::Unconfirmed(_)));
-        match trouble {
-            Trouble::Lasting(_) => return Err(self.failure(&trouble)),
-            Trouble::Passing(why) | Trouble::Unconfirmed(why) | Trouble::Refused(why) => {
+        self.link.disconnect(matches!(error, StoreError::Unconfirmed(_)));
+        match error {
+            StoreError::Lasting(_) => return Err(self.failure(&error)),
+            StoreError::Passing(why) | StoreError::Unconfirmed(why) | StoreError::Refused(why) => {
                 if self.away_since.is_none() {
                     self.away_since = Some(self.link.now());
                     self.link.warn(&format!("{why}: trying again"));
@@ -259,7 +259,7 @@ impl<L: Link> Member<L> {
     }
 
     /// Adds the row of this server, unless it is there. Returns the generation that it is in.
-    async fn register(&mut self) -> Result<i64, Trouble> {
+    async fn register(&mut self) -> Result<i64, StoreError> {
         let began = self.link.now();
         let generation = self.link.register(&self.id, &self.name).await?;
         (self.has_row, self.seen_at) = (true, began);
@@ -277,7 +277,7 @@ impl<L: Link> Member<L> {
         self.sequence += 1;
     }
 
-    async fn attempt(&mut self, change: &Change<'_>) -> Result<Made, Trouble> {
+    async fn attempt(&mut self, change: &Change<'_>) -> Result<Made, StoreError> {
         self.link.connect().await?;
         if !self.has_row {
             // The totals of this server belong to the row that it had, and to the generation of that.
@@ -318,7 +318,7 @@ impl<L: Link> Member<L> {
     }
 
     /// Reads the totals, and confirms them. `None` if there was no row.
-    async fn try_to_read(&mut self) -> Result<Option<Group>, Trouble> {
+    async fn try_to_read(&mut self) -> Result<Option<Group>, StoreError> {
         self.link.connect().await?;
         if !self.has_row {
             self.register().await?;
@@ -342,9 +342,9 @@ impl<L: Link> Member<L> {
 
     /// Looks at the row after a write that has changed nothing. Returns the generation of the group, and the number
     /// of the last write to the row; `None` if the row is gone because this server was not seen for so long.
-    async fn look(&mut self) -> Result<Option<(i64, i64)>, Trouble> {
+    async fn look(&mut self) -> Result<Option<(i64, i64)>, StoreError> {
         let older = || {
-            Trouble::Lasting(
+            StoreError::Lasting(
                 "it holds an older state than it had confirmed, as a standby that was not synchronous does, or \
                  a backup: restart the server to go on from that state"
                     .into(),
@@ -368,10 +368,10 @@ impl<L: Link> Member<L> {
     }
 
     /// Returns the reason why a write was not made if the row has a number.
-    fn why_not(&self, sequence: i64) -> Trouble {
+    fn why_not(&self, sequence: i64) -> StoreError {
         // A write that was sent once may have been made meanwhile.
         match sequence > self.sequence + i64::from(self.is_in_doubt) {
-            true => Trouble::Lasting(
+            true => StoreError::Lasting(
                 "another process writes to the row of this server, as a copy of a virtual machine does: stop it, \
                  and restart this server"
                     .into(),
@@ -402,8 +402,8 @@ impl<L: Link> Member<L> {
     }
 }
 
-fn changed() -> Trouble {
-    Trouble::Passing("the row of this server changed meanwhile".into())
+fn changed() -> StoreError {
+    StoreError::Passing("the row of this server changed meanwhile".into())
 }
 
 fn attempt_limit(attempts: u32, users: usize) -> Duration {

@@ -1,7 +1,7 @@
 //! The tables, which are in a schema of their own, and their version.
 
+use super::error::StoreError;
 use super::session::Session;
-use super::trouble::Trouble;
 
 /// The version of what the tables hold. A schema of another version is refused.
 pub(super) const FORMAT: i64 = 1;
@@ -47,7 +47,7 @@ const TABLES: &str = "\
 /// # Errors
 ///
 /// It is of another version, or there is none and this role may not create it.
-pub(super) async fn prepare(session: &Session) -> Result<(), Trouble> {
+pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     if check(session).await? {
         return Ok(());
     }
@@ -73,7 +73,7 @@ pub(super) async fn prepare(session: &Session) -> Result<(), Trouble> {
 /// # Errors
 ///
 /// It is of another version, or cannot be read.
-pub(super) async fn check(session: &Session) -> Result<bool, Trouble> {
+pub(super) async fn check(session: &Session) -> Result<bool, StoreError> {
     let exists =
         "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'ringtally' AND c.relname = 'format')";
@@ -83,12 +83,12 @@ pub(super) async fn check(session: &Session) -> Result<bool, Trouble> {
     let rows = session.client.query("SELECT version FROM ringtally.format", &[]).await?;
     match rows.as_slice() {
         [row] if row.get::<_, i64>(0) == FORMAT => Ok(true),
-        [row] => Err(Trouble::Lasting(format!(
+        [row] => Err(StoreError::Lasting(format!(
             "its schema ringtally has format {}, which this version of ringtally does not know: use the \
              version that wrote it, or a newer one",
             row.get::<_, i64>(0)
         ))),
-        _ => Err(Trouble::Lasting(
+        _ => Err(StoreError::Lasting(
             "its schema ringtally was not written by ringtally, or is damaged: restore it from a backup, or \
              name another database"
                 .into(),

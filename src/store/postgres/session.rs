@@ -1,9 +1,9 @@
 //! A connection to PostgreSQL, and the task that moves its bytes and hears what it says unasked.
 
+use super::error::StoreError;
 use super::password;
 use super::target::{Host, Target};
 use super::tls::{Connector, Stream};
-use super::trouble::Trouble;
 use super::warnings::{WarningLog, is_about_a_standby};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -94,31 +94,31 @@ impl Session {
         application: &str,
         unasked: &Unasked,
         tried: &AtomicUsize,
-    ) -> Result<Session, Trouble> {
-        let connector = target.tls.connector(&target.roots).map_err(Trouble::Lasting)?;
+    ) -> Result<Session, StoreError> {
+        let connector = target.tls.connector(&target.roots).map_err(StoreError::Lasting)?;
         let (mut worst, mut standby) = (None, None);
         let mut reasons = Vec::new();
         for host in (0..target.hosts.len()).map(|number| (first + number) % target.hosts.len()) {
             tried.store(host, Ordering::Relaxed);
             let connecting =
                 Session::connect(target, host, purpose, application, connector.clone(), unasked);
-            let trouble = match timeout(target.patience.connect, connecting).await {
+            let error = match timeout(target.patience.connect, connecting).await {
                 Ok(Ok(session)) => match session.no_primary.clone() {
                     None => return Ok(session),
                     Some(why) => {
                         standby.get_or_insert(session);
-                        Trouble::Passing(why)
+                        StoreError::Passing(why)
                     }
                 },
-                Ok(Err(trouble)) => trouble,
+                Ok(Err(error)) => error,
                 Err(_) => {
                     let ms = target.patience.connect.as_millis();
-                    Trouble::Passing(format!("it did not respond within {ms} ms"))
+                    StoreError::Passing(format!("it did not respond within {ms} ms"))
                 }
             };
-            reasons.push(format!("{}: {trouble}", target.hosts[host]));
-            if !matches!(worst, Some(Trouble::Passing(_))) {
-                worst = Some(trouble);
+            reasons.push(format!("{}: {error}", target.hosts[host]));
+            if !matches!(worst, Some(StoreError::Passing(_))) {
+                worst = Some(error);
             }
         }
         let reasons = reasons.join("; ");
@@ -126,9 +126,11 @@ impl Session {
             session.no_primary = Some(reasons.clone());
         }
         standby.ok_or(match worst {
-            Some(Trouble::Lasting(_)) => Trouble::Lasting(reasons),
-            Some(Trouble::Refused(_)) => Trouble::Refused(reasons),
-            Some(Trouble::Passing(_) | Trouble::Unconfirmed(_)) | None => Trouble::Passing(reasons),
+            Some(StoreError::Lasting(_)) => StoreError::Lasting(reasons),
+            Some(StoreError::Refused(_)) => StoreError::Refused(reasons),
+            Some(StoreError::Passing(_) | StoreError::Unconfirmed(_)) | None => {
+                StoreError::Passing(reasons)
+            }
         })
     }
 
@@ -139,23 +141,23 @@ impl Session {
         application: &str,
         connector: Connector,
         unasked: &Unasked,
-    ) -> Result<Session, Trouble> {
+    ) -> Result<Session, StoreError> {
         let host = &target.hosts[number];
         let (password, ignored) = password::find(target, host);
         let config = config(target, host, application, password.map(|password| password.0));
         let (client, connection) = config.connect(connector).await.map_err(|error| {
-            match (Trouble::from(error), ignored) {
+            match (StoreError::from(error), ignored) {
                 // The password that is missing is in a file that was not used.
-                (Trouble::Refused(why), Some(ignored)) => Trouble::Refused(format!("{ignored}; {why}")),
+                (StoreError::Refused(why), Some(ignored)) => StoreError::Refused(format!("{ignored}; {why}")),
                 // Without one there is nothing to send.
-                (Trouble::Passing(why), ignored) if why == "password missing" => {
+                (StoreError::Passing(why), ignored) if why == "password missing" => {
                     let ignored = ignored.map_or(String::new(), |ignored| format!("{ignored}; "));
-                    Trouble::Refused(format!(
+                    StoreError::Refused(format!(
                         "{ignored}it asks for a password: set PGPASSWORD, or PGPASSFILE to the name of a \
                          file that has it"
                     ))
                 }
-                (trouble, _) => trouble,
+                (error, _) => error,
             }
         })?;
         let version = connection.parameter("server_version").unwrap_or("of unknown version");
@@ -170,23 +172,23 @@ impl Session {
 
     /// Refuses a database that is too old, or that cannot do what the session is for. Returns why it is not a primary, if
     /// it is none.
-    async fn check(&self, purpose: Purpose) -> Result<Option<String>, Trouble> {
+    async fn check(&self, purpose: Purpose) -> Result<Option<String>, StoreError> {
         let sql = "SELECT current_setting('server_version_num')::int,
             pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
         let row = self.client.query_one(sql, &[]).await?;
         if row.get::<_, i32>(0) < VERSION_MIN {
-            return Err(Trouble::Lasting(format!("{} is too old: use 12 or newer", self.about)));
+            return Err(StoreError::Lasting(format!("{} is too old: use 12 or newer", self.about)));
         }
         if row.get(1) {
             let why = "it is a standby, which is read-only".into();
             return if purpose == Purpose::Read {
                 Ok(Some(why))
             } else {
-                Err(Trouble::Passing(why))
+                Err(StoreError::Passing(why))
             };
         }
         if purpose == Purpose::Write && row.get(2) {
-            return Err(Trouble::Passing(
+            return Err(StoreError::Passing(
                 "its sessions are read-only, and it is no standby: set default_transaction_read_only to off for the \
                  role, the database, or the server, whichever has it on"
                     .into(),
@@ -200,11 +202,13 @@ impl Session {
         lock(&self.warning).take();
     }
 
-    /// Trouble if the database has warned that a commit may not be on the standby that it should have waited for.
-    pub(super) fn check_warning(&self) -> Result<(), Trouble> {
+    /// StoreError if the database has warned that a commit may not be on the standby that it should have waited for.
+    pub(super) fn check_warning(&self) -> Result<(), StoreError> {
         match lock(&self.warning).take() {
             None => Ok(()),
-            Some(warning) => Err(Trouble::Unconfirmed(format!("PostgreSQL warned \"{warning}\""))),
+            Some(warning) => {
+                Err(StoreError::Unconfirmed(format!("PostgreSQL warned \"{warning}\"")))
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the rows of the servers contribute to the totals of the group.
 
-use super::trouble::Trouble;
+use super::error::StoreError;
 use crate::store::{Group, ServerShare};
 use crate::tally::{ExactSum, SHARDS_MAX, Totals};
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub struct Share {
     pub age: Duration,
 }
 
-pub(super) fn count(number: i64) -> Result<u64, Trouble> {
+pub(super) fn count(number: i64) -> Result<u64, StoreError> {
     u64::try_from(number).map_err(|_| damaged())
 }
 
-pub(super) fn damaged() -> Trouble {
-    Trouble::Lasting(
+pub(super) fn damaged() -> StoreError {
+    StoreError::Lasting(
         "a row of ringtally.servers is damaged: restore the schema from a backup".into(),
     )
 }

@@ -1,12 +1,12 @@
 //! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has a
 //! connection of its own while there is something to do, and works in slices that no commit waits for.
 
+use super::error::{StoreError, within};
 use super::member::GONE;
 use super::session::{Purpose, Session, Unasked};
 use super::shares::{count, damaged};
 use super::sums;
 use super::target::Target;
-use super::trouble::{Trouble, within};
 use crate::tally::ExactSum;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,7 +57,7 @@ impl Sweeper {
         }
     }
 
-    async fn sweep(&self) -> Result<(), Trouble> {
+    async fn sweep(&self) -> Result<(), StoreError> {
         let (first, name, tried) =
             (self.first_host.load(Ordering::Relaxed), "ringtally sweep", AtomicUsize::default());
         let (target, unasked) = (&self.target, &self.unasked);
@@ -82,7 +82,7 @@ impl Sweeper {
     }
 }
 
-async fn forget_users(session: &Session) -> Result<u64, Trouble> {
+async fn forget_users(session: &Session) -> Result<u64, StoreError> {
     let sql = "DELETE FROM ringtally.users WHERE ctid = ANY (ARRAY(
             SELECT u.ctid FROM ringtally.users u
             WHERE u.generation < (SELECT generation FROM ringtally.tally)
@@ -90,7 +90,7 @@ async fn forget_users(session: &Session) -> Result<u64, Trouble> {
     Ok(session.client.execute(sql, &[&SLICE_USERS]).await?)
 }
 
-async fn forget_servers(session: &Session) -> Result<u64, Trouble> {
+async fn forget_servers(session: &Session) -> Result<u64, StoreError> {
     let sql = format!(
         "DELETE FROM ringtally.servers WHERE id = ANY (ARRAY(
             SELECT s.id FROM ringtally.servers s
@@ -102,7 +102,7 @@ async fn forget_servers(session: &Session) -> Result<u64, Trouble> {
 }
 
 /// Adds rows of servers that are gone to the one row that stands for all of them, unless it is alone.
-async fn add_up(session: &Session) -> Result<u64, Trouble> {
+async fn add_up(session: &Session) -> Result<u64, StoreError> {
     let client = &session.client;
     client.batch_execute("BEGIN").await?;
     let sql = format!(

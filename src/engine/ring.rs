@@ -1,22 +1,23 @@
-//! The data plane on an io_uring of our own, inside the shard's glommio executor.
+//! The data plane on an io_uring of our own, inside the shard's glommio executor: it collects completions, gives them to
+//! connections, and executes their actions.
 //!
-//! One ring carries accept, receive, and send. A turn submits what the last one queued and collects
+//! One ring carries accept, receive, and send. An iteration submits what the last one queued and collects
 //! what has completed, in one `io_uring_enter`; handles all completions; publishes; and queues the
 //! responses. The shard always waits in that ring, asleep or not. Whatever wakes it from outside, the
-//! stop or a connection that another shard hands over, comes through its [`Wakeup`](crate::uring::Wakeup),
+//! stop or a connection that another shard hands off, comes through its [`Wakeup`](crate::uring::Wakeup),
 //! which the ring watches. glommio gets its turn between waits; nothing here waits for it.
 
-use super::connection::{Connection, Due, Next};
-use super::idle::{IDLE_AFTER, Lull, Polling};
 use super::line::Line;
-use super::{
-    AcceptedConnection, Admission, BACKLOG, Drained, Shard, Spin, Stop, TICK, Urgency,
-    milliseconds, unix_seconds,
-};
+use super::pacing::{IDLE_AFTER, Pacing};
+use super::{AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, unix_seconds};
+use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
 use crate::http::Limits;
 use crate::metrics::{OfKinds, nanoseconds};
 use crate::service::Service;
-use crate::uring::{Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait, send_now};
+use crate::uring::{
+    BUFFER_BYTES, Event, Issuer, Key, NoBuffers, OpenSlot, Sizes, Uring, Wait, receive_now,
+    send_now,
+};
 use socket2::Socket;
 use std::collections::VecDeque;
 use std::io;
@@ -26,24 +27,33 @@ use std::time::{Duration, Instant};
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
 
-/// How seldom a sleeping shard looks at the clock while nothing falls due.
-const IDLE_TICK: Duration = Duration::from_secs(1);
 /// How long it waits at a time while it drains, so that the deadline is looked at.
 const DRAIN_WAIT: Duration = Duration::from_millis(2);
-/// Turns and completions after which glommio's other tasks get theirs.
-const TURNS_BEFORE_YIELD: u32 = 128;
-const COMPLETIONS_BEFORE_YIELD: usize = 1024;
 
-/// How long a shard that always has something to do lets responses wait before it asks for a commit. With 1,000
-/// connections, asking after every turn takes a quarter of the throughput; with 4 ms instead of 2, commits take half
-/// as much CPU time.
-const COMMIT_AFTER: Duration = Duration::from_millis(4);
+/// Receives in a row that leave room in their buffer, after which a connection's receive is
+/// multishot. One multishot receive may fill 32 buffers before it can be canceled: who sends in
+/// bulk is received from one buffer at a time, so that a peer that never reads its responses holds
+/// little here.
+const SMALL_BEFORE_MULTISHOT: u8 = 4;
+const _: () = assert!(crate::connection::KEPT_BYTES_MAX >= 64 * BUFFER_BYTES);
 
 /// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
-/// A connection with responses or a request that wait for the store.
+/// A connection, and what the ring needs besides.
+struct Client {
+    connection: Connection,
+    /// Its action is executed at the end of the iteration.
+    is_queued: bool,
+    /// It is in the line of those with work to do.
+    is_in_line: bool,
+    /// Receives in a row that left room in their buffer.
+    small_receives: u8,
+    _permit: Permit,
+}
+
+/// A connection with responses that wait for the store.
 struct Waiting {
     key: Key,
     /// The epoch that they wait for.
@@ -51,51 +61,30 @@ struct Waiting {
     since_ms: u64,
 }
 
-/// One shard: its ring, its connections, and its clock.
+/// One shard: its ring, its connections, and what it does next.
 struct Reactor {
-    ring: Uring<Connection>,
+    ring: Uring<Client>,
     service: Service,
     shard: usize,
     admission: Arc<Admission>,
     stop: Arc<Stop>,
     limits: Limits,
     heartbeat: Arc<AtomicU64>,
-    /// Connections with something to send or to look at, at the end of the turn.
+    pacing: Pacing,
+    moment: Moment,
+    /// Connections whose actions are executed at the end of the iteration.
     queue: Vec<Key>,
-    /// Connections with work to do, on a batch or because their budget was spent: each turn uses up one budget for the first
-    /// of them, which then go to the end.
+    /// Connections with work to do: each iteration uses up one budget for the first of them.
     line: Line<Key>,
-    /// Those whose responses wait, in the order of their epochs.
+    /// Those whose responses wait until they are settled, in the order of their epochs.
     waiting: VecDeque<Waiting>,
-    /// Those with a request for which totals are to be read, in the order of their epochs.
+    /// Those whose responses wait until totals were read, in the order of their epochs.
     reading: VecDeque<Waiting>,
-    /// Since when some of them wait without the committer having been asked.
-    unasked_since: Option<Instant>,
     /// Whether accepting has worked since it failed last.
     has_accepted: bool,
     spare: Vec<Vec<u8>>,
-    started: Instant,
-    now_ms: u64,
-    /// When the present turn has received what it handles: what waits for the store waits from here on, even
-    /// where the clock was not looked at for long.
-    received_ms: u64,
-    /// When the last turn had received what it handles, and when it had handled it.
-    received_at: Instant,
-    handled_at: Instant,
-    /// When the clock was last looked at for all connections, and when it is to be again.
-    ticked_ms: u64,
-    next_tick_ms: u64,
-    urgency: Urgency,
-    /// When draining began.
-    drain_ms: u64,
     /// Connections that the stop has closed with something in flight.
     cut: usize,
-    polling: Polling,
-    /// How it waits for work while it is not asleep.
-    wait: Wait,
-    lull: Lull,
-    /// Others are to have their turn now: glommio's tasks, or the stop.
-    is_interrupted: bool,
     /// Connections with input, between the last two ticks.
     active: usize,
     /// Those of them that have ended, since the last tick.
@@ -125,7 +114,6 @@ pub(super) async fn run_with(
     }
     ring.watch(shard.wakeup);
     ring.listen(shard.listener, shard.is_listener_shared);
-    let (now, coalesces) = (Instant::now(), !shard.coalesce.is_zero());
     let mut reactor = Reactor {
         ring,
         service: shard.service,
@@ -134,34 +122,21 @@ pub(super) async fn run_with(
         stop: shard.stop,
         limits: shard.limits,
         heartbeat: shard.heartbeat,
+        pacing: Pacing::new(shard.spin, shard.coalesce, Instant::now()),
+        moment: Moment::START,
         queue: Vec::new(),
         line: Line::new(),
         waiting: VecDeque::new(),
         reading: VecDeque::new(),
-        unasked_since: None,
         has_accepted: false,
         spare: Vec::new(),
-        started: now,
-        now_ms: 0,
-        received_ms: 0,
-        received_at: now,
-        handled_at: now,
-        ticked_ms: 0,
-        next_tick_ms: 0,
-        urgency: Urgency::Serve,
-        drain_ms: 0,
         cut: 0,
-        // What is gathered is waited for asleep.
-        polling: Polling::new(if coalesces { Spin::Fixed(Duration::ZERO) } else { shard.spin }),
-        wait: if coalesces { Wait::Gather(shard.coalesce) } else { Wait::One },
-        lull: Lull::Unmeasured,
-        is_interrupted: false,
         active: 0,
         ended: 0,
         enters: 0,
     };
     // The kernel accepts from here on.
-    reactor.turn(Wait::No)?;
+    reactor.iterate(Wait::No)?;
     ready();
     while reactor.stop.urgency() == Urgency::Serve {
         reactor.serve()?;
@@ -171,55 +146,49 @@ pub(super) async fn run_with(
     let end = Instant::now() + shard.drain_timeout;
     loop {
         let is_late = Instant::now() >= end || reactor.stop.urgency() == Urgency::Abort;
-        reactor.urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
+        reactor.moment.urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
         reactor.tick();
         if is_late || reactor.ring.is_empty() && !reactor.ring.is_accepting() {
             // Dropping the ring ends what is still under way.
             return Ok(Drained { cut: reactor.cut });
         }
         reactor.ask_for_commit();
-        reactor.turn(Wait::For(DRAIN_WAIT))?;
+        reactor.iterate(Wait::For(DRAIN_WAIT))?;
         glommio::executor().yield_now().await;
     }
 }
 
 impl Reactor {
     /// Works until there is nothing to do, then polls, waits, and sleeps until there is, and returns
-    /// when somebody else is to have a turn.
+    /// when somebody else must have a turn.
     fn serve(&mut self) -> io::Result<()> {
-        if self.lull == Lull::Asleep {
+        if self.pacing.is_asleep() {
             self.sleep()?;
         } else {
             self.work()?;
         }
         self.read_clocks();
-        if self.now_ms >= self.next_tick_ms {
+        if self.pacing.is_tick_due(self.moment.now_ms) {
             self.tick();
         }
         Ok(())
     }
 
     fn work(&mut self) -> io::Result<()> {
-        let (mut turns, mut completed) = (0, 0);
-        self.is_interrupted = false;
-        while !self.is_interrupted
-            && turns < TURNS_BEFORE_YIELD
-            && completed < COMPLETIONS_BEFORE_YIELD
-        {
-            turns += 1;
-            if self.lull == Lull::Unmeasured {
+        self.pacing.begin_turn();
+        while self.pacing.begin_iteration() {
+            if self.pacing.begin_idle_period() {
                 self.ring.set_timer(IDLE_AFTER);
-                self.lull = Lull::Quiet;
             }
-            let polls_for = self.polling.duration(self.active);
-            let waiting_since = self.handled_at;
-            let mut done = 0;
             if !self.line.is_empty() {
-                completed += self.turn(Wait::No)?;
+                self.iterate(Wait::No)?;
                 continue;
             }
-            if !polls_for.is_zero() || self.unasked_since.is_some() {
-                done = self.turn(Wait::No)?;
+            let polls_for = self.pacing.polls_for(self.active);
+            let waiting_since = self.pacing.waiting_since();
+            let mut done = 0;
+            if !polls_for.is_zero() || self.pacing.has_unasked() {
+                done = self.iterate(Wait::No)?;
                 if done == 0 {
                     self.ask_for_commit();
                 }
@@ -227,35 +196,31 @@ impl Reactor {
                     let has_come = self.ring.poll(waiting_since + polls_for);
                     self.service.metrics().polled_ns.add(nanoseconds(waiting_since.elapsed()));
                     if has_come {
-                        done = self.turn(Wait::No)?;
+                        done = self.iterate(Wait::No)?;
                     }
                 }
             }
             // The idle timer may have come while polling: nothing then ends a wait without a timeout.
-            if done == 0 && !self.is_interrupted {
-                done = self.turn(self.wait)?;
+            if done == 0 && !self.pacing.is_interrupted() {
+                self.iterate(self.pacing.wait)?;
             }
-            if self.lull != Lull::Asleep {
-                self.polling.learn(self.received_at - waiting_since);
-            }
-            completed += done;
+            self.pacing.learn(waiting_since);
         }
         Ok(())
     }
 
-    /// Waits for work, at most until the clock is to be looked at.
+    /// Waits for work, at most until the clock has to be looked at.
     fn sleep(&mut self) -> io::Result<()> {
         self.ask_for_commit();
         self.service.metrics().sleeps.add(1);
-        let pause = Duration::from_millis(self.next_tick_ms.saturating_sub(self.now_ms));
-        self.turn(Wait::For(pause))?;
+        self.iterate(Wait::For(self.pacing.sleeps_for(self.moment.now_ms)))?;
         Ok(())
     }
 
-    /// One turn: submits, waits, handles what has completed, and queues the responses. Returns
-    /// how many completions there were, the idle timer aside.
-    fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        // What is left of the last turn does not wait for anything.
+    /// One iteration: submits, waits, handles what has completed, and queues the responses. Returns
+    /// how many completions there were, apart from the idle timer's.
+    fn iterate(&mut self, wait: Wait) -> io::Result<usize> {
+        // What is left of the last iteration does not wait for anything.
         let is_done = self.queue.is_empty() && self.line.is_empty();
         let mut done = self.ring.turn(if is_done { wait } else { Wait::No })?;
         if matches!(wait, Wait::For(_)) {
@@ -263,8 +228,8 @@ impl Reactor {
             self.read_clocks();
         }
         let received_at = Instant::now();
-        (self.received_at, self.handled_at) = (received_at, received_at);
-        self.received_ms = milliseconds(received_at - self.started);
+        self.pacing.note_received(received_at);
+        self.moment.received_ms = self.pacing.ms_at(received_at);
         while let Some(event) = self.ring.next_event() {
             done -= usize::from(matches!(event, Event::Timer));
             self.handle(event);
@@ -273,51 +238,45 @@ impl Reactor {
         self.service.metrics().enters.add(enters - self.enters);
         self.enters = enters;
         if self.work_through_line() || done > 0 {
-            self.lull = match self.lull {
-                Lull::Unmeasured | Lull::Asleep => Lull::Unmeasured,
-                Lull::Quiet | Lull::Busy => Lull::Busy,
-            };
-            // Deadlines are new.
-            self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + milliseconds(TICK));
+            self.pacing.note_work();
         }
         self.release_settled();
         if done > 0 || !self.queue.is_empty() {
             // Nothing is acknowledged before it can be read.
-            self.service.commit();
-            self.advance_queued();
-            if self.unasked_since.is_some_and(|since| received_at - since >= COMMIT_AFTER) {
+            self.service.publish();
+            self.act_on_queued();
+            if self.pacing.must_ask() {
                 self.ask_for_commit();
             }
             let waiting = self.waiting.len() + self.reading.len();
             self.service.metrics().waiting.set(waiting as u64);
             self.service.metrics().completions.add(done as u64);
-            self.handled_at = Instant::now();
-            self.service.note_turn(self.handled_at - received_at);
+            let took = self.pacing.note_handled(done);
+            self.service.note_iteration(took);
         }
         Ok(done)
     }
 
     /// Has connections in line work. Returns whether there were any.
     fn work_through_line(&mut self) -> bool {
-        let Reactor { line, ring, queue, service, now_ms, urgency, .. } = self;
+        let Reactor { line, ring, queue, service, moment, .. } = self;
         line.advance(|key| {
-            let Some(connection) = ring.get_mut(key) else { return 0 };
-            connection.is_in_line = false;
-            // At the end of the turn it gets in line again.
-            if !std::mem::replace(&mut connection.is_queued, true) {
+            let Some(OpenSlot { data: client, socket, .. }) = ring.slot(key) else { return 0 };
+            client.is_in_line = false;
+            // At the end of the iteration it gets in line again.
+            if !std::mem::replace(&mut client.is_queued, true) {
                 queue.push(key);
             }
-            connection.work(*now_ms, *urgency, service)
+            match client.connection.is_filling() {
+                // The next receive reports what has gone wrong.
+                true => client.connection.fill(
+                    |body, bytes_max| receive_now(socket, body, bytes_max).unwrap_or(0),
+                    moment,
+                    service,
+                ),
+                false => client.connection.work(moment, service),
+            }
         })
-    }
-
-    /// Puts a connection that has work to do at the end of the line.
-    fn line_up(&mut self, key: Key) {
-        if let Some(connection) = self.ring.get_mut(key)
-            && connection.get_in_line()
-        {
-            self.line.join(key);
-        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -325,48 +284,52 @@ impl Reactor {
             Event::Accepted(socket) => self.admit(socket),
             Event::AcceptStopped { error } => self.note_accept_error(&error),
             Event::Received(key, filled) => {
-                if let Some((connection, bytes)) = self.ring.received(key, &filled) {
+                if let Some((client, bytes)) = self.ring.received(key, &filled) {
                     self.service.metrics().received_bytes.add(bytes.len() as u64);
-                    if connection.out.capacity() == 0
+                    client.small_receives = match bytes.len() {
+                        BUFFER_BYTES => 0,
+                        _ => client.small_receives.saturating_add(1),
+                    };
+                    let connection = &mut client.connection;
+                    if !connection.responses().has_memory()
                         && let Some(spare) = self.spare.pop()
                     {
-                        connection.out = spare;
+                        connection.responses().reuse(spare);
                     }
-                    connection.receive(bytes, self.now_ms, self.urgency, &mut self.service);
+                    connection.receive(bytes, &self.moment, &mut self.service);
                 }
                 self.ring.give_back(filled);
-                self.fill(key);
-                self.line_up(key);
                 self.queue_up(key);
             }
-            // All buffers are back at the end of this turn.
+            // All buffers are back at the end of this iteration.
             Event::ReceiveStopped(key, NoBuffers(is_so)) => {
                 self.service.metrics().exhausted.add(u64::from(is_so));
                 self.queue_up(key);
             }
             Event::PeerClosed(key) => {
-                if let Some(connection) = self.ring.get_mut(key) {
-                    connection.note_peer_closed();
+                if let Some(client) = self.ring.get_mut(key) {
+                    client.connection.note_peer_closed();
                 }
                 self.queue_up(key);
             }
             Event::ReceiveFailed(key) | Event::SendFailed(key) => self.close(key),
             Event::Sent(key, sent) => {
                 self.service.metrics().sent_bytes.add(sent.len() as u64);
+                if let Some(client) = self.ring.get_mut(key) {
+                    client.connection.note_sent(sent.len());
+                }
                 self.recycle(sent);
                 self.queue_up(key);
             }
             Event::Woken => {
-                self.is_interrupted |= self.stop.urgency() > self.urgency;
+                if self.stop.urgency() > self.moment.urgency {
+                    self.pacing.interrupt();
+                }
                 for accepted in self.admission.collect(self.shard) {
                     self.take_in(accepted);
                 }
             }
-            Event::Timer => {
-                let had_work = self.lull == Lull::Busy;
-                self.lull = if had_work { Lull::Unmeasured } else { Lull::Asleep };
-                self.is_interrupted = true;
-            }
+            Event::Timer => self.pacing.note_timer(),
             Event::Connected(_) | Event::ConnectFailed(..) => {
                 unreachable!("a server opens no connections")
             }
@@ -378,16 +341,6 @@ impl Reactor {
         sent.clear();
         if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
             self.spare.push(sent);
-        }
-    }
-
-    /// Takes the rest of a large batch from the socket itself: buffer by buffer, it would take a turn each.
-    fn fill(&mut self, key: Key) {
-        if let Some(OpenSlot { data: connection, socket, is_receiving: false, .. }) =
-            self.ring.slot(key)
-        {
-            let bytes = connection.fill(socket, self.now_ms, self.urgency, &mut self.service);
-            self.service.metrics().received_bytes.add(bytes as u64);
         }
     }
 
@@ -411,46 +364,52 @@ impl Reactor {
     /// Starts to serve a connection.
     fn take_in(&mut self, accepted: AcceptedConnection) {
         let peer_is_loopback = accepted.peer_is_loopback();
-        let mut connection =
-            Connection::new(self.limits, peer_is_loopback, self.now_ms, accepted.permit);
-        if accepted.is_turned_away {
-            connection.turn_away(&mut self.service);
+        let mut connection = Connection::new(self.limits, peer_is_loopback, self.moment.now_ms);
+        if accepted.is_rejected {
+            connection.reject(&mut self.service);
         }
-        let key = self.ring.insert(accepted.socket, connection);
+        let client = Client {
+            connection,
+            is_queued: false,
+            is_in_line: false,
+            small_receives: 0,
+            _permit: accepted.permit,
+        };
+        let key = self.ring.insert(accepted.socket, client);
         self.service.metrics().connections.add(1);
         self.queue_up(key);
     }
 
     fn close(&mut self, key: Key) {
-        if let Some(connection) = self.ring.get_mut(key) {
-            self.ended += usize::from(connection.take_activity());
+        if let Some(client) = self.ring.get_mut(key) {
+            self.ended += usize::from(client.connection.take_activity());
             self.ring.close(key);
             self.service.metrics().connections.subtract(1);
         }
     }
 
-    /// Puts a connection on the list for the end of the turn.
+    /// Has the action of a connection executed at the end of the iteration.
     fn queue_up(&mut self, key: Key) {
-        if let Some(connection) = self.ring.get_mut(key)
-            && !connection.is_queued
+        if let Some(client) = self.ring.get_mut(key)
+            && !client.is_queued
         {
-            connection.is_queued = true;
+            client.is_queued = true;
             self.queue.push(key);
         }
     }
 
-    /// At the end of a turn: starts what each connection that had an event needs next.
-    fn advance_queued(&mut self) {
+    /// At the end of an iteration: does what each connection that had an event needs.
+    fn act_on_queued(&mut self) {
         let mut queue = std::mem::take(&mut self.queue);
-        queue.drain(..).for_each(|key| self.advance(key));
-        // Nothing is queued by what advances; the room is kept.
+        queue.drain(..).for_each(|key| self.act(key));
+        // Nothing is queued by what acts; the room is kept.
         self.queue = queue;
     }
 
     /// Asks for a commit of what waits for one. Called when there is nothing else to do: until then, every
-    /// turn adds to what one commit carries.
+    /// iteration adds to what one commit carries.
     fn ask_for_commit(&mut self) {
-        if self.unasked_since.take().is_some()
+        if self.pacing.ask()
             && let Some(durability) = self.service.durability()
         {
             // First, so that one commit does both.
@@ -478,123 +437,110 @@ impl Reactor {
         }
     }
 
-    fn advance(&mut self, key: Key) {
+    /// Executes the action of a connection.
+    fn act(&mut self, key: Key) {
         let Some(slot) = self.ring.slot(key) else { return };
-        let OpenSlot { data: connection, socket, mut unsent, is_sending, is_receiving, .. } = slot;
-        connection.is_queued = false;
-        connection.resume(unsent, self.now_ms, self.urgency, &mut self.service);
-        if connection.get_in_line() {
-            self.line.join(key);
+        let OpenSlot { data: client, socket, is_receiving, .. } = slot;
+        client.is_queued = false;
+        let connection = &mut client.connection;
+        if !is_receiving && connection.wants_filling() {
+            connection.begin_filling();
         }
+        let Action { send, mut then, settle, read, has_work } =
+            connection.action(&self.moment, &mut self.service);
         // Everybody else is looked at before it has anything to do again.
         connection.renew();
-        if self.service.durability().is_some() {
-            let since_ms = self.received_ms;
-            if let Some(epoch) = connection.publish(since_ms, &self.service) {
-                self.waiting.push_back(Waiting { key, epoch, since_ms });
-                self.unasked_since.get_or_insert_with(Instant::now);
-            }
-            if let Some(epoch) = connection.await_read(since_ms, &self.service) {
-                self.reading.push_back(Waiting { key, epoch, since_ms });
-                self.unasked_since.get_or_insert_with(Instant::now);
-            }
+        if has_work && !std::mem::replace(&mut client.is_in_line, true) {
+            self.line.join(key);
+        }
+        let since_ms = self.moment.received_ms;
+        if let Some(epoch) = settle {
+            self.waiting.push_back(Waiting { key, epoch, since_ms });
+            self.pacing.note_waiting();
+        }
+        if let Some(epoch) = read {
+            self.reading.push_back(Waiting { key, epoch, since_ms });
+            self.pacing.note_waiting();
         }
         let mut responses = None;
-        let sendable = connection.sendable(&self.service);
-        if !is_sending && sendable > 0 {
-            let mut taken = connection.take_responses(sendable, self.now_ms);
+        if send > 0 && !connection.is_sending() {
+            let mut taken = connection.take_responses(send, self.moment.now_ms);
             if connection.is_finishing() {
-                // The last ones: where the socket takes them at once, this side ends in the same turn. What has
-                // failed here fails again.
+                // The last ones: if the socket takes them at once, the write half is shut down in the same iteration. What
+                // has failed here fails again.
                 let sent = send_now(socket, &taken).unwrap_or(0);
                 self.service.metrics().sent_bytes.add(sent as u64);
                 taken.drain(..sent);
+                connection.note_sent(sent);
+                then = connection.next();
             }
-            unsent = taken.len();
             responses = Some(taken);
         }
-        let mut next = connection.next(unsent);
-        if next == Next::Close && connection.is_finishing() && has_unread(socket) {
+        if then == Next::Close && connection.is_finishing() && has_unread(socket) {
             // Closed now, it would be reset under its response.
-            next = Next::ShutDownSending;
+            then = Next::ShutDownWrite;
         }
-        let is_multishot = connection.receives_multishot();
-        if next == Next::ShutDownSending {
-            connection.linger(self.now_ms);
+        let is_multishot = client.small_receives >= SMALL_BEFORE_MULTISHOT;
+        if then == Next::ShutDownWrite {
+            connection.linger(self.moment.now_ms);
             let is_open = self.ring.shut_down_sending(key).is_ok();
-            next = if is_open { Next::Receive } else { Next::Close };
+            then = if is_open { Next::Receive } else { Next::Close };
         }
         match responses {
             Some(sent) if sent.is_empty() => self.recycle(sent),
-            // The end of such a send lets the connection do nothing that its peer has not to start.
-            Some(responses) if next == Next::Receive && self.urgency == Urgency::Serve => {
-                self.ring.send_quietly(key, responses);
+            // Only the peer can act next, so no completion is needed.
+            Some(responses) if then == Next::Receive && self.moment.urgency == Urgency::Serve => {
+                self.ring.send_skipping_completion(key, responses);
             }
             Some(responses) => self.ring.send(key, responses),
             None => {}
         }
-        match next {
+        match then {
             Next::Receive if is_receiving => {}
             Next::Receive if is_multishot => self.ring.receive_multishot(key),
             Next::Receive => self.ring.receive(key),
-            Next::Wait => self.ring.stop_receiving(key),
-            Next::ShutDownSending | Next::Close => self.close(key),
+            Next::Pause => self.ring.stop_receiving(key),
+            Next::ShutDownWrite | Next::Close => self.close(key),
         }
     }
 
     fn read_clocks(&mut self) {
-        self.now_ms = milliseconds(self.started.elapsed());
-        self.heartbeat.store(self.now_ms, Ordering::Relaxed);
+        self.moment.now_ms = self.pacing.ms_at(Instant::now());
+        self.heartbeat.store(self.moment.now_ms, Ordering::Relaxed);
         self.service.set_time(unix_seconds());
     }
 
     /// Reads the clocks, and ends what has waited too long.
     fn tick(&mut self) {
         self.read_clocks();
-        self.received_ms = self.now_ms;
+        self.moment.received_ms = self.moment.now_ms;
         self.release_settled();
-        // Also where its connection has ended meanwhile.
-        if let Some(durability) = self.service.durability() {
-            for first in [self.waiting.front(), self.reading.front()].into_iter().flatten() {
-                if self.now_ms >= first.since_ms.saturating_add(durability.timeout_ms()) {
-                    durability.note_late(first.epoch);
-                }
-            }
-        }
-        self.ticked_ms = self.now_ms;
-        self.next_tick_ms = self.now_ms + milliseconds(IDLE_TICK);
-        // With those that have ended: where each request has a connection of its own, few are open at any moment.
+        self.note_late_store();
+        self.pacing.begin_tick(self.moment.now_ms);
+        // With those that have ended: if each request has a connection of its own, few are open at any moment.
         self.active = std::mem::take(&mut self.ended);
         let mut in_flight = OfKinds::default();
         let mut to_close = Vec::new();
         for slot in self.ring.open_slots() {
-            let connection = slot.data;
+            let connection = &mut slot.data.connection;
             self.active += usize::from(connection.take_activity());
-            if let Some(kind) = connection.in_flight(slot.unsent) {
+            if let Some(kind) = connection.in_flight() {
                 in_flight[kind.endpoint as usize][kind.method as usize] += 1;
             }
-            let due = connection.check_deadline(
-                slot.unsent,
-                self.now_ms,
-                self.urgency,
-                self.drain_ms,
-                &mut self.service,
-            );
-            match due {
-                Due::No => {
-                    let deadline_ms = connection.deadline_ms(slot.unsent);
-                    self.next_tick_ms = self.next_tick_ms.min(deadline_ms);
-                }
-                Due::Send => {
-                    if !std::mem::replace(&mut connection.is_queued, true) {
+            match connection.tick(&self.moment, &mut self.service) {
+                Due::Nothing => self.pacing.note_deadline(connection.deadline_ms()),
+                Due::Act => {
+                    self.pacing.note_deadline(0);
+                    if !std::mem::replace(&mut slot.data.is_queued, true) {
                         self.queue.push(slot.key);
                     }
                 }
                 // What has arrived unseen is seen first.
-                Due::CloseIdle if self.urgency == Urgency::Drain && has_unread(slot.socket) => {}
+                Due::CloseIdle
+                    if self.moment.urgency == Urgency::Drain && has_unread(slot.socket) => {}
                 Due::CloseIdle => to_close.push(slot.key),
                 Due::Cut => {
-                    self.cut += usize::from(self.urgency != Urgency::Serve);
+                    self.cut += usize::from(self.moment.urgency != Urgency::Serve);
                     to_close.push(slot.key);
                 }
             }
@@ -603,20 +549,30 @@ impl Reactor {
         self.service.metrics().note_in_flight(&in_flight);
         self.ring.accept();
         if !self.queue.is_empty() {
-            self.next_tick_ms = 0;
+            self.pacing.note_deadline(0);
         }
-        self.next_tick_ms = self.next_tick_ms.max(self.now_ms + milliseconds(TICK));
-        self.service.commit();
-        self.advance_queued();
+        self.pacing.end_tick();
+        self.service.publish();
+        self.act_on_queued();
         self.ask_for_commit();
+    }
+
+    /// Notes that the store is late with what a connection waits for, also if that has ended meanwhile.
+    fn note_late_store(&self) {
+        let Some(durability) = self.service.durability() else { return };
+        for first in [self.waiting.front(), self.reading.front()].into_iter().flatten() {
+            if self.moment.now_ms >= first.since_ms.saturating_add(durability.timeout_ms()) {
+                durability.note_late(first.epoch);
+            }
+        }
     }
 
     /// Takes in who has connected before the server stopped, as many as a backlog holds: a flood of
     /// connections does not hold up the stop.
     fn stop_accepting(&mut self) {
         self.read_clocks();
-        self.urgency = Urgency::Drain;
-        self.drain_ms = self.now_ms;
+        self.moment.urgency = Urgency::Drain;
+        self.moment.drain_ms = self.moment.now_ms;
         for accepted in self.admission.close(self.shard) {
             self.take_in(accepted);
         }

@@ -13,7 +13,7 @@ const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = se
 
 /// Why something failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum StoreError {
     /// It may work later: the database is away, full, or starting.
     Passing(String),
     /// The host did not confirm in time, or the wait for its standby was canceled. Its standby may have replaced it:
@@ -26,26 +26,26 @@ pub enum Trouble {
     Refused(String),
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Passing(why)
-            | Trouble::Unconfirmed(why)
-            | Trouble::Lasting(why)
-            | Trouble::Refused(why) => f.write_str(why),
+            StoreError::Passing(why)
+            | StoreError::Unconfirmed(why)
+            | StoreError::Lasting(why)
+            | StoreError::Refused(why) => f.write_str(why),
         }
     }
 }
 
-impl Trouble {
+impl StoreError {
     /// As the failure of a command.
     pub(super) fn failure(&self, target: &Target) -> Failure {
         Failure::Environment(format!("the store {target}: {self}"))
     }
 }
 
-impl From<tokio_postgres::Error> for Trouble {
-    fn from(error: tokio_postgres::Error) -> Trouble {
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> StoreError {
         match error.as_db_error() {
             Some(said) => judge(said.code(), said.message()),
             None => {
@@ -54,36 +54,36 @@ impl From<tokio_postgres::Error> for Trouble {
                 if let Some(cause) = error.source() {
                     why = cause.to_string();
                 }
-                Trouble::Passing(why)
+                StoreError::Passing(why)
             }
         }
     }
 }
 
 /// What an error of the database means, by its code (PostgreSQL documentation, appendix A).
-fn judge(code: &SqlState, message: &str) -> Trouble {
+fn judge(code: &SqlState, message: &str) -> StoreError {
     let said = |advice: &str| format!("PostgreSQL said \"{message}\" ({}): {advice}", code.code());
     match code.code() {
-        "28P01" => Trouble::Refused(said(
+        "28P01" => StoreError::Refused(said(
             "check the user and its password, which PGPASSWORD or the file that PGPASSFILE names has",
         )),
-        "28000" => Trouble::Refused(said("check the user and what pg_hba.conf says about it")),
-        "3D000" => Trouble::Refused(said("create the database, or name another one")),
-        "42501" => Trouble::Lasting(said(
+        "28000" => StoreError::Refused(said("check the user and what pg_hba.conf says about it")),
+        "3D000" => StoreError::Refused(said("create the database, or name another one")),
+        "42501" => StoreError::Lasting(said(
             "grant the role what it needs: ringtally serve --help says what that is",
         )),
         // A statement was prepared that is there already: on this connection, by somebody else.
-        "42P05" => Trouble::Lasting(said(POOLER)),
+        "42P05" => StoreError::Lasting(said(POOLER)),
         // One is missing that was prepared. Another connection may be to a server that lets it be.
-        "26000" => Trouble::Passing(said(POOLER)),
-        "08P01" if message.contains("prepared statement") => Trouble::Passing(said(POOLER)),
+        "26000" => StoreError::Passing(said(POOLER)),
+        "08P01" if message.contains("prepared statement") => StoreError::Passing(said(POOLER)),
         // Tables, columns, and functions, values, and constraints: the schema is not the one that was made.
         code if ["42", "22", "23", "3F", "0A"].iter().any(|class| code.starts_with(class)) => {
-            Trouble::Lasting(said(
+            StoreError::Lasting(said(
                 "the schema ringtally is not as it was made: restore it, or name another database",
             ))
         }
-        _ => Trouble::Passing(format!("PostgreSQL said \"{message}\" ({})", code.code())),
+        _ => StoreError::Passing(format!("PostgreSQL said \"{message}\" ({})", code.code())),
     }
 }
 
@@ -94,11 +94,11 @@ fn judge(code: &SqlState, message: &str) -> Trouble {
 /// Its own, or that it took longer.
 pub(super) async fn within<T>(
     limit: Duration,
-    work: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Trouble> {
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     match timeout(limit, work).await {
         Ok(result) => result,
-        Err(_) => Err(Trouble::Unconfirmed(format!(
+        Err(_) => Err(StoreError::Unconfirmed(format!(
             "it did not respond within {:.1} s",
             limit.as_secs_f64()
         ))),
@@ -133,9 +133,9 @@ mod tests {
             ("23514", "lasting"),
         ] {
             let kind = match judge(&SqlState::from_code(code), "no") {
-                Trouble::Passing(_) | Trouble::Unconfirmed(_) => "passing",
-                Trouble::Refused(_) => "refused",
-                Trouble::Lasting(_) => "lasting",
+                StoreError::Passing(_) | StoreError::Unconfirmed(_) => "passing",
+                StoreError::Refused(_) => "refused",
+                StoreError::Lasting(_) => "lasting",
             };
             assert_eq!(kind, expected, "{code}");
         }

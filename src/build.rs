@@ -1,10 +1,11 @@
 //! Names the revision that the program is built from: that of the working tree, or in a published crate the one that
 //! cargo has put beside the sources.
 
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/build.rs");
     let (revision, is_dirty) = of_crate().or_else(of_tree).unwrap_or_default();
     println!("cargo::rustc-env=RINGTALLY_REVISION={revision}");
     println!("cargo::rustc-env=RINGTALLY_IS_DIRTY={is_dirty}");
@@ -18,7 +19,8 @@ fn of_crate() -> Option<(String, bool)> {
     Some((revision, noted.contains("\"dirty\": true")))
 }
 
-/// Returns what git says of a release build. A debug build would have to be built anew for each commit, and names none.
+/// Returns what git says of a release build. A debug build names none, because it would have to be built
+/// again after each commit.
 fn of_tree() -> Option<(String, bool)> {
     if std::env::var("PROFILE").as_deref() != Ok("release") {
         return None;
@@ -27,6 +29,12 @@ fn of_tree() -> Option<(String, bool)> {
         let output = Command::new("git").args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    // Sources that lie within the repository of something else are not its revision.
+    if Path::new(&git(&["rev-parse", "--show-toplevel"])?).canonicalize().ok()
+        != std::env::current_dir().ok()?.canonicalize().ok()
+    {
+        return None;
+    }
     // Any change of the sources, and any commit.
     for place in ["HEAD", "index"] {
         println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", place])?);

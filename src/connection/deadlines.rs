@@ -1,0 +1,107 @@
+//! What the clock does to a connection.
+
+use super::{Connection, DRAIN_QUIET_MS, Moment, State, Urgency};
+use crate::service::Service;
+
+/// What a connection has come to, as the clock says.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// It has something to send, as its last response or in place of what was not read in time: ask for its
+    /// [`Action`](super::Action).
+    Act,
+    /// It has to be closed, and nothing is in flight.
+    CloseIdle,
+    /// It has to be closed, and requests or responses are lost with it.
+    Cut,
+}
+
+impl Connection {
+    /// The earliest time at which the clock has something to say, while the server serves.
+    pub fn deadline_ms(&self) -> u64 {
+        match self.responses.store_deadline_ms() {
+            None if self.waits_for_peer() => self.http.deadline_ms(),
+            // It waits for nobody.
+            None if self.has_work() && self.sending == 0 => u64::MAX,
+            None => self.deadline_ms,
+            // Nothing is on its way to the peer.
+            Some(store_ms) if self.sending == 0 => store_ms,
+            Some(store_ms) => store_ms.min(self.deadline_ms),
+        }
+    }
+
+    /// Whether it is the peer's turn to send.
+    fn waits_for_peer(&self) -> bool {
+        matches!(self.state, State::Serving | State::Full) && self.unsent() == 0
+    }
+
+    /// Reports what is late, and while the server drains, what has nothing in flight.
+    pub fn tick(&mut self, moment: &Moment, service: &mut Service) -> Due {
+        let close = if self.is_idle() { Due::CloseIdle } else { Due::Cut };
+        if moment.urgency == Urgency::Abort {
+            return close;
+        }
+        if self.responses.is_holding()
+            && self.sending == 0
+            && (self.sendable(service) > 0 || !self.responses.is_holding())
+        {
+            // The store has just settled them, and they are about to be sent, or their connection to be ended.
+            self.deadline_ms = moment.now_ms.saturating_add(self.http.send_timeout_ms());
+        }
+        let is_late = moment.now_ms >= self.deadline_ms();
+        if is_late && self.waits_for_peer() {
+            return self.expire(moment.now_ms, service);
+        }
+        if let Some((durability, epoch)) =
+            service.durability().zip(self.responses.late_epoch(moment.now_ms))
+            && is_late
+        {
+            // Without a response: whether the store has it is unknown.
+            durability.note_late(epoch);
+            return Due::Cut;
+        }
+        if let Some(epoch) = self.responses.give_up_late_totals(moment.now_ms) {
+            if let Some(durability) = service.durability() {
+                durability.note_late(epoch);
+            }
+            return Due::Act;
+        }
+        if is_late {
+            return match self.state {
+                State::Lingering { .. } => Due::CloseIdle,
+                _ => {
+                    service.metrics().note_timeout(None);
+                    Due::Cut
+                }
+            };
+        }
+        let quiet_since_ms = self.received_ms.max(moment.drain_ms);
+        let is_quiet = moment.now_ms >= quiet_since_ms.saturating_add(DRAIN_QUIET_MS);
+        match moment.urgency == Urgency::Drain
+            && self.state == State::Serving
+            && self.is_idle()
+            && is_quiet
+        {
+            true => Due::CloseIdle,
+            false => Due::Nothing,
+        }
+    }
+
+    /// Ends the wait for a peer that was too slow.
+    fn expire(&mut self, now_ms: u64, service: &mut Service) -> Due {
+        service.metrics().note_timeout(Some(self.http.waited()));
+        if let Some(refused) = self.http.expire(&self.input) {
+            service.refuse(refused, &mut self.responses);
+        }
+        self.batch = None;
+        self.input = Vec::new();
+        self.state = State::Finishing;
+        self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
+        match self.responses.is_empty() {
+            true => Due::CloseIdle,
+            false => Due::Act,
+        }
+    }
+}

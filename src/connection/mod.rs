@@ -1,0 +1,555 @@
+//! One connection above HTTP: what it owes its peer, what it does next, and how it ends.
+//!
+//! It knows no socket: bytes, time, and what the store has settled come in, and one [`Action`] at a time comes out. Both engines
+//! and every simulator drive it.
+
+mod deadlines;
+
+pub use deadlines::Due;
+
+use crate::http::{self, Budget, End, Limits, Step};
+use crate::metrics::Kind;
+use crate::service::{Responses, Service, Work};
+use crate::store::Release;
+
+/// How long a closing connection's input is read and discarded, so that the peer can read
+/// the last response (RFC 9112 section 9.6).
+pub const LINGER_MS: u64 = 2_000;
+/// How many bytes of it are discarded.
+pub const LINGER_BYTES_MAX: usize = 4 << 20;
+
+/// How long a connection without anything in flight must have been quiet before a stop closes it. A
+/// request that its peer sent before it could know of the stop has arrived by then.
+pub const DRAIN_QUIET_MS: u64 = 20;
+
+/// The most bytes that a connection keeps which must not receive. That is twice as many as a multishot receive brings before it
+/// can be canceled: if a cancel has failed and the peer goes on sending, the connection is closed.
+pub const KEPT_BYTES_MAX: usize = 256 * 1024;
+
+/// How many bytes of a batch must be missing for them to be taken from the socket without a buffer in between.
+const FILL_BYTES_MIN: usize = 4096;
+
+/// How urgently the server has to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Not at all.
+    Serve,
+    /// Finish what is in flight.
+    Drain,
+    /// At once.
+    Abort,
+}
+
+/// The moment at which something happens to a connection, in milliseconds since the start of its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The time, as of the last look at the clock.
+    pub now_ms: u64,
+    /// The time at which what is handled now was received: what comes to wait for the store waits from here on.
+    pub received_ms: u64,
+    /// How urgently the server has to stop.
+    pub urgency: Urgency,
+    /// When draining began.
+    pub drain_ms: u64,
+}
+
+impl Moment {
+    /// The start of a shard that serves.
+    pub const START: Moment =
+        Moment { now_ms: 0, received_ms: 0, urgency: Urgency::Serve, drain_ms: 0 };
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It handles requests as they come.
+    Serving,
+    /// Requests are here that wait until the peer has taken responses.
+    Full,
+    /// Requests are here that wait for a response whose totals have to be read first.
+    Behind,
+    /// Bytes of a batch are in the socket that can be taken once others have had their turn.
+    Filling,
+    /// There is work to do, on a batch or on requests, once others have had their turn.
+    Working,
+    /// The last responses are on their way.
+    Finishing,
+    /// Its write half is shut down, and what arrives is discarded until the deadline, so that the peer can read
+    /// (RFC 9112 section 9.6).
+    Lingering { discarded: usize },
+}
+
+/// What a connection wants of its socket, apart from sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// To receive.
+    Receive,
+    /// Not to receive.
+    Pause,
+    /// To shut down the write half: then [`Connection::linger`].
+    ShutDownWrite,
+    /// To be closed.
+    Close,
+}
+
+/// What an engine has to do for a connection.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Send this many bytes, unless a send is under way: see [`Connection::take_responses`].
+    pub send: usize,
+    /// And then this.
+    pub then: Next,
+    /// Responses have come to wait until this epoch is settled: ask the store for it, and come back once it is.
+    pub settle: Option<u64>,
+    /// Responses have come to wait until totals are read after a cut of this epoch: in the same way.
+    pub read: Option<u64>,
+    /// Once others have had their turn, call [`Connection::work`].
+    pub has_work: bool,
+}
+
+/// A connection that is served.
+#[derive(Debug)]
+pub struct Connection {
+    http: http::Connection,
+    state: State,
+    /// What was received and not taken by `http`.
+    input: Vec<u8>,
+    /// The batch that is received or worked on.
+    batch: Option<Box<Work>>,
+    /// Responses that were not given to the engine.
+    responses: Responses,
+    /// Bytes that were given to the engine and, as far as is known, not taken by the kernel.
+    sending: usize,
+    /// The peer sends nothing more: it has shut down its write half, or has said so.
+    has_peer_finished: bool,
+    /// Something was received since the last look.
+    is_active: bool,
+    /// What was responded to last.
+    last: Kind,
+    /// When something was last received; at first, when it was accepted.
+    received_ms: u64,
+    /// When the responses on their way are late, or the lingering ends.
+    deadline_ms: u64,
+}
+
+impl Connection {
+    /// A connection that is accepted now.
+    pub fn new(limits: Limits, peer_is_loopback: bool, now_ms: u64) -> Connection {
+        Connection {
+            http: http::Connection::new(limits, peer_is_loopback, now_ms),
+            state: State::Serving,
+            input: Vec::new(),
+            batch: None,
+            responses: Responses::default(),
+            sending: 0,
+            has_peer_finished: false,
+            is_active: false,
+            last: Kind::EVENT,
+            received_ms: now_ms,
+            deadline_ms: u64::MAX,
+        }
+    }
+
+    /// Tells the peer that there is no room for it.
+    pub fn reject(&mut self, service: &mut Service) {
+        service.reject(&mut self.responses);
+        self.http.end();
+        self.state = State::Finishing;
+    }
+
+    /// Handles received bytes. What it counts must be published before the next [`Connection::action`].
+    pub fn receive(&mut self, input: &[u8], moment: &Moment, service: &mut Service) {
+        self.is_active = true;
+        self.received_ms = moment.now_ms;
+        match &mut self.state {
+            State::Serving => self.handle(input, false, moment, service),
+            State::Full | State::Behind | State::Filling | State::Working => {
+                self.input.extend_from_slice(input);
+            }
+            State::Lingering { discarded } => *discarded += input.len(),
+            State::Finishing => {}
+        }
+    }
+
+    /// Notes that the peer will send nothing more.
+    pub fn note_peer_closed(&mut self) {
+        self.has_peer_finished = true;
+    }
+
+    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If nothing is
+    /// receiving there, call [`Connection::begin_filling`].
+    #[inline]
+    pub fn wants_filling(&self) -> bool {
+        self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN
+    }
+
+    /// Has [`Connection::fill`] called once others have had their turn.
+    pub fn begin_filling(&mut self) {
+        self.state = State::Filling;
+    }
+
+    /// Whether there are bytes to take from the socket, instead of [`Connection::work`].
+    pub fn is_filling(&self) -> bool {
+        self.state == State::Filling
+    }
+
+    /// Has `receive` append what has arrived of a batch to the bytes that it is given, at most as many as it is told, and return
+    /// how many that were. Returns the cost, in units of a [`Budget`].
+    pub fn fill(
+        &mut self,
+        receive: impl FnOnce(&mut Vec<u8>, usize) -> usize,
+        moment: &Moment,
+        service: &mut Service,
+    ) -> u32 {
+        let (before, mut has_taken_all) = (self.used(), true);
+        self.http.fill(|body, bytes_max| {
+            let received = receive(body, bytes_max);
+            has_taken_all = received < bytes_max;
+            service.metrics().received_bytes.add(received as u64);
+        });
+        if self.http.missing() == 0 {
+            self.handle(&[], false, moment, service);
+        } else if has_taken_all {
+            // The next receive reports what has gone wrong, and the end of the stream.
+            self.state = State::Serving;
+        }
+        self.used().saturating_sub(before)
+    }
+
+    /// Works until the budget is spent. What it counts must be published before the next [`Connection::action`]. Returns the
+    /// cost, in units of a [`Budget`].
+    pub fn work(&mut self, moment: &Moment, service: &mut Service) -> u32 {
+        let before = self.used();
+        if self.state == State::Working {
+            self.handle(&[], true, moment, service);
+        }
+        self.used().saturating_sub(before)
+    }
+
+    /// Notes that others have their turn now. Returns the cost since they had it before, in units of a [`Budget`].
+    #[inline]
+    pub fn renew(&mut self) -> u32 {
+        let used = self.used();
+        self.http.budget = Budget::FULL;
+        used
+    }
+
+    /// The cost since others had their turn, in units of a [`Budget`].
+    pub fn used(&self) -> u32 {
+        self.http.budget.used()
+    }
+
+    /// Whether there is work to do once others have had their turn.
+    pub fn has_work(&self) -> bool {
+        matches!(self.state, State::Working | State::Filling)
+    }
+
+    /// Says what to do now. Goes on before that with requests that waited, if the peer has taken enough or totals were read.
+    #[inline]
+    pub fn action(&mut self, moment: &Moment, service: &mut Service) -> Action {
+        let mut can_make_more = false;
+        if self.state != State::Serving || self.responses.has_parked() {
+            can_make_more = self.resume(moment, service);
+        }
+        let mut action = Action {
+            send: 0,
+            then: Next::Receive,
+            settle: None,
+            read: None,
+            has_work: can_make_more || self.has_work(),
+        };
+        if service.durability().is_some() {
+            self.wait_for_store(&mut action, moment, service);
+        }
+        action.send = self.sendable(service);
+        action.then = self.next();
+        action
+    }
+
+    /// Goes on with what waited, if it can. Returns whether responses are left whose totals were read.
+    fn resume(&mut self, moment: &Moment, service: &mut Service) -> bool {
+        if self.responses.has_parked() {
+            // If what comes before them is void, so are they.
+            self.sendable(service);
+            if service.make_parked(&mut self.http.budget, &mut self.responses) {
+                return true;
+            }
+        }
+        let can_go_on = match self.state {
+            State::Full => self.unsent() < http::UNSENT_BYTES_MAX,
+            State::Behind => !self.responses.has_parked(),
+            _ => false,
+        };
+        if !can_go_on {
+            return false;
+        }
+        if self.http.budget.is_spent() {
+            self.state = State::Working;
+            return false;
+        }
+        self.handle(&[], true, moment, service);
+        service.publish();
+        false
+    }
+
+    /// Notes what responses have come to wait for.
+    fn wait_for_store(&mut self, action: &mut Action, moment: &Moment, service: &Service) {
+        let Some(durability) = service.durability() else { return };
+        let deadline_ms = moment.received_ms.saturating_add(durability.timeout_ms());
+        let epoch = service.settles_at();
+        if self.responses.note_published(epoch, deadline_ms) {
+            action.settle = Some(epoch);
+        }
+        if self.responses.has_unasked() {
+            let epoch = service.next_epoch();
+            self.responses.note_asked(epoch, deadline_ms);
+            action.read = Some(epoch);
+        }
+    }
+
+    /// Handles what was received before and now, until it is all handled, the budget is spent, or something has to be waited for.
+    /// Works on a batch only if it `may_work`, because many of them may become whole in one iteration.
+    fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
+        if moment.urgency != Urgency::Serve {
+            self.http.drain();
+        }
+        self.http.budget.charge_receive();
+        if self.input.is_empty() {
+            let mut rest = received;
+            self.state = self.serve(&mut rest, may_work, moment.now_ms, service);
+            if !rest.is_empty() {
+                self.input.extend_from_slice(rest);
+            }
+        } else {
+            let mut input = std::mem::take(&mut self.input);
+            input.extend_from_slice(received);
+            self.http.budget.charge_moved(received.len());
+            let mut rest = &input[..];
+            self.state = self.serve(&mut rest, may_work, moment.now_ms, service);
+            let taken = input.len() - rest.len();
+            if taken == input.len() {
+                input = Vec::new();
+            } else if taken > 0 {
+                input.drain(..taken);
+                self.http.budget.charge_moved(input.len());
+            }
+            self.input = input;
+        }
+        self.last = service.last();
+    }
+
+    /// Takes steps with `rest`, and leaves there what has to be kept. Returns where the connection stands then.
+    #[inline]
+    fn serve(
+        &mut self,
+        rest: &mut &[u8],
+        may_work: bool,
+        now_ms: u64,
+        service: &mut Service,
+    ) -> State {
+        let mut decoded = Vec::new();
+        loop {
+            if rest.is_empty() && self.http.needs_bytes() {
+                return State::Serving;
+            }
+            if !self.http.has_ended() {
+                if self.responses.is_full() {
+                    return State::Full;
+                }
+                if self.http.budget.is_spent() {
+                    return State::Working;
+                }
+                if self.responses.has_parked() && !self.http.may_overtake(rest) {
+                    return State::Behind;
+                }
+                if self.http.has_batch() {
+                    match may_work && self.work_on_batch(!rest.is_empty(), now_ms, service) {
+                        true => continue,
+                        false => return State::Working,
+                    }
+                }
+            }
+            match self.http.step(rest, &mut decoded, service.context(), now_ms) {
+                Step::Request(request) => {
+                    service.respond(&request, &mut self.http.budget, &mut self.responses);
+                }
+                Step::Advanced => {}
+                Step::NeedsMore => return State::Serving,
+                Step::Ended(end) => {
+                    self.has_peer_finished |= end == End::ClosesAtOnce;
+                    return State::Finishing;
+                }
+                step => self.take_unusual(step, service),
+            }
+        }
+    }
+
+    /// Acts on a step other than a request.
+    #[cold]
+    fn take_unusual(&mut self, step: Step<'_>, service: &mut Service) {
+        let Connection { http, responses, batch, .. } = self;
+        match step {
+            Step::Expects(request) if service.wants_body(&request) => {
+                responses.push(http::CONTINUE);
+            }
+            Step::Expects(request) => {
+                http.decline();
+                service.respond(&request, &mut http.budget, responses);
+            }
+            Step::TooLarge(request) => {
+                service.respond_to_large(&request, &mut http.budget, responses);
+            }
+            Step::Batch { request, bytes, expects } => {
+                match service.admit_batch(&request, bytes, responses) {
+                    Some((work, memory)) => {
+                        *batch = Some(Box::new(work));
+                        http.accept_batch(memory);
+                        if expects {
+                            responses.push(http::CONTINUE);
+                        }
+                    }
+                    None => http.decline(),
+                }
+            }
+            Step::BatchBody(body) => {
+                if let Some(work) = batch {
+                    work.begin(body);
+                }
+            }
+            Step::Refused(refused) => {
+                *batch = None;
+                service.refuse(refused, responses);
+            }
+            Step::Request(_) | Step::Advanced | Step::NeedsMore | Step::Ended(_) => {}
+        }
+    }
+
+    /// Works on the batch that is whole. Returns whether that is done.
+    fn work_on_batch(&mut self, has_more: bool, now_ms: u64, service: &mut Service) -> bool {
+        let Connection { http, responses, batch, .. } = self;
+        let Some(work) = batch else { return true };
+        let reply_to = http.batch_reply_to(has_more);
+        let is_done = service.work(work, reply_to, &mut http.budget, responses);
+        if is_done {
+            *batch = None;
+            http.finish_batch(reply_to, now_ms);
+        }
+        is_done
+    }
+
+    /// How many bytes of responses may leave now. If those behind them never may, they are the last.
+    #[inline]
+    fn sendable(&mut self, service: &Service) -> usize {
+        let Some(durability) = service.durability() else { return self.responses.bytes().len() };
+        match self.responses.release(durability) {
+            Release::Bytes(bytes) => bytes,
+            Release::Void(bytes) => {
+                self.http.end();
+                self.state = State::Finishing;
+                service.metrics().voided.add(1);
+                bytes
+            }
+        }
+    }
+
+    /// Takes the responses to send now, as many bytes as an [`Action`] says, while no other send is under way. They are late
+    /// after the send timeout.
+    #[inline]
+    pub fn take_responses(&mut self, count: usize, now_ms: u64) -> Vec<u8> {
+        debug_assert_eq!(self.sending, 0);
+        self.deadline_ms = now_ms.saturating_add(self.http.send_timeout_ms());
+        self.sending = count;
+        self.responses.take(count)
+    }
+
+    /// Notes that this many bytes were sent.
+    #[inline]
+    pub fn note_sent(&mut self, count: usize) {
+        self.sending -= count;
+    }
+
+    /// Whether a send is under way.
+    #[inline]
+    pub fn is_sending(&self) -> bool {
+        self.sending > 0
+    }
+
+    /// The responses that were not taken.
+    pub fn responses(&mut self) -> &mut Responses {
+        &mut self.responses
+    }
+
+    /// Where it stands, now that the peer may have finished.
+    #[inline]
+    fn standing(&self) -> State {
+        match self.state {
+            // It has its responses coming.
+            State::Serving if self.has_peer_finished => State::Finishing,
+            state => state,
+        }
+    }
+
+    /// What it wants next of its socket.
+    #[inline]
+    pub fn next(&self) -> Next {
+        let unsent = self.unsent();
+        let kept = || self.input.len().saturating_sub(self.http.body_bytes_kept());
+        match self.standing() {
+            State::Serving if unsent < http::UNSENT_BYTES_MAX => Next::Receive,
+            // It is over soon: until then a little may come.
+            State::Behind if kept() < http::UNSENT_BYTES_MAX && !self.has_peer_finished => {
+                Next::Receive
+            }
+            State::Full | State::Working | State::Behind if kept() > KEPT_BYTES_MAX => Next::Close,
+            State::Serving | State::Full | State::Behind | State::Filling | State::Working => {
+                Next::Pause
+            }
+            State::Finishing if unsent > 0 => Next::Pause,
+            State::Finishing if self.has_peer_finished => Next::Close,
+            State::Finishing => Next::ShutDownWrite,
+            State::Lingering { discarded }
+                if self.has_peer_finished || discarded >= LINGER_BYTES_MAX =>
+            {
+                Next::Close
+            }
+            State::Lingering { .. } => Next::Receive,
+        }
+    }
+
+    /// Whether the responses that it has are its last.
+    #[inline]
+    pub fn is_finishing(&self) -> bool {
+        self.standing() == State::Finishing
+    }
+
+    /// Discards input from here on, also from a peer that has sent more than it announced: the write half is shut down.
+    pub fn linger(&mut self, now_ms: u64) {
+        self.has_peer_finished = false;
+        self.state = State::Lingering { discarded: 0 };
+        self.deadline_ms = now_ms.saturating_add(LINGER_MS);
+    }
+
+    /// Bytes of responses that the peer has not taken.
+    #[inline]
+    fn unsent(&self) -> usize {
+        self.responses.len() + self.sending
+    }
+
+    /// Whether no part of a request is here, nor of a response.
+    pub fn is_idle(&self) -> bool {
+        !self.http.has_begun() && self.input.is_empty() && self.unsent() == 0
+    }
+
+    /// The kind of the request that is in flight, or of the request whose response is: at most one is counted per connection.
+    pub fn in_flight(&self) -> Option<Kind> {
+        let before_head = if self.unsent() > 0 { self.last } else { Kind::OTHER };
+        let under_way = || Service::kind_of(self.http.under_way(&self.input));
+        (!self.is_idle()).then(|| under_way().unwrap_or(before_head))
+    }
+
+    /// Whether something was received since this was last called.
+    pub fn take_activity(&mut self) -> bool {
+        std::mem::take(&mut self.is_active)
+    }
+}

@@ -1,0 +1,354 @@
+//! How a shard of the ring engine waits: what it does when there is no work, how long it polls, when it looks at the clock, and
+//! when it lets others have the thread.
+
+use super::{Spin, TICK, milliseconds};
+use crate::uring::Wait;
+use std::time::{Duration, Instant};
+
+/// A shard without work for one to two of these goes to sleep; until then it waits without a
+/// timeout. One timer per idle period costs nothing per request; a timeout per wait would make the kernel
+/// program a timer each time.
+pub(super) const IDLE_AFTER: Duration = Duration::from_millis(10);
+
+/// How seldom a sleeping shard looks at the clock while nothing falls due.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+/// Iterations and completions after which glommio's other tasks get their turn.
+const ITERATIONS_BEFORE_YIELD: u32 = 128;
+const COMPLETIONS_BEFORE_YIELD: usize = 1024;
+
+/// How long a shard that always has something to do lets responses wait before it asks for a commit. With 1,000
+/// connections, asking after every iteration takes a quarter of the throughput; with 4 ms instead of 2, commits take half
+/// as much CPU time.
+const COMMIT_AFTER: Duration = Duration::from_millis(4);
+
+/// The most that `--spin-us auto` polls, and the most connections with input since the last tick
+/// for it to poll at all: with more, a wake-up is shared by so many requests that polling would
+/// cost more than it gains.
+const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
+const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
+
+/// What is known of the present idle period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IdlePeriod {
+    /// The idle timer is not set.
+    Unmeasured,
+    /// The idle timer is set, and there was no work since.
+    Quiet,
+    /// The idle timer is set, and there was work since.
+    Busy,
+    /// The idle timer has run out without any work: the shard sleeps.
+    Asleep,
+}
+
+/// How a shard waits, and when.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    polling: Polling,
+    /// How it waits for work while it is not asleep.
+    pub(super) wait: Wait,
+    idle_period: IdlePeriod,
+    /// What is left of the turn before others have theirs; nothing once it was interrupted.
+    iterations_left: u32,
+    completions_left: usize,
+    started: Instant,
+    /// When the last iteration had received what it handles, and when it had handled it.
+    received_at: Instant,
+    handled_at: Instant,
+    /// When the clock was last looked at for all connections, and when that is due again, in milliseconds since the start.
+    ticked_ms: u64,
+    next_tick_ms: u64,
+    /// Since when responses wait without the committer having been asked.
+    unasked_since: Option<Instant>,
+}
+
+impl Pacing {
+    /// The pacing of a shard that starts now. If it gathers completions, it does so for `gather`, asleep, and polls for none.
+    pub(super) fn new(spin: Spin, gather: Duration, now: Instant) -> Pacing {
+        let gathers = !gather.is_zero();
+        Pacing {
+            polling: Polling::new(if gathers { Spin::Fixed(Duration::ZERO) } else { spin }),
+            wait: if gathers { Wait::Gather(gather) } else { Wait::One },
+            idle_period: IdlePeriod::Unmeasured,
+            iterations_left: 0,
+            completions_left: 0,
+            started: now,
+            received_at: now,
+            handled_at: now,
+            ticked_ms: 0,
+            next_tick_ms: 0,
+            unasked_since: None,
+        }
+    }
+
+    /// Milliseconds from the start of the shard to a time.
+    pub(super) fn ms_at(&self, time: Instant) -> u64 {
+        milliseconds(time - self.started)
+    }
+
+    /// Begins a turn on the thread.
+    pub(super) fn begin_turn(&mut self) {
+        self.iterations_left = ITERATIONS_BEFORE_YIELD;
+        self.completions_left = COMPLETIONS_BEFORE_YIELD;
+    }
+
+    /// Begins an iteration. Returns whether the turn on the thread has room for it.
+    pub(super) fn begin_iteration(&mut self) -> bool {
+        if self.iterations_left == 0 || self.completions_left == 0 {
+            return false;
+        }
+        self.iterations_left -= 1;
+        true
+    }
+
+    /// Ends the turn on the thread: others must have theirs.
+    pub(super) fn interrupt(&mut self) {
+        self.iterations_left = 0;
+    }
+
+    /// Whether the turn on the thread was ended.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.iterations_left == 0
+    }
+
+    /// Begins an idle period if there is none. Returns whether the idle timer has to be set, to [`IDLE_AFTER`].
+    pub(super) fn begin_idle_period(&mut self) -> bool {
+        let begins = self.idle_period == IdlePeriod::Unmeasured;
+        if begins {
+            self.idle_period = IdlePeriod::Quiet;
+        }
+        begins
+    }
+
+    /// Notes that the idle timer has run out, which ends the turn on the thread.
+    pub(super) fn note_timer(&mut self) {
+        let had_work = self.idle_period == IdlePeriod::Busy;
+        self.idle_period = if had_work { IdlePeriod::Unmeasured } else { IdlePeriod::Asleep };
+        self.interrupt();
+    }
+
+    /// Notes that there was work.
+    pub(super) fn note_work(&mut self) {
+        self.idle_period = match self.idle_period {
+            IdlePeriod::Unmeasured | IdlePeriod::Asleep => IdlePeriod::Unmeasured,
+            IdlePeriod::Quiet | IdlePeriod::Busy => IdlePeriod::Busy,
+        };
+        // Deadlines are new.
+        self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + milliseconds(TICK));
+    }
+
+    /// Whether the shard sleeps.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.idle_period == IdlePeriod::Asleep
+    }
+
+    /// Notes that an iteration has received what it handles.
+    pub(super) fn note_received(&mut self, at: Instant) {
+        (self.received_at, self.handled_at) = (at, at);
+    }
+
+    /// Notes that an iteration has handled this many completions. Returns how long that took.
+    pub(super) fn note_handled(&mut self, completions: usize) -> Duration {
+        self.completions_left = self.completions_left.saturating_sub(completions);
+        self.handled_at = Instant::now();
+        self.handled_at - self.received_at
+    }
+
+    /// Since when the shard waits for work.
+    pub(super) fn waiting_since(&self) -> Instant {
+        self.handled_at
+    }
+
+    /// How long to poll before a wait, if this many connections were active lately.
+    pub(super) fn polls_for(&self, active_connections: usize) -> Duration {
+        self.polling.duration(active_connections)
+    }
+
+    /// Learns from a wait for work, which began at a time and has ended.
+    pub(super) fn learn(&mut self, waiting_since: Instant) {
+        if !self.is_asleep() {
+            self.polling.learn(self.received_at - waiting_since);
+        }
+    }
+
+    /// Notes that responses wait for the store.
+    pub(super) fn note_waiting(&mut self) {
+        self.unasked_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether responses wait without the committer having been asked.
+    pub(super) fn has_unasked(&self) -> bool {
+        self.unasked_since.is_some()
+    }
+
+    /// Whether they have waited so long that it has to be asked although there is work.
+    pub(super) fn must_ask(&self) -> bool {
+        self.unasked_since.is_some_and(|since| self.received_at - since >= COMMIT_AFTER)
+    }
+
+    /// Notes that the committer is asked. Returns whether there is something to ask for.
+    pub(super) fn ask(&mut self) -> bool {
+        self.unasked_since.take().is_some()
+    }
+
+    /// Whether all connections have to be looked at.
+    pub(super) fn is_tick_due(&self, now_ms: u64) -> bool {
+        now_ms >= self.next_tick_ms
+    }
+
+    /// How long a sleeping shard may wait for work.
+    pub(super) fn sleeps_for(&self, now_ms: u64) -> Duration {
+        Duration::from_millis(self.next_tick_ms.saturating_sub(now_ms))
+    }
+
+    /// Begins to look at all connections.
+    pub(super) fn begin_tick(&mut self, now_ms: u64) {
+        self.ticked_ms = now_ms;
+        self.next_tick_ms = now_ms + milliseconds(IDLE_TICK);
+    }
+
+    /// Notes that one of them has to be looked at by a time.
+    pub(super) fn note_deadline(&mut self, deadline_ms: u64) {
+        self.next_tick_ms = self.next_tick_ms.min(deadline_ms);
+    }
+
+    /// Ends the look at all connections: the next is a tick away at least.
+    pub(super) fn end_tick(&mut self) {
+        self.next_tick_ms = self.next_tick_ms.max(self.ticked_ms + milliseconds(TICK));
+    }
+}
+
+/// How long to poll before waiting, learned from how long completions were waited for.
+#[derive(Debug)]
+pub(super) struct Polling {
+    spin: Spin,
+    /// A moving average of how long completions were waited for.
+    gap: Duration,
+}
+
+impl Polling {
+    pub(super) fn new(spin: Spin) -> Self {
+        Polling { spin, gap: AUTO_SPIN_MAX * 2 }
+    }
+
+    /// How long to poll now. `auto` polls while few connections are active and completions come
+    /// soon enough for it to pay: up to twice the usual gap.
+    pub(super) fn duration(&self, active_connections: usize) -> Duration {
+        match self.spin {
+            Spin::Fixed(spin) => spin,
+            Spin::Auto if self.gap > AUTO_SPIN_MAX => Duration::ZERO,
+            Spin::Auto if active_connections > AUTO_SPIN_CONNECTIONS_MAX => Duration::ZERO,
+            Spin::Auto => (2 * self.gap).min(AUTO_SPIN_MAX),
+        }
+    }
+
+    /// Learns from a wait that a completion has ended.
+    pub(super) fn learn(&mut self, gap: Duration) {
+        // Long gaps count as just long: the average must come back soon.
+        self.gap = (7 * self.gap + gap.min(4 * AUTO_SPIN_MAX)) / 8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_polls_only_where_completions_come_soon_on_few_connections() {
+        let mut polling = Polling::new(Spin::Auto);
+        assert_eq!(polling.duration(1), Duration::ZERO, "nothing is known yet");
+        (0..50).for_each(|_| polling.learn(Duration::from_micros(10)));
+        assert!(polling.duration(AUTO_SPIN_CONNECTIONS_MAX) >= Duration::from_micros(10));
+        assert!(polling.duration(1) <= AUTO_SPIN_MAX);
+        assert_eq!(polling.duration(AUTO_SPIN_CONNECTIONS_MAX + 1), Duration::ZERO);
+        (0..50).for_each(|_| polling.learn(Duration::from_secs(1)));
+        assert_eq!(polling.duration(1), Duration::ZERO);
+        assert_eq!(Polling::new(Spin::Fixed(IDLE_AFTER)).duration(1000), IDLE_AFTER);
+    }
+
+    fn asleep(now: Instant) -> Pacing {
+        let mut pacing = Pacing::new(Spin::Auto, Duration::ZERO, now);
+        assert!(pacing.begin_idle_period(), "the timer has to be set");
+        pacing.note_timer();
+        assert!(pacing.is_asleep());
+        pacing
+    }
+
+    #[test]
+    fn a_shard_sleeps_once_the_idle_timer_has_run_out_without_work() {
+        let now = Instant::now();
+        let mut pacing = Pacing::new(Spin::Auto, Duration::ZERO, now);
+        assert!(pacing.begin_idle_period());
+        assert!(!pacing.begin_idle_period(), "it is set");
+        pacing.note_work();
+        pacing.note_timer();
+        assert!(!pacing.is_asleep(), "there was work");
+        assert!(pacing.begin_idle_period(), "it has to be set again");
+        pacing.note_timer();
+        assert!(pacing.is_asleep());
+        pacing.note_work();
+        assert!(!pacing.is_asleep() && pacing.begin_idle_period());
+    }
+
+    #[test]
+    fn a_turn_ends_after_its_iterations_or_completions_or_when_it_is_interrupted() {
+        let mut pacing = Pacing::new(Spin::Auto, Duration::ZERO, Instant::now());
+        assert!(!pacing.begin_iteration(), "it has not begun");
+        pacing.begin_turn();
+        let iterations = std::iter::from_fn(|| pacing.begin_iteration().then_some(())).count();
+        assert_eq!(iterations, ITERATIONS_BEFORE_YIELD as usize);
+        pacing.begin_turn();
+        pacing.note_handled(COMPLETIONS_BEFORE_YIELD - 1);
+        assert!(pacing.begin_iteration());
+        pacing.note_handled(1);
+        assert!(!pacing.begin_iteration());
+        pacing.begin_turn();
+        pacing.interrupt();
+        assert!(pacing.is_interrupted() && !pacing.begin_iteration());
+    }
+
+    #[test]
+    fn a_sleeping_shard_wakes_for_the_first_deadline_but_not_before_the_next_tick() {
+        let mut pacing = asleep(Instant::now());
+        let (tick_ms, idle_ms) = (milliseconds(TICK), milliseconds(IDLE_TICK));
+        pacing.begin_tick(1_000);
+        pacing.end_tick();
+        assert_eq!(pacing.sleeps_for(1_000), IDLE_TICK);
+        pacing.begin_tick(1_000);
+        pacing.note_deadline(1_000 + idle_ms - 1);
+        pacing.end_tick();
+        assert_eq!(pacing.sleeps_for(1_000), IDLE_TICK - Duration::from_millis(1));
+        pacing.begin_tick(1_000);
+        pacing.note_deadline(1_001);
+        pacing.end_tick();
+        assert_eq!(pacing.sleeps_for(1_000), TICK);
+        assert!(!pacing.is_tick_due(999 + tick_ms) && pacing.is_tick_due(1_000 + tick_ms));
+        // Work brings deadlines that are not known yet.
+        pacing.begin_tick(2_000);
+        pacing.end_tick();
+        pacing.note_work();
+        assert_eq!(pacing.sleeps_for(2_000), TICK);
+    }
+
+    #[test]
+    fn the_committer_is_asked_once_for_what_waits_and_at_the_latest_after_a_while() {
+        let now = Instant::now();
+        let mut pacing = Pacing::new(Spin::Auto, Duration::ZERO, now);
+        assert!(!pacing.has_unasked() && !pacing.ask() && !pacing.must_ask());
+        pacing.note_waiting();
+        let since = pacing.unasked_since.unwrap();
+        pacing.note_waiting();
+        assert_eq!(pacing.unasked_since, Some(since), "from the first that waits");
+        pacing.note_received(since + COMMIT_AFTER - Duration::from_nanos(1));
+        assert!(pacing.has_unasked() && !pacing.must_ask());
+        pacing.note_received(since + COMMIT_AFTER);
+        assert!(pacing.must_ask() && pacing.ask() && !pacing.ask());
+    }
+
+    #[test]
+    fn who_gathers_does_not_poll() {
+        let gather = Duration::from_micros(50);
+        let mut pacing = Pacing::new(Spin::Fixed(IDLE_AFTER), gather, Instant::now());
+        pacing.learn(pacing.waiting_since());
+        assert_eq!((pacing.polls_for(1), pacing.wait), (Duration::ZERO, Wait::Gather(gather)));
+    }
+}

@@ -1,0 +1,576 @@
+//! The data plane on glommio's own TCP streams: one task per connection, which executes its actions.
+//!
+//! glommio's rings have none of the flags that make a registered eventfd go silent (DEFER_TASKRUN), and
+//! glommio registers none: it waits for its wake-ups, and this shard's, by polling their descriptors in
+//! the ring that it sleeps in.
+
+use super::admission::is_about_one_connection;
+use super::{
+    AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, TICK, milliseconds,
+    unix_seconds,
+};
+use crate::connection::{Connection, Due, Moment, Next, Urgency};
+use crate::http::{Budget, Limits};
+use crate::service::Service;
+use crate::store::Durability;
+use crate::uring::Wakeup;
+use futures_lite::future::poll_fn;
+use futures_lite::io::{AsyncRead, AsyncWrite};
+use glommio::io::PollableFd;
+use glommio::net::TcpStream;
+use glommio::timer::sleep;
+use socket2::Socket;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Bytes that one read takes at most. All connections of a shard share the buffer.
+pub(super) const INPUT_BYTES: usize = 16 * 1024;
+
+/// Connections accepted in a row before others get their turn.
+const ACCEPTS_BEFORE_YIELD: usize = 64;
+
+/// How long accepting rests when the kernel is out of descriptors or memory: at first, and at
+/// most after doubling.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// How often a draining shard looks whether its connections have ended.
+const DRAIN_TICK: Duration = Duration::from_millis(5);
+/// Its ticks during which a receive must have waited before its connection counts as idle.
+const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
+
+/// Tasks that wait for epochs.
+type Waiting = RefCell<Vec<(u64, Weak<Watch>)>>;
+
+/// What the tasks of one shard share.
+struct Hub {
+    service: RefCell<Service>,
+    input: RefCell<Vec<u8>>,
+    /// Is always readable, as glommio finds out when it looks at its ring: see [`Hub::look_around`].
+    look: PollableFd<Wakeup>,
+    /// What all tasks together may still cost before the ring is looked at.
+    budget: Cell<Budget>,
+    limits: Limits,
+    started: Instant,
+    /// The moment, as of the last tick.
+    moment: Cell<Moment>,
+    heartbeat: Arc<AtomicU64>,
+    /// Ticks while it drains. Between two of them glommio's ring was submitted and collected.
+    drain_ticks: Cell<u64>,
+    /// Connections that the stop has closed with something in flight.
+    cut: Cell<usize>,
+    watches: RefCell<Vec<Weak<Watch>>>,
+    /// Tasks with responses that wait until an epoch is settled.
+    waiting: Waiting,
+    /// Tasks with responses that wait until totals were read after an epoch.
+    reading: Waiting,
+}
+
+/// What can end a task's waiting besides its socket.
+struct Watch {
+    deadline_ms: Cell<u64>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Hub {
+    /// Lets others have their turn: all tasks that can go on, and once these have used up a budget together, those that the ring
+    /// has news for. For the latter, to yield would not suffice: glommio looks at its ring only when no task can go on, or every
+    /// 100 ms.
+    async fn look_around(&self) {
+        if !self.budget.get().is_spent() {
+            return glommio::executor().yield_now().await;
+        }
+        self.budget.set(Budget::FULL);
+        if self.look.readable().await.is_err() {
+            glommio::executor().yield_now().await;
+        }
+    }
+
+    /// Charges work that was done for a connection.
+    fn charge(&self, units: u32) {
+        let mut budget = self.budget.get();
+        budget.charge(units);
+        self.budget.set(budget);
+    }
+
+    /// Changes the moment.
+    fn change_moment(&self, change: impl FnOnce(&mut Moment)) {
+        let mut moment = self.moment.get();
+        change(&mut moment);
+        self.moment.set(moment);
+    }
+
+    /// The moment, for something that was received now: what comes to wait for a store is timed by the clock, since the last tick
+    /// may be long ago.
+    fn now(&self, service: &Service) -> Moment {
+        let mut moment = self.moment.get();
+        moment.received_ms = match service.durability() {
+            Some(_) => milliseconds(self.started.elapsed()),
+            None => moment.now_ms,
+        };
+        moment
+    }
+
+    /// Reads the clocks and wakes the tasks that have something to look at.
+    fn tick(&self) {
+        let now_ms = milliseconds(self.started.elapsed());
+        self.change_moment(|moment| moment.now_ms = now_ms);
+        self.heartbeat.store(now_ms, Ordering::Relaxed);
+        self.service.borrow_mut().set_time(unix_seconds());
+        let is_stopping = self.moment.get().urgency != Urgency::Serve;
+        self.watches.borrow_mut().retain(|watch| {
+            let Some(watch) = watch.upgrade() else {
+                return false;
+            };
+            if (is_stopping || now_ms >= watch.deadline_ms.get())
+                && let Some(waker) = watch.waker.take()
+            {
+                waker.wake();
+            }
+            true
+        });
+    }
+
+    /// The epoch up to which everything is durable, and the one of the last cut after which totals were read.
+    fn reached(&self) -> (u64, u64) {
+        let service = self.service.borrow();
+        let reached = |durability: &Durability| (durability.settled(), durability.read());
+        service.durability().map_or((u64::MAX, u64::MAX), reached)
+    }
+
+    /// Has a task woken when an epoch is settled, or totals were read after it, and asks for that.
+    fn wake_at(&self, settle: Option<u64>, read: Option<u64>, watch: &Rc<Watch>) {
+        let service = self.service.borrow();
+        let Some(durability) = service.durability() else { return };
+        // First, so that one commit does both. The task looks at what was reached after this, and before it waits.
+        if let Some(epoch) = read {
+            self.reading.borrow_mut().push((epoch, Rc::downgrade(watch)));
+            durability.request_read(epoch);
+        }
+        if let Some(epoch) = settle {
+            self.waiting.borrow_mut().push((epoch, Rc::downgrade(watch)));
+            durability.request(epoch);
+        }
+        self.note_waiting(&service);
+    }
+
+    /// Wakes the tasks whose responses the store has settled, or for which totals were read.
+    fn wake_settled(&self) {
+        let (settled, read) = self.reached();
+        wake_up_to(&mut self.waiting.borrow_mut(), settled);
+        wake_up_to(&mut self.reading.borrow_mut(), read);
+        self.note_waiting(&self.service.borrow());
+    }
+
+    fn note_waiting(&self, service: &Service) {
+        let waiting = self.waiting.borrow().len() + self.reading.borrow().len();
+        service.metrics().waiting.set(waiting as u64);
+    }
+
+    fn watch(&self) -> Rc<Watch> {
+        let watch = Rc::new(Watch { deadline_ms: Cell::new(u64::MAX), waker: Cell::new(None) });
+        self.watches.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+}
+
+/// Wakes the tasks that wait for an epoch up to this one, and forgets them.
+fn wake_up_to(waiting: &mut Vec<(u64, Weak<Watch>)>, reached: u64) {
+    waiting.retain(|(epoch, watch)| {
+        let Some(watch) = watch.upgrade() else { return false };
+        let is_reached = *epoch <= reached;
+        if is_reached && let Some(waker) = watch.waker.take() {
+            waker.wake();
+        }
+        !is_reached
+    });
+}
+
+/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+///
+/// # Errors
+///
+/// The listener or the wake-up cannot be polled.
+pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
+    let look = Wakeup::new()?;
+    look.wake();
+    let hub = Rc::new(Hub {
+        service: RefCell::new(shard.service),
+        input: RefCell::new(vec![0; INPUT_BYTES]),
+        look: PollableFd::new(look)?,
+        budget: Cell::new(Budget::FULL),
+        limits: shard.limits,
+        started: Instant::now(),
+        moment: Cell::new(Moment::START),
+        heartbeat: shard.heartbeat,
+        drain_ticks: Cell::new(0),
+        cut: Cell::new(0),
+        watches: RefCell::new(Vec::new()),
+        waiting: RefCell::new(Vec::new()),
+        reading: RefCell::new(Vec::new()),
+    });
+    let door = Rc::new(Door {
+        hub: Rc::clone(&hub),
+        admission: shard.admission,
+        shard: shard.index,
+        listener: PollableFd::new(shard.listener)?,
+        stop: Arc::clone(&shard.stop),
+    });
+    let accepting = glommio::spawn_local({
+        let door = Rc::clone(&door);
+        async move {
+            while accept_all(&door, usize::MAX).await {
+                if door.listener.readable().await.is_err() {
+                    sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    });
+    let ticking = glommio::spawn_local({
+        let hub = Rc::clone(&hub);
+        async move {
+            loop {
+                hub.tick();
+                sleep(TICK).await;
+            }
+        }
+    });
+    ready();
+    let wakeup = PollableFd::new(shard.wakeup)?;
+    while shard.stop.urgency() == Urgency::Serve {
+        wakeup.readable().await?;
+        wakeup.get_ref().clear();
+        hub.wake_settled();
+        door.admission.collect(door.shard).into_iter().for_each(|accepted| serve(&hub, accepted));
+    }
+
+    accepting.cancel().await;
+    ticking.cancel().await;
+    stop_accepting(&hub, &door).await;
+    if !shard.is_listener_shared {
+        // Ends listening now: a poll that the ring still holds would keep the port for a moment.
+        let _ = door.listener.get_ref().shutdown(Shutdown::Read);
+    }
+    drop(door);
+    drain(&hub, &shard.stop, shard.drain_timeout).await
+}
+
+/// Takes in who has connected before the server stopped, as many as a backlog holds: a flood of connections does not hold up the
+/// stop.
+async fn stop_accepting(hub: &Rc<Hub>, door: &Door) {
+    door.admission.close(door.shard).into_iter().for_each(|accepted| serve(hub, accepted));
+    hub.tick();
+    hub.change_moment(|moment| {
+        (moment.urgency, moment.drain_ms) = (Urgency::Drain, moment.now_ms);
+    });
+    accept_all(door, usize::from(BACKLOG)).await;
+}
+
+/// Waits until all connections have ended, or closes them at the end of the timeout.
+async fn drain(hub: &Rc<Hub>, stop: &Stop, timeout: Duration) -> io::Result<Drained> {
+    let end = Instant::now() + timeout;
+    loop {
+        let is_late = Instant::now() >= end || stop.urgency() == Urgency::Abort;
+        let urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
+        hub.change_moment(|moment| moment.urgency = urgency);
+        hub.drain_ticks.set(hub.drain_ticks.get() + 1);
+        hub.tick();
+        hub.wake_settled();
+        if hub.watches.borrow().iter().all(|watch| watch.strong_count() == 0) {
+            return Ok(Drained { cut: hub.cut.get() });
+        }
+        sleep(DRAIN_TICK).await;
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    hub: Rc<Hub>,
+    admission: Arc<Admission>,
+    shard: usize,
+    listener: PollableFd<Socket>,
+    stop: Arc<Stop>,
+}
+
+/// Accepts until the backlog is empty, at most `accepts_max` connections. Returns whether the listener still listens.
+async fn accept_all(door: &Door, accepts_max: usize) -> bool {
+    let Door { hub, admission, shard, listener, stop } = door;
+    let (mut backoff, mut has_failed) = (ACCEPT_BACKOFF, false);
+    for accepted in 1..=accepts_max {
+        match listener.get_ref().accept() {
+            Ok((socket, _)) => {
+                (backoff, has_failed) = (ACCEPT_BACKOFF, false);
+                let admitted = admission.admit(*shard, socket, hub.service.borrow().metrics());
+                if let Some(admitted) = admitted {
+                    serve(hub, admitted);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            // The peer left meanwhile, or a signal came: the next connection may be there.
+            Err(error) if is_about_one_connection(&error) && !has_failed => has_failed = true,
+            // Out of descriptors or memory: the queue keeps who waits until some are free.
+            Err(error) => {
+                if hub.moment.get().urgency != Urgency::Serve {
+                    return true;
+                }
+                if !admission.note_accept_error(*shard, listener.get_ref(), &error, stop) {
+                    return false;
+                }
+                sleep(backoff).await;
+                backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+            }
+        }
+        if accepted % ACCEPTS_BEFORE_YIELD == 0 {
+            glommio::executor().yield_now().await;
+        }
+    }
+    true
+}
+
+/// Starts the task of a connection.
+fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
+    let now_ms = hub.moment.get().now_ms;
+    let mut connection = Connection::new(hub.limits, accepted.peer_is_loopback(), now_ms);
+    if accepted.is_rejected {
+        connection.reject(&mut hub.service.borrow_mut());
+    }
+    let task = Task {
+        watch: hub.watch(),
+        hub: Rc::clone(hub),
+        stream: TcpStream::from(accepted.socket),
+        connection,
+        sending: Vec::new(),
+        sent: 0,
+        settle: None,
+        read: None,
+        waits_since_tick: None,
+        _permit: accepted.permit,
+    };
+    hub.service.borrow().metrics().connections.add(1);
+    glommio::spawn_local(task.run()).detach();
+}
+
+/// One connection.
+struct Task {
+    hub: Rc<Hub>,
+    watch: Rc<Watch>,
+    stream: TcpStream,
+    connection: Connection,
+    /// The responses that are being sent, and how many bytes of them were.
+    sending: Vec<u8>,
+    sent: usize,
+    /// The epochs that responses wait for.
+    settle: Option<u64>,
+    read: Option<u64>,
+    /// The drain's tick at which the present receive was first seen to wait.
+    waits_since_tick: Option<u64>,
+    _permit: Permit,
+}
+
+/// What ends a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Something was received, sent, settled, or read.
+    Advanced,
+    /// Nothing had to be waited for, since there is work.
+    Works,
+    /// The connection has to be closed.
+    Closed,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            let (then, has_work) = self.act();
+            match then {
+                Next::Close if self.connection.is_finishing() && self.has_unread().await => {
+                    // Closed now, it would be reset under its response.
+                    self.shut_down_write().await;
+                    continue;
+                }
+                Next::Close => break,
+                Next::ShutDownWrite => {
+                    self.shut_down_write().await;
+                    continue;
+                }
+                Next::Receive | Next::Pause => {}
+            }
+            let mut waited = false;
+            match self.wait(then, has_work, &mut waited).await {
+                Ended::Closed => break,
+                Ended::Works => {
+                    self.hub.look_around().await;
+                    let mut service = self.hub.service.borrow_mut();
+                    let moment = self.hub.now(&service);
+                    self.connection.work(&moment, &mut service);
+                    service.publish();
+                }
+                // A peer that always has more to say does not keep the others waiting.
+                Ended::Advanced if !waited => self.hub.look_around().await,
+                Ended::Advanced => {}
+            }
+        }
+        // Before the descriptor closes: a poll in flight would hold back the FIN.
+        let _ = self.stream.shutdown(Shutdown::Both).await;
+        self.hub.service.borrow().metrics().connections.subtract(1);
+    }
+
+    /// Begins what the connection needs. Returns what it wants of its socket, and whether it has work.
+    fn act(&mut self) -> (Next, bool) {
+        let Task { hub, watch, connection, .. } = self;
+        let mut service = hub.service.borrow_mut();
+        let moment = hub.now(&service);
+        let action = connection.action(&moment, &mut service);
+        hub.charge(connection.renew());
+        if action.send > 0 && !connection.is_sending() {
+            self.sending = connection.take_responses(action.send, moment.now_ms);
+            self.sent = 0;
+        }
+        drop(service);
+        if action.settle.is_some() || action.read.is_some() {
+            (self.settle, self.read) = (action.settle.or(self.settle), action.read.or(self.read));
+            hub.wake_at(action.settle, action.read, watch);
+        }
+        (action.then, action.has_work)
+    }
+
+    /// Shuts down the write half.
+    async fn shut_down_write(&mut self) {
+        self.connection.linger(self.hub.moment.get().now_ms);
+        if self.stream.shutdown(Shutdown::Write).await.is_err() {
+            // There is nobody to wait for.
+            self.connection.note_peer_closed();
+        }
+    }
+
+    /// Sends and receives until something has come of it, the store has news, or the clock ends the connection. Does not wait if
+    /// there is work.
+    async fn wait(&mut self, then: Next, has_work: bool, waited: &mut bool) -> Ended {
+        self.watch.deadline_ms.set(self.connection.deadline_ms());
+        self.waits_since_tick = None;
+        poll_fn(|cx| {
+            let ended = match self.transfer(then, cx) {
+                Some(ended) => ended,
+                None if self.is_released() => Ended::Advanced,
+                None if has_work => self.check_stop().unwrap_or(Ended::Works),
+                None => match self.tick() {
+                    Some(ended) => ended,
+                    None => {
+                        *waited = true;
+                        self.watch.waker.set(Some(cx.waker().clone()));
+                        return Poll::Pending;
+                    }
+                },
+            };
+            Poll::Ready(ended)
+        })
+        .await
+    }
+
+    /// Sends and receives what the socket takes and has. Returns what has come of it.
+    fn transfer(&mut self, then: Next, cx: &mut Context<'_>) -> Option<Ended> {
+        let Task { hub, stream, connection, sending, sent, .. } = self;
+        while *sent < sending.len() {
+            match Pin::new(&mut *stream).poll_write(cx, &sending[*sent..]) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0) | Err(_)) => return Some(Ended::Closed),
+                Poll::Ready(Ok(written)) => {
+                    *sent += written;
+                    hub.service.borrow().metrics().sent_bytes.add(written as u64);
+                    if *sent == sending.len() {
+                        connection.note_sent(*sent);
+                        (*sending, *sent) = (Vec::new(), 0);
+                        return Some(Ended::Advanced);
+                    }
+                }
+            }
+        }
+        if then != Next::Receive {
+            return None;
+        }
+        let mut input = hub.input.borrow_mut();
+        match Pin::new(&mut *stream).poll_read(cx, &mut input) {
+            Poll::Pending => None,
+            Poll::Ready(Err(_)) => Some(Ended::Closed),
+            Poll::Ready(Ok(0)) => {
+                connection.note_peer_closed();
+                Some(Ended::Advanced)
+            }
+            Poll::Ready(Ok(received)) => {
+                let received_at = Instant::now();
+                let mut service = hub.service.borrow_mut();
+                let moment = hub.now(&service);
+                connection.receive(&input[..received], &moment, &mut service);
+                // Nothing is acknowledged before it can be read.
+                service.publish();
+                service.metrics().received_bytes.add(received as u64);
+                service.note_iteration(received_at.elapsed());
+                Some(Ended::Advanced)
+            }
+        }
+    }
+
+    /// Whether the store has settled or read what responses wait for.
+    fn is_released(&mut self) -> bool {
+        if self.settle.is_none() && self.read.is_none() {
+            return false;
+        }
+        let (settled, read) = self.hub.reached();
+        let is_released = self.settle.is_some_and(|epoch| epoch <= settled)
+            || self.read.is_some_and(|epoch| epoch <= read);
+        self.settle = self.settle.filter(|epoch| *epoch > settled);
+        self.read = self.read.filter(|epoch| *epoch > read);
+        is_released
+    }
+
+    /// Looks at the clock and at the stop. Returns what has come of it.
+    fn tick(&mut self) -> Option<Ended> {
+        let Task { hub, connection, .. } = self;
+        let moment = hub.moment.get();
+        if moment.urgency == Urgency::Serve && moment.now_ms < connection.deadline_ms() {
+            return None;
+        }
+        let due = connection.tick(&moment, &mut hub.service.borrow_mut());
+        match due {
+            Due::Nothing => None,
+            Due::Act => Some(Ended::Advanced),
+            // glommio's ring has had time to report what has arrived unseen.
+            Due::CloseIdle if moment.urgency == Urgency::Drain => {
+                let tick = hub.drain_ticks.get();
+                let since = *self.waits_since_tick.get_or_insert(tick);
+                (tick >= since + DRAIN_TICKS_BEFORE_IDLE).then_some(Ended::Closed)
+            }
+            Due::CloseIdle => Some(Ended::Closed),
+            Due::Cut => {
+                hub.cut.set(hub.cut.get() + usize::from(moment.urgency != Urgency::Serve));
+                Some(Ended::Closed)
+            }
+        }
+    }
+
+    /// Ends a connection with work if the stop aborts.
+    fn check_stop(&mut self) -> Option<Ended> {
+        match self.hub.moment.get().urgency {
+            Urgency::Abort => self.tick(),
+            Urgency::Serve | Urgency::Drain => None,
+        }
+    }
+
+    /// Whether more has arrived than was read. What it reads is discarded.
+    async fn has_unread(&mut self) -> bool {
+        let Task { hub, stream, .. } = self;
+        poll_fn(|cx| {
+            let mut input = hub.input.borrow_mut();
+            let read = Pin::new(&mut *stream).poll_read(cx, &mut input);
+            Poll::Ready(matches!(read, Poll::Ready(Ok(1..))))
+        })
+        .await
+    }
+}

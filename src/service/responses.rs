@@ -1,0 +1,222 @@
+//! The responses of one connection that were not sent: which may leave, which wait for the store, and which are still to be made.
+
+use crate::http::{Method, ReplyTo, Request, UNSENT_BYTES_MAX};
+use crate::metrics::{Endpoint, Format};
+use crate::store::{Durability, Held, Release};
+use std::collections::VecDeque;
+
+/// What a response counts as that is not made yet, in bytes: about the most that a response to `/stats` has.
+pub const PARKED_BYTES: usize = 512;
+
+/// Responses in the order of their requests. Each leaves once everything before it has left, what it acknowledges is settled, and,
+/// if it shows totals of a group of servers, these were read.
+#[derive(Debug, Default)]
+pub struct Responses {
+    /// Those that were made.
+    pub(super) bytes: Vec<u8>,
+    /// Which of them wait for the store.
+    pub(super) held: Held,
+    /// Those that are made once totals were read, in order.
+    parked: VecDeque<Parked>,
+}
+
+/// A response that is made once the totals were read that it shows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parked {
+    /// Where in the bytes it belongs.
+    pub(super) at: usize,
+    pub(super) to: ReplyTo,
+    pub(super) method: Method,
+    pub(super) shows: Shows,
+    state: Awaited,
+}
+
+/// What a response shows the totals in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shows {
+    Stats,
+    Metrics(Format),
+}
+
+impl Shows {
+    pub(super) fn endpoint(self) -> Endpoint {
+        match self {
+            Shows::Stats => Endpoint::Stats,
+            Shows::Metrics(_) => Endpoint::Metrics,
+        }
+    }
+}
+
+/// How far the totals have come that a response shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// Nobody was asked for them.
+    Unasked,
+    /// They are to be read after the cut of an epoch, until a time in the engine's milliseconds.
+    Asked { epoch: u64, deadline_ms: u64 },
+    /// They were not read in time.
+    Late,
+}
+
+impl Responses {
+    /// Responses whose bytes go to `bytes`, which is empty.
+    pub fn reuse(&mut self, bytes: Vec<u8>) {
+        debug_assert!(bytes.is_empty());
+        if self.bytes.capacity() == 0 {
+            self.bytes = bytes;
+        }
+    }
+
+    /// Whether they have memory.
+    #[inline]
+    pub fn has_memory(&self) -> bool {
+        self.bytes.capacity() > 0
+    }
+
+    /// The bytes of those that were made.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bytes they have, or will have at least.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.parked.len() * PARKED_BYTES
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether there are so many that no further request is handled until the peer has taken some.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.len() >= UNSENT_BYTES_MAX
+    }
+
+    /// Whether some are not made yet.
+    #[inline]
+    pub fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Whether some wait for what they acknowledge to be settled.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Appends bytes that are not a response, and wait for nothing of their own.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Notes a response that is made once totals were read.
+    pub(super) fn park(&mut self, shows: Shows, request: &Request<'_>) {
+        let (at, to, method) = (self.bytes.len(), request.reply_to(), request.method());
+        self.parked.push_back(Parked { at, to, method, shows, state: Awaited::Unasked });
+    }
+
+    /// Notes that everything that the responses acknowledge was published, and is settled with `epoch`, for which they wait
+    /// until `deadline_ms`. Returns whether some have come to wait for it.
+    #[inline]
+    pub fn note_published(&mut self, epoch: u64, deadline_ms: u64) -> bool {
+        self.held.publish(epoch, deadline_ms)
+    }
+
+    /// Notes the cut after which totals are read for those that nobody was asked for, and until when they wait for that. Returns
+    /// whether there are any.
+    #[inline]
+    pub fn note_asked(&mut self, epoch: u64, deadline_ms: u64) -> bool {
+        let unasked =
+            self.parked.iter_mut().rev().take_while(|last| last.state == Awaited::Unasked);
+        let asked = unasked.map(|parked| parked.state = Awaited::Asked { epoch, deadline_ms });
+        asked.count() > 0
+    }
+
+    /// Whether some are parked for which nobody was asked.
+    #[inline]
+    pub fn has_unasked(&self) -> bool {
+        self.parked.back().is_some_and(|last| last.state == Awaited::Unasked)
+    }
+
+    /// The first response that can be made now that totals were read up to `read`.
+    pub(super) fn first_ready(&self, read: u64) -> Option<(Parked, bool)> {
+        let first = self.parked.front()?;
+        match first.state {
+            Awaited::Asked { epoch, .. } if epoch <= read => Some((*first, false)),
+            Awaited::Late => Some((*first, true)),
+            Awaited::Asked { .. } | Awaited::Unasked => None,
+        }
+    }
+
+    /// Puts the first response that was not made in its place.
+    pub(super) fn fill_first(&mut self, response: &[u8]) {
+        let Some(first) = self.parked.pop_front() else { return };
+        self.bytes.splice(first.at..first.at, response.iter().copied());
+        self.held.note_inserted(first.at, response.len());
+        self.parked.iter_mut().for_each(|parked| parked.at += response.len());
+    }
+
+    /// How many bytes may leave now. Those that are void are dropped, with all that follow: then the others are the last.
+    #[inline]
+    pub fn release(&mut self, durability: &Durability) -> Release {
+        let release = durability.release(&mut self.held, self.bytes.len());
+        let parked_at = self.parked.front().map_or(usize::MAX, |first| first.at);
+        match release {
+            Release::Bytes(bytes) => Release::Bytes(bytes.min(parked_at)),
+            Release::Void(bytes) => {
+                self.bytes.truncate(bytes);
+                self.held.clear();
+                // What comes before what is void takes no bytes yet, and is at most there.
+                self.parked.retain(|parked| parked.at <= bytes);
+                Release::Void(bytes.min(parked_at))
+            }
+        }
+    }
+
+    /// Takes the first `count` bytes, which may leave.
+    #[inline]
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        if count == self.bytes.len() && self.parked.is_empty() {
+            return std::mem::take(&mut self.bytes);
+        }
+        self.held.note_taken(count);
+        self.parked.iter_mut().for_each(|parked| parked.at -= count);
+        let rest = self.bytes.split_off(count);
+        std::mem::replace(&mut self.bytes, rest)
+    }
+
+    /// When the store is late with something, in the engine's milliseconds.
+    pub fn store_deadline_ms(&self) -> Option<u64> {
+        [self.held.deadline_ms(), self.totals_deadline_ms()].into_iter().flatten().min()
+    }
+
+    fn totals_deadline_ms(&self) -> Option<u64> {
+        self.parked.iter().find_map(|parked| match parked.state {
+            Awaited::Asked { deadline_ms, .. } => Some(deadline_ms),
+            Awaited::Unasked | Awaited::Late => None,
+        })
+    }
+
+    /// The epoch that the first of those waits for which acknowledge something, if it has waited too long.
+    pub fn late_epoch(&self, now_ms: u64) -> Option<u64> {
+        let is_late = self.held.deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms);
+        self.held.epoch().filter(|_| is_late)
+    }
+
+    /// Gives up waiting for totals that were not read in time. Returns the last epoch that was waited for, if there are any.
+    pub fn give_up_late_totals(&mut self, now_ms: u64) -> Option<u64> {
+        let mut late = None;
+        for parked in &mut self.parked {
+            if let Awaited::Asked { epoch, deadline_ms } = parked.state
+                && now_ms >= deadline_ms
+            {
+                parked.state = Awaited::Late;
+                late = Some(epoch);
+            }
+        }
+        late
+    }
+}
