@@ -523,6 +523,11 @@ impl Connection {
         self.standing() == State::Finishing
     }
 
+    /// Whether what arrives is discarded.
+    pub fn is_lingering(&self) -> bool {
+        matches!(self.state, State::Lingering { .. })
+    }
+
     /// Discards input from here on, also from a peer that has sent more than it announced: the write half is shut down.
     pub fn linger(&mut self, now_ms: u64) {
         self.has_peer_finished = false;

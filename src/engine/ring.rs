@@ -535,9 +535,11 @@ impl Reactor {
                         self.queue.push(slot.key);
                     }
                 }
-                // What has arrived unseen is seen first.
+                // What has arrived unseen is seen first, unless it is discarded.
                 Due::CloseIdle
-                    if self.moment.urgency == Urgency::Drain && has_unread(slot.socket) => {}
+                    if self.moment.urgency == Urgency::Drain
+                        && !connection.is_lingering()
+                        && has_unread(slot.socket) => {}
                 Due::CloseIdle => to_close.push(slot.key),
                 Due::Cut => {
                     self.cut += usize::from(self.moment.urgency != Urgency::Serve);

@@ -303,7 +303,7 @@ impl Shard {
 
     fn work_through_line(&mut self) {
         let Shard { line, slots, queue, moment, service, made, .. } = self;
-        let open = slots.iter().filter(|slot| slot.is_open()).count();
+        let all = slots.len();
         slots.iter_mut().for_each(|slot| slot.waits += usize::from(slot.is_in_line));
         let mut units = 0;
         line.advance(|key| {
@@ -312,7 +312,7 @@ impl Shard {
                 return 0;
             }
             assert!(units <= Budget::UNITS, "the line has more than one budget");
-            assert!(slot.waits <= open, "in a line of {open}, it had no turn in {}", slot.waits);
+            assert!(slot.waits <= all, "among {all}, it had no turn in {}", slot.waits);
             (slot.is_in_line, slot.waits) = (false, 0);
             slot.works += 1;
             if !std::mem::replace(&mut slot.is_queued, true) {
@@ -470,7 +470,9 @@ impl Shard {
                 Due::Nothing => continue,
                 Due::Act => self.queue_up(key),
                 Due::CloseIdle
-                    if self.moment.urgency == Urgency::Drain && slot.link.unread() > 0 =>
+                    if self.moment.urgency == Urgency::Drain
+                        && !slot.connection.is_lingering()
+                        && slot.link.unread() > 0 =>
                 {
                     continue;
                 }
@@ -489,6 +491,11 @@ impl Shard {
         self.act_on_queued();
         self.ask_for_commit();
         all_due
+    }
+
+    /// The first epoch that totals are read for, for a connection.
+    pub fn first_read_of(&self, key: usize) -> Option<u64> {
+        self.reading.iter().find(|waiting| waiting.key == key).map(|waiting| waiting.epoch)
     }
 
     fn note_late_store(&self) {
