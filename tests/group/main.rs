@@ -18,6 +18,7 @@ mod world;
 use common::{Response, Totals, post};
 use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
+use ringtally::connection::Due;
 use ringtally::failure::Failure;
 use ringtally::tally::State;
 use std::collections::{BTreeSet, VecDeque};
@@ -25,7 +26,7 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use world::{Link, Reader, Server, seeds};
+use world::{Ended, Link, Reader, STORE_TIMEOUT_MS, Server, seeds};
 
 const SHARDS: usize = 2;
 const USERS: usize = 8;
@@ -48,8 +49,11 @@ struct Pending {
     request: Request,
     /// Bytes that its connection has with it.
     end: usize,
-    /// What the database held when all of it was received.
+    /// What the database held when all of it was received, and the time.
     version: Option<usize>,
+    received_ms: u64,
+    /// Nothing else waited on its connection then.
+    is_alone: bool,
 }
 
 /// A client on one connection.
@@ -76,6 +80,8 @@ struct Life {
     is_committing: bool,
     /// It gets its turn more seldom than others.
     is_slow: bool,
+    /// Something has waited too long for the store.
+    was_late: bool,
     /// Which life of all servers this is.
     number: usize,
 }
@@ -104,6 +110,7 @@ impl Life {
             acknowledged: Vec::new(),
             is_committing: false,
             is_slow: rng.u8(..) < 60,
+            was_late: false,
             number,
         };
         (0..rng.usize(1..4)).for_each(|client| life.connect(client % SHARDS));
@@ -160,8 +167,12 @@ struct World {
     events: Vec<usize>,
     /// Events that are void, and the version when that was said.
     voided: Vec<(usize, usize)>,
+    /// Events that were refused because the store was late.
+    refused: Vec<usize>,
     resets: bool,
     resets_sent: i64,
+    /// Time passes.
+    is_timed: bool,
 }
 
 impl World {
@@ -188,6 +199,9 @@ impl World {
     fn iterate(&mut self, at: usize) {
         let shard = self.rng.usize(..SHARDS);
         let number = self.servers[at].number;
+        if self.is_timed && self.rng.bool() {
+            self.pass_time(at, shard);
+        }
         self.servers[at].server.shards[shard].begin_iteration();
         for key in 0..self.servers[at].clients[shard].len() {
             if !self.servers[at].server.shards[shard].slots[key].is_open() || self.rng.bool() {
@@ -207,6 +221,40 @@ impl World {
         self.servers[at].server.shards[shard].end_iteration();
     }
 
+    /// Time passes for a shard, which looks at the clock: what has waited too long for the store is ended then, and nothing else.
+    fn pass_time(&mut self, at: usize, shard: usize) {
+        self.take(at);
+        let is_long = self.rng.u8(..) < 30;
+        let ms = if is_long { self.rng.u64(..2 * STORE_TIMEOUT_MS) } else { self.rng.u64(..100) };
+        let Life { server, clients, was_late, .. } = &mut self.servers[at];
+        let (settlement, shard_at) = (Arc::clone(&server.settlement), shard);
+        let shard = &mut server.shards[shard_at];
+        shard.clock_ms += ms;
+        let now_ms = shard.clock_ms;
+        let awaited: Vec<_> = (0..shard.slots.len()).map(|key| shard.first_read_of(key)).collect();
+        let all_due = shard.tick();
+        for (key, due) in &all_due {
+            let first = clients[shard_at][*key].pending.front().expect("something waits");
+            assert!(
+                now_ms >= first.received_ms + STORE_TIMEOUT_MS,
+                "{due:?} came early: {first:?}"
+            );
+            let is_settled = awaited[*key].is_some_and(|epoch| settlement.settled() >= epoch);
+            let is_noted = settlement.is_late() || *due == Due::Act && is_settled;
+            assert!(is_noted, "{due:?}: the store is late, and nobody says so");
+            *was_late = true;
+        }
+        for (key, slot) in shard.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_open()) {
+            let Some(first) = clients[shard_at][key].pending.front() else { continue };
+            let is_late = first.version.is_some()
+                && first.is_alone
+                && now_ms >= first.received_ms + STORE_TIMEOUT_MS;
+            let is_sending = slot.sending_since_ms.is_some() || slot.link.takable() > 0;
+            let is_due = all_due.iter().any(|(of, _)| *of == key);
+            assert!(!is_late || is_sending || is_due, "nothing ends the wait of {first:?}");
+        }
+    }
+
     /// A client sends requests, and some of what it has sent arrives.
     fn send(&mut self, at: usize, shard: usize, key: usize) {
         if self.servers[at].server.shards[shard].link(key).has_client_finished() {
@@ -219,7 +267,13 @@ impl World {
             let client = &mut self.servers[at].clients[shard][key];
             client.sent += text.len();
             let end = client.sent;
-            client.pending.push_back(Pending { request, end, version: None });
+            client.pending.push_back(Pending {
+                request,
+                end,
+                version: None,
+                received_ms: 0,
+                is_alone: false,
+            });
         }
         let count = if self.rng.bool() { usize::MAX } else { self.rng.usize(1..300) };
         let link = self.servers[at].server.shards[shard].link(key);
@@ -231,11 +285,13 @@ impl World {
     fn note_received(&mut self, at: usize, shard: usize, key: usize) {
         let now = self.database.cluster().now();
         let Life { server, clients, .. } = &mut self.servers[at];
+        let received_ms = server.shards[shard].moment.received_ms;
         let received = server.shards[shard].link(key).received();
-        for pending in &mut clients[shard][key].pending {
-            if pending.end <= received {
-                pending.version.get_or_insert(now);
-            }
+        let pending = &mut clients[shard][key].pending;
+        let before = pending.iter().filter(|pending| pending.version.is_some()).count();
+        for pending in pending.iter_mut().skip(before).filter(|pending| pending.end <= received) {
+            (pending.version, pending.received_ms) = (Some(now), received_ms);
+            pending.is_alone = before == 0;
         }
     }
 
@@ -286,9 +342,16 @@ impl World {
     /// If a server has ended a connection: what it acknowledges next is void.
     fn note_end(&mut self, at: usize, shard: usize, key: usize) {
         let Life { server, clients, .. } = &mut self.servers[at];
-        let (link, client) = (server.shards[shard].link(key), &mut clients[shard][key]);
+        let (link, client) = (&server.shards[shard].slots[key].link, &mut clients[shard][key]);
         if !link.is_over() || link.has_client_finished() {
             return;
+        }
+        let slot = &server.shards[shard].slots[key];
+        if slot.ended == Some(Ended::Cut) {
+            // Whether the store has it is unknown.
+            client.pending.clear();
+            end(server.shards[shard].link(key));
+            return self.servers[at].connect(shard);
         }
         assert!(!client.reader.has_part(), "a response was cut off");
         // The first without a response was counted before a reset that this server had not heard of.
@@ -299,18 +362,24 @@ impl World {
             Request::Totals => panic!("totals that were read are lost"),
         }
         client.pending.clear();
-        link.finish();
-        link.deliver(usize::MAX);
+        end(server.shards[shard].link(key));
         self.servers[at].connect(shard);
     }
 
     /// Compares a response with what the database has held since its request was received.
     fn check(&mut self, at: usize, shard: usize, key: usize, response: &Response) {
-        assert_eq!(response.status, 200, "{response:?}");
-        let Life { clients, acknowledged, .. } = &mut self.servers[at];
+        let Life { clients, acknowledged, was_late, .. } = &mut self.servers[at];
         let client = &mut clients[shard][key];
         let Pending { request, version, .. } = client.pending.pop_front().unwrap();
         let version = version.expect("no response to what was not received");
+        if response.status == 503 {
+            assert!(*was_late, "the store was not late: {response:?}");
+            if let Request::Event(event) = request {
+                self.refused.push(event);
+            }
+            return;
+        }
+        assert_eq!(response.status, 200, "{response:?}");
         let cluster = self.database.cluster();
         let versions = &cluster.versions()[version..];
         let (first, last) = (versions[0], versions[versions.len() - 1]);
@@ -401,6 +470,12 @@ impl World {
     }
 }
 
+/// The client closes its side of a connection that the server has ended.
+fn end(link: &mut Link) {
+    link.finish();
+    link.deliver(usize::MAX);
+}
+
 fn simulate(seed: u64, fault: Fault) {
     let mut rng = Rng::with_seed(seed);
     let is_synchronous = rng.u8(..) < 180;
@@ -409,7 +484,8 @@ fn simulate(seed: u64, fault: Fault) {
     let servers = (0..lives).map(|life| Life::start(&mut rng, &database, fault, life)).collect();
     let resets = rng.u8(..) < 180;
     let shipping = *rng.choice(&[8, 40, 128, 220]).unwrap();
-    let (events, voided, resets_sent) = (Vec::new(), Vec::new(), 0);
+    let is_timed = rng.u8(..) < 80;
+    let (events, voided, refused, resets_sent) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut world = World {
         rng,
         database,
@@ -419,8 +495,10 @@ fn simulate(seed: u64, fault: Fault) {
         lives,
         events,
         voided,
+        refused,
         resets,
         resets_sent,
+        is_timed,
     };
     let steps = world.rng.usize(1..160);
     // In half of the runs, the standby is promoted.
@@ -446,6 +524,10 @@ fn simulate(seed: u64, fault: Fault) {
     let cluster = world.database.cluster();
     let generation = cluster.versions().last().unwrap().generation;
     assert!(generation <= world.resets_sent, "a reset is one point in time");
+    for event in &world.refused {
+        let is_counted = cluster.versions().iter().any(|version| version.bits >> event & 1 == 1);
+        assert!(!is_counted, "event {event} was refused, and is counted");
+    }
     for (event, version) in &world.voided {
         let versions = &cluster.versions()[*version..];
         let has = |version: &Version| version.bits >> event & 1 == 1;
