@@ -411,6 +411,10 @@ impl World {
                 assert!(is_held, "no version since the request was {totals:?}: {versions:?}");
                 let is_durable = bits & !cluster.durable() == 0;
                 assert!(is_durable, "{totals:?} has events that a failure takes back");
+                for later in &client.pending {
+                    let Request::Event(event) = later.request else { continue };
+                    assert!(bits >> event & 1 == 0, "event {event} was sent behind {totals:?}");
+                }
                 for (event, while_served) in acknowledged.iter() {
                     let mut since = cluster.versions()[while_served.start..].iter();
                     let is_reset = since.any(|version| version.generation != last.generation);
