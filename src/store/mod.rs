@@ -266,3 +266,21 @@ fn monotonic_ms() -> u64 {
     // It starts with the machine, and is never negative.
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_of_another_server_makes_void_what_was_not_settled_by_then_and_nothing_else() {
+        let settlement = Settlement::new(1, State::default().totals(), true);
+        settlement.settle(5, None, |_| ());
+        settlement.void_before(2);
+        settlement.settle(9, None, |_| ());
+        for (epoch, generation, is_void) in
+            [(4, 1, false), (5, 1, false), (6, 1, true), (6, 2, false)]
+        {
+            assert_eq!(settlement.is_void(epoch, generation), is_void, "{epoch} {generation}");
+        }
+    }
+}

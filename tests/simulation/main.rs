@@ -23,7 +23,7 @@ use script::{Item, Model, Sent};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use watch::{Verdict, Watch};
-use world::{BUFFER_BYTES, Ended, Link, Reader, Shard};
+use world::{BUFFER_BYTES, Ended, Link, Reader, Shard, Slot};
 
 const TIMEOUTS: Timeouts = Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 };
 const BODY_BYTES_MAX: usize = 400;
@@ -108,12 +108,17 @@ impl World {
             40..50 => Habit::SendsMore,
             _ => Habit::None,
         };
+        self.connect_with(script, habit);
+    }
+
+    /// A client connects that sends a script.
+    fn connect_with(&mut self, script: Vec<Sent>, habit: Habit) {
         self.clients.push(Client {
             unsent: script.iter().flat_map(|sent| sent.bytes.iter().copied()).collect(),
             reader: Reader::default(),
             responses: Vec::new(),
             habit,
-            closes: rng.u8(..) < 200,
+            closes: self.rng.u8(..) < 200,
             due: 0,
         });
         self.watches.push(Watch::new(script));
@@ -352,4 +357,29 @@ fn a_shard_counts_what_the_model_counts_whatever_the_network_does() {
         seeds += 1;
     });
     assert!(slices > 0 || seeds < 1000, "no batch took more than one turn");
+}
+
+/// A client that never stops sending is cut off in the end, and nobody is told that something of it was lost.
+#[test]
+fn a_flood_behind_the_last_response_is_bounded() {
+    for seed in 0..4 {
+        let mut world = World::new(seed);
+        let last = Item::Last(400, b"GET /health HTTP/1.1\r\n\r\n".to_vec());
+        world.connect_with(vec![Sent::new(&mut Rng::with_seed(seed), last)], Habit::None);
+        world.clients[0].closes = false;
+        let mut iterations = 0;
+        while world.shard.slots.first().is_none_or(Slot::is_open) {
+            world.step_of(0, true);
+            let link = world.shard.link(0);
+            link.send(&[b'x'; NONSENSE_BYTES]);
+            link.deliver(usize::MAX);
+            world.iterate();
+            world.tick();
+            iterations += 1;
+            assert!(iterations < 10 * LINGER_BYTES_MAX / NONSENSE_BYTES, "it goes on for ever");
+        }
+        let slot = &world.shard.slots[0];
+        assert!(slot.link.received() >= LINGER_BYTES_MAX, "the peer has no time to read");
+        assert_eq!((slot.ended, world.shard.cut), (Some(Ended::Closed), 0));
+    }
 }

@@ -43,7 +43,7 @@ impl fmt::Debug for Sent {
 }
 
 impl Sent {
-    fn new(rng: &mut Rng, item: Item) -> Sent {
+    pub fn new(rng: &mut Rng, item: Item) -> Sent {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
         let (mut expects, mut ns) = (false, 100);
         let mut bytes = match &item {

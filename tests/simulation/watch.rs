@@ -116,7 +116,7 @@ impl Watch {
             };
             assert!(pending >= needed, "a response came early: {sent:?}");
             self.check_turns(made.works);
-            self.check_end(&response, moment);
+            self.check_end(&response, moment, pending);
             self.begins_at += self.script[self.next].bytes.len();
             (self.next, self.responses) = (self.next + 1, self.responses + 1);
             (self.has_continued, self.has_responded) = (false, true);
@@ -137,12 +137,16 @@ impl Watch {
     }
 
     /// Checks that the last response says that it is the last, and no other.
-    fn check_end(&mut self, response: &Response, moment: &Moment) {
+    fn check_end(&mut self, response: &Response, moment: &Moment, pending: usize) {
         let says_so = response.field("connection") == Some("close");
         let is_last = matches!(self.script[self.next].item, Item::Last(..));
         assert!(says_so || !is_last, "a close is announced: {response:?}");
         let is_draining = moment.urgency != Urgency::Serve;
         assert!(is_last || is_draining || !says_so, "it could go on: {response:?}");
+        let sent = &self.script[self.next];
+        let is_early = matches!(sent.item, Item::RefusedEarly(..));
+        let has_more = pending > sent.bytes.len() || is_early;
+        assert!(says_so || !is_draining || has_more, "it is the last one of a drain: {response:?}");
         self.is_closing = says_so;
     }
 
