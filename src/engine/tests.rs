@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 mod closing;
+mod drain;
 mod durable;
 mod shared;
 mod stalls;
@@ -70,6 +71,25 @@ fn with_shards(
     (tally.totals(), met)
 }
 
+const LIMITS: Limits = Limits {
+    body_bytes_max: 1000,
+    batch_bytes_max: 8 << 20,
+    timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
+};
+
+/// One of several listeners with the same address.
+fn listen(address: SocketAddr, send_buffer_bytes: Option<usize>) -> Socket {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.set_reuse_port(true).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    if let Some(bytes) = send_buffer_bytes {
+        listener.set_send_buffer_size(bytes).unwrap();
+    }
+    listener.bind(&address.into()).unwrap();
+    listener.listen(1024).unwrap();
+    listener
+}
+
 /// The same with writers that somebody else reads, and services that are changed before they start.
 fn with_services(
     engine: Engine,
@@ -88,14 +108,7 @@ fn with_services(
     let mut threads = Vec::new();
     let metrics = Reporter::for_shards(shards, "test");
     for (index, (writer, metrics)) in writers.into_iter().zip(metrics).enumerate() {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.set_reuse_port(true).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        if let Some(bytes) = send_buffer_bytes {
-            listener.set_send_buffer_size(bytes).unwrap();
-        }
-        listener.bind(&address.into()).unwrap();
-        listener.listen(1024).unwrap();
+        let listener = listen(address, send_buffer_bytes);
         address = listener.local_addr().unwrap().as_socket().unwrap();
         let policy = Policy::new("127.0.0.1");
         let mut service = Service::new(writer, metrics, policy, 0);
@@ -105,11 +118,7 @@ fn with_services(
             listener,
             is_listener_shared: false,
             service,
-            limits: Limits {
-                body_bytes_max: 1000,
-                batch_bytes_max: 8 << 20,
-                timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
-            },
+            limits: LIMITS,
             wakeup: Arc::clone(&wakeups[index]),
             admission: Arc::clone(&admission),
             stop: Arc::clone(&stop),
