@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use ringtally::cli::schema;
 use ringtally::document::Format;
 use serde_json::{Map, Value};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// Panics unless the documents that a command wrote, if it did, are as their schemas say.
@@ -14,7 +15,10 @@ pub fn check_documents(command: &Command, output: &Output) {
     let Some(at) = arguments.iter().position(|argument| argument == "--json") else { return };
     let place = arguments.get(at + 1).map(String::as_str);
     let written = match place {
-        Some(path) if path != "-" && arguments[0] != "doctor" => std::fs::read(path).ok(),
+        // A device such as /dev/full can be read without end.
+        Some(path) if path != "-" && arguments[0] != "doctor" => {
+            Path::new(path).is_file().then(|| std::fs::read(path).ok()).flatten()
+        }
         _ => Some(output.stdout.clone()),
     };
     // Without one, the command has failed before there was a document, or its file is a device.
