@@ -2,7 +2,7 @@
 
 use super::{Comparison, Run};
 use crate::failure::Failure;
-use crate::load::{FIGURES, Figure, chart, html};
+use crate::load::{FIGURES, Figure, chart, escape, html};
 
 impl Comparison {
     /// As a page without outside assets and without scripts.
@@ -13,7 +13,7 @@ impl Comparison {
         html::put_table(&mut body, &heads, self.rows());
         self.remarks()
             .iter()
-            .for_each(|line| html::put(&mut body, &format!("<p>{}</p>", html::escape(line))));
+            .for_each(|line| html::put(&mut body, &format!("<p>{}</p>", escape(line))));
         html::put(&mut body, "<h2>Latency of each run</h2>");
         let [base_points, head_points] =
             [base, head].map(|runs| -> Vec<_> { runs.iter().map(points).collect() });
@@ -26,7 +26,7 @@ impl Comparison {
         }
         html::put(&mut body, "</table>");
         let title = format!("{of_head}, compared with {of_base}");
-        Ok(html::page(&html::escape(&title), &body))
+        Ok(html::page(&escape(&title), &body))
     }
 }
 

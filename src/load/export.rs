@@ -1,7 +1,8 @@
 //! The forms in which other tools read results, in one table: nothing else in the program knows one of them.
 
 use super::figures::{Better, Figure, Quantity};
-use super::report::{Destination, html};
+use super::markup::escape;
+use super::report::Destination;
 use crate::failure::Failure;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -169,7 +170,7 @@ fn junit(findings: &Findings) -> String {
 /// Text as XML 1.0 has it, without the control characters that no document may have.
 fn xml(text: &str) -> String {
     let is_allowed = |c: char| !c.is_control() || ['\n', '\t'].contains(&c);
-    html::escape(&text.chars().filter(|c| is_allowed(*c)).collect::<String>())
+    escape(&text.chars().filter(|c| is_allowed(*c)).collect::<String>())
 }
 
 /// Markdown for a summary of a job, or a comment.
@@ -202,7 +203,7 @@ fn markdown(findings: &Findings) -> String {
 
 /// Text on one line, in which nothing is taken for HTML or for a cell's end.
 fn in_markdown(text: &str) -> String {
-    html::escape(text).replace('|', "\\|").split('\n').collect::<Vec<_>>().join("; ")
+    escape(text).replace('|', "\\|").split('\n').collect::<Vec<_>>().join("; ")
 }
 
 /// Comma-separated values (RFC 4180): numbers, or nothing if a value is not known.

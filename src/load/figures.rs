@@ -2,7 +2,7 @@
 //! report, and in which direction it gets better.
 
 use super::latency::Bound;
-use super::report::{grouped, time_in_full};
+use super::numbers::{grouped, time_in_full};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use serde_json::Value;

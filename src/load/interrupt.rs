@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM. During a run, the first one ends the sending, so that what was measured so far
 //! is reported. At any other time, and the second time, it ends the process at once.
 
-use super::view;
+use super::taken_terminal;
 use procfs::process::Process;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -45,7 +45,7 @@ pub(super) fn ask() {
     let asked =
         STATE.compare_exchange(RUNNING, ASKED, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     if !asked {
-        view::restore_terminal();
+        taken_terminal::restore();
         std::process::exit(INTERRUPTED);
     }
 }

@@ -27,14 +27,15 @@
 //! - `profile`: a rate, or a number of connections, that changes over time.
 //! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
 //!   `workload`, `response`: one thread, which sends events and reads responses.
-//! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM.
+//! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM. `taken_terminal`: the terminal while a
+//!   screen has it.
 //! - `part`: which requests a client sends of a run in parts. `parts`: clients on several machines send parts of one workload, whose reports are merged.
-//! - `find`: the highest rate at which a latency stays below a limit.
+//! - `find`: the highest rate at which a latency stays below a limit. `flow`: whether the server completes what it is sent.
 //! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom. `run_record`: all of it, as one
 //!   record per client, which can be merged.
 //! - `figures`: the table of figures. `export`: the table of forms that other tools read. `report`, `thresholds`,
-//!   `view`: tell the user. `origin`: what repeats a run.
+//!   `view`: tell the user. `numbers`, `markup`: how they are written. `origin`: what repeats a run.
 
 mod abort;
 mod account;
@@ -45,9 +46,12 @@ mod event_set;
 mod export;
 mod figures;
 mod find;
+mod flow;
 mod interrupt;
 mod latency;
 mod ledger;
+mod markup;
+mod numbers;
 mod origin;
 mod part;
 mod parts;
@@ -60,6 +64,7 @@ mod run;
 mod run_record;
 mod schedule;
 mod shared;
+mod taken_terminal;
 mod thresholds;
 mod timeline;
 mod transport;
@@ -75,12 +80,14 @@ pub(crate) use export::{Case, Finding, Findings, write as write_exports};
 pub(crate) use figures::{FIGURES, Figure, Measured, Quantity};
 pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
 pub(crate) use latency::Bound;
+pub(crate) use markup::escape;
+pub(crate) use numbers::{grouped, rounded, time_in_full};
 pub use origin::commands;
 pub use part::Part;
 pub use parts::{MergeConfig, PartReport, Participation, merge};
 pub(crate) use profile::decimal;
 pub use profile::{Profile, RATE_MAX};
-pub(crate) use report::{Destination, chart, grouped, html, put, rounded, time_in_full};
+pub(crate) use report::{Destination, chart, html, put};
 pub use report::{FoundRate, Output, Report, ServerUse, Setup, schema, write_to};
 pub use run::{run, run_part};
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use super::abort::Abort;
 use super::account::{Account, Novelty};
 use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
-use super::find::Flow;
+use super::flow::Flow;
 use super::interrupt::{self, Running};
 use super::origin::Origin;
 use super::part::Part;

@@ -5,7 +5,8 @@ mod screen;
 
 use super::abort::Abort;
 use super::latency::Slice;
-use super::report::{Unit, counted, grouped, rounded, time};
+use super::numbers::{counted, grouped, rounded, time};
+use super::report::Unit;
 use super::shared::{Progress, Run};
 use super::timeline::{Second, Timeline};
 use super::workload::Workload;
@@ -246,11 +247,6 @@ fn columns() -> usize {
         // Terminals that do not tell their width have at least 80.
         _ => 79,
     }
-}
-
-/// Gives back the terminal, if a view has taken it: for whoever ends the process.
-pub(super) fn restore_terminal() {
-    screen::restore();
 }
 
 #[cfg(test)]

@@ -4,18 +4,18 @@
 //! reset. What a window shows is up to `flow` and the report, and which rate comes next to `search`, which knows no
 //! server.
 
-mod flow;
 #[cfg(test)]
 mod population;
 mod search;
 
+use super::flow::SAMPLES;
+use super::numbers::grouped;
 use super::profile::{Amount, Profile};
-use super::report::{FoundRate, Report, Unit, Warnings, grouped};
+use super::report::{FoundRate, Report, Unit, Warnings};
 use super::thresholds::{Condition, Threshold};
 use super::verdict::Verdict;
 use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
 use crate::failure::Failure;
-pub(super) use flow::Flow;
 pub(super) use search::{Search, Step, Window};
 use std::fmt;
 use std::io::Write;
@@ -212,7 +212,7 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             workload: super::Workload { events, ..config.load.workload },
             warm_up: (events / WARM_UP_SHARE).min(WARM_UP_MAX),
             rate: Some(Profile::Fixed(Amount::whole(rate))),
-            sample_every: Some(length / flow::SAMPLES),
+            sample_every: Some(length / SAMPLES),
             progress: Show::Nothing,
             // All windows have the same users, so that none costs the server more than another.
             users: Users::Known(config.load.users.prefix().cloned().unwrap_or_default()),

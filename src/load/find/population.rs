@@ -1,9 +1,9 @@
 //! A population of simulated servers whose capacity is known: queues with one place to a thousand, in which requests
 //! wait for their turn. Such a server does not get slow before it is full: only the backlog tells that it is.
 
-use super::flow::{Flow, SAMPLES};
 use super::search::{Search, Window};
 use super::{LatencyLimit, Windows};
+use crate::load::flow::{Flow, SAMPLES};
 use crate::load::latency::Latencies;
 use crate::load::report::Latency;
 use std::cmp::Reverse;

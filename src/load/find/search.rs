@@ -7,9 +7,9 @@
 //! again and again. A rate whose windows hold one by one holds only if the backlog grows over none of them on
 //! average, and is confirmed once that is certain.
 
-use super::flow::{GROWTH_HELD, Trend};
 use crate::load::RATE_MAX;
 use crate::load::figures::Measured;
+use crate::load::flow::{GROWTH_HELD, Trend};
 use crate::load::report::Latency;
 use std::collections::BTreeMap;
 

@@ -4,10 +4,10 @@
 mod axis;
 
 use super::Unit;
-use super::html::escape;
-use super::text::{rounded, time, time_in_full};
 use crate::failure::Failure;
 use crate::load::latency::Bound;
+use crate::load::markup::escape;
+use crate::load::numbers::{rounded, time, time_in_full};
 use crate::load::timeline::{Heat, Second};
 use axis::Axis;
 use hdrhistogram::Histogram;

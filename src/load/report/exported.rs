@@ -4,6 +4,7 @@ use super::Report;
 use crate::load::export::{Case, Finding, Findings};
 use crate::load::figures::{FIGURES, Figure, Measured};
 use crate::load::latency::Bound;
+use crate::load::numbers::grouped;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
 
@@ -37,7 +38,7 @@ impl Report {
         let missing = (missing > 0).then(|| {
             let verb = if missing == 1 { "was" } else { "were" };
             let all = self.unit().count(self.requests);
-            format!("{} of {all} {verb} not acknowledged", super::grouped(missing))
+            format!("{} of {all} {verb} not acknowledged", grouped(missing))
         });
         let verdict = (self.verdict != Verdict::Exact)
             .then(|| format!("the result is not exact: {}", self.reasons.join("; ")));

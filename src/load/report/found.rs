@@ -1,15 +1,18 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
 use super::exported::of_threshold;
-use super::text::{counted, grouped, rounded, threshold_line, time};
+use super::text::threshold_line;
 use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
 use crate::failure::Failure;
 use crate::load::export::{Case, Finding, Findings};
 use crate::load::figures::{FIGURES, Measured};
-use crate::load::find::{Flow, LatencyLimit, Search, Step, Window};
+use crate::load::find::{LatencyLimit, Search, Step, Window};
+use crate::load::flow::Flow;
 use crate::load::latency::Bound;
+use crate::load::markup::escape;
+use crate::load::numbers::{counted, grouped, rounded, time};
 use crate::load::thresholds::{Checked, Threshold};
 use crate::load::verdict::Verdict;
 use schemars::JsonSchema;
@@ -447,7 +450,7 @@ impl FoundRate {
         html::put(&mut body, "</table>");
         html::put_environment(&mut body, &self.environment);
         let title = format!("highest rate with {}: {}", self.find_rate, self.setup.url);
-        Ok(html::page(&html::escape(&title), &body))
+        Ok(html::page(&escape(&title), &body))
     }
 
     /// Whether there is a confirmed answer that passes all thresholds.
@@ -598,7 +601,7 @@ mod tests {
         let (text, page) = (found.summary(), found.html().unwrap());
         for point in &found.curve {
             for cell in point.cells() {
-                assert!(text.contains(&cell) && page.contains(&html::escape(&cell)), "{cell}");
+                assert!(text.contains(&cell) && page.contains(&escape(&cell)), "{cell}");
             }
         }
         assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
@@ -611,7 +614,7 @@ mod tests {
         assert_eq!(json["warnings"], serde_json::json!(kinds));
         for kind in kinds {
             assert!(text.contains(&format!("warning: {kind}\n")), "{text}");
-            assert!(page.contains(&html::escape(&kind)), "{page}");
+            assert!(page.contains(&escape(&kind)), "{page}");
         }
         assert_eq!(page.matches("<svg ").count(), 1);
         assert!(!page.contains("<script") && page.contains("p99&lt;5ms"), "{page}");

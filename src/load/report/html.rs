@@ -1,10 +1,12 @@
 //! The report as one HTML page: it loads nothing from elsewhere and runs no scripts.
 
-use super::text::{Row, counted, rate_in_words, rounded};
+use super::text::{Row, rate_in_words};
 use super::{Report, Unit, chart, word};
 use crate::doctor::{Check, Environment};
 use crate::failure::Failure;
 use crate::load::latency::Latencies;
+use crate::load::markup::escape;
+use crate::load::numbers::{counted, rounded};
 
 /// No script may run, and nothing may be fetched.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -198,22 +200,6 @@ pub(crate) fn figure(page: &mut String, svg: &str, caption: &str) {
     put(page, &format!("<figure>{svg}<figcaption>{text}</figcaption></figure>"));
 }
 
-/// Escapes text for HTML.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::ServerUse;
@@ -221,14 +207,6 @@ mod tests {
     use super::*;
     use crate::load::watch::Watched;
     use std::time::Duration;
-
-    #[test]
-    fn text_from_outside_cannot_become_markup() {
-        assert_eq!(
-            escape("<a href='x'>&\"</a>"),
-            "&lt;a href=&#39;x&#39;&gt;&amp;&quot;&lt;/a&gt;"
-        );
-    }
 
     #[test]
     fn the_page_has_everything_that_the_text_has() {

@@ -12,8 +12,9 @@ mod unit;
 
 use super::Settings;
 use super::figures::CONNECTIONS_OPEN;
-use super::find::Flow;
+use super::flow::Flow;
 use super::latency::{Bound, Latencies, Slice};
+use super::numbers::counted;
 use super::origin::Origin;
 use super::parts::{ClientRow, PartReport};
 use super::profile::Profile;
@@ -34,8 +35,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(super) use text::{counted, rate_in_words, time};
-pub(crate) use text::{grouped, rounded, time_in_full};
+pub(super) use text::rate_in_words;
 pub(super) use unit::Unit;
 
 /// An open loop that sends less than this share of its rate did not hold it.

@@ -1,9 +1,9 @@
-//! The report as lines of text, and how numbers are written.
+//! The report as lines of text.
 
 use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
 use crate::doctor::CpuUse;
 use crate::load::Profile;
-use crate::load::latency::Bound;
+use crate::load::numbers::{counted, grouped, rounded, time};
 use crate::load::parts::ClientRow;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
@@ -323,61 +323,9 @@ impl ClientRow {
     }
 }
 
-/// A number with its digits in groups of three.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Returns a rate as a flag has it, with the digits of a number in groups of three.
 pub(in crate::load) fn rate_in_words(rate: &Profile) -> String {
     rate.as_whole().map_or_else(|| rate.to_string(), grouped)
-}
-
-/// A rate, rounded, with its digits in groups of three; one below 10, with up to two decimals.
-pub(crate) fn rounded(rate: f64) -> String {
-    if rate < 9.995 {
-        let text = format!("{rate:.2}");
-        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
-    }
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "rates are far below 2^64, and a cast clamps"
-    )]
-    let whole = rate.round() as u64;
-    grouped(whole)
-}
-
-/// A count with its noun.
-pub(in crate::load) fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{} {}", grouped(count), if count == 1 { one } else { many })
-}
-
-/// A time with its unit, marked if it is a lower bound.
-pub(in crate::load) fn time(Bound { micros, is_at_least }: Bound) -> String {
-    let sign = if is_at_least { ">= " } else { "" };
-    match micros {
-        ..1e3 => format!("{sign}{micros:.0} µs"),
-        ..1e6 => format!("{sign}{:.2} ms", micros / 1e3),
-        _ => format!("{sign}{:.2} s", micros / 1e6),
-    }
-}
-
-/// A time with its unit and every digit down to a nanosecond.
-pub(crate) fn time_in_full(micros: f64) -> String {
-    let (text, unit) = match micros {
-        ..1e3 => (format!("{micros:.3}"), "µs"),
-        ..1e6 => (format!("{:.6}", micros / 1e3), "ms"),
-        _ => (format!("{:.9}", micros / 1e6), "s"),
-    };
-    format!("{} {unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]
@@ -392,32 +340,6 @@ mod tests {
     /// The summary without colors.
     fn summary(report: &Report) -> String {
         anstream::adapter::strip_str(&report.summary()).to_string()
-    }
-
-    #[test]
-    fn numbers_are_grouped_and_agree_with_their_nouns() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
-        }
-        for (count, text) in [(0, "0 events"), (1, "1 event"), (2000, "2,000 events")] {
-            assert_eq!(counted(count, "event", "events"), text);
-        }
-        assert_eq!(rounded(205_261.5), "205,262");
-    }
-
-    #[test]
-    fn times_have_the_unit_that_suits_them() {
-        for (micros, short, full) in [
-            (0.25, "0 µs", "0.25 µs"),
-            (999.0, "999 µs", "999 µs"),
-            (1000.0, "1.00 ms", "1 ms"),
-            (5001.215, "5.00 ms", "5.001215 ms"),
-            (1.5e6, "1.50 s", "1.5 s"),
-        ] {
-            assert_eq!(time(Bound::exactly(micros)), short);
-            assert_eq!(time_in_full(micros), full);
-        }
-        assert_eq!(time(Bound { micros: 2e6, is_at_least: true }), ">= 2.00 s");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a run counts: requests, or the events of batches.
 
-use super::text::{counted, grouped};
+use crate::load::numbers::{counted, grouped};
 
 /// What requests/s and all that is counted are in: with batches, events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! A run on the whole terminal.
 
 use super::super::latency::Bound;
-use super::super::report::{Unit, counted, grouped, rate_in_words, rounded, time};
+use super::super::numbers::{counted, grouped, rounded, time};
+use super::super::report::{Unit, rate_in_words};
+use super::super::taken_terminal::{self, Taken};
 use super::super::timeline::Second;
 use super::super::{Config, Server, interrupt};
 use super::{Phase, Status};
@@ -18,13 +20,8 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline, Wrap};
 use std::io::{self, Stderr, stderr};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
-/// How long a panic waits for a frame that is being drawn. The thread that panics may be the one that
-/// draws it.
-const FRAME_MAX: Duration = Duration::from_millis(100);
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The terminal, until it is dropped.
 pub(super) struct Screen {
@@ -47,8 +44,7 @@ impl Screen {
         let title = format!(" http://{host}, {connections}, {rate} ");
         enable_raw_mode()?;
         // From here on, every way out restores the terminal.
-        let taken = Taken::new(give_back);
-        *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&taken));
+        let taken = taken_terminal::take(give_back);
         let opened = execute!(stderr(), EnterAlternateScreen)
             .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())));
         if opened.is_err() {
@@ -94,66 +90,6 @@ impl Drop for Screen {
 fn give_back() {
     let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
-}
-
-/// The screen of this process, for whoever ends it.
-static CURRENT: Mutex<Option<Arc<Taken>>> = Mutex::new(None);
-
-/// Restores the terminal, if a screen has taken it.
-pub(super) fn restore() {
-    let current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(taken) = current {
-        taken.give_back();
-    }
-}
-
-/// Whether the screen still has the terminal, which is given back once: when the run ends, when it is
-/// interrupted, or when any thread panics. The lock is held while a frame is drawn, so that none is
-/// drawn later.
-struct Taken {
-    is_taken: Mutex<bool>,
-    give_back: fn(),
-}
-
-impl Taken {
-    /// Has `give_back` called before the message of the next panic, so that it can be read.
-    fn new(give_back: fn()) -> Arc<Taken> {
-        let taken = Arc::new(Taken { is_taken: Mutex::new(true), give_back });
-        let (of_hook, previous) = (Arc::clone(&taken), std::panic::take_hook());
-        std::panic::set_hook(Box::new(move |panic| {
-            of_hook.give_back();
-            previous(panic);
-        }));
-        taken
-    }
-
-    fn is_taken(&self) -> bool {
-        *self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Draws a frame, unless the terminal was given back.
-    fn draw(&self, frame: impl FnOnce()) {
-        let is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if *is_taken {
-            frame();
-        }
-    }
-
-    fn give_back(&self) {
-        let deadline = Instant::now() + FRAME_MAX;
-        let locked = loop {
-            match self.is_taken.try_lock() {
-                Ok(locked) => break Some(locked),
-                Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => break None,
-                Err(TryLockError::WouldBlock) => sleep(Duration::from_millis(1)),
-            }
-        };
-        let was_taken = locked.is_none_or(|mut is_taken| std::mem::replace(&mut *is_taken, false));
-        if was_taken {
-            (self.give_back)();
-        }
-    }
 }
 
 fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second]) {
@@ -240,7 +176,6 @@ mod tests {
     use super::*;
     use crate::load::timeline::Heat;
     use ratatui::backend::TestBackend;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn shown(width: u16, height: u16, status: &Status, seconds: &[Second]) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -301,30 +236,5 @@ mod tests {
         assert!(connecting.contains("3 failed attempts to connect"), "{connecting}");
         let warm_up = shown(80, 24, &status(Phase::WarmingUp, 1000, None), &[]);
         assert!(warm_up.contains("warming up: 1,000 of 1,000,000 requests"), "{warm_up}");
-    }
-
-    /// Nothing else in this process may panic meanwhile, or it would give back the terminal first: that
-    /// is what the hook is for.
-    #[test]
-    fn a_panic_in_any_thread_gives_the_terminal_back_once() {
-        static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);
-        let count = || {
-            GIVEN_BACK.fetch_add(1, Ordering::SeqCst);
-        };
-        let taken = Taken::new(count);
-        let mut frames = 0;
-        taken.draw(|| frames += 1);
-        assert!(std::thread::spawn(|| panic!("a client thread, on purpose")).join().is_err());
-        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 1);
-        taken.draw(|| frames += 1);
-        assert_eq!(frames, 1, "nothing is drawn on a terminal that was given back");
-        taken.give_back();
-        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 1);
-        // The thread that draws may panic, too.
-        let taken = Taken::new(count);
-        let of_thread = Arc::clone(&taken);
-        let drawing = std::thread::spawn(move || of_thread.draw(|| panic!("a frame, on purpose")));
-        assert!(drawing.join().is_err());
-        assert_eq!(GIVEN_BACK.load(Ordering::SeqCst), 2);
     }
 }

@@ -1,6 +1,6 @@
 //! The axes of charts: where a value is, and which values have labels.
 
-use crate::load::report::text::{rounded, time_in_full};
+use crate::load::numbers::{rounded, time_in_full};
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use std::ops::Range;
 

@@ -4,7 +4,7 @@
 //! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the
 //! limit. So the backlog, which is what was due and is not acknowledged, must not grow.
 
-use crate::load::shared::Progress;
+use super::shared::Progress;
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -30,13 +30,13 @@ const T95: [f64; 12] =
 
 /// How many events were acknowledged by some moments of a run: seconds since its start, and the number.
 #[derive(Clone, Debug, Default)]
-pub(in crate::load) struct Flow {
+pub(super) struct Flow {
     samples: Vec<(f64, u64)>,
 }
 
 impl Flow {
     /// Looks at the threads' progress until told to stop.
-    pub(in crate::load) fn watch(
+    pub(super) fn watch(
         every: Duration,
         progress: &[CachePadded<Progress>],
         is_over: &AtomicBool,
@@ -55,14 +55,14 @@ impl Flow {
 
     /// Of such samples.
     #[cfg(test)]
-    pub(in crate::load) fn of(samples: Vec<(f64, u64)>) -> Flow {
+    pub(super) fn of(samples: Vec<(f64, u64)>) -> Flow {
         Flow { samples }
     }
 
     /// By how much the backlog grew, as a share of the rate: the slope of a straight line through it, by least
     /// squares. `None` if there are too few samples. Of a window at `rate` events per second that lasts `window_s`,
     /// the start is left out: until a request has had the longest time that it may take, the backlog grows in any case.
-    pub(in crate::load) fn growth(&self, rate: f64, window_s: f64, limit_s: f64) -> Option<f64> {
+    pub(super) fn growth(&self, rate: f64, window_s: f64, limit_s: f64) -> Option<f64> {
         let start_s = limit_s.max(window_s * START_SHARE);
         let points: Vec<(f64, f64)> = self
             .samples
@@ -85,12 +85,12 @@ impl Flow {
     }
 
     /// Whether such a growth of the backlog fails a single window.
-    pub(in crate::load) fn falls_behind(growth: Option<f64>) -> bool {
+    pub(super) fn falls_behind(growth: Option<f64>) -> bool {
         growth.is_some_and(|growth| growth >= GROWTH_MAX)
     }
 
     /// Why the growth of its backlog fails a single window, if it does.
-    pub(in crate::load) fn why_not(growth: Option<f64>) -> Option<String> {
+    pub(super) fn why_not(growth: Option<f64>) -> Option<String> {
         match growth {
             None => Some("too few samples of the backlog: the client was kept from its CPU".into()),
             Some(growth) if Flow::falls_behind(Some(growth)) => Some(format!(
