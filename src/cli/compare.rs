@@ -1,6 +1,6 @@
 //! `ringtally compare`.
 
-use crate::compare::{ChangeLimit, Config, Output};
+use crate::compare::{ChangeLimit, Config, Output, Same};
 use crate::failure::Failure;
 use crate::load::Export;
 use clap::Args;
@@ -21,7 +21,8 @@ condition is inconclusive.
 
 Runs are compared only if they have the same machine, settings, and flags, those
 of a challenge's server included. What is meant to differ is named with
---difference; anything else that differs is an error that lists it.";
+--difference; anything else that differs is an error that lists it. With --same
+class, machines of one class may have other names and other memory.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -45,6 +46,12 @@ pub struct CompareArgs {
     /// What is meant to differ, as the error without it names it; may be given more than once
     #[arg(long, value_name = "NAME")]
     difference: Vec<String>,
+    /// What the machines of the runs must have in common
+    ///
+    /// With class, runs on machines that come and go, such as those of a CI service, are compared:
+    /// their names and their memory may differ, and the comparison notes each such difference.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Same::Machine)]
+    same: Same,
     /// Exit with 1 if this holds, such as p99>+5%; may be given more than once
     ///
     /// A condition is a figure of the table, < or >, and a change in percent. It holds if it does for
@@ -84,6 +91,7 @@ impl CompareArgs {
             base: self.base,
             head: self.with,
             differences: self.difference,
+            same: self.same,
             fail_if: self.fail_if,
             output,
         })

@@ -14,6 +14,7 @@ use crate::statistics::{Interval, median};
 use crate::terminal;
 use change::Beyond;
 pub use change::ChangeLimit;
+use clap::ValueEnum;
 use gate::Gate;
 use serde_json::Value;
 use std::io::Write;
@@ -35,10 +36,31 @@ pub struct Config {
     pub head: Vec<PathBuf>,
     /// What is meant to differ between them.
     pub differences: Vec<String>,
+    /// What their machines must have in common.
+    pub same: Same,
     /// Changes that are failures.
     pub fail_if: Vec<ChangeLimit>,
     /// The places that the comparison is written to.
     pub output: Output,
+}
+
+/// What the machines of runs must have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Same {
+    /// Everything: they are one machine
+    Machine,
+    /// The model and the number of CPUs, the kernel, and all settings, as runners of one class have them
+    Class,
+}
+
+impl Same {
+    /// What tells machines of one class apart.
+    const WITHIN_CLASS: [&str; 2] = ["host", "memory_bytes"];
+
+    /// Reports whether a difference does not matter.
+    fn ignores(self, difference: &Difference) -> bool {
+        self == Same::Class && Same::WITHIN_CLASS.contains(&difference.what.as_str())
+    }
 }
 
 /// The places that a comparison is written to.
@@ -173,7 +195,8 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let base: Result<Vec<Run>, Failure> = read(&config.base);
     let head: Result<Vec<Run>, Failure> = read(&config.head);
     let (base, head) = (base?, head?);
-    let comparison = Comparison::of(&base, &head, &config.differences, &config.fail_if)?;
+    let comparison =
+        Comparison::of(&base, &head, &config.differences, config.same, &config.fail_if)?;
     let written = comparison.write(config.output, &base, &head);
     Failure::all([comparison.gate.check(), written])
 }
@@ -183,18 +206,27 @@ impl Comparison {
         base: &[Run],
         head: &[Run],
         named: &[String],
+        same: Same,
         limits: &[ChangeLimit],
     ) -> Result<Comparison, Failure> {
         let differences = differences(base, head)?;
         let (wanted, others): (Vec<Difference>, Vec<Difference>) =
             differences.into_iter().partition(|difference| named.contains(&difference.what));
+        let (ignored, others): (Vec<Difference>, Vec<Difference>) =
+            others.into_iter().partition(|difference| same.ignores(difference));
         if !others.is_empty() {
+            let is_one_class = others.iter().all(|difference| Same::Class.ignores(difference));
+            let class = if is_one_class {
+                ", pass --same class if the machines are of one kind"
+            } else {
+                ""
+            };
             let list = others
                 .iter()
                 .map(|Difference { what, values: [a, b] }| format!("\n  {what}: {a} | {b}"));
             return Err(Failure::Usage(format!(
                 "the runs differ in more than what is compared: name what is meant to differ with \
-                 --difference NAME, or compare other runs{}",
+                 --difference NAME{class}, or compare other runs{}",
                 list.collect::<String>()
             )));
         }
@@ -203,7 +235,7 @@ impl Comparison {
             figures.filter_map(|figure| Compared::of(figure, base, head)).collect();
         Ok(Comparison {
             gate: Gate::of(limits, &figures, base, head),
-            notes: notes(base, head, &figures),
+            notes: ignored.iter().map(ignoring).chain(notes(base, head, &figures)).collect(),
             base: base.iter().map(|run| run.file.clone()).collect(),
             head: head.iter().map(|run| run.file.clone()).collect(),
             differences: wanted,
@@ -283,6 +315,11 @@ fn differences(base: &[Run], head: &[Run]) -> Result<Vec<Difference>, Failure> {
     Ok(found)
 }
 
+/// Says that a difference was ignored.
+fn ignoring(Difference { what, values: [a, b] }: &Difference) -> String {
+    format!("--same class ignored that the machines differ in {what}: {a} and {b}")
+}
+
 /// How many runs there are, and how many there have to be.
 fn too_few(base: usize, head: usize) -> String {
     format!(
@@ -353,7 +390,7 @@ mod tests {
 
     pub(super) fn compare(base: &[Run], head: &[Run], limits: &[&str]) -> Comparison {
         let limits: Vec<ChangeLimit> = limits.iter().map(|text| text.parse().unwrap()).collect();
-        Comparison::of(base, head, &[], &limits).unwrap()
+        Comparison::of(base, head, &[], Same::Machine, &limits).unwrap()
     }
 
     #[test]
@@ -398,7 +435,9 @@ mod tests {
         head[4].report["setup"]["engine"] = "streams".into();
         let refused = |named: &[&str]| {
             let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
-            Comparison::of(&base, &head, &named, &[]).err().map(|failure| failure.to_string())
+            Comparison::of(&base, &head, &named, Same::Machine, &[])
+                .err()
+                .map(|failure| failure.to_string())
         };
         let said = refused(&[]).unwrap();
         assert!(said.contains("host: a | b") && said.contains("engine: ring | streams"), "{said}");
@@ -406,8 +445,46 @@ mod tests {
         assert!(said.contains("host: a | b") && !said.contains("engine: ring"), "{said}");
         assert_eq!(refused(&["engine", "host"]), None);
         // Also within a group.
-        let said = Comparison::of(&head, &head, &[], &[]).err().unwrap().to_string();
+        let said = Comparison::of(&head, &head, &[], Same::Machine, &[]).err().unwrap().to_string();
         assert!(said.contains("host: a | b"), "{said}");
+    }
+
+    #[test]
+    fn machines_of_one_class_are_compared_and_what_they_differ_in_is_told() {
+        let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+        head[3].report["environment"]["host"] = "b".into();
+        head[4].report["environment"]["memory_bytes"] = 4097.into();
+        let of = |head: &[Run], same| Comparison::of(&base, head, &[], same, &[]);
+        let said = of(&head, Same::Machine).err().unwrap().to_string();
+        assert!(said.contains("pass --same class if"), "{said}");
+        let found = of(&head, Same::Class).unwrap();
+        let told = found.table();
+        for words in ["differ in host: a and b", "differ in memory_bytes: 1 and 4097"] {
+            assert!(
+                told.contains(&format!("note: --same class ignored that the machines {words}")),
+                "{told}"
+            );
+        }
+        assert!(found.differences.is_empty() && of(&base, Same::Class).unwrap().notes.is_empty());
+        for (key, other) in [("cpu_model", "y"), ("cpus_online", "0-3"), ("kernel", "6.2")] {
+            let mut head = group(10_000.0, 1000.0);
+            head[0].report["environment"]["host"] = "b".into();
+            head[0].report["environment"][key] = other.into();
+            let said = of(&head, Same::Class).err().unwrap().to_string();
+            assert!(
+                said.contains(key) && !said.contains("host") && !said.contains("--same"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_exported_comparison_begins_with_its_figure() {
+        let (base, head) = (group(10_000.0, 1000.0), group(9_000.0, 1200.0));
+        let exported = compare(&base, &head, &[]).exported();
+        assert!(exported.rows.iter().all(|row| row.len() == exported.heads.len()));
+        let names = exported.rows.iter().map(|row| row[0].as_str());
+        assert!(names.eq(exported.values.iter().map(|value| value.figure.name)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::gate::{Checked, Outcome};
 use super::{Compared, Comparison, RUNS_MIN};
 use crate::doctor::Difference;
 use crate::document::{Document, Format};
-use crate::load::{Case, Figure, Finding, Findings, Quantity, rounded, time_in_full};
+use crate::load::{Case, Figure, Finding, Findings, Quantity, cell, rounded, time_in_full};
 use crate::statistics::Interval;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
@@ -78,7 +78,9 @@ impl Comparison {
         let row = |compared: &Compared| {
             let Change { base, head, change_percent, low_percent, high_percent, .. } =
                 compared.json();
-            vec![Some(base), Some(head), change_percent, low_percent, high_percent]
+            let numbers = [Some(base), Some(head), change_percent, low_percent, high_percent];
+            let name = std::iter::once(compared.figure.name.to_owned());
+            name.chain(numbers.into_iter().map(cell)).collect()
         };
         let obstacles = self.gate.obstacles.iter();
         let obstacles =
@@ -87,7 +89,7 @@ impl Comparison {
             name: Format::Compare.command(),
             values: self.figures.iter().map(value).collect(),
             cases: obstacles.chain(self.gate.checks.iter().map(Checked::case)).collect(),
-            heads: vec!["base", "head", "change_percent", "low_percent", "high_percent"],
+            heads: vec!["figure", "base", "head", "change_percent", "low_percent", "high_percent"],
             rows: self.figures.iter().map(row).collect(),
             lines: self.remarks(),
         }

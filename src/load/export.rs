@@ -20,7 +20,7 @@ pub(crate) struct Findings {
     pub(crate) cases: Vec<Case>,
     /// The heads of a table, and its rows: of a run, its seconds.
     pub(crate) heads: Vec<&'static str>,
-    pub(crate) rows: Vec<Vec<Option<f64>>>,
+    pub(crate) rows: Vec<Vec<String>>,
     /// Lines for people, below the table of values.
     pub(crate) lines: Vec<String>,
 }
@@ -167,9 +167,13 @@ fn junit(findings: &Findings) -> String {
     text + "  </testsuite>\n</testsuites>\n"
 }
 
-/// Text as XML 1.0 has it, without the control characters that no document may have.
+/// Text as XML 1.0 has it, without the characters that no document may have (section 2.2).
 fn xml(text: &str) -> String {
-    let is_allowed = |c: char| !c.is_control() || ['\n', '\t'].contains(&c);
+    let is_allowed = |c: char| match c {
+        '\n' | '\t' => true,
+        '\u{fffe}' | '\u{ffff}' => false,
+        other => !other.is_control(),
+    };
     escape(&text.chars().filter(|c| is_allowed(*c)).collect::<String>())
 }
 
@@ -201,17 +205,28 @@ fn markdown(findings: &Findings) -> String {
     text
 }
 
-/// Text on one line, in which nothing is taken for HTML or for a cell's end.
+/// Text on one line, in which nothing is taken for markup or for a cell's end.
 fn in_markdown(text: &str) -> String {
-    escape(text).replace('|', "\\|").split('\n').collect::<Vec<_>>().join("; ")
+    let mut shown = String::with_capacity(text.len());
+    for character in text.lines().collect::<Vec<_>>().join("; ").chars() {
+        if "\\`*_[]|~#".contains(character) {
+            shown.push('\\');
+        }
+        shown.push(if character.is_control() { ' ' } else { character });
+    }
+    escape(&shown)
 }
 
-/// Comma-separated values (RFC 4180): numbers, or nothing if a value is not known.
+/// Returns a number as a cell of a table; nothing if it is not known.
+pub(crate) fn cell(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
+
+/// Comma-separated values (RFC 4180), none of which needs quotes.
 fn csv(findings: &Findings) -> String {
     let mut text = findings.heads.join(",") + "\r\n";
     for row in &findings.rows {
-        let cells = row.iter().map(|cell| cell.map_or(String::new(), |value| value.to_string()));
-        text += &(cells.collect::<Vec<_>>().join(",") + "\r\n");
+        text += &(row.join(",") + "\r\n");
     }
     text
 }
@@ -235,10 +250,15 @@ mod tests {
             ],
             cases: vec![
                 Case { name: "verdict".into(), failure: None },
-                Case { name: "p99>5ms".into(), failure: Some("a \"b\"\u{1}\n<c> | d & e".into()) },
+                Case {
+                    name: "p99>5ms".into(),
+                    failure: Some("a \"b\"\u{1}\u{ffff}\n<c> | d & e".into()),
+                },
             ],
             heads: vec!["second", "requests", "p50_us"],
-            rows: vec![vec![Some(0.0), Some(9.0), Some(1.5)], vec![Some(1.0), Some(0.0), None]],
+            rows: [[Some(0.0), Some(9.0), Some(1.5)], [Some(1.0), Some(0.0), None]]
+                .map(|row| row.map(cell).to_vec())
+                .to_vec(),
             lines: vec!["a note".into()],
         }
     }
@@ -300,7 +320,7 @@ mod tests {
         for tag in rest.split('<').skip(1) {
             let (tag, content) = tag.split_once('>').unwrap();
             assert!(
-                !content.contains(['"', '\u{1}']) || open.last() == Some(&"testcase"),
+                !content.contains(['"', '\u{1}', '\u{ffff}']) || open.last() == Some(&"testcase"),
                 "{content}"
             );
             if let Some(name) = tag.strip_prefix('/') {
@@ -329,7 +349,10 @@ mod tests {
             }
         }
         assert!(open.is_empty() && (cases, failures) == (2, 1), "{text}");
-        assert!(text.contains("&lt;c&gt; | d &amp; e") && !text.contains('\u{1}'), "{text}");
+        assert!(
+            text.contains("&lt;c&gt; | d &amp; e") && !text.contains(['\u{1}', '\u{ffff}']),
+            "{text}"
+        );
     }
 
     #[test]
@@ -344,6 +367,10 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+        assert_eq!(
+            in_markdown("a_b*[c](d)\\`\r\n\u{1b}#'e'"),
+            "a\\_b\\*\\[c\\](d)\\\\\\`;  \\#&#39;e&#39;"
+        );
         assert_eq!(exported("csv"), "second,requests,p50_us\r\n0,9,1.5\r\n1,0,\r\n");
     }
 

@@ -76,7 +76,7 @@ mod workload;
 
 pub use control::Server;
 pub use export::Export;
-pub(crate) use export::{Case, Finding, Findings, write as write_exports};
+pub(crate) use export::{Case, Finding, Findings, cell, write as write_exports};
 pub(crate) use figures::{FIGURES, Figure, Measured, Quantity};
 pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
 pub(crate) use latency::Bound;

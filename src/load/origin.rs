@@ -30,7 +30,11 @@ pub(super) struct Origin {
 pub fn commands(report: &Value) -> Result<String, String> {
     let clients = report.get("clients").and_then(Value::as_array).into_iter().flatten();
     let of_clients = clients.map(|client| {
-        let of = |key: &str| client.get(key).and_then(Value::as_str).unwrap_or("unknown");
+        // A comment ends with its line, and what follows would be a command.
+        let of = |key: &str| -> String {
+            let text = client.get(key).and_then(Value::as_str).unwrap_or("unknown");
+            text.chars().filter(|c| !c.is_control()).collect()
+        };
         let line = command(client.get("command"))?;
         Some(format!("# part {} on {}\n{line}\n", of("part"), of("host")))
     });
@@ -68,7 +72,7 @@ mod tests {
         assert_eq!(String::from_utf8(output.stdout).unwrap(), words.join("\n") + "\n");
         let clients = json!([
             {"part": "1/2", "host": "a", "command": ["ringtally", "1"]},
-            {"part": "2/2", "host": "b", "command": ["ringtally", "2"]},
+            {"part": "2/2", "host": "b\n", "command": ["ringtally", "2"]},
         ]);
         assert_eq!(
             commands(&json!({"clients": clients, "setup": {}})).unwrap(),

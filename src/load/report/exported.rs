@@ -1,7 +1,7 @@
 //! A report as exporters need it.
 
 use super::Report;
-use crate::load::export::{Case, Finding, Findings};
+use crate::load::export::{Case, Finding, Findings, cell};
 use crate::load::figures::{FIGURES, Figure, Measured};
 use crate::load::latency::Bound;
 use crate::load::numbers::grouped;
@@ -19,7 +19,8 @@ impl Report {
         let rows = self.seconds.iter().map(|second| {
             let us = |bound: Option<Bound>| bound.map(|bound| bound.micros);
             let counts = [second.second, second.requests].map(|count| Some(count as f64));
-            [counts.as_slice(), &[us(second.p50_us), us(second.p99_us), us(second.max_us)]].concat()
+            let times = [second.p50_us, second.p99_us, second.max_us].map(us);
+            counts.into_iter().chain(times).map(cell).collect()
         });
         Findings {
             name: self.format.command(),

@@ -6,7 +6,7 @@ use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
 use crate::failure::Failure;
-use crate::load::export::{Case, Finding, Findings};
+use crate::load::export::{Case, Finding, Findings, cell};
 use crate::load::figures::{FIGURES, Measured};
 use crate::load::find::{LatencyLimit, Search, Step, Window};
 use crate::load::flow::Flow;
@@ -376,8 +376,8 @@ impl FoundRate {
             let us = [latency.p50, latency.p99, latency.p99_9, latency.max];
             let us = us.map(|bound| bound.map(|bound| bound.micros));
             let holds = f64::from(u8::from(point.holds));
-            [&[Some(point.rate as f64), Some(holds), Some(point.requests_per_s)], us.as_slice()]
-                .concat()
+            let first = [point.rate as f64, holds, point.requests_per_s].map(Some);
+            first.into_iter().chain(us).map(cell).collect()
         });
         let is_found = self.rate.is_some() && self.confirmed;
         let failure = (!is_found).then(|| self.findings().join("; "));
