@@ -129,14 +129,21 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
         let requests = run.number("/requests").filter(|requests| *requests > 0.0)?;
         Some(1.0 - run.number("/acknowledged")? / requests)
     };
-    let is_interrupted = |run: &Run| run.report.get("interrupted") == Some(&true.into());
+    let has =
+        |run: &Run, pointer: &str| run.report.pointer(pointer).is_some_and(|it| !it.is_null());
+    let is_interrupted =
+        |run: &Run| run.report.get("interrupted") == Some(&true.into()) || has(run, "/aborted_by");
     let is_short = |run: &Run| {
+        // A run that ended before the peak of a ramp needed fewer; `load` itself fails if it did not get those.
+        if has(run, "/setup/connections_over_time") {
+            return false;
+        }
         let open = run.number("/connections_open");
         open.zip(run.number("/setup/connections")).is_some_and(|(open, all)| open < all)
     };
     let is_malformed =
         |run: &Run| run.number("/malformed").is_some_and(|malformed| malformed > 0.0);
-    // What an interrupted run left unsent excuses no head.
+    // What a run that ended early left unsent excuses no head.
     let whole = base.iter().filter(|run| !is_interrupted(run));
     let most_of_base = whole.filter_map(not_acknowledged).fold(0.0, f64::max);
     let mut found = Vec::new();
@@ -152,7 +159,7 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
     });
     for runs in [base, head] {
         note(runs, &is_interrupted, &|files| {
-            format!("{files} was interrupted: make that run again")
+            format!("{files} was interrupted, or ended by --abort-if: make that run again")
         });
         note(runs, &is_short, &|files| {
             format!("fewer connections than asked were open in {files}: see why in the reports")
@@ -247,13 +254,33 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_base_excuses_no_head() {
-        let (mut base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
-        base[0].report["interrupted"] = true.into();
-        base[0].report["acknowledged"] = 100.into();
-        head[0].report["acknowledged"] = 500.into();
-        let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
-        assert!(said.contains("the base's 0% were not acknowledged"), "{said}");
+    fn a_base_that_ended_early_excuses_no_head() {
+        for (key, value) in [("interrupted", json!(true)), ("aborted_by", json!("max>1s"))] {
+            let (mut base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
+            base[0].report[key] = value;
+            base[0].report["acknowledged"] = 100.into();
+            head[0].report["acknowledged"] = 500.into();
+            let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
+            assert!(said.contains("the base's 0% were not acknowledged"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_ended_early_cannot_pass() {
+        let aborted = |run: &mut Value| run["aborted_by"] = "max>1s".into();
+        assert!(judged(aborted, true).1.contains("ended by --abort-if"));
+        assert_eq!(judged(|run| run["aborted_by"] = Value::Null, true).0, 0);
+    }
+
+    #[test]
+    fn a_ramp_that_did_not_reach_its_peak_is_not_short_of_connections() {
+        let short = |run: &mut Value| run["connections_open"] = 0.into();
+        assert!(judged(short, true).1.contains("fewer connections than asked"));
+        let ramp = |run: &mut Value| {
+            short(run);
+            run["setup"]["connections_over_time"] = "1:64".into();
+        };
+        assert!(!judged(ramp, true).1.contains("fewer connections than asked"));
     }
 
     #[test]

@@ -248,7 +248,13 @@ fn setup(report: &Value) -> Map<String, Value> {
         // The server of a challenge is its own, on a port that happened to be free.
         setup.remove("url");
     }
+    let of = |key: &str| setup.get(key).filter(|value| !value.is_null());
+    // A closed loop that runs for a time sends as many requests as it can.
+    let is_open_ended = of("duration_s").is_some() && of("rate").is_none();
     for (name, pointer) in SETUP_ELSEWHERE {
+        if name == "requests" && is_open_ended {
+            continue;
+        }
         if let Some(value) = report.pointer(pointer) {
             setup.insert(name.into(), value.clone());
         }
@@ -378,6 +384,24 @@ mod tests {
         shorter.report.as_mut().unwrap()["requests"] = json!(999);
         let lines = Comparison::of(&report(setup), &shorter).lines();
         assert!(lines.contains("requests: 1000 | 999"), "{lines}");
+    }
+
+    #[test]
+    fn runs_by_the_clock_may_have_sent_more_or_fewer_requests() {
+        let run = |requests: u64, rate: Value, duration_s: Value| {
+            let mut side = report(json!({"rate": rate, "duration_s": duration_s}));
+            side.report["requests"] = requests.into();
+            side
+        };
+        let difference = |rate: Value, duration_s: Value| {
+            let sides = [1, 2].map(|requests| run(requests, rate.clone(), duration_s.clone()));
+            Comparison::of(&sides[0], &sides[1]).lines()
+        };
+        let same = "the same machine with the same settings\n";
+        assert_eq!(difference(Value::Null, json!(30.0)), same);
+        for (rate, duration_s) in [(json!(100), json!(30.0)), (Value::Null, Value::Null)] {
+            assert!(difference(rate, duration_s).contains("requests: 1 | 2"));
+        }
     }
 
     #[test]

@@ -436,7 +436,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Nothing is connected, and nothing has been for too long; or there are no responses at all; or
-    /// an interrupted run has waited for them long enough.
+    /// a run that the user has interrupted has waited for them long enough.
     fn has_given_up(&self) -> bool {
         let is_alone = self.in_flight == 0 && !self.connections.iter().any(Connection::is_open);
         let is_over = |since_ns: u64| {
@@ -444,8 +444,9 @@ impl<'a> Worker<'a> {
         };
         let interrupted = self.interrupted_ns.map(|at_ns| self.now_ns.saturating_sub(at_ns));
         (is_alone && is_over(self.progress_ns))
-            || self.counts.given_up_in_a_row >= GIVE_UP_ROUNDS * self.wanted
-            || interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
+            || self.counts.given_up_in_a_row >= GIVE_UP_ROUNDS * self.wanted_most
+            || interrupt::is_asked()
+                && interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
     }
 
     /// Stops sending, once, if the user asked for the end of the run, or a threshold can no longer pass.

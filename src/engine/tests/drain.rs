@@ -43,7 +43,7 @@ fn with_held(client: impl FnOnce(SocketAddr, Hold) -> Vec<TcpStream>) -> u64 {
         service: Service::new(writers.remove(0), metrics, Policy::new("127.0.0.1"), 0),
         limits: LIMITS,
         wakeup: Arc::clone(&wakeups[0]),
-        admission: Admission::new(1000, TURNED_AWAY_MIN, &wakeups, Steer::Hash, Log::Text),
+        admission: Admission::new(1000, REJECTED_MIN, &wakeups, Steer::Hash, Log::Text),
         stop: Arc::clone(&stop),
         drain_timeout: PATIENCE,
         spin: Spin::Fixed(Duration::ZERO),

@@ -414,7 +414,7 @@ pub struct Report {
 struct Json<'a> {
     #[serde(flatten)]
     report: &'a Report,
-    /// The conditions of `--fail-if`, and whether the run passed each.
+    /// The conditions of `--fail-if` and `--abort-if`, and whether the run passed each.
     thresholds: Vec<Checked>,
 }
 
@@ -597,7 +597,8 @@ impl Report {
     /// connections that were never open unless a threshold has the number of those that must be.
     pub(super) fn flaws(&self) -> Vec<String> {
         let is_judged = |threshold: &Threshold| threshold.figure().name == CONNECTIONS_OPEN;
-        let shortfall = self.shortfall.clone().filter(|_| !self.thresholds.iter().any(is_judged));
+        let mut thresholds = self.thresholds.iter().chain(&self.abort_if);
+        let shortfall = self.shortfall.clone().filter(|_| !thresholds.any(is_judged));
         malformed(self.malformed).into_iter().chain(shortfall).collect()
     }
 
