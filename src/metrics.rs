@@ -287,7 +287,7 @@ impl ShardMetrics {
     /// Counts requests that were received together, so many events and some others, and whose responses were queued `took`
     /// later.
     #[inline]
-    pub fn note_turn(&self, events: u64, others: &[Kind], took: Duration) {
+    pub fn note_iteration(&self, events: u64, others: &[Kind], took: Duration) {
         let ns = nanoseconds(took);
         let bucket = bucket_of(&BUCKETS_US, ns.div_ceil(1000));
         let note = |kind: Kind, requests: u64| {

@@ -424,7 +424,7 @@ fn start_shard(
         lifecycle: lifecycle.clone(),
         result: Err("its thread ended before it was done; an error above may say why".into()),
     };
-    // The reactor polls by itself; glommio polls for the streams, where `auto` gained nothing.
+    // The ring polls by itself; glommio polls for the streams, where `auto` gained nothing.
     let glommio_spin = match (engine, shard.spin) {
         (Engine::Streams, Spin::Fixed(spin)) => spin,
         _ => Duration::ZERO,

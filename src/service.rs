@@ -7,7 +7,7 @@ mod units;
 use crate::event::{self, Event, Refusal};
 use crate::http::{
     Budget, Context, MediaType, Method, Prepared, Refused, Reply, ReplyTo, Request, Status, Target,
-    UnderWay,
+    UNSENT_BYTES_MAX, UnderWay,
 };
 use crate::metrics::{Endpoint, Failure, Format, Kind, Reporter};
 use crate::page::Page;
@@ -319,12 +319,15 @@ impl Service {
         true
     }
 
-    /// Makes the responses whose totals were read, or not in time, until the budget is spent. Returns whether some are left
-    /// that can be made.
+    /// Makes the responses whose totals were read, or not in time, until the budget is spent or too much is unsent. Returns
+    /// whether the budget has left some that can be made.
     pub fn make_parked(&mut self, budget: &mut Budget, responses: &mut Responses) -> bool {
         let Some(durability) = self.durability() else { return false };
-        let read = durability.read();
-        while let Some((parked, is_late)) = responses.first_ready(read) {
+        responses.note_read(durability.read());
+        while let Some((parked, is_late)) = responses.first_ready() {
+            if responses.bytes().len() >= UNSENT_BYTES_MAX {
+                return false;
+            }
             if budget.is_spent() {
                 return true;
             }
@@ -400,7 +403,7 @@ impl Service {
     pub fn note_iteration(&mut self, took: Duration) {
         let Endpoints { events, others, metrics, .. } = &mut self.endpoints;
         if *events > 0 || !others.is_empty() {
-            metrics.note_turn(*events, others, took);
+            metrics.note_iteration(*events, others, took);
             *events = 0;
             others.clear();
         }

@@ -210,6 +210,15 @@ fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
         let names = code.split(&up).skip(1).flat_map(first_names);
         modules.entry(module.to_owned()).or_insert_with(BTreeSet::new).extend(names);
     }
+    let root =
+        [room.join("mod.rs"), room.with_extension("rs")].into_iter().find(|path| path.exists());
+    let root = read_to_string(root.unwrap()).unwrap();
+    // Test-only modules are not shipped.
+    let is_shipped = |name: &str| {
+        !root.contains(&format!("#[cfg(test)]\nmod {name};"))
+            && !root.contains(&format!("#[cfg(test)]\npub(crate) mod {name};"))
+    };
+    modules.retain(|name, _| is_shipped(name));
     let known: BTreeSet<String> = modules.keys().cloned().collect();
     for (module, names) in &mut modules {
         names.retain(|name| known.contains(name) && name != module);

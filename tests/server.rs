@@ -219,6 +219,26 @@ fn slow_clients_time_out() {
     assert_eq!(server.stats().total, 0);
 }
 
+/// Most of such a body is taken from the socket without a buffer in between.
+#[test]
+fn a_large_batch_that_stalls_times_out_and_one_whose_client_leaves_is_closed() {
+    let server = Server::start(&["--body-timeout", "300ms"]);
+    let head = b"POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n";
+    for arrived in [1, 4_000, 60_000] {
+        let begun = [&head[..], &vec![b'\n'; arrived]].concat();
+        let mut stalled = server.client();
+        stalled.send(&begun);
+        let mut leaves = server.client();
+        leaves.send(&begun);
+        leaves.stream.shutdown(Shutdown::Write).unwrap();
+        assert!(leaves.is_closed(), "{arrived} bytes, and the end");
+        assert_eq!(stalled.read().status, 408, "{arrived} bytes");
+    }
+    let mut whole = server.client();
+    whole.send(&[&head[..], &vec![b'\n'; 100_000]].concat());
+    assert_eq!(whole.read().body, r#"{"accepted":0}"#);
+}
+
 #[test]
 fn one_connection_over_the_limit_gets_503_and_no_other_is_affected() {
     let server = Server::start(&["--max-connections", "3", "--shards", "2"]);

@@ -49,6 +49,9 @@ impl Connection {
             // The store has just settled them, and they are about to be sent, or their connection to be ended.
             self.deadline_ms = moment.now_ms.saturating_add(self.http.send_timeout_ms());
         }
+        if let Some(durability) = service.durability() {
+            self.responses.note_read(durability.read());
+        }
         let is_late = moment.now_ms >= self.deadline_ms();
         if is_late && self.waits_for_peer() {
             return self.expire(moment.now_ms, service);

@@ -167,7 +167,11 @@ impl Connection {
             State::Full | State::Behind | State::Filling | State::Working => {
                 self.input.extend_from_slice(input);
             }
-            State::Lingering { discarded } => *discarded += input.len(),
+            State::Lingering { discarded } => {
+                self.http.budget.charge_receive();
+                self.http.budget.charge_moved(input.len());
+                *discarded += input.len();
+            }
             State::Finishing => {}
         }
     }
@@ -177,8 +181,8 @@ impl Connection {
         self.has_peer_finished = true;
     }
 
-    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If nothing is
-    /// receiving there, call [`Connection::begin_filling`].
+    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If so after a
+    /// receive, and nothing is receiving there now, call [`Connection::begin_filling`].
     #[inline]
     pub fn wants_filling(&self) -> bool {
         self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN
@@ -447,6 +451,8 @@ impl Connection {
             Release::Void(bytes) => {
                 self.http.end();
                 self.state = State::Finishing;
+                // A batch that goes on keeps others from claiming users.
+                (self.batch, self.input) = (None, Vec::new());
                 service.metrics().voided.add(1);
                 bytes
             }
@@ -550,7 +556,8 @@ impl Connection {
     pub fn in_flight(&self) -> Option<Kind> {
         let before_head = if self.unsent() > 0 { self.last } else { Kind::OTHER };
         let under_way = || Service::kind_of(self.http.under_way(&self.input));
-        (!self.is_idle()).then(|| under_way().unwrap_or(before_head))
+        let kind = || self.responses.parked_kind().or_else(under_way).unwrap_or(before_head);
+        (!self.is_idle()).then(kind)
     }
 
     /// Whether something was received since this was last called.

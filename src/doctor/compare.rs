@@ -390,7 +390,7 @@ mod tests {
     fn runs_by_the_clock_may_have_sent_more_or_fewer_requests() {
         let run = |requests: u64, rate: Value, duration_s: Value| {
             let mut side = report(json!({"rate": rate, "duration_s": duration_s}));
-            side.report["requests"] = requests.into();
+            side.report.as_mut().unwrap()["requests"] = requests.into();
             side
         };
         let difference = |rate: Value, duration_s: Value| {

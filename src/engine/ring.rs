@@ -299,6 +299,13 @@ impl Reactor {
                     connection.receive(bytes, &self.moment, &mut self.service);
                 }
                 self.ring.give_back(filled);
+                // Once per receive: the next one reports the end of the stream, and what has gone wrong.
+                if let Some(OpenSlot { data: client, is_receiving: false, .. }) =
+                    self.ring.slot(key)
+                    && client.connection.wants_filling()
+                {
+                    client.connection.begin_filling();
+                }
                 self.queue_up(key);
             }
             // All buffers are back at the end of this iteration.
@@ -443,9 +450,6 @@ impl Reactor {
         let OpenSlot { data: client, socket, is_receiving, .. } = slot;
         client.is_queued = false;
         let connection = &mut client.connection;
-        if !is_receiving && connection.wants_filling() {
-            connection.begin_filling();
-        }
         let Action { send, mut then, settle, read, has_work } =
             connection.action(&self.moment, &mut self.service);
         // Everybody else is looked at before it has anything to do again.

@@ -350,6 +350,7 @@ fn serve(hub: &Rc<Hub>, accepted: AcceptedConnection) {
         sent: 0,
         settle: None,
         read: None,
+        reached: (0, 0),
         waits_since_tick: None,
         _permit: accepted.permit,
     };
@@ -366,9 +367,11 @@ struct Task {
     /// The responses that are being sent, and how many bytes of them were.
     sending: Vec<u8>,
     sent: usize,
-    /// The epochs that responses wait for.
+    /// The last epochs that responses wait for.
     settle: Option<u64>,
     read: Option<u64>,
+    /// The epochs that were reached when the connection was last asked for its action.
+    reached: (u64, u64),
     /// The drain's tick at which the present receive was first seen to wait.
     waits_since_tick: Option<u64>,
     _permit: Permit,
@@ -425,6 +428,7 @@ impl Task {
     /// Begins what the connection needs. Returns what it wants of its socket, and whether it has work.
     fn act(&mut self) -> (Next, bool) {
         let Task { hub, watch, connection, .. } = self;
+        self.reached = hub.reached();
         let mut service = hub.service.borrow_mut();
         let moment = hub.now(&service);
         let action = connection.action(&moment, &mut service);
@@ -456,10 +460,14 @@ impl Task {
         self.watch.deadline_ms.set(self.connection.deadline_ms());
         self.waits_since_tick = None;
         poll_fn(|cx| {
+            // Also if there is always something to receive.
+            if let Some(ended) = self.check_stop() {
+                return Poll::Ready(ended);
+            }
             let ended = match self.transfer(then, cx) {
                 Some(ended) => ended,
                 None if self.is_released() => Ended::Advanced,
-                None if has_work => self.check_stop().unwrap_or(Ended::Works),
+                None if has_work => Ended::Works,
                 None => match self.tick() {
                     Some(ended) => ended,
                     None => {
@@ -517,14 +525,14 @@ impl Task {
         }
     }
 
-    /// Whether the store has settled or read what responses wait for.
+    /// Whether the store has settled or read something since the last action that responses may wait for.
     fn is_released(&mut self) -> bool {
         if self.settle.is_none() && self.read.is_none() {
             return false;
         }
         let (settled, read) = self.hub.reached();
-        let is_released = self.settle.is_some_and(|epoch| epoch <= settled)
-            || self.read.is_some_and(|epoch| epoch <= read);
+        let is_released = self.settle.is_some() && settled > self.reached.0
+            || self.read.is_some() && read > self.reached.1;
         self.settle = self.settle.filter(|epoch| *epoch > settled);
         self.read = self.read.filter(|epoch| *epoch > read);
         is_released
@@ -542,7 +550,7 @@ impl Task {
             Due::Nothing => None,
             Due::Act => Some(Ended::Advanced),
             // glommio's ring has had time to report what has arrived unseen.
-            Due::CloseIdle if moment.urgency == Urgency::Drain => {
+            Due::CloseIdle if moment.urgency == Urgency::Drain && !connection.is_lingering() => {
                 let tick = hub.drain_ticks.get();
                 let since = *self.waits_since_tick.get_or_insert(tick);
                 (tick >= since + DRAIN_TICKS_BEFORE_IDLE).then_some(Ended::Closed)
@@ -555,7 +563,7 @@ impl Task {
         }
     }
 
-    /// Ends a connection with work if the stop aborts.
+    /// Ends the connection if the stop aborts.
     fn check_stop(&mut self) -> Option<Ended> {
         match self.hub.moment.get().urgency {
             Urgency::Abort => self.tick(),

@@ -1,11 +1,11 @@
 //! The responses of one connection that were not sent: which may leave, which wait for the store, and which are still to be made.
 
 use crate::http::{Method, ReplyTo, Request, UNSENT_BYTES_MAX};
-use crate::metrics::{Endpoint, Format};
+use crate::metrics::{Endpoint, Format, Kind};
 use crate::store::{Durability, Held, Release};
 use std::collections::VecDeque;
 
-/// What a response counts as that is not made yet, in bytes: about the most that a response to `/stats` has.
+/// What a response counts as that is not made yet, in bytes. A response to `/stats` has fewer.
 pub const PARKED_BYTES: usize = 512;
 
 /// Responses in the order of their requests. Each leaves once everything before it has left, what it acknowledges is settled, and,
@@ -54,6 +54,8 @@ enum Awaited {
     Unasked,
     /// They are to be read after the cut of an epoch, until a time in the engine's milliseconds.
     Asked { epoch: u64, deadline_ms: u64 },
+    /// They were read.
+    Read,
     /// They were not read in time.
     Late,
 }
@@ -141,11 +143,26 @@ impl Responses {
         self.parked.back().is_some_and(|last| last.state == Awaited::Unasked)
     }
 
-    /// The first response that can be made now that totals were read up to `read`.
-    pub(super) fn first_ready(&self, read: u64) -> Option<(Parked, bool)> {
+    /// Notes that totals were read after a cut of this epoch.
+    pub fn note_read(&mut self, read: u64) {
+        for parked in &mut self.parked {
+            if matches!(parked.state, Awaited::Asked { epoch, .. } if epoch <= read) {
+                parked.state = Awaited::Read;
+            }
+        }
+    }
+
+    /// The kind of the first request whose response is not made yet.
+    pub fn parked_kind(&self) -> Option<Kind> {
+        let first = self.parked.front()?;
+        Some(Kind { endpoint: first.shows.endpoint(), method: first.method })
+    }
+
+    /// The first response that is not made yet, if it can be, and whether its totals are late.
+    pub(super) fn first_ready(&self) -> Option<(Parked, bool)> {
         let first = self.parked.front()?;
         match first.state {
-            Awaited::Asked { epoch, .. } if epoch <= read => Some((*first, false)),
+            Awaited::Read => Some((*first, false)),
             Awaited::Late => Some((*first, true)),
             Awaited::Asked { .. } | Awaited::Unasked => None,
         }
@@ -196,7 +213,7 @@ impl Responses {
     fn totals_deadline_ms(&self) -> Option<u64> {
         self.parked.iter().find_map(|parked| match parked.state {
             Awaited::Asked { deadline_ms, .. } => Some(deadline_ms),
-            Awaited::Unasked | Awaited::Late => None,
+            Awaited::Unasked | Awaited::Read | Awaited::Late => None,
         })
     }
 

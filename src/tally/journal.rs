@@ -31,7 +31,7 @@ impl NewUsers {
     }
 }
 
-/// Locks the new_users of a shard.
+/// Locks the new users of a shard.
 pub(crate) fn lock(new_users: &Mutex<NewUsers>) -> MutexGuard<'_, NewUsers> {
     match new_users.lock() {
         Ok(new_users) => new_users,

@@ -1,6 +1,6 @@
 //! What one shard has published: a sequence lock over a few slots, with one writer.
 //!
-//! A slot holds the count of events, their sum, and the first new_users of users together, so a
+//! A slot holds the count of events, their sum, and the number of new users together, so a
 //! reader that copies a whole slot cannot mix moments of one shard. To belong together across
 //! shards, the slots that a reader copies must form a consistent cut: with an event, every event
 //! that was acknowledged before it was sent. The cut is taken without stopping any writer, in the

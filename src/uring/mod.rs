@@ -1,4 +1,4 @@
-//! io_uring with typed operations: the bottom layer, on which the server's reactor and the client's
+//! io_uring with typed operations: the bottom layer, on which the server's engine and the client's
 //! transport stand side by side.
 //!
 //! A `Uring` owns a table of slots. A slot holds one connected or connecting socket, what its

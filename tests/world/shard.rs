@@ -268,6 +268,9 @@ impl Shard {
                     if receiving == Receiving::Once {
                         slot.receiving = Receiving::No;
                     }
+                    if slot.receiving == Receiving::No && slot.connection.wants_filling() {
+                        slot.connection.begin_filling();
+                    }
                 }
                 Received::End => {
                     slot.receiving = Receiving::No;
@@ -343,11 +346,7 @@ impl Shard {
         if !slot.is_open() {
             return;
         }
-        let is_receiving = slot.receiving != Receiving::No;
         let connection = &mut slot.connection;
-        if !is_receiving && connection.wants_filling() {
-            connection.begin_filling();
-        }
         let action = connection.action(&self.moment, &mut self.service);
         let Action { send, mut then, settle, read, has_work } = action;
         let used = connection.renew();

@@ -202,7 +202,7 @@ impl Session {
         lock(&self.warning).take();
     }
 
-    /// StoreError if the database has warned that a commit may not be on the standby that it should have waited for.
+    /// an error if the database has warned that a commit may not be on the standby that it should have waited for.
     pub(super) fn check_warning(&self) -> Result<(), StoreError> {
         match lock(&self.warning).take() {
             None => Ok(()),
