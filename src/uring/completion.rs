@@ -1,5 +1,6 @@
 //! From a completion to an event.
 
+use super::errors::{NOT_THE_END, is_one_of};
 #[cfg(test)]
 use super::faults;
 use super::{Event, Filled, Key, Listener, NoBuffers, Operation, Receiving, Sending, Uring};
@@ -9,17 +10,8 @@ use socket2::Socket;
 use std::io;
 use std::os::fd::FromRawFd;
 
-/// A receive that has ended on a connection that has not.
-pub(super) const NOT_THE_END: &[Errno] =
-    &[Errno::NOBUFS, Errno::CANCELED, Errno::AGAIN, Errno::INTR, Errno::NOMEM];
-
 /// A send that is to be tried again.
 const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
-
-/// Whether a completion's result is one of these errors.
-pub(super) fn is_one_of(result: i32, errors: &[Errno]) -> bool {
-    errors.iter().any(|error| result == -error.raw_os_error())
-}
 
 impl<T> Uring<T> {
     /// Makes an event of a completion, where there is something to report.

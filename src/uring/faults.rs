@@ -1,6 +1,6 @@
 //! Faults of a ring under test: which it has met, and those that no small size brings about.
 
-use super::completion::{NOT_THE_END, is_one_of};
+use super::errors::{NOT_THE_END, is_one_of};
 use super::{Key, Operation, Receiving, Uring};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};

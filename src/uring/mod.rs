@@ -34,6 +34,7 @@
 mod buffers;
 mod completion;
 mod direct;
+mod errors;
 #[cfg(test)]
 pub(crate) mod faults;
 mod napi;

@@ -5,7 +5,6 @@
 //! statement in another session.
 
 use super::error::StoreError;
-use super::member::ALIVE;
 use super::schema;
 use super::session::{Purpose, Session, Unasked};
 use super::shares::{Share, count, damaged};
@@ -19,6 +18,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
+
+/// How recently a server must have been seen to count as alive, which its heartbeats keep it.
+pub(super) const ALIVE: Duration = Duration::from_secs(3);
 
 /// The users that one statement inserts: so many are one round trip, and the memory that the database takes for
 /// them is bounded.

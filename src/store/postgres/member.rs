@@ -15,16 +15,13 @@
 //! standby yet, it gets there before the write does.
 
 use super::error::{StoreError, within};
-use super::link::{Id, Link, Write};
+use super::link::{ALIVE, Id, Link, Write};
 use super::shares::add_up;
 use crate::failure::Failure;
 use crate::store::{Group, Outcome};
 use crate::tally::{State, UserIds};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::time::Duration;
-
-/// How recently a server must have been seen to count as alive, which its heartbeats keep it.
-pub(super) const ALIVE: Duration = Duration::from_secs(3);
 
 /// For how long nobody removes the row of a server that is not seen anymore, by the clock of the database; and by the
 /// clock of the server, which may be slower.
