@@ -175,7 +175,7 @@ enum Answer {
     Later(Shows),
 }
 
-/// Where a response goes, and what it costs.
+/// The place of a response, and the budget that pays for it.
 struct To<'a> {
     reply: Reply<'a>,
     /// Which of the responses before it wait for the store.

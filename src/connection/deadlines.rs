@@ -1,9 +1,9 @@
-//! What the clock does to a connection.
+//! The deadlines of a connection.
 
 use super::{Connection, DRAIN_QUIET_MS, Moment, State, Urgency};
 use crate::service::Service;
 
-/// What a connection has come to, as the clock says.
+/// The result of a look at the clock.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -19,7 +19,7 @@ pub enum Due {
 }
 
 impl Connection {
-    /// The earliest time at which the clock has something to say, while the server serves.
+    /// Returns the earliest time at which something is due, while the server serves.
     pub fn deadline_ms(&self) -> u64 {
         match self.responses.store_deadline_ms() {
             None if self.waits_for_peer() => self.http.deadline_ms(),

@@ -15,7 +15,7 @@ use crate::store::Release;
 /// How long a closing connection's input is read and discarded, so that the peer can read
 /// the last response (RFC 9112 section 9.6).
 pub const LINGER_MS: u64 = 2_000;
-/// How many bytes of it are discarded.
+/// The most bytes of it that are discarded.
 pub const LINGER_BYTES_MAX: usize = 4 << 20;
 
 /// How long a connection without anything in flight must have been quiet before a stop closes it. A
@@ -26,7 +26,7 @@ pub const DRAIN_QUIET_MS: u64 = 20;
 /// can be canceled: if a cancel has failed and the peer goes on sending, the connection is closed.
 pub const KEPT_BYTES_MAX: usize = 256 * 1024;
 
-/// How many bytes of a batch must be missing for them to be taken from the socket without a buffer in between.
+/// The fewest missing bytes of a batch that are taken from the socket without a buffer in between.
 const FILL_BYTES_MIN: usize = 4096;
 
 /// How urgently the server has to stop.
@@ -79,7 +79,7 @@ enum State {
     Lingering { discarded: usize },
 }
 
-/// What a connection wants of its socket, apart from sending.
+/// The next thing to do with the socket of a connection, apart from sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// To receive.
@@ -92,7 +92,7 @@ pub enum Next {
     Close,
 }
 
-/// What an engine has to do for a connection.
+/// The things that an engine has to do for a connection, in this order.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
@@ -486,7 +486,7 @@ impl Connection {
         &mut self.responses
     }
 
-    /// Where it stands, now that the peer may have finished.
+    /// Returns its state, given that the peer may have finished.
     #[inline]
     fn standing(&self) -> State {
         match self.state {

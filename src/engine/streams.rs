@@ -290,7 +290,7 @@ async fn drain(hub: &Rc<Hub>, stop: &Stop, timeout: Duration) -> io::Result<Drai
     }
 }
 
-/// Where connections come in.
+/// A listener, and everything that its connections need.
 struct Door {
     hub: Rc<Hub>,
     admission: Arc<Admission>,

@@ -128,7 +128,7 @@ struct BatchRequest {
     end: BodyEnd,
     /// The decoded body. It has room for all of it, so its bytes are copied once.
     body: Vec<u8>,
-    /// How a refusal has to be said.
+    /// The form that a refusal must have.
     refusal: ReplyTo,
 }
 

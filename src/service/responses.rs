@@ -23,7 +23,7 @@ pub struct Responses {
 /// A response that is made once the totals were read that it shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parked {
-    /// Where in the bytes it belongs.
+    /// Its place in the bytes.
     pub(super) at: usize,
     pub(super) to: ReplyTo,
     pub(super) method: Method,
