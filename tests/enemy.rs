@@ -535,6 +535,22 @@ fn waits(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
     waits
 }
 
+/// The waits of such a client beside an attack, which yields to it on the CPU that they share.
+fn waits_beside(server: &Server, attack: impl FnOnce() + Send) -> Vec<Duration> {
+    let stop = AtomicBool::new(false);
+    scope(|scope| {
+        let other = scope.spawn(|| waits(server, &stop));
+        let attack = scope.spawn(|| {
+            leave_server_cpu();
+            nice(19).unwrap();
+            attack();
+        });
+        attack.join().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        other.join().unwrap()
+    })
+}
+
 /// Sends the same requests over and over on each of these connections for a while, and discards the responses.
 fn send_without_end(connections: &[TcpStream], requests: &[u8], until: Instant) {
     let many = requests.repeat((1 << 16) / requests.len() + 1);
@@ -556,21 +572,11 @@ fn a_hundred_connections_of_any_kind_make_others_wait_for_15_ms_at_most() {
             let hostile: Vec<_> =
                 (0..HOSTILE).map(|_| TcpStream::connect(server.address).unwrap()).collect();
             hostile.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
-            let stop = AtomicBool::new(false);
-            scope(|scope| {
-                let other = scope.spawn(|| waits(&server, &stop));
-                let attack = scope.spawn(|| {
-                    leave_server_cpu();
-                    // The other client gets its turn on their CPU.
-                    nice(19).unwrap();
-                    send_without_end(&hostile, &requests, Instant::now() + Duration::from_secs(2));
-                });
-                attack.join().unwrap();
-                stop.store(true, Ordering::Relaxed);
-                let waits = other.join().unwrap();
-                // One in a hundred may be the machine's.
-                waits[waits.len() * 99 / 100].as_secs_f64() * 1e3
-            })
+            let waits = waits_beside(&server, || {
+                send_without_end(&hostile, &requests, Instant::now() + Duration::from_secs(2));
+            });
+            // One in a hundred may be the machine's.
+            waits[waits.len() * 99 / 100].as_secs_f64() * 1e3
         };
         let what = format!("ms that others wait beside {HOSTILE} connections with {name}");
         attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
@@ -596,20 +602,12 @@ fn a_hundred_batches_that_become_whole_at_once_make_others_wait_for_15_ms_at_mos
             hostile.iter_mut().for_each(|client| client.send(first));
             // Until then the server receives, which is not what is measured here.
             std::thread::sleep(Duration::from_millis(200));
-            let stop = AtomicBool::new(false);
-            scope(|scope| {
-                let other = scope.spawn(|| waits(&server, &stop));
-                let attack = scope.spawn(|| {
-                    leave_server_cpu();
-                    nice(19).unwrap();
-                    std::thread::sleep(Duration::from_millis(50));
-                    hostile.iter_mut().for_each(|client| client.send(last));
-                    hostile.iter_mut().for_each(|client| assert_eq!(client.read().status, 200));
-                });
-                attack.join().unwrap();
-                stop.store(true, Ordering::Relaxed);
-                other.join().unwrap().last().unwrap().as_secs_f64() * 1e3
-            })
+            let waits = waits_beside(&server, || {
+                std::thread::sleep(Duration::from_millis(50));
+                hostile.iter_mut().for_each(|client| client.send(last));
+                hostile.iter_mut().for_each(|client| assert_eq!(client.read().status, 200));
+            });
+            waits.last().unwrap().as_secs_f64() * 1e3
         };
         let what =
             format!("ms that others wait at most while {HOSTILE} batches of {name} become whole");

@@ -29,7 +29,7 @@ const TURNED_AWAY_READS_MAX: usize = 16;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
-/// Where turnover is high, so many connections more than the emptiest shard has are not worth a handoff.
+/// The surplus of connections over the emptiest shard that is not worth a handoff while turnover is high.
 const TURNOVER_SLACK: usize = 4;
 
 /// Time between two log lines about refused connections, and about accepts that fail.

@@ -128,8 +128,8 @@ struct BatchRequest {
     end: BodyEnd,
     /// The decoded body. It has room for all of it, so its bytes are copied once.
     body: Vec<u8>,
-    /// The form that a refusal must have.
-    refusal: ReplyTo,
+    /// Whether the connection goes on behind a refusal of the batch.
+    if_declined: Persistence,
 }
 
 #[derive(Debug)]
@@ -475,7 +475,7 @@ impl Connection {
         let reply_to = ReplyTo { persistence, is_head: false };
         self.budget.charge(units::REFUSAL);
         self.since_ms = now_ms;
-        let batch = BatchRequest { head, end, body: Vec::new(), refusal: reply_to };
+        let batch = BatchRequest { head, end, body: Vec::new(), if_declined: persistence };
         self.stage = Stage::Batch(Box::new(batch));
         let (head_only, rest) = data.split_at(head.bytes);
         *input = rest;
@@ -494,7 +494,7 @@ impl Connection {
     /// Declines the body of a request whose head was handed out, and was or will be responded to.
     pub fn decline(&mut self) {
         self.stage = match &self.stage {
-            Stage::Batch(batch) => match (batch.refusal.persistence, &batch.end) {
+            Stage::Batch(batch) => match (batch.if_declined, &batch.end) {
                 (Persistence::Close, _) | (_, BodyEnd::Chunked(_)) => Stage::ENDED,
                 (_, BodyEnd::Length(0)) => Stage::START,
                 (_, BodyEnd::Length(left)) => Stage::Skip { left: *left },

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 pub(crate) struct Figure {
     /// As conditions name it.
     pub(crate) name: &'static str,
-    /// Where it is in a report, as a JSON pointer.
+    /// Its place in a report, as a JSON pointer.
     pub(crate) place: &'static str,
     pub(crate) quantity: Quantity,
     pub(crate) better: Better,

@@ -1,4 +1,4 @@
-//! Where the figures of a report come from, and the command that makes them again.
+//! The origin of the figures of a report, and the command that makes them again.
 
 use super::parts::Time;
 use schemars::JsonSchema;

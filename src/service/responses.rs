@@ -61,12 +61,10 @@ enum Awaited {
 }
 
 impl Responses {
-    /// Responses whose bytes go to `bytes`, which is empty.
-    pub fn reuse(&mut self, bytes: Vec<u8>) {
-        debug_assert!(bytes.is_empty());
-        if self.bytes.capacity() == 0 {
-            self.bytes = bytes;
-        }
+    /// Gives memory to responses that have none: see [`Responses::has_memory`].
+    pub fn reuse(&mut self, memory: Vec<u8>) {
+        debug_assert!(memory.is_empty() && !self.has_memory());
+        self.bytes = memory;
     }
 
     /// Whether they have memory.
@@ -127,14 +125,11 @@ impl Responses {
         self.held.publish(epoch, deadline_ms)
     }
 
-    /// Notes the cut after which totals are read for those that nobody was asked for, and until when they wait for that. Returns
-    /// whether there are any.
-    #[inline]
-    pub fn note_asked(&mut self, epoch: u64, deadline_ms: u64) -> bool {
+    /// Notes the cut after which totals are read for those that nobody was asked for, and until when they wait for that.
+    pub fn note_asked(&mut self, epoch: u64, deadline_ms: u64) {
         let unasked =
             self.parked.iter_mut().rev().take_while(|last| last.state == Awaited::Unasked);
-        let asked = unasked.map(|parked| parked.state = Awaited::Asked { epoch, deadline_ms });
-        asked.count() > 0
+        unasked.for_each(|parked| parked.state = Awaited::Asked { epoch, deadline_ms });
     }
 
     /// Whether some are parked for which nobody was asked.

@@ -3,8 +3,8 @@
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
     CHUNK_FRAMING_BYTES_MAX, Connection, Context, EMPTY_LINES_MAX, End as Ending, FIELDS_MAX,
-    HEAD_BYTES_MAX, Limits, Method, REQUEST_LINE_BYTES_MAX, Reply, ReplyTo, Request, Status, Step,
-    Target, Timeouts,
+    HEAD_BYTES_MAX, Limits, Method, REQUEST_LINE_BYTES_MAX, Refused, Reply, ReplyTo, Request,
+    Status, Step, Target, Timeouts,
 };
 
 const BODY_BYTES_MAX: usize = 200;
@@ -71,10 +71,7 @@ impl Reader {
                     self.accepted.push(accepted(&request));
                     self.respond(request.reply_to());
                 }
-                Step::TooLarge(request) => {
-                    self.is_refused = true;
-                    self.respond(request.reply_to());
-                }
+                Step::TooLarge(request) => self.refuse(Refused::large_body(request.method())),
                 Step::Batch { .. } => self.http.accept_batch(Vec::new()),
                 Step::BatchBody(body) => {
                     let (method, path) = ("Post".into(), b"/events".to_vec());
@@ -83,17 +80,19 @@ impl Reader {
                     self.respond(reply_to);
                     self.http.finish_batch(reply_to, 0);
                 }
-                Step::Refused(refused) => {
-                    assert!(!self.is_refused, "one response to what is refused");
-                    self.is_refused = true;
-                    self.last.clear();
-                    refused.respond(&mut self.last, &self.context);
-                }
+                Step::Refused(refused) => self.refuse(refused),
                 Step::Advanced => {}
                 Step::NeedsMore => return None,
                 Step::Ended(ending) => return Some(ending),
             }
         }
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        assert!(!self.is_refused, "one response to what is refused");
+        self.is_refused = true;
+        self.last.clear();
+        refused.respond(&mut self.last, &self.context);
     }
 
     fn respond(&mut self, to: ReplyTo) {

@@ -38,8 +38,8 @@ pub fn check(document: &Value) -> Result<(), String> {
     Schema { root: &schema }.check(&schema, document, "")
 }
 
-/// A schema, as far as those of this program go. What else is in one is refused, and an object has no key that it does
-/// not name.
+/// A schema with the keywords that this program uses. Any other keyword is refused, and so is a key that the schema does not
+/// name.
 struct Schema<'a> {
     root: &'a Value,
 }

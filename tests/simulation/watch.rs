@@ -1,4 +1,4 @@
-//! What must become of one connection: the responses to what it has sent, and the time at which the clock ends it.
+//! The expectations of one connection: the responses to its requests, and the time at which the clock ends it.
 
 use crate::common::{Response, split_responses};
 use crate::script::{Item, Model, Sent};
