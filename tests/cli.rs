@@ -80,6 +80,9 @@ fn a_refused_value_says_what_is_expected() {
         (&["serve", "--coalesce-us", "10001"], "from 0 to 10,000"),
         (&["serve", "--shards", "0"], "from 1 to"),
         (&["serve", "--max-connections", "0"], "of at least 1,"),
+        (&["serve", "--max-body", "0"], "from 1 to 4294967295, such as 16384 or 8MiB"),
+        (&["serve", "--max-batch", "4GiB"], "from 1 to 4294967295, such as 16384 or 8MiB"),
+        (&["serve", "--max-batch", "2MiB", "--max-batch-memory", "1MiB"], "1MiB has no room"),
         (&["serve", "--cpus", "3-1"], "selects no CPU"),
         (&["serve", "--cpus", "x"], "invalid CPU list 'x': use the taskset syntax, such as 0-3,8"),
         (&["serve", "--cpus", "1023"], "outside the affinity mask"),
@@ -415,7 +418,21 @@ fn the_help_fits_80_columns_and_says_what_it_must() {
     assert!(places.is_sorted(), "{whole}");
     assert!(whole.contains("1  the result is wrong, or a threshold failed"), "{whole}");
     assert!(help("challenge", "-h").contains("half of the cores"));
-    assert!(help("serve", "-h").contains("[default: all allowed]"));
+    assert!(help("serve", "-h").contains("[default: all]"));
+}
+
+#[test]
+fn the_short_help_of_serve_has_a_line_per_flag_under_headings() {
+    let help = help("serve", "-h");
+    for heading in ["Listening", "Performance", "Limits", "Store", "Timeouts", "Operations"] {
+        assert!(help.contains(&format!("\n{heading}:\n")), "{heading}: {help}");
+    }
+    let (_, flags) = help.split_once("\nOptions:\n").unwrap();
+    let (flags, _) = flags.split_once("\nExamples:\n").unwrap();
+    for line in flags.lines() {
+        let is_heading = line.is_empty() || !line.starts_with(' ') && line.ends_with(':');
+        assert!(is_heading || line.trim_start().starts_with('-'), "{line}: {help}");
+    }
 }
 
 #[test]

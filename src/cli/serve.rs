@@ -1,6 +1,6 @@
 //! `ringtally serve`, and the server's flags that `challenge` has too.
 
-use super::values::{CpuList, count, cpu_list, duration, host, location};
+use super::values::{CpuList, count, cpu_list, duration, format_size, host, location, size};
 use crate::engine::{Spin, Steer};
 use crate::failure::Failure;
 use crate::http::{Limits, Timeouts};
@@ -39,24 +39,10 @@ exits with 0. A second signal ends it at once, with exit code 1.
 It needs io_uring: kernel.io_uring_disabled must be 0, and a container's seccomp
 profile must allow the io_uring system calls. `ringtally doctor` checks this.
 
-With --store postgres://user@host1,host2/database, any number of servers behind
-a load balancer count into one tally: /stats on each of them is the total over
-all. The URL is what libpq accepts: several hosts, of which the one that can be
-written is used (one that does not confirm what is written is left for the next),
-sslmode up to verify-full with sslrootcert, channel_binding, and the password
-from PGPASSWORD or the file that PGPASSFILE names; one in the URL is moved out of
-the process's arguments. PostgreSQL 12 or newer is needed, and a pooler has to be
-in session mode. A database that does not respond at the start is waited for as
-long as --store-timeout, and then the server exits with 3; later it is waited for
-without end. A database that lacks what it had confirmed, such as a standby that
-was not synchronous, ends the server with 3; a restart goes on from its state.
-Only a server that was cut off for over an hour may not notice, because others
-have removed its row by then, and goes on.
-The role needs CONNECT and CREATE on the database for the first start, which
-makes the schema ringtally, or the schema to be its own (CREATE SCHEMA ringtally
-AUTHORIZATION role). A role that does not own it needs USAGE on the schema,
-SELECT on its table format, SELECT and UPDATE on tally, and SELECT, INSERT,
-UPDATE, and DELETE on servers and users.";
+With --store FILE or a PostgreSQL URL, an event is acknowledged only once it is
+durable. Any number of servers behind a load balancer can share one PostgreSQL:
+/stats on each of them is the total over all. ci/deploy/OPERATIONS.md in the
+repository describes the URL, the rights that the role needs, and backups.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -70,33 +56,36 @@ Examples:
 /// The flags of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// Address to bind: IPv4, IPv6, or localhost (127.0.0.1)
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = host)]
-    host: IpAddr,
-    /// Port to bind; 0 picks a free one
-    #[arg(long, default_value = "8000", value_name = "PORT", value_parser = count::<u16>(0..=65_535))]
-    port: u16,
-    /// CPUs to run on, such as 0-3,8; one shard each [default: all allowed]
+    /// Address to bind
     ///
-    /// The list is in taskset syntax, and within the affinity mask of this process, which taskset,
-    /// numactl, and cpusets set. Client and server should run on separate physical cores.
+    /// An IPv4 or IPv6 address of this machine, or localhost, which is 127.0.0.1.
+    #[arg(long, help_heading = LISTENING, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = host)]
+    host: IpAddr,
+    /// Port; 0 picks a free one
+    #[arg(long, help_heading = LISTENING, default_value = "8000", value_name = "PORT", value_parser = count::<u16>(0..=65_535))]
+    port: u16,
+    /// CPUs to run on, such as 0-3,8 [default: all]
+    ///
+    /// Each CPU gets one shard. The list is in taskset syntax and must be within the affinity mask of this
+    /// process, which taskset, numactl, and cpusets set. Run client and server on separate physical cores.
     /// `ringtally doctor --host ADDRESS --cpus LIST` relates the network card to these CPUs.
-    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    #[arg(long, help_heading = LISTENING, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: ServerTuning,
-    /// File with the token that POST /reset requires
+    /// File with the token for POST /reset
     ///
     /// Clients send it as "Authorization: Bearer TOKEN". Without this flag, only clients on this
     /// machine may reset the totals, over HTTP/1.1 and not through a proxy. A server behind a proxy
     /// on this machine needs it: to the server, every client of the proxy is on this machine.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = OPERATIONS, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Format of the log on standard error
+    /// Format of the log: text or json
     ///
-    /// If standard error is a pipe that nobody reads, lines are dropped and their number is logged.
-    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    /// The log goes to standard error: plain text, or one JSON object per line with time, level, and
+    /// message. If standard error is a pipe that nobody reads, lines are dropped and their number is logged.
+    #[arg(long, help_heading = OPERATIONS, value_enum, default_value = "text", value_name = "FORMAT", hide_possible_values = true)]
     log: Log,
     /// Process to end with; `challenge` starts its server with it
     #[arg(long, hide = true, value_name = "PID")]
@@ -106,114 +95,131 @@ pub struct ServeArgs {
     ready_fd: Option<u32>,
 }
 
-/// The server's flags that do not say where it listens or runs.
+/// The headings of the flags.
+const LISTENING: &str = "Listening";
+const PERFORMANCE: &str = "Performance";
+const LIMITS: &str = "Limits";
+const TIMEOUTS: &str = "Timeouts";
+const STORE: &str = "Store";
+const OPERATIONS: &str = "Operations";
+
+/// The server's flags other than its address and CPUs.
 #[derive(Args, Debug)]
 pub(super) struct ServerTuning {
-    /// Number of shards; more than there are CPUs share them [default: one per CPU]
+    /// Number of shards [default: one per CPU]
     ///
-    /// More shards than CPUs are for tests. Connections are balanced: a shard that accepts one
-    /// while another has fewer hands it over; where connections are short, only while another has far fewer.
-    #[arg(long, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64))]
+    /// More shards than CPUs share them, which is for tests. A shard that accepts a connection while another
+    /// has fewer hands it over; if connections are short, only while another has far fewer.
+    #[arg(long, help_heading = LISTENING, value_name = "N", value_parser = count::<usize>(1..=SHARDS_MAX as u64))]
     shards: Option<usize>,
-    /// How an event is acknowledged
-    #[arg(long, value_enum, default_value = "1mrc")]
+    /// Response to an event: 1mrc or fasterapi
+    ///
+    /// 1mrc, the default, is 200 without a body, as the challenge's original clients expect; fasterapi
+    /// is 201 with {"status":"ok"}.
+    #[arg(long, help_heading = LISTENING, value_enum, default_value = "1mrc", hide_default_value = true, hide_possible_values = true)]
     dialect: Dialect,
-    /// How bytes move between the sockets and the server
+    /// Data plane: ring or streams [default: auto]
     ///
-    /// The ring engine needs Linux 6.1. With auto, the server probes for what that engine needs, and
-    /// if it is missing, logs that and uses streams.
-    #[arg(long, value_enum, default_value = "auto")]
+    /// ring gives each shard an io_uring of its own and needs Linux 6.1; streams uses the TCP streams of
+    /// glommio. With auto, the server probes for what the ring engine needs, and if something is missing,
+    /// it logs what and uses streams.
+    #[arg(long, help_heading = PERFORMANCE, value_enum, default_value = "auto", hide_default_value = true, hide_possible_values = true)]
     engine: Engine,
-    /// How long an idle shard polls before it sleeps, in µs; 0 disables polling
+    /// Time to poll when idle, in µs
     ///
-    /// Polling lowers the latency at low concurrency and takes CPU time. With auto, a shard of the
-    /// ring engine polls while at most 16 connections are active and completions arrive within
+    /// Polling lowers the latency at low concurrency and takes CPU time; 0 disables it. With auto, a shard
+    /// of the ring engine polls while at most 16 connections are active and completions arrive within
     /// 50 µs, for up to twice the usual gap.
-    #[arg(long, default_value = "auto", value_name = "N", value_parser = spin, allow_hyphen_values = true)]
+    #[arg(long, help_heading = PERFORMANCE, default_value = "auto", value_name = "N", value_parser = spin, allow_hyphen_values = true)]
     spin_us: Spin,
-    /// How long to wait for more once something has arrived, in µs; 0 responds at once
+    /// Time to wait for more work, in µs
     ///
     /// A shard that is not idle wakes up at most once in this time, unless 64 requests wait, as network cards
-    /// coalesce interrupts: below saturation, it saves CPU time and adds up to this much to each response. It
-    /// needs the ring engine and Linux 6.12, and takes the place of polling.
-    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=COALESCE_MICROS_MAX))]
+    /// coalesce interrupts: below saturation, this saves CPU time and adds up to this much to each response.
+    /// It needs the ring engine and Linux 6.12, and replaces polling. 0 responds at once.
+    #[arg(long, help_heading = PERFORMANCE, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=COALESCE_MICROS_MAX))]
     coalesce_us: u64,
-    /// Which shard gets a connection
+    /// Choice of a shard: by hash or cpu
     ///
     /// With hash, a shard that accepts a connection while another has fewer hands it over. With cpu, the
     /// kernel picks the shard on the CPU that received the connection, and none is handed over. That helps
-    /// where a network card spreads its queues over the CPUs of the shards (interrupt affinity or RPS; see
-    /// `ringtally doctor`): a connection is then handled on one CPU from the packet to the response. Where few
-    /// queues receive, few shards work. A CPU without a shard hands to the shard whose number is its own modulo
-    /// the number of shards. Over loopback, the receiving CPU is that of the client. It needs one CPU
-    /// per shard.
-    #[arg(long, value_enum, default_value = "hash")]
+    /// if a network card spreads its queues over the CPUs of the shards (interrupt affinity or RPS; see
+    /// `ringtally doctor`): a connection is then handled on one CPU from the packet to the response. If few
+    /// queues receive, few shards work. A connection that arrives on a CPU without a shard goes to the shard
+    /// whose number is that CPU's modulo the number of shards. Over loopback, the client's CPU receives. It
+    /// needs one CPU per shard.
+    #[arg(long, help_heading = PERFORMANCE, value_enum, default_value = "hash", hide_possible_values = true)]
     steer: Steer,
-    /// How long a waiting shard polls its network card, in µs; 0 disables it
+    /// Time to poll the network card, in µs
     ///
-    /// Each wait of the ring engine then takes packets from the card itself for up to this long before
-    /// the shard sleeps (NAPI busy polling, Linux 6.9), which saves the interrupt and the wake-up. It costs up to
-    /// that much CPU time per wait, so a shard that waits often keeps its CPU busy, and whatever else runs there
-    /// waits; an idle shard polls once per second. It does nothing over loopback or for devices without NAPI.
-    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=BUSY_POLL_MICROS_MAX))]
+    /// Before a shard of the ring engine sleeps, it takes packets from the card itself for up to this long
+    /// (NAPI busy polling, Linux 6.9), which saves the interrupt and the wake-up. It costs up to that much CPU
+    /// time per wait, so a shard that waits often keeps its CPU busy, and whatever else runs there waits; an
+    /// idle shard polls once per second. It does nothing over loopback or for devices without NAPI.
+    #[arg(long, help_heading = PERFORMANCE, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=BUSY_POLL_MICROS_MAX))]
     busy_poll_us: u64,
-    /// Maximum number of connections, over all shards [default: from ulimit -Hn]
+    /// Most connections [default: from ulimit -Hn]
     ///
-    /// One more is refused. A connection takes one file descriptor, so the limit on open files
+    /// One more is refused with 503. A connection takes one file descriptor, so the limit on open files
     /// bounds this; the server raises its soft limit to the hard one. Each shard also queues up to
     /// 4,096 connections that it has yet to accept, or net.core.somaxconn if that is lower.
-    #[arg(long, value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
+    #[arg(long, help_heading = LIMITS, value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     max_connections: Option<u64>,
-    /// Maximum size of a request body, in bytes; a larger one gets 413
-    #[arg(long, default_value = "16384", value_name = "BYTES", value_parser = count::<usize>(1..=u64::from(u32::MAX)))]
+    /// Largest request body
+    ///
+    /// In bytes, or as 16KiB or 1MiB. A larger body gets 413.
+    #[arg(long, help_heading = LIMITS, default_value = "16KiB", value_name = "SIZE", value_parser = size(1..=u64::from(u32::MAX)))]
     max_body: usize,
-    /// Maximum size of a batch, in bytes; a larger one gets 413
+    /// Largest batch
     ///
-    /// A line of a batch may be as long as --max-body.
-    #[arg(long, default_value = "8388608", value_name = "BYTES", value_parser = count::<usize>(1..=u64::from(u32::MAX)))]
+    /// In bytes, or as 8MiB. A larger batch gets 413. A line of a batch may be as long as --max-body.
+    #[arg(long, help_heading = LIMITS, default_value = "8MiB", value_name = "SIZE", value_parser = size(1..=u64::from(u32::MAX)))]
     max_batch: usize,
-    /// Maximum size of all batches that are being received, in bytes
+    /// Memory for all batches
     ///
-    /// One more gets 503 before its body is read. A chunked batch counts as --max-batch bytes until it is
-    /// counted. While it is counted, a batch takes up to three times its size, and one batch at a
-    /// time, whose users are new, up to eight times.
-    #[arg(long, default_value = "268435456", value_name = "BYTES", value_parser = count::<usize>(1..=u64::MAX))]
+    /// In bytes, or as 256MiB: the most that all batches being received may take. One more batch gets 503
+    /// before its body is read. A chunked batch counts as --max-batch until it is counted. While it is
+    /// counted, a batch takes up to three times its size, and one batch at a time, whose users are new, up
+    /// to eight times.
+    #[arg(long, help_heading = LIMITS, default_value = "256MiB", value_name = "SIZE", value_parser = size(1..=u64::MAX))]
     max_batch_memory: usize,
-    /// Maximum number of distinct users; an event of one more gets 507
+    /// Most distinct users
     ///
-    /// A user takes up to 128 bytes of memory with an id of at most 23 bytes, up to 512 with the
-    /// longest id (256 bytes), and 64 more for each further shard that sees it.
-    #[arg(long, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
+    /// An event of one more user gets 507. A user takes up to 128 bytes of memory with an id of at most 23
+    /// bytes, up to 512 with the longest id (256 bytes), and 64 more for each further shard that sees it.
+    #[arg(long, help_heading = LIMITS, default_value = "10000000", value_name = "N", value_parser = count::<u64>(1..=USERS_MAX))]
     max_users: u64,
-    /// Where the totals are kept: a file, or the URL of a PostgreSQL
+    /// File or PostgreSQL URL that keeps the totals
     ///
-    /// With it, an event is acknowledged once it is durable, and the totals survive the end of the server,
-    /// however that comes. One server at a time uses a file, which is created where there is none. Any
-    /// number of servers share postgres://user@host/database. Without it, the totals live in memory.
-    #[arg(long, value_name = "STORE", value_parser = location)]
+    /// With a store, an event is acknowledged once it is durable, and the totals survive the end of the
+    /// server, however that comes. A file serves one server at a time, and is created if it does not exist.
+    /// Any number of servers share postgres://user@host/database. Without a store, the totals live in memory.
+    #[arg(long, help_heading = STORE, value_name = "STORE", value_parser = location)]
     store: Option<Location>,
-    /// How long an acknowledgement waits for the store
+    /// Time to wait for the store
     ///
-    /// After it the connection is closed without a response, and further events get 503 until the store
-    /// responds.
-    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// An acknowledgement that waits longer is given up: its connection is closed without a response, and
+    /// further events get 503 until the store responds.
+    #[arg(long, help_heading = STORE, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     store_timeout: Duration,
-    /// How long the head of a request may take to arrive
+    /// Time for the head of a request
     ///
-    /// The three timeouts are totals, so a client that sends a byte now and then extends none of
-    /// them. A request that has begun gets 408.
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// The three timeouts of a client are totals: sending a byte now and then extends none of them. A request
+    /// that has begun gets 408.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     header_timeout: Duration,
-    /// How long the body of a request may take to arrive
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// Time for the body of a request
+    #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     body_timeout: Duration,
-    /// How long a connection may be idle
+    /// Time without a request
     ///
-    /// It is also how long a client may take to read 16 KiB of responses.
-    #[arg(long, default_value = "75s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// It is also the time that a client has to read 16 KiB of responses.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "75s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     idle_timeout: Duration,
-    /// How long connections may take to finish after SIGTERM or SIGINT
-    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// Time to finish after SIGTERM
+    ///
+    /// Connections have this long to finish after SIGTERM or SIGINT; then they are cut.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     drain_timeout: Duration,
 }
 
@@ -260,7 +266,8 @@ impl ServeArgs {
             return Err(Failure::Usage(format!(
                 "--max-batch-memory {} has no room for a batch of --max-batch {}: raise the one, or lower \
                  the other",
-                tuning.max_batch_memory, tuning.max_batch
+                format_size(tuning.max_batch_memory as u64),
+                format_size(tuning.max_batch as u64)
             )));
         }
         let polls = !matches!(tuning.spin_us, Spin::Auto | Spin::Fixed(Duration::ZERO));

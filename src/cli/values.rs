@@ -80,6 +80,38 @@ fn whole_number(text: &str) -> Option<u64> {
     decimal(text, 0)
 }
 
+/// Units of a size in bytes, each with its name.
+const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Returns a parser of sizes in bytes: a whole number as [`count`] reads it, or one of KiB, MiB, or GiB.
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| {
+        let unit =
+            SIZE_UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)));
+        let (number, unit) = unit.unwrap_or((text, 1));
+        let is_whole = unit == 1 || number.bytes().all(|byte| byte.is_ascii_digit());
+        let number = is_whole.then(|| whole_number(number)).flatten();
+        let bytes = number.and_then(|number| number.checked_mul(unit));
+        bytes
+            .filter(|bytes| range.contains(bytes))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| {
+                let (low, high) = (format_size(*range.start()), format_size(*range.end()));
+                let limits = match *range.end() {
+                    u64::MAX => format!("of at least {low}"),
+                    _ => format!("from {low} to {high}"),
+                };
+                format!("expected a number of bytes {limits}, such as 16384 or 8MiB")
+            })
+    }
+}
+
+/// Returns a size in its largest unit that divides it.
+pub(super) fn format_size(bytes: u64) -> String {
+    let unit = SIZE_UNITS.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
 /// The shortest timeout: timeouts are checked in milliseconds.
 const DURATION_MIN: Duration = Duration::from_millis(1);
 /// The longest timeout.
@@ -170,6 +202,49 @@ mod tests {
         assert!(count::<u64>(1..=u64::MAX)("0").unwrap_err().contains("of at least 1,"));
         assert_eq!(count::<u16>(0..=65_535)("65535"), Ok(u16::MAX));
         assert!(count::<u16>(0..=65_535)("99999").unwrap_err().contains("from 0 to 65,535"));
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_binary_units_both_ways() {
+        let any = size(0..=u64::MAX);
+        for (text, bytes, shown) in [
+            ("0", 0, "0"),
+            ("1", 1, "1"),
+            ("1023", 1023, "1023"),
+            ("1024", 1 << 10, "1KiB"),
+            ("16KiB", 16 << 10, "16KiB"),
+            ("1025KiB", 1025 << 10, "1025KiB"),
+            ("1024KiB", 1 << 20, "1MiB"),
+            ("8388608", 8 << 20, "8MiB"),
+            ("2k", 2000, "2000"),
+            ("3GiB", 3 << 30, "3GiB"),
+        ] {
+            assert_eq!(any(text), Ok(bytes), "{text}");
+            assert_eq!(format_size(bytes as u64), shown);
+            assert_eq!(any(shown), Ok(bytes), "{shown}");
+        }
+        let body = size(1..=u64::from(u32::MAX));
+        assert_eq!((body("1"), body("4294967295")), (Ok(1), Ok(u32::MAX as usize)));
+        for text in [
+            "0",
+            "4GiB",
+            "17179869184GiB",
+            "",
+            "KiB",
+            "-1KiB",
+            "+1KiB",
+            "1.5MiB",
+            "1kib",
+            "1 KiB",
+            "8MB",
+        ] {
+            let error = body(text).unwrap_err();
+            assert!(
+                error.contains("from 1 to 4294967295, such as 16384 or 8MiB"),
+                "{text}: {error}"
+            );
+        }
+        assert!(size(1 << 20..=u64::MAX)("1KiB").unwrap_err().contains("of at least 1MiB,"));
     }
 
     #[test]
