@@ -2,14 +2,14 @@
 //! the role.
 
 use super::Check;
-use crate::store::postgres::{Database, Target, examine};
+use crate::store::postgres::{Database, RIGHTS, Target, examine};
 
 /// The checks of a store in the database of `target`.
 pub(super) fn checks(target: &Target) -> Vec<Check> {
     match examine(target) {
         Ok(database) => of_database(&database),
         Err(failure) => {
-            let fix = "do what it says, and run this again";
+            let fix = "fix what the message names, and run ringtally doctor again";
             vec![Check::warn("store database", failure.to_string().replace('\n', " "), fix)]
         }
     }
@@ -75,7 +75,7 @@ fn rights(database: &Database) -> Check {
         (true, false) => Check::warn(
             name,
             "the role may not write the tables of the schema ringtally",
-            "grant it what ringtally serve --help lists",
+            format!("grant it {RIGHTS}"),
         ),
         (false, false) => Check::warn(
             name,

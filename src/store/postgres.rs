@@ -22,7 +22,7 @@ use super::{Group, Outcome, Store};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::tally::{State, UserIds};
-pub use error::StoreError;
+pub use error::{RIGHTS, StoreError};
 use futures_lite::future::{or, poll_once};
 pub use inspect::{Database, Inspection, examine, inspect};
 use link::Postgres;

@@ -11,6 +11,10 @@ use tokio_postgres::error::SqlState;
 /// Advice for statements that were prepared in another session.
 const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = session), or connect to PostgreSQL itself";
 
+/// The rights of a role that does not own the schema.
+pub const RIGHTS: &str = "USAGE on the schema ringtally; SELECT on its table format; SELECT and UPDATE on tally; and \
+                          SELECT, INSERT, UPDATE, and DELETE on servers and users";
+
 /// Why something failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
@@ -69,9 +73,7 @@ fn judge(code: &SqlState, message: &str) -> StoreError {
         )),
         "28000" => StoreError::Refused(said("check the user and what pg_hba.conf says about it")),
         "3D000" => StoreError::Refused(said("create the database, or name another one")),
-        "42501" => StoreError::Lasting(said(
-            "grant the role what it needs: ringtally serve --help says what that is",
-        )),
+        "42501" => StoreError::Lasting(said(&format!("grant the role what it needs: {RIGHTS}"))),
         // A statement was prepared that is there already: on this connection, by somebody else.
         "42P05" => StoreError::Lasting(said(POOLER)),
         // One is missing that was prepared. Another connection may be to a server that lets it be.
