@@ -25,7 +25,7 @@
 //!
 //! # The modules
 //!
-//! Each may use those below it in this list, and none above; `tests/layers.rs` checks that.
+//! Each may use those below it in this list, and none above; `tests/it/source/layers.rs` checks that.
 //!
 //! - [`cli`]: the flags of each subcommand, and the step from what was typed to a configuration.
 //! - [`challenge`]: a server process, a client, and one report.

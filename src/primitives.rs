@@ -1,6 +1,6 @@
 //! The locks, atomics, and hash keys that `tally` is built on.
 //!
-//! They are named in one place so that `tests/interleavings.rs` can compile the same source
+//! They are named in one place so that `tests/loom.rs` can compile the same source
 //! against loom's versions, which try every interleaving that the memory model allows, and against keys that are the same
 //! in each.
 

@@ -13,7 +13,7 @@
 //! else. Those are the ones for events of an older generation that were not settled by then; an epoch alone
 //! cannot tell, because a shard may publish an event from before the reset after the next cut.
 //!
-//! `tests/interleavings.rs` tries every interleaving of this file under loom.
+//! `tests/loom.rs` tries every interleaving of this file under loom.
 
 use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::tally::Totals;

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-#[path = "../../../tests/common/exchange.rs"]
+#[path = "../../../tests/it/world/exchange.rs"]
 mod exchange;
 
 use libfuzzer_sys::fuzz_target;

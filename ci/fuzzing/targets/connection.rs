@@ -2,9 +2,9 @@
 
 #![no_main]
 
-#[path = "../../../tests/common/agreement.rs"]
+#[path = "../../../tests/it/world/agreement.rs"]
 mod agreement;
-#[path = "../../../tests/common/reference.rs"]
+#[path = "../../../tests/it/world/reference.rs"]
 mod reference;
 
 use agreement::{agree, has, ours, theirs};

@@ -1,0 +1,22 @@
+//! What takes minutes of load, or programs and file systems that Rust does not bring: attacks on one server, and several
+//! servers on a PostgreSQL. `cargo test` builds these tests and leaves them to `ci/enemy` and `ci/cluster`, which run them one by one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a panic is a failure; nobody uses a test program as a library"
+)]
+
+mod attacks;
+mod cluster;
+
+/// The part of the tests' world that runs the real program.
+#[path = "../it/world"]
+mod world {
+    pub mod description;
+    mod process;
+    pub mod schema;
+
+    pub use process::*;
+}

@@ -1,0 +1,60 @@
+//! The tests of everything that `cargo test` shows: a directory per promise or part, a file per theme. What they share is in
+//! `world`. They run at the same time: a test takes port 0 and names of its own, and what changes a whole process, it
+//! does to one that it starts. The tests that a busy machine would make wrong take turns: `world::alone`.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a panic is a failure; nobody uses a test program as a library"
+)]
+
+mod batches {
+    mod connection;
+    mod schedules;
+}
+mod cli;
+mod client {
+    mod batches;
+    mod hardships;
+    mod instrument;
+    mod parts;
+    mod shapes;
+    mod verdict;
+    mod witness;
+}
+mod doctor;
+mod group;
+mod report {
+    mod output;
+    mod schemas;
+}
+mod service {
+    mod numa;
+    mod steering;
+    mod systemd;
+}
+mod simulation;
+mod source {
+    mod documents;
+    mod layers;
+    mod paired;
+}
+mod stats {
+    mod counters;
+}
+mod stop {
+    mod drain;
+    mod pause;
+}
+mod store {
+    mod crash;
+    mod file;
+    mod power_cuts;
+}
+mod wire {
+    mod differential;
+    mod openapi;
+    mod protocol;
+    mod sockets;
+}
+mod world;

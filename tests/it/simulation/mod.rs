@@ -1,0 +1,378 @@
+//! One shard on a simulated network and clock, driven by a seed: pieces of requests arrive split, late, and in any order across
+//! connections; sends are short; peers reset, go silent, take nothing, shut down their side, send more than they said, or
+//! never close; and the server drains. A model knows what must have been counted, every response, and the moment at which the
+//! clock ends each connection.
+
+mod script;
+mod watch;
+use crate::world::simulated::{BUFFER_BYTES, Ended, Link, Reader, Shard, Slot};
+use crate::world::{Response, seeds};
+use fastrand::Rng;
+use ringtally::connection::{DRAIN_QUIET_MS, Due, LINGER_BYTES_MAX, Urgency};
+use ringtally::http::{Limits, Timeouts};
+use ringtally::metrics::Reporter;
+use ringtally::service::{Policy, Service};
+use ringtally::tally::Tally;
+use script::{Item, Model, Sent};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use watch::{Verdict, Watch};
+
+const TIMEOUTS: Timeouts = Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 };
+const BODY_BYTES_MAX: usize = 400;
+const BATCH_BYTES_MAX: usize = 100_000;
+const LIMITS: Limits =
+    Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts: TIMEOUTS };
+const USERS_MAX: u64 = 6;
+const QUIET_MS: u64 = DRAIN_QUIET_MS;
+
+/// Iterations after which everything must have come to its end.
+const ITERATIONS_TO_THE_END: usize = 3000;
+/// Bytes of nonsense that a client sends at a time.
+const NONSENSE_BYTES: usize = 16 * BUFFER_BYTES;
+
+/// What a client does besides sending its script and taking the responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Habit {
+    None,
+    /// Sends nothing, at some point.
+    Silent,
+    /// Takes no responses.
+    Deaf,
+    /// Resets its connection.
+    Resets,
+    /// Shuts down its side behind its last request.
+    Finishes,
+    /// Sends more once it was told that the connection ends.
+    SendsMore,
+}
+
+/// One client.
+#[derive(Debug)]
+struct Client {
+    unsent: VecDeque<u8>,
+    reader: Reader,
+    responses: Vec<Response>,
+    habit: Habit,
+    /// Shuts down its side once the server has.
+    closes: bool,
+    /// Requests that were at the server when it began to drain.
+    due: usize,
+}
+
+/// All of it.
+struct World {
+    rng: Rng,
+    tally: Arc<Tally>,
+    shard: Shard,
+    model: Model,
+    clients: Vec<Client>,
+    watches: Vec<Watch>,
+    /// Connections that the stop must have cut.
+    cut: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut rng = Rng::with_seed(seed);
+        let (tally, mut writers) = Tally::new(1, USERS_MAX);
+        let reporter = Reporter::for_shards(1, "none").remove(0);
+        let service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
+        let shard = Shard::new(rng.fork(), service, LIMITS, None);
+        let (clients, watches) = (Vec::new(), Vec::new());
+        World { rng, tally, shard, model: Model::default(), clients, watches, cut: 0 }
+    }
+
+    /// A client connects.
+    fn connect(&mut self) {
+        let rng = &mut self.rng;
+        // Some ask for so much that responses must wait to be taken.
+        let is_long = rng.u8(..) < 30;
+        let count = if is_long { rng.usize(100..800) } else { rng.usize(1..12) };
+        let script: Vec<Sent> = std::iter::repeat_with(|| Sent::random(rng))
+            .filter(|sent| !is_long || !matches!(sent.item, Item::Last(..)))
+            .take(count)
+            .collect();
+        let habit = match rng.u8(..100) {
+            0..10 => Habit::Silent,
+            10..20 => Habit::Deaf,
+            20..27 => Habit::Resets,
+            27..40 => Habit::Finishes,
+            40..50 => Habit::SendsMore,
+            _ => Habit::None,
+        };
+        self.connect_with(script, habit);
+    }
+
+    /// A client connects that sends a script.
+    fn connect_with(&mut self, script: Vec<Sent>, habit: Habit) {
+        self.clients.push(Client {
+            unsent: script.iter().flat_map(|sent| sent.bytes.iter().copied()).collect(),
+            reader: Reader::default(),
+            responses: Vec::new(),
+            habit,
+            closes: self.rng.u8(..) < 200,
+            due: 0,
+        });
+        self.watches.push(Watch::new(script));
+        self.shard.backlog.push_back(Link::new());
+    }
+
+    /// A moment of a client: it sends some of its script, and some of that arrives; it takes some of its responses.
+    fn step_of(&mut self, key: usize, takes: bool) {
+        let World { rng, shard, clients, .. } = self;
+        let (client, link) = (&mut clients[key], shard.link(key));
+        let is_active = client.habit != Habit::Silent || rng.u8(..) < 20;
+        if is_active && !link.has_client_finished() {
+            let reach = if rng.u8(..) < 30 { 16 * BUFFER_BYTES } else { rng.usize(1..200) };
+            let count = reach.min(client.unsent.len());
+            link.send(&client.unsent.drain(..count).collect::<Vec<_>>());
+            if client.unsent.is_empty() {
+                client.act_on_end(link);
+            }
+        }
+        if client.habit == Habit::Resets && rng.u8(..) < 4 {
+            link.reset();
+        }
+        let count = if rng.bool() { usize::MAX } else { rng.usize(1..200) };
+        link.deliver(count);
+        if takes || client.habit != Habit::Deaf {
+            let count = if rng.bool() { usize::MAX } else { rng.usize(1..200) };
+            client.responses.extend(client.reader.read(&link.take(count)));
+        }
+    }
+
+    /// An iteration of the shard, and what the model says about it.
+    fn iterate(&mut self) {
+        let (before, resets) = (self.shard.slots.len(), self.model.resets);
+        self.shard.iterate();
+        let now_ms = self.shard.moment.now_ms;
+        for watch in &mut self.watches[before..self.shard.slots.len()] {
+            watch.begin(now_ms);
+        }
+        for made in std::mem::take(&mut self.shard.made) {
+            let received = self.shard.slots[made.key].link.received();
+            let watch = &mut self.watches[made.key];
+            watch.follow(&made, received, &mut self.model, &self.shard.moment);
+        }
+        self.follow_time(resets);
+        self.model.check(&self.tally.totals());
+    }
+
+    fn follow_time(&mut self, resets: u64) {
+        let now_ms = self.shard.moment.now_ms;
+        for (slot, watch) in std::iter::zip(&mut self.shard.slots, &mut self.watches) {
+            watch.follow_time(slot, now_ms, resets);
+            if !slot.is_open() {
+                continue;
+            }
+            let waits = slot.sending_since_ms.is_some() || slot.connection.has_work();
+            assert!(!slot.link.is_end_received() || waits, "nothing keeps it from ending");
+            if let Some((_, received)) = slot.lingers_since {
+                let discarded = slot.link.received() - received;
+                assert!(discarded < LINGER_BYTES_MAX, "{discarded} bytes are discarded");
+            }
+        }
+    }
+
+    /// A look at the clock, and what the model says about it.
+    fn tick(&mut self) {
+        self.shard.read_clocks();
+        let expected: Vec<[Verdict; 2]> = std::iter::zip(&self.shard.slots, &self.watches)
+            .map(|(slot, watch)| match slot.is_open() {
+                true => watch.verdicts(slot, &self.shard.moment),
+                false => [Verdict::Nothing; 2],
+            })
+            .collect();
+        let mut found = vec![Verdict::Nothing; expected.len()];
+        for (key, due) in self.shard.tick() {
+            found[key] = match due {
+                Due::Nothing => Verdict::Nothing,
+                Due::Act => Verdict::Refused,
+                Due::CloseIdle => Verdict::Idle,
+                Due::Cut => Verdict::Cut,
+            };
+        }
+        for made in std::mem::take(&mut self.shard.made) {
+            assert_eq!(found[made.key], Verdict::Refused, "the clock has no other response");
+            self.watches[made.key].follow_timeout(&made);
+        }
+        for (key, (found, expected)) in std::iter::zip(&found, &expected).enumerate() {
+            let (watch, now_ms) = (&self.watches[key], self.shard.moment.now_ms);
+            assert!(expected.contains(found), "{found:?} {expected:?} at {now_ms} ms: {watch:?}");
+            self.cut +=
+                usize::from(*found == Verdict::Cut && self.shard.moment.urgency != Urgency::Serve);
+        }
+        self.follow_time(self.model.resets);
+    }
+
+    /// The server begins to drain.
+    fn stop(&mut self) {
+        for (key, client) in self.clients.iter_mut().enumerate() {
+            client.due = self.watches[key].items_in(self.shard.link(key).at_server());
+        }
+        let before = self.shard.slots.len();
+        self.shard.stop_accepting();
+        let now_ms = self.shard.moment.now_ms;
+        self.watches[before..].iter_mut().for_each(|watch| watch.begin(now_ms));
+    }
+
+    /// Drains for a while, and aborts.
+    fn drain(&mut self) {
+        self.stop();
+        for _ in 0..self.rng.usize(1..400) {
+            self.tick();
+            if self.shard.is_empty() {
+                break;
+            }
+            for key in 0..self.clients.len() {
+                self.step_of(key, false);
+            }
+            self.iterate();
+            self.shard.clock_ms += self.rng.u64(..10);
+        }
+        let is_done = self.shard.is_empty();
+        self.shard.moment.urgency = Urgency::Abort;
+        self.tick();
+        assert!(self.shard.is_empty(), "an abort ends all");
+        assert_eq!(self.shard.cut, self.cut, "connections that were cut");
+        for key in 0..self.clients.len() {
+            self.take_all(key);
+            let (client, slot) = (&self.clients[key], &self.shard.slots[key]);
+            let is_lost = slot.ended == Some(Ended::Cut) || slot.link.is_reset() || !is_done;
+            // Behind a response that says that it is the last, nothing is read.
+            let has_all = client.has_last() || client.responses() >= client.due;
+            assert!(is_lost || has_all, "client {key} has no response to a request: {slot:?}");
+        }
+    }
+
+    fn take_all(&mut self, key: usize) {
+        let client = &mut self.clients[key];
+        let taken = self.shard.slots[key].link.take(usize::MAX);
+        client.responses.extend(client.reader.read(&taken));
+    }
+
+    /// Has everything arrive, and everybody take what has come, until all have their responses.
+    fn finish(&mut self) {
+        for _ in 0..ITERATIONS_TO_THE_END {
+            for key in 0..self.clients.len() {
+                self.step_of(key, true);
+            }
+            self.iterate();
+            if (0..self.clients.len()).all(|key| self.has_all(key)) {
+                return;
+            }
+        }
+        let missing = (0..self.clients.len()).filter(|key| !self.has_all(*key));
+        for key in missing.collect::<Vec<_>>() {
+            let slot = self.shard.slots.get(key);
+            eprintln!("{key}: {:?} {:?} {slot:?}", self.clients[key], self.watches[key]);
+        }
+        panic!("a request waits for ever");
+    }
+
+    /// Whether a client has all responses that it can get.
+    fn has_all(&mut self, key: usize) -> bool {
+        let Some(slot) = self.shard.slots.get(key) else { return false };
+        let (client, watch) = (&self.clients[key], &self.watches[key]);
+        if slot.link.is_reset() || !slot.is_open() && slot.ended != Some(Ended::Closed) {
+            return true;
+        }
+        let has_taken = client.responses() == watch.responses && !client.reader.has_part();
+        let is_over = watch.is_closing || watch.responses >= watch.items_in(usize::MAX);
+        let is_silent = client.habit == Habit::Silent;
+        let items = watch.items_in(slot.link.received());
+        has_taken && (is_over || is_silent && watch.responses >= items && slot.link.unread() == 0)
+    }
+}
+
+impl Client {
+    /// Responses without the interim ones.
+    fn responses(&self) -> usize {
+        self.responses.iter().filter(|response| response.status != 100).count()
+    }
+
+    /// Whether it has the last response.
+    fn has_last(&self) -> bool {
+        self.responses.last().is_some_and(|last| last.field("connection") == Some("close"))
+    }
+
+    /// Behind the end of its script.
+    fn act_on_end(&mut self, link: &mut Link) {
+        match self.habit {
+            Habit::Finishes => link.finish(),
+            Habit::SendsMore if self.has_last() && !link.is_over() => {
+                link.send(&[b'x'; NONSENSE_BYTES]);
+            }
+            _ if self.closes && link.is_over() => link.finish(),
+            _ => {}
+        }
+    }
+}
+
+/// Returns how many batches took more than one turn.
+fn simulate(seed: u64) -> u64 {
+    let mut world = World::new(seed);
+    (0..world.rng.usize(1..6)).for_each(|_| world.connect());
+    let drains_at = if world.rng.u8(..) < 80 { world.rng.usize(1..200) } else { usize::MAX };
+    for step in 0..300 {
+        if step == drains_at {
+            if world.rng.bool() {
+                world.connect();
+            }
+            world.drain();
+            break;
+        }
+        if world.clients.len() < 8 && world.rng.u8(..) < 3 {
+            world.connect();
+        }
+        for key in 0..world.clients.len() {
+            world.step_of(key, false);
+        }
+        world.iterate();
+        let is_late = world.rng.u8(..) < 10;
+        world.shard.clock_ms += if is_late { world.rng.u64(..1000) } else { world.rng.u64(..20) };
+        if world.rng.u8(..) < 80 {
+            world.tick();
+        }
+    }
+    if drains_at == usize::MAX {
+        world.finish();
+    }
+    world.watches.iter().map(|watch| watch.slices).sum()
+}
+
+#[test]
+fn a_shard_counts_what_the_model_counts_whatever_the_network_does() {
+    let (mut slices, mut seeds) = (0, 0);
+    seeds::for_each_seed(2000, |seed| {
+        slices += simulate(seed);
+        seeds += 1;
+    });
+    assert!(slices > 0 || seeds < 1000, "no batch took more than one turn");
+}
+
+/// A client that never stops sending is cut off in the end, and nobody is told that something of it was lost.
+#[test]
+fn a_flood_behind_the_last_response_is_bounded() {
+    for seed in 0..4 {
+        let mut world = World::new(seed);
+        let last = Item::Last(400, b"GET /health HTTP/1.1\r\n\r\n".to_vec());
+        world.connect_with(vec![Sent::new(&mut Rng::with_seed(seed), last)], Habit::None);
+        world.clients[0].closes = false;
+        let mut iterations = 0;
+        while world.shard.slots.first().is_none_or(Slot::is_open) {
+            world.step_of(0, true);
+            let link = world.shard.link(0);
+            link.send(&[b'x'; NONSENSE_BYTES]);
+            link.deliver(usize::MAX);
+            world.iterate();
+            world.tick();
+            iterations += 1;
+            assert!(iterations < 10 * LINGER_BYTES_MAX / NONSENSE_BYTES, "it goes on for ever");
+        }
+        let slot = &world.shard.slots[0];
+        assert!(slot.link.received() >= LINGER_BYTES_MAX, "the peer has no time to read");
+        assert_eq!((slot.ended, world.shard.cut), (Some(Ended::Closed), 0));
+    }
+}

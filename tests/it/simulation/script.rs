@@ -1,0 +1,282 @@
+//! What clients send: requests of every kind, and what a model knows of their responses.
+
+use super::{BATCH_BYTES_MAX, BODY_BYTES_MAX, USERS_MAX};
+use crate::world::{Response, post};
+use fastrand::Rng;
+use ringtally::tally::Totals;
+use std::collections::HashSet;
+use std::fmt;
+
+/// A request, and what the model does with it.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Event(String, f64),
+    Batch(Vec<(String, f64)>),
+    /// A request that is refused with this status, and leaves the connection open.
+    Refused(u16, Vec<u8>),
+    /// The same, and the response may come before the body.
+    RefusedEarly(u16, Vec<u8>),
+    Health,
+    Totals,
+    Reset,
+    /// A response, and then the end of the connection.
+    Last(u16, Vec<u8>),
+}
+
+/// One item as bytes, of which `head` are its head.
+#[derive(Clone)]
+pub struct Sent {
+    pub item: Item,
+    pub bytes: Vec<u8>,
+    pub head: usize,
+    /// The client wants to be told to send the body.
+    pub expects: bool,
+    /// What it costs at least, in nanoseconds.
+    pub ns: u64,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = &self.bytes[..self.bytes.len().min(120)];
+        write!(f, "{} bytes: {:?}", self.bytes.len(), String::from_utf8_lossy(start))
+    }
+}
+
+impl Sent {
+    pub fn new(rng: &mut Rng, item: Item) -> Sent {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+        let (mut expects, mut ns) = (false, 100);
+        let mut bytes = match &item {
+            Item::Event(user, value) => {
+                let mut body = format!(r#"{{"userId":"{user}","value":{value:?}}}"#);
+                if rng.u8(..) < 40 {
+                    // Members that nobody wants, and that take long to read.
+                    let members = (BODY_BYTES_MAX - body.len()) / 6;
+                    body.insert_str(1, &r#""a":1,"#.repeat(members));
+                    ns = 2 * body.len() as u64;
+                }
+                expects = rng.u8(..) < 20;
+                with_body(rng, "/event", &body, expects)
+            }
+            Item::Batch(events) => {
+                // Lines that are read slowly, so that some batches take more than one turn.
+                let line = |(user, value): &(String, f64)| {
+                    let end = ["\n", "\r\n", "\n\n"][rng.usize(..3)];
+                    format!(r#"{{"value":{value:?},"userId":"{user}"}}"#) + end
+                };
+                let body: String = events.iter().map(line).collect();
+                expects = rng.u8(..) < 60 && !body.is_empty();
+                ns = 250 * events.len() as u64;
+                with_body(rng, "/events", &body, expects)
+            }
+            Item::Refused(_, bytes) | Item::RefusedEarly(_, bytes) | Item::Last(_, bytes) => {
+                bytes.clone()
+            }
+            Item::Health => get("/health"),
+            Item::Totals => get("/stats"),
+            Item::Reset => post("/reset", "").into_bytes(),
+        };
+        if rng.u8(..) < 20 {
+            bytes.splice(0..0, *b"\r\n");
+        }
+        let head = memchr::memmem::find(&bytes, b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
+        Sent { item, bytes, head, expects, ns }
+    }
+
+    pub fn random(rng: &mut Rng) -> Sent {
+        let item = match rng.u8(..100) {
+            0..=52 => {
+                let (user, value) = event(rng);
+                Item::Event(user, value)
+            }
+            53..=59 => {
+                let is_long = rng.u8(..) < 20;
+                let events = if is_long { rng.usize(400..1500) } else { rng.usize(..20) };
+                Item::Batch((0..events).map(|_| event(rng)).collect())
+            }
+            60..=69 => Item::Health,
+            70..=79 => Item::Totals,
+            80..=81 => Item::Reset,
+            82..=91 => refused(rng),
+            92..=97 => last(rng),
+            // Responses that fill what may be unsent.
+            _ => Item::Refused(404, b"OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n".to_vec()),
+        };
+        Sent::new(rng, item)
+    }
+}
+
+fn refused(rng: &mut Rng) -> Item {
+    match rng.u8(..10) {
+        0..=2 => Item::Refused(400, post("/event", "nonsense").into_bytes()),
+        3 => {
+            let new = "{\"userId\":\"new\",\"value\":1}\n";
+            let body = new.repeat(rng.usize(..30)) + "?";
+            Item::Refused(400, post("/events", &body).into_bytes())
+        }
+        4..=5 => {
+            // Somebody else's page has a browser send it.
+            let body = "x".repeat(rng.usize(1..9000));
+            let length = body.len();
+            let head = format!(
+                "POST /events HTTP/1.1\r\nHost: h\r\nOrigin: http://other\r\nContent-Length: {length}\r\n\r\n"
+            );
+            Item::RefusedEarly(403, (head + &body).into_bytes())
+        }
+        6..=7 => Item::Refused(404, post("/none", "{}").into_bytes()),
+        _ => Item::Refused(405, post("/stats", "x").into_bytes()),
+    }
+}
+
+fn last(rng: &mut Rng) -> Item {
+    match rng.u8(..7) {
+        0 => {
+            let over = BATCH_BYTES_MAX + 1;
+            let head =
+                format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {over}\r\n\r\n");
+            Item::Last(413, head.into_bytes())
+        }
+        1 => Item::Last(200, b"GET /health HTTP/1.0\r\n\r\n".to_vec()),
+        2 => Item::Last(400, b"GET /health HTTP/1.1\r\n\r\n".to_vec()),
+        3 => Item::Last(413, post("/event", &"x".repeat(BODY_BYTES_MAX + 1)).into_bytes()),
+        4 => Item::Last(400, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n".to_vec()),
+        _ => Item::Last(
+            200,
+            b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_vec(),
+        ),
+    }
+}
+
+/// An event of one more user than can be held.
+fn event(rng: &mut Rng) -> (String, f64) {
+    let user = rng.u64(..USERS_MAX + 1);
+    (format!("user_{user}"), f64::from(rng.i32(-1000..1000)) / 8.0)
+}
+
+/// A request with a body in one piece, or in chunks.
+fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
+    let expect = if expects { "Expect: 100-continue\r\n" } else { "" };
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n{expect}");
+    if rng.bool() {
+        return format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    }
+    let mut bytes = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    // So that its framing is not longer than it may be.
+    let least = body.len() / 8192 + 1;
+    for chunk in body.as_bytes().chunks(rng.usize(least..body.len().max(least) + 1)) {
+        bytes.extend_from_slice(format!("{:X};x\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\nT: 1\r\n\r\n");
+    bytes
+}
+
+/// What must have been counted.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    total: u64,
+    sum: f64,
+    users: HashSet<String>,
+    pub resets: u64,
+    /// Batches that were counted before the last reset or after it.
+    doubts: Vec<Item>,
+}
+
+impl Model {
+    /// Applies an item that got this response, which must be right. `is_old` says that the work on it may have begun before the
+    /// last reset.
+    pub fn follow(&mut self, sent: &Sent, response: &Response, is_old: bool) {
+        let is_batch = matches!(sent.item, Item::Batch(_));
+        if is_old && is_batch && response.status == 200 {
+            return self.doubts.push(sent.item.clone());
+        }
+        let is_right = |model: &mut Model| {
+            let (status, body) = model.apply(&sent.item);
+            status == response.status && body.is_none_or(|body| body == response.body)
+        };
+        assert!(self.decide(is_right), "{response:?} to {sent:?} after {self:?}");
+    }
+
+    /// Checks what was counted.
+    pub fn check(&mut self, totals: &Totals) {
+        let is_right = |model: &mut Model| {
+            let users = model.users.len() as u64;
+            (model.total, users) == (totals.total_requests, totals.unique_users)
+                && model.sum == totals.sum
+        };
+        assert!(self.decide(is_right), "{totals:?} {self:?}");
+        self.doubts.clear();
+    }
+
+    /// Decides which of the batches in doubt were counted after the reset. Returns whether that can be right.
+    fn decide(&mut self, mut is_right: impl FnMut(&mut Model) -> bool) -> bool {
+        for counted in 0..1u32 << self.doubts.len() {
+            let mut model =
+                if self.doubts.is_empty() { std::mem::take(self) } else { self.clone() };
+            for (at, item) in self.doubts.iter().enumerate() {
+                if counted >> at & 1 == 1 {
+                    model.apply(item);
+                }
+            }
+            if is_right(&mut model) {
+                *self = model;
+                let mut at = 0;
+                self.doubts.retain(|_| {
+                    at += 1;
+                    counted >> (at - 1) & 1 == 0
+                });
+                return true;
+            }
+            if self.doubts.is_empty() {
+                *self = model;
+            }
+        }
+        false
+    }
+
+    /// Applies an item. Returns the status that its response must have, and the body if it is known.
+    fn apply(&mut self, item: &Item) -> (u16, Option<String>) {
+        match item {
+            Item::Event(user, value) => {
+                if !self.users.contains(user) && self.users.len() as u64 == USERS_MAX {
+                    return (507, None);
+                }
+                self.users.insert(user.clone());
+                self.total += 1;
+                // Eighths: exact in any order.
+                self.sum += value;
+                (200, Some(String::new()))
+            }
+            Item::Batch(events) => {
+                let users = self.users.iter().chain(events.iter().map(|(user, _)| user));
+                let users: HashSet<String> = users.cloned().collect();
+                if users.len() as u64 > USERS_MAX {
+                    return (507, None);
+                }
+                self.users = users;
+                self.total += events.len() as u64;
+                self.sum += events.iter().map(|(_, value)| value).sum::<f64>();
+                (200, Some(format!("{{\"accepted\":{}}}", events.len())))
+            }
+            Item::Refused(status, _) | Item::RefusedEarly(status, _) | Item::Last(status, _) => {
+                (*status, None)
+            }
+            Item::Health => (200, Some(r#"{"status":"healthy"}"#.into())),
+            Item::Totals => {
+                let (total, users, sum) = (self.total, self.users.len(), self.sum);
+                let avg = if total == 0 { 0.0 } else { sum / total as f64 };
+                let body = format!(
+                    r#"{{"totalRequests":{total},"uniqueUsers":{users},"sum":{:?},"avg":{:?}}}"#,
+                    sum + 0.0,
+                    avg + 0.0
+                );
+                (200, Some(body))
+            }
+            Item::Reset => {
+                *self = Model { resets: self.resets + 1, ..Model::default() };
+                (200, Some(r#"{"status":"reset"}"#.into()))
+            }
+        }
+    }
+}

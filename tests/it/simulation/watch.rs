@@ -1,0 +1,261 @@
+//! The expectations of one connection: the responses to its requests, and the time at which the clock ends it.
+
+use super::script::{Item, Model, Sent};
+use super::{QUIET_MS, TIMEOUTS};
+use crate::world::simulated::{Made, Slot};
+use crate::world::{Response, split_responses};
+use ringtally::connection::{LINGER_MS, Moment, Next, Urgency};
+
+/// What the bytes that were received are in the middle of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Middle {
+    Nothing,
+    Head,
+    Body,
+    /// A body whose request got its response.
+    Skipped,
+}
+
+/// What the clock does to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Nothing,
+    /// A 408, as its last response.
+    Refused,
+    Idle,
+    Cut,
+}
+
+/// One connection, as a model follows it.
+#[derive(Debug)]
+pub struct Watch {
+    script: Vec<Sent>,
+    /// The first item that has no response, and where it begins.
+    next: usize,
+    begins_at: usize,
+    has_continued: bool,
+    middle: Middle,
+    /// The earliest and the latest time at which that began.
+    since_ms: (u64, u64),
+    /// Since when what was received waits for its turn.
+    held_since_ms: Option<u64>,
+    /// The resets before that.
+    held_resets: Option<u64>,
+    /// It has had its last response.
+    pub is_closing: bool,
+    /// Responses without the interim ones.
+    pub responses: usize,
+    /// Batches that took several turns.
+    pub slices: u64,
+    has_responded: bool,
+    /// What the responses of this iteration have cost at least.
+    spent_ns: u64,
+}
+
+/// What a shard may spend on a connection between two looks at the others.
+const TURN_NS: u64 = 100_000;
+
+impl Watch {
+    pub fn new(script: Vec<Sent>) -> Watch {
+        Watch {
+            script,
+            next: 0,
+            begins_at: 0,
+            has_continued: false,
+            middle: Middle::Nothing,
+            since_ms: (0, 0),
+            held_since_ms: None,
+            held_resets: None,
+            is_closing: false,
+            responses: 0,
+            slices: 0,
+            has_responded: false,
+            spent_ns: 0,
+        }
+    }
+
+    /// Notes that it is accepted.
+    pub fn begin(&mut self, now_ms: u64) {
+        self.since_ms = (now_ms, now_ms);
+    }
+
+    /// Items of which everything is among so many bytes, up to the last of the connection.
+    pub fn items_in(&self, bytes: usize) -> usize {
+        let (mut end, mut items) = (0, 0);
+        for sent in &self.script {
+            end += sent.bytes.len();
+            if end > bytes {
+                break;
+            }
+            items += 1;
+            if matches!(sent.item, Item::Last(..)) {
+                break;
+            }
+        }
+        items
+    }
+
+    /// Applies what was made to the model.
+    pub fn follow(&mut self, made: &Made, received: usize, model: &mut Model, moment: &Moment) {
+        for response in split_responses(&made.bytes) {
+            let pending = received.saturating_sub(self.begins_at);
+            assert!(!self.is_closing, "a response behind the last one: {response:?}");
+            let sent = self.script.get(self.next).expect("no response without a request");
+            if response.status == 100 {
+                let is_wanted = sent.expects && !self.has_continued && pending >= sent.head;
+                assert!(is_wanted, "nobody waits to continue: {sent:?}");
+                self.has_continued = true;
+                continue;
+            }
+            let is_old = self.held_resets.is_some_and(|resets| resets < model.resets);
+            model.follow(sent, &response, is_old);
+            let needed = match sent.item {
+                Item::Last(..) => 0,
+                Item::RefusedEarly(..) => sent.head,
+                _ => sent.bytes.len(),
+            };
+            assert!(pending >= needed, "a response came early: {sent:?}");
+            self.check_turns(made.works);
+            self.check_end(&response, moment, pending);
+            self.begins_at += self.script[self.next].bytes.len();
+            (self.next, self.responses) = (self.next + 1, self.responses + 1);
+            (self.has_continued, self.has_responded) = (false, true);
+        }
+    }
+
+    /// Checks that no more was done at once than may be.
+    fn check_turns(&mut self, works: usize) {
+        let sent = &self.script[self.next];
+        if let Item::Batch(_) = sent.item {
+            self.slices += u64::from(works > 1);
+            let turns = works as u64 + 1;
+            assert!(turns * TURN_NS >= sent.ns, "{works} turns for {} ns", sent.ns);
+        } else {
+            self.spent_ns += sent.ns;
+            assert!(self.spent_ns <= TURN_NS + sent.ns, "{} ns in one turn", self.spent_ns);
+        }
+    }
+
+    /// Checks that the last response says that it is the last, and no other.
+    fn check_end(&mut self, response: &Response, moment: &Moment, pending: usize) {
+        let says_so = response.field("connection") == Some("close");
+        let is_last = matches!(self.script[self.next].item, Item::Last(..));
+        assert!(says_so || !is_last, "a close is announced: {response:?}");
+        let is_draining = moment.urgency != Urgency::Serve;
+        assert!(is_last || is_draining || !says_so, "it could go on: {response:?}");
+        let sent = &self.script[self.next];
+        let is_early = matches!(sent.item, Item::RefusedEarly(..));
+        let has_more = pending > sent.bytes.len() || is_early;
+        assert!(says_so || !is_draining || has_more, "it is the last one of a drain: {response:?}");
+        self.is_closing = says_so;
+    }
+
+    /// Follows a 408.
+    pub fn follow_timeout(&mut self, made: &Made) {
+        let responses = split_responses(&made.bytes);
+        assert_eq!(responses.len(), 1);
+        assert_eq!(responses[0].status, 408);
+        assert_eq!(responses[0].field("connection"), Some("close"));
+        (self.is_closing, self.responses) = (true, self.responses + 1);
+    }
+
+    /// At the end of an iteration, before which there were some resets: notes when the incomplete request began.
+    pub fn follow_time(&mut self, slot: &mut Slot, now_ms: u64, resets: u64) {
+        let has_responded = std::mem::take(&mut self.has_responded);
+        self.spent_ns = 0;
+        if self.is_closing || slot.lingers_since.is_some() || !slot.is_open() {
+            return;
+        }
+        if slot.connection.has_work() || slot.connection.next() == Next::Pause {
+            // What was received may be looked at in any iteration from here on.
+            if has_responded || self.held_since_ms.is_none() {
+                (self.held_since_ms, self.held_resets) = (Some(now_ms), Some(resets));
+            }
+            return;
+        }
+        self.held_resets = None;
+        let earliest_ms = match (has_responded, self.held_since_ms.take()) {
+            (false, Some(held_ms)) => held_ms,
+            _ => now_ms,
+        };
+        let middle = self.middle_of(slot.link.received());
+        if middle != self.middle || has_responded || earliest_ms != now_ms {
+            // White space between requests does not extend the wait for one.
+            let begins = middle != Middle::Nothing || self.middle == Middle::Skipped;
+            if begins || has_responded || earliest_ms != now_ms {
+                let is_known = middle == self.middle && !has_responded;
+                let first_ms = if is_known { self.since_ms.0 } else { earliest_ms };
+                self.since_ms = (first_ms, now_ms);
+            }
+            self.middle = middle;
+        }
+    }
+
+    fn middle_of(&self, received: usize) -> Middle {
+        let Some(pending) = received.checked_sub(self.begins_at) else { return Middle::Skipped };
+        let Some(sent) = self.script.get(self.next) else { return Middle::Nothing };
+        let white = sent.bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        match pending {
+            pending if pending <= white => Middle::Nothing,
+            pending if pending < sent.head => Middle::Head,
+            _ => Middle::Body,
+        }
+    }
+
+    /// What the clock must do to it now, and what it may do instead, if the time is not known exactly.
+    pub fn verdicts(&self, slot: &Slot, moment: &Moment) -> [Verdict; 2] {
+        let now_ms = moment.now_ms;
+        let is_idle = self.is_idle(slot);
+        let close = if is_idle { Verdict::Idle } else { Verdict::Cut };
+        if moment.urgency == Urgency::Abort {
+            return [close; 2];
+        }
+        if let Some((since_ms, _)) = slot.lingers_since {
+            let is_late = now_ms >= since_ms + LINGER_MS;
+            return [if is_late { Verdict::Idle } else { Verdict::Nothing }; 2];
+        }
+        if let Some(since_ms) = slot.sending_since_ms {
+            let is_late = now_ms >= since_ms + TIMEOUTS.idle_ms;
+            return [if is_late { Verdict::Cut } else { Verdict::Nothing }; 2];
+        }
+        if slot.connection.has_work() || self.is_closing {
+            return [Verdict::Nothing; 2];
+        }
+        let (timeout_ms, late) = match self.middle {
+            Middle::Nothing => (TIMEOUTS.idle_ms, Verdict::Idle),
+            Middle::Head => (TIMEOUTS.header_ms, Verdict::Refused),
+            Middle::Body => (TIMEOUTS.body_ms, Verdict::Refused),
+            Middle::Skipped => (TIMEOUTS.body_ms, Verdict::Idle),
+        };
+        let quiet_since_ms = slot.received_ms.max(moment.drain_ms);
+        let is_drained =
+            moment.urgency == Urgency::Drain && is_idle && now_ms >= quiet_since_ms + QUIET_MS;
+        let early = if is_drained { Verdict::Idle } else { Verdict::Nothing };
+        let verdict = |since_ms| if now_ms >= since_ms + timeout_ms { late } else { early };
+        let verdicts = [verdict(self.since_ms.0), verdict(self.since_ms.1)];
+        // What has arrived unseen is seen first.
+        let is_seen = moment.urgency == Urgency::Serve || slot.link.unread() == 0;
+        verdicts.map(|verdict| match verdict {
+            Verdict::Idle if !is_seen => Verdict::Nothing,
+            verdict => verdict,
+        })
+    }
+
+    /// Whether nothing of a request or a response is lost if it ends now.
+    fn is_idle(&self, slot: &Slot) -> bool {
+        if slot.sending_since_ms.is_some() || slot.connection.has_work() {
+            return false;
+        }
+        let received = slot.link.received();
+        let is_between = match received.checked_sub(self.begins_at) {
+            None => false,
+            Some(0) => true,
+            // Empty lines are not a part of a request once they are whole.
+            Some(pending) => self
+                .script
+                .get(self.next)
+                .is_none_or(|sent| pending == 2 && sent.bytes.starts_with(b"\r\n")),
+        };
+        self.is_closing || slot.lingers_since.is_some() || is_between
+    }
+}

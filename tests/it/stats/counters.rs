@@ -1,0 +1,371 @@
+//! The counters through their public interface: models, splits across shards, limits, and threads
+//! that read while others count.
+
+use proptest::prelude::*;
+use ringtally::tally::{Cut, ExactSum, State, Tally, Totals, UserIds, UsersFull, Writer};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+const SHARDS: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Count { shard: usize, user: u8, value: f64 },
+    Publish { shard: usize },
+    Reset,
+    Read,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let value = prop_oneof![
+        any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |value| value.is_finite()),
+        Just(1.0),
+        Just(-1.0),
+        Just(f64::MAX),
+        -1e3..1e3f64,
+    ];
+    let step = prop_oneof![
+        20 => (0..SHARDS, 0..20u8, value)
+            .prop_map(|(shard, user, value)| Step::Count { shard, user, value }),
+        5 => (0..SHARDS).prop_map(|shard| Step::Publish { shard }),
+        1 => Just(Step::Reset),
+        3 => Just(Step::Read),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+/// The obvious counter: a list of everything that was acknowledged.
+fn totals_of(events: &[(u8, f64)]) -> Totals {
+    let sum: ExactSum = events.iter().map(|(_, value)| *value).collect();
+    Totals {
+        total_requests: events.len() as u64,
+        unique_users: events.iter().map(|(user, _)| user).collect::<HashSet<_>>().len() as u64,
+        sum: sum.round(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_schedule_over_eight_shards_counts_like_a_list(steps in steps()) {
+        let (tally, mut writers) = Tally::new(SHARDS, 256);
+        let mut events = Vec::new();
+        for step in steps {
+            match step {
+                Step::Count { shard, user, value } => {
+                    writers[shard].count(&[user], value).unwrap();
+                    events.push((user, value));
+                }
+                Step::Publish { shard } => writers[shard].publish(),
+                Step::Reset => {
+                    tally.reset();
+                    events.clear();
+                }
+                Step::Read => {
+                    writers.iter_mut().for_each(Writer::publish);
+                    let (found, expected) = (tally.totals(), totals_of(&events));
+                    prop_assert_eq!(found, expected);
+                    prop_assert_eq!(found.sum.to_bits(), expected.sum.to_bits());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_user_on_every_shard_is_counted_once() {
+    const USERS: u64 = 75_000;
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    std::thread::scope(|scope| {
+        for (shard, mut writer) in writers.into_iter().enumerate() {
+            scope.spawn(move || {
+                for i in 0..USERS {
+                    let user = (i + shard as u64 * 9_000) % USERS;
+                    writer.count(format!("user_{user}").as_bytes(), 0.5).unwrap();
+                    if i % 7 == 0 {
+                        writer.publish();
+                    }
+                }
+                writer.publish();
+            });
+        }
+    });
+    let total_requests = USERS * SHARDS as u64;
+    let sum = total_requests as f64 / 2.0;
+    assert_eq!(tally.totals(), Totals { total_requests, unique_users: USERS, sum });
+}
+
+#[test]
+fn the_user_over_the_limit_is_refused_and_known_users_go_on() {
+    for limit in [1u64, 2, 100] {
+        let (tally, mut writers) = Tally::new(2, limit);
+        for i in 0..limit {
+            writers[(i % 2) as usize].count(format!("{i}").as_bytes(), 1.0).unwrap();
+        }
+        for writer in &mut writers {
+            assert_eq!(writer.count(b"one more", 1.0), Err(UsersFull));
+            writer.count(b"0", 1.0).unwrap();
+            writer.publish();
+        }
+        let totals = tally.totals();
+        assert_eq!((totals.total_requests, totals.unique_users), (limit + 2, limit));
+        tally.reset();
+        writers[1].count(b"one more", 1.0).unwrap();
+        writers[1].publish();
+        assert_eq!(tally.totals(), Totals { total_requests: 1, unique_users: 1, sum: 1.0 });
+    }
+}
+
+#[test]
+fn a_shard_that_sleeps_through_a_reset_contributes_nothing() {
+    let (tally, mut writers) = Tally::new(2, 100);
+    for writer in &mut writers {
+        writer.count(b"u", 1e300).unwrap();
+        writer.publish();
+    }
+    tally.reset();
+    assert_eq!(tally.totals(), Totals { total_requests: 0, unique_users: 0, sum: 0.0 });
+    // Of another magnitude, so that leftovers of the sum would show.
+    writers[0].count(b"u", 5e-324).unwrap();
+    writers[0].count(b"v", 1.0).unwrap();
+    writers[0].publish();
+    assert_eq!(tally.totals(), Totals { total_requests: 2, unique_users: 2, sum: 1.0 });
+}
+
+#[test]
+fn ids_are_held_up_to_the_limit_across_resets() {
+    const USERS_MAX: u64 = 1000;
+    let (tally, mut writers) = Tally::new(4, USERS_MAX);
+    for filled in 0..8 {
+        let shard = filled % 4;
+        for user in 0..USERS_MAX {
+            writers[shard].count(format!("{filled}-{user}").as_bytes(), 1.0).unwrap();
+        }
+        assert_eq!(writers[shard].count(b"one more", 1.0), Err(UsersFull));
+        // Nothing is stale before a reset, and then all of it.
+        let mut stale = || -> Vec<usize> {
+            let users = |writer: &mut Writer| writer.take_stale().map_or(0, |taken| taken.users());
+            writers.iter_mut().map(users).collect()
+        };
+        assert_eq!(stale(), [0; 4]);
+        tally.reset();
+        let taken = stale();
+        assert_eq!(
+            taken.iter().sum::<usize>() as u64,
+            2 * USERS_MAX,
+            "its copy and the shared one"
+        );
+        assert!(taken[shard] as u64 >= USERS_MAX, "{taken:?}");
+        assert_eq!(stale(), [0; 4]);
+    }
+}
+
+/// Counts on every shard while readers check all totals that they see.
+fn read_while_counting(
+    events: u64,
+    user: impl Fn(usize, u64) -> String + Sync,
+    check: impl Fn(&Totals) + Sync,
+) {
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    let published = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Acquire) {
+                    let before = published.load(Ordering::Acquire);
+                    let totals = tally.totals();
+                    check(&totals);
+                    assert!(totals.total_requests >= last, "totals went down");
+                    assert!(totals.total_requests >= before, "an acknowledged event is missing");
+                    last = totals.total_requests;
+                }
+            });
+        }
+        let counting: Vec<_> = writers
+            .into_iter()
+            .enumerate()
+            .map(|(shard, mut writer)| {
+                let (user, published) = (&user, &published);
+                scope.spawn(move || {
+                    for batch in 0..events / 5 {
+                        for i in 0..5 {
+                            writer.count(user(shard, batch * 5 + i).as_bytes(), 1.0).unwrap();
+                        }
+                        writer.publish();
+                        published.fetch_add(5, Ordering::Release);
+                    }
+                })
+            })
+            .collect();
+        counting.into_iter().for_each(|thread| thread.join().unwrap());
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(tally.totals().total_requests, events * SHARDS as u64);
+}
+
+#[test]
+fn readers_never_see_torn_totals() {
+    read_while_counting(
+        40_000,
+        |_, i| format!("user_{}", i % 100),
+        |totals| {
+            assert_eq!(totals.sum, totals.total_requests as f64);
+            assert!(totals.unique_users <= 100);
+        },
+    );
+}
+
+#[test]
+fn readers_see_every_new_user_with_its_event() {
+    read_while_counting(
+        10_000,
+        |shard, i| format!("user_{shard}_{i}"),
+        |totals| assert_eq!(totals.unique_users, totals.total_requests),
+    );
+}
+
+#[test]
+fn after_a_reset_the_totals_are_exactly_what_follows() {
+    let (tally, writers) = Tally::new(SHARDS, 10_000_000);
+    let resets = Arc::new(AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let counting: Vec<_> = writers
+            .into_iter()
+            .map(|mut writer| {
+                let resets = Arc::clone(&resets);
+                scope.spawn(move || {
+                    // Events that this thread counted since it saw the last reset return, and those
+                    // that may fall on either side of it.
+                    let (mut since, mut unsure, mut seen) = (0u64, 0u64, 0);
+                    for i in 0..50_000u64 {
+                        let before = resets.load(Ordering::Acquire);
+                        writer.count(format!("{}", i % 50).as_bytes(), 1.0).unwrap();
+                        writer.publish();
+                        let after = resets.load(Ordering::Acquire);
+                        // An odd number means that a reset is under way, and what is counted
+                        // meanwhile may come after it.
+                        let reset = after.div_ceil(2);
+                        if reset != seen {
+                            (since, unsure, seen) = (0, 0, reset);
+                        }
+                        match before == after && before.is_multiple_of(2) {
+                            true => since += 1,
+                            false => unsure += 1,
+                        }
+                    }
+                    (since, unsure, seen, writer)
+                })
+            })
+            .collect();
+        for _ in 0..200 {
+            resets.fetch_add(1, Ordering::AcqRel);
+            tally.reset();
+            resets.fetch_add(1, Ordering::AcqRel);
+            std::thread::yield_now();
+        }
+        let ends: Vec<_> = counting.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let last = resets.load(Ordering::Acquire).div_ceil(2);
+        let current = ends.iter().filter(|(_, _, seen, _)| *seen == last);
+        let (since, unsure) =
+            current.fold((0, 0), |(s, u), (since, unsure, ..)| (s + since, u + unsure));
+        let totals = tally.totals();
+        assert!(
+            (since..=since + unsure).contains(&totals.total_requests),
+            "{totals:?} {since} {unsure}"
+        );
+        assert_eq!(totals.sum, totals.total_requests as f64);
+    });
+}
+
+/// The new users of a cut, sorted.
+fn ids(cut: &Cut) -> Vec<String> {
+    let mut ids: Vec<_> =
+        cut.new_users.iter().map(|id| String::from_utf8(id.to_vec()).unwrap()).collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn each_user_is_new_in_one_cut() {
+    let (_tally, mut writers, mut journal) = Tally::resume(2, 10, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[1].count(b"b", 1.0).unwrap();
+    writers[1].count(b"a", 1.0).unwrap();
+    let cut = journal.cut();
+    assert_eq!((cut.state.events, cut.state.users), (2, 2), "what is not published is not in it");
+    assert_eq!(ids(&cut), ["a", "b"]);
+    writers[0].count(b"c", 0.5).unwrap();
+    writers.iter_mut().for_each(Writer::publish);
+    let cut = journal.cut();
+    assert_eq!((cut.state.events, cut.state.users, ids(&cut)), (4, 3, vec!["c".to_owned()]));
+    assert!(journal.cut().new_users.is_empty());
+}
+
+#[test]
+fn a_cut_has_what_was_published_before_it() {
+    let (tally, mut writers, mut journal) = Tally::resume(1, 10, &State::default());
+    let before = journal.cut().epoch;
+    assert!(before < writers[0].settles_at() + 1);
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[0].publish();
+    assert!(writers[0].settles_at() > before, "the cut before does not have it");
+    assert!(journal.cut().epoch >= writers[0].settles_at());
+    let reset_at = tally.reset();
+    let cut = journal.cut();
+    assert!(cut.epoch >= reset_at);
+    assert_eq!((cut.state.generation, cut.state.events), (1, 0));
+}
+
+#[test]
+fn a_reset_forgets_the_users_that_no_cut_had() {
+    let (tally, mut writers, mut journal) = Tally::resume(2, 10, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[1].count(b"b", 1.0).unwrap();
+    tally.reset();
+    writers[1].count(b"b", 1.0).unwrap();
+    let cut = journal.cut();
+    assert_eq!((cut.state.generation, cut.state.users, ids(&cut)), (1, 1, vec!["b".to_owned()]));
+}
+
+#[test]
+fn counting_goes_on_from_a_state() {
+    let sum = [1e300, 0.1, -1e300].into_iter().collect();
+    let state = State { generation: 7, events: 5, users: 2, sum };
+    let (tally, mut writers, mut journal) = Tally::resume(2, 3, &state);
+    let mut held = UserIds::default();
+    held.push(b"a");
+    held.push(b"b");
+    assert_eq!(tally.restore_users(&held), 2);
+    assert_eq!(tally.restore_users(&held), 0, "they are there");
+    assert_eq!(journal.cut().state, state);
+    writers[1].count(b"a", 0.25).unwrap();
+    writers[1].count(b"c", 0.25).unwrap();
+    writers[0].count(b"d", 0.25).unwrap_err();
+    writers[1].publish();
+    let cut = journal.cut();
+    assert_eq!(ids(&cut), ["c"]);
+    assert_eq!((cut.state.events, cut.state.users), (7, 3));
+    assert_eq!(tally.totals().sum, 0.6);
+    tally.reset();
+    assert_eq!(journal.cut().state, State { generation: 8, ..State::default() });
+}
+
+#[test]
+fn what_a_reset_drops_waits_for_the_cut_that_has_the_reset() {
+    let (tally, mut writers, mut journal) = Tally::resume(2, 1, &State::default());
+    writers[0].count(b"a", 1.0).unwrap();
+    writers[0].publish();
+    let before = journal.cut().epoch;
+    // Counted, and not published when the reset comes.
+    writers[0].count(b"a", 1.0).unwrap();
+    let reset_at = tally.reset();
+    writers[1].count(b"b", 1.0).unwrap();
+    assert_eq!(writers[0].count(b"c", 1.0), Err(UsersFull));
+    writers[0].publish();
+    assert!(writers[0].settles_at() >= reset_at, "a cut before the reset does not settle it");
+    assert!(writers[0].settles_at() > before);
+    let cut = journal.cut();
+    assert_eq!((cut.state.generation, cut.state.events), (1, 1), "only what came after the reset");
+}

@@ -1,0 +1,43 @@
+//! A connection whose peer takes every response at once, without an engine.
+
+use ringtally::connection::{Connection, Moment, Next};
+use ringtally::service::Service;
+
+/// Gives the connection turns until it waits for bytes or ends.
+pub fn finish(
+    connection: &mut Connection,
+    moment: &Moment,
+    service: &mut Service,
+) -> (Vec<u8>, Next) {
+    let mut sent = Vec::new();
+    loop {
+        connection.work(moment, service);
+        let (more, next) = turn(connection, moment, service);
+        if more.is_empty() && !connection.has_work() {
+            return (sent, next);
+        }
+        sent.extend(more);
+    }
+}
+
+/// Has the connection's action executed. Returns the responses that leave, and what it wants next.
+pub fn turn(
+    connection: &mut Connection,
+    moment: &Moment,
+    service: &mut Service,
+) -> (Vec<u8>, Next) {
+    service.publish();
+    let action = connection.action(moment, service);
+    connection.renew();
+    if action.send == 0 {
+        return (Vec::new(), action.then);
+    }
+    let sent = connection.take_responses(action.send, moment.now_ms);
+    connection.note_sent(sent.len());
+    (sent, connection.next())
+}
+
+/// Whether a connection ends once its responses are taken.
+pub fn ends(next: Next) -> bool {
+    matches!(next, Next::ShutDownWrite | Next::Close)
+}

@@ -1,0 +1,29 @@
+//! What the tests share: the real program and clients of it, fake servers, a disk, a simulated network, and seeds.
+
+pub mod agreement;
+pub mod description;
+mod directory;
+pub mod disk;
+pub mod exchange;
+pub mod fake;
+mod process;
+pub mod reference;
+mod responses;
+pub mod schema;
+pub mod seeds;
+pub mod simulated;
+mod terminal;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use directory::Directory;
+pub use process::*;
+pub use responses::split_responses;
+pub use terminal::terminal;
+
+/// Lets a test that judges how long something took wait for the others that do, or that stop or crowd out what they start.
+/// These tests are next to each other in their modules, so that nothing else runs beside most of them.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

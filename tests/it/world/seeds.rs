@@ -1,0 +1,48 @@
+//! Simulations by seed. A failing one is printed: `RINGTALLY_SEED=n` replays it, and `RINGTALLY_SEEDS=n` tries that many.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Once;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Runs a simulation with the seeds that the environment names, or else with the first `seeds`.
+pub fn for_each_seed(seeds: u64, mut simulate: impl FnMut(u64)) {
+    if let Some(seed) = number("RINGTALLY_SEED") {
+        return simulate(seed);
+    }
+    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(seeds) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| simulate(seed))) {
+            eprintln!("replay with RINGTALLY_SEED={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Whether one of the first seeds finds out what a simulation breaks.
+pub fn is_found_out(seeds: u64, simulate: impl Fn(u64)) -> bool {
+    (0..seeds).any(|seed| panics(|| simulate(seed)))
+}
+
+/// Whether something panics, as it must, so that nothing is printed about it.
+pub fn panics(run: impl FnOnce()) -> bool {
+    thread_local! {
+        static IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOKED: Once = Once::new();
+    // The hook is of the whole process, in which other tests run meanwhile.
+    HOOKED.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_EXPECTED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    IS_EXPECTED.set(true);
+    let has_panicked = catch_unwind(AssertUnwindSafe(run)).is_err();
+    IS_EXPECTED.set(false);
+    has_panicked
+}

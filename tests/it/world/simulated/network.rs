@@ -1,0 +1,223 @@
+//! A connection between a client and a server, as both ends see it: bytes on their way, sockets that hold a part of them, and the
+//! two ways in which it ends.
+
+use crate::world::{Response, description, text};
+use std::collections::VecDeque;
+
+/// How much the server's socket holds of what the client has not taken.
+const ROOM_BYTES: usize = 8 * 1024;
+
+/// What the server has done with its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Open,
+    ShutDown,
+    Closed,
+}
+
+/// A connection that is established.
+#[derive(Debug)]
+pub struct Link {
+    /// Sent by the client, and on its way.
+    to_server: VecDeque<u8>,
+    /// In the server's socket.
+    arrived: VecDeque<u8>,
+    /// Sent by the server, and not taken by the client.
+    to_client: VecDeque<u8>,
+    has_client_finished: bool,
+    /// The end of the client's bytes is in the server's socket.
+    has_end_arrived: bool,
+    server: Side,
+    /// Whatever was on its way is lost.
+    is_reset: bool,
+    /// Bytes that the server has received.
+    received: usize,
+    /// The server has received the end.
+    is_end_received: bool,
+}
+
+/// What a receive of the server brings.
+#[derive(Debug)]
+pub enum Received {
+    Bytes(Vec<u8>),
+    End,
+    Failed,
+}
+
+impl Link {
+    pub fn new() -> Link {
+        Link {
+            to_server: VecDeque::new(),
+            arrived: VecDeque::new(),
+            to_client: VecDeque::new(),
+            has_client_finished: false,
+            has_end_arrived: false,
+            server: Side::Open,
+            is_reset: false,
+            received: 0,
+            is_end_received: false,
+        }
+    }
+
+    /// The client sends bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        assert!(!self.has_client_finished);
+        if !self.is_reset {
+            self.to_server.extend(bytes);
+        }
+    }
+
+    /// The client sends nothing more.
+    pub fn finish(&mut self) {
+        self.has_client_finished = true;
+    }
+
+    pub fn has_client_finished(&self) -> bool {
+        self.has_client_finished
+    }
+
+    /// The client resets the connection.
+    pub fn reset(&mut self) {
+        self.is_reset = true;
+        self.to_server.clear();
+        self.arrived.clear();
+        self.to_client.clear();
+    }
+
+    /// Brings some of the client's bytes to the server's socket. If that is closed, what it has sent is lost.
+    pub fn deliver(&mut self, count: usize) {
+        let count = count.min(self.to_server.len());
+        if count > 0 && self.server == Side::Closed {
+            return self.reset();
+        }
+        self.arrived.extend(self.to_server.drain(..count));
+        self.has_end_arrived = self.has_client_finished && self.to_server.is_empty();
+    }
+
+    /// The client takes some of what has come for it.
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        let count = count.min(self.to_client.len());
+        self.to_client.drain(..count).collect()
+    }
+
+    /// Bytes that the client could take.
+    pub fn takable(&self) -> usize {
+        self.to_client.len()
+    }
+
+    /// Whether the client finds no more bytes, and none will come.
+    pub fn is_over(&self) -> bool {
+        self.to_client.is_empty() && (self.is_reset || self.server != Side::Open)
+    }
+
+    /// Whether bytes were lost.
+    pub fn is_reset(&self) -> bool {
+        self.is_reset
+    }
+
+    /// Bytes that are in the server's socket, or were received from it.
+    pub fn at_server(&self) -> usize {
+        self.received + self.arrived.len()
+    }
+
+    /// Bytes that the server has received.
+    pub fn received(&self) -> usize {
+        self.received
+    }
+
+    /// Whether the server has received the end.
+    pub fn is_end_received(&self) -> bool {
+        self.is_end_received
+    }
+
+    /// Bytes in the server's socket.
+    pub fn unread(&self) -> usize {
+        self.arrived.len()
+    }
+
+    /// Whether a receive of the server brings something.
+    pub fn is_readable(&self) -> bool {
+        self.is_reset || !self.arrived.is_empty() || self.has_end_arrived && !self.is_end_received
+    }
+
+    /// The server receives, at most so many bytes. It must be readable.
+    pub fn receive(&mut self, bytes_max: usize) -> Received {
+        if self.is_reset {
+            return Received::Failed;
+        }
+        if self.arrived.is_empty() {
+            assert!(self.has_end_arrived && !self.is_end_received);
+            self.is_end_received = true;
+            return Received::End;
+        }
+        let count = bytes_max.min(self.arrived.len());
+        self.received += count;
+        Received::Bytes(self.arrived.drain(..count).collect())
+    }
+
+    /// The server's socket takes as many of these bytes as it has room for, but at most `count`. `None` if it cannot send.
+    pub fn take_from(&mut self, bytes: &mut VecDeque<u8>, count: usize) -> Option<usize> {
+        if self.is_reset {
+            return None;
+        }
+        assert_eq!(self.server, Side::Open, "nothing is sent behind the end");
+        let room = ROOM_BYTES.saturating_sub(self.to_client.len());
+        let count = count.min(room).min(bytes.len());
+        self.to_client.extend(bytes.drain(..count));
+        Some(count)
+    }
+
+    /// The server sends nothing more. Returns whether the connection is still there.
+    pub fn shut_down(&mut self) -> bool {
+        self.server = self.server.max(Side::ShutDown);
+        !self.is_reset
+    }
+
+    /// The server closes its socket: if that holds bytes, what it has sent is lost (RFC 9112 section 9.6).
+    pub fn close(&mut self) {
+        self.server = Side::Closed;
+        if !self.arrived.is_empty() {
+            self.reset();
+        }
+    }
+}
+
+impl Side {
+    fn max(self, other: Side) -> Side {
+        if self == Side::Closed { self } else { other }
+    }
+}
+
+/// The client's reader: bytes in, responses out.
+#[derive(Debug, Default)]
+pub struct Reader {
+    bytes: Vec<u8>,
+}
+
+impl Reader {
+    /// Adds bytes. Returns the responses that are whole now.
+    pub fn read(&mut self, bytes: &[u8]) -> Vec<Response> {
+        self.bytes.extend_from_slice(bytes);
+        let mut responses = Vec::new();
+        while let Some(end) = memchr::memmem::find(&self.bytes, b"\r\n\r\n") {
+            let mut response =
+                Response { status: 0, head: text(&self.bytes[..end + 4]), body: String::new() };
+            response.status = response.head.split(' ').nth(1).unwrap().parse().unwrap();
+            let length = response.field("content-length").map_or(0, |text| text.parse().unwrap());
+            let whole: usize = end + 4 + length;
+            if self.bytes.len() < whole {
+                break;
+            }
+            response.body = text(&self.bytes[end + 4..whole]);
+            self.bytes.drain(..whole);
+            description::check_response(&response);
+            responses.push(response);
+        }
+        responses
+    }
+
+    /// Whether a part of a response has come.
+    pub fn has_part(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+}
