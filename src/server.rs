@@ -1,4 +1,4 @@
-//! The server as a whole: checks of the environment, shards, readiness, the stop.
+//! The server as a whole: checks of the environment, shards, readiness, and the stop.
 
 mod durable;
 mod environment;
@@ -42,35 +42,35 @@ pub struct Config {
     pub port: u16,
     /// The CPU of each shard.
     pub placement: Vec<usize>,
-    /// How bytes are moved.
+    /// The data plane.
     pub engine: Engine,
-    /// How long an idle shard polls before it sleeps.
+    /// The polling of an idle shard before it sleeps.
     pub spin: Spin,
-    /// How long a shard waits for more completions than one; zero for not at all.
+    /// The time that a shard waits for more completions after the first; zero for none.
     pub coalesce: Duration,
-    /// Which shard gets a connection.
+    /// The choice of a shard for a connection.
     pub steer: Steer,
-    /// How long a waiting shard polls its network devices; zero for not at all.
+    /// The time that a waiting shard polls its network devices; zero for none.
     pub busy_poll: Duration,
-    /// Connections over all shards, or as many as the file limit allows.
+    /// The limit of connections over all shards; `None` for as many as the file limit allows.
     pub connections_max: Option<u64>,
-    /// What a connection may ask.
+    /// The limits of a connection.
     pub limits: Limits,
-    /// Distinct users held.
+    /// The limit of distinct users.
     pub users_max: u64,
-    /// Where the totals are kept; without it, they end with the process.
+    /// The store of the totals; without one, they end with the process.
     pub store: Option<StoreConfig>,
-    /// How long connections may take to finish at the end.
+    /// The time that connections have to finish at the end.
     pub drain_timeout: Duration,
-    /// What requests are answered with.
+    /// The policy of the service.
     pub policy: Policy,
-    /// How to write to the operator.
+    /// The format of the log.
     pub log: Log,
-    /// Where to write the address, on a line of its own, once every shard listens.
+    /// The file that gets the address, on a line of its own, once every shard listens.
     pub ready: Option<Arc<File>>,
 }
 
-/// How bytes are moved.
+/// The data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Engine {
     /// The ring engine if this kernel supports it, otherwise streams
@@ -81,10 +81,10 @@ pub enum Engine {
     Streams,
 }
 
-/// What the main thread hears of.
+/// Messages to the main thread.
 #[derive(Debug)]
 enum Lifecycle {
-    /// The store is open, or cannot be opened.
+    /// The store was opened, or cannot be.
     StoreOpened(Result<Box<Opened>, Failure>),
     /// A shard listens.
     Ready,
@@ -92,11 +92,11 @@ enum Lifecycle {
     Ended(usize, Result<Drained, String>),
     /// The operating system asks the server to stop.
     Signal(i32),
-    /// The committer has ended. Before the shards, it has failed, and nothing can be acknowledged anymore.
+    /// The committer has ended. If it ends before the shards, it has failed, and nothing can be acknowledged anymore.
     StoreEnded(Result<(), Failure>),
 }
 
-/// Reports that a shard has ended, also when it panics.
+/// Reports that a shard has ended, even if it panicked.
 struct ExitGuard {
     shard: usize,
     lifecycle: Sender<Lifecycle>,
@@ -113,7 +113,7 @@ impl ExitGuard {
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let result = std::mem::replace(&mut self.result, Ok(Drained::default()));
-        // Fails only when the main thread has ended already.
+        // Fails only if the main thread has already ended.
         let _ = self.lifecycle.send(Lifecycle::Ended(self.shard, result));
     }
 }
@@ -122,11 +122,11 @@ impl Drop for ExitGuard {
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`] where the machine cannot run it; [`Failure::Wrong`] where a shard died, or
-/// a second signal cut the drain short.
+/// [`Failure::Environment`] if the machine cannot run it; [`Failure::Wrong`] if a shard died, or a second signal cut
+/// the drain short.
 pub fn run(config: Config) -> Result<(), Failure> {
     let (connections_max, rejected_max) = environment::check_descriptors(&config)?;
-    // Before the ring, which may need the limit that this raises.
+    // This comes before the ring, which may need the limit that it raises.
     environment::check_locked_memory(&config)?;
     environment::check_ring()?;
     let engine = environment::choose_engine(&config)?;
@@ -136,9 +136,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let shards = config.placement.len();
     let (sender, lifecycle) = channel();
     listen_for_signals(sender.clone()).map_err(cannot_start)?;
-    // Its thread is not interrupted by signals either, and is on no shard's CPU.
+    // Its thread is not interrupted by signals either, and runs on no shard's CPU.
     config.log.start().map_err(cannot_start)?;
-    // Before it listens: a client is served at once or refused.
+    // This comes before the server listens: a client is served or refused immediately.
     let (tally, writers, restored) = match &config.store {
         Some(store) => {
             let ends = (&sender, &lifecycle);
@@ -239,7 +239,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     config.log.info(&listening);
     systemd::report_ready(config.log, &listening);
     if let Some(mut ready) = config.ready.as_deref() {
-        // If the reader has gone, nobody waits for the address. One write: a reader gets it whole.
+        // If the reader is gone, nobody waits for the address. One write gives a reader all of it.
         let _ = ready.write_all(format!("{address}\n").as_bytes());
     }
     let drained =
@@ -253,7 +253,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         wait_until_free(address);
     }
     match durable {
-        // What is printed is durable, however the store ended.
+        // The printed totals are durable, however the store ended.
         Some(durable) => {
             let finished = durable.finish(&lifecycle, &mut stopping);
             print_totals(&durable.totals());
@@ -266,26 +266,26 @@ pub fn run(config: Config) -> Result<(), Failure> {
     }
 }
 
-/// Which listening sockets this process was started with.
+/// The listening sockets that this process was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inherited {
     /// None.
     No,
-    /// That of the first shard; the others have made their own beside it.
+    /// The first shard's socket; the others opened their own on the same address.
     First,
-    /// The one that all shards share.
+    /// One socket that all shards share.
     All,
 }
 
-/// Makes this process end, as at SIGTERM, when its parent does, however that comes.
+/// Makes this process stop, as on SIGTERM, when its parent ends for whatever reason.
 ///
 /// # Errors
 ///
-/// The parent has ended already.
+/// The parent has already ended.
 pub fn end_with(parent: u32) -> Result<(), Failure> {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
     set_parent_process_death_signal(Some(Signal::TERM)).map_err(cannot_start)?;
-    // The parent may have ended before.
+    // The parent may have ended before the call.
     let now = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
     match now == Some(parent) {
         true => Ok(()),
@@ -297,8 +297,8 @@ fn cannot_start(error: impl std::fmt::Display) -> Failure {
     Failure::Environment(format!("cannot start a shard: {error}"))
 }
 
-/// What others call a server that share its store: the address, or where it is any address, the name of the
-/// machine.
+/// Returns the server's name for others that share its store: its address, or the machine's name if it listens on all
+/// addresses.
 fn name_of(address: SocketAddr) -> String {
     let system = rustix::system::uname();
     match system.nodename().to_str() {
@@ -311,9 +311,8 @@ fn service(config: &Config, writer: Writer, metrics: Reporter) -> Service {
     Service::new(writer, metrics, config.policy.clone(), unix_seconds())
 }
 
-/// Reports the signals that stop the server: SIGTERM, and SIGINT and SIGHUP unless they were ignored
-/// when it started, as by nohup or for a script's background job. From here on no other thread
-/// is interrupted by them.
+/// Reports the signals that stop the server: SIGTERM, and SIGINT and SIGHUP unless they were ignored when it started,
+/// as by nohup or for a script's background job. After this, they interrupt no other thread.
 fn listen_for_signals(lifecycle: Sender<Lifecycle>) -> io::Result<()> {
     let ignored = procfs::process::Process::myself()
         .and_then(|process| process.status())
@@ -331,17 +330,17 @@ fn listen_for_signals(lifecycle: Sender<Lifecycle>) -> io::Result<()> {
     glommio::signal::block(&heeded).map_err(io::Error::other)
 }
 
-/// How the server stops: it drains at the first signal, and ends at once at the second.
+/// The state of a stop: the server drains after the first signal, and ends immediately after the second.
 struct Stopping {
     stop: Arc<Stop>,
     admission: Arc<Admission>,
     drain_timeout: Duration,
     log: Log,
-    /// When draining began.
+    /// The start of the drain.
     since: Option<Instant>,
-    /// A second signal came.
+    /// Whether a second signal came.
     is_forced: bool,
-    /// Shards that have ended, and how.
+    /// The shards that have ended, with their results.
     ended: usize,
     drained: Drained,
 }
@@ -374,7 +373,7 @@ impl Stopping {
         self.drained.cut += drained.cut;
     }
 
-    /// Says how it went.
+    /// Logs how the stop went.
     fn conclude(&self, drained: Drained) -> Result<(), Failure> {
         if self.since.is_none() {
             return Err(Failure::Environment(
@@ -402,12 +401,12 @@ impl Stopping {
     }
 }
 
-/// A number of connections, in words.
+/// Returns a number of connections in words.
 fn connections(count: usize) -> String {
     counted(count as u64, "connection")
 }
 
-/// A number of things, in words.
+/// Returns a number of things in words.
 fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
@@ -424,7 +423,7 @@ fn start_shard(
         lifecycle: lifecycle.clone(),
         result: Err("its thread ended before it was done; an error above may say why".into()),
     };
-    // The ring polls by itself; glommio polls for the streams, where `auto` gained nothing.
+    // The ring engine polls by itself; glommio polls for the streams engine, for which `auto` gained nothing.
     let glommio_spin = match (engine, shard.spin) {
         (Engine::Streams, Spin::Fixed(spin)) => spin,
         _ => Duration::ZERO,
@@ -433,7 +432,7 @@ fn start_shard(
         .name(&format!("shard-{index}"))
         .spin_before_park(glommio_spin)
         .spawn(move || async move {
-            // The executor has pinned this thread.
+            // The executor has pinned this thread already.
             shard.service.move_here();
             let ready = || {
                 let _ = lifecycle.send(Lifecycle::Ready);
@@ -458,12 +457,12 @@ fn wait_until_ready(
         match lifecycle.recv() {
             Ok(Lifecycle::Ready) => ready += 1,
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
-            // A signal came while others were still starting.
+            // A signal came while other shards were still starting.
             Ok(Lifecycle::StoreEnded(result)) => result?,
             Ok(Lifecycle::StoreOpened(_)) => unreachable!("it was opened before"),
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
             Ok(Lifecycle::Ended(shard, result)) => {
-                // The executor's own error, if it never came to run the shard.
+                // The executor's own error, if it never ran the shard.
                 let cause = threads.swap_remove(shard).join().err().map(|error| error.to_string());
                 let cause = cause.or(result.err()).unwrap_or_default();
                 return Err(Failure::Environment(format!(
@@ -477,7 +476,7 @@ fn wait_until_ready(
     Ok(())
 }
 
-/// Waits for every shard to end well. The first that does not ends the process.
+/// Waits for every shard to end well. The first one that fails ends the process.
 fn wait_for_the_end(
     lifecycle: &Receiver<Lifecycle>,
     placement: &[usize],
@@ -516,7 +515,7 @@ fn wait_for_the_end(
 }
 
 fn print_totals(totals: &Totals) {
-    // The reader of the output may have exited; the totals have no other place to go.
+    // The reader of the output may have exited, and the totals have no other place to go.
     let _ = writeln!(io::stdout(), "{}", stats_json(totals));
 }
 
@@ -538,7 +537,7 @@ mod tests {
         }
     }
 
-    /// A shard's thread that ends as it is told to.
+    /// A shard's thread that ends with a given result.
     fn shard(lifecycle: &Sender<Lifecycle>, end: impl FnOnce(ExitGuard) + Send + 'static) {
         let exit_guard = ExitGuard {
             shard: 1,

@@ -1,5 +1,4 @@
-//! The store of a server: restored before the shards start, committed to while they run, and finished after
-//! they have ended.
+//! The store of a server: restored before the shards start, committed to while they run, and finished after they end.
 
 use super::{Lifecycle, Stopping, counted};
 use crate::failure::Failure;
@@ -18,27 +17,27 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How often the progress of a long restore is logged.
+/// The interval at which the progress of a long restore is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// From how many bytes on a store takes long enough to check that it is logged: about a second on a slow disk.
+/// The size in bytes from which the check of a store is logged, because it takes about a second on a slow disk.
 const LONG_CHECK_BYTES: u64 = 64 << 20;
 
-/// Where totals are kept, and how long an acknowledgement waits for that.
+/// A store, and the time that an acknowledgement waits for it.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// The store.
     pub location: Location,
-    /// How long an acknowledgement waits for it.
+    /// The time that an acknowledgement waits for it.
     pub timeout: Duration,
 }
 
-/// What came of a restore.
+/// The outcome of a restore.
 #[expect(clippy::large_enum_variant, reason = "there is one per process")]
 pub(super) enum Start {
-    /// The counters go on from what the store holds.
+    /// The counters continue from the totals in the store.
     Restored(Arc<Tally>, Vec<Writer>, Restored),
-    /// A signal came first; the store holds these totals, if they were read by then.
+    /// A signal came first. The store holds these totals, if they had been read by then.
     Stopped(Option<Totals>),
 }
 
@@ -46,18 +45,18 @@ pub(super) enum Start {
 pub(super) struct Restored {
     store: Box<dyn Store>,
     state: State,
-    /// What the store holds of all servers.
+    /// The totals in the store over all servers.
     totals: Totals,
     journal: Journal,
     timeout: Duration,
 }
 
-/// Opens a store and restores the counters of so many shards from it, unless a signal arrives first on the channel that
-/// has these ends.
+/// Opens a store and restores the shards' counters from it, unless a signal arrives first on the channel with these
+/// ends.
 ///
 /// # Errors
 ///
-/// The store cannot be opened, or what it holds contradicts itself.
+/// The store cannot be opened, or its content contradicts itself.
 pub(super) fn restore(
     config: &StoreConfig,
     shards: usize,
@@ -110,8 +109,8 @@ pub(super) fn restore(
     Ok(Start::Restored(tally, writers, restored))
 }
 
-/// Opens a store on a thread of its own, so that a signal ends the wait for a database or the check of a large file at
-/// once. Returns `None` if a signal comes first; then the process ends, which harms a store no more than a crash.
+/// Opens a store on a thread of its own, so that a signal immediately ends the wait for a database or the check of a
+/// large file. Returns `None` if a signal comes first; then the process ends, which harms a store no more than a crash.
 fn open(
     config: &StoreConfig,
     log: Log,
@@ -128,7 +127,7 @@ fn open(
                 let what = "the thread that opens the store died: its error is above";
                 Err(Failure::Wrong(what.into()))
             });
-            // Once a signal came, nobody waits for it.
+            // Nobody waits for it after a signal.
             let _ = sender.send(Lifecycle::StoreOpened(result));
         })
         .map_err(|error| Failure::Environment(format!("the store cannot be opened ({error})")))?;
@@ -151,7 +150,7 @@ impl Restored {
     ///
     /// # Errors
     ///
-    /// The system has no thread or descriptor left.
+    /// The system is out of threads or descriptors.
     pub(super) fn start(
         self,
         name: &str,
@@ -159,7 +158,7 @@ impl Restored {
         lifecycle: Sender<Lifecycle>,
         reporter: &Reporter,
     ) -> io::Result<Durable> {
-        // A file that would exceed the limit of its size is an error of the write, and not the end.
+        // With this, a file that reaches its size limit makes the write fail instead of ending the process.
         signal_hook::flag::register(
             signal_hook::consts::SIGXFSZ,
             Arc::new(AtomicBool::new(false)),
@@ -175,7 +174,7 @@ impl Restored {
             let (settlement, wakeups) = (Arc::clone(&settlement), Arc::clone(&wakeups));
             let (name, ending) = (name.to_owned(), ending.clone());
             move || {
-                // A committer that panics must end the server: nothing would be acknowledged anymore.
+                // A committer that panics must end the server, because nothing would be acknowledged anymore.
                 let run = AssertUnwindSafe(|| {
                     store.introduce(&name);
                     Committer::new(journal, store, state, settlement, wakeups, metrics).run(&ending)
@@ -190,7 +189,7 @@ impl Restored {
     }
 }
 
-/// A store that is committed to.
+/// A store with a running committer.
 pub(super) struct Durable {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
@@ -199,16 +198,16 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// The side of a shard.
+    /// Returns a shard's end of the store.
     pub(super) fn of_shard(&self, shard: usize) -> Durability {
-        // Rounded up: none is shorter than what was asked for. At most a day, which the command line checks.
+        // Rounding up makes no timeout shorter than requested. At most a day, which the command line checks.
         let timeout_ms =
             u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let (settlement, wakeups) = (Arc::clone(&self.settlement), Arc::clone(&self.wakeups));
         Durability::new(settlement, wakeups, shard, timeout_ms)
     }
 
-    /// The totals that the store holds.
+    /// Returns the totals in the store.
     pub(super) fn totals(&self) -> Totals {
         self.settlement.totals()
     }
@@ -291,13 +290,13 @@ mod tests {
 
     #[test]
     fn a_signal_ends_the_wait_for_a_database_at_once() {
-        // Nobody accepts its connections.
+        // A listener that accepts no connection.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("postgres://u@{}/d?connect_timeout=60", listener.local_addr().unwrap());
         let target = store::postgres::Target::parse(&url).unwrap();
         let location = Location::Postgres(Box::new(target));
         let config = StoreConfig { location, timeout: Duration::from_secs(60) };
-        // A busy machine may hold up some of them.
+        // A busy machine may delay some of them.
         let (tries, soon) = (20, Duration::from_millis(100));
         let in_time = (0..tries).filter(|number| {
             let (sender, lifecycle) = channel();

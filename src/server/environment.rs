@@ -1,4 +1,4 @@
-//! What the process must be allowed before it serves: io_uring, locked memory, and open files.
+//! Checks of what the process needs before it serves: io_uring, locked memory, and open files.
 
 use super::{Config, Engine};
 use crate::doctor;
@@ -8,15 +8,15 @@ use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 
-/// Descriptors besides those of connections: for the process and for connections that are rejected, and for each shard (its rings, event
-/// descriptors, listener, and the files that glommio opens).
+/// Descriptors that are not for connections: the process's own and those of rejected connections, and each shard's
+/// (rings, event descriptors, listener, and the files that glommio opens).
 const DESCRIPTORS_BASE: u64 = 64;
 const DESCRIPTORS_PER_SHARD: u64 = 24;
 
-/// The default connection limit where the file limit allows more than anybody has.
+/// The default limit of connections if the file limit allows more than anybody needs.
 const CONNECTIONS_DEFAULT_MAX: u64 = 1_000_000;
 
-/// Raises the soft limit of a resource to the hard one. Returns the limit, `u64::MAX` for none.
+/// Raises the soft limit of a resource to the hard one. Returns the limit, `u64::MAX` if there is none.
 fn raise(resource: Resource) -> u64 {
     let limit = getrlimit(resource);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -30,8 +30,8 @@ fn raise(resource: Resource) -> u64 {
 /// The most connections that are rejected at the same time, even if there are descriptors for more.
 const TURNED_AWAY_MAX: u64 = 4096;
 
-/// Raises the limit of open files as far as it goes, and returns how many connections fit, and how many may be open besides to be
-/// rejected.
+/// Raises the limit of open files as far as possible. Returns the number of connections that fit, and the number of
+/// further ones that may be open while they are rejected.
 pub(super) fn check_descriptors(config: &Config) -> Result<(u64, usize), Failure> {
     let allowed = raise(Resource::Nofile);
     let shards = config.placement.len();
@@ -53,18 +53,18 @@ pub(super) fn check_descriptors(config: &Config) -> Result<(u64, usize), Failure
     Ok((connections_max, rejected_max))
 }
 
-/// Raises the limit of locked memory as far as it goes, and refuses one that is too low.
+/// Raises the limit of locked memory as far as possible, and fails if it is still too low.
 pub(super) fn check_locked_memory(config: &Config) -> Result<(), Failure> {
     raise(Resource::Memlock);
     doctor::check_memlock(config.placement.len()).map_err(Failure::Environment)
 }
 
-/// Sets up and drops a small ring, so that a machine without io_uring is reported in a sentence.
+/// Sets up and drops a small ring, so that a machine without io_uring gets one clear sentence.
 pub(super) fn check_ring() -> Result<(), Failure> {
     uring::check().map_err(|error| Failure::Environment(doctor::explain_ring_error(&error)))
 }
 
-/// Refuses to coalesce completions where that cannot be done.
+/// Refuses to coalesce completions if this engine or this kernel cannot.
 pub(super) fn check_coalescing(config: &Config, engine: Engine) -> Result<(), Failure> {
     if config.coalesce.is_zero() || engine == Engine::Ring && uring::gathers() {
         return Ok(());
@@ -76,7 +76,7 @@ pub(super) fn check_coalescing(config: &Config, engine: Engine) -> Result<(), Fa
     }))
 }
 
-/// The data plane that was asked for, or the best that works here.
+/// Returns the requested data plane, or the best one that works here.
 pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
     if config.engine == Engine::Streams {
         return Ok(Engine::Streams);
@@ -98,7 +98,7 @@ pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
     Ok(Engine::Streams)
 }
 
-/// Refuses to poll network devices where this engine or this kernel cannot.
+/// Refuses to poll network devices if this engine or this kernel cannot.
 pub(super) fn check_busy_poll(config: &Config, engine: Engine) -> Result<(), Failure> {
     if config.busy_poll.is_zero() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Listening sockets: one per shard, all on one port that no other process listens on.
+//! Listening sockets: one per shard, all on one port on which no other process listens.
 
 use crate::engine::BACKLOG;
 use crate::failure::Failure;
@@ -7,13 +7,12 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// How long a port that is in use may take to become free: after a server's end the kernel can
-/// hold its listener a moment longer.
+/// The time that a port in use has to become free: the kernel can hold a listener a moment longer than its process.
 pub(super) const PORT_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a stopped server waits for its port to become free.
+/// The time that a stopped server waits for its port to become free.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Opens one listening socket per shard, all on one port that no other process listens on.
+/// Opens one listening socket per shard, all on one port on which no other process listens.
 pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, Failure> {
     let refused = |error: io::Error| refusal(address, &error);
     let patience = Instant::now() + PORT_PATIENCE;
@@ -39,9 +38,9 @@ pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, 
     Ok(listeners)
 }
 
-/// One listening socket per shard on the address of one that this process was started with, and
-/// whether they are one and the same. SO_REUSEPORT groups sockets of one user only: where a service
-/// manager of another user made the first, the shards share it.
+/// Returns one listening socket per shard on the address of an inherited one, and whether all of them are that one.
+/// SO_REUSEPORT groups sockets of one user only, so the shards share a socket that a service manager of another user
+/// opened.
 pub(super) fn listen_beside(inherited: Socket, shards: usize) -> io::Result<(Vec<Socket>, bool)> {
     let bound = inherited.local_addr()?;
     let address = bound.as_socket().ok_or(ErrorKind::Unsupported)?;
@@ -92,8 +91,8 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Listens on a port that must be free. SO_REUSEPORT comes after the bind: set before, it
-/// would let this server share the port of another one that has it, silently.
+/// Listens on a port that must be free. SO_REUSEPORT is set after the bind: before it, this server would silently share
+/// the port of another one that has set it, too.
 fn listen_alone(address: SocketAddr) -> io::Result<Socket> {
     let socket = open(address)?;
     socket.bind(&address.into())?;

@@ -1,10 +1,10 @@
-//! Steering by CPU: a classic BPF program picks, among the listening sockets of the shards, that of the shard
-//! on the CPU that has received the connection.
+//! Steering by CPU: a classic BPF program picks the listening socket of the shard on the CPU that received the
+//! connection.
 //!
-//! It is attached to the group that SO_REUSEPORT makes of the sockets (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5) and
-//! returns the place of a socket in the group. Places are given in the order in which the sockets began to
-//! listen, which is that of the shards. While the server stops, a socket that leaves gives its place to the last
-//! one; then a connection reaches some shard that still listens, as it does by hash, and that shard serves it.
+//! It is attached to the group that SO_REUSEPORT makes of the sockets (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5) and returns
+//! the place of a socket in the group. Sockets get their places in the order in which they began to listen, which is
+//! the order of the shards. While the server stops, a socket that leaves gives its place to the last one. A connection
+//! then reaches some shard that still listens, as it does by hash, and that shard serves it.
 
 use super::Inherited;
 use super::listener::PORT_PATIENCE;
@@ -28,20 +28,20 @@ const JUMP_IF_ABOVE: u16 = 0x25;
 const JUMP_IF_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 const RETURN_ACCUMULATOR: u16 = 0x16;
-/// Where LOAD finds the CPU that runs the program: SKF_AD_OFF + SKF_AD_CPU (linux/filter.h).
+/// The offset from which LOAD reads the CPU that runs the program: SKF_AD_OFF + SKF_AD_CPU (linux/filter.h).
 const CURRENT_CPU: u32 = (-0x1000_i32 + 36).cast_unsigned();
-/// The farthest that a conditional jump goes.
+/// The longest conditional jump.
 const CONDITIONAL_JUMP_MAX: usize = u8::MAX as usize;
 
-/// The program that returns a place that no socket has, with which the kernel chooses by hash.
+/// A program that returns a place without a socket, after which the kernel chooses by hash.
 const BY_HASH: sock_filter = sock_filter { code: RETURN, jt: 0, jf: 0, k: u32::MAX };
 
-/// Makes the kernel hand connections to the shards' listeners in the way that was asked for. `placement` has
-/// the CPU of each shard.
+/// Makes the kernel hand connections to the shards' listeners in the requested way. `placement` has the CPU of each
+/// shard.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: the listeners are not a group of their own, or the kernel takes no program.
+/// [`Failure::Environment`]: the listeners share a group with others, or the kernel refuses the program.
 pub(super) fn steer(
     steer: Steer,
     listeners: &[Socket],
@@ -49,7 +49,7 @@ pub(super) fn steer(
     placement: &[usize],
 ) -> Result<(), Failure> {
     match (steer, inherited) {
-        // An inherited socket keeps the program of an earlier server. Where there is no group, none was left.
+        // An inherited socket keeps the program of an earlier server. Without a group, there is no such program.
         (Steer::Hash, Inherited::First) => {
             let _ = attach(&listeners[0], &mut [BY_HASH]);
             return Ok(());
@@ -77,12 +77,12 @@ pub(super) fn steer(
     })
 }
 
-/// Refuses an inherited socket beside which others listen: in its group they have places too. Those of a server
-/// that has just ended may be there a moment longer.
+/// Refuses an inherited socket if other sockets listen on its address, because they have places in its group, too.
+/// Sockets of a server that has just ended may remain for a moment.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`] where shards are to be steered and there are such sockets.
+/// [`Failure::Environment`] if connections must be steered and there are such sockets.
 pub(super) fn check_inherited(
     steer: Steer,
     inherited: &Socket,
@@ -93,7 +93,7 @@ pub(super) fn check_inherited(
         return Ok(());
     };
     let patience = Instant::now() + PORT_PATIENCE;
-    // Without /proc, nothing is known against it.
+    // Without /proc, there is no way to find out.
     while listening_on(address).unwrap_or(1) > 1 {
         if Instant::now() >= patience {
             return Err(is_not_alone(address));
@@ -110,7 +110,7 @@ fn is_not_alone(address: SocketAddr) -> Failure {
     ))
 }
 
-/// How many sockets listen on an address.
+/// Returns the number of sockets that listen on an address.
 fn listening_on(address: SocketAddr) -> procfs::ProcResult<usize> {
     let sockets = if address.is_ipv4() { procfs::net::tcp() } else { procfs::net::tcp6() };
     let is_one = |socket: &procfs::net::TcpNetEntry| {
@@ -119,7 +119,7 @@ fn listening_on(address: SocketAddr) -> procfs::ProcResult<usize> {
     Ok(sockets?.iter().filter(|socket| is_one(socket)).count())
 }
 
-/// Attaches a program to the group of a listening socket, in the place of the one that it has.
+/// Attaches a program to the group of a listening socket, replacing the one it has.
 fn attach(listener: &Socket, program: &mut [sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).expect("there are at most 4,096 instructions");
     let program = sock_fprog { len, filter: program.as_mut_ptr() };
@@ -131,7 +131,7 @@ fn attach(listener: &Socket, program: &mut [sock_filter]) -> io::Result<()> {
 struct Run {
     first_cpu: u32,
     last_cpu: u32,
-    /// The place of the first.
+    /// The place of the first CPU's shard.
     place: u32,
 }
 
@@ -139,7 +139,7 @@ struct Run {
 #[derive(Clone, Copy)]
 enum Step {
     Do(sock_filter),
-    /// To what is done for a CPU without a shard.
+    /// To the steps for a CPU without a shard.
     GoToOther,
 }
 
@@ -155,8 +155,8 @@ impl Step {
     }
 }
 
-/// The program for shards on these CPUs, in ascending order and one on each: the place of the shard on the
-/// present CPU, and on a CPU without a shard, its number modulo the number of shards.
+/// Returns the program for shards on these CPUs, in ascending order and one on each. It returns the place of the
+/// current CPU's shard, or on a CPU without a shard, the CPU's number modulo the number of shards.
 ///
 /// It is a binary search, whose size grows with the number of gaps between the CPUs: for 512 CPUs, each with a
 /// gap after it, it has two thirds of the 4,096 instructions that the kernel allows.
@@ -177,7 +177,7 @@ fn program(placement: &[usize]) -> Vec<sock_filter> {
     resolved.collect()
 }
 
-/// The steps that find the run of a CPU that is not below the first.
+/// Appends the steps that find the run of a CPU that is not below the first.
 fn search(runs: &[Run]) -> Vec<Step> {
     let middle = match runs {
         [] => return Vec::new(),
@@ -200,7 +200,7 @@ fn search(runs: &[Run]) -> Vec<Step> {
     steps
 }
 
-/// The steps that return the place of a CPU that is not below the first of the run.
+/// Appends the steps that return the place of a CPU that is not below the first of the run.
 fn place_in(run: Run) -> [Step; 4] {
     [
         Step::skip_if(JUMP_IF_ABOVE, run.last_cpu, 2),
@@ -237,7 +237,7 @@ mod tests {
     /// The most instructions that the kernel accepts (BPF_MAXINSNS).
     const INSTRUCTIONS_MAX: usize = 4096;
 
-    /// What the program returns on a CPU. It panics where the kernel would refuse the program.
+    /// Returns what the program does on a CPU. Panics if the kernel would refuse the program.
     fn run(program: &[sock_filter], cpu: u32) -> u32 {
         let (mut at, mut accumulator) = (0, 0_u32);
         loop {
@@ -306,7 +306,7 @@ mod tests {
         steer(Steer::Hash, &group, Inherited::First, &[0, 1]).unwrap();
     }
 
-    /// Where the kernel hands connections over, without any shard that accepts them.
+    /// Checks that the kernel hands connections over, without any shard that accepts them.
     #[test]
     fn the_sockets_of_a_group_have_the_places_of_their_shards() {
         let group = group(4);
@@ -339,7 +339,7 @@ mod tests {
             attach(&group[0], &mut program(placement)).unwrap();
             for cpu in cpus.iter().copied().filter(|cpu| !unused.contains(cpu)) {
                 let connect = move || {
-                    // Over loopback, the CPU that sends is the one that receives.
+                    // Over loopback, the sender's CPU receives.
                     assert!(crate::topology::pin_to(cpu));
                     std::net::TcpStream::connect(address).unwrap()
                 };

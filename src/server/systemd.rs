@@ -1,5 +1,5 @@
-//! What systemd offers a service: a listening socket, a place to report to, and a watchdog (sd_listen_fds(3),
-//! sd_notify(3), sd_watchdog_enabled(3)). Without systemd, none of it does anything.
+//! The interfaces of systemd for a service: a listening socket, notifications, and a watchdog (sd_listen_fds(3),
+//! sd_notify(3), sd_watchdog_enabled(3)). Without systemd, they do nothing.
 
 use crate::failure::Failure;
 use crate::log::Log;
@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The shortest watchdog interval that a server can keep: an idle shard looks at the clock once per
-/// second, and the interval is halved.
+/// The shortest watchdog interval that a server can keep: an idle shard checks the clock once per second, and the
+/// interval is halved.
 const WATCHDOG_MIN: Duration = Duration::from_secs(3);
 
 /// The listening socket that this process was started with, if any.
 ///
 /// # Errors
 ///
-/// There are several, or it is no TCP socket that listens.
+/// There are several, or it is not a listening TCP socket.
 pub(super) fn inherited_listener() -> Result<Option<Socket>, Failure> {
     let mut inherited = ListenFd::from_env();
     let refused = |why: String| {
@@ -64,12 +64,12 @@ fn report(log: Log, states: &[NotifyState<'_>]) {
 pub(super) struct Watchdog {
     period: Duration,
     heartbeats: Vec<Arc<AtomicU64>>,
-    /// The heartbeats when they were last looked at.
+    /// The heartbeats at the last check.
     seen: Vec<u64>,
 }
 
 impl Watchdog {
-    /// A watchdog over the heartbeats of all shards; `None` where systemd asks for none.
+    /// Returns a watchdog over the heartbeats of all shards; `None` if systemd does not ask for one.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Watchdog {
         Ok(Some(Watchdog { period: interval / 2, heartbeats, seen }))
     }
 
-    /// How often [`Watchdog::check`] is to be called.
+    /// Returns the interval at which [`Watchdog::check`] must be called.
     pub(super) fn period(&self) -> Duration {
         self.period
     }
