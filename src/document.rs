@@ -29,10 +29,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// Those of one run, with the same keys.
+    /// The keys of one run.
     pub const RUNS: [Format; 3] = [Format::Load, Format::Merge, Format::Challenge];
 
-    /// Returns its name, which is an argument and a part of what documents say.
+    /// Returns its name, which is an argument and a part of each document's `format`.
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(|| unreachable!("no format is hidden"), |value| value.get_name().into())
@@ -43,7 +43,7 @@ impl Format {
         1
     }
 
-    /// Returns what documents of this format say, such as `ringtally-load/1`.
+    /// Returns the `format` of its documents, such as `ringtally-load/1`.
     pub fn text(self) -> String {
         format!("ringtally-{}/{}", self.name(), self.number())
     }
@@ -62,7 +62,7 @@ impl Format {
         let mut schema = generator.into_root_schema_for::<Document<T>>();
         schema.insert("title".into(), self.text().into());
         for (key, what) in [("secs", "Whole seconds."), ("nanos", "Nanoseconds beyond them.")] {
-            // The standard library's durations have no descriptions.
+            // The standard library does not describe its durations.
             let place = format!("/$defs/Duration/properties/{key}");
             if let Some(part) = schema.pointer_mut(&place) {
                 part["description"] = what.into();
@@ -104,7 +104,7 @@ fn written(json: serde_json::Result<String>) -> String {
     json.unwrap_or_else(|error| unreachable!("its keys are text: {error}")) + "\n"
 }
 
-/// Returns the content of a document of one of these formats.
+/// Returns the content of a document in one of these formats.
 ///
 /// # Errors
 ///

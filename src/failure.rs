@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A failure, by who can fix it. Each holds one sentence that says what happened and what to do.
-/// Modules with errors of their own convert them to this.
+/// A failure, by who can fix it. Each holds one sentence: what happened, and what to do. Modules convert their own
+/// errors to this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The result is wrong, or a part of the program failed.

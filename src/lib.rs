@@ -3,16 +3,15 @@
 //!
 //! # The path of an event
 //!
-//! A connection belongs to one shard: a glommio executor pinned to one CPU, with its own listener on
-//! the common port. The [`engine`] receives bytes and gives them to a [`connection`], which has [`http`] read one request after
-//! the other and the [`service`] respond to each: it decodes the [`event`] and counts it with the shard's [`tally::Writer`].
-//! Once all requests that arrived together are handled, the writer publishes its totals, and only then does the connection let
-//! the engine send the responses. With a [`store`], it also waits until the committer has made the cut durable that contains
-//! the event.
-//! The cost of a request is charged to the [`http::Budget`] of its connection; one that has used it up waits until the others
-//! were looked at. A batch (`POST /events`) is worked on in such slices, and published as a whole.
-//! `GET /stats` merges what all shards have published into the totals of one moment; if several servers
-//! share a store, the response waits until the totals over all of them were read from it.
+//! A connection belongs to one shard: a glommio executor pinned to one CPU, with its own listener on the common port.
+//! The [`engine`] receives bytes and gives them to a [`connection`], which has [`http`] read one request after the
+//! other and the [`service`] respond to each: it decodes the [`event`] and counts it with the shard's
+//! [`tally::Writer`]. Once all requests that arrived together are handled, the writer publishes its totals, and only
+//! then does the connection let the engine send the responses. With a [`store`], it also waits until the committer has
+//! made the cut durable that contains the event. The cost of a request is charged to the [`http::Budget`] of its
+//! connection; one that has used it up waits until the others were looked at. A batch (`POST /events`) is counted in
+//! such slices, and published as a whole. `GET /stats` merges what all shards have published into the totals of one
+//! moment; if several servers share a store, the response waits until the totals over all of them were read from it.
 //!
 //! # Where memory is
 //!

@@ -1,7 +1,7 @@
 //! Log lines on standard error, as text or as JSON.
 //!
-//! Standard error can be a pipe that nobody reads. So a server's lines are written by a thread of their own: whoever
-//! logs only puts a line into a queue, which drops what does not fit and reports how many lines that were.
+//! Standard error can be a pipe that nobody reads. So a thread of its own writes a server's lines: logging only puts a
+//! line into a queue, which drops lines that do not fit and reports their number.
 
 use rustix::event::{PollFd, PollFlags, poll};
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -22,10 +22,10 @@ pub enum Log {
     Json,
 }
 
-/// How many lines wait to be written before further ones are dropped.
+/// The most lines that wait to be written; further ones are dropped.
 const LINES_MAX: usize = 1000;
 
-/// How long the end of the program waits for what it has logged to be written.
+/// The time that the end of the program waits for its log to be written.
 const FINISH: Duration = Duration::from_secs(1);
 
 /// The lines of this process, once it has a thread that writes them.
@@ -36,7 +36,7 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// The system has no thread left.
+    /// The system is out of threads.
     pub fn start(self) -> io::Result<()> {
         let queue = Queue::start(self, io::stderr())?;
         // Whoever came first has a thread that does the same.
@@ -54,7 +54,7 @@ impl Log {
             message += &format!("\n{backtrace}");
         }
         self.error(&message);
-        // A main thread that panics ends the process, which waits for no other thread.
+        // A main thread that panics ends the process without waiting for other threads.
         if thread.name() == Some("main") {
             finish();
         }
@@ -129,7 +129,7 @@ fn write_all(output: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<(
 pub struct Seldom {
     interval: Duration,
     started: Instant,
-    /// How often it has happened since the last line.
+    /// The number of times that it has happened since the last line.
     count: AtomicU64,
     /// Milliseconds since the start before which no line is logged again.
     silent_until_ms: AtomicU64,
@@ -142,7 +142,7 @@ impl Seldom {
         Seldom { interval, started: Instant::now(), count, silent_until_ms }
     }
 
-    /// Notes that it has happened. Returns how often since the last line, if one is due.
+    /// Notes that it has happened. Returns the number of times since the last line, if a line is due.
     pub fn note(&self) -> Option<u64> {
         self.note_at(self.started.elapsed())
     }
@@ -161,7 +161,7 @@ impl Seldom {
     }
 }
 
-/// Lines between those who log and the thread that writes.
+/// The lines between the threads that log and the one that writes.
 #[derive(Debug, Default)]
 struct Queue {
     pending: Mutex<Pending>,
@@ -198,7 +198,7 @@ impl Queue {
 
     fn push(&self, line: String) {
         let mut pending = self.pending();
-        // Those who were dropped first are reported before a later line.
+        // Dropped lines are reported before a later line.
         if pending.dropped > 0 || pending.lines.len() == LINES_MAX {
             pending.dropped += 1;
         } else {
@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// An output that refuses one of the lines, as a full disk does.
+    /// An output that refuses one of the lines, like a full disk.
     struct Full(PipeWriter);
 
     impl Write for Full {

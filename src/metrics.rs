@@ -1,4 +1,4 @@
-//! What Prometheus scrapes: counters with one writer per shard, and their text in two formats.
+//! The metrics that Prometheus scrapes: counters with one writer per shard, and their text in two formats.
 
 mod batches;
 mod store;
@@ -65,7 +65,7 @@ macro_rules! labeled {
 }
 
 labeled! {
-    /// What a request was for.
+    /// The endpoint of a request.
     pub enum Endpoint {
         /// `/event`
         Event = "/event",
@@ -89,7 +89,7 @@ labeled! {
 }
 
 labeled! {
-    /// Why an event was not counted.
+    /// The reason why an event was not counted.
     pub enum Failure {
         /// See [`event::Refusal::NotUtf8`].
         NotUtf8 = "not_utf8",
@@ -130,7 +130,7 @@ impl From<event::Refusal> for Failure {
 }
 
 labeled! {
-    /// What a peer was too slow to do: to send something, or to take responses.
+    /// The thing that a peer was too slow to do: send something, or read responses.
     enum Slowness {
         Idle = "idle",
         Header = "header",
@@ -183,12 +183,12 @@ fn bucket_of(bounds: &[u64], value: u64) -> usize {
     bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len())
 }
 
-/// The kind of a request, as far as metrics tell requests apart.
+/// The kind of a request in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// What it is for.
+    /// Its endpoint.
     pub endpoint: Endpoint,
-    /// How it asks for it.
+    /// Its method.
     pub method: Method,
 }
 
@@ -217,7 +217,7 @@ impl Kind {
 /// A number for each kind of request.
 pub type OfKinds<T> = [[T; METHODS.len()]; Endpoint::LABELS.len()];
 
-/// How long the requests of one kind took.
+/// The durations of the requests of one kind.
 #[derive(Debug, Default)]
 struct Durations {
     buckets: [Counter; BUCKETS_US.len() + 1],
@@ -233,9 +233,9 @@ pub struct ShardMetrics {
     timeouts: [Counter; Slowness::LABELS.len()],
     /// CPU time of the shard's thread in nanoseconds, as of its last tick.
     cpu_ns: Counter,
-    /// Requests in progress, or with responses that were not taken yet, as of the last tick.
+    /// Requests in progress, or with unsent responses, as of the last tick.
     in_flight: OfKinds<Counter>,
-    /// What is counted of batches.
+    /// The counters of batches.
     pub batches: BatchMetrics,
     /// Groups of responses on one connection that wait for the store.
     pub waiting: Counter,
@@ -251,7 +251,7 @@ pub struct ShardMetrics {
     pub received_bytes: Counter,
     /// Bytes of responses.
     pub sent_bytes: Counter,
-    /// Turns, in each of which received bytes were handled before responses left.
+    /// Turns: in each, received bytes were handled before responses left.
     pub turns: Counter,
     /// Calls of io_uring_enter by the ring engine.
     pub enters: Counter,
@@ -261,9 +261,9 @@ pub struct ShardMetrics {
     pub sleeps: Counter,
     /// Nanoseconds that it has polled.
     pub polled_ns: Counter,
-    /// Receives for which no buffer was free.
+    /// Receives without a free buffer.
     pub exhausted: Counter,
-    /// Connections closed because another server's reset made void what they waited for.
+    /// Connections closed because another server's reset voided the events that they waited for.
     pub voided: Counter,
 }
 
@@ -284,8 +284,7 @@ impl ShardMetrics {
         self.timeouts[Slowness::from(waited) as usize].add(1);
     }
 
-    /// Counts requests that were received together, so many events and some others, and whose responses were queued `took`
-    /// later.
+    /// Counts requests that were received together, events and others, whose responses were queued `took` later.
     #[inline]
     pub fn note_iteration(&self, events: u64, others: &[Kind], took: Duration) {
         let ns = nanoseconds(took);
@@ -307,8 +306,8 @@ impl ShardMetrics {
         }
     }
 
-    /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own
-    /// clock, because reading those of other threads takes a file per thread.
+    /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own CPU clock, because
+    /// reading another thread's takes a file per thread.
     pub fn note_cpu_time(&self) {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         // A CPU clock starts at zero.
@@ -320,14 +319,14 @@ impl ShardMetrics {
 #[derive(Debug)]
 struct Metrics {
     engine: &'static str,
-    /// When the process started, in seconds of the Unix epoch, if that is known.
+    /// The start of the process in seconds of the Unix epoch, if known.
     start_seconds: Option<f64>,
     shards: Vec<CachePadded<ShardMetrics>>,
-    /// Those of the store, if there is one.
+    /// The metrics of the store, if there is one.
     store: OnceLock<Arc<StoreMetrics>>,
 }
 
-/// The metrics of one shard, for the thread that writes them, and a way to report those of all.
+/// The metrics of one shard, for the thread that writes them, with a way to report the metrics of all shards.
 #[derive(Debug)]
 pub struct Reporter {
     metrics: Arc<Metrics>,
@@ -353,7 +352,7 @@ impl Reporter {
         (0..shards).map(|shard| Reporter { metrics: Arc::clone(&metrics), shard }).collect()
     }
 
-    /// How many shards there are.
+    /// Returns the number of shards.
     pub fn shards(&self) -> u32 {
         u32::try_from(self.metrics.shards.len()).unwrap_or(u32::MAX)
     }
@@ -364,8 +363,8 @@ impl Reporter {
     }
 
     /// The metrics of all shards, and of the memory that batches take. `totals` belong to one moment, and are left out
-    /// where they are not known; the other numbers are read one by one. The cost grows with the number of shards, not
-    /// with the number of connections: it is paid by a shard, whose connections wait meanwhile.
+    /// if they are unknown; the other numbers are read one by one. The cost grows with the number of shards, not with
+    /// the number of connections: it is paid by a shard, whose connections wait meanwhile.
     pub fn text(&self, totals: Option<&Totals>, batch_memory_bytes: u64, format: Format) -> String {
         self.metrics.text(totals, batch_memory_bytes, format)
     }
@@ -507,7 +506,7 @@ fn shard_label(index: usize) -> String {
     ["shard=\"", itoa::Buffer::new().format(index), "\""].concat()
 }
 
-/// What all shards have counted by the kinds of requests.
+/// The counters of all shards by the kind of request.
 struct KindSums {
     requests: OfKinds<[u64; Status::ALL.len()]>,
     buckets: OfKinds<[u64; BUCKETS_US.len() + 1]>,
@@ -547,7 +546,7 @@ impl KindSums {
         sums
     }
 
-    /// The kinds of which there were requests, and the usual ones.
+    /// Returns the kinds that had requests, and the usual ones.
     fn kinds(of_kinds: &OfKinds<u64>) -> impl Iterator<Item = (usize, usize, u64)> {
         of_kinds.iter().enumerate().flat_map(|(endpoint, of_methods)| {
             let of_methods = of_methods.iter().enumerate();
@@ -596,8 +595,8 @@ fn write_totals(text: &mut Text, totals: &Totals) {
     text.sample("unique_users_total", "", totals.unique_users);
 }
 
-/// When this process started, in seconds of the Unix epoch. Determined once, at startup, because
-/// reading the time of boot takes time that grows with the CPUs and interrupts of the machine.
+/// Returns the start of this process in seconds of the Unix epoch. Determined once, at startup, because reading the
+/// time of boot takes time that grows with the CPUs and interrupts of the machine.
 static START_SECONDS: LazyLock<Option<f64>> = LazyLock::new(|| {
     let stat = Process::myself().and_then(|process| process.stat()).ok()?;
     let boot_seconds = boot_time_secs().ok()?;
@@ -613,7 +612,7 @@ pub enum Format {
     OpenMetrics,
 }
 
-/// The units that OpenMetrics is told of: they end the name of a family.
+/// The units that OpenMetrics declares: they end the name of a family.
 const UNITS: [&str; 2] = ["seconds", "bytes"];
 
 /// A number as OpenMetrics writes it in a label, so that both formats have the same series.
@@ -649,8 +648,8 @@ fn push_series(text: &mut String, name: &str, suffix: &str, labels: &str) {
     [name, suffix, open, labels, close].iter().for_each(|part| text.push_str(part));
 }
 
-/// The metrics in a text format, line by line. What has many lines is put together without a formatter: with many shards, these
-/// are more than a thousand.
+/// The metrics in a text format, line by line. Long lists of lines are put together without a formatter: many shards
+/// have more than a thousand.
 struct Text {
     text: String,
     format: Format,

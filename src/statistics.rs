@@ -1,7 +1,7 @@
-//! The center of noisy figures and ratios, and how precisely it is known. Ratios are natural
-//! logarithms, in which twice as much and half as much are equally far from no change.
+//! The center of noisy figures and ratios, and how precisely it is known. Ratios are natural logarithms, so that twice
+//! as much and half as much are equally far from no change.
 
-/// How often the values are resampled. With 2,000 resamples, 50 medians lie beyond each bound.
+/// The number of resamples. With 2,000 resamples, 50 medians lie beyond each bound.
 const RESAMPLES: usize = 2_000;
 /// The share of resampled medians that lie below the interval, and above it.
 const TAIL: f64 = 0.025;
@@ -18,9 +18,9 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Percentile bootstrap of the median of `log_ratios`. It assumes nothing about their distribution,
-    /// and a value that something else on the machine disturbed moves it little. The same values in
-    /// another order give the same interval. Returns `None` if there are no values.
+    /// Percentile bootstrap of the median of `log_ratios`. It assumes nothing about their distribution, and a value
+    /// that something else on the machine disturbed moves it little. The order of the values does not change the
+    /// interval. Returns `None` if there are no values.
     pub fn of(log_ratios: &[f64], seed: u64) -> Option<Interval> {
         let mut sample = Sample::new(log_ratios);
         Interval::bootstrap(seed, |random| match random {
@@ -29,9 +29,8 @@ impl Interval {
         })
     }
 
-    /// The same of the ratio of two medians, `head` to `base`, from positive figures that were not
-    /// measured in pairs: both are resampled. Returns `None` if either has no values, or one that is not
-    /// positive.
+    /// Returns the ratio of two medians, `head` to `base`, from positive figures that were not measured in pairs: both
+    /// sides are resampled. Returns `None` if either has no values, or one that is not positive.
     pub fn between(base: &[f64], head: &[f64], seed: u64) -> Option<Interval> {
         if base.iter().chain(head).any(|value| *value <= 0.0 || !value.is_finite()) {
             return None;
@@ -65,7 +64,7 @@ impl Interval {
         (self.high - self.low) / 2.0
     }
 
-    /// How far the farther bound is from no change.
+    /// Returns the distance of the farther bound from no change.
     pub fn reach(&self) -> f64 {
         self.low.abs().max(self.high.abs())
     }

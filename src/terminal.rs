@@ -6,11 +6,11 @@ use rustix::termios::tcgetwinsize;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// How far a line is indented that continues one whose columns take over half of the terminal.
+/// The indentation of a continued line if the columns before it take over half of the terminal.
 const NARROW_INDENT: usize = 2;
 
-/// Prints text on standard output, without its colors where they do not belong. A reader that has read enough has
-/// closed a pipe, which is no failure.
+/// Prints text on standard output, without colors if that is not a terminal. A pipe that was closed by a reader who has
+/// read enough is not a failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     // Strips colors if standard output is not a terminal or NO_COLOR is set.
     let mut stdout = anstream::stdout();
@@ -23,8 +23,8 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Breaks the lines of `text` between words where `output` is a terminal that is too narrow for them. What
-/// goes to a file or to another program is not changed: there, each line is one.
+/// Wraps the lines of `text` between words if `output` is a terminal that is too narrow for them. Output to a file or
+/// to another program is not wrapped.
 pub(crate) fn fit(text: &str, output: impl IsTerminal + AsFd) -> String {
     let columns = match output.is_terminal() {
         true => tcgetwinsize(output).map_or(0, |size| usize::from(size.ws_col)),
@@ -37,8 +37,8 @@ pub(crate) fn fit(text: &str, output: impl IsTerminal + AsFd) -> String {
     }
 }
 
-/// Breaks lines that are longer than `columns`. What follows the last gap of two spaces or more is
-/// continued below its beginning, so that columns of text stay columns. A word that is longer is not broken.
+/// Breaks lines that are longer than `columns`. The text after the last gap of two or more spaces continues below its
+/// beginning, so that columns of text stay columns. A word that is longer is not broken.
 fn fit_columns(text: &str, columns: usize) -> String {
     let mut fitted = String::with_capacity(text.len());
     for line in text.lines() {
@@ -68,7 +68,7 @@ fn fit_columns(text: &str, columns: usize) -> String {
     fitted
 }
 
-/// The columns that a text takes: colors take none.
+/// Returns the width of a text in columns; colors take none.
 fn width(text: &str) -> usize {
     strip_str(text).map(|part| part.chars().count()).sum()
 }

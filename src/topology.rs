@@ -1,4 +1,4 @@
-//! Which CPUs this process may use, and which of them each shard and the client get.
+//! The CPUs that this process may use, and their distribution to the shards and the client.
 //!
 //! Placement is a function of a given list of CPUs, so unusual machines can be test fixtures.
 
@@ -168,14 +168,14 @@ pub fn place(cpus: &[usize], shards: Option<usize>) -> Vec<usize> {
     cpus.iter().copied().cycle().take(shards.unwrap_or(cpus.len())).collect()
 }
 
-/// The CPUs that share a core with `cpu`, itself included; only itself if the kernel does not say.
+/// Returns the CPUs that share a core with `cpu`, including itself; only itself if that is unknown.
 pub fn siblings(cpu: usize) -> Vec<usize> {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     let list = std::fs::read_to_string(path).unwrap_or_default();
     parse_cpu_list(list.trim()).unwrap_or_else(|_| vec![cpu])
 }
 
-/// The devices with the CPUs of each kind of core, on Linux with one of Intel's hybrid processors.
+/// The devices that list the CPUs of each kind of core on Intel's hybrid processors.
 const KINDS: [&str; 3] = ["cpu_core", "cpu_atom", "cpu_lowpower"];
 
 /// The kind of core that a CPU belongs to, as a number that CPUs of one kind have in common.
@@ -183,7 +183,7 @@ pub fn core_kind(cpu: usize) -> u32 {
     kind_of("/sys/devices".as_ref(), cpu)
 }
 
-/// The same, as a folder lists devices.
+/// Returns the kind of core of each CPU, as a directory of devices lists them.
 pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
     let read = |path: String| std::fs::read_to_string(devices.join(path)).unwrap_or_default();
     let is_in = |kind: &str| {

@@ -8,15 +8,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// What describes how a run was set up in a report, besides the members of its `setup`: what it is
-/// called, and where it is.
+/// The parts of a report that describe how its run was set up, other than the members of `setup`: name and place.
 const SETUP_ELSEWHERE: [(&str, &str); 3] = [
     ("requests", "/requests"),
     ("warm-up requests", "/warm_up/requests"),
     ("server_cpus", "/server_cpus"),
 ];
 
-/// The figures of a report that are compared: what they are called, and where they are.
+/// The figures of a report that are compared: name and place.
 const FIGURES: [(&str, &str); 4] = [
     ("requests_per_s", "/requests_per_s"),
     ("p50 µs", "/latency_us/p50"),
@@ -27,9 +26,9 @@ const FIGURES: [(&str, &str); 4] = [
 /// Something that is not the same on both sides.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Difference {
-    /// What it is: a part of the environment, or of the setup of a run.
+    /// Its name: a part of the environment, or of the setup of a run.
     pub what: String,
-    /// What it is on either side.
+    /// Its value on either side.
     pub values: [String; 2],
 }
 
@@ -45,22 +44,22 @@ impl Difference {
 struct Figure {
     /// Its name.
     what: &'static str,
-    /// What it is on either side.
+    /// Its value on either side.
     values: [f64; 2],
     /// The second divided by the first, unless that is zero.
     ratio: Option<f64>,
 }
 
-/// What differs between two environments, and between the two runs if both sides are reports.
+/// The differences between two environments, and between two runs if both sides are reports.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Comparison {
     /// Whether nothing shows that these are two machines.
     is_same_machine: bool,
-    /// What shows that these are two machines.
+    /// Differences that show two machines.
     machine: Vec<Difference>,
-    /// What is configured differently on the machine, or running there.
+    /// Differences in configuration, or in what runs on the machine.
     settings: Vec<Difference>,
-    /// What was requested differently for the runs.
+    /// Differences in what was requested for the runs.
     setup: Vec<Difference>,
     /// What was measured.
     figures: Vec<Figure>,
@@ -97,11 +96,11 @@ impl Side {
     }
 }
 
-/// What differs between the machines, their settings, and the setups of two reports.
+/// Returns the differences between the machines, their settings, and the setups of two reports.
 ///
 /// # Errors
 ///
-/// If one of them is not a report: one sentence says why.
+/// One of them is not a report; the error is one sentence.
 pub fn differences(a: &Value, b: &Value) -> Result<Vec<Difference>, String> {
     let Comparison { machine, settings, setup, .. } =
         Comparison::of(&Side::of(a.clone())?, &Side::of(b.clone())?);
@@ -224,10 +223,10 @@ fn differing_setup(a: &Value, b: &Value) -> Vec<Difference> {
         .collect()
 }
 
-/// How the run of a report was set up, whatever its version records.
+/// Returns the setup of a report's run, as far as its version records it.
 fn setup(report: &Value) -> Map<String, Value> {
     let mut setup = report.get("setup").and_then(Value::as_object).cloned().unwrap_or_default();
-    // What it has is in the other members, with the defaults that were used.
+    // Its content is in the other members, with the defaults that were used.
     let command = setup.remove("command");
     let words = command.as_ref().and_then(Value::as_array).into_iter().flatten();
     if !words.into_iter().any(|word| word == "--user-prefix") {
@@ -240,7 +239,7 @@ fn setup(report: &Value) -> Map<String, Value> {
     if let Some(Value::String(store)) = setup.get_mut("server_store")
         && !store.contains("://")
     {
-        // Each run has a new file. It is the directory that tells which disk it is on.
+        // Each run has a new file. The directory decides which disk it is on.
         let directory = Path::new(store.as_str()).parent().filter(|path| *path != Path::new(""));
         *store = format!("a file in {}", directory.unwrap_or(Path::new(".")).display());
     }

@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// If other work takes more than this share of the CPU time, results are noisy.
+/// The share of CPU time from which other work makes results noisy.
 const BUSY_SHARE_MAX: f64 = 0.05;
-/// The same for the time that the host gives to other virtual machines.
+/// The same for time that the host gives to other virtual machines.
 const STEAL_SHARE_MAX: f64 = 0.01;
 /// An idle state that takes longer to leave than this, in microseconds, shows in latencies over
 /// loopback.
@@ -260,7 +260,7 @@ fn irqbalance(machine: &Machine) -> Check {
 fn clock_source(machine: &Machine) -> Check {
     let name = "clock source";
     let path = "sys/devices/system/clocksource/clocksource0/current_clocksource";
-    // Those that the vDSO reads without a system call.
+    // The clock sources that the vDSO reads without a system call.
     const FAST: [&str; 5] = [
         "tsc",
         "kvm-clock",
@@ -310,7 +310,7 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
     ]
 }
 
-/// How CPUs spent their time between two readings, as shares from 0 to 1.
+/// The time of CPUs between two readings by use, as shares from 0 to 1.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CpuUse {
     /// Given by the host to other virtual machines.

@@ -1,5 +1,5 @@
-//! What a store in PostgreSQL depends on: the connection, what the database promises about a commit, and the rights of
-//! the role.
+//! Checks of what a store in PostgreSQL depends on: the connection, the durability of a commit, and the rights of the
+//! role.
 
 use super::Check;
 use crate::store::postgres::{Database, RIGHTS, Target, examine};

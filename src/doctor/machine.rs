@@ -1,9 +1,9 @@
-//! The files in which the kernel describes a machine: below `/`, or below a folder that stands for
-//! an unusual machine in a test.
+//! The files in which the kernel describes a machine: below `/`, or below a directory that stands for an unusual
+//! machine in a test.
 //!
-//! What is split by hand is what the parsers of `procfs` refuse in part: its `Status`, `Meminfo`, and
-//! `CpuInfo` require fields that other architectures, sandboxes, and fixtures lack, and its
-//! `KernelVersion` requires three numbers.
+//! Some files are split by hand because the parsers of `procfs` refuse them in part: its `Status`, `Meminfo`, and
+//! `CpuInfo` require fields that other architectures, sandboxes, and fixtures lack, and its `KernelVersion` requires
+//! three numbers.
 
 use crate::topology::{kind_of, parse_cpu_list};
 use procfs::process::{LimitValue, Limits, MountInfo};
@@ -124,8 +124,8 @@ impl Machine {
         KernelStats::from_buf_read(bytes.as_slice(), current_system_info()).ok()
     }
 
-    /// The text of each file with this name that applies to this process, from its own cgroup up to
-    /// the root: in the unified hierarchy, or in that of a controller (cgroups(7)).
+    /// Returns the text of each file with this name that applies to this process, from its own cgroup up to the root,
+    /// in the unified hierarchy or in a controller's (cgroups(7)).
     pub(super) fn cgroup_files(&self, controller: &str, name: &str) -> Vec<String> {
         let bytes = read(self.root.join("proc/self/cgroup")).unwrap_or_default();
         let Ok(groups) = ProcessCGroups::from_buf_read(bytes.as_slice()) else {
@@ -155,7 +155,7 @@ impl Machine {
     }
 }
 
-/// A limit as a number; `None` if there is no limit.
+/// A limit as a number; `None` if it is unlimited.
 pub(super) fn limit(value: LimitValue) -> Option<u64> {
     match value {
         LimitValue::Unlimited => None,

@@ -1,5 +1,5 @@
-//! What a benchmark on this machine depends on: for each thing a value, a verdict, and a fix.
-//! Nothing is changed, and nothing needs root.
+//! Checks of everything that a benchmark on this machine depends on: a value, a verdict, and a fix for each. Nothing is
+//! changed, and nothing needs root.
 
 mod compare;
 mod cpu;
@@ -29,10 +29,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the doctor watches the CPUs.
+/// The time for which the doctor watches the CPUs.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// What begins the line of a command, which is not broken, so that it can be copied.
+/// The start of a line with a command. Such a line is not wrapped, so that it can be copied.
 const COMMAND_INDENT: &str = "      $ ";
 
 /// A checked configuration.
@@ -46,7 +46,7 @@ pub struct Config {
     pub compare: Vec<PathBuf>,
     /// A store, whose file system and device, or database, are checked as well.
     pub store: Option<Location>,
-    /// Where a server would listen: the network cards there are checked as well.
+    /// The address of a server, whose network cards are checked as well.
     pub listener: Option<Listener>,
 }
 
@@ -80,14 +80,14 @@ pub struct Check {
     pub name: String,
     /// Whether it is good for a benchmark.
     pub verdict: Verdict,
-    /// What was found, or why nothing could be read.
+    /// The finding, or the reason why nothing could be read.
     pub value: String,
-    /// What to do about a warning.
+    /// The fix of a warning.
     pub fix: Option<String>,
-    /// The shell commands of the fix, in order, where there are some that need no thought.
+    /// The shell commands of the fix, in order, if it has any that need no thought.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
-    /// Whether it changes from moment to moment, so that it does not tell machines apart.
+    /// Whether it changes from moment to moment and so does not distinguish machines.
     pub is_momentary: bool,
 }
 
@@ -139,7 +139,7 @@ pub struct Environment {
     /// Whether the sources had changes that are in no commit; null if the commit is not known.
     #[serde(default)]
     pub dirty: Option<bool>,
-    /// When the machine was checked, in RFC 3339 format.
+    /// The time of the check, in RFC 3339 format.
     pub date: String,
     /// The host name.
     pub host: String,
@@ -161,12 +161,12 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Checks this machine. Takes at least as long as `sample`, for which it watches the CPUs.
+    /// Checks this machine. Takes at least `sample`, because it watches the CPUs for that time.
     pub fn here(sample: Duration) -> Environment {
         Environment::of(&Machine::here(), sample)
     }
 
-    /// The same, with the cards that a server would listen on.
+    /// Checks the machine, including the network cards that a server would listen on.
     fn with_listener(sample: Duration, listener: Option<&Listener>) -> Environment {
         let mut here = Environment::here(sample);
         let of_listener = listener.map(|listener| nic::checks(&Machine::here(), listener));
@@ -207,7 +207,8 @@ impl Environment {
         Document::new(Format::Doctor, self).json()
     }
 
-    /// One line per check, and one per command of its fix, in color; `print` removes the color where it does not belong.
+    /// One line per check, and one per command of its fix, in color; `print` removes colors if the output is not a
+    /// terminal.
     fn lines(&self) -> String {
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -247,14 +248,13 @@ fn topology() -> String {
     cores.join(" ")
 }
 
-/// Describes `error`, which setting up or using an io_uring returned, and says what to do about it
-/// on this machine: one sentence for the operator.
+/// Explains an error from setting up or using an io_uring, with what to do about it on this machine, in one sentence
+/// for the operator.
 pub fn explain_ring_error(error: &io::Error) -> String {
     ring::explain_error(&Machine::here(), error)
 }
 
-/// Whether this process may lock the memory that `shards` shards need. The error is one sentence
-/// that says what to do.
+/// Whether this process may lock the memory that `shards` shards need. One sentence with what to do.
 pub fn check_memlock(shards: usize) -> Result<(), String> {
     ring::check_memlock(&Machine::here(), shards)
 }

@@ -7,7 +7,7 @@ use crate::topology::{distinct, format_cpu_list};
 
 /// The backlog that a shard requests; the kernel reduces it to somaxconn.
 const BACKLOG: u64 = 4096;
-/// The connections of the challenge, which are all opened at once.
+/// The number of connections of the challenge, all opened at the same time.
 const CONNECTIONS: u64 = 1000;
 /// The default MTU of the loopback interface: each response fits into one segment.
 const LOOPBACK_MTU: u64 = 65536;
@@ -120,8 +120,7 @@ fn conntrack(machine: &Machine) -> Check {
     }
 }
 
-/// Which CPUs handle the interrupts of network cards. A run over loopback causes none, but other
-/// traffic does.
+/// Checks which CPUs handle the interrupts of network cards. A run over loopback causes none, but other traffic does.
 fn interrupts(machine: &Machine) -> Check {
     let name = "NIC interrupts";
     let mut numbers = Vec::new();

@@ -1,5 +1,5 @@
-//! Whether packets arrive on the CPUs of the shards: how the queues, interrupts, and node of the network card that a
-//! server would listen on relate to the CPUs that it would use, and the commands that line them up.
+//! Whether packets arrive on the CPUs of the shards: how the queues, interrupts, and node of a server's network card
+//! relate to the CPUs that it would use, and the commands that line them up.
 //!
 //! The interrupt of a queue picks the CPU that receives its packets, unless RPS hands them to others (see
 //! Documentation/networking/scaling.rst of the kernel). `serve --steer cpu` gives a connection to the shard on that CPU.
@@ -17,17 +17,17 @@ use card::{Card, Line, format_mask};
 use nix::ifaddrs::getifaddrs;
 use std::net::IpAddr;
 
-/// How many interfaces may lie on top of each other; the kernel's limit is 8 (MAX_NEST_DEV).
+/// The most interfaces on top of each other; the kernel's limit is 8 (MAX_NEST_DEV).
 const NESTED_MAX: usize = 8;
 /// The flag of an interface that is up (netdevice(7)).
 const IFF_UP: u64 = 1;
 
-/// Where a server would listen, and run.
+/// The address and the CPUs of a server.
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// The address that it would bind.
     pub host: IpAddr,
-    /// The CPU of each shard, of which there is at least one.
+    /// The CPU of each shard; there is at least one.
     pub placement: Vec<usize>,
 }
 
@@ -108,7 +108,7 @@ fn of_interface(machine: &Machine, interface: &str, listener: &Listener) -> Vec<
     }
 }
 
-/// What kind of interface it is, such as vlan or bond.
+/// The kind of interface, such as vlan or bond.
 fn kind(machine: &Machine, folder: &str) -> String {
     let uevent = machine.text(&format!("{folder}/uevent")).unwrap_or_default();
     let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
@@ -146,7 +146,7 @@ fn cards_that_are_up(machine: &Machine) -> Vec<String> {
     machine.names("sys/class/net").into_iter().filter(is_up).collect()
 }
 
-/// What is known of an interface below which no card can be seen, such as one end of a veth pair.
+/// Describes an interface without a visible card below it, such as one end of a veth pair.
 fn without_card(machine: &Machine, folder: &str, kind: &str) -> String {
     let queues = machine.names(&format!("{folder}/queues"));
     let masks = queues.iter().filter(|queue| queue.starts_with("rx-")).filter_map(|queue| {
@@ -167,7 +167,7 @@ struct Relation<'a> {
     card: &'a Card,
     /// The CPUs with shards, in ascending order.
     cpus: &'a [usize],
-    /// The CPU that the interrupt of each queue is to go to.
+    /// The wanted CPU of each queue's interrupt.
     assigned: Vec<usize>,
 }
 
@@ -266,7 +266,7 @@ impl Relation<'_> {
         Check::warn(&name, problems.join("; "), fix).commands(commands)
     }
 
-    /// The queues that have an interrupt for what was sent which does not go where the plan has it.
+    /// Returns the queues whose transmit interrupt is not on the CPU of the plan.
     fn sends_elsewhere(&self, lines: &[Line]) -> Vec<usize> {
         let is_elsewhere =
             |(line, cpu): (&Line, &usize)| line.tx.as_ref().is_some_and(|tx| tx.cpus != [*cpu]);
@@ -274,7 +274,7 @@ impl Relation<'_> {
         planned.filter(|(_, planned)| is_elsewhere(*planned)).map(|(queue, _)| queue).collect()
     }
 
-    /// Which interrupts for what is received do not go where the plan has them, in words.
+    /// Returns the receive interrupts that are not on the CPU of the plan, in words.
     fn receive_problems(&self, lines: &[Line]) -> Vec<String> {
         let mut problems = Vec::new();
         let queues_with = |is_so: &dyn Fn(&Line) -> bool| -> Vec<usize> {

@@ -8,12 +8,12 @@ use rustix::io::Errno;
 use std::io;
 use std::ops::Range;
 
-/// The first Linux on which the ring engine and the client work: it has DEFER_TASKRUN.
+/// The first version of Linux on which the ring engine and the client work, because of DEFER_TASKRUN.
 pub(super) const KERNEL_FOR_RING: Release = (6, 1);
 
-/// The limit of locked memory that glommio requires for each executor, whatever the kernel does with it.
-/// Where the kernel counts rings against the limit, this much per shard is enough: a shard's rings
-/// take 280 KiB, the buffers that glommio registers 192 KiB, and a client thread 164 KiB.
+/// The limit of locked memory that glommio requires for each executor, whatever the kernel does with it. Enough locked
+/// memory per shard on kernels that count rings against the limit: a shard's rings take 280 KiB, the buffers that
+/// glommio registers 192 KiB, and a client thread 164 KiB.
 const MEMLOCK_BYTES_PER_SHARD: u64 = 512 * 1024;
 
 /// The releases that do not count the memory of rings against RLIMIT_MEMLOCK: Linux 5.12 left it to
@@ -36,8 +36,7 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     checks
 }
 
-/// Whether `error` is one with which a sysctl, a seccomp filter, or a security module refuses a
-/// system call.
+/// Whether a sysctl, a seccomp filter, or a security module may have refused the system call.
 fn is_refused_by_policy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied || is(error, Errno::NOSYS)
 }
@@ -46,13 +45,13 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
-/// Why io_uring does not work, and what to do about it.
+/// The reason why io_uring does not work, and the fix.
 struct Obstacle {
     cause: &'static str,
     fix: String,
 }
 
-/// What `error` says about this machine; nothing if it is not about permissions or limits.
+/// Returns what an error reveals about this machine; `None` if it is not about permissions or limits.
 fn obstacle(machine: &Machine, error: &io::Error) -> Option<Obstacle> {
     let found = |cause, fix: &str| Some(Obstacle { cause, fix: fix.into() });
     let is_filtered = machine.status("Seccomp").is_some_and(|mode| mode != "0");
@@ -157,7 +156,7 @@ fn seccomp(machine: &Machine, is_blocked: bool) -> Check {
     }
 }
 
-/// The number of shards that `serve` starts unless told otherwise: one per CPU.
+/// Returns the number of shards that `serve` starts by default: one per CPU.
 fn shards_by_default(machine: &Machine) -> usize {
     machine.cpus_allowed().map_or(1, |cpus| cpus.len().max(1))
 }
@@ -187,7 +186,7 @@ pub(super) fn check_memlock(machine: &Machine, shards: usize) -> Result<(), Stri
             bytes / 1024,
             memlock_fix(machine, shards)
         )),
-        // Unlimited, enough, or not readable: if it is not enough after all, the shard will say so.
+        // Unlimited, enough, or not readable: if it is too little after all, the shard reports that.
         _ => Ok(()),
     }
 }

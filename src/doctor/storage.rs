@@ -1,5 +1,5 @@
-//! What a store depends on: the file system and the device that are to keep its file, and whether they keep
-//! what fsync(2) promises.
+//! Checks of what a store depends on: the file system and the device of its file, and whether they keep the promise of
+//! fsync(2).
 
 use super::Check;
 use super::machine::Machine;
@@ -18,8 +18,8 @@ const NETWORK: [&str; 12] = [
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "lustre", "nfs", "nfs4", "orangefs", "smb3",
     "smbfs",
 ];
-/// Options that leave out the cache flushes on which fsync(2) relies, with their value if they have one:
-/// ext4(5), xfs(5) before Linux 4.19, btrfs(5), f2fs, and reiserfs. A volatile overlay leaves out all of fsync.
+/// Mount options that omit the cache flushes on which fsync(2) relies, with a value if they take one: ext4(5), xfs(5)
+/// before Linux 4.19, btrfs(5), f2fs, and reiserfs. A volatile overlay leaves out all of fsync.
 const WITHOUT_BARRIERS: [(&str, Option<&str>); 5] = [
     ("nobarrier", None),
     ("barrier", Some("0")),
@@ -28,19 +28,19 @@ const WITHOUT_BARRIERS: [(&str, Option<&str>); 5] = [
     ("volatile", None),
 ];
 
-/// Where a store is, or would be.
+/// The file system of a store, or of one to be created.
 pub(super) struct Place {
     /// The file if it exists, else its folder.
     path: PathBuf,
-    /// The number of its mount, if the kernel says.
+    /// The number of its mount, if known.
     mount_id: Option<u64>,
     space: io::Result<Space>,
 }
 
-/// What a file system has left for this user.
+/// The space and files left for this user.
 struct Space {
     free_bytes: u64,
-    /// `None` where the number of files has no limit.
+    /// `None` if the number of files is not limited.
     free_inodes: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ struct BlockDevice<'a> {
 impl<'a> BlockDevice<'a> {
     /// The device of a mount.
     fn of(machine: &'a Machine, mount: &MountInfo) -> Option<BlockDevice<'a>> {
-        // A file system over several devices, such as btrfs, has a number of its own, and names one of them.
+        // A file system over several devices, such as btrfs, has its own number and names one of the devices.
         let folder = match mount.majmin.starts_with("0:") {
             false => format!("sys/dev/block/{}", mount.majmin),
             true => {
@@ -199,7 +199,7 @@ impl<'a> BlockDevice<'a> {
         BlockDevice::at(machine, folder)
     }
 
-    /// The disk with this folder, or that of which it is a partition.
+    /// Returns the disk with this directory in sysfs, or the disk of this partition.
     fn at(machine: &'a Machine, folder: String) -> Option<BlockDevice<'a>> {
         let folder = match machine.exists(&format!("{folder}/partition")) {
             true => folder + "/..",
@@ -241,15 +241,15 @@ impl<'a> BlockDevice<'a> {
         number("ram").or_else(|| number("zram")).is_some()
     }
 
-    /// Whether the device says that it has a volatile cache while somebody told the kernel that it has none
-    /// (`queue/write_cache` in Documentation/ABI/stable/sysfs-block), so that fsync flushes nothing.
+    /// Whether the device reports a volatile cache although the kernel was told that it has none (`queue/write_cache`
+    /// in Documentation/ABI/stable/sysfs-block), so that fsync flushes nothing.
     fn has_unflushed_cache(&self) -> bool {
         if self.text("queue/write_cache").as_deref() != Some("write through") {
             return false;
         }
         // Linux uses FUA, which writes past the cache, only with devices that have a cache.
         let has_fua = self.text("queue/fua").as_deref() == Some("1");
-        // What a virtio disk and a SCSI disk report themselves.
+        // The cache modes that virtio and SCSI disks report.
         let scsi = format!("{}/device/scsi_disk", self.folder);
         let of_scsi =
             self.machine.names(&scsi).into_iter().map(|id| format!("{scsi}/{id}/cache_type"));
@@ -257,7 +257,7 @@ impl<'a> BlockDevice<'a> {
         has_fua || files.any(|file| self.machine.text(&file).as_deref() == Some("write back"))
     }
 
-    /// The device and its cache; `None` if the kernel does not say whether it has one.
+    /// The device and its cache; `None` if that is unknown.
     fn describe(&self) -> Option<String> {
         let cache = match self.text("queue/write_cache")?.as_str() {
             "write back" => "its write cache is flushed",

@@ -1,9 +1,9 @@
-//! What the kernel says of a network card: its queues, and the CPUs that their packets go to.
+//! A network card as the kernel describes it: its queues, and the CPUs that their packets go to.
 
 use super::super::machine::Machine;
 use std::collections::BTreeMap;
 
-/// What the names of interrupts contain that serve no queue.
+/// Words in the names of interrupts that serve no queue.
 const NOT_OF_A_QUEUE: [&str; 10] =
     ["config", "async", "ctrl", "mgmnt", "misc", "cmd", "pages", "event", "hwc", "admin"];
 
@@ -18,9 +18,9 @@ pub(super) struct Interrupt {
 /// The interrupts of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// That of what it receives, and mostly also of what was sent.
+    /// The receive interrupt, which usually also serves transmission.
     pub(super) rx: Interrupt,
-    /// That of what was sent, if it is another.
+    /// The transmit interrupt, if it is a different one.
     pub(super) tx: Option<Interrupt>,
 }
 
@@ -28,17 +28,17 @@ pub(super) struct Line {
 #[derive(Debug)]
 pub(super) struct Card {
     pub(super) name: String,
-    /// How many RX queues it has.
+    /// The number of RX queues.
     pub(super) queues: usize,
-    /// Whether RX and TX queues have interrupts of their own, and are counted apart by `ethtool -L`.
+    /// Whether RX and TX queues have separate interrupts, and `ethtool -L` counts them separately.
     pub(super) is_separate: bool,
     /// The interrupts of each RX queue, or why they are not known.
     pub(super) lines: Result<Vec<Line>, String>,
-    /// The CPUs that each RX queue spreads its packets over; none where it does not.
+    /// The CPUs that each RX queue spreads its packets over; empty if it does not spread them.
     pub(super) rps: Option<Vec<Vec<usize>>>,
     /// The CPUs that send through each TX queue.
     pub(super) xps: Option<Vec<Vec<usize>>>,
-    /// How many TX queues it has.
+    /// The number of TX queues.
     pub(super) tx_queues: usize,
     /// The node that it is attached to.
     pub(super) node: Option<usize>,
@@ -69,26 +69,26 @@ impl Card {
             rps: masks("rx", queues, "rps_cpus"),
             xps: masks("tx", tx_queues, "xps_cpus"),
             tx_queues,
-            // Where it is not known, the kernel says -1.
+            // The kernel reports -1 if it is unknown.
             node: node.and_then(|node| usize::try_from(node).ok()),
         }
     }
 }
 
-/// What an interrupt serves, by its name.
+/// The purpose of an interrupt, judged by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// What an RX queue receives, and perhaps what was sent.
+    /// Receiving on an RX queue, and perhaps transmission.
     Receive,
     /// Only what was sent.
     Send,
-    /// The name does not say: mlx4-3, or eth0-fp-3.
+    /// The name does not tell: mlx4-3, or eth0-fp-3.
     Queue,
     /// No queue.
     Other,
 }
 
-/// The role that a name tells, without the name of the interface in it, and the number of the queue.
+/// Returns the role and the number of the queue in an interrupt's name, from which the interface's name was removed.
 fn role(name: &str, interface: &str) -> (Role, Option<usize>) {
     // Behind it is the address of the device: mlx5_comp3@pci:0000:03:00.0.
     let name = name.split('@').next().unwrap_or(name).replace(interface, "").to_lowercase();
@@ -126,7 +126,7 @@ impl Named {
         };
         let is_ours = |number: u32, name: &str| match &numbers {
             Some(numbers) => numbers.contains(&number.to_string()),
-            // An interrupt that is no message, or that does not come over PCI.
+            // An interrupt that is not a message, or does not come over PCI.
             None => is_of_interface(name),
         };
         let ours = names.into_iter().filter(|(number, name)| is_ours(*number, name));
@@ -156,7 +156,7 @@ impl Named {
             && self.0.iter().any(|(_, _, role, _)| *role == Role::Send)
     }
 
-    /// The interrupts of each of so many queues, or why they are not known.
+    /// Returns the interrupts of each queue, or the reason why they are unknown.
     fn lines(&self, machine: &Machine, queues: usize) -> Result<Vec<Line>, String> {
         let [receive, send, other] =
             [Role::Receive, Role::Send, Role::Queue].map(|role| self.in_role(role));
@@ -195,8 +195,8 @@ impl Named {
     }
 }
 
-/// The interrupts of the first queues, where there are enough: by the numbers in their names, or where those do not
-/// begin at 0, in their order.
+/// Returns the interrupts of the first queues, if there are enough: by the numbers in their names, or in their order if
+/// the numbers do not begin at 0.
 fn of_queues(found: &[(Option<usize>, u32)], queues: usize) -> Option<Vec<u32>> {
     let by_number: Option<Vec<u32>> = (0..queues)
         .map(|queue| found.iter().find(|(number, _)| *number == Some(queue)).map(|f| f.1))
@@ -204,7 +204,7 @@ fn of_queues(found: &[(Option<usize>, u32)], queues: usize) -> Option<Vec<u32>> 
     by_number.or_else(|| Some(found.get(..queues)?.iter().map(|(_, number)| *number).collect()))
 }
 
-/// The CPUs that an interrupt goes to: the one that the kernel has chosen, or those that it may choose from.
+/// Returns the CPUs of an interrupt: the one that the kernel has chosen, or else the ones that it may choose from.
 pub(in crate::doctor) fn interrupt_cpus(machine: &Machine, number: u32) -> Option<Vec<usize>> {
     ["effective_affinity_list", "smp_affinity_list"]
         .iter()

@@ -17,7 +17,7 @@ impl Files {
         self
     }
 
-    /// A card with so many queues of each kind, without RPS, whose TX queues are for one CPU each.
+    /// Returns a card with this number of queues of each kind, without RPS, whose TX queues are for one CPU each.
     fn card(mut self, name: &str, queues: usize) -> Files {
         let folder = format!("sys/class/net/{name}");
         self = self
@@ -274,7 +274,7 @@ fn the_node_of_the_card_is_that_of_the_cpus() {
 #[test]
 fn the_masks_of_128_cpus_have_four_groups() {
     let names: Vec<String> = (0..64).map(|queue| format!("ice-eth0-TxRx-{queue}")).collect();
-    // Each queue is on the CPU after the one that it is wanted on.
+    // Each queue is on the CPU after its wanted one.
     let cpus: Vec<String> = (0..64).map(|queue| (queue + 65).to_string()).collect();
     let named: Vec<(&str, &str)> =
         names.iter().map(String::as_str).zip(cpus.iter().map(String::as_str)).collect();
@@ -315,7 +315,7 @@ fn a_vlan_and_a_bond_are_followed_to_their_cards() {
         .with("sys/class/net/eth0/lower_bond0/name", "")
         .with("sys/class/net/bond0/lower_eth2/name", "")
         .with("sys/class/net/bond0/lower_eth1/name", "")
-        // No kernel has such a loop.
+        // Kernels do not have such a loop.
         .with("sys/class/net/bond0/lower_eth0/name", "");
     let checks = bond.checks(&[0, 1]);
     assert_eq!(checks[0].value, "a virtual interface on eth1 and eth2, whose queues count");
@@ -394,7 +394,7 @@ fn what_cannot_be_read_or_vanishes_is_skipped() {
     let check = of(&hidden, "interrupts");
     assert_eq!(check.verdict, Verdict::Skip);
     assert_eq!(check.value, "/proc/irq/40/smp_affinity_list cannot be read");
-    // Names that do not say enough.
+    // Names that do not tell enough.
     let names = [("eth0-a", "0"), ("eth0-b", "1")];
     let odd = Files::default().card("eth0", 2).interrupts("eth0", &names).checks(&[0, 1]);
     assert!(of(&odd, "interrupts").value.contains("eth0-a"), "{odd:?}");
