@@ -56,18 +56,11 @@ impl Connection {
         if is_late && self.waits_for_peer() {
             return self.expire(moment.now_ms, service);
         }
-        if let Some((durability, epoch)) =
-            service.durability().zip(self.responses.late_epoch(moment.now_ms))
-            && is_late
-        {
+        if is_late && self.responses.is_store_late(moment.now_ms) {
             // Without a response: whether the store has it is unknown.
-            durability.note_late(epoch);
             return Due::Cut;
         }
-        if let Some(epoch) = self.responses.give_up_late_totals(moment.now_ms) {
-            if let Some(durability) = service.durability() {
-                durability.note_late(epoch);
-            }
+        if self.responses.give_up_late_totals(moment.now_ms) {
             return Due::Act;
         }
         if is_late {

@@ -486,6 +486,11 @@ impl Connection {
         &mut self.responses
     }
 
+    /// The bytes of responses that were made and not taken.
+    pub fn unsent_bytes(&self) -> &[u8] {
+        self.responses.bytes()
+    }
+
     /// Returns its state, given that the peer may have finished.
     #[inline]
     fn standing(&self) -> State {

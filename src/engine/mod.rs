@@ -1,19 +1,23 @@
 //! Moves bytes between sockets and connections, and does nothing else.
 //!
 //! Two engines drive the same [`Connection`](crate::connection::Connection): [`ring`] on an io_uring
-//! of its own, and [`streams`] on glommio's streams.
+//! of its own, with the [`driver`] that the simulators have too; and [`streams`] on glommio's streams, with a task per
+//! connection.
 
 mod admission;
+pub mod driver;
 mod line;
 mod pacing;
 pub mod ring;
 pub mod streams;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 pub use crate::connection::Urgency;
 pub use admission::{AcceptedConnection, Admission, Permit, REJECTED_MIN};
 pub use line::Line;
+pub use waits::Waits;
 
 use crate::http::Limits;
 use crate::service::Service;

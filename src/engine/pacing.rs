@@ -16,11 +16,6 @@ const IDLE_TICK: Duration = Duration::from_secs(1);
 const ITERATIONS_BEFORE_YIELD: u32 = 128;
 const COMPLETIONS_BEFORE_YIELD: usize = 1024;
 
-/// How long a shard that always has something to do lets responses wait before it asks for a commit. With 1,000
-/// connections, asking after every iteration takes a quarter of the throughput; with 4 ms instead of 2, commits take half
-/// as much CPU time.
-const COMMIT_AFTER: Duration = Duration::from_millis(4);
-
 /// The most that `--spin-us auto` polls, and the most connections with input since the last tick
 /// for it to poll at all: with more, a wake-up is shared by so many requests that polling would
 /// cost more than it gains.
@@ -57,8 +52,6 @@ pub(super) struct Pacing {
     /// When the clock was last looked at for all connections, and when that is due again, in milliseconds since the start.
     ticked_ms: u64,
     next_tick_ms: u64,
-    /// Since when responses wait without the committer having been asked.
-    unasked_since: Option<Instant>,
 }
 
 impl Pacing {
@@ -76,7 +69,6 @@ impl Pacing {
             handled_at: now,
             ticked_ms: 0,
             next_tick_ms: 0,
-            unasked_since: None,
         }
     }
 
@@ -170,26 +162,6 @@ impl Pacing {
         }
     }
 
-    /// Notes that responses wait for the store.
-    pub(super) fn note_waiting(&mut self) {
-        self.unasked_since.get_or_insert_with(Instant::now);
-    }
-
-    /// Whether responses wait without the committer having been asked.
-    pub(super) fn has_unasked(&self) -> bool {
-        self.unasked_since.is_some()
-    }
-
-    /// Whether they have waited so long that it has to be asked although there is work.
-    pub(super) fn must_ask(&self) -> bool {
-        self.unasked_since.is_some_and(|since| self.received_at - since >= COMMIT_AFTER)
-    }
-
-    /// Notes that the committer is asked. Returns whether there is something to ask for.
-    pub(super) fn ask(&mut self) -> bool {
-        self.unasked_since.take().is_some()
-    }
-
     /// Whether all connections have to be looked at.
     pub(super) fn is_tick_due(&self, now_ms: u64) -> bool {
         now_ms >= self.next_tick_ms
@@ -200,20 +172,11 @@ impl Pacing {
         Duration::from_millis(self.next_tick_ms.saturating_sub(now_ms))
     }
 
-    /// Begins to look at all connections.
-    pub(super) fn begin_tick(&mut self, now_ms: u64) {
+    /// Notes a tick, and when the next deadline is. The next tick is at least [`TICK`] away.
+    pub(super) fn note_tick(&mut self, now_ms: u64, due_ms: u64) {
         self.ticked_ms = now_ms;
-        self.next_tick_ms = now_ms + milliseconds(IDLE_TICK);
-    }
-
-    /// Notes that one of them has to be looked at by a time.
-    pub(super) fn note_deadline(&mut self, deadline_ms: u64) {
-        self.next_tick_ms = self.next_tick_ms.min(deadline_ms);
-    }
-
-    /// Ends the look at all connections: the next is a tick away at least.
-    pub(super) fn end_tick(&mut self) {
-        self.next_tick_ms = self.next_tick_ms.max(self.ticked_ms + milliseconds(TICK));
+        self.next_tick_ms =
+            due_ms.min(now_ms + milliseconds(IDLE_TICK)).max(now_ms + milliseconds(TICK));
     }
 }
 
@@ -310,38 +273,17 @@ mod tests {
     fn a_sleeping_shard_wakes_for_the_first_deadline_but_not_before_the_next_tick() {
         let mut pacing = asleep(Instant::now());
         let (tick_ms, idle_ms) = (milliseconds(TICK), milliseconds(IDLE_TICK));
-        pacing.begin_tick(1_000);
-        pacing.end_tick();
+        pacing.note_tick(1_000, u64::MAX);
         assert_eq!(pacing.sleeps_for(1_000), IDLE_TICK);
-        pacing.begin_tick(1_000);
-        pacing.note_deadline(1_000 + idle_ms - 1);
-        pacing.end_tick();
+        pacing.note_tick(1_000, 1_000 + idle_ms - 1);
         assert_eq!(pacing.sleeps_for(1_000), IDLE_TICK - Duration::from_millis(1));
-        pacing.begin_tick(1_000);
-        pacing.note_deadline(1_001);
-        pacing.end_tick();
+        pacing.note_tick(1_000, 1_001);
         assert_eq!(pacing.sleeps_for(1_000), TICK);
         assert!(!pacing.is_tick_due(999 + tick_ms) && pacing.is_tick_due(1_000 + tick_ms));
         // Work brings deadlines that are not known yet.
-        pacing.begin_tick(2_000);
-        pacing.end_tick();
+        pacing.note_tick(2_000, u64::MAX);
         pacing.note_work();
         assert_eq!(pacing.sleeps_for(2_000), TICK);
-    }
-
-    #[test]
-    fn the_committer_is_asked_once_for_what_waits_and_at_the_latest_after_a_while() {
-        let now = Instant::now();
-        let mut pacing = Pacing::new(Spin::Auto, Duration::ZERO, now);
-        assert!(!pacing.has_unasked() && !pacing.ask() && !pacing.must_ask());
-        pacing.note_waiting();
-        let since = pacing.unasked_since.unwrap();
-        pacing.note_waiting();
-        assert_eq!(pacing.unasked_since, Some(since), "from the first that waits");
-        pacing.note_received(since + COMMIT_AFTER - Duration::from_nanos(1));
-        assert!(pacing.has_unasked() && !pacing.must_ask());
-        pacing.note_received(since + COMMIT_AFTER);
-        assert!(pacing.must_ask() && pacing.ask() && !pacing.ask());
     }
 
     #[test]

@@ -6,10 +6,10 @@
 
 use super::admission::is_about_one_connection;
 use super::{
-    AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, TICK, milliseconds,
-    unix_seconds,
+    AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, TICK, Waits,
+    milliseconds, unix_seconds,
 };
-use crate::connection::{Connection, Due, Moment, Next, Urgency};
+use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
 use crate::http::{Budget, Limits};
 use crate::service::Service;
 use crate::store::Durability;
@@ -46,9 +46,6 @@ const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// Its ticks during which a receive must have waited before its connection counts as idle.
 const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
 
-/// Tasks that wait for epochs.
-type Waiting = RefCell<Vec<(u64, Weak<Watch>)>>;
-
 /// What the tasks of one shard share.
 struct Hub {
     service: RefCell<Service>,
@@ -67,10 +64,8 @@ struct Hub {
     /// Connections that the stop has closed with something in flight.
     cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
-    /// Tasks with responses that wait until an epoch is settled.
-    waiting: Waiting,
-    /// Tasks with responses that wait until totals were read after an epoch.
-    reading: Waiting,
+    /// Tasks with responses that wait for the store.
+    waits: RefCell<Waits<Weak<Watch>>>,
 }
 
 /// What can end a task's waiting besides its socket.
@@ -124,6 +119,9 @@ impl Hub {
         self.change_moment(|moment| moment.now_ms = now_ms);
         self.heartbeat.store(now_ms, Ordering::Relaxed);
         self.service.borrow_mut().set_time(unix_seconds());
+        if let Some(durability) = self.service.borrow().durability() {
+            self.waits.borrow().note_late(durability, now_ms);
+        }
         let is_stopping = self.moment.get().urgency != Urgency::Serve;
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else {
@@ -145,33 +143,28 @@ impl Hub {
         service.durability().map_or((u64::MAX, u64::MAX), reached)
     }
 
-    /// Has a task woken when an epoch is settled, or totals were read after it, and asks for that.
-    fn wake_at(&self, settle: Option<u64>, read: Option<u64>, watch: &Rc<Watch>) {
+    /// Has a task woken when the store has what its responses have come to wait for, and asks for that.
+    fn wake_after(&self, action: &Action, received_ms: u64, watch: &Rc<Watch>) {
         let service = self.service.borrow();
         let Some(durability) = service.durability() else { return };
-        // First, so that one commit does both. The task looks at what was reached after this, and before it waits.
-        if let Some(epoch) = read {
-            self.reading.borrow_mut().push((epoch, Rc::downgrade(watch)));
-            durability.request_read(epoch);
-        }
-        if let Some(epoch) = settle {
-            self.waiting.borrow_mut().push((epoch, Rc::downgrade(watch)));
-            durability.request(epoch);
-        }
-        self.note_waiting(&service);
+        let mut waits = self.waits.borrow_mut();
+        waits.join(&Rc::downgrade(watch), action, received_ms);
+        // If it has come meanwhile, the task sees that before it waits.
+        waits.ask(durability);
+        service.metrics().waiting.set(waits.len() as u64);
     }
 
     /// Wakes the tasks whose responses the store has settled, or for which totals were read.
     fn wake_settled(&self) {
-        let (settled, read) = self.reached();
-        wake_up_to(&mut self.waiting.borrow_mut(), settled);
-        wake_up_to(&mut self.reading.borrow_mut(), read);
-        self.note_waiting(&self.service.borrow());
-    }
-
-    fn note_waiting(&self, service: &Service) {
-        let waiting = self.waiting.borrow().len() + self.reading.borrow().len();
-        service.metrics().waiting.set(waiting as u64);
+        let service = self.service.borrow();
+        let Some(durability) = service.durability() else { return };
+        let mut waits = self.waits.borrow_mut();
+        waits.release(durability, |watch| {
+            if let Some(waker) = watch.upgrade().and_then(|watch| watch.waker.take()) {
+                waker.wake();
+            }
+        });
+        service.metrics().waiting.set(waits.len() as u64);
     }
 
     fn watch(&self) -> Rc<Watch> {
@@ -179,18 +172,6 @@ impl Hub {
         self.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
-}
-
-/// Wakes the tasks that wait for an epoch up to this one, and forgets them.
-fn wake_up_to(waiting: &mut Vec<(u64, Weak<Watch>)>, reached: u64) {
-    waiting.retain(|(epoch, watch)| {
-        let Some(watch) = watch.upgrade() else { return false };
-        let is_reached = *epoch <= reached;
-        if is_reached && let Some(waker) = watch.waker.take() {
-            waker.wake();
-        }
-        !is_reached
-    });
 }
 
 /// Serves on the calling executor until told to stop. `ready` is called once it listens.
@@ -213,8 +194,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
         drain_ticks: Cell::new(0),
         cut: Cell::new(0),
         watches: RefCell::new(Vec::new()),
-        waiting: RefCell::new(Vec::new()),
-        reading: RefCell::new(Vec::new()),
+        waits: RefCell::default(),
     });
     let door = Rc::new(Door {
         hub: Rc::clone(&hub),
@@ -440,7 +420,7 @@ impl Task {
         drop(service);
         if action.settle.is_some() || action.read.is_some() {
             (self.settle, self.read) = (action.settle.or(self.settle), action.read.or(self.read));
-            hub.wake_at(action.settle, action.read, watch);
+            hub.wake_after(&action, moment.received_ms, watch);
         }
         (action.then, action.has_work)
     }

@@ -157,7 +157,7 @@ impl Transport {
     /// The ring is broken.
     pub(super) fn turn(&mut self, wait: Wait) -> io::Result<bool> {
         self.send_queued();
-        Ok(self.ring.turn(wait)? > 0)
+        Ok(self.ring.iterate(wait)? > 0)
     }
 
     /// Polls for an event until `until` without entering the kernel. Returns whether there is one, for

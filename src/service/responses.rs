@@ -212,23 +212,19 @@ impl Responses {
         })
     }
 
-    /// The epoch that the first of those waits for which acknowledge something, if it has waited too long.
-    pub fn late_epoch(&self, now_ms: u64) -> Option<u64> {
-        let is_late = self.held.deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms);
-        self.held.epoch().filter(|_| is_late)
+    /// Whether the first of those that acknowledge something has waited too long.
+    pub fn is_store_late(&self, now_ms: u64) -> bool {
+        self.held.deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms)
     }
 
-    /// Gives up waiting for totals that were not read in time. Returns the last epoch that was waited for, if there are any.
-    pub fn give_up_late_totals(&mut self, now_ms: u64) -> Option<u64> {
-        let mut late = None;
+    /// Gives up waiting for totals that were not read in time. Returns whether there are any.
+    pub fn give_up_late_totals(&mut self, now_ms: u64) -> bool {
+        let mut has_late = false;
         for parked in &mut self.parked {
-            if let Awaited::Asked { epoch, deadline_ms } = parked.state
-                && now_ms >= deadline_ms
-            {
-                parked.state = Awaited::Late;
-                late = Some(epoch);
+            if matches!(parked.state, Awaited::Asked { deadline_ms, .. } if now_ms >= deadline_ms) {
+                (parked.state, has_late) = (Awaited::Late, true);
             }
         }
-        late
+        has_late
     }
 }

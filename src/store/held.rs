@@ -101,12 +101,7 @@ impl Held {
         self.unpublished = self.unpublished.map(|(from, generation)| (moved(from), generation));
     }
 
-    /// The epoch that is waited for first.
-    pub fn epoch(&self) -> Option<u64> {
-        self.marks.front().map(|mark| mark.epoch)
-    }
-
-    /// When what waits for it has waited too long.
+    /// When what has waited longest has waited too long.
     pub fn deadline_ms(&self) -> Option<u64> {
         self.marks.front().map(|mark| mark.deadline_ms)
     }
@@ -137,13 +132,13 @@ mod tests {
         assert!(held.publish(5, 155), "the same epoch");
         held.hold(40, 0);
         assert!(held.publish(8, 108));
-        assert_eq!((release(&mut held, 4, 50), held.epoch()), (10, Some(5)));
+        assert_eq!(release(&mut held, 4, 50), 10);
         assert_eq!(held.deadline_ms(), Some(105), "of what came first");
         held.note_taken(10);
         assert_eq!(release(&mut held, 4, 40), 0);
-        assert_eq!((release(&mut held, 7, 40), held.epoch()), (30, Some(8)));
+        assert_eq!((release(&mut held, 7, 40), held.deadline_ms()), (30, Some(108)));
         held.note_taken(30);
-        assert_eq!((release(&mut held, 8, 10), held.epoch()), (10, None));
+        assert_eq!((release(&mut held, 8, 10), held.deadline_ms()), (10, None));
         assert!(held.is_empty());
     }
 

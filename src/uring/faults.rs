@@ -24,7 +24,7 @@ pub(crate) enum Fault {
 thread_local! {
     static MET: RefCell<BTreeSet<Fault>> = const { RefCell::new(BTreeSet::new()) };
     static PUSHES: Cell<usize> = const { Cell::new(0) };
-    static TURNS: Cell<usize> = const { Cell::new(0) };
+    static ITERATIONS: Cell<usize> = const { Cell::new(0) };
     static IS_FAULTY: Cell<bool> = const { Cell::new(false) };
     static CANCELS_TO_FAIL: Cell<usize> = const { Cell::new(0) };
 }
@@ -64,12 +64,12 @@ pub(super) fn inject<T>(ring: &mut Uring<T>) {
     if !IS_FAULTY.get() || ring.is_ending {
         return;
     }
-    let turn = TURNS.replace(TURNS.get() + 1);
+    let iteration = ITERATIONS.replace(ITERATIONS.get() + 1);
     let slots = ring.slots.len();
-    if !turn.is_multiple_of(EVERY) || slots == 0 {
+    if !iteration.is_multiple_of(EVERY) || slots == 0 {
         return;
     }
-    let receiving = ring.slots.iter().nth(turn / EVERY % slots);
+    let receiving = ring.slots.iter().nth(iteration / EVERY % slots);
     if let Some((index, slot)) = receiving
         && slot.receiving == Receiving::UnderWay
     {

@@ -22,7 +22,7 @@
 //! # A full submission queue
 //!
 //! There is one policy, and callers never see it: an operation that finds no room waits in line,
-//! and the next turn submits it before it waits for anything. No operation is refused or lost.
+//! and the next iteration submits it before it waits for anything. No operation is refused or lost.
 //!
 //! # Waiting
 //!
@@ -307,7 +307,7 @@ pub(crate) struct Uring<T> {
     skipping: Vec<Key>,
     /// Those of them whose sends are over once all completions were looked at.
     skipped: Vec<Key>,
-    /// The last turn has left entries or completions behind, perhaps those of such sends.
+    /// The last iteration has left entries or completions behind, perhaps those of such sends.
     is_skipping_unknown: bool,
     /// Calls of `io_uring_enter`.
     enters: u64,
@@ -370,7 +370,7 @@ impl<T> Uring<T> {
             address: None,
             operations: 0,
         }));
-        // A turn is likely to receive at most once on each.
+        // An iteration is likely to receive at most once on each.
         self.kernel.buffers.circulate(self.slots.len());
         Key(u32::try_from(index).expect("there are fewer descriptors than 2^32"))
     }
@@ -527,7 +527,7 @@ impl<T> Uring<T> {
     }
 
     /// Sends all of `bytes` as well, but without a completion if the socket takes everything at once, so no wait ends for that:
-    /// [`Event::Sent`] comes in a turn that something else has ended.
+    /// [`Event::Sent`] comes in an iteration that something else has ended.
     pub(crate) fn send_skipping_completion(&mut self, key: Key, bytes: Vec<u8>) {
         // What is longer than a result can say is sent in parts, which have completions.
         let is_short = i32::try_from(bytes.len()).is_ok();
@@ -545,15 +545,6 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Ends this side of a connection: the peer sees the end of the stream behind what was sent.
-    ///
-    /// # Errors
-    ///
-    /// The connection is gone.
-    pub(crate) fn shut_down_sending(&mut self, key: Key) -> io::Result<()> {
-        self.open_slot(key).map_or(Ok(()), |slot| slot.socket.shutdown(Shutdown::Write))
-    }
-
     /// Closes a slot, connected or connecting. It reports nothing more, and its descriptor is closed
     /// once its operations have ended.
     pub(crate) fn close(&mut self, key: Key) {
@@ -569,7 +560,7 @@ impl<T> Uring<T> {
         self.vacate(key);
     }
 
-    /// Gives a buffer back to the kernel, which sees it in the next turn.
+    /// Gives a buffer back to the kernel, which sees it in the next iteration.
     pub(crate) fn give_back(&mut self, filled: Filled) {
         self.kernel.buffers.put(filled.buffer);
     }
@@ -589,14 +580,14 @@ impl<T> Uring<T> {
 
     /// Gives the kernel what was started, waits, and takes in what has completed, for
     /// [`Uring::next_event`] to report. Returns how many completions there were. The events of the
-    /// turn before must have been taken.
+    /// iteration before must have been taken.
     ///
     /// # Errors
     ///
     /// The ring is broken.
-    pub(crate) fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+    pub(crate) fn iterate(&mut self, wait: Wait) -> io::Result<usize> {
         let is_done = self.looked_at == self.completions.len() && self.skipped.is_empty();
-        assert!(is_done, "events of the last turn are left");
+        assert!(is_done, "events of the last iteration are left");
         self.kernel.buffers.publish();
         // Whether these are over will be known without a wait.
         let wait = if self.is_skipping_unknown { Wait::No } else { wait };
@@ -641,7 +632,7 @@ impl<T> Uring<T> {
     }
 
     /// Polls for work until `until` without entering the kernel. Returns whether there is some, for a
-    /// turn without a wait to take in.
+    /// iteration without a wait to take in.
     pub(crate) fn poll(&mut self, until: Instant) -> bool {
         loop {
             for _ in 0..POLLS_PER_CLOCK_READ {
@@ -656,7 +647,7 @@ impl<T> Uring<T> {
         }
     }
 
-    /// The next event of the last turn.
+    /// The next event of the last iteration.
     pub(crate) fn next_event(&mut self) -> Option<Event> {
         while let Some((tag, result, flags)) = self.completions.get(self.looked_at).copied() {
             self.looked_at += 1;
@@ -695,7 +686,7 @@ impl<T> Uring<T> {
             }
             if self.under_way == 0
                 || Instant::now() >= patience
-                || self.turn(Wait::For(LAST_WAIT_STEP)).is_err()
+                || self.iterate(Wait::For(LAST_WAIT_STEP)).is_err()
             {
                 return;
             }

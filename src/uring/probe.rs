@@ -117,7 +117,7 @@ impl Trial {
             if left.is_zero() {
                 return Err(Errno::TIMEDOUT.into());
             }
-            self.ring.turn(Wait::For(left))?;
+            self.ring.iterate(Wait::For(left))?;
             while let Some(event) = self.ring.next_event() {
                 self.events.push(event);
             }
@@ -230,7 +230,7 @@ impl Trial {
     /// A wait ends in its time although nothing completes.
     fn bounded_wait(&mut self) -> io::Result<()> {
         let started = Instant::now();
-        self.ring.turn(Wait::For(SHORT))?;
+        self.ring.iterate(Wait::For(SHORT))?;
         while let Some(event) = self.ring.next_event() {
             self.events.push(event);
         }

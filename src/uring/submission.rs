@@ -215,7 +215,7 @@ impl<T> Uring<T> {
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                // Late, interrupted, or with completions to take first: the next turn goes on.
+                // Late, interrupted, or with completions to take first: the next iteration goes on.
                 Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN | Errno::NOMEM) => {
                     Ok(())
                 }

@@ -23,7 +23,7 @@ fn count_events(ring: &mut Uring<usize>, count: usize, mut wanted: impl FnMut(&E
     let mut found = 0;
     while found < count {
         assert!(Instant::now() < end, "{found} of {count}");
-        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        ring.iterate(Wait::For(Duration::from_millis(100))).unwrap();
         while let Some(event) = ring.next_event() {
             found += usize::from(wanted(&event));
             if let Event::Received(_, filled) = event {
@@ -51,7 +51,7 @@ fn a_waiting_ring_hears_every_wakeup_at_once() {
         waits.send(()).unwrap();
         let started = Instant::now();
         while !matches!(ring.next_event(), Some(Event::Woken)) {
-            ring.turn(Wait::For(Duration::from_secs(1))).unwrap();
+            ring.iterate(Wait::For(Duration::from_secs(1))).unwrap();
         }
         late += usize::from(started.elapsed() > Duration::from_millis(500));
     }
@@ -67,7 +67,7 @@ fn a_wakeup_that_comes_before_the_wait_is_kept_and_several_count_as_one() {
     (0..3).for_each(|_| wakeup.wake());
     ring.watch(Arc::clone(&wakeup));
     count_events(&mut ring, 1, |event| matches!(event, Event::Woken));
-    ring.turn(Wait::For(Duration::from_millis(20))).unwrap();
+    ring.iterate(Wait::For(Duration::from_millis(20))).unwrap();
     assert!(ring.next_event().is_none());
     wakeup.wake();
     count_events(&mut ring, 1, |event| matches!(event, Event::Woken));
@@ -77,7 +77,7 @@ fn a_wakeup_that_comes_before_the_wait_is_kept_and_several_count_as_one() {
 fn a_bounded_wait_ends_in_its_time_and_the_timer_can_be_set_again() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     let started = Instant::now();
-    ring.turn(Wait::For(Duration::from_millis(30))).unwrap();
+    ring.iterate(Wait::For(Duration::from_millis(30))).unwrap();
     assert!(ring.next_event().is_none());
     assert!(started.elapsed() >= Duration::from_millis(30));
     for _ in 0..3 {
@@ -108,7 +108,7 @@ fn operations_that_find_the_queue_full_wait_in_line() {
     let (mut received, end) = (0, Instant::now() + PATIENCE);
     while received < 40 {
         assert!(Instant::now() < end, "{received} of 40");
-        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        ring.iterate(Wait::For(Duration::from_millis(100))).unwrap();
         while let Some(event) = ring.next_event() {
             match event {
                 Event::Received(_, filled) => {
@@ -129,7 +129,7 @@ fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     let (mut quick, other) = pair(&mut ring, 0);
     ring.send_skipping_completion(other, b"first".to_vec());
     let started = Instant::now();
-    ring.turn(Wait::For(Duration::from_millis(30))).unwrap();
+    ring.iterate(Wait::For(Duration::from_millis(30))).unwrap();
     assert!(started.elapsed() >= Duration::from_millis(30), "its success ends no wait");
     assert!(matches!(ring.next_event(), Some(Event::Sent(key, _)) if key == other));
     assert!(ring.next_event().is_none());
@@ -155,7 +155,7 @@ fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     for key in [other, full, failing] {
         ring.close(key);
     }
-    ring.turn(Wait::For(Duration::from_millis(30))).unwrap();
+    ring.iterate(Wait::For(Duration::from_millis(30))).unwrap();
     assert!(ring.next_event().is_none());
     assert!(ring.is_empty() && ring.under_way == 0);
 }
@@ -165,13 +165,13 @@ fn a_slot_is_vacated_only_when_its_operations_have_ended_and_reports_nothing_mor
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     let (mut peer, key) = pair(&mut ring, 7);
     ring.receive_multishot(key);
-    ring.turn(Wait::No).unwrap();
+    ring.iterate(Wait::No).unwrap();
     peer.write_all(b"late").unwrap();
     ring.close(key);
     assert!(ring.get_mut(key).is_none(), "closed for its owner");
     assert!(!ring.is_empty(), "the receive is under way");
     while !ring.is_empty() {
-        ring.turn(Wait::For(PATIENCE)).unwrap();
+        ring.iterate(Wait::For(PATIENCE)).unwrap();
         assert!(ring.next_event().is_none());
     }
     assert_eq!(ring.under_way, 0);
@@ -183,7 +183,7 @@ fn a_cancel_that_has_failed_is_tried_again() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
     let (mut peer, key) = pair(&mut ring, 0);
     ring.receive_multishot(key);
-    ring.turn(Wait::No).unwrap();
+    ring.iterate(Wait::No).unwrap();
     faults::fail_cancels(2);
     let mut received = 0;
     let end = Instant::now() + PATIENCE;
@@ -192,7 +192,7 @@ fn a_cancel_that_has_failed_is_tried_again() {
         ring.stop_receiving(key);
         // Whatever becomes of the cancel, the peer goes on.
         peer.write_all(b"more").unwrap();
-        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        ring.iterate(Wait::For(Duration::from_millis(100))).unwrap();
         while let Some(event) = ring.next_event() {
             match event {
                 Event::Received(_, filled) => {
@@ -229,7 +229,7 @@ fn connections_are_accepted_one_by_one() {
     let end = Instant::now() + PATIENCE;
     while accepted.len() < peers.len() {
         assert!(Instant::now() < end, "{} of {}", accepted.len(), peers.len());
-        ring.turn(Wait::For(Duration::from_millis(100))).unwrap();
+        ring.iterate(Wait::For(Duration::from_millis(100))).unwrap();
         while let Some(event) = ring.next_event() {
             match event {
                 Event::Accepted(socket) => accepted.push(socket.peer_addr().unwrap()),
@@ -241,7 +241,7 @@ fn connections_are_accepted_one_by_one() {
     assert!(of_peers.into_iter().all(|peer| accepted.contains(&peer)));
     ring.close_listener();
     while ring.is_accepting() {
-        ring.turn(Wait::For(PATIENCE)).unwrap();
+        ring.iterate(Wait::For(PATIENCE)).unwrap();
         while ring.next_event().is_some() {}
     }
     assert_eq!(ring.under_way, 0);
@@ -274,7 +274,7 @@ fn a_dropped_ring_ends_everything_that_is_under_way() {
         // More than a socket takes.
         ring.send(*key, vec![0; 4 << 20]);
     }
-    ring.turn(Wait::No).unwrap();
+    ring.iterate(Wait::No).unwrap();
     ring.end_operations();
     assert_eq!(ring.under_way, 0);
     drop(ring);
@@ -288,7 +288,7 @@ fn a_dropped_ring_ends_everything_that_is_under_way() {
 /// What a wait that gathers has brought: how many completions, and how long it took.
 fn gather(ring: &mut Uring<usize>, time: Duration) -> (usize, Duration) {
     let started = Instant::now();
-    let completions = ring.turn(Wait::Gather(time)).unwrap();
+    let completions = ring.iterate(Wait::Gather(time)).unwrap();
     while let Some(event) = ring.next_event() {
         if let Event::Received(_, filled) = event {
             ring.give_back(filled);
@@ -309,7 +309,7 @@ fn a_wait_gathers_for_its_time_or_until_there_are_enough_and_then_waits_for_one(
     for (_, key) in &peers {
         ring.receive_multishot(*key);
     }
-    ring.turn(Wait::No).unwrap();
+    ring.iterate(Wait::No).unwrap();
     let time = Duration::from_millis(100);
     // One less than enough.
     for (peer, _) in &mut peers[1..] {

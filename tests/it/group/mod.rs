@@ -9,11 +9,12 @@
 
 mod database;
 use crate::world::seeds;
-use crate::world::simulated::{Ended, Link, Reader, STORE_TIMEOUT_MS, Server};
+use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server};
 use crate::world::{Response, Totals, post};
 use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
 use ringtally::connection::Due;
+use ringtally::engine::driver::Ended;
 use ringtally::failure::Failure;
 use ringtally::tally::State;
 use std::collections::{BTreeSet, VecDeque};
@@ -115,7 +116,7 @@ impl Life {
     fn connect(&mut self, shard: usize) {
         self.clients[shard].push(Client::default());
         let shard = &mut self.server.shards[shard];
-        shard.backlog.push_back(Link::new());
+        shard.net.backlog.push_back(Link::new());
         shard.accept();
     }
 
@@ -198,7 +199,7 @@ impl World {
         }
         self.servers[at].server.shards[shard].begin_iteration();
         for key in 0..self.servers[at].clients[shard].len() {
-            if !self.servers[at].server.shards[shard].slots[key].is_open() || self.rng.bool() {
+            if !self.servers[at].server.shards[shard].net.slots[key].is_open() || self.rng.bool() {
                 continue;
             }
             self.send(at, shard, key);
@@ -225,7 +226,8 @@ impl World {
         let shard = &mut server.shards[shard_at];
         shard.clock_ms += ms;
         let now_ms = shard.clock_ms;
-        let awaited: Vec<_> = (0..shard.slots.len()).map(|key| shard.first_read_of(key)).collect();
+        let awaited: Vec<_> =
+            (0..shard.net.slots.len()).map(|key| shard.first_read_of(key)).collect();
         let all_due = shard.tick();
         for (key, due) in &all_due {
             let first = clients[shard_at][*key].pending.front().expect("something waits");
@@ -238,14 +240,17 @@ impl World {
             assert!(is_noted, "{due:?}: the store is late, and nobody says so");
             *was_late = true;
         }
-        for (key, slot) in shard.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_open()) {
+        for (key, slot) in shard.net.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_open())
+        {
             let Some(first) = clients[shard_at][key].pending.front() else { continue };
             let is_late = first.version.is_some()
                 && first.is_alone
                 && now_ms >= first.received_ms + STORE_TIMEOUT_MS;
             let is_sending = slot.sending_since_ms.is_some() || slot.link.takable() > 0;
             let is_due = all_due.iter().any(|(of, _)| *of == key);
-            assert!(!is_late || is_sending || is_due, "nothing ends the wait of {first:?}");
+            // What is void ends with the connection.
+            let has_ended = is_sending || is_due || slot.link.is_over();
+            assert!(!is_late || has_ended, "nothing ends the wait of {first:?}");
         }
     }
 
@@ -279,7 +284,7 @@ impl World {
     fn note_received(&mut self, at: usize, shard: usize, key: usize) {
         let now = self.database.cluster().now();
         let Life { server, clients, .. } = &mut self.servers[at];
-        let received_ms = server.shards[shard].moment.received_ms;
+        let received_ms = server.shards[shard].moment().received_ms;
         let received = server.shards[shard].link(key).received();
         let pending = &mut clients[shard][key].pending;
         let before = pending.iter().filter(|pending| pending.version.is_some()).count();
@@ -336,11 +341,11 @@ impl World {
     /// If a server has ended a connection: what it acknowledges next is void.
     fn note_end(&mut self, at: usize, shard: usize, key: usize) {
         let Life { server, clients, .. } = &mut self.servers[at];
-        let (link, client) = (&server.shards[shard].slots[key].link, &mut clients[shard][key]);
+        let (link, client) = (&server.shards[shard].net.slots[key].link, &mut clients[shard][key]);
         if !link.is_over() || link.has_client_finished() {
             return;
         }
-        let slot = &server.shards[shard].slots[key];
+        let slot = &server.shards[shard].net.slots[key];
         if slot.ended == Some(Ended::Cut) {
             // Whether the store has it is unknown.
             client.pending.clear();

@@ -41,6 +41,8 @@ pub struct Watch {
     held_since_ms: Option<u64>,
     /// The resets before that.
     held_resets: Option<u64>,
+    /// The server has no room for it.
+    pub is_rejected: bool,
     /// It has had its last response.
     pub is_closing: bool,
     /// Responses without the interim ones.
@@ -56,7 +58,7 @@ pub struct Watch {
 const TURN_NS: u64 = 100_000;
 
 impl Watch {
-    pub fn new(script: Vec<Sent>) -> Watch {
+    pub fn new(script: Vec<Sent>, is_rejected: bool) -> Watch {
         Watch {
             script,
             next: 0,
@@ -66,6 +68,7 @@ impl Watch {
             since_ms: (0, 0),
             held_since_ms: None,
             held_resets: None,
+            is_rejected,
             is_closing: false,
             responses: 0,
             slices: 0,
@@ -82,6 +85,9 @@ impl Watch {
     /// Items of which everything is among so many bytes, up to the last of the connection.
     pub fn items_in(&self, bytes: usize) -> usize {
         let (mut end, mut items) = (0, 0);
+        if self.is_rejected {
+            return 1;
+        }
         for sent in &self.script {
             end += sent.bytes.len();
             if end > bytes {
@@ -100,6 +106,12 @@ impl Watch {
         for response in split_responses(&made.bytes) {
             let pending = received.saturating_sub(self.begins_at);
             assert!(!self.is_closing, "a response behind the last one: {response:?}");
+            if self.is_rejected {
+                assert_eq!(response.status, 503);
+                assert_eq!(response.field("connection"), Some("close"));
+                (self.is_closing, self.responses) = (true, 1);
+                continue;
+            }
             let sent = self.script.get(self.next).expect("no response without a request");
             if response.status == 100 {
                 let is_wanted = sent.expects && !self.has_continued && pending >= sent.head;
@@ -166,7 +178,7 @@ impl Watch {
         if self.is_closing || slot.lingers_since.is_some() || !slot.is_open() {
             return;
         }
-        if slot.connection.has_work() || slot.connection.next() == Next::Pause {
+        if slot.connection().has_work() || slot.connection().next() == Next::Pause {
             // What was received may be looked at in any iteration from here on.
             if has_responded || self.held_since_ms.is_none() {
                 (self.held_since_ms, self.held_resets) = (Some(now_ms), Some(resets));
@@ -174,15 +186,14 @@ impl Watch {
             return;
         }
         self.held_resets = None;
-        let earliest_ms = match (has_responded, self.held_since_ms.take()) {
-            (false, Some(held_ms)) => held_ms,
-            _ => now_ms,
-        };
+        let held_since_ms = self.held_since_ms.take();
+        let earliest_ms = held_since_ms.filter(|_| !has_responded).unwrap_or(now_ms);
+        let is_new = has_responded || held_since_ms.is_some();
         let middle = self.middle_of(slot.link.received());
-        if middle != self.middle || has_responded || earliest_ms != now_ms {
+        if middle != self.middle || is_new {
             // White space between requests does not extend the wait for one.
             let begins = middle != Middle::Nothing || self.middle == Middle::Skipped;
-            if begins || has_responded || earliest_ms != now_ms {
+            if begins || is_new {
                 let is_known = middle == self.middle && !has_responded;
                 let first_ms = if is_known { self.since_ms.0 } else { earliest_ms };
                 self.since_ms = (first_ms, now_ms);
@@ -218,7 +229,7 @@ impl Watch {
             let is_late = now_ms >= since_ms + TIMEOUTS.idle_ms;
             return [if is_late { Verdict::Cut } else { Verdict::Nothing }; 2];
         }
-        if slot.connection.has_work() || self.is_closing {
+        if slot.connection().has_work() || self.is_closing {
             return [Verdict::Nothing; 2];
         }
         let (timeout_ms, late) = match self.middle {
@@ -243,7 +254,7 @@ impl Watch {
 
     /// Whether nothing of a request or a response is lost if it ends now.
     fn is_idle(&self, slot: &Slot) -> bool {
-        if slot.sending_since_ms.is_some() || slot.connection.has_work() {
+        if slot.sending_since_ms.is_some() || slot.connection().has_work() {
             return false;
         }
         let received = slot.link.received();

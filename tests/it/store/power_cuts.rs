@@ -128,10 +128,10 @@ impl Life {
             let shard = client % SHARDS;
             let (unseen, pending) = (VecDeque::new(), VecDeque::new());
             clients[shard].push(Client { reader: Reader::default(), unseen, pending, shown: 0 });
-            server.shards[shard].backlog.push_back(Link::new());
+            server.shards[shard].net.backlog.push_back(Link::new());
         }
         for shard in &mut server.shards {
-            while !shard.backlog.is_empty() {
+            while !shard.net.backlog.is_empty() {
                 shard.iterate();
             }
         }
@@ -169,7 +169,7 @@ impl Life {
 
     /// Notes in the model what a shard has handled, in the order in which it has.
     fn follow(&mut self, shard: usize, model: &mut Model) {
-        for made in std::mem::take(&mut self.server.shards[shard].made) {
+        for made in std::mem::take(&mut self.server.shards[shard].net.made) {
             for _ in split_responses(&made.bytes) {
                 let client = &mut self.clients[shard][made.key];
                 let mut request = client.unseen.pop_front().expect("a response to nothing");
@@ -197,7 +197,7 @@ impl Life {
                 if rng.u8(..) < 80 {
                     continue;
                 }
-                let slot = &mut self.server.shards[shard].slots[at];
+                let slot = &mut self.server.shards[shard].net.slots[at];
                 assert!(slot.is_open(), "nothing ends a connection");
                 let taken = slot.link.take(rng.usize(1..2000));
                 let client = &mut self.clients[shard][at];

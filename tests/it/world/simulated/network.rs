@@ -34,6 +34,8 @@ pub struct Link {
     received: usize,
     /// The server has received the end.
     is_end_received: bool,
+    /// The server has no room for it.
+    is_rejected: bool,
 }
 
 /// What a receive of the server brings.
@@ -56,7 +58,17 @@ impl Link {
             is_reset: false,
             received: 0,
             is_end_received: false,
+            is_rejected: false,
         }
+    }
+
+    /// Returns a connection that the server rejects.
+    pub fn rejected() -> Link {
+        Link { is_rejected: true, ..Link::new() }
+    }
+
+    pub fn is_rejected(&self) -> bool {
+        self.is_rejected
     }
 
     /// The client sends bytes.
@@ -155,15 +167,15 @@ impl Link {
         Received::Bytes(self.arrived.drain(..count).collect())
     }
 
-    /// The server's socket takes as many of these bytes as it has room for, but at most `count`. `None` if it cannot send.
-    pub fn take_from(&mut self, bytes: &mut VecDeque<u8>, count: usize) -> Option<usize> {
+    /// The server's socket takes as many of these bytes as it has room for. `None` if it cannot send.
+    pub fn take_from(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.is_reset {
             return None;
         }
         assert_eq!(self.server, Side::Open, "nothing is sent behind the end");
         let room = ROOM_BYTES.saturating_sub(self.to_client.len());
-        let count = count.min(room).min(bytes.len());
-        self.to_client.extend(bytes.drain(..count));
+        let count = room.min(bytes.len());
+        self.to_client.extend(&bytes[..count]);
         Some(count)
     }
 

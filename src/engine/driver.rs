@@ -1,0 +1,551 @@
+//! What a shard does with its connections, in which order, whatever moves their bytes.
+//!
+//! A [`Driver`] knows no socket and no clock: operations that have completed come in, one call per completion, and the
+//! operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and the simulators
+//! with a network of their own, so what they show holds for what is shipped.
+
+use super::{BACKLOG, Line, Waits};
+use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
+use crate::http::Limits;
+use crate::metrics::{OfKinds, ShardMetrics};
+use crate::service::Service;
+use std::fmt;
+
+/// Receives in a row that leave room in their buffer, after which a connection's receive is multishot. One multishot receive
+/// may fill 32 buffers before it can be canceled: a peer that sends in bulk is received from one buffer at a time, so that one
+/// that never reads its responses holds little here.
+const SMALL_BEFORE_MULTISHOT: u8 = 4;
+
+/// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
+const SPARE_BUFFERS_MAX: usize = 2048;
+const SPARE_BUFFER_BYTES_MAX: usize = 4096;
+
+/// A connection, and its place among those of its shard.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    /// Its action is executed at the end of the iteration.
+    is_queued: bool,
+    /// It is in the line of those with work to do.
+    is_in_line: bool,
+    /// Receives in a row that left room in their buffer.
+    small_receives: u8,
+}
+
+impl Client {
+    /// The connection itself.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether its action is executed at the end of the iteration.
+    pub fn is_queued(&self) -> bool {
+        self.is_queued
+    }
+
+    /// Whether it is in the line of those with work to do.
+    pub fn is_in_line(&self) -> bool {
+        self.is_in_line
+    }
+}
+
+/// An open connection of [`Sockets`].
+#[derive(Debug)]
+pub struct Open<'a, S> {
+    /// What the driver keeps for it.
+    pub client: &'a mut Client,
+    /// Its socket.
+    pub socket: S,
+    /// A receive is under way, or was canceled and has not ended.
+    pub is_receiving: bool,
+}
+
+/// A socket, for what needs no completion.
+pub trait Socket {
+    /// Appends what has arrived to `bytes`, at most `bytes_max` bytes. Returns how many these are: none as well at the end, or
+    /// if the connection has failed, which the next receive reports. Nothing may be receiving.
+    fn receive_now(&mut self, bytes: &mut Vec<u8>, bytes_max: usize) -> usize;
+    /// Sends what the socket takes at once, and returns how many bytes these are. A failure is reported by the next send.
+    fn send_now(&mut self, bytes: &[u8]) -> usize;
+    /// Shuts down the write half. Returns whether the connection is still there.
+    fn shut_down_sending(&mut self) -> bool;
+    /// Whether bytes have arrived that were not received.
+    fn has_unread(&self) -> bool;
+}
+
+/// A connection that was accepted.
+pub trait Newcomer {
+    /// Whether the peer's address is a loopback address.
+    fn peer_is_loopback(&self) -> bool;
+    /// Whether there is no room for it: it gets a 503 and is closed.
+    fn is_rejected(&self) -> bool;
+}
+
+/// What has come of an attempt to accept a connection.
+#[derive(Debug)]
+pub enum Accepted<A> {
+    /// Nobody waits to be accepted.
+    None,
+    /// One that another shard serves, or nobody.
+    Elsewhere,
+    /// One that this shard serves.
+    Here(A),
+}
+
+/// How a connection has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// In order: its last response was sent, or its peer has left.
+    Closed,
+    /// An operation has failed.
+    Failed,
+    /// The clock has ended it, with nothing in flight.
+    Idle,
+    /// The clock has ended it, and something is lost.
+    Cut,
+}
+
+/// The sockets of one shard, and the operations on them.
+pub trait Sockets {
+    /// Names a connection. One that has ended may be named until the operations on it have ended.
+    type Key: Copy;
+    /// A socket of an open connection.
+    type Socket<'a>: Socket
+    where
+        Self: 'a;
+    /// Bytes that were received, in a buffer that has to be given back.
+    type Filled;
+    /// A connection that was accepted.
+    type Accepted: Newcomer;
+
+    /// The size of a receive buffer.
+    const BUFFER_BYTES: usize;
+
+    /// Returns a connection, unless it was closed.
+    fn get(&mut self, key: Self::Key) -> Option<Open<'_, Self::Socket<'_>>>;
+    /// Calls `visit` with every connection that is open.
+    fn visit(&mut self, visit: impl FnMut(Self::Key, Open<'_, Self::Socket<'_>>));
+    /// Returns a connection, unless it was closed, and what was received on it.
+    fn received<'a>(
+        &'a mut self,
+        key: Self::Key,
+        filled: &'a Self::Filled,
+    ) -> Option<(&'a mut Client, &'a [u8])>;
+    /// Gives a buffer back.
+    fn give_back(&mut self, filled: Self::Filled);
+    /// Accepts a connection that waits for it, without waiting for one.
+    fn accept_now(&mut self, metrics: &ShardMetrics) -> Accepted<Self::Accepted>;
+    /// Keeps a connection that was accepted.
+    fn insert(&mut self, accepted: Self::Accepted, client: Client) -> Self::Key;
+    /// Receives, once or until it is stopped.
+    fn receive(&mut self, key: Self::Key, is_multishot: bool);
+    /// Stops receiving. What has arrived before may still be received.
+    fn stop_receiving(&mut self, key: Self::Key);
+    /// Sends all of these bytes. If it `skips_completion`, nothing waits for its end, unless that is a failure.
+    fn send(&mut self, key: Self::Key, bytes: Vec<u8>, skips_completion: bool);
+    /// Closes a connection, whose operations then end without being reported.
+    fn close(&mut self, key: Self::Key, how: Ended);
+}
+
+/// One shard, apart from its sockets.
+pub struct Driver<S: Sockets> {
+    service: Service,
+    limits: Limits,
+    moment: Moment,
+    /// Connections whose actions are executed at the end of the iteration.
+    queue: Vec<S::Key>,
+    /// Connections with work to do: each iteration uses up one budget for the first of them.
+    line: Line<S::Key>,
+    waits: Waits<S::Key>,
+    spare: Vec<Vec<u8>>,
+    /// Connections that the stop has closed with something in flight.
+    cut: usize,
+    /// Connections with input, between the last two ticks.
+    active: usize,
+    /// Those of them that have ended, since the last tick.
+    ended: usize,
+}
+
+impl<S: Sockets> Driver<S> {
+    /// A shard without connections, at the start of its time.
+    pub fn new(service: Service, limits: Limits) -> Driver<S> {
+        const { assert!(crate::connection::KEPT_BYTES_MAX >= 64 * S::BUFFER_BYTES) };
+        Driver {
+            service,
+            limits,
+            moment: Moment::START,
+            queue: Vec::new(),
+            line: Line::new(),
+            waits: Waits::default(),
+            spare: Vec::new(),
+            cut: 0,
+            active: 0,
+            ended: 0,
+        }
+    }
+
+    /// What responds to its requests.
+    #[inline]
+    pub fn service(&mut self) -> &mut Service {
+        &mut self.service
+    }
+
+    /// The present moment.
+    #[inline]
+    pub fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    /// Connections that wait for the store.
+    pub fn waits(&self) -> &Waits<S::Key> {
+        &self.waits
+    }
+
+    /// Connections that the stop has closed with something in flight.
+    pub fn cut(&self) -> usize {
+        self.cut
+    }
+
+    /// Connections with input lately.
+    #[inline]
+    pub fn active(&self) -> usize {
+        self.active
+    }
+
+    /// Notes the time, in milliseconds since the start of the shard.
+    #[inline]
+    pub fn set_time(&mut self, now_ms: u64) {
+        self.moment.now_ms = now_ms;
+    }
+
+    /// Begins an iteration in which everything was received at this time.
+    #[inline]
+    pub fn begin_iteration(&mut self, received_ms: u64) {
+        self.moment.received_ms = received_ms;
+    }
+
+    /// Whether something is left of the last iteration, so that the next one must not wait for anything.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.line.is_empty()
+    }
+
+    /// Whether there is work for more than an iteration.
+    #[inline]
+    pub fn is_in_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Starts to serve a connection.
+    pub fn take_in(&mut self, sockets: &mut S, accepted: S::Accepted) {
+        let now_ms = self.moment.now_ms;
+        let mut connection = Connection::new(self.limits, accepted.peer_is_loopback(), now_ms);
+        if accepted.is_rejected() {
+            connection.reject(&mut self.service);
+        }
+        let client = Client { connection, is_queued: true, is_in_line: false, small_receives: 0 };
+        let key = sockets.insert(accepted, client);
+        self.service.metrics().connections.add(1);
+        self.queue.push(key);
+    }
+
+    /// Handles what was received on a connection.
+    #[inline]
+    pub fn handle_received(&mut self, sockets: &mut S, key: S::Key, filled: S::Filled) {
+        if let Some((client, bytes)) = sockets.received(key, &filled) {
+            self.service.metrics().received_bytes.add(bytes.len() as u64);
+            client.small_receives = match bytes.len() == S::BUFFER_BYTES {
+                true => 0,
+                false => client.small_receives.saturating_add(1),
+            };
+            let connection = &mut client.connection;
+            if !connection.responses().has_memory()
+                && let Some(spare) = self.spare.pop()
+            {
+                connection.responses().reuse(spare);
+            }
+            connection.receive(bytes, &self.moment, &mut self.service);
+        }
+        sockets.give_back(filled);
+        let Some(Open { client, is_receiving, .. }) = sockets.get(key) else { return };
+        // Once per receive: the next one reports the end of the stream, and what has gone wrong.
+        if !is_receiving && client.connection.wants_filling() {
+            client.connection.begin_filling();
+        }
+        queue_up(&mut self.queue, client, key);
+    }
+
+    /// Notes that a receive has ended although the peer may still send.
+    pub fn note_receive_stopped(&mut self, sockets: &mut S, key: S::Key) {
+        if let Some(Open { client, .. }) = sockets.get(key) {
+            queue_up(&mut self.queue, client, key);
+        }
+    }
+
+    /// Notes that the peer will send nothing more.
+    pub fn note_peer_closed(&mut self, sockets: &mut S, key: S::Key) {
+        if let Some(Open { client, .. }) = sockets.get(key) {
+            client.connection.note_peer_closed();
+            queue_up(&mut self.queue, client, key);
+        }
+    }
+
+    /// Notes that the kernel has taken all bytes of a send.
+    #[inline]
+    pub fn note_sent(&mut self, sockets: &mut S, key: S::Key, sent: Vec<u8>) {
+        self.service.metrics().sent_bytes.add(sent.len() as u64);
+        if let Some(Open { client, .. }) = sockets.get(key) {
+            client.connection.note_sent(sent.len());
+            queue_up(&mut self.queue, client, key);
+        }
+        self.recycle(sent);
+    }
+
+    /// Notes that a receive or a send has failed.
+    pub fn note_failed(&mut self, sockets: &mut S, key: S::Key) {
+        self.close(sockets, key, Ended::Failed);
+    }
+
+    /// Ends an iteration with this many completions: those in line have their turn, everything is published, and the actions of
+    /// all connections that had an event are executed. Returns whether there was anything to do.
+    pub fn end_iteration(&mut self, sockets: &mut S, completions: usize) -> bool {
+        self.work_through_line(sockets);
+        self.release_settled(sockets);
+        if completions == 0 && self.queue.is_empty() {
+            return false;
+        }
+        // Nothing is acknowledged before it can be read.
+        self.service.publish();
+        self.act_on_queued(sockets);
+        if self.waits.must_ask(self.moment.received_ms) {
+            self.ask_for_commit(sockets);
+        }
+        let metrics = self.service.metrics();
+        metrics.waiting.set(self.waits.len() as u64);
+        metrics.completions.add(completions as u64);
+        true
+    }
+
+    /// Asks for a commit of what waits for one. To be called when there is nothing else to do: until then, every iteration adds
+    /// to what one commit carries.
+    pub fn ask_for_commit(&mut self, sockets: &mut S) {
+        if let Some(durability) = self.service.durability()
+            && self.waits.ask(durability)
+        {
+            self.release_settled(sockets);
+        }
+    }
+
+    /// Ends what has waited too long, and while the server drains, what has nothing in flight. Returns the time at which that is
+    /// due again, in milliseconds.
+    pub fn tick(&mut self, sockets: &mut S) -> u64 {
+        self.moment.received_ms = self.moment.now_ms;
+        self.release_settled(sockets);
+        if let Some(durability) = self.service.durability() {
+            self.waits.note_late(durability, self.moment.now_ms);
+        }
+        let (mut due_ms, to_close) = self.look_at_all(sockets);
+        to_close.into_iter().for_each(|(key, how)| self.close(sockets, key, how));
+        if !self.queue.is_empty() {
+            due_ms = 0;
+        }
+        self.service.publish();
+        self.act_on_queued(sockets);
+        self.ask_for_commit(sockets);
+        due_ms
+    }
+
+    /// Looks at the deadlines of all connections. Returns when the next one is, and the connections that have to be closed.
+    fn look_at_all(&mut self, sockets: &mut S) -> (u64, Vec<(S::Key, Ended)>) {
+        // With those that have ended: if each request has a connection of its own, few are open at any moment.
+        let mut active = std::mem::take(&mut self.ended);
+        let mut in_flight = OfKinds::default();
+        let (mut due_ms, mut to_close) = (u64::MAX, Vec::new());
+        let Driver { service, moment, queue, .. } = self;
+        let is_draining = moment.urgency == Urgency::Drain;
+        sockets.visit(|key, Open { client, socket, .. }| {
+            let connection = &mut client.connection;
+            active += usize::from(connection.take_activity());
+            if let Some(kind) = connection.in_flight() {
+                in_flight[kind.endpoint as usize][kind.method as usize] += 1;
+            }
+            match connection.tick(moment, service) {
+                Due::Nothing => due_ms = due_ms.min(connection.deadline_ms()),
+                Due::Act => queue_up(queue, client, key),
+                // What has arrived unseen is seen first, unless it is discarded.
+                Due::CloseIdle
+                    if is_draining && !connection.is_lingering() && socket.has_unread() => {}
+                Due::CloseIdle => to_close.push((key, Ended::Idle)),
+                Due::Cut => to_close.push((key, Ended::Cut)),
+            }
+        });
+        service.metrics().note_in_flight(&in_flight);
+        self.active = active;
+        (due_ms, to_close)
+    }
+
+    /// Begins to drain, together with the connections that were established before and wait to be accepted, as many as a backlog
+    /// holds: a flood of them does not hold up the stop.
+    pub fn begin_drain(&mut self, sockets: &mut S) {
+        self.moment.urgency = Urgency::Drain;
+        self.moment.drain_ms = self.moment.now_ms;
+        for _ in 0..BACKLOG {
+            match sockets.accept_now(self.service.metrics()) {
+                Accepted::None => break,
+                Accepted::Elsewhere => {}
+                Accepted::Here(accepted) => self.take_in(sockets, accepted),
+            }
+        }
+    }
+
+    /// Has the next tick end everything.
+    pub fn abort(&mut self) {
+        self.moment.urgency = Urgency::Abort;
+    }
+
+    /// Has connections in line work.
+    fn work_through_line(&mut self, sockets: &mut S) {
+        let Driver { line, queue, service, moment, .. } = self;
+        line.advance(|key| {
+            let Some(Open { client, mut socket, .. }) = sockets.get(key) else { return 0 };
+            client.is_in_line = false;
+            // At the end of the iteration it gets in line again.
+            queue_up(queue, client, key);
+            let connection = &mut client.connection;
+            match connection.is_filling() {
+                // The next receive reports what has gone wrong.
+                true => connection.fill(
+                    |body, bytes_max| socket.receive_now(body, bytes_max),
+                    moment,
+                    service,
+                ),
+                false => connection.work(moment, service),
+            }
+        });
+    }
+
+    /// Queues up the connections whose responses the store has settled, or for which totals were read.
+    fn release_settled(&mut self, sockets: &mut S) {
+        if self.waits.is_empty() {
+            return;
+        }
+        let Driver { waits, queue, service, .. } = self;
+        if let Some(durability) = service.durability() {
+            waits.release(durability, |key| {
+                if let Some(Open { client, .. }) = sockets.get(key) {
+                    queue_up(queue, client, key);
+                }
+            });
+        }
+    }
+
+    /// Does what each connection that had an event needs.
+    fn act_on_queued(&mut self, sockets: &mut S) {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.drain(..).for_each(|key| self.act(sockets, key));
+        debug_assert!(self.queue.is_empty(), "nothing is queued by what acts");
+        // The room is kept.
+        self.queue = queue;
+    }
+
+    /// Executes the action of a connection.
+    fn act(&mut self, sockets: &mut S, key: S::Key) {
+        let Some(open) = sockets.get(key) else { return };
+        let is_receiving = open.is_receiving;
+        let is_multishot = open.client.small_receives >= SMALL_BEFORE_MULTISHOT;
+        let (responses, then) = self.begin_action(key, open);
+        match responses {
+            Some(sent) if sent.is_empty() => self.recycle(sent),
+            Some(responses) => {
+                // If only the peer can act next, no completion is needed.
+                let skips_completion =
+                    then == Next::Receive && self.moment.urgency == Urgency::Serve;
+                sockets.send(key, responses, skips_completion);
+            }
+            None => {}
+        }
+        match then {
+            Next::Receive if is_receiving => {}
+            Next::Receive => sockets.receive(key, is_multishot),
+            Next::Pause => sockets.stop_receiving(key),
+            Next::ShutDownWrite | Next::Close => self.close(sockets, key, Ended::Closed),
+        }
+    }
+
+    /// Notes what a connection waits for, and does what needs no completion. Returns the responses to send, and what its socket
+    /// does then.
+    #[inline]
+    fn begin_action(
+        &mut self,
+        key: S::Key,
+        open: Open<'_, S::Socket<'_>>,
+    ) -> (Option<Vec<u8>>, Next) {
+        let Open { client, mut socket, .. } = open;
+        client.is_queued = false;
+        let connection = &mut client.connection;
+        let action = connection.action(&self.moment, &mut self.service);
+        // Everybody else is looked at before it has anything to do again.
+        connection.renew();
+        if action.has_work && !std::mem::replace(&mut client.is_in_line, true) {
+            self.line.join(key);
+        }
+        self.waits.join(&key, &action, self.moment.received_ms);
+        let Action { send, mut then, .. } = action;
+        let mut responses = None;
+        if send > 0 && !connection.is_sending() {
+            let mut taken = connection.take_responses(send, self.moment.now_ms);
+            if connection.is_finishing() {
+                // The last ones: if the socket takes them at once, the write half is shut down in the same iteration.
+                let sent = socket.send_now(&taken);
+                self.service.metrics().sent_bytes.add(sent as u64);
+                taken.drain(..sent);
+                connection.note_sent(sent);
+                then = connection.next();
+            }
+            responses = Some(taken);
+        }
+        if then == Next::Close && connection.is_finishing() && socket.has_unread() {
+            // Closed now, it would be reset under its response.
+            then = Next::ShutDownWrite;
+        }
+        if then == Next::ShutDownWrite {
+            connection.linger(self.moment.now_ms);
+            then = if socket.shut_down_sending() { Next::Receive } else { Next::Close };
+        }
+        (responses, then)
+    }
+
+    fn close(&mut self, sockets: &mut S, key: S::Key, how: Ended) {
+        let Some(was_active) = sockets.get(key).map(|open| open.client.connection.take_activity())
+        else {
+            return;
+        };
+        self.ended += usize::from(was_active);
+        let is_cut = how == Ended::Cut && self.moment.urgency != Urgency::Serve;
+        self.cut += usize::from(is_cut);
+        self.service.metrics().connections.subtract(1);
+        sockets.close(key, how);
+    }
+
+    /// Keeps a buffer whose responses were sent for others.
+    fn recycle(&mut self, mut sent: Vec<u8>) {
+        sent.clear();
+        if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
+            self.spare.push(sent);
+        }
+    }
+}
+
+impl<S: Sockets> fmt::Debug for Driver<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("moment", &self.moment).finish_non_exhaustive()
+    }
+}
+
+/// Has the action of a connection executed at the end of the iteration.
+#[inline]
+fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
+    if !std::mem::replace(&mut client.is_queued, true) {
+        queue.push(key);
+    }
+}
