@@ -9,7 +9,6 @@ use ringtally::engine::driver::Driver;
 use ringtally::http::Limits;
 use ringtally::service::Service;
 use ringtally::uring::Wakeup;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most bytes that one receive brings.
