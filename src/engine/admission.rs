@@ -19,13 +19,13 @@ use std::time::Duration;
 pub const REJECTED_MIN: usize = 32;
 
 /// The response to a connection that is closed immediately. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
-const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
+const REJECTION: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
     Content-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
     {\"error\":\"try again later: the server has as many connections as it allows\"}";
 
 /// The number of reads, of 4 KiB each, before such a connection gets its response: enough for any request that the
 /// server accepts, and an end to a peer that never stops sending.
-const TURNED_AWAY_READS_MAX: usize = 16;
+const REJECTED_READS_MAX: usize = 16;
 
 /// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
@@ -206,7 +206,7 @@ impl Admission {
             self.open.fetch_sub(1, Ordering::Relaxed);
             metrics.refused.add(1);
             self.log_refusal();
-            return self.turn_away(shard, socket);
+            return self.reject(shard, socket);
         }
         let permit = Permit::new(self, emptiest, false);
         let mut accepted = AcceptedConnection { socket, permit, is_rejected: false };
@@ -233,8 +233,8 @@ impl Admission {
         None
     }
 
-    /// Returns a connection for its shard to turn away, or turns it away immediately if too many others are open for that.
-    fn turn_away(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
+    /// Rejects a connection: returns it for its shard to respond, or responds and closes it immediately if too many others are open for that.
+    fn reject(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
         let permit = Permit::new(self, shard, true);
         if self.rejected.load(Ordering::Relaxed) <= self.rejected_max {
             return Some(AcceptedConnection { socket, permit, is_rejected: true });
@@ -242,13 +242,13 @@ impl Admission {
         // What the peer has sent already is read first: it would be reset under the response otherwise (RFC 9112 section
         // 9.6). What fails here has failed for the peer, too.
         let mut request = [0; 4096];
-        for _ in 0..TURNED_AWAY_READS_MAX {
+        for _ in 0..REJECTED_READS_MAX {
             match rustix::net::recv(&socket, &mut request, RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) if bytes == request.len() => {}
                 _ => break,
             }
         }
-        let _ = send_now(&socket, TURNED_AWAY);
+        let _ = send_now(&socket, REJECTION);
         let _ = socket.shutdown(Shutdown::Write);
         None
     }

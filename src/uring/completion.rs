@@ -3,7 +3,7 @@
 use super::errors::{NOT_THE_END, is_one_of};
 #[cfg(test)]
 use super::faults;
-use super::{Event, Filled, Key, Listener, NoBuffers, Operation, Receiving, Sending, Uring};
+use super::{Event, Filled, Key, Listener, NoBuffers, Operation, Receiving, Sending, Slot, Uring};
 use io_uring::cqueue;
 use rustix::io::Errno;
 use socket2::Socket;
@@ -12,6 +12,23 @@ use std::os::fd::FromRawFd;
 
 /// A send that is to be tried again.
 const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
+
+impl<T> Slot<T> {
+    /// Notes that an operation has ended.
+    fn note_ended(&mut self, operation: Operation, result: i32) {
+        self.operations = self.operations.checked_sub(1).expect("only what has begun ends");
+        match operation {
+            Operation::Connect => self.address = None,
+            Operation::Receive => self.receiving = Receiving::No,
+            Operation::CancelReceive if result < 0 && self.receiving == Receiving::Cancelling => {
+                // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). What it brings next
+                // has it canceled again.
+                self.receiving = Receiving::UnderWay;
+            }
+            _ => {}
+        }
+    }
+}
 
 impl<T> Uring<T> {
     /// Makes an event of a completion, where there is something to report.
@@ -76,19 +93,7 @@ impl<T> Uring<T> {
         let slot = &mut self.slots[key.index()];
         let has_ended = !cqueue::more(flags);
         if has_ended {
-            slot.operations = slot.operations.checked_sub(1).expect("only what has begun ends");
-            match operation {
-                Operation::Connect => slot.address = None,
-                Operation::Receive => slot.receiving = Receiving::No,
-                Operation::CancelReceive
-                    if result < 0 && slot.receiving == Receiving::Cancelling =>
-                {
-                    // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). What it brings
-                    // next has it canceled again.
-                    slot.receiving = Receiving::UnderWay;
-                }
-                _ => {}
-            }
+            slot.note_ended(operation, result);
         }
         let is_closed = slot.is_closed;
         let buffer = cqueue::buffer_select(flags);
