@@ -152,7 +152,7 @@ impl Restored {
     ///
     /// The system is out of threads or descriptors.
     pub(super) fn start(
-        self,
+        mut self,
         name: &str,
         shards: &[Arc<Wakeup>],
         lifecycle: Sender<Lifecycle>,
@@ -163,7 +163,7 @@ impl Restored {
             signal_hook::consts::SIGXFSZ,
             Arc::new(AtomicBool::new(false)),
         )?;
-        let is_shared = self.store.is_shared();
+        let is_shared = self.store.shared().is_some();
         let settlement = Arc::new(Settlement::new(shards.len(), self.totals, is_shared));
         let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards: shards.to_vec() });
         let metrics = Arc::new(StoreMetrics::default());

@@ -46,13 +46,14 @@ impl Committer {
     /// knows whether others share the store.
     pub fn new(
         journal: Journal,
-        store: Box<dyn Store>,
+        mut store: Box<dyn Store>,
         committed: State,
         settlement: Arc<Settlement>,
         wakeups: Arc<Wakeups>,
         metrics: Arc<StoreMetrics>,
     ) -> Committer {
-        assert_eq!(store.is_shared(), settlement.is_shared(), "totals are read where others count");
+        let is_shared = store.shared().is_some();
+        assert_eq!(is_shared, settlement.is_shared(), "totals are read where others count");
         Committer { journal, store, settlement, wakeups, metrics, committed }
     }
 
@@ -92,10 +93,9 @@ impl Committer {
     /// store, also reads the totals afterwards when that `is_read` or requested. Starts over for as long as others reset
     /// the totals meanwhile.
     fn commit_and(&mut self, mut is_due: bool, is_read: bool) -> Result<(), Failure> {
-        let is_shared = self.settlement.is_shared();
         loop {
             let cut = self.journal.cut();
-            if is_shared {
+            if self.settlement.is_shared() {
                 self.settlement.begin(cut.epoch, monotonic_ms());
             }
             let outcome = match is_due || cut.state != self.committed {
@@ -108,11 +108,7 @@ impl Committer {
                 is_due = self.store.wait(&self.wakeups.committer, true);
                 continue;
             }
-            let totals = match is_shared {
-                false => Some(cut.state.totals()),
-                true if is_read || self.settlement.is_read_requested() => Some(self.read()?),
-                true => None,
-            };
+            let totals = self.totals_after(&cut, is_read)?;
             self.settlement.settle(cut.epoch, totals, |waker| self.wakeups.wake(waker));
             return Ok(());
         }
@@ -147,13 +143,16 @@ impl Committer {
         self.committed = cut.state.clone();
     }
 
-    /// Reads the totals over all servers.
-    fn read(&mut self) -> Result<Totals, Failure> {
-        let group = self.store.read().inspect_err(|_| {
+    /// The totals after a durable cut, which are read if other servers share the store, and that `is_read` or requested.
+    fn totals_after(&mut self, cut: &Cut, is_read: bool) -> Result<Option<Totals>, Failure> {
+        let Some(shared) = self.store.shared() else { return Ok(Some(cut.state.totals())) };
+        if !is_read && !self.settlement.is_read_requested() {
+            return Ok(None);
+        }
+        let group = shared.read().inspect_err(|_| {
             self.metrics.errors.add(1);
         })?;
-        let group = group.expect("a shared store has the totals of a group");
         self.metrics.note_read(group.servers);
-        Ok(group.totals)
+        Ok(Some(group.totals))
     }
 }

@@ -52,19 +52,10 @@ pub trait Store: Send {
     /// for what that cannot mend.
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure>;
 
-    /// Totals over all servers that share the store, at one moment between the call and its return. `None`
-    /// where no other server shares it: then they are those of the last commit.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::commit`].
-    fn read(&mut self) -> Result<Option<Group>, Failure> {
-        Ok(None)
-    }
-
-    /// Whether other servers share the store. Then totals are read from it, and it has its own reasons for a commit.
-    fn is_shared(&self) -> bool {
-        false
+    /// Returns the totals of all servers that share the store. If no other server shares it, the totals are in the last commit,
+    /// and there is nothing to return.
+    fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
+        None
     }
 
     /// Waits before a cut is taken. If a commit is wanted, only until the store is ready for one; otherwise until it is
@@ -79,6 +70,16 @@ pub trait Store: Send {
 
     /// Tells the store what this server is called among those that share it.
     fn introduce(&mut self, _name: &str) {}
+}
+
+/// The totals in a store that servers share.
+pub trait SharedTotals {
+    /// Reads the totals over all servers, at one moment between the call and its return.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    fn read(&mut self) -> Result<Group, Failure>;
 }
 
 /// What has come of a commit.

@@ -18,7 +18,7 @@ mod target;
 mod tls;
 mod warnings;
 
-use super::{Group, Outcome, Store};
+use super::{Group, Outcome, SharedTotals, Store};
 use crate::failure::Failure;
 use crate::log::Log;
 use crate::tally::{State, UserIds};
@@ -26,7 +26,7 @@ pub use error::{RIGHTS, StoreError};
 use futures_lite::future::{or, poll_once};
 pub use inspect::{Database, Inspection, examine, inspect};
 use link::Postgres;
-pub use link::{Id, Link, Write};
+pub use link::{Id, Link, MAY_COMMIT, MAY_WRITE, Standing, Write};
 pub use member::Member;
 use session::Unasked;
 pub use shares::Share;
@@ -99,13 +99,8 @@ impl Store for PostgresStore {
         outcome
     }
 
-    fn read(&mut self) -> Result<Option<Group>, Failure> {
-        self.next = self.next.max(Instant::now()) + TRANSACTION;
-        self.runtime.block_on(self.member.read()).map(Some)
-    }
-
-    fn is_shared(&self) -> bool {
-        true
+    fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
+        Some(self)
     }
 
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
@@ -119,6 +114,13 @@ impl Store for PostgresStore {
 
     fn introduce(&mut self, name: &str) {
         self.runtime.block_on(self.member.introduce(name.into()));
+    }
+}
+
+impl SharedTotals for PostgresStore {
+    fn read(&mut self) -> Result<Group, Failure> {
+        self.next = self.next.max(Instant::now()) + TRANSACTION;
+        self.runtime.block_on(self.member.read())
     }
 }
 

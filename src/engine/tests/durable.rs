@@ -71,12 +71,12 @@ pub(super) fn with_valve(
 pub(super) fn with_store(
     engine: Engine,
     timeout: Duration,
-    store: Box<dyn Store>,
+    mut store: Box<dyn Store>,
     client: impl FnOnce(SocketAddr, &Stop),
 ) {
     let shards = wakeups(2);
     let (_, writers, journal) = Tally::resume(2, 1000, &State::default());
-    let is_shared = store.is_shared();
+    let is_shared = store.shared().is_some();
     let settlement = Arc::new(Settlement::new(2, State::default().totals(), is_shared));
     let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards: shards.clone() });
     let metrics = Arc::new(StoreMetrics::default());

@@ -4,7 +4,7 @@
 use super::durable::{RESET, STATS, ask, assert_quiet, read_all, statuses, with_store};
 use super::*;
 use crate::failure::Failure;
-use crate::store::{Group, Outcome, Store};
+use crate::store::{Group, Outcome, SharedTotals, Store};
 use crate::tally::{State, UserIds};
 use futures_lite::future::{block_on, or, poll_once};
 use std::net::Shutdown;
@@ -71,19 +71,8 @@ impl Store for Shared {
         Ok(Outcome::Durable)
     }
 
-    fn read(&mut self) -> Result<Option<Group>, Failure> {
-        let mut flow = self.flow.0.lock().unwrap();
-        flow.reads += 1;
-        // What it shows is from before it waits.
-        let total_requests = flow.events + flow.others;
-        self.flow.1.notify_all();
-        drop(self.flow.1.wait_while(flow, |flow| flow.are_reads_stopped).unwrap());
-        let totals = Totals { total_requests, ..State::default().totals() };
-        Ok(Some(Group { totals, servers: Vec::new() }))
-    }
-
-    fn is_shared(&self) -> bool {
-        true
+    fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
+        Some(self)
     }
 
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
@@ -99,6 +88,19 @@ impl Store for Shared {
             true => block_on(poll_once(news)).is_some(),
             false => block_on(or(news, woken)),
         }
+    }
+}
+
+impl SharedTotals for Shared {
+    fn read(&mut self) -> Result<Group, Failure> {
+        let mut flow = self.flow.0.lock().unwrap();
+        flow.reads += 1;
+        // What it shows is from before it waits.
+        let total_requests = flow.events + flow.others;
+        self.flow.1.notify_all();
+        drop(self.flow.1.wait_while(flow, |flow| flow.are_reads_stopped).unwrap());
+        let totals = Totals { total_requests, ..State::default().totals() };
+        Ok(Group { totals, servers: Vec::new() })
     }
 }
 

@@ -30,6 +30,13 @@ const SLICE_USERS: usize = 8192;
 const IS_SAFE: &str = "current_setting('synchronous_commit') IN ('on', 'remote_apply') \
     AND current_setting('client_min_messages') <> 'error'";
 
+/// Whether a write with the number $2 is made to a row. $3 says that it may have been made already.
+pub const MAY_WRITE: &str = "(sequence = $2 AND $3 OR sequence = $2 - 1)";
+
+/// Whether a commit is made, of the generation $4.
+pub const MAY_COMMIT: &str = "(sequence = $2 AND $3 OR sequence = $2 - 1 AND \
+    EXISTS (SELECT FROM ringtally.tally WHERE generation = $4))";
+
 /// The number of a server's row.
 pub type Id = [u8; 16];
 
@@ -50,6 +57,32 @@ pub struct Write<'a> {
     pub state: &'a State,
     /// Its new users, sorted, so that two servers with the same ones do not wait for each other.
     pub users: &'a [&'a [u8]],
+}
+
+/// How a write stands to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It was made already.
+    Made,
+    /// It is the next one.
+    Next,
+    /// It must not be made: another write has come before it, or the group is in another generation.
+    Refused,
+}
+
+impl Write<'_> {
+    /// Returns how it stands to a row with this number, in a group of this generation. It follows [`MAY_COMMIT`], except that a
+    /// reset is made in any generation.
+    pub fn standing(&self, row_sequence: i64, group_generation: i64) -> Standing {
+        let is_current = self.is_reset || group_generation == self.generation;
+        if row_sequence == self.sequence && self.is_repeat {
+            Standing::Made
+        } else if row_sequence == self.sequence - 1 && is_current {
+            Standing::Next
+        } else {
+            Standing::Refused
+        }
+    }
 }
 
 /// The way of one server to the database, and its clock. Whatever writes returns once that is durable.
@@ -113,8 +146,7 @@ fn totals() -> String {
     format!(
         "WITH mine AS MATERIALIZED (
             SELECT id FROM ringtally.servers
-            WHERE id = $1 AND (sequence = $2 AND $3 OR
-                sequence = $2 - 1 AND EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)) AND {IS_SAFE}
+            WHERE id = $1 AND {MAY_COMMIT} AND {IS_SAFE}
             FOR UPDATE
         )
         UPDATE ringtally.servers s
@@ -130,8 +162,7 @@ fn totals_and_users() -> String {
     format!(
         "WITH mine AS MATERIALIZED (
             SELECT id, sequence FROM ringtally.servers
-            WHERE id = $1 AND (sequence = $2 AND $3 OR
-                sequence = $2 - 1 AND EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)) AND {IS_SAFE}
+            WHERE id = $1 AND {MAY_COMMIT} AND {IS_SAFE}
             FOR UPDATE
         ), added AS (
             INSERT INTO ringtally.users (generation, id)
@@ -157,7 +188,7 @@ const ROWS: &str = "\
 fn confirmation() -> String {
     format!(
         "UPDATE ringtally.servers SET sequence = $2, seen = now()
-        WHERE id = $1 AND (sequence = $2 AND $3 OR sequence = $2 - 1) AND {IS_SAFE}"
+        WHERE id = $1 AND {MAY_WRITE} AND {IS_SAFE}"
     )
 }
 
@@ -252,25 +283,24 @@ impl Postgres {
         );
         let row = client.query_opt(&sql, &[&id]).await?;
         let row = row.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)));
-        let generation = match row {
+        let stands = |(own, of_row, of_group)| (write.standing(own, of_group), of_row, of_group);
+        let generation = match row.map(stands) {
             // It had been made. Something has to be written, so that this commit waits for the standbys that the
             // other one may not have waited for.
-            Some((own, generation, _)) if own == sequence && write.is_repeat => {
+            Some((Standing::Made, generation, _)) => {
                 let sql = "UPDATE ringtally.servers SET seen = now() WHERE id = $1";
                 client.execute(sql, &[&id]).await?;
                 client.batch_execute("COMMIT").await?;
                 session.check_warning()?;
                 return Ok(Some(generation));
             }
-            Some((own, ..)) if own == sequence - 1 && write.is_reset => {
+            Some((Standing::Next, ..)) if write.is_reset => {
                 let sql =
                     "UPDATE ringtally.tally SET generation = generation + 1 RETURNING generation";
                 client.query_one(sql, &[]).await?.get(0)
             }
-            Some((own, _, of_group)) if own == sequence - 1 && of_group == write.generation => {
-                of_group
-            }
-            _ => {
+            Some((Standing::Next, _, of_group)) => of_group,
+            Some((Standing::Refused, ..)) | None => {
                 client.batch_execute("ROLLBACK").await?;
                 return Ok(None);
             }

@@ -6,10 +6,13 @@
 //! may never have it. A primary that a standby was promoted for can still be read, and waits in vain with all that is
 //! written. If the standby is not synchronous, a promotion loses what it does not have.
 
+use super::condition::Values;
 use fastrand::Rng;
 use ringtally::failure::Failure;
-use ringtally::store::postgres::{Id, Link, Member, Share, StoreError, Write};
-use ringtally::store::{Group, Outcome, Store};
+use ringtally::store::postgres::{
+    Id, Link, MAY_COMMIT, MAY_WRITE, Member, Share, Standing, StoreError, Write,
+};
+use ringtally::store::{Group, Outcome, SharedTotals, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
 use std::cell::{Cell, RefCell};
@@ -145,6 +148,8 @@ pub(crate) struct Cluster {
     pub(crate) has_swept: bool,
     listeners: Vec<Arc<Wakeup>>,
     stragglers: Vec<OwnedWrite>,
+    /// The condition of a commit, unless it is a reset.
+    commit_condition: &'static str,
 }
 
 impl Cluster {
@@ -164,6 +169,7 @@ impl Cluster {
             has_swept: false,
             listeners: Vec::new(),
             stragglers: Vec::new(),
+            commit_condition: MAY_COMMIT,
         }
     }
 
@@ -296,6 +302,29 @@ impl Cluster {
         None
     }
 
+    /// How a commit stands to a row: a reset is made in steps by the server, and any other in one statement, whose condition is
+    /// evaluated.
+    fn standing(&self, write: &OwnedWrite, row_sequence: i64, generation: i64) -> Standing {
+        let &OwnedWrite { ref id, sequence, is_repeat, is_reset, ref state, .. } = write;
+        if is_reset {
+            let of = write.generation;
+            let write =
+                Write { id, sequence, is_repeat, generation: of, is_reset, state, users: &[] };
+            return write.standing(row_sequence, generation);
+        }
+        let values = Values {
+            sequence: row_sequence,
+            write: sequence,
+            is_repeat,
+            is_of_generation: generation == write.generation,
+        };
+        match values.hold(self.commit_condition) {
+            true if row_sequence == sequence && is_repeat => Standing::Made,
+            true => Standing::Next,
+            false => Standing::Refused,
+        }
+    }
+
     /// Makes a commit, for a statement that began when the group was in a generation. Returns the generation and the
     /// number in the log; `None` if it is not to be made.
     fn commit(
@@ -309,14 +338,14 @@ impl Cluster {
         }
         let Some(row) = self.nodes[node].rows.get(&write.id).cloned() else { return Ok(None) };
         let seen = self.clock;
-        if row.sequence == write.sequence && write.is_repeat {
+        let standing = self.standing(write, row.sequence, seen_generation);
+        if standing == Standing::Made {
             let generation = row.generation;
             let number =
                 self.write(node, vec![Change::Row(write.id, Box::new(Row { seen, ..row }))]);
             return Ok(Some((generation, number)));
         }
-        let is_next = row.sequence == write.sequence - 1;
-        if !is_next || !write.is_reset && seen_generation != write.generation {
+        if standing == Standing::Refused {
             return Ok(None);
         }
         let mut changes = Vec::new();
@@ -640,8 +669,9 @@ impl Link for SimulatedLink {
         self.step()?;
         let made = self.write(|cluster, node| {
             set_sequence(cluster, node, id, |row| {
-                let is_made = is_repeat && row.sequence == sequence;
-                (is_made || row.sequence == sequence - 1).then_some(sequence)
+                let (row, write, is_of_generation) = (row.sequence, sequence, true);
+                let values = Values { sequence: row, write, is_repeat, is_of_generation };
+                values.hold(MAY_WRITE).then_some(sequence)
             })
         });
         Ok(made.await?.is_some())
@@ -731,6 +761,12 @@ impl SharedStore {
     }
 }
 
+impl SharedTotals for SharedStore {
+    fn read(&mut self) -> Result<Group, Failure> {
+        self.runtime.block_on(self.member.read())
+    }
+}
+
 impl Store for SharedStore {
     fn users(&mut self, _: &mut dyn FnMut(&UserIds)) -> Result<(), Failure> {
         Ok(())
@@ -740,12 +776,8 @@ impl Store for SharedStore {
         self.runtime.block_on(self.member.commit(state, new_users))
     }
 
-    fn read(&mut self) -> Result<Option<Group>, Failure> {
-        self.runtime.block_on(self.member.read()).map(Some)
-    }
-
-    fn is_shared(&self) -> bool {
-        true
+    fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
+        Some(self)
     }
 
     /// Never blocks: when a server gets its turn is decided by the seed.

@@ -7,6 +7,7 @@
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test group` replays it, and `RINGTALLY_SEEDS=n`
 //! tries that many.
 
+mod condition;
 mod database;
 use crate::world::seeds;
 use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server};

@@ -1,19 +1,28 @@
-//! Simulations by seed. A failing one is printed: `RINGTALLY_SEED=n` replays it, and `RINGTALLY_SEEDS=n` tries that many.
+//! Simulations by seed. A failing one is printed: `RINGTALLY_SEED=n` replays it, `RINGTALLY_SEEDS=n` tries that many, and
+//! `RINGTALLY_SEEDS=m..n` those from m to n.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
+/// The seeds that the environment names, or else the first `seeds`.
+fn chosen(seeds: u64) -> Range<u64> {
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let value = |name| std::env::var(name).ok();
+    match (value("RINGTALLY_SEED"), value("RINGTALLY_SEEDS")) {
+        (Some(seed), _) => number(&seed)..number(&seed) + 1,
+        (None, Some(seeds)) => match seeds.split_once("..") {
+            Some((first, end)) => number(first)..number(end),
+            None => 0..number(&seeds),
+        },
+        (None, None) => 0..seeds,
+    }
 }
 
 /// Runs a simulation with the seeds that the environment names, or else with the first `seeds`.
 pub fn for_each_seed(seeds: u64, mut simulate: impl FnMut(u64)) {
-    if let Some(seed) = number("RINGTALLY_SEED") {
-        return simulate(seed);
-    }
-    for seed in 0..number("RINGTALLY_SEEDS").unwrap_or(seeds) {
+    for seed in chosen(seeds) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| simulate(seed))) {
             eprintln!("replay with RINGTALLY_SEED={seed}");
             resume_unwind(panic);

@@ -24,9 +24,10 @@ pub struct Server {
 
 impl Server {
     /// Starts it with what a store holds.
-    pub fn start(rng: &mut Rng, shards: usize, store: Box<dyn Store>, state: State) -> Server {
+    pub fn start(rng: &mut Rng, shards: usize, mut store: Box<dyn Store>, state: State) -> Server {
         let (tally, writers, journal) = Tally::resume(shards, 1000, &state);
-        let settlement = Arc::new(Settlement::new(shards, state.totals(), store.is_shared()));
+        let is_shared = store.shared().is_some();
+        let settlement = Arc::new(Settlement::new(shards, state.totals(), is_shared));
         let of_shards: Vec<_> = (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect();
         let committer = Notify::new();
         let wakeups = Arc::new(Wakeups { committer, shards: of_shards.clone() });
