@@ -6,7 +6,7 @@
 //! may never have it. A primary that a standby was promoted for can still be read, and waits in vain with all that is
 //! written. If the standby is not synchronous, a promotion loses what it does not have.
 
-use super::condition::Values;
+use super::condition::{GENERATION, Values};
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::store::postgres::{
@@ -16,7 +16,7 @@ use ringtally::store::{Group, Outcome, SharedTotals, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -147,7 +147,7 @@ pub(crate) struct Cluster {
     /// Rows of servers were removed that were not seen.
     pub(crate) has_swept: bool,
     listeners: Vec<Arc<Wakeup>>,
-    stragglers: Vec<OwnedWrite>,
+    stragglers: VecDeque<OwnedWrite>,
     /// The condition of a commit, unless it is a reset.
     commit_condition: &'static str,
 }
@@ -168,7 +168,7 @@ impl Cluster {
             has_lost: false,
             has_swept: false,
             listeners: Vec::new(),
-            stragglers: Vec::new(),
+            stragglers: VecDeque::new(),
             commit_condition: MAY_COMMIT,
         }
     }
@@ -382,7 +382,7 @@ impl Cluster {
 
     /// A write on a connection that was lost is made now, or finds that it came too late.
     pub(crate) fn straggle(&mut self) {
-        if let Some(write) = self.stragglers.pop() {
+        if let Some(write) = self.stragglers.pop_front() {
             let generation = self.nodes[0].generation;
             // One that waits for a lock is lost, as if its connection had been noticed to be.
             let _ = self.commit(0, &write, generation);
@@ -416,6 +416,8 @@ pub(crate) enum Fault {
     Repeated,
     /// It says that a read is confirmed, and has not written anything.
     Unconfirmed,
+    /// It makes a commit whatever was written to the row since.
+    Unordered,
 }
 
 /// What a thread says that runs a committer.
@@ -599,7 +601,7 @@ impl Link for SimulatedLink {
         if let Err(trouble) = self.step() {
             let mut cluster = self.database.cluster();
             if self.node == Some(0) && !cluster.has_failed_over() && self.chance(128) {
-                cluster.stragglers.push(owned);
+                cluster.stragglers.push_back(owned);
             }
             return Err(trouble);
         }
@@ -737,6 +739,9 @@ impl SharedStore {
         let is_deaf = rng.bool();
         if !is_deaf {
             database.cluster().listeners.push(Arc::clone(&wakeup));
+        }
+        if fault == Fault::Unordered {
+            database.cluster().commit_condition = GENERATION;
         }
         let is_joining = Arc::new(Mutex::new(true));
         let first = database.cluster().primary;
