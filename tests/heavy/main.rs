@@ -16,7 +16,10 @@ mod cluster;
 mod world {
     pub mod description;
     mod process;
+    #[allow(dead_code, reason = "the simulators use the rest")]
+    mod responses;
     pub mod schema;
 
     pub use process::*;
+    pub use responses::{Response, Totals, post, text};
 }

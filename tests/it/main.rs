@@ -37,6 +37,7 @@ mod simulation;
 mod source {
     mod documents;
     mod layers;
+    mod mutants;
     mod paired;
 }
 mod stats {

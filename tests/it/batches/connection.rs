@@ -381,36 +381,6 @@ fn pipelined_batches_and_single_events_are_responded_to_in_order() {
 }
 
 #[test]
-fn a_server_keeps_batches_whole_in_its_store_through_a_crash() {
-    let store = std::env::temp_dir().join(format!("ringtally-batches-{}", std::process::id()));
-    let flags = ["--shards", "2", "--store", store.to_str().unwrap()];
-    let server = crate::world::Server::start(&flags);
-    let large = sized(&lines(100_000));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut client = server.client();
-                for _ in 0..2 {
-                    client.send(&large);
-                    client.send(&sized(THREE));
-                    assert_eq!(client.read().body, r#"{"accepted":100000}"#);
-                    assert_eq!(client.read().body, r#"{"accepted":3}"#);
-                    client.event("single", 1.0);
-                }
-                // Not acknowledged before the end: it is there whole, or not at all.
-                client.send(&large);
-            });
-        }
-    });
-    drop(server);
-    let server = crate::world::Server::start(&flags);
-    let totals = server.stats();
-    std::fs::remove_file(&store).unwrap();
-    assert!((0..3).any(|more| totals.total == 400_016 + 100_000 * more), "{totals:?}");
-    assert_eq!(totals.users, 703);
-}
-
-#[test]
 fn a_body_that_is_received_in_place_is_counted_like_any() {
     let (wire, head) = (sized(THREE), sized(THREE).len() - THREE.len());
     for first in head..wire.len() {

@@ -407,3 +407,35 @@ fn pipelined_acknowledgements_are_a_durable_prefix() {
     let held = Totals::parse(&text(&inspect(&store).stdout));
     assert!((acknowledged..=acknowledged + 7).contains(&held.total), "{held:?} of {acknowledged}");
 }
+
+#[test]
+fn batches_are_whole_in_the_store_after_a_crash() {
+    let folder = Folder::new("batches");
+    let flags = ["--shards", "2", "--store", &folder.store()];
+    let server = Server::start(&flags);
+    let batch = |events: u64| {
+        let line = |event| format!("{{\"userId\":\"user_{}\",\"value\":0.5}}\n", event % 700);
+        post("/events", &(0..events).map(line).collect::<String>())
+    };
+    let (large, small) = (batch(100_000), batch(3));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                for _ in 0..2 {
+                    client.send(large.as_bytes());
+                    client.send(small.as_bytes());
+                    assert_eq!(client.read().body, r#"{"accepted":100000}"#);
+                    assert_eq!(client.read().body, r#"{"accepted":3}"#);
+                    client.event("single", 1.0);
+                }
+                // Not acknowledged before the end: it is there whole, or not at all.
+                client.send(large.as_bytes());
+            });
+        }
+    });
+    drop(server);
+    let totals = Server::start(&flags).stats();
+    assert!((0..3).any(|more| totals.total == 400_016 + 100_000 * more), "{totals:?}");
+    assert_eq!(totals.users, 701);
+}

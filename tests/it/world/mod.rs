@@ -14,11 +14,12 @@ pub mod seeds;
 pub mod simulated;
 mod terminal;
 
+use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use directory::Directory;
 pub use process::*;
-pub use responses::split_responses;
+pub use responses::{Response, Totals, post, split_responses, text};
 pub use terminal::terminal;
 
 /// Lets a test that judges how long something took wait for the others that do, or that stop or crowd out what they start.
@@ -26,4 +27,11 @@ pub use terminal::terminal;
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// Whether the server ends the connection without another word.
+    pub fn is_closed(&mut self) -> bool {
+        !self.has_part() && matches!(self.stream.read(&mut [0; 64]), Ok(0))
+    }
 }

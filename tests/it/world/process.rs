@@ -1,6 +1,6 @@
 //! The real binary on real sockets: start it, talk to it, stop it.
 
-use super::{description, schema};
+use super::{Response, Totals, description, post, schema, text};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT};
@@ -238,46 +238,6 @@ pub fn output_within(command: &mut Command, patience: Duration) -> Output {
     output
 }
 
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Totals {
-    pub total: u64,
-    pub users: u64,
-    pub sum: f64,
-    pub avg: f64,
-}
-
-impl Totals {
-    pub fn parse(text: &str) -> Totals {
-        let json: serde_json::Value = serde_json::from_str(text).unwrap();
-        Totals {
-            total: json["totalRequests"].as_u64().unwrap(),
-            users: json["uniqueUsers"].as_u64().unwrap(),
-            sum: json["sum"].as_f64().unwrap(),
-            avg: json["avg"].as_f64().unwrap(),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
-}
-
-impl Response {
-    pub fn field(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (found, value) = line.split_once(": ")?;
-            found.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-}
-
 /// A keep-alive client on one connection.
 pub struct Client {
     pub stream: TcpStream,
@@ -356,11 +316,4 @@ impl Client {
         assert_eq!(response.status, 200);
         Totals::parse(&response.body)
     }
-}
-
-pub fn post(path: &str, body: &str) -> String {
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
 }

@@ -1,7 +1,53 @@
-//! The responses in the bytes of a connection, and its end.
+//! Requests and responses as the tests read them, in bytes that need no socket.
 
-use super::{Client, Response, description, text};
-use std::io::Read;
+use super::description;
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Totals {
+    pub total: u64,
+    pub users: u64,
+    pub sum: f64,
+    pub avg: f64,
+}
+
+impl Totals {
+    pub fn parse(text: &str) -> Totals {
+        let json: serde_json::Value = serde_json::from_str(text).unwrap();
+        Totals {
+            total: json["totalRequests"].as_u64().unwrap(),
+            users: json["uniqueUsers"].as_u64().unwrap(),
+            sum: json["sum"].as_f64().unwrap(),
+            avg: json["avg"].as_f64().unwrap(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Response {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(": ")?;
+            found.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+}
+
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
 
 /// Splits raw bytes into the responses that they are. A HEAD's response cannot be told.
 pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
@@ -18,11 +64,4 @@ pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
         responses.push(response);
     }
     responses
-}
-
-impl Client {
-    /// Whether the server ends the connection without another word.
-    pub fn is_closed(&mut self) -> bool {
-        !self.has_part() && matches!(self.stream.read(&mut [0; 64]), Ok(0))
-    }
 }
