@@ -168,11 +168,11 @@ impl Responses {
         self.parked.len() == 1 && parked.at == self.bytes.len()
     }
 
-    /// Puts the first response that was not made in its place.
+    /// Puts the first response that was not made in its place. Nothing behind it waits for the store: the requests that may
+    /// overtake it acknowledge nothing.
     pub(super) fn fill_first(&mut self, response: &[u8]) {
         let Some(first) = self.parked.pop_front() else { return };
         self.bytes.splice(first.at..first.at, response.iter().copied());
-        self.held.note_inserted(first.at, response.len());
         self.parked.iter_mut().for_each(|parked| parked.at += response.len());
     }
 

@@ -156,3 +156,207 @@ impl Committer {
         Ok(Some(group.totals))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Group;
+    use crate::tally::{Tally, UserIds, Writer};
+    use crate::uring::Wakeup;
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use tokio::sync::Notify;
+
+    /// What a committer does with a store: writes a state, with so many new users, or reads totals.
+    #[derive(Debug, PartialEq)]
+    enum Done {
+        Wrote(Box<State>, u64),
+        Read,
+    }
+
+    /// A store that says what is done with it, and that others share if it has totals to read.
+    struct Recorder {
+        done: Sender<Done>,
+        /// What comes of the next commits, instead of success.
+        outcomes: Arc<Mutex<VecDeque<Result<Outcome, Failure>>>>,
+        shared: Option<Totals>,
+        /// Whether it has a reason of its own for a commit, once.
+        is_due: Arc<AtomicBool>,
+    }
+
+    impl Store for Recorder {
+        fn users(&mut self, _: &mut dyn FnMut(&UserIds)) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
+            self.done.send(Done::Wrote(Box::new(state.clone()), new_users.len())).unwrap();
+            self.outcomes.lock().unwrap().pop_front().unwrap_or(Ok(Outcome::Durable))
+        }
+
+        fn read(&mut self) -> Result<Option<Group>, Failure> {
+            self.done.send(Done::Read).unwrap();
+            Ok(self.shared.map(|totals| Group { totals, servers: Vec::new() }))
+        }
+
+        fn is_shared(&self) -> bool {
+            self.shared.is_some()
+        }
+
+        fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
+            if !is_wanted {
+                futures_lite::future::block_on(wakeup.notified());
+            }
+            self.is_due.swap(false, Ordering::AcqRel)
+        }
+    }
+
+    struct Rig {
+        tally: Arc<Tally>,
+        writer: Writer,
+        committer: Option<Committer>,
+        settlement: Arc<Settlement>,
+        wakeups: Arc<Wakeups>,
+        metrics: Arc<StoreMetrics>,
+        done: Receiver<Done>,
+        outcomes: Arc<Mutex<VecDeque<Result<Outcome, Failure>>>>,
+        is_due: Arc<AtomicBool>,
+    }
+
+    impl Rig {
+        fn new(shared: Option<Totals>) -> Rig {
+            let state = State::default();
+            let (tally, mut writers, journal) = Tally::resume(1, 10, &state);
+            let settlement = Arc::new(Settlement::new(1, state.totals(), shared.is_some()));
+            let shards = vec![Arc::new(Wakeup::new().unwrap())];
+            let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
+            let (sender, done) = channel();
+            let (outcomes, is_due) = (Arc::default(), Arc::default());
+            let store = Recorder {
+                done: sender,
+                outcomes: Arc::clone(&outcomes),
+                shared,
+                is_due: Arc::clone(&is_due),
+            };
+            let metrics = Arc::new(StoreMetrics::default());
+            let committer = Committer::new(
+                journal,
+                Box::new(store),
+                state,
+                Arc::clone(&settlement),
+                Arc::clone(&wakeups),
+                Arc::clone(&metrics),
+            );
+            let (writer, committer) = (writers.remove(0), Some(committer));
+            Rig { tally, writer, committer, settlement, wakeups, metrics, done, outcomes, is_due }
+        }
+
+        /// Counts an event, and returns the epoch that settles it.
+        fn count(&mut self, user: &str) -> u64 {
+            self.writer.count(user.as_bytes(), 0.5).unwrap();
+            self.writer.publish();
+            self.writer.settles_at()
+        }
+
+        fn commit(&mut self) -> Result<(), Failure> {
+            self.committer.as_mut().unwrap().commit()
+        }
+
+        fn done(&self) -> Vec<Done> {
+            self.done.try_iter().collect()
+        }
+    }
+
+    fn state(generation: u64, events: u64, users: u64) -> State {
+        let sum = (0..events).map(|_| 0.5).collect();
+        State { generation, events, users, sum }
+    }
+
+    fn wrote(state: State, new_users: u64) -> Done {
+        Done::Wrote(Box::new(state), new_users)
+    }
+
+    #[test]
+    fn a_commit_writes_what_has_changed_and_settles_it() {
+        let mut rig = Rig::new(None);
+        let epoch = rig.count("a");
+        assert!(rig.settlement.settled() < epoch);
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [wrote(state(0, 1, 1), 1)]);
+        assert!(rig.settlement.settled() >= epoch);
+        assert_eq!(rig.settlement.totals(), state(0, 1, 1).totals());
+        rig.count("a");
+        rig.count("b");
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [wrote(state(0, 3, 2), 1)]);
+        let settled = rig.settlement.settled();
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [], "the store holds it");
+        assert!(rig.settlement.settled() > settled, "and it is settled once more");
+        rig.is_due.store(true, Ordering::Release);
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [wrote(state(0, 3, 2), 0)], "others must hear of this server");
+        rig.tally.reset();
+        rig.count("b");
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [wrote(state(1, 1, 1), 1)]);
+    }
+
+    #[test]
+    fn a_commit_that_fails_settles_nothing_and_is_counted() {
+        let mut rig = Rig::new(None);
+        let epoch = rig.count("a");
+        rig.outcomes.lock().unwrap().push_back(Err(Failure::Environment("no disk".into())));
+        assert!(rig.commit().is_err());
+        assert!(rig.settlement.settled() < epoch);
+        assert_eq!(rig.metrics.errors.get(), 1);
+    }
+
+    #[test]
+    fn what_another_server_has_reset_is_void_and_counted_no_more() {
+        let group = state(5, 9, 3).totals();
+        let mut rig = Rig::new(Some(group));
+        let generation = rig.writer.generation();
+        let epoch = rig.count("a");
+        let superseded = [Ok(Outcome::Superseded), Ok(Outcome::Superseded)];
+        rig.outcomes.lock().unwrap().extend(superseded);
+        rig.commit().unwrap();
+        assert_eq!(
+            rig.done(),
+            [wrote(state(0, 1, 1), 1), wrote(state(1, 0, 0), 0), wrote(state(2, 0, 0), 0)]
+        );
+        assert_eq!(rig.metrics.superseded.get(), 2);
+        assert!(rig.settlement.settled() >= epoch && rig.settlement.is_void(epoch, generation));
+        assert_ne!(rig.settlement.totals(), group, "nobody has asked for them");
+        rig.settlement.request_read(0, rig.tally.next_epoch(), |_| ());
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [Done::Read], "and nothing has changed");
+        assert_eq!(rig.settlement.totals(), group);
+        rig.commit().unwrap();
+        assert_eq!(rig.done(), [], "they were read");
+    }
+
+    #[test]
+    fn a_committer_waits_for_a_request_and_commits_once_more_at_its_end() {
+        let group = state(0, 1, 1).totals();
+        let mut rig = Rig::new(Some(group));
+        let (ending, committer) = (Ending::default(), rig.committer.take().unwrap());
+        let running = std::thread::spawn({
+            let ending = ending.clone();
+            move || committer.run(&ending)
+        });
+        let epoch = rig.count("a");
+        // A wake-up without a reason.
+        rig.wakeups.committer.notify_one();
+        assert!(!rig.settlement.request(0, epoch, |_| rig.wakeups.committer.notify_one()));
+        assert_eq!(rig.done.recv().unwrap(), wrote(state(0, 1, 1), 1));
+        while rig.settlement.settled() < epoch {
+            std::thread::yield_now();
+        }
+        rig.count("b");
+        ending.begin(&rig.wakeups);
+        running.join().unwrap().unwrap();
+        assert_eq!(rig.done(), [wrote(state(0, 2, 2), 1), Done::Read]);
+    }
+}

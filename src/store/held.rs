@@ -94,13 +94,6 @@ impl Held {
         self.unpublished = self.unpublished.map(|(from, generation)| (from - bytes, generation));
     }
 
-    /// Notes that `count` bytes were inserted at a byte, in front of what waits there.
-    pub fn note_inserted(&mut self, at: usize, count: usize) {
-        let moved = |from: usize| if from >= at { from + count } else { from };
-        self.marks.iter_mut().for_each(|mark| mark.from = moved(mark.from));
-        self.unpublished = self.unpublished.map(|(from, generation)| (moved(from), generation));
-    }
-
     /// When what has waited longest has waited too long.
     pub fn deadline_ms(&self) -> Option<u64> {
         self.marks.front().map(|mark| mark.deadline_ms)
@@ -158,5 +151,21 @@ mod tests {
         assert_eq!(held.release(9, 20, is_void), Release::Void(0), "for good");
         held.clear();
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn what_waits_moves_up_when_bytes_in_front_of_it_have_left() {
+        for is_published in [false, true] {
+            let mut held = Held::default();
+            held.hold(10, 0);
+            held.publish(5, 100);
+            held.hold(20, 0);
+            if is_published {
+                held.publish(6, 100);
+            }
+            held.note_taken(4);
+            assert_eq!(release(&mut held, 4, 50), 6);
+            assert_eq!(release(&mut held, 5, 50), 16);
+        }
     }
 }

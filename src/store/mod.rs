@@ -271,6 +271,7 @@ fn monotonic_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
     #[test]
     fn a_reset_of_another_server_makes_void_what_was_not_settled_by_then_and_nothing_else() {
@@ -282,6 +283,94 @@ mod tests {
             [(4, 1, false), (5, 1, false), (6, 1, true), (6, 2, false)]
         {
             assert_eq!(settlement.is_void(epoch, generation), is_void, "{epoch} {generation}");
+        }
+    }
+
+    fn settlement(shards: usize) -> (Settlement, Totals) {
+        let totals = State::default().totals();
+        (Settlement::new(shards, totals, true), totals)
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_and_nobody_else() {
+        let (settlement, totals) = settlement(3);
+        let woken = RefCell::new(Vec::new());
+        let wake = |waker| woken.borrow_mut().push(waker);
+        assert!(!settlement.is_requested());
+        assert!(!settlement.request(0, 5, wake));
+        assert_eq!(woken.take(), [Waker::Committer]);
+        assert!(settlement.is_requested() && !settlement.is_read_requested());
+        assert!(!settlement.request(1, 5, wake));
+        assert_eq!(woken.take(), [], "the first has asked for it");
+        assert!(!settlement.request_read(2, 4, wake));
+        assert_eq!(woken.take(), [Waker::Committer]);
+        settlement.settle(4, None, wake);
+        assert_eq!(
+            woken.take(),
+            [Waker::Shard(0), Waker::Shard(1)],
+            "with each commit until it is there"
+        );
+        settlement.settle(5, None, wake);
+        assert_eq!(woken.take(), [Waker::Shard(0), Waker::Shard(1)]);
+        assert_eq!((settlement.settled(), settlement.read()), (5, 0));
+        assert!(settlement.is_requested() && settlement.is_read_requested());
+        let read = Totals { total_requests: 7, ..totals };
+        settlement.settle(6, Some(read), wake);
+        assert_eq!(woken.take(), [Waker::Shard(2)]);
+        assert_eq!((settlement.settled(), settlement.read()), (6, 6));
+        assert_eq!(settlement.totals(), read);
+        assert!(!settlement.is_requested() && !settlement.is_read_requested());
+        settlement.settle(7, Some(totals), wake);
+        assert!(settlement.request(0, 7, wake) && settlement.request_read(2, 7, wake));
+        assert_eq!(woken.take(), []);
+        assert!(!settlement.request(0, 8, wake) && !settlement.request_read(2, 8, wake));
+    }
+
+    #[test]
+    fn a_store_is_late_from_the_timeout_of_its_commit_until_that_is_durable() {
+        let (settlement, _) = settlement(1);
+        settlement.check_under_way(u64::MAX, 0);
+        assert!(!settlement.is_late(), "no commit is under way");
+        settlement.begin(1, 100);
+        settlement.check_under_way(50, 10);
+        settlement.check_under_way(109, 10);
+        assert!(!settlement.is_late());
+        settlement.check_under_way(110, 10);
+        assert!(settlement.is_late());
+        settlement.settle(1, None, |_| ());
+        settlement.check_under_way(u64::MAX, 0);
+        assert!(!settlement.is_late(), "it is durable");
+        settlement.note_late(1);
+        assert!(!settlement.is_late(), "it was durable before");
+        settlement.note_late(3);
+        settlement.settle(2, None, |_| ());
+        assert!(settlement.is_late());
+        settlement.settle(3, None, |_| ());
+        assert!(!settlement.is_late());
+    }
+
+    #[test]
+    fn what_is_void_stays_so_however_many_resets_follow() {
+        let (settlement, _) = settlement(1);
+        let mut voids = Vec::new();
+        for reset in 1..=40 {
+            let (settled, generation) = (10 * reset, 2 * reset);
+            settlement.settle(settled, None, |_| ());
+            settlement.void_before(generation);
+            voids.push((settled, generation));
+            for epoch in 0..=10 * reset + 10 {
+                for back in 0..=4 {
+                    let counted = generation - back.min(generation);
+                    let is_void =
+                        |(after, before): &(u64, u64)| epoch > *after && counted < *before;
+                    let expected = voids.iter().any(is_void);
+                    let found = settlement.is_void(epoch, counted);
+                    assert!(found || !expected, "{epoch} {counted} after {reset}");
+                    // Of the older ones, more may be void.
+                    let is_recent = epoch > settled.saturating_sub(150);
+                    assert!(found == expected || !is_recent, "{epoch} {counted} after {reset}");
+                }
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use ringtally::tally::{Cut, ExactSum, State, Tally, Totals, UserIds, UsersFull, Writer};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,6 +15,7 @@ enum Step {
     Publish { shard: usize },
     Reset,
     Read,
+    Cut,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -31,6 +32,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => (0..SHARDS).prop_map(|shard| Step::Publish { shard }),
         1 => Just(Step::Reset),
         3 => Just(Step::Read),
+        3 => Just(Step::Cut),
     ];
     prop::collection::vec(step, 0..200)
 }
@@ -45,27 +47,79 @@ fn totals_of(events: &[(u8, f64)]) -> Totals {
     }
 }
 
+/// What a schedule has come to, apart from the events.
+#[derive(Debug, Default)]
+struct Expected {
+    generation: u64,
+    /// The epoch of the last read or cut.
+    epoch: u64,
+    /// The users of this generation that a cut had.
+    cut: HashSet<u8>,
+    /// For each shard with events that may be unpublished, the epoch in which the last was counted.
+    counted: HashMap<usize, u64>,
+}
+
+impl Expected {
+    /// Publishes what a shard has counted: not the last cut before has it, but the next one.
+    fn publish(&mut self, shard: usize, writer: &mut Writer) {
+        writer.publish();
+        if let Some(counted) = self.counted.remove(&shard) {
+            assert!((counted + 1..=self.epoch + 1).contains(&writer.settles_at()));
+        }
+    }
+
+    fn publish_all(&mut self, writers: &mut [Writer]) {
+        writers.iter_mut().enumerate().for_each(|(shard, writer)| self.publish(shard, writer));
+    }
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
     #[test]
     fn any_schedule_over_eight_shards_counts_like_a_list(steps in steps()) {
-        let (tally, mut writers) = Tally::new(SHARDS, 256);
-        let mut events = Vec::new();
+        let (tally, mut writers, mut journal) = Tally::resume(SHARDS, 256, &State::default());
+        let (mut events, mut expected) = (Vec::new(), Expected::default());
         for step in steps {
             match step {
                 Step::Count { shard, user, value } => {
                     writers[shard].count(&[user], value).unwrap();
+                    prop_assert_eq!(writers[shard].generation(), expected.generation);
+                    expected.counted.insert(shard, expected.epoch);
                     events.push((user, value));
                 }
-                Step::Publish { shard } => writers[shard].publish(),
+                Step::Publish { shard } => expected.publish(shard, &mut writers[shard]),
                 Step::Reset => {
-                    tally.reset();
+                    prop_assert_eq!(tally.reset(), expected.epoch + 1);
+                    expected.generation += 1;
+                    prop_assert_eq!(tally.generation(), expected.generation);
+                    expected.cut.clear();
                     events.clear();
                 }
                 Step::Read => {
-                    writers.iter_mut().for_each(Writer::publish);
-                    let (found, expected) = (tally.totals(), totals_of(&events));
-                    prop_assert_eq!(found, expected);
-                    prop_assert_eq!(found.sum.to_bits(), expected.sum.to_bits());
+                    expected.publish_all(&mut writers);
+                    let (epoch, found) = tally.totals_with_epoch();
+                    let list = totals_of(&events);
+                    expected.epoch += 1;
+                    prop_assert_eq!((epoch, found), (expected.epoch, list));
+                    prop_assert_eq!(found.sum.to_bits(), list.sum.to_bits());
+                    let avg = if events.is_empty() { 0.0 } else { list.sum / events.len() as f64 };
+                    prop_assert_eq!(found.avg(), avg);
+                    prop_assert_eq!(tally.next_epoch(), epoch + 1);
+                }
+                Step::Cut => {
+                    expected.publish_all(&mut writers);
+                    let Cut { epoch, state, new_users } = journal.cut();
+                    expected.epoch += 1;
+                    prop_assert_eq!(epoch, expected.epoch);
+                    prop_assert_eq!(state.generation, expected.generation);
+                    prop_assert_eq!(state.totals(), totals_of(&events));
+                    let new = new_users.iter().map(|id| id[0]);
+                    for user in new {
+                        prop_assert!(expected.cut.insert(user), "{} is new again", user);
+                    }
+                    let all: HashSet<u8> = events.iter().map(|(user, _)| *user).collect();
+                    prop_assert_eq!(&expected.cut, &all);
                 }
             }
         }
