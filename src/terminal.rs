@@ -23,6 +23,18 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Prints a summary on standard output, or on standard error if a report is on standard output.
+pub(crate) fn tell(text: &str, is_beside_report: bool) -> Result<(), Failure> {
+    match is_beside_report {
+        false => print(&fit(text, std::io::stdout())),
+        true => {
+            // If standard error is closed, nobody reads the summary.
+            let _ = write!(anstream::stderr(), "{}", fit(text, std::io::stderr()));
+            Ok(())
+        }
+    }
+}
+
 /// Wraps the lines of `text` between words if `output` is a terminal that is too narrow for them. Output to a file or
 /// to another program is not wrapped.
 pub(crate) fn fit(text: &str, output: impl IsTerminal + AsFd) -> String {

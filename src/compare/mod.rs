@@ -25,7 +25,7 @@ pub use tell::schema;
 const SEED: u64 = 1;
 /// With fewer runs on a side, a comparison has no interval. From one run per side, the interval would have no width,
 /// and noise alone would put it beyond a limit in one comparison of two; from four, in one of 28.
-const RUNS_MIN: usize = 5;
+pub(crate) const RUNS_MIN: usize = 5;
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -262,7 +262,7 @@ impl Comparison {
                 Ok(())
             }
         };
-        let exported = write_exports(&exports, of_exports, &self.exported());
+        let exported = write_exports(&exports, of_exports, &[self.exported()]);
         Failure::all(written.into_iter().chain([table]).chain(exported))
     }
 }

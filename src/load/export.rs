@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What a run, a search, or a comparison found, as exporters need it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     /// What was done, such as `ringtally load`.
     pub(crate) name: String,
@@ -41,12 +41,12 @@ pub(crate) struct Case {
 }
 
 /// A form, by the name that `--export` knows it by.
-type Exporter = (&'static str, fn(&Findings) -> String);
+type Exporter = (&'static str, fn(&[Findings]) -> String);
 
 const EXPORTERS: [Exporter; 6] = [
     ("bmf", bmf),
-    ("github-action-benchmark", |findings| for_action(findings, Better::Lower)),
-    ("github-action-benchmark-bigger", |findings| for_action(findings, Better::Higher)),
+    ("github-action-benchmark", |all| for_action(all, Better::Lower)),
+    ("github-action-benchmark-bigger", |all| for_action(all, Better::Higher)),
     ("junit", junit),
     ("markdown", markdown),
     ("csv", csv),
@@ -81,18 +81,25 @@ impl Export {
     }
 }
 
-/// Writes what was found to the places that `exports` name, which were opened in this order.
+/// Writes what was found to the places that `exports` name, which were opened in this order. Of several findings, each is a
+/// benchmark, and all have the heads of the first.
 pub(crate) fn write(
     exports: &[Export],
     places: Vec<Destination>,
-    findings: &Findings,
+    all: &[Findings],
 ) -> Vec<Result<(), Failure>> {
     let pairs = exports.iter().zip(places);
-    pairs.map(|(export, place)| place.write(&export.exporter.1(findings))).collect()
+    pairs.map(|(export, place)| place.write(&export.exporter.1(all))).collect()
 }
 
 /// Bencher Metric Format: a measure per figure, with its interval.
-fn bmf(findings: &Findings) -> String {
+fn bmf(all: &[Findings]) -> String {
+    let benchmarks: Map<String, Value> =
+        all.iter().map(|findings| (findings.name.clone(), measures(findings))).collect();
+    pretty(&benchmarks)
+}
+
+fn measures(findings: &Findings) -> Value {
     let measures = findings.values.iter().map(|Finding { figure, value, range }| {
         let mut measure = json!({ "value": value });
         if let Some([low, high]) = range {
@@ -102,8 +109,7 @@ fn bmf(findings: &Findings) -> String {
         // A measure is named by a slug.
         (figure.name.replace(['.', '_'], "-"), measure)
     });
-    let measures: Map<String, Value> = measures.collect();
-    pretty(&json!({ &findings.name: measures }))
+    Value::Object(measures.collect())
 }
 
 /// An entry of github-action-benchmark's custom tools, each of which takes figures of one direction.
@@ -116,11 +122,14 @@ struct Entry {
     range: Option<String>,
 }
 
-fn for_action(findings: &Findings, better: Better) -> String {
-    let values = findings.values.iter().filter(|finding| finding.figure.better == better);
+fn for_action(all: &[Findings], better: Better) -> String {
+    let values = all
+        .iter()
+        .flat_map(|findings| findings.values.iter().map(|finding| (&findings.name, finding)));
     let entries: Vec<Entry> = values
-        .map(|Finding { figure, value, range }| Entry {
-            name: format!("{}: {}", findings.name, figure.name),
+        .filter(|(_, finding)| finding.figure.better == better)
+        .map(|(name, Finding { figure, value, range })| Entry {
+            name: format!("{name}: {}", figure.name),
             unit: unit(figure),
             value: *value,
             range: range.map(|[low, high]| format!("{low} to {high}")),
@@ -144,14 +153,24 @@ fn pretty(value: &impl Serialize) -> String {
 }
 
 /// JUnit's XML, which the CI systems show: a test case per verdict and threshold.
-fn junit(findings: &Findings) -> String {
-    let Findings { name, cases, .. } = findings;
-    let failures = cases.iter().filter(|case| case.failure.is_some()).count();
-    let (name, count) = (xml(name), cases.len());
-    let counts = format!("tests=\"{count}\" failures=\"{failures}\" errors=\"0\"");
-    let mut text = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n  <testsuite name=\"{name}\" {counts}>\n"
-    );
+fn junit(all: &[Findings]) -> String {
+    let counts = |cases: &[&Case]| {
+        let failures = cases.iter().filter(|case| case.failure.is_some()).count();
+        format!("tests=\"{}\" failures=\"{failures}\" errors=\"0\"", cases.len())
+    };
+    let cases: Vec<&Case> = all.iter().flat_map(|findings| &findings.cases).collect();
+    let mut text =
+        format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {}>\n", counts(&cases));
+    for findings in all.iter().filter(|findings| !findings.cases.is_empty()) {
+        let counts = counts(&findings.cases.iter().collect::<Vec<_>>());
+        text += &suite(findings, &counts);
+    }
+    text + "</testsuites>\n"
+}
+
+fn suite(Findings { name, cases, .. }: &Findings, counts: &str) -> String {
+    let name = xml(name);
+    let mut text = format!("  <testsuite name=\"{name}\" {counts}>\n");
     for case in cases {
         let head = format!("    <testcase name=\"{}\" classname=\"{name}\"", xml(&case.name));
         let _ = match &case.failure {
@@ -164,7 +183,7 @@ fn junit(findings: &Findings) -> String {
             ),
         };
     }
-    text + "  </testsuite>\n</testsuites>\n"
+    text + "  </testsuite>\n"
 }
 
 /// Text as XML 1.0 has it, without the characters that no document may have (section 2.2).
@@ -178,7 +197,11 @@ fn xml(text: &str) -> String {
 }
 
 /// Markdown for a summary of a job, or a comment.
-fn markdown(findings: &Findings) -> String {
+fn markdown(all: &[Findings]) -> String {
+    all.iter().map(section).collect::<Vec<_>>().join("\n")
+}
+
+fn section(findings: &Findings) -> String {
     let mut text = format!("### {}\n\n", findings.name);
     for Case { name, failure } in &findings.cases {
         let _ = match failure {
@@ -223,9 +246,10 @@ pub(crate) fn cell(value: Option<f64>) -> String {
 }
 
 /// Comma-separated values (RFC 4180), none of which needs quotes.
-fn csv(findings: &Findings) -> String {
-    let mut text = findings.heads.join(",") + "\r\n";
-    for row in &findings.rows {
+fn csv(all: &[Findings]) -> String {
+    let heads = all.first().map(|findings| findings.heads.join(","));
+    let mut text = heads.unwrap_or_default() + "\r\n";
+    for row in all.iter().flat_map(|findings| &findings.rows) {
         text += &(row.join(",") + "\r\n");
     }
     text
@@ -265,7 +289,7 @@ mod tests {
 
     fn exported(format: &str) -> String {
         let export: Export = format!("{format}=file").parse().unwrap();
-        export.exporter.1(&findings())
+        export.exporter.1(&[findings()])
     }
 
     /// Bencher's reference: an object per benchmark, in which each measure has a value, and may have both limits.

@@ -87,8 +87,8 @@ pub use part::Part;
 pub use parts::{MergeConfig, PartReport, Participation, merge};
 pub(crate) use profile::decimal;
 pub use profile::{Profile, RATE_MAX};
+pub use report::{CpuSource, FoundRate, Output, Report, ServerUse, Setup, schema, write_to};
 pub(crate) use report::{Destination, chart, html, put};
-pub use report::{FoundRate, Output, Report, ServerUse, Setup, schema, write_to};
 pub use run::{run, run_part};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -120,6 +120,8 @@ pub struct Config {
     pub cpus: Option<Vec<usize>>,
     /// The CPUs of the server, if the caller knows them.
     pub server_cpus: Option<Vec<usize>>,
+    /// Whether to ask the server to close each connection after one response.
+    pub one_request_per_connection: bool,
     /// Requests in flight per connection.
     pub pipeline: usize,
     /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.

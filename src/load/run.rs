@@ -196,7 +196,7 @@ fn measure(
         workload: config.workload,
         part,
         address,
-        form: Form::new(request_head(&server.host, config.workload.batch.is_some()), &ids.prefix),
+        form: Form::new(request_head(config), &ids.prefix),
         depth: config.pipeline,
         pace: config.pace(),
         duration: config.duration,
@@ -204,7 +204,7 @@ fn measure(
         timeout: config.timeout,
         warm_up: config.warm_up,
         threads,
-        keep_alive: KeepAlive::new(keeps_alive),
+        keep_alive: KeepAlive::new(keeps_alive && !config.one_request_per_connection),
         starts_at: OnceLock::new(),
         is_called_off: AtomicBool::new(false),
         aborted_by: OnceLock::new(),
@@ -352,13 +352,17 @@ fn totals(config: &Config, control: &mut Control<'_>) -> Result<Totals, String> 
     control.totals().map_err(|error| error.sentence(&config.server))
 }
 
-fn request_head(host: &str, has_batch: bool) -> Vec<u8> {
-    let (path, content) = match has_batch {
-        false => (EVENT, "application/json"),
-        true => (EVENTS, "application/x-ndjson"),
+fn request_head(config: &Config) -> Vec<u8> {
+    let (path, content) = match config.workload.batch {
+        None => (EVENT, "application/json"),
+        Some(_) => (EVENTS, "application/x-ndjson"),
     };
-    format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {content}\r\nContent-Length: ")
-        .into_bytes()
+    let close = if config.one_request_per_connection { "Connection: close\r\n" } else { "" };
+    let host = &config.server.host;
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\n{close}Content-Type: {content}\r\nContent-Length: "
+    )
+    .into_bytes()
 }
 
 /// Where single events go, and batches.

@@ -202,8 +202,8 @@ pub(crate) fn figure(page: &mut String, svg: &str, caption: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ServerUse;
     use super::super::tests::open_loop;
+    use super::super::{CpuSource, ServerUse};
     use super::*;
     use crate::load::watch::Watched;
     use std::time::Duration;
@@ -220,6 +220,7 @@ mod tests {
         report.add_server(Some(ServerUse {
             user: Duration::from_secs(1),
             system: Duration::ZERO,
+            cpu_source: CpuSource::Proc,
             peak_rss_bytes: None,
             cpus: "0".into(),
         }));

@@ -256,13 +256,25 @@ pub(super) struct WarmUp {
     unknown: u64,
 }
 
+/// The source of a server's CPU time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuSource {
+    /// `cpu.stat` of its cgroup: exact, and with processes that have ended.
+    Cgroup,
+    /// `/proc`, in ticks of 10 ms or in nanoseconds.
+    Proc,
+}
+
 /// What `challenge` measured of its server.
 #[derive(Clone, Debug)]
 pub struct ServerUse {
-    /// CPU time in user mode during the run, in ticks of 10 ms.
+    /// CPU time in user mode during the run.
     pub user: Duration,
-    /// CPU time in the kernel during the run, in ticks of 10 ms.
+    /// CPU time in the kernel during the run.
     pub system: Duration,
+    /// The source of both.
+    pub cpu_source: CpuSource,
     /// The most memory that the server held, if it could be read.
     pub peak_rss_bytes: Option<u64>,
     /// The CPUs that the server ran on.
@@ -278,6 +290,8 @@ struct ServerCost {
     server_user_us_per_request: Option<f64>,
     /// The part of it in the kernel.
     server_system_us_per_request: Option<f64>,
+    /// The source of the server's CPU time.
+    server_cpu_source: CpuSource,
     /// The most memory that the server held in bytes; null if it could not be read.
     server_peak_rss_bytes: Option<u64>,
     /// The CPUs that the server ran on.
@@ -566,6 +580,7 @@ impl Report {
             server_cpu_us_per_request: us_per_request(server.user + server.system),
             server_user_us_per_request: us_per_request(server.user),
             server_system_us_per_request: us_per_request(server.system),
+            server_cpu_source: server.cpu_source,
             server_peak_rss_bytes: server.peak_rss_bytes,
             server_cpus: server.cpus,
         });

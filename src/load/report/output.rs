@@ -11,7 +11,7 @@ use crate::load::parts::PartReport;
 use crate::terminal;
 use rustix::fs::{Access, AtFlags, CWD, OFlags, access, linkat};
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write, stderr, stdout};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ impl Output {
         let (exports, places) = std::mem::take(&mut self.exports);
         match exports.is_empty() {
             true => Vec::new(),
-            false => export::write(&exports, places, &findings()),
+            false => export::write(&exports, places, &[findings()]),
         }
     }
 }
@@ -112,14 +112,9 @@ impl Summary {
     }
 
     fn write(self) -> Result<(), Failure> {
-        match (self.quiet, self.is_beside_report) {
-            (true, _) => Ok(()),
-            (false, false) => terminal::print(&terminal::fit(&self.text, stdout())),
-            (false, true) => {
-                // If standard error is closed, nobody reads the summary.
-                let _ = write!(anstream::stderr(), "{}", terminal::fit(&self.text, stderr()));
-                Ok(())
-            }
+        match self.quiet {
+            true => Ok(()),
+            false => terminal::tell(&self.text, self.is_beside_report),
         }
     }
 }

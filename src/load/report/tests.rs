@@ -124,7 +124,8 @@ fn json(report: &Report) -> serde_json::Value {
 
 fn server_use(cpu: Duration) -> ServerUse {
     let (user, system) = (cpu / 4, cpu - cpu / 4);
-    ServerUse { user, system, peak_rss_bytes: Some(1 << 20), cpus: "0".into() }
+    let (cpu_source, cpus) = (CpuSource::Proc, "0".into());
+    ServerUse { user, system, cpu_source, peak_rss_bytes: Some(1 << 20), cpus }
 }
 
 #[test]

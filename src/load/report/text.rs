@@ -1,6 +1,6 @@
 //! The report as lines of text.
 
-use super::{HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
+use super::{CpuSource, HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
 use crate::doctor::CpuUse;
 use crate::load::Profile;
 use crate::load::numbers::{counted, grouped, rounded, time};
@@ -298,7 +298,11 @@ impl ServerCost {
             .server_peak_rss_bytes
             .map_or(String::new(), |bytes| format!("peak memory {:.1} MiB, ", bytes as f64 / MIB));
         let plural = if self.server_cpus.contains([',', '-']) { "s" } else { "" };
-        vec![cpu, format!("{memory}on CPU{plural} {}", self.server_cpus)]
+        let source = match self.server_cpu_source {
+            CpuSource::Cgroup => ", CPU time from its cgroup",
+            CpuSource::Proc => "",
+        };
+        vec![cpu, format!("{memory}on CPU{plural} {}{source}", self.server_cpus)]
     }
 }
 
@@ -381,6 +385,7 @@ mod tests {
         report.add_server(Some(ServerUse {
             user: Duration::from_millis(500),
             system: Duration::from_millis(1500),
+            cpu_source: CpuSource::Proc,
             peak_rss_bytes: Some(12 << 20),
             cpus: "0,2".into(),
         }));
@@ -463,6 +468,7 @@ verdict   exact: every acknowledged event was counted once
         report.add_server(Some(ServerUse {
             user: Duration::from_millis(100),
             system: Duration::ZERO,
+            cpu_source: CpuSource::Proc,
             peak_rss_bytes: None,
             cpus: "0".into(),
         }));
@@ -492,6 +498,7 @@ verdict   exact: every acknowledged event was counted once
         report.add_server(Some(ServerUse {
             user: Duration::ZERO,
             system: Duration::from_millis(10),
+            cpu_source: CpuSource::Proc,
             peak_rss_bytes: None,
             cpus: "0".into(),
         }));

@@ -25,6 +25,7 @@ fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Conf
         threads: None,
         cpus: None,
         server_cpus: None,
+        one_request_per_connection: false,
         pipeline: 1,
         rate,
         duration: None,
