@@ -16,6 +16,8 @@ pub enum Format {
     Merge,
     /// Report of challenge
     Challenge,
+    /// Servers that challenge --server compared
+    Servers,
     /// Report of load --part
     Part,
     /// What load --find-rate found
@@ -52,6 +54,7 @@ impl Format {
     pub(crate) fn command(self) -> String {
         match self {
             Format::FindRate => "ringtally load --find-rate".into(),
+            Format::Servers => "ringtally challenge".into(),
             _ => format!("ringtally {}", self.name()),
         }
     }

@@ -27,7 +27,7 @@
 //! Each may use those below it in this list, and none above; `tests/it/source/layers.rs` checks that.
 //!
 //! - [`cli`]: the flags of each subcommand, and the step from what was typed to a configuration.
-//! - [`challenge`]: a server process, a client, and one report.
+//! - [`challenge`]: servers, this program's own or any command, a client, rounds, and one report.
 //! - [`compare`]: whether some runs differ from others, and by how much.
 //! - [`server`]: checks of the environment, shards, startup, readiness, and the drain.
 //! - [`load`]: the client, an independent witness: it shares no HTTP, JSON, or counting code with

@@ -13,6 +13,10 @@ fn main() -> ExitCode {
         Command::Merge(args) => (Log::Text, args.into_config().and_then(run_merge)),
         Command::Compare(args) => (Log::Text, args.into_config().and_then(compare::run)),
         Command::Challenge(args) => (Log::Text, args.into_config().and_then(challenge::run)),
+        Command::Keep(args) => {
+            challenge::keep(&args.into_config());
+            (Log::Text, Ok(()))
+        }
         Command::Doctor(args) => (Log::Text, args.into_config().and_then(doctor::run)),
         Command::Store(args) => (Log::Text, cli::run_store(args)),
         Command::Rerun { report } => (Log::Text, cli::rerun(&report)),

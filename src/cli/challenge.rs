@@ -2,10 +2,16 @@
 
 use super::load::LoadTuning;
 use super::serve::ServerTuning;
-use super::values::{CpuList, cpu_list};
+use super::values::{CpuList, count, cpu_list, duration};
+use crate::challenge::{
+    self, Config, DEFAULT_ROWS, JudgeConfig, MTU_MAX, MTU_MIN, OwnConfig, ROUNDS_MAX, Row,
+    SERVERS_MAX, ServerCommand, Several,
+};
 use crate::failure::Failure;
-use crate::{challenge, load, topology};
+use crate::{load, topology};
 use clap::Args;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 pub(super) const LONG_ABOUT: &str = "\
 Run a server and a client on CPUs of their own and print one report
@@ -13,7 +19,19 @@ Run a server and a client on CPUs of their own and print one report
 Starts a server on a free port of 127.0.0.1, runs the client against it, checks
 the totals, and stops the server. The report adds the server's CPU time per
 request and its peak memory. By default, the server gets half of the allowed
-cores, and the odd one; the client gets the others.";
+cores, and the odd one; the client gets the others.
+
+With --server, the server is any command that listens on a port of 127.0.0.1: a
+server of the challenge in any language. It gets CPUs, a process group, and, if
+one can be made, a cgroup of its own; it is ready once /health or /stats responds
+with 200; and it is ended with SIGTERM, and with SIGKILL if it does not end within
+5 s, with everything that it started, however the challenge ends. With several
+servers, each round starts one after the other, warms it up, and sends each of
+--rows; the order is reversed from round to round. The table has medians over the
+rounds, and ratios to the first server, round by round, with 95% intervals: a
+server is better or worse if a whole interval is more than 3% away from the
+first. A server that is not exact is in the table with what is wrong, and without
+a rank; figures of runs with errors, or that nothing saturated, are void.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +41,10 @@ Examples:
   ringtally challenge --duration 1m -c 100:5000   connections ramp up
   ringtally challenge 100M 4 --batch 1000
   ringtally challenge --store tally.redb          every event durable
-  ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -";
+  ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -
+  ringtally challenge --server 'go run ./my-server --port {port}'
+  ringtally challenge --server mine='./mine {port}' --server ringtally
+  ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]
@@ -37,6 +58,8 @@ pub struct ChallengeArgs {
     /// CPUs of the client, in taskset syntax [default: those that the server does not use]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     client_cpus: Option<CpuList>,
+    #[command(flatten, next_help_heading = "Options for servers")]
+    judge: JudgeArgs,
     /// The client's
     #[command(flatten, next_help_heading = "Client options")]
     load: LoadTuning,
@@ -45,10 +68,121 @@ pub struct ChallengeArgs {
     server: ServerTuning,
 }
 
+/// The servers to judge, and the rows.
+#[derive(Args, Debug)]
+struct JudgeArgs {
+    /// Judge this server, as [NAME=]COMMAND; may be given more than once
+    ///
+    /// {port}, {host}, {threads}, and {cpus} in COMMAND are replaced by the port and the address to listen on,
+    /// the number of CPUs, and their list; the environment has them as PORT, HOST, THREADS, and CPUS. Words are
+    /// split as in a shell, with its quotes, and nothing is expanded: for more, write sh -c 'exec ...'.
+    /// ringtally is this program's own server, with the server options below and flags of its own after it.
+    #[arg(long, value_name = "[NAME=]COMMAND")]
+    server: Vec<ServerCommand>,
+    /// Rows to compare servers by [default: saturated,near:80,near:90,stats]
+    ///
+    /// saturated: as many requests as a server takes. rate:N: N requests per second. near:P: P percent of the
+    /// server's own capacity, which is found first. close: a connection per request. pipeline:N: N requests in
+    /// flight per connection. batch:N: batches of N events, if it takes them. stats: saturated, while /stats
+    /// must never be impossible. pause: the first response after a pause. Each run lasts 2s, or --duration, or
+    /// REQUESTS, over 64 connections if WORKERS does not say how many. rate:N has the score that HttpArena would give.
+    #[arg(long, value_name = "ROW,...", value_delimiter = ',', requires = "server")]
+    rows: Vec<Row>,
+    /// Rounds, each with every server and row [default: 5 to compare, fewer have no intervals]
+    #[arg(long, value_name = "N", value_parser = count::<u32>(1..=ROUNDS_MAX), requires = "server")]
+    rounds: Option<u32>,
+    /// How long a server may take to get ready
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    start_timeout: Duration,
+    /// Bytes of a packet on the loopback device, in a network namespace of its own
+    ///
+    /// Packets of the usual loopback device have up to 65536 bytes, those of a network card up to 1500. Needs
+    /// root or user namespaces, and the programs unshare and ip.
+    #[arg(long, value_name = "BYTES", value_parser = count::<u64>(MTU_MIN..=MTU_MAX))]
+    mtu: Option<u64>,
+}
+
+/// The length of a run, and the connections, of a comparison that does not say them.
+const RUN: Duration = Duration::from_secs(2);
+const CONNECTIONS: u64 = 64;
+/// Rounds of a comparison: the fewest with an interval.
+const ROUNDS: u32 = 5;
+
 impl ChallengeArgs {
-    /// Checks the flags against the machine. The client's configuration is complete once the
+    /// Checks the flags against the machine. With `--mtu`, the process goes on in a network namespace.
+    pub fn into_config(self) -> Result<Config, Failure> {
+        if let Some(mtu) = self.judge.mtu {
+            challenge::enter_network(mtu)?;
+        }
+        match self.judge.server.is_empty() {
+            true => Ok(Config::Own(Box::new(self.into_own()?))),
+            false => self.into_judge(),
+        }
+    }
+
+    /// The challenge of other servers.
+    fn into_judge(mut self) -> Result<Config, Failure> {
+        let judge = &self.judge;
+        let is_one = judge.server.len() == 1 && judge.rows.is_empty() && judge.rounds.is_none();
+        check_names(&judge.server)?;
+        let rounds = judge.rounds.unwrap_or(ROUNDS);
+        let rows = if judge.rows.is_empty() { DEFAULT_ROWS.to_vec() } else { judge.rows.clone() };
+        if !is_one {
+            self.load.default_shape(RUN, CONNECTIONS);
+        }
+        let outputs = match is_one {
+            true => (Some(self.load.output()?), None),
+            false => (None, Some(self.load.places()?)),
+        };
+        let shape = self.load.shape()?;
+        if !is_one {
+            self.load.check_comparable(&shape)?;
+        }
+        self.load.check_batches(&shape)?;
+        let cpus = divide_cpus(self.cpus.clone(), self.client_cpus.clone())?;
+        if judge.server.iter().any(ServerCommand::is_own) {
+            self.server.check_store_is_empty()?;
+        }
+        let command = self.judge_command([&cpus.0, &cpus.1]);
+        let flags = self.server.to_flags();
+        let servers = self.judge.server;
+        let (server_cpus, client_cpus) = cpus;
+        let nowhere = load::Server::parse("http://127.0.0.1:1")?;
+        let (of_client, of_server) = (Some(client_cpus.clone()), Some(server_cpus.clone()));
+        let load =
+            load::Config { command, ..self.load.into_config(shape, nowhere, of_client, of_server) };
+        let tuning = flags.iter().map(|flag| flag.to_string_lossy().into_owned()).collect();
+        let start_max = self.judge.start_timeout;
+        let config =
+            Box::new(JudgeConfig { servers, server_cpus, client_cpus, start_max, tuning, load });
+        Ok(match outputs {
+            (Some(output), _) => Config::One(config, output),
+            (None, Some(output)) => {
+                Config::Several(Box::new(quiet(*config)), Several { rows, rounds, output })
+            }
+            (None, None) => unreachable!("one of them was opened"),
+        })
+    }
+
+    /// The command that makes a challenge of other servers again.
+    fn judge_command(&self, cpus: [&[usize]; 2]) -> Vec<String> {
+        let mut command = command(&self.load, &self.server, cpus);
+        let JudgeArgs { server, rows, rounds, start_timeout, mtu } = &self.judge;
+        let mut add = |flag: &str, value: Option<String>| {
+            command.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
+        };
+        server.iter().for_each(|server| add("--server", Some(server.to_string())));
+        let rows: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        add("--rows", Some(rows.join(",")).filter(|rows| !rows.is_empty()));
+        add("--rounds", rounds.map(|rounds| rounds.to_string()));
+        add("--start-timeout", Some(humantime::format_duration(*start_timeout).to_string()));
+        add("--mtu", mtu.map(|mtu| mtu.to_string()));
+        command
+    }
+
+    /// The challenge of this program's own server. The client's configuration is complete once the
     /// server has reported its address.
-    pub fn into_config(self) -> Result<challenge::Config, Failure> {
+    fn into_own(self) -> Result<OwnConfig, Failure> {
         let output = self.load.output()?;
         let shape = self.load.shape()?;
         self.load.check_batches(&shape)?;
@@ -68,7 +202,7 @@ impl ChallengeArgs {
         let settings = settings.map(|(flag, value)| (flag.replace('-', "_"), value)).collect();
         let of_server = server_cpus.clone();
         let load = self.load;
-        Ok(challenge::Config {
+        Ok(OwnConfig {
             server_flags,
             server_cpus,
             drain_timeout: self.server.drain_timeout(),
@@ -79,6 +213,30 @@ impl ChallengeArgs {
             }),
             output,
         })
+    }
+}
+
+/// The runs of a comparison show no progress of their own.
+fn quiet(config: JudgeConfig) -> JudgeConfig {
+    let load = load::Config { progress: load::Show::Nothing, ..config.load };
+    JudgeConfig { load, ..config }
+}
+
+/// Checks that there are not too many servers, and that each has a name of its own.
+fn check_names(servers: &[ServerCommand]) -> Result<(), Failure> {
+    if servers.len() > SERVERS_MAX {
+        return Err(Failure::Usage(format!(
+            "{} servers are named, and at most {SERVERS_MAX} can be: compare them in groups",
+            servers.len()
+        )));
+    }
+    let mut names = BTreeSet::new();
+    match servers.iter().find(|server| !names.insert(&server.name)) {
+        None => Ok(()),
+        Some(server) => Err(Failure::Usage(format!(
+            "two servers have the name {}: write NAME=COMMAND for one of them",
+            server.name
+        ))),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::serve::read_token;
 use super::shape::{Shape, ShapeArgs};
 use super::values::{CpuList, count, cpu_list, duration, time};
+use crate::challenge::Places;
 use crate::failure::Failure;
 use crate::load::{
     self, BATCH_MAX, EVENTS_MAX, Export, FindConfig, LatencyLimit, Output, Part, Participation,
@@ -401,6 +402,49 @@ impl LoadTuning {
         self.report.output(self.quiet)
     }
 
+    /// Opens every place where a comparison of servers goes.
+    pub(super) fn places(&self) -> Result<Places, Failure> {
+        let ReportFiles { json, hdr, html, export } = self.report.clone();
+        if hdr.is_some() || self.tui {
+            return Err(Failure::Usage(
+                "--hdr and --tui are for one run, and several servers or rows are several: leave them out".into(),
+            ));
+        }
+        Places::open(json, html, export, self.quiet)
+    }
+
+    /// Gives the run a length and connections unless the flags say them.
+    pub(super) fn default_shape(&mut self, duration: Duration, connections: u64) {
+        self.shape.default_to(duration, connections);
+    }
+
+    /// Refuses what rows decide, or what a comparison has no place for.
+    pub(super) fn check_comparable(&self, shape: &Shape) -> Result<(), Failure> {
+        let refused = [
+            ("--rate and --stages", shape.rate.is_some(), "--rows rate:N"),
+            ("connections that change", shape.connections_over_time.is_some(), "a number"),
+            ("--pipeline", self.pipeline > 1, "--rows pipeline:N"),
+            ("--batch", self.batch.is_some(), "--rows batch:N"),
+            ("--watch", self.watch, "--rows stats"),
+            (
+                "--warmup",
+                self.warmup > 0,
+                "nothing, because each server is warmed up until it gets no faster",
+            ),
+            (
+                "--fail-if and --abort-if",
+                !(self.fail_if.is_empty() && self.abort_if.is_empty()),
+                "what --json reports",
+            ),
+        ];
+        match refused.into_iter().find(|(_, is_given, _)| *is_given) {
+            None => Ok(()),
+            Some((flag, _, instead)) => Err(Failure::Usage(format!(
+                "{flag} cannot be used to compare servers: use {instead}"
+            ))),
+        }
+    }
+
     /// The arguments that make this run again.
     pub(super) fn to_flags(&self) -> Vec<String> {
         let mut flags = self.shape.to_flags();
@@ -479,6 +523,7 @@ impl LoadTuning {
             threads: self.threads,
             cpus,
             server_cpus,
+            one_request_per_connection: false,
             pipeline: self.pipeline,
             rate: shape.rate,
             duration: shape.duration,

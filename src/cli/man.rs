@@ -21,7 +21,8 @@ pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
     let page = match command {
         None => program,
         Some(name) => {
-            let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+            let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
+            let names: Vec<&str> = shown.map(clap::Command::get_name).collect();
             let found = find(&program, name).cloned().ok_or_else(|| {
                 Failure::Usage(format!("there is no command {name}: use {}", names.join(", ")))
             })?;

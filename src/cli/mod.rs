@@ -6,6 +6,7 @@ mod compare;
 mod completions;
 mod doctor;
 mod hidden;
+mod keep;
 mod load;
 mod man;
 mod merge;
@@ -26,6 +27,7 @@ use clap_complete::Shell;
 pub use compare::CompareArgs;
 pub use completions::print_completions;
 pub use doctor::DoctorArgs;
+pub use keep::KeepArgs;
 pub use load::{LoadArgs, LoadCommand};
 pub use man::print_man;
 pub use merge::MergeArgs;
@@ -79,6 +81,9 @@ pub enum Command {
     /// Run a server and a client on CPUs of their own and print one report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     Challenge(ChallengeArgs),
+    /// Keep a server for challenge, which starts this
+    #[command(hide = true)]
+    Keep(KeepArgs),
     /// Check what a benchmark on this machine depends on
     #[command(long_about = doctor::LONG_ABOUT, after_help = doctor::EXAMPLES)]
     Doctor(DoctorArgs),
@@ -137,7 +142,7 @@ fn advised(mut error: clap::Error) -> clap::Error {
     };
     let program = Cli::command();
     let with = |is_it: &dyn Fn(&clap::Arg) -> bool| -> Vec<&str> {
-        let commands = program.get_subcommands();
+        let commands = program.get_subcommands().filter(|command| !command.is_hide_set());
         let found = commands.filter(|command| command.get_arguments().any(is_it));
         found.map(clap::Command::get_name).collect()
     };

@@ -2,7 +2,7 @@
 
 use crate::document::Format;
 use crate::failure::Failure;
-use crate::{compare, doctor, load, terminal};
+use crate::{challenge, compare, doctor, load, terminal};
 use schemars::Schema;
 
 pub(super) const EXAMPLES: &str = "\
@@ -25,6 +25,8 @@ pub fn print_schema(format: Format) -> Result<(), Failure> {
 
 /// Returns the JSON Schema of a format.
 pub fn schema(format: Format) -> Schema {
-    let schema = load::schema(format).or_else(|| doctor::schema(format));
+    let schema = load::schema(format)
+        .or_else(|| doctor::schema(format))
+        .or_else(|| challenge::schema(format));
     schema.unwrap_or_else(compare::schema)
 }

@@ -137,6 +137,18 @@ impl ShapeArgs {
         self.rate.as_ref().map(begins).transpose()
     }
 
+    /// Gives a run a length and connections unless flags say them.
+    pub(super) fn default_to(&mut self, duration: Duration, connections: u64) {
+        let is_over_time = self.over_time().is_some_and(|it| it.lasts().is_some());
+        let requests = self.requests.or(self.requests_flag);
+        if requests.is_none() && self.stages.is_none() && !is_over_time {
+            self.duration.get_or_insert(duration);
+        }
+        if self.connections.is_none() {
+            self.workers.get_or_insert(connections);
+        }
+    }
+
     /// Returns the connections over time, if their number changes.
     fn over_time(&self) -> Option<&Profile> {
         self.connections.as_ref().filter(|connections| connections.as_whole().is_none())

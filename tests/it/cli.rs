@@ -214,7 +214,17 @@ fn words(example: &str) -> Vec<String> {
     let own = &example[example.find("ringtally").unwrap()..];
     let end = [" && ", " | ", " > ", "   "].iter().filter_map(|end| own.find(end)).min();
     let own = own[..end.unwrap_or(own.len())].replace("$start", "1900000000");
-    own.split(' ').map(|word| word.trim_matches('\'').into()).collect()
+    // Quotes keep words together, and are no part of them.
+    let mut words = vec![String::new()];
+    let mut is_quoted = false;
+    for c in own.chars() {
+        match c {
+            '\'' => is_quoted = !is_quoted,
+            ' ' if !is_quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words
 }
 
 #[test]

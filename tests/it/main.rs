@@ -12,6 +12,9 @@ mod batches {
     mod connection;
     mod schedules;
 }
+mod challenge {
+    mod servers;
+}
 mod cli;
 mod client {
     mod batches;

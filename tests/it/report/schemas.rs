@@ -149,6 +149,8 @@ fn a_document_of_each_format_is_as_its_schema_says() {
     let part = load(&["--part", "1/1", "--start-in", "3s"], "part");
     let merged = write(&["merge", &file("part"), "--quiet"], "merge");
     let challenge = write(&["challenge", "9", "1", "--quiet"], "challenge");
+    let servers = ["challenge", "9", "1", "--quiet", "--server", "ringtally", "--rows", "stats"];
+    let servers = write(&[&servers[..], &["--rounds", "1"]].concat(), "servers");
     let compared = write(
         &["compare", &file("load"), "--with", &file("load"), "--quiet", "--fail-if", "p99>5%"],
         "compare",
@@ -163,6 +165,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
         (&part, Format::Part),
         (&merged, Format::Merge),
         (&challenge, Format::Challenge),
+        (&servers, Format::Servers),
         (&compared, Format::Compare),
         (&doctor, Format::Doctor),
         (&machines, Format::DoctorCompare),

@@ -139,7 +139,10 @@ pub struct Fake {
 
 impl Fake {
     pub fn start(habits: Habits) -> Fake {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Fake::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), habits)
+    }
+
+    pub fn start_on(listener: TcpListener, habits: Habits) -> Fake {
         let address = listener.local_addr().unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let state = Arc::new(State::default());

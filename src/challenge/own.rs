@@ -1,8 +1,7 @@
-//! The challenge in one command: a server process, this process as its client on other CPUs if there
-//! are two or more, and one report.
+//! The challenge with this program's own server: a process of its own, and the report of [`load`].
 
 use crate::failure::Failure;
-use crate::load::{self, Moment, Output, Server, ServerUse};
+use crate::load::{self, CpuSource, Moment, Output, Server, ServerUse};
 use crate::log::Log;
 use crate::topology::format_cpu_list;
 use procfs::process::Process;
@@ -100,7 +99,7 @@ impl From<Error> for Failure {
 ///
 /// Those of the server at its start and its end, of [`load::run`], and of the report's files; and
 /// [`Failure::Wrong`] if the report says so.
-pub fn run(config: Config) -> Result<(), Failure> {
+pub(super) fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
     let mut load = (config.load)(Server::parse(&format!("http://{}", server.address))?);
@@ -119,6 +118,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         [(Moment::Start, Some(before)), (Moment::End, Some(after))] => Some(ServerUse {
             user: after.user.saturating_sub(before.user),
             system: after.system.saturating_sub(before.system),
+            cpu_source: CpuSource::Proc,
             peak_rss_bytes,
             cpus: server_cpus,
         }),

@@ -1,0 +1,69 @@
+//! The listeners on a port: of a server that shares its port with an older one, nobody knows which of them responds.
+
+use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
+use procfs::process::{FDTarget, Process};
+use std::collections::BTreeSet;
+
+/// The listeners on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listeners {
+    /// Only processes of the server.
+    Own,
+    /// The server and somebody else, or somebody else alone.
+    Shared,
+    Foreign,
+    /// The kernel does not say.
+    Unknown,
+}
+
+/// Returns who listens on a port, as seen from the processes of a server.
+pub(super) fn of(port: u16, processes: &[Process]) -> Listeners {
+    let (Ok(v4), v6) = (tcp(), tcp6().unwrap_or_default()) else { return Listeners::Unknown };
+    let is_listener =
+        |entry: &TcpNetEntry| entry.state == TcpState::Listen && entry.local_address.port() == port;
+    let all: BTreeSet<u64> =
+        v4.into_iter().chain(v6).filter(is_listener).map(|entry| entry.inode).collect();
+    let inode = |target: FDTarget| match target {
+        FDTarget::Socket(inode) => Some(inode),
+        _ => None,
+    };
+    let mut own = BTreeSet::new();
+    for process in processes {
+        let descriptors = process.fd().into_iter().flatten().flatten();
+        own.extend(descriptors.filter_map(|descriptor| inode(descriptor.target)));
+    }
+    judge(&all, &own)
+}
+
+fn judge(all: &BTreeSet<u64>, own: &BTreeSet<u64>) -> Listeners {
+    match (all.is_disjoint(own), all.is_subset(own)) {
+        _ if all.is_empty() => Listeners::Unknown,
+        (true, _) => Listeners::Foreign,
+        (false, true) => Listeners::Own,
+        (false, false) => Listeners::Shared,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn listeners_are_found_by_their_sockets() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert_eq!(of(port, &[Process::myself().unwrap()]), Listeners::Own);
+        assert_eq!(of(port, &[]), Listeners::Foreign);
+        drop(listener);
+        let set = |inodes: &[u64]| inodes.iter().copied().collect::<BTreeSet<_>>();
+        for (all, own, found) in [
+            (&[][..], &[1][..], Listeners::Unknown),
+            (&[1], &[1, 2], Listeners::Own),
+            (&[1, 3], &[1, 2], Listeners::Shared),
+            (&[3], &[1, 2], Listeners::Foreign),
+        ] {
+            assert_eq!(judge(&set(all), &set(own)), found);
+        }
+    }
+}
