@@ -2,29 +2,19 @@
 
 use super::Absent;
 use super::entry::Entry;
-use super::measure::{Bench, Exactness, Run, Workload};
-use super::pause::RESPONSES;
-use super::statistics::{Spread, spread};
-use ringtally::topology::format_cpu_list;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// The entry that every other is compared with.
-const REFERENCE: &str = "ringtally-ring";
-
 /// Everything that the tables are made from.
 pub(crate) struct Document<'a> {
-    pub(crate) environment: &'a Value,
-    pub(crate) versions: &'a [(String, String)],
+    /// The comparison of `ringtally challenge`.
+    pub(crate) found: &'a Value,
     pub(crate) entries: &'a [Entry],
-    pub(crate) runs: &'a [Run],
-    pub(crate) exactness: &'a [(String, Exactness)],
     pub(crate) absent: &'a [Absent],
-    pub(crate) bench: &'a Bench,
 }
 
-/// The command that was run.
-pub(crate) fn command() -> String {
+/// Returns the command that was run.
+fn command() -> String {
     let flags: Vec<String> = std::env::args().skip(1).filter(|flag| flag != "--bench").collect();
     match flags.as_slice() {
         [] => "cargo bench --bench arena".into(),
@@ -36,181 +26,77 @@ impl Document<'_> {
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::new();
         self.put_heading(&mut text);
-        let mut workloads: Vec<Workload> = Vec::new();
-        for run in self.runs {
-            if !workloads.contains(&run.workload) {
-                workloads.push(run.workload);
-            }
+        for row in self.found["rows"].as_array().into_iter().flatten() {
+            self.put_row(&mut text, row);
         }
-        for workload in workloads {
-            self.put_table(&mut text, workload);
-        }
-        self.put_exactness(&mut text);
         self.put_entries(&mut text);
         put(&mut text, UNFAIR);
         text
     }
 
     fn put_heading(&self, text: &mut String) {
-        let of = |name: &str| self.environment[name].as_str().unwrap_or("unknown").to_owned();
+        let environment = &self.found["environment"];
+        let of = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
         put(
             text,
             &format!(
-                "`{}` on {}: {}, CPUs {} online, Linux {}, over loopback; server on CPUs {}, client on \
-                 CPUs {}. Figures are medians [lowest-highest]; a ratio is the median of the \
-                 entry's figure by that of {REFERENCE} in the same round.\n",
+                "`{}` on {}, at commit {}: {}, CPUs {} online, Linux {}, over loopback with an MTU of {}; server on \
+                 CPUs {}, client on CPUs {}. Figures are medians [lowest-highest] of {} rounds; a ratio is the median of \
+                 the entry's figure by that of {} in the same round. The order is that of CPU time per request.\n",
                 command(),
-                of("date").split('T').next().unwrap_or_default(),
-                of("cpu_model"),
-                of("cpus_online"),
-                of("kernel"),
-                format_cpu_list(&self.bench.server_cpus),
-                format_cpu_list(&self.bench.client_cpus),
+                of(&environment["date"]).split('T').next().unwrap_or_default(),
+                of(&environment["revision"]),
+                of(&environment["cpu_model"]),
+                of(&environment["cpus_online"]),
+                of(&environment["kernel"]),
+                self.found["loopback_mtu"],
+                of(&self.found["server_cpus"]),
+                of(&self.found["client_cpus"]),
+                self.found["rounds"],
+                of(&self.found["servers"][0]["name"]),
             ),
         );
     }
 
-    fn runs_of<'b>(&'b self, entry: &'b str, workload: Workload) -> impl Iterator<Item = &'b Run> {
-        self.runs.iter().filter(move |run| run.entry == entry && run.workload == workload)
-    }
-
-    fn figure(&self, entry: &str, workload: Workload, of: fn(&Run) -> f64) -> Option<Spread> {
-        spread(self.runs_of(entry, workload).map(of))
-    }
-
-    /// The median of the ratios to the reference, round by round.
-    fn ratio(&self, entry: &str, workload: Workload, of: fn(&Run) -> f64) -> Option<f64> {
-        let in_round = |round| self.runs_of(REFERENCE, workload).find(|run| run.round == round);
-        let ratios = self
-            .runs_of(entry, workload)
-            .filter_map(|run| Some(of(run) / of(in_round(run.round)?)));
-        spread(ratios).map(|spread| spread.median)
-    }
-
-    /// The table of a workload: the fastest entry first, or in an open loop the cheapest.
-    fn put_table(&self, text: &mut String, workload: Workload) {
-        let is_open_loop = workload.rate.is_some();
-        let order: fn(&Run) -> f64 =
-            if is_open_loop { Run::cpu_us } else { |run| -run.requests_per_s };
-        let mut rows: Vec<(&Entry, f64)> = self
-            .entries
-            .iter()
-            .filter_map(|entry| Some((entry, self.figure(&entry.name, workload, order)?.median)))
-            .collect();
-        rows.sort_by(|a, b| a.1.total_cmp(&b.1));
-        put(text, &format!("**{workload}**\n"));
+    /// A table of a row.
+    fn put_row(&self, text: &mut String, row: &Value) {
+        put(text, &format!("**{}**\n", row["title"].as_str().unwrap_or_default()));
         put(
             text,
-            "| entry | requests/s | ratio | p50 µs | p99 µs | p99.9 µs | CPU µs per request (user + system) \
-             | ratio | peak RSS MiB | start ms | counted | limit |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
+            "| entry | requests/s | ratio | p50 µs | p99 µs | p99.9 µs | CPU µs per request | ratio | peak RSS MiB | \
+             start ms | counted | limit | HttpArena score |\n\
+             |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|--:|",
         );
-        for (entry, _) in rows {
-            self.put_row(text, entry, workload);
-        }
-        text.push('\n');
-    }
-
-    fn put_row(&self, text: &mut String, entry: &Entry, workload: Workload) {
-        let name = &entry.name;
-        if let Some(reason) = self.runs_of(name, workload).find_map(Run::void) {
-            put(text, &format!("| {name} | void: {reason} | | | | | | | | | | |"));
-            return;
-        }
-        let number = |of: fn(&Run) -> f64, digits: usize| {
-            self.figure(name, workload, of).map_or("-".into(), |spread| {
-                let Spread { median, lowest, highest } = spread;
-                match lowest == highest {
-                    true => format!("{median:.digits$}"),
-                    false => format!("{median:.digits$} [{lowest:.digits$}-{highest:.digits$}]"),
-                }
-            })
-        };
-        let middle = |of: fn(&Run) -> f64| {
-            self.figure(name, workload, of).map_or(0.0, |spread| spread.median)
-        };
-        let ratio =
-            |of| self.ratio(name, workload, of).map_or("-".into(), |ratio| format!("{ratio:.2}"));
-        let limited = self.runs_of(name, workload).filter(|run| run.client_limited).count();
-        put(
-            text,
-            &format!(
-                "| {name} | {} | {} | {} | {} | {} | {} ({:.2} + {:.2}) | {} | {:.1} | {:.0} | {} | {} |",
-                number(|run| run.requests_per_s, 0),
-                ratio(|run| run.requests_per_s),
-                number(|run| run.p50_us, 0),
-                number(|run| run.p99_us, 0),
-                number(|run| run.p99_9_us, 0),
-                number(Run::cpu_us, 2),
-                middle(|run| run.user_us),
-                middle(|run| run.system_us),
-                ratio(Run::cpu_us),
-                middle(|run| run.peak_rss_bytes as f64) / f64::from(1 << 20),
-                middle(|run| run.start_up_ms),
-                self.counted(entry, workload),
-                if limited > 0 { "the client" } else { "" },
-            ),
-        );
-    }
-
-    /// Whether an entry counted correctly in every run of a workload, or the first thing that was wrong.
-    fn counted(&self, entry: &Entry, workload: Workload) -> String {
-        if !entry.counts() {
-            return "does not count".into();
-        }
-        let wrong = self.runs_of(&entry.name, workload).find(|run| run.verdict != "exact");
-        wrong.map_or("exact".into(), |run| {
-            cell(&format!("{}: {}", run.verdict, run.reasons.join("; ")))
-        })
-    }
-
-    fn put_exactness(&self, text: &mut String) {
-        put(
-            text,
-            &format!(
-                "**`/stats` under load, the first response after a pause, and system calls** (64 connections, \
-                 after {RESPONSES} pauses of 20 to 200 ms on new and held ones, and 64 connections; separate \
-                 runs)\n"
-            ),
-        );
-        put(
-            text,
-            "| entry | impossible responses | first response after a pause, p99 µs | system calls per request |\n\
-             |---|---|--:|--:|",
-        );
-        for (name, exactness) in self.exactness {
-            let Exactness {
-                responses,
-                torn,
-                went_down,
-                behind,
-                ahead,
-                verdict,
-                after_pause_p99_us,
-                ..
-            } = exactness;
-            let counts = self.entries.iter().any(|entry| entry.name == *name && entry.counts());
-            let kinds = [
-                (torn, "torn"),
-                (went_down, "going down"),
-                (behind, "behind what was acknowledged"),
-                (ahead, "ahead of what was sent"),
+        for one in row["servers"].as_array().into_iter().flatten() {
+            let number = one["server"].as_u64().and_then(|number| usize::try_from(number).ok());
+            let Some((number, entry)) =
+                number.and_then(|number| Some((number, self.entries.get(number)?)))
+            else {
+                continue;
+            };
+            let server = &self.found["servers"][number];
+            let ratio = |name: &str| {
+                one[name]["median"].as_f64().map_or("-".into(), |ratio| format!("{ratio:.2}"))
+            };
+            let mib = server["peak_rss_bytes"]
+                .as_f64()
+                .map_or("-".into(), |bytes| format!("{:.1}", bytes / f64::from(1 << 20)));
+            let cells = [
+                entry.name.clone(),
+                spread(&one["requests_per_s"], 0),
+                ratio("requests_ratio"),
+                spread(&one["p50_us"], 0),
+                spread(&one["p99_us"], 0),
+                spread(&one["p99_9_us"], 0),
+                spread(&one["cpu_us"], 2),
+                ratio("cpu_ratio"),
+                mib,
+                spread(&server["start_up_ms"], 0),
+                counted(entry, one),
+                cell(one["limit"].as_str().unwrap_or("-")),
+                one["httparena_score"].as_f64().map_or("-".into(), |score| format!("{score:.3}")),
             ];
-            let found: Vec<String> = kinds
-                .iter()
-                .filter(|(count, _)| **count > 0)
-                .map(|(count, kind)| format!("{count} {kind}"))
-                .collect();
-            let seen = match (counts, found.as_slice()) {
-                (false, _) => "does not count".into(),
-                (true, []) if *responses == 0 => format!("no response; {verdict}"),
-                (true, []) => format!("none of {responses}; {verdict}"),
-                (true, found) => format!("{} of {responses}", found.join(", ")),
-            };
-            let calls = match &exactness.syscalls_per_request {
-                Ok(calls) => format!("{calls:.2}"),
-                Err(reason) => format!("- ({})", cell(reason)),
-            };
-            put(text, &format!("| {name} | {seen} | {after_pause_p99_us:.0} | {calls} |"));
+            put(text, &format!("| {} |", cells.join(" | ")));
         }
         text.push('\n');
     }
@@ -218,15 +104,36 @@ impl Document<'_> {
     fn put_entries(&self, text: &mut String) {
         put(text, "**Entries**\n");
         for entry in self.entries {
-            let version = self.versions.iter().find(|(name, _)| *name == entry.name);
-            let version = version.map_or("", |(_, version)| version);
-            put(text, &format!("- {}: {} ({version})", entry.name, entry.stands_for));
+            put(text, &format!("- {}: {} ({})", entry.name, entry.stands_for, entry.version()));
         }
         for Absent { name, reason, has_failed } in self.absent {
             let word = if *has_failed { "failed" } else { "skipped" };
             put(text, &format!("- {name}: {word}, {}", cell(reason)));
         }
         text.push('\n');
+    }
+}
+
+/// Returns a median, and how far the runs spread.
+fn spread(figure: &Value, digits: usize) -> String {
+    let of = |name: &str| figure[name].as_f64();
+    match (of("median"), of("lowest"), of("highest")) {
+        (Some(median), Some(lowest), Some(highest)) if lowest < highest => {
+            format!("{median:.digits$} [{lowest:.digits$}-{highest:.digits$}]")
+        }
+        (Some(median), ..) => format!("{median:.digits$}"),
+        _ => "-".into(),
+    }
+}
+
+/// Returns whether an entry counted correctly in every run of a row, or the first thing that was wrong or made it void.
+fn counted(entry: &Entry, one: &Value) -> String {
+    let why = cell(one["why"].as_str().unwrap_or_default());
+    match one["verdict"].as_str() {
+        _ if !entry.counts() => "does not count".into(),
+        Some("exact") | None if why.is_empty() => "exact".into(),
+        Some("exact") | None => format!("void: {why}"),
+        Some(verdict) => format!("{verdict}: {why}"),
     }
 }
 
@@ -264,6 +171,5 @@ const UNFAIR: &str = "\
   threads it is given. Nothing bounds that channel, so it grows whenever events arrive faster than they are counted.
 - The JVMs were warmed up for seconds only, and run compiler and collector threads besides those that they are given.
   Spring's limits on kept connections were raised. java-vertx decodes each event on one of 20 workers.
-- CPU time is counted in nanoseconds, but for children that have ended; only its parts, user and system, are in ticks of 10 ms.
 - floor reads no request and counts nothing: it is the limit that the kernel sets, not an entry.
 ";

@@ -7,37 +7,37 @@ use std::process::{Command, Stdio};
 const TOOLCHAIN_IS_MISSING: i32 = 3;
 
 /// The flags of our entry that coalesces completions.
-const COALESCED: &[&str] = &["--engine", "ring", "--coalesce-us", "50"];
+const COALESCED: &str = "--engine ring --coalesce-us 50";
 
 /// A server for the challenge.
 pub(crate) struct Entry {
     pub(crate) name: String,
-    /// What it stands for.
+    /// The servers that it stands for.
     pub(crate) stands_for: String,
     kind: Kind,
 }
 
 enum Kind {
-    /// The binary of this package with these flags of `serve`.
-    Ours(&'static [&'static str]),
-    /// A folder with scripts.
+    /// This package's server with these flags of `serve`.
+    Ours(&'static str),
+    /// A directory with scripts.
     Peer(PathBuf),
 }
 
 /// The result of a build.
 pub(crate) enum Build {
     Done,
-    /// What is missing.
+    /// The toolchain that is missing.
     Skipped(String),
     Failed(String),
 }
 
-/// All entries, ours first.
+/// Returns all entries, ours first.
 pub(crate) fn all() -> Vec<Entry> {
-    let ours: [(&str, &str, &[&str]); 3] = [
-        ("ring", "ringtally, one io_uring per shard", &["--engine", "ring"]),
+    let ours = [
+        ("ring", "ringtally, one io_uring per shard", "--engine ring"),
         ("coalesced", "the same with --coalesce-us 50", COALESCED),
-        ("streams", "ringtally, glommio's TCP streams", &["--engine", "streams"]),
+        ("streams", "ringtally, glommio's TCP streams", "--engine streams"),
     ];
     let ours = ours.map(|(name, stands_for, flags)| Entry {
         name: format!("ringtally-{name}"),
@@ -45,14 +45,14 @@ pub(crate) fn all() -> Vec<Entry> {
         kind: Kind::Ours(flags),
     });
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/arena/peers");
-    let folders = std::fs::read_dir(&peers).into_iter().flatten().flatten();
-    let mut found: Vec<Entry> = folders
-        .filter_map(|folder| {
-            let stands_for = std::fs::read_to_string(folder.path().join("entry")).ok()?;
+    let directories = std::fs::read_dir(&peers).into_iter().flatten().flatten();
+    let mut found: Vec<Entry> = directories
+        .filter_map(|directory| {
+            let stands_for = std::fs::read_to_string(directory.path().join("entry")).ok()?;
             Some(Entry {
-                name: folder.file_name().into_string().ok()?,
+                name: directory.file_name().into_string().ok()?,
                 stands_for: stands_for.trim().to_owned(),
-                kind: Kind::Peer(folder.path()),
+                kind: Kind::Peer(directory.path()),
             })
         })
         .collect();
@@ -60,18 +60,19 @@ pub(crate) fn all() -> Vec<Entry> {
     ours.into_iter().chain(found).collect()
 }
 
-/// The folder of an entry's build.
-pub(crate) fn build_folder(builds: &Path, name: &str) -> PathBuf {
-    builds.join(name)
-}
-
 impl Entry {
-    /// Whether it counts events at all: the floor responds without reading them.
+    /// Returns whether it counts events at all: the floor responds without reading them, and so does what only serves static
+    /// responses.
     pub(crate) fn counts(&self) -> bool {
-        self.name != "floor"
+        !["floor", "statico"].contains(&self.name.as_str())
     }
 
-    /// Builds it into its own folder outside of the checkout, which is quick if it was built before.
+    /// Returns the directory of its build, outside of the checkout.
+    fn build_directory(&self) -> PathBuf {
+        std::env::temp_dir().join("ringtally-peers").join(&self.name)
+    }
+
+    /// Builds it, which is quick if it was built before.
     pub(crate) fn build(&self) -> Build {
         let scripts = match &self.kind {
             Kind::Ours(flags) if *flags == COALESCED && !ringtally::uring::gathers() => {
@@ -80,9 +81,8 @@ impl Entry {
             Kind::Ours(_) => return Build::Done,
             Kind::Peer(scripts) => scripts,
         };
-        let folder = build_folder(&std::env::temp_dir().join("ringtally-peers"), &self.name);
-        let built = Command::new(scripts.join("build")).arg(&folder).stdin(Stdio::null()).output();
-        let output = match built {
+        let mut build = Command::new(scripts.join("build"));
+        let output = match build.arg(self.build_directory()).stdin(Stdio::null()).output() {
             Ok(output) => output,
             Err(error) => return Build::Failed(format!("its build script cannot be run: {error}")),
         };
@@ -94,31 +94,26 @@ impl Entry {
         }
     }
 
-    /// The command that serves it on a port of the loopback address.
-    pub(crate) fn serve(&self, builds: &Path, port: u16, cpus: &[usize]) -> Command {
-        let port = port.to_string();
+    /// Returns it as `challenge --server` takes it.
+    pub(crate) fn server(&self) -> String {
+        let name = &self.name;
         match &self.kind {
-            Kind::Ours(flags) => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_ringtally"));
-                let cpus = ringtally::topology::format_cpu_list(cpus);
-                command.args(["serve", "--port", &port, "--cpus", &cpus]).args(*flags);
-                command
-            }
-            Kind::Peer(scripts) => {
-                let mut command = Command::new(scripts.join("serve"));
-                command.arg(build_folder(builds, &self.name)).args([port, cpus.len().to_string()]);
-                command
-            }
+            Kind::Ours(flags) => format!("{name}=ringtally {flags}"),
+            Kind::Peer(scripts) => format!(
+                "{name}='{}' '{}' {{port}} {{threads}}",
+                scripts.join("serve").display(),
+                self.build_directory().display()
+            ),
         }
     }
 
-    /// Its components and their versions.
-    pub(crate) fn version(&self, builds: &Path) -> String {
+    /// Returns its components and their versions.
+    pub(crate) fn version(&self) -> String {
         match &self.kind {
             Kind::Ours(_) => format!("ringtally {}", env!("CARGO_PKG_VERSION")),
             Kind::Peer(scripts) => {
-                let folder = build_folder(builds, &self.name);
-                let output = Command::new(scripts.join("version")).arg(folder).output();
+                let output =
+                    Command::new(scripts.join("version")).arg(self.build_directory()).output();
                 let said = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
                 said.unwrap_or_else(|error| format!("unknown: {error}"))
             }

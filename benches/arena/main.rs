@@ -1,35 +1,23 @@
 //! Every known server for the challenge side by side: `cargo bench --bench arena`.
 //!
-//! Each entry in turn is started on the server's CPUs, warmed up, loaded from the client's CPUs, and
-//! stopped. Rounds are interleaved, so that what changes on the machine changes for all, and ratios
-//! are taken within a round. `ci/arena` installs what the entries need.
+//! It builds the entries, and has `ringtally challenge` compare them. `ci/arena` installs what the entries need.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 #![allow(
     clippy::cast_possible_truncation,
-    reason = "event counts and pixels made of measured numbers: what they lose is less than a unit"
+    reason = "pixels made of measured numbers: what they lose is less than a unit"
 )]
 
-mod closing;
 mod document;
 mod entry;
-mod measure;
-mod pause;
 mod plot;
-mod process;
-mod statistics;
 
 use clap::Parser;
 use entry::{Build, Entry};
-use measure::{Bench, Exactness, Run, Workload};
 use ringtally::load::write_to;
-use ringtally::topology::{
-    allowed_cpus, choose, core_kind, divide, format_cpu_list, parse_cpu_list, siblings,
-};
-use serde_json::json;
+use serde_json::Value;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
 
 /// Compares servers for the challenge, and checks each for exactness
 #[derive(Parser)]
@@ -40,42 +28,21 @@ struct Options {
     /// Entries that must not be skipped, separated by commas
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
-    /// Runs of each entry
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Numbers of keep-alive connections, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u64).range(1..))]
-    connections: Vec<u64>,
-    /// Requests in flight per connection, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
-    pipeline: Vec<u64>,
-    /// Also measure at these fixed rates in requests per second, separated by commas
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
-    rate: Vec<u64>,
-    /// Also measure as many clients that open a connection for each request
-    #[arg(long)]
-    closing: bool,
-    /// Length of a measured run in seconds, 0.1 or more
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// CPUs of the server, in taskset syntax [default: half of the allowed cores]
-    #[arg(long)]
-    server_cpus: Option<String>,
-    /// CPUs of the client [default: the other half]
-    #[arg(long)]
-    client_cpus: Option<String>,
-    /// Write all runs as JSON
+    /// Write the comparison as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a chart as SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Write the tables as Markdown; - is standard output
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    markdown: PathBuf,
+    /// Write the tables as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
+    /// Flags of `ringtally challenge`, after --, such as --rounds 3 --rows saturated,rate:5000
+    #[arg(last = true)]
+    challenge: Vec<String>,
 }
 
 /// An entry that is missing from the tables, and why.
@@ -87,100 +54,49 @@ struct Absent {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let started = Instant::now();
-    let (bench, entries) = match prepare(&options) {
-        Ok(prepared) => prepared,
+    let entries = match chosen(&options) {
+        Ok(entries) => entries,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(2);
         }
     };
-    let (entries, mut absent) = build(entries);
-    let mut runs: Vec<Run> = Vec::new();
-    for workload in workloads(&options) {
-        for round in 0..options.rounds {
-            for index in 0..entries.len() {
-                // The entry that comes first changes from round to round.
-                let entry = &entries[(index + round as usize) % entries.len()];
-                eprintln!("round {} of {}, {workload}: {}", round + 1, options.rounds, entry.name);
-                match bench.measure(entry, workload, round) {
-                    Ok(run) => runs.push(run),
-                    Err(reason) => note(&mut absent, entry, &format!("{workload}: {reason}")),
-                }
-            }
-        }
-    }
-    let mut exactness: Vec<(String, Exactness)> = Vec::new();
-    for entry in &entries {
-        eprintln!("exactness and system calls: {}", entry.name);
-        match bench.examine(entry) {
-            Ok(found) => exactness.push((entry.name.clone(), found)),
-            Err(reason) => note(&mut absent, entry, &reason),
-        }
-    }
-    eprintln!("done in {:.0} s", started.elapsed().as_secs_f64());
-
-    let environment = bench.environment();
-    let versions: Vec<(String, String)> =
-        entries.iter().map(|entry| (entry.name.clone(), entry.version(&bench.builds))).collect();
-    let document = document::Document {
-        environment: &environment,
-        versions: &versions,
-        entries: &entries,
-        runs: &runs,
-        exactness: &exactness,
-        absent: &absent,
-        bench: &bench,
+    let (entries, absent) = build(entries);
+    let Some(found) = compare(&entries, &options) else {
+        eprintln!("error: nothing was compared");
+        return ExitCode::FAILURE;
     };
-    let mut outputs = vec![(&options.markdown, document.markdown())];
-    if let Some(path) = &options.json {
-        let all = json!({
-            "environment": environment,
-            "command": document::command(),
-            "server_cpus": format_cpu_list(&bench.server_cpus),
-            "client_cpus": format_cpu_list(&bench.client_cpus),
-            "versions": versions,
-            "runs": runs,
-            "exactness": exactness,
-            "absent": absent.iter().map(|a| json!({"entry": a.name, "reason": a.reason}))
-                .collect::<Vec<_>>(),
-        });
-        outputs.push((path, serde_json::to_string_pretty(&all).unwrap() + "\n"));
-    }
-    if let Some(path) = &options.svg {
-        outputs.push((path, plot::svg(&runs)));
-    }
-    let mut all_written = true;
+    let document = document::Document { found: &found, entries: &entries, absent: &absent };
+    let mut outputs = Vec::new();
+    outputs.extend(
+        options
+            .json
+            .as_ref()
+            .map(|path| (path, serde_json::to_string_pretty(&found).unwrap() + "\n")),
+    );
+    outputs.extend(options.markdown.as_ref().map(|path| (path, document.markdown())));
+    outputs.extend(options.svg.as_ref().map(|path| (path, plot::svg(&found))));
+    let mut is_failed = false;
     for (path, text) in outputs {
         if let Err(failure) = write_to(path, &text) {
             eprintln!("error: {failure}");
-            all_written = false;
+            is_failed = true;
         }
     }
-    let is_missed = |absent: &&Absent| absent.has_failed || options.require.contains(&absent.name);
-    let missed: Vec<&Absent> = absent.iter().filter(is_missed).collect();
-    for absent in &missed {
-        eprintln!("error: {}: {}", absent.name, absent.reason);
+    let missed = |absent: &&Absent| absent.has_failed || options.require.contains(&absent.name);
+    let missed =
+        absent.iter().filter(missed).map(|absent| format!("{}: {}", absent.name, absent.reason));
+    for line in missed.chain(failures(&found, &entries)) {
+        eprintln!("error: {line}");
+        is_failed = true;
     }
-    ExitCode::from(u8::from(!(missed.is_empty() && all_written)))
+    ExitCode::from(u8::from(is_failed))
 }
 
-/// Checks the flags.
-fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
-    let allowed = allowed_cpus();
-    let (server, client) = divide(&allowed, siblings, core_kind);
-    let cpus = |given: &Option<String>, default: Vec<usize>| match given {
-        Some(list) => parse_cpu_list(list)
-            .and_then(|list| choose(Some(&list), &allowed))
-            .map_err(|error| error.to_string()),
-        None => Ok(default),
-    };
-    if !(options.seconds.is_finite() && options.seconds >= 0.1) {
-        return Err("--seconds must be 0.1 or more".into());
-    }
+/// Returns the entries that were named.
+fn chosen(options: &Options) -> Result<Vec<Entry>, String> {
     let entries = entry::all();
-    let named = options.entries.iter().chain(&options.require);
-    for name in named {
+    for name in options.entries.iter().chain(&options.require) {
         if !entries.iter().any(|entry| entry.name == *name) {
             let known: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             return Err(format!("unknown entry {name}: use {}", known.join(", ")));
@@ -189,14 +105,8 @@ fn prepare(options: &Options) -> Result<(Bench, Vec<Entry>), String> {
     let is_named = |entry: &Entry| {
         options.entries.contains(&entry.name) || options.require.contains(&entry.name)
     };
-    let chosen = |entry: &Entry| options.entries.is_empty() || is_named(entry);
-    let bench = Bench {
-        server_cpus: cpus(&options.server_cpus, server)?,
-        client_cpus: cpus(&options.client_cpus, client)?,
-        length: Duration::from_secs_f64(options.seconds),
-        builds: std::env::temp_dir().join("ringtally-peers"),
-    };
-    Ok((bench, entries.into_iter().filter(chosen).collect()))
+    let is_chosen = |entry: &Entry| options.entries.is_empty() || is_named(entry);
+    Ok(entries.into_iter().filter(is_chosen).collect())
 }
 
 /// Builds the entries. Returns those that were built, and the others.
@@ -217,22 +127,44 @@ fn build(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Absent>) {
     (there, absent)
 }
 
-fn note(absent: &mut Vec<Absent>, entry: &Entry, reason: &str) {
-    eprintln!("{} failed: {reason}", entry.name);
-    absent.push(Absent { name: entry.name.clone(), reason: reason.into(), has_failed: true });
-}
-
-fn workloads(options: &Options) -> Vec<Workload> {
-    let mut workloads = Vec::new();
-    for connections in &options.connections {
-        for pipeline in &options.pipeline {
-            workloads.push(Workload { pipeline: *pipeline, ..Workload::closed_loop(*connections) });
-        }
-        let at = |rate| Workload { rate: Some(rate), ..Workload::closed_loop(*connections) };
-        workloads.extend(options.rate.iter().copied().map(at));
-        if options.closing {
-            workloads.push(Workload { closes: true, ..Workload::closed_loop(*connections) });
+/// Has `ringtally challenge` compare the entries. Returns its comparison; `None` if there is none.
+fn compare(entries: &[Entry], options: &Options) -> Option<Value> {
+    let file = std::env::temp_dir().join(format!("ringtally-arena-{}.json", std::process::id()));
+    let mut challenge = Command::new(env!("CARGO_BIN_EXE_ringtally"));
+    challenge.arg("challenge");
+    for entry in entries {
+        challenge.args(["--server", &entry.server()]);
+    }
+    // Cargo adds a flag of its own.
+    let flags: Vec<&String> = options.challenge.iter().filter(|flag| *flag != "--bench").collect();
+    // Rows that every entry takes, in as many rounds as the published tables have.
+    for (flag, value) in [("--rounds", "3"), ("--rows", "saturated,stats")] {
+        if !flags.iter().any(|own| own.starts_with(flag)) {
+            challenge.args([flag, value]);
         }
     }
-    workloads
+    challenge.args(flags).arg("--json").arg(&file);
+    // Entries that count nothing make it fail, so what it found decides, and not its exit code.
+    challenge.status().ok()?;
+    let text = std::fs::read(&file).ok()?;
+    let _ = std::fs::remove_file(&file);
+    serde_json::from_slice(&text).ok()
+}
+
+/// Returns why entries that count are not exact, or gave up, a line each.
+fn failures(found: &Value, entries: &[Entry]) -> Vec<String> {
+    let servers = found["servers"].as_array().into_iter().flatten();
+    let failed = servers.filter_map(|server| {
+        Some(format!("{}: {}", server["name"].as_str()?, server["failure"].as_str()?))
+    });
+    let rows = found["rows"].as_array().into_iter().flatten();
+    let wrong =
+        rows.flat_map(|row| row["servers"].as_array().into_iter().flatten()).filter_map(|one| {
+            let entry = &entries[usize::try_from(one["server"].as_u64()?).ok()?];
+            let is_wrong = entry.counts() && one["verdict"] == "wrong";
+            is_wrong.then(|| {
+                format!("{}: {}", entry.name, one["why"].as_str().unwrap_or("it is wrong"))
+            })
+        });
+    failed.chain(wrong).collect()
 }

@@ -1,9 +1,8 @@
 //! A chart of requests/s and CPU time per request.
 
-use super::measure::{Run, Workload};
-use super::statistics::spread;
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use serde_json::Value;
 
 const WIDTH: u32 = 960;
 const ROW_HEIGHT: u32 = 26;
@@ -12,54 +11,47 @@ const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const TEXT: RGBColor = RGBColor(0x22, 0x26, 0x2b);
 
-/// Bars for the first closed-loop workload: requests per second, and CPU time per request.
-pub(crate) fn svg(runs: &[Run]) -> String {
-    let Some(workload) = runs.iter().map(|run| run.workload).find(|w| w.rate.is_none()) else {
-        return String::new();
+/// Returns bars for the first row in which requests per second are not given: those, and CPU time per request.
+pub(crate) fn svg(found: &Value) -> String {
+    let rows = || found["rows"].as_array().into_iter().flatten();
+    let is_open = |row: &&Value| {
+        let name = row["name"].as_str().unwrap_or_default();
+        !["rate:", "near:", "pause"].iter().any(|start| name.starts_with(start))
     };
-    let mut rows = rows(runs, workload);
-    rows.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let Some(row) = rows().find(is_open) else { return String::new() };
+    let title = row["title"].as_str().unwrap_or_default();
+    let bars: Vec<(String, f64, f64)> = row["servers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|one| {
+            let number = usize::try_from(one["server"].as_u64()?).ok()?;
+            let name = found["servers"][number]["name"].as_str()?.to_owned();
+            let median = |figure: &str| one[figure]["median"].as_f64();
+            Some((name, median("requests_per_s")?, median("cpu_us")?))
+        })
+        .collect();
     let mut text = String::new();
-    let height = HEADING_HEIGHT + ROW_HEIGHT * rows.len() as u32 + 12;
+    let height = HEADING_HEIGHT + ROW_HEIGHT * bars.len() as u32 + 12;
     {
         let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
         // Drawing into a string cannot fail.
-        draw(&area, &rows, workload).unwrap();
+        draw(&area, &bars, title).unwrap();
         area.present().unwrap();
     }
     text
 }
 
-/// The name, requests/s and CPU time of each entry.
-fn rows(runs: &[Run], workload: Workload) -> Vec<(String, f64, f64)> {
-    let mut names: Vec<&str> = Vec::new();
-    for run in runs.iter().filter(|run| run.workload == workload) {
-        if !names.contains(&run.entry.as_str()) {
-            names.push(&run.entry);
-        }
-    }
-    let figure = |name: &str, of: fn(&Run) -> f64| {
-        let own = runs.iter().filter(|run| run.entry == name && run.workload == workload);
-        spread(own.map(of)).map_or(0.0, |spread| spread.median)
-    };
-    names
-        .into_iter()
-        .map(|name| {
-            (name.to_owned(), figure(name, |run| run.requests_per_s), figure(name, Run::cpu_us))
-        })
-        .collect()
-}
-
 fn draw(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     rows: &[(String, f64, f64)],
-    workload: Workload,
+    title: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let plain = ("sans-serif", 13).into_font().color(&TEXT);
     let bold = ("sans-serif", 15).into_font().style(FontStyle::Bold).color(&TEXT);
     let (names, left, right) = (150, 170, 570);
-    area.draw_text(&format!("{workload}: medians"), &bold, (10, 8))?;
+    area.draw_text(&format!("{title}: medians"), &bold, (10, 8))?;
     area.draw_text("requests/s", &plain, (left, 36))?;
     area.draw_text("server CPU µs per request, on a logarithmic axis", &plain, (right, 36))?;
     let most = rows.iter().map(|row| row.1).fold(1.0, f64::max);
