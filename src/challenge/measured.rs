@@ -325,7 +325,7 @@ mod tests {
             match says {
                 None => assert_eq!(run.void, None, "{row}"),
                 Some(says) => {
-                    assert!(run.void.as_ref().is_some_and(|why| why.contains(says)), "{run:?}")
+                    assert!(run.void.as_ref().is_some_and(|why| why.contains(says)), "{run:?}");
                 }
             }
         }
