@@ -83,35 +83,15 @@ private:
         const std::string_view bytes(received_.data(), static_cast<size_t>(count));
         // Most requests arrive whole and are parsed in place.
         if (connection.in.empty()) {
-            connection.in.assign(bytes.substr(answer_all(connection, bytes)));
+            const size_t done = service_.answer_all(bytes, connection.keep_alive, connection.out);
+            connection.in.assign(bytes.substr(done));
         } else {
             connection.in.append(bytes);
-            connection.in.erase(0, answer_all(connection, connection.in));
+            const size_t done =
+                service_.answer_all(connection.in, connection.keep_alive, connection.out);
+            connection.in.erase(0, done);
         }
         return send_out(connection);
-    }
-
-    // Returns how many bytes were consumed.
-    size_t answer_all(Connection& connection, std::string_view bytes) {
-        size_t done = 0;
-        while (connection.keep_alive && done < bytes.size()) {
-            Request request;
-            size_t length = 0;
-            switch (RequestParser::parse(bytes.substr(done), request, length)) {
-            case Outcome::complete:
-                connection.keep_alive = request.keep_alive;
-                service_.answer(request, request.keep_alive, connection.out);
-                done += length;
-                break;
-            case Outcome::needs_more:
-                return done;
-            case Outcome::refused:
-                connection.keep_alive = false;
-                Service::refuse(connection.out, false);
-                return bytes.size();
-            }
-        }
-        return connection.keep_alive ? done : bytes.size();
     }
 
     bool send_out(Connection& connection) {

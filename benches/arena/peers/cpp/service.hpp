@@ -70,6 +70,30 @@ private:
 
 class Service {
 public:
+    // Appends the response to each whole request and returns how many bytes these were made of: all, once the
+    // connection no longer stays open.
+    size_t answer_all(std::string_view bytes, bool& keep_alive, std::string& out) {
+        size_t done = 0;
+        while (keep_alive && done < bytes.size()) {
+            Request request;
+            size_t length = 0;
+            switch (RequestParser::parse(bytes.substr(done), request, length)) {
+            case Outcome::complete:
+                keep_alive = request.keep_alive;
+                answer(request, request.keep_alive, out);
+                done += length;
+                break;
+            case Outcome::needs_more:
+                return done;
+            case Outcome::refused:
+                keep_alive = false;
+                refuse(out, false);
+                return bytes.size();
+            }
+        }
+        return keep_alive ? done : bytes.size();
+    }
+
     // Appends the response; `keep_alive` says whether the connection stays open after it.
     void answer(const Request& request, bool keep_alive, std::string& out) {
         const bool get = request.method == "GET";
