@@ -12,8 +12,8 @@ class Client {
         var url = URI.create(texts[0]);
         int events = Integer.parseInt(texts[1]);
         int connections = Integer.parseInt(texts[2]);
-        // Its default is HTTP/2, for which it asks with an Upgrade that a server may ignore.
-        var client = HttpClient.newBuilder().build();
+        // Each request asks for HTTP/2 with an Upgrade, which is its default and which a server may ignore.
+        var client = HttpClient.newHttpClient();
         var acknowledged = new AtomicInteger();
         var threads = Executors.newFixedThreadPool(connections);
         for (int event = 0; event < events; event++) {

@@ -39,8 +39,10 @@ mod service {
 mod simulation;
 mod source {
     mod documents;
+    mod figures;
     mod layers;
     mod mutants;
+    mod named;
     mod paired;
 }
 mod stats {

@@ -47,7 +47,7 @@ fn main() -> std::io::Result<()> {
         .with_state(Arc::new(Tally::default()))
         .serve()
         .worker_threads(threads)
-        // SIGTERM ends the process at once, like those of most other entries.
+        // SIGTERM ends the process immediately, as in most entries.
         .disable_signal()
         .bind(("127.0.0.1", port))?
         .run()
