@@ -13,7 +13,7 @@ const DOCUMENTS: [&str; 6] =
 const COMMENTED: [&str; 1] = [".github/workflows"];
 
 /// Directories whose files are named from the root of the repository.
-const TOP: [&str; 7] = ["src/", "tests/", "benches/", "ci/", ".ci/", ".github/", "shared/"];
+const TOP: [&str; 6] = ["src/", "tests/", "benches/", "ci/", ".ci/", ".github/"];
 
 /// Programs whose flags are their own. What follows `ringtally` in the same command is ours again.
 const OTHERS: [&str; 14] = [
