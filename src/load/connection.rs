@@ -1,7 +1,7 @@
 //! One connection of a client thread: its state, the requests in flight on it, and the responses to
 //! them. No socket is in here.
 
-use super::response::{self, Malformed, Response, join_chunks};
+use super::response::{Malformed, Reader, Response, join_chunks};
 use std::collections::VecDeque;
 
 /// Bytes of a response.
@@ -160,10 +160,10 @@ impl Connection {
     /// # Errors
     ///
     /// If the bytes are no response, or if no request is left that they could be a response to.
-    pub(super) fn next(&mut self, at_end: bool) -> Result<Next, Malformed> {
+    pub(super) fn next(&mut self, reader: &mut Reader, at_end: bool) -> Result<Next, Malformed> {
         debug_assert!(self.read <= self.input.len());
         let arrived = &self.input[self.read..];
-        let found = if arrived.is_empty() { None } else { response::read(arrived, at_end)? };
+        let found = if arrived.is_empty() { None } else { reader.read(arrived, at_end)? };
         let Some(response) = found else {
             self.input.drain(..self.read);
             self.read = 0;
@@ -218,7 +218,9 @@ mod tests {
             let mut events = Vec::new();
             for part in [&wire[..split], &wire[split..]] {
                 connection.receive(part);
-                while let Next::Response(flight, _) = connection.next(false).unwrap() {
+                while let Next::Response(flight, _) =
+                    connection.next(&mut Reader::default(), false).unwrap()
+                {
                     events.push(flight.request);
                 }
             }
@@ -242,7 +244,11 @@ mod tests {
             (0..2).for_each(|request| connection.push(request, 0, 0, 10));
             connection.receive(format!("HTTP/1.1 200 OK\r\n{rest}").repeat(2).as_bytes());
             for _ in 0..2 {
-                let Ok(Next::Response(_, response)) = connection.next(false) else { panic!() };
+                let Ok(Next::Response(_, response)) =
+                    connection.next(&mut Reader::default(), false)
+                else {
+                    panic!()
+                };
                 assert_eq!(connection.accepted(&response), accepted, "{rest}");
             }
         }
@@ -252,7 +258,7 @@ mod tests {
     fn a_response_that_nobody_asked_for_is_an_error() {
         let mut connection = open();
         connection.receive(OK);
-        assert_eq!(connection.next(false), Err(Malformed));
+        assert_eq!(connection.next(&mut Reader::default(), false), Err(Malformed));
     }
 
     #[test]
@@ -261,13 +267,16 @@ mod tests {
             let mut connection = open();
             connection.push(0, 0, 0, 10);
             connection.receive(&[OK, stray].concat());
-            assert!(matches!(connection.next(false), Ok(Next::Response(..))));
-            assert_eq!(connection.next(false), Err(Malformed), "{stray:?}");
+            assert!(matches!(
+                connection.next(&mut Reader::default(), false),
+                Ok(Next::Response(..))
+            ));
+            assert_eq!(connection.next(&mut Reader::default(), false), Err(Malformed), "{stray:?}");
         }
         // Before any response they may be the start of a refusal.
         let mut connection = open();
         connection.receive(&OK[..9]);
-        assert_eq!(connection.next(false), Ok(Next::Nothing));
+        assert_eq!(connection.next(&mut Reader::default(), false), Ok(Next::Nothing));
     }
 
     /// The server promises that by an explicit `Connection: close` in HTTP/1.1, and by nothing else.
@@ -283,7 +292,10 @@ mod tests {
             let mut connection = open();
             (0..2).for_each(|request| connection.push(request, 0, 0, 10));
             connection.receive(head.as_bytes());
-            assert!(matches!(connection.next(at_end), Ok(Next::Response(..))), "{head:?}");
+            assert!(
+                matches!(connection.next(&mut Reader::default(), at_end), Ok(Next::Response(..))),
+                "{head:?}"
+            );
             assert!(connection.says_close() && !connection.takes_more(9, false), "{head:?}");
             assert_eq!(connection.excludes_rest(), is_excluded, "{head:?}");
         }
@@ -307,18 +319,21 @@ mod tests {
             b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         let mut connection = open();
         connection.receive(full);
-        assert_eq!(connection.next(false), Ok(Next::TurnedAway));
+        assert_eq!(connection.next(&mut Reader::default(), false), Ok(Next::TurnedAway));
         assert!(connection.was_turned_away() && !connection.takes_more(9, false));
         // Behind a request it is its response; later on the connection it says nothing about room.
         let mut connection = open();
         connection.push(7, 0, 0, 10);
         connection.receive(full);
-        assert!(matches!(connection.next(false), Ok(Next::Response(Flight { request: 7, .. }, _))));
+        assert!(matches!(
+            connection.next(&mut Reader::default(), false),
+            Ok(Next::Response(Flight { request: 7, .. }, _))
+        ));
         assert!(connection.was_turned_away());
         let mut connection = open();
         (0..2).for_each(|event| connection.push(event, 0, 0, 10));
         connection.receive(&[OK, full].concat());
-        while let Ok(Next::Response(..)) = connection.next(false) {}
+        while let Ok(Next::Response(..)) = connection.next(&mut Reader::default(), false) {}
         assert!(!connection.was_turned_away());
     }
 
@@ -330,7 +345,11 @@ mod tests {
             connection.push(0, 0, 0, 10);
             connection.receive(head);
             connection.receive(&vec![b'x'; bytes - head.len()]);
-            assert_eq!(connection.next(false).is_err(), is_refused, "{bytes}");
+            assert_eq!(
+                connection.next(&mut Reader::default(), false).is_err(),
+                is_refused,
+                "{bytes}"
+            );
         }
     }
 }

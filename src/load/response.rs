@@ -35,6 +35,43 @@ pub(super) struct Response {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
+/// Reads responses. Most responses of a server begin with the same bytes as the one before, which need not be parsed again.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// All bytes of the last response up to its body, if a length ends that; empty if there is none.
+    head: Vec<u8>,
+    last: Option<Response>,
+}
+
+impl Reader {
+    /// Reads the response at the start of `input`, as [`read`] does.
+    #[inline]
+    pub(super) fn read(
+        &mut self,
+        input: &[u8],
+        at_end: bool,
+    ) -> Result<Option<Response>, Malformed> {
+        if let Some(last) = self.last
+            && input.starts_with(&self.head)
+        {
+            return Ok((input.len() >= last.end).then_some(last));
+        }
+        self.read_another(input, at_end)
+    }
+
+    #[cold]
+    fn read_another(&mut self, input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
+        let found = read(input, at_end)?;
+        // What says that it closes may be ended by that, and comes once per connection.
+        self.last = found.filter(|response| !response.is_chunked && !response.says_close);
+        self.head.clear();
+        if let Some(response) = self.last {
+            self.head.extend_from_slice(&input[..response.body_start]);
+        }
+        Ok(found)
+    }
+}
+
 /// Reads the response at the start of `input`: `None` while it is incomplete. With `at_end` the
 /// server has closed, which ends a body that nothing else ends.
 pub(super) fn read(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {

@@ -115,6 +115,12 @@ impl Transport {
         }
     }
 
+    /// Returns the number of connections whose bytes the kernel gets when it is next entered.
+    #[inline]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// How many bytes of a connection the kernel was ever given: none behind them can have left.
     pub(super) fn handed_over(&mut self, connection: usize) -> u64 {
         let key = self.keys[connection];

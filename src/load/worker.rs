@@ -11,7 +11,7 @@ use super::connection::{Connection, Next, State};
 use super::interrupt;
 use super::latency::Slice;
 use super::ledger::is_success;
-use super::response::Malformed;
+use super::response::{Malformed, Reader};
 use super::run_record::Work;
 use super::schedule::{Due, Left, Schedule};
 use super::shared::Run;
@@ -33,9 +33,11 @@ const STALLED_FROM_NS: u64 = 5_000_000;
 const SUSPENDED_FROM_NS: u64 = 100_000_000;
 #[allow(clippy::cast_possible_truncation, reason = "20 ms")]
 const TICK_NS: u64 = TICK.as_nanos() as u64;
-/// Events that are given to the kernel together, unless a request has more. It sends requests one by one,
-/// about 2 µs each, and their send time is read once for all of them.
-const EVENTS_PER_SUBMIT: u64 = 16;
+/// Connections whose requests are given to the kernel together, and events, unless a request has more. It sends what
+/// connections have one by one, about 2 µs each and 4 µs with many requests, and their send time is read once for all
+/// of them.
+const SENDS_PER_SUBMIT: usize = 16;
+const EVENTS_PER_SUBMIT: u64 = 64;
 /// How often every connection may time out without a single response before a thread gives up.
 const GIVE_UP_ROUNDS: usize = 3;
 /// From this time before a request is due on, an open loop polls: a sleep would end too late.
@@ -50,6 +52,9 @@ pub(super) struct Findings {
     pub(super) waiting: Duration,
     /// The server could not be reached any more, or did not respond.
     pub(super) gave_up: bool,
+    /// An interrupt, or a threshold that can no longer pass, ended it before it was over.
+    pub(super) was_cut: bool,
+    /// When the last request had ended and nothing was left to send.
     pub(super) ended: Instant,
     /// Why the ring failed, if it did.
     pub(super) failure: Option<String>,
@@ -63,6 +68,7 @@ struct Counts {
     ended: u64,
     last_sent_ns: u64,
     gave_up: bool,
+    was_cut: bool,
     /// Requests given up since the last response.
     given_up_in_a_row: usize,
 }
@@ -74,6 +80,7 @@ pub(super) struct Worker<'a> {
     /// Before `wire`: the run is over before its connections are closed.
     slices: Sender<Box<Slice>>,
     wire: Transport,
+    reader: Reader,
     connections: Vec<Connection>,
     schedule: Schedule<'a>,
     /// Requests that were given back by a connection that broke.
@@ -92,6 +99,8 @@ pub(super) struct Worker<'a> {
     /// Waits that began before count from then on: this thread did not run for a while.
     patience_from_ns: u64,
     is_running: bool,
+    /// From when on nothing was in flight and nothing was left to send: only connections of a ramp were waited for.
+    idle_from_ns: Option<u64>,
     /// The warm-up is over.
     is_measured: bool,
     /// When the run was interrupted.
@@ -132,6 +141,7 @@ impl<'a> Worker<'a> {
             run,
             thread,
             wire: Transport::new(run.address, connections)?,
+            reader: Reader::default(),
             connections: (0..connections).map(|_| down()).collect(),
             schedule: Schedule::closed(run.part, &run.next[0], &run.earlier()),
             waiting: VecDeque::new(),
@@ -144,6 +154,7 @@ impl<'a> Worker<'a> {
             progress_ns: 0,
             patience_from_ns: 0,
             is_running: false,
+            idle_from_ns: None,
             is_measured: false,
             interrupted_ns: None,
             blocked_ns: None,
@@ -208,6 +219,9 @@ impl<'a> Worker<'a> {
         self.run.gate.wait();
         self.run.gate.wait();
         let before = ThreadTime::now();
+        // If it cannot even start, what it leaves is not on the clock of the phase before.
+        self.restart_clock(Instant::now());
+        self.idle_from_ns = None;
         let is_called_off = self.run.is_called_off.load(Ordering::Relaxed);
         let result = match ready {
             Ok(()) if !is_called_off => self.send_all().map_err(|error| error.to_string()),
@@ -219,7 +233,7 @@ impl<'a> Worker<'a> {
         self.is_running = false;
         self.abandon();
         self.note_progress();
-        let ended = Instant::now();
+        let ended = self.idle_from_ns.map_or_else(Instant::now, |ns| self.instant(ns));
         if self.is_measured {
             let (wanted, others) = self.was_open.split_at(self.wanted_most);
             let never_open = wanted.iter().filter(|was_open| !**was_open).count();
@@ -235,6 +249,7 @@ impl<'a> Worker<'a> {
             work,
             waiting: time.waiting,
             gave_up: counts.gave_up,
+            was_cut: counts.was_cut,
             ended,
             failure: result.err(),
         }
@@ -243,9 +258,7 @@ impl<'a> Worker<'a> {
     fn send_all(&mut self) -> io::Result<()> {
         // What happened while the others were waited for: a server may have turned connections away.
         self.turn(Wait::No)?;
-        self.started = self.start();
-        self.now_ns = self.clock_ns();
-        self.stamp_ns = self.now_ns;
+        self.restart_clock(self.start());
         self.is_running = true;
         self.progress_ns = self.now_ns;
         self.patience_from_ns = 0;
@@ -275,9 +288,10 @@ impl<'a> Worker<'a> {
         self.want();
         self.check_interrupt();
         self.dispatch()?;
-        while !self.is_all_done() {
+        while !self.is_done() {
             if self.has_given_up() {
                 self.counts.gave_up = true;
+                self.counts.was_cut |= interrupt::is_asked();
                 break;
             }
             let wait = self.wait()?;
@@ -311,12 +325,24 @@ impl<'a> Worker<'a> {
                 // What was made is not to wait for what is due next.
                 self.wire.submit()?;
                 let before = thread_cpu();
-                self.wire.poll(self.started + Duration::from_nanos(due_ns));
+                self.wire.poll(self.instant(due_ns));
                 self.work.polling += thread_cpu().saturating_sub(before);
                 Wait::No
             }
             _ => Wait::For(Duration::from_nanos(left_ns - POLL_NS / 2)),
         })
+    }
+
+    /// Starts the clock of a phase.
+    fn restart_clock(&mut self, started: Instant) {
+        self.started = started;
+        self.now_ns = self.clock_ns();
+        self.stamp_ns = self.now_ns;
+    }
+
+    /// Returns the time that the clock calls so.
+    fn instant(&self, ns: u64) -> Instant {
+        self.started + Duration::from_nanos(ns)
     }
 
     /// Nanoseconds since the start.
@@ -419,15 +445,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn is_done(&self) -> bool {
-        self.in_flight == 0 && !self.has_work() && !self.awaits_connections()
+    fn is_idle(&self) -> bool {
+        self.in_flight == 0 && !self.has_work()
     }
 
     /// Reports whether the thread is done, after opening the last connections of a ramp.
-    fn is_all_done(&mut self) -> bool {
-        self.is_done() && {
+    fn is_done(&mut self) -> bool {
+        let since_ns = self.idle_from_ns.unwrap_or(self.now_ns);
+        self.idle_from_ns = self.is_idle().then_some(since_ns);
+        self.is_idle() && !self.awaits_connections() && {
             self.want();
-            self.is_done()
+            !self.awaits_connections()
         }
     }
 
@@ -454,6 +482,7 @@ impl<'a> Worker<'a> {
         let is_asked = interrupt::is_asked() || self.run.aborted_by.get().is_some();
         if is_asked && self.interrupted_ns.is_none() {
             self.interrupted_ns = Some(self.now_ns);
+            self.counts.was_cut |= self.has_work();
             self.leave_rest();
         }
     }
@@ -472,9 +501,7 @@ impl<'a> Worker<'a> {
     fn miss_one(&mut self) {
         let is_over = self.interrupted_ns.is_some() || !self.is_measured;
         if self.run.is_open_ended() && !is_over && self.waiting.is_empty() {
-            // If it could not even start, its clock is that of the warm-up.
-            let now_ns = if self.is_running { self.now_ns } else { 0 };
-            self.waiting.extend(self.schedule.take(now_ns));
+            self.waiting.extend(self.schedule.take(self.now_ns));
         }
     }
 
@@ -560,7 +587,7 @@ impl<'a> Worker<'a> {
             let index = self.unlist();
             self.make(index, due);
             self.offer(index);
-            if self.unsubmitted >= EVENTS_PER_SUBMIT {
+            if self.wire.queued() >= SENDS_PER_SUBMIT || self.unsubmitted >= EVENTS_PER_SUBMIT {
                 self.show_sent();
                 self.wire.submit()?;
                 self.unsubmitted = 0;
@@ -638,7 +665,7 @@ impl<'a> Worker<'a> {
         let workload = self.workload();
         let connection = &mut self.connections[index];
         loop {
-            let (flight, response) = match connection.next(at_end)? {
+            let (flight, response) = match connection.next(&mut self.reader, at_end)? {
                 Next::Response(flight, response) => (flight, response),
                 Next::TurnedAway | Next::Nothing => return Ok(()),
             };
@@ -669,3 +696,6 @@ impl<'a> Worker<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,6 +54,11 @@ const VALUE: &[u8] = b"\",\"value\":";
 const HALF: &[u8] = b".5";
 const END: &[u8] = b"}";
 
+/// Bytes of an event from the number of its user on, at most.
+#[allow(clippy::cast_possible_truncation, reason = "few")]
+const TAIL_BYTES_MAX: usize =
+    (USER_DIGITS_MAX + VALUE_BYTES_MAX) as usize + VALUE.len() + END.len();
+
 /// What the ids of the published users begin with.
 const PUBLISHED_PREFIX: &str = "user_";
 /// Bytes of what ids begin with: with a number behind it, every id is one that servers take.
@@ -129,11 +134,19 @@ pub(super) struct Form {
     head: Vec<u8>,
     /// An event, up to the number of its user.
     user: Vec<u8>,
+    /// The start of a request with a single event, up to the number of its user, by the length of what follows that.
+    starts: Vec<Vec<u8>>,
 }
 
 impl Form {
     pub(super) fn new(head: Vec<u8>, prefix: &UserPrefix) -> Form {
-        Form { head, user: [USER, prefix.0.as_bytes()].concat() }
+        let user = [USER, prefix.0.as_bytes()].concat();
+        let start = |tail: usize| {
+            let length = (user.len() + tail).to_string();
+            [&head, length.as_bytes(), b"\r\n\r\n", &user].concat()
+        };
+        let starts = (0..=TAIL_BYTES_MAX).map(start).collect();
+        Form { head, user, starts }
     }
 
     /// Bytes of an event on a line of its own, but for the digits of its user and its value.
@@ -297,19 +310,22 @@ impl Workload {
     /// Appends an HTTP request.
     pub(super) fn append_request(&self, request: u64, form: &Form, out: &mut Vec<u8>) {
         let events = self.events_of(request);
-        let mut length = itoa::Buffer::new();
-        let bytes = match self.batch {
-            None => self.bytes_of_lines(&events, form) - 1,
-            Some(_) => self.bytes_of_lines(&events, form),
-        };
+        if self.batch.is_none() {
+            let (mut tail, mut bytes) = ([0; TAIL_BYTES_MAX], 0);
+            self.tail_of_event(events.start % self.users, events.start % VALUES, |piece| {
+                tail[bytes..bytes + piece.len()].copy_from_slice(piece);
+                bytes += piece.len();
+            });
+            out.extend_from_slice(&form.starts[bytes]);
+            out.extend_from_slice(&tail[..bytes]);
+            return;
+        }
+        let bytes = self.bytes_of_lines(&events, form);
         out.extend_from_slice(&form.head);
-        out.extend_from_slice(length.format(bytes).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(bytes).as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
         let start = out.len();
-        match self.batch {
-            None => self.append_event(events.start % self.users, events.start % VALUES, form, out),
-            Some(_) => self.append_lines(events, form, out),
-        }
+        self.append_lines(events, form, out);
         debug_assert_eq!((out.len() - start) as u64, bytes, "Content-Length is that of the body");
     }
 
@@ -317,25 +333,26 @@ impl Workload {
     fn append_lines(&self, events: Range<u64>, form: &Form, out: &mut Vec<u8>) {
         let (mut user, mut value) = (events.start % self.users, events.start % VALUES);
         for _ in events {
-            self.append_event(user, value, form, out);
+            out.extend_from_slice(&form.user);
+            self.tail_of_event(user, value, |piece| out.extend_from_slice(piece));
             out.push(b'\n');
             user = if user + 1 == self.users { 0 } else { user + 1 };
             value = if value + 1 == VALUES { 0 } else { value + 1 };
         }
     }
 
+    /// Hands over an event from the number of its user on, piece by piece.
     #[inline]
-    fn append_event(&self, user: u64, value: u64, form: &Form, out: &mut Vec<u8>) {
+    fn tail_of_event(&self, user: u64, value: u64, mut put: impl FnMut(&[u8])) {
         let mut digits = itoa::Buffer::new();
-        out.extend_from_slice(&form.user);
-        out.extend_from_slice(digits.format(user).as_bytes());
-        out.extend_from_slice(VALUE);
+        put(digits.format(user).as_bytes());
+        put(VALUE);
         let value = if self.values == Values::One { 1 } else { value };
-        out.extend_from_slice(digits.format(value).as_bytes());
+        put(digits.format(value).as_bytes());
         if self.values == Values::Half {
-            out.extend_from_slice(HALF);
+            put(HALF);
         }
-        out.extend_from_slice(END);
+        put(END);
     }
 
     /// How long events are, each on a line of its own.
@@ -510,7 +527,8 @@ mod tests {
             for (event, line) in (0..events).zip(lines.lines()) {
                 let mut out = Vec::new();
                 singles.append_request(event, &form, &mut out);
-                assert!(String::from_utf8(out).unwrap().ends_with(&format!("\r\n\r\n{line}")));
+                let length = line.len();
+                assert_eq!(String::from_utf8(out).unwrap(), format!("{length}\r\n\r\n{line}"));
             }
         }
     }

@@ -97,6 +97,7 @@ impl Worker<'_> {
             } else {
                 self.counts.sent -= workload.size_of(flight.request);
                 if self.interrupted_ns.is_some() {
+                    self.counts.was_cut = true;
                     if self.is_measured && self.run.pace.is_some() {
                         // It has waited since it was due.
                         let waited_ns = self.now_ns.saturating_sub(flight.due_ns);
@@ -197,14 +198,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Reports whether a ramp's connections are still being opened. The run does not end before that, so that each of
-    /// them was open or could not be opened.
+    /// Reports whether connections that a ramp has reached are still being opened, those included that it has left again.
+    /// The run does not end before that, so that each of them was open or could not be opened.
     pub(super) fn awaits_connections(&self) -> bool {
         let is_opening =
             |connection: &Connection| matches!(connection.state, State::Connecting { .. });
         self.run.crowd.over_time.is_some()
             && self.interrupted_ns.is_none()
-            && self.connections[..self.wanted].iter().any(is_opening)
+            && self.connections[..self.wanted_most].iter().any(is_opening)
     }
 
     /// Ends what has waited too long.
