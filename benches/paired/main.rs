@@ -17,6 +17,7 @@ use blocks::{Block, Places};
 use clap::Parser;
 use report::Comparison;
 use ringtally::failure::Failure;
+use ringtally::load::{self, Case, Export};
 use ringtally::topology;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,9 +74,24 @@ pub(crate) struct Options {
     /// Write a summary as Markdown; - is standard output
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write a file for another tool, such as junit=paired.xml, as ringtally load does; may be given
+    /// more than once
+    #[arg(long, value_name = "FORMAT=FILE")]
+    export: Vec<Export>,
+    /// Result of a check that was made elsewhere, for the exports: its name, and =REASON if it failed
+    #[arg(long, value_name = "NAME[=REASON]", value_parser = checked)]
+    checked: Vec<Case>,
     /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+fn checked(text: &str) -> Result<Case, String> {
+    let (name, failure) = match text.split_once('=') {
+        Some((name, reason)) => (name, Some(reason.to_owned())),
+        None => (text, None),
+    };
+    Ok(Case { name: name.to_owned(), failure })
 }
 
 impl Options {
@@ -129,7 +145,11 @@ fn compare(options: &Options) -> Result<Comparison, Failure> {
 }
 
 fn run(options: &Options) -> Result<Verdict, Failure> {
-    let comparison = compare(options)?;
+    let comparison = load::export(&options.export, || {
+        let comparison = compare(options)?;
+        let findings = comparison.findings(options);
+        Ok((comparison, findings))
+    })?;
     eprint!("{}", comparison.line(options.seed));
     if let Some(file) = &options.markdown {
         report::write(file, &comparison.markdown(options))?;

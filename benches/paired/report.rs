@@ -5,29 +5,39 @@ use crate::blocks::{Block, Leg, Places};
 use crate::verdict::{CHANGE, HALF_WIDTH_MAX, Verdict};
 use ringtally::doctor::Environment;
 use ringtally::failure::Failure;
+use ringtally::load::{Case, Finding, Findings, cell};
 use ringtally::statistics::{Interval, median};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-/// A figure of a leg.
-struct Figure {
+/// What is measured of a leg.
+struct Measure {
     key: &'static str,
+    /// As the figures of reports are named.
+    figure: &'static str,
     name: &'static str,
     of: fn(&Leg) -> f64,
     decimals: usize,
 }
 
 /// The first decides; the others are reported beside it.
-const FIGURES: [Figure; 3] = [
-    Figure {
+const MEASURES: [Measure; 3] = [
+    Measure {
         key: "server_cpu_s_per_million_events",
+        figure: "server_cpu_us",
         name: "server CPU s per million events",
         of: |leg| leg.cpu,
         decimals: 3,
     },
-    Figure { key: "requests_per_s", name: "requests/s", of: |leg| leg.requests_per_s, decimals: 0 },
-    Figure { key: "p99_us", name: "p99 µs", of: |leg| leg.p99_us, decimals: 0 },
+    Measure {
+        key: "requests_per_s",
+        figure: "rps",
+        name: "requests/s",
+        of: |leg| leg.requests_per_s,
+        decimals: 0,
+    },
+    Measure { key: "p99_us", figure: "p99", name: "p99 µs", of: |leg| leg.p99_us, decimals: 0 },
 ];
 
 /// All blocks, and the verdict on them.
@@ -52,7 +62,7 @@ impl Comparison {
 
     /// The verdict and its reason, on one line.
     pub(crate) fn line(&self, seed: u64) -> String {
-        let of_cpu = |blocks| percent(interval(blocks, &FIGURES[0], seed));
+        let of_cpu = |blocks| percent(interval(blocks, &MEASURES[0], seed));
         format!(
             "{}: server CPU time {} after {} blocks; base against itself {} after {}; {:.0} s\n",
             self.verdict.word(),
@@ -71,18 +81,18 @@ impl Comparison {
             self.verdict.word(),
             self.line(options.seed)
         );
-        for figure in &FIGURES {
+        for measure in &MEASURES {
             let side = |legs| {
-                let middle = self.middle(figure, legs).unwrap_or(f64::NAN);
-                format!("{middle:.*}", figure.decimals)
+                let middle = self.middle(measure, legs).unwrap_or(f64::NAN);
+                format!("{middle:.*}", measure.decimals)
             };
             text.push_str(&format!(
                 "| {} | {} | {} | {} | {} |\n",
-                figure.name,
+                measure.name,
                 side(BASE_LEGS),
                 side(HEAD_LEGS),
-                percent(interval(&self.head, figure, options.seed)),
-                percent(interval(&self.floor, figure, options.seed)),
+                percent(interval(&self.head, measure, options.seed)),
+                percent(interval(&self.floor, measure, options.seed)),
             ));
         }
         let limited = self.client_limited();
@@ -100,17 +110,53 @@ impl Comparison {
         text
     }
 
+    /// Returns the head's figures, with the interval of the change from the base, as exporters need them.
+    pub(crate) fn findings(&self, options: &Options) -> Findings {
+        let (mut values, mut rows) = (Vec::new(), Vec::new());
+        for measure in &MEASURES {
+            let [base, head] = [BASE_LEGS, HEAD_LEGS].map(|legs| self.middle(measure, legs));
+            let change = interval(&self.head, measure, options.seed);
+            let ends = change.map(|change| [change.low, change.high]);
+            let range = base.zip(ends).map(|(base, ends)| ends.map(|end| base * end.exp()));
+            let finding = head.map(|head| Finding::new(measure.figure, head, range));
+            values.extend(finding.and_then(Result::ok));
+            let percent = |of: fn(&Interval) -> f64| {
+                change.as_ref().map(|change| of(change).exp_m1() * 100.0)
+            };
+            let numbers = [
+                base,
+                head,
+                percent(|change| change.median),
+                percent(|change| change.low),
+                percent(|change| change.high),
+            ];
+            let name = std::iter::once(measure.figure.to_owned());
+            rows.push(name.chain(numbers.into_iter().map(cell)).collect());
+        }
+        let line = self.line(options.seed).trim_end().to_owned();
+        let is_slower = self.verdict.exit_code() != 0;
+        let own = Case { name: "paired servers".into(), failure: is_slower.then(|| line.clone()) };
+        Findings {
+            name: "ci/perf".into(),
+            values,
+            cases: std::iter::once(own).chain(options.checked.iter().cloned()).collect(),
+            heads: vec!["figure", "base", "head", "change_percent", "low_percent", "high_percent"],
+            rows,
+            lines: vec![line],
+        }
+    }
+
     pub(crate) fn json(&self, options: &Options) -> Value {
-        let figures: serde_json::Map<String, Value> = FIGURES
+        let figures: serde_json::Map<String, Value> = MEASURES
             .iter()
-            .map(|figure| {
+            .map(|measure| {
                 let value = json!({
-                    "base": self.middle(figure, BASE_LEGS),
-                    "head": self.middle(figure, HEAD_LEGS),
-                    "head_to_base": ratio(interval(&self.head, figure, options.seed)),
-                    "base_to_itself": ratio(interval(&self.floor, figure, options.seed)),
+                    "base": self.middle(measure, BASE_LEGS),
+                    "head": self.middle(measure, HEAD_LEGS),
+                    "head_to_base": ratio(interval(&self.head, measure, options.seed)),
+                    "base_to_itself": ratio(interval(&self.floor, measure, options.seed)),
                 });
-                (figure.key.to_owned(), value)
+                (measure.key.to_owned(), value)
             })
             .collect();
         json!({
@@ -139,9 +185,9 @@ impl Comparison {
     }
 
     /// The median over blocks of one side's mean.
-    fn middle(&self, figure: &Figure, [first, second]: [usize; 2]) -> Option<f64> {
+    fn middle(&self, measure: &Measure, [first, second]: [usize; 2]) -> Option<f64> {
         let of =
-            |block: &Block| ((figure.of)(&block.0[first]) + (figure.of)(&block.0[second])) / 2.0;
+            |block: &Block| ((measure.of)(&block.0[first]) + (measure.of)(&block.0[second])) / 2.0;
         median(&mut self.head.iter().map(of).collect::<Vec<_>>())
     }
 
@@ -155,8 +201,8 @@ impl Comparison {
 const BASE_LEGS: [usize; 2] = [0, 3];
 const HEAD_LEGS: [usize; 2] = [1, 2];
 
-fn interval(blocks: &[Block], figure: &Figure, seed: u64) -> Option<Interval> {
-    let ratios: Vec<f64> = blocks.iter().map(|block| block.log_ratio(figure.of)).collect();
+fn interval(blocks: &[Block], measure: &Measure, seed: u64) -> Option<Interval> {
+    let ratios: Vec<f64> = blocks.iter().map(|block| block.log_ratio(measure.of)).collect();
     Interval::of(&ratios, seed)
 }
 
@@ -183,7 +229,7 @@ fn ratio(interval: Option<Interval>) -> Value {
 
 /// Every measurement, leg by leg in the order A B B A.
 fn raw(blocks: &[Block]) -> Value {
-    let leg = |leg: &Leg| FIGURES.iter().map(|figure| (figure.of)(leg)).collect::<Vec<_>>();
+    let leg = |leg: &Leg| MEASURES.iter().map(|measure| (measure.of)(leg)).collect::<Vec<_>>();
     blocks
         .iter()
         .map(|block| block.0.iter().map(leg).collect::<Vec<_>>())
