@@ -1,6 +1,6 @@
 //! The few requests around a run: what the server has counted, and its reset.
 
-use super::parts::ClockOffset;
+use super::clock::ClockOffset;
 use super::response::{self, join_chunks};
 use super::workload::Totals;
 use crate::failure::Failure;
@@ -363,6 +363,10 @@ impl<'a> Control<'a> {
                 }
                 None if received == 0 => return Err(ControlError::Closed),
                 None if input.len() > RESPONSE_BYTES_MAX => return Err(ControlError::Garbled),
+                // It drips. What arrived while this process was suspended has had its chance.
+                None if Instant::now() >= deadline + self.timeout => {
+                    return Err(ControlError::Silent(self.timeout));
+                }
                 None => {}
             }
         }
@@ -519,6 +523,23 @@ mod tests {
             assert!(matches!(failure, Failure::Usage(_)), "{bad}: {failure}");
             assert!(failure.to_string().contains(expected), "{bad}: {failure}");
         }
+    }
+
+    /// A server that sends a byte of an endless response from time to time.
+    #[test]
+    fn a_response_that_drips_is_waited_for_no_longer_than_twice_the_timeout() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nX: ");
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let server = Server { addresses: vec![address], host: address.to_string() };
+        let mut control = Control::new(&server, Duration::from_millis(200), true);
+        assert!(matches!(control.totals(), Err(ControlError::Silent(_))));
     }
 
     #[test]
