@@ -2,7 +2,7 @@
 
 use super::Compared;
 use super::comparison::{InRow, RowFound, Spread};
-use crate::load::{Case, FIGURES, Figure, Finding, Findings, cell};
+use crate::load::{Case, Finding, Findings, cell};
 
 /// The figures that are exported, by their names in the table of all figures.
 type Exported = (&'static str, fn(&InRow) -> Option<Spread>);
@@ -59,9 +59,9 @@ impl Compared {
     fn of(&self, row: &RowFound, one: &InRow) -> Findings {
         let server = &self.servers[one.server];
         let value = |(name, of): Exported| {
-            let (figure, spread) = (Figure::named(name, &FIGURES).ok()?, of(one)?);
+            let spread = of(one)?;
             let range = Some([spread.lowest, spread.highest]).filter(|_| self.rounds > 1);
-            Some(Finding { figure, value: spread.median, range })
+            Finding::new(name, spread.median, range).ok()
         };
         let numbers = EXPORTED.map(|(_, of)| cell(of(one).map(|spread| spread.median)));
         let words =
@@ -106,7 +106,7 @@ mod tests {
             .collect();
         assert_eq!((failed, all[0].cases.len()), (vec!["d runs", "c in saturated"], 8));
         let rps = &all[1].values[0];
-        assert_eq!((rps.figure.name, rps.value, rps.range), ("rps", 5e4, Some([5e4, 5e4])));
+        assert_eq!((rps.figure.name, rps.value.micros, rps.range), ("rps", 5e4, Some([5e4, 5e4])));
         assert_eq!(all[2].rows[0][..4], ["saturated", "c", "wrong", "9000"]);
         assert!(all.iter().all(|one| one.rows[0].len() == one.heads.len()));
         assert!(!all[2].lines.is_empty());

@@ -111,8 +111,9 @@ impl Places {
         exports: Vec<Export>,
         quiet: bool,
     ) -> Result<Places, Failure> {
-        let (places, of_exports) =
-            Destination::open_all([("--json", json), ("--html", html)], &exports)?;
+        let flags = [("--json", json), ("--html", html)];
+        let named = exports.iter().map(Export::place).collect();
+        let (places, of_exports) = Destination::open_all(flags, named)?;
         Ok(Places { places, exports: (exports, of_exports), quiet })
     }
 

@@ -5,11 +5,11 @@ mod challenge;
 mod compare;
 mod completions;
 mod doctor;
-mod hidden;
 mod keep;
 mod load;
 mod man;
 mod merge;
+mod passwords;
 mod rerun;
 mod schema;
 mod serve;
@@ -123,7 +123,7 @@ pub fn parse() -> Cli {
         // The libraries that print colors take any terminal of a CI job for one that shows them.
         anstream::ColorChoice::Never.write_global();
     }
-    if let Err(failure) = hidden::hide_passwords() {
+    if let Err(failure) = passwords::hide() {
         Log::Text.error(&failure.to_string());
         std::process::exit(failure.exit_code().into());
     }

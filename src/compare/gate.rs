@@ -12,7 +12,7 @@ use serde_json::Value;
 /// The outcome of all conditions together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Outcome {
+pub(super) enum Decision {
     Passed,
     Failed,
     /// There are too few runs to tell.
@@ -21,8 +21,7 @@ pub(super) enum Outcome {
 
 /// A condition, and whether it holds.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[schemars(rename = "CheckedChange")]
-pub(super) struct Checked {
+pub(super) struct CheckedChange {
     /// The condition, as it was typed.
     pub(super) fail_if: String,
     /// Whether it holds.
@@ -31,7 +30,7 @@ pub(super) struct Checked {
 
 /// The conditions, and what was found.
 pub(super) struct Gate {
-    pub(super) checks: Vec<Checked>,
+    pub(super) checks: Vec<CheckedChange>,
     /// Why runs cannot pass, a sentence for each reason.
     pub(super) obstacles: Vec<String>,
     runs: [usize; 2],
@@ -50,40 +49,42 @@ impl Gate {
             let holds = found.map_or(Holds::Unknown, |compared| {
                 limit.check(compared.change.as_ref(), compared.beyond)
             });
-            Checked { fail_if: limit.text().into(), holds }
+            CheckedChange { fail_if: limit.text().into(), holds }
         };
-        let checks: Vec<Checked> = limits.iter().map(check).collect();
+        let checks: Vec<CheckedChange> = limits.iter().map(check).collect();
         let obstacles = if checks.is_empty() { Vec::new() } else { obstacles(base, head) };
         Gate { checks, obstacles, runs: [base.len(), head.len()] }
     }
 
     /// `None` without conditions.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Decision> {
         let mut holds = self.checks.iter().map(|check| check.holds);
         let fails = |holds| matches!(holds, Holds::Yes | Holds::Bound | Holds::Unknown);
         if self.checks.is_empty() {
             None
         } else if !self.obstacles.is_empty() || holds.clone().any(fails) {
-            Some(Outcome::Failed)
+            Some(Decision::Failed)
         } else if holds.any(|holds| holds == Holds::Inconclusive) {
-            Some(Outcome::Inconclusive)
+            Some(Decision::Inconclusive)
         } else {
-            Some(Outcome::Passed)
+            Some(Decision::Passed)
         }
     }
 
     /// A failure with a line for each obstacle and each condition that was not passed.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let lines = || {
-            let checks = self.checks.iter().filter_map(|Checked { fail_if, holds }| {
+            let checks = self.checks.iter().filter_map(|CheckedChange { fail_if, holds }| {
                 Some(format!("--fail-if {fail_if}: {}", why_not_passed(*holds)?))
             });
             self.obstacles.iter().cloned().chain(checks).collect::<Vec<_>>().join("\n")
         };
         match self.outcome() {
-            None | Some(Outcome::Passed) => Ok(()),
-            Some(Outcome::Failed) => Err(Failure::Wrong(lines())),
-            Some(Outcome::Inconclusive) => Err(Failure::Usage(too_few(self.runs[0], self.runs[1]))),
+            None | Some(Decision::Passed) => Ok(()),
+            Some(Decision::Failed) => Err(Failure::Wrong(lines())),
+            Some(Decision::Inconclusive) => {
+                Err(Failure::Usage(too_few(self.runs[0], self.runs[1])))
+            }
         }
     }
 }
@@ -99,7 +100,7 @@ fn why_not_passed(holds: Holds) -> Option<&'static str> {
     }
 }
 
-impl Checked {
+impl CheckedChange {
     /// As exporters need it.
     pub(super) fn case(&self) -> Case {
         let name = format!("--fail-if {}", self.fail_if);

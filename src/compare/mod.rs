@@ -4,7 +4,7 @@
 mod change;
 mod gate;
 mod page;
-mod tell;
+mod render;
 
 use crate::doctor::{self, Difference};
 use crate::document::{self, Format};
@@ -16,10 +16,10 @@ use change::Beyond;
 pub use change::ChangeLimit;
 use clap::ValueEnum;
 use gate::Gate;
+pub use render::schema;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-pub use tell::schema;
 
 /// The seed of the bootstrap: the same reports always give the same intervals.
 const SEED: u64 = 1;
@@ -88,7 +88,8 @@ impl Output {
         quiet: bool,
     ) -> Result<Output, Failure> {
         let flags = [("--json", json), ("--markdown", markdown), ("--html", html)];
-        let (places, of_exports) = Destination::open_all(flags, &exports)?;
+        let of_exports = exports.iter().map(Export::place).collect();
+        let (places, of_exports) = Destination::open_all(flags, of_exports)?;
         Ok(Output { places, exports: (exports, of_exports), quiet })
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Account<'a> {
     /// What became of the events, and of those of the warm-up.
     pub(super) ledger: &'a Ledger,
     pub(super) warm_up_ledger: &'a Ledger,
+    /// Whether clients that are lost may have sent any number of events.
+    pub(super) is_unbounded: bool,
     /// What the server had counted after the run, or why it is not known.
     pub(super) after: Result<Totals, String>,
 }
@@ -83,6 +85,7 @@ impl Account<'_> {
             possible,
             users: Users::of(ours.each_ref(), before, known).beside(apart),
             users_if_known,
+            is_unbounded: self.is_unbounded,
             after: self.after,
         }
     }

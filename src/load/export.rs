@@ -1,8 +1,9 @@
 //! The forms in which other tools read results, in one table: nothing else in the program knows one of them.
 
-use super::figures::{Better, Figure, Quantity};
+use super::destination::Destination;
+use super::figures::{Better, FIGURES, Figure, Quantity};
+use super::latency::Bound;
 use super::markup::escape;
-use super::report::Destination;
 use crate::failure::Failure;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -12,32 +13,65 @@ use std::str::FromStr;
 
 /// What a run, a search, or a comparison found, as exporters need it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Findings {
+pub struct Findings {
     /// What was done, such as `ringtally load`.
-    pub(crate) name: String,
-    pub(crate) values: Vec<Finding>,
+    pub name: String,
+    /// What was measured.
+    pub values: Vec<Finding>,
     /// What was checked.
-    pub(crate) cases: Vec<Case>,
-    /// The heads of a table, and its rows: of a run, its seconds.
-    pub(crate) heads: Vec<&'static str>,
-    pub(crate) rows: Vec<Vec<String>>,
+    pub cases: Vec<Case>,
+    /// The heads of a table: of a run, what each of its seconds has.
+    pub heads: Vec<&'static str>,
+    /// The rows of the table.
+    pub rows: Vec<Vec<String>>,
     /// Lines for people, below the table of values.
-    pub(crate) lines: Vec<String>,
+    pub lines: Vec<String>,
 }
 
 /// The value of a figure, and between what it is with a certainty of 95%, if that is known.
 #[derive(Clone, Debug)]
-pub(crate) struct Finding {
+pub struct Finding {
     pub(crate) figure: Figure,
-    pub(crate) value: f64,
+    pub(crate) value: Bound,
     pub(crate) range: Option<[f64; 2]>,
+}
+
+impl Finding {
+    /// Returns a value of the figure that conditions know by a name, with its interval.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such figure.
+    pub fn new(name: &str, value: f64, range: Option<[f64; 2]>) -> Result<Finding, String> {
+        let figure = Figure::named(name, &FIGURES)?;
+        Ok(Finding { figure, value: Bound::exactly(value), range })
+    }
+
+    /// Returns the least that it can be and the most, as far as they are known.
+    fn limits(&self) -> [Option<f64>; 2] {
+        match self.range {
+            Some(range) => range.map(Some),
+            None => [self.value.is_at_least.then_some(self.value.micros), None],
+        }
+    }
+
+    /// Returns these limits as text, each of which `write` makes; `None` if none is known.
+    fn limits_in_words(&self, write: impl Fn(f64) -> String) -> Option<String> {
+        Some(match self.limits() {
+            [Some(low), Some(high)] => format!("{} to {}", write(low), write(high)),
+            [Some(low), None] => format!("at least {}", write(low)),
+            [None, _] => return None,
+        })
+    }
 }
 
 /// Something that passed, or why it did not.
 #[derive(Clone, Debug)]
-pub(crate) struct Case {
-    pub(crate) name: String,
-    pub(crate) failure: Option<String>,
+pub struct Case {
+    /// What it is.
+    pub name: String,
+    /// Why it did not pass.
+    pub failure: Option<String>,
 }
 
 /// A form, by the name that `--export` knows it by.
@@ -76,9 +110,24 @@ impl FromStr for Export {
 
 impl Export {
     /// Returns the flag, for messages, and the place that it names.
-    pub(crate) fn place(&self) -> (String, Option<PathBuf>) {
-        (format!("--export {}", self.exporter.0), Some(self.path.clone()))
+    pub(crate) fn place(&self) -> (String, PathBuf) {
+        (format!("--export {}", self.exporter.0), self.path.clone())
     }
+}
+
+/// Opens the places that exports name, and writes there what `find` finds.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+pub fn export<T>(
+    exports: &[Export],
+    find: impl FnOnce() -> Result<(T, Findings), Failure>,
+) -> Result<T, Failure> {
+    let (_, places) = Destination::open_all([], exports.iter().map(Export::place).collect())?;
+    let (found, findings) = find()?;
+    Failure::all(write(exports, places, &[findings]))?;
+    Ok(found)
 }
 
 /// Writes what was found to the places that `exports` name, which were opened in this order. Of several findings, each is a
@@ -92,7 +141,7 @@ pub(crate) fn write(
     pairs.map(|(export, place)| place.write(&export.exporter.1(all))).collect()
 }
 
-/// Bencher Metric Format: a measure per figure, with its interval.
+/// Bencher Metric Format: a measure per figure, with its interval. What may be more has no upper limit.
 fn bmf(all: &[Findings]) -> String {
     let benchmarks: Map<String, Value> =
         all.iter().map(|findings| (findings.name.clone(), measures(findings))).collect();
@@ -100,14 +149,15 @@ fn bmf(all: &[Findings]) -> String {
 }
 
 fn measures(findings: &Findings) -> Value {
-    let measures = findings.values.iter().map(|Finding { figure, value, range }| {
-        let mut measure = json!({ "value": value });
-        if let Some([low, high]) = range {
-            measure["lower_value"] = (*low).into();
-            measure["upper_value"] = (*high).into();
+    let measures = findings.values.iter().map(|finding| {
+        let mut measure = json!({ "value": finding.value });
+        for (name, limit) in ["lower_value", "upper_value"].into_iter().zip(finding.limits()) {
+            if let Some(limit) = limit {
+                measure[name] = limit.into();
+            }
         }
         // A measure is named by a slug.
-        (figure.name.replace(['.', '_'], "-"), measure)
+        (finding.figure.name.replace(['.', '_'], "-"), measure)
     });
     Value::Object(measures.collect())
 }
@@ -128,11 +178,11 @@ fn for_action(all: &[Findings], better: Better) -> String {
         .flat_map(|findings| findings.values.iter().map(|finding| (&findings.name, finding)));
     let entries: Vec<Entry> = values
         .filter(|(_, finding)| finding.figure.better == better)
-        .map(|(name, Finding { figure, value, range })| Entry {
-            name: format!("{name}: {}", figure.name),
-            unit: unit(figure),
-            value: *value,
-            range: range.map(|[low, high]| format!("{low} to {high}")),
+        .map(|(name, finding)| Entry {
+            name: format!("{name}: {}", finding.figure.name),
+            unit: unit(&finding.figure),
+            value: finding.value.micros,
+            range: finding.limits_in_words(|limit| limit.to_string()),
         })
         .collect();
     pretty(&entries)
@@ -212,12 +262,12 @@ fn section(findings: &Findings) -> String {
         };
     }
     text += "\n| figure | value | 95% interval |\n|---|--:|--:|\n";
-    for Finding { figure, value, range } in &findings.values {
-        let interval = range.map_or(String::new(), |range| {
-            let [low, high] = range.map(|value| figure.in_words(value));
-            format!("{low} to {high}")
-        });
-        let _ = writeln!(text, "| {} | {} | {interval} |", figure.name, figure.in_words(*value));
+    for finding in &findings.values {
+        let in_words = |value| finding.figure.in_words(value);
+        let interval = finding.range.and_then(|_| finding.limits_in_words(in_words));
+        let (name, value) = (finding.figure.name, in_words(finding.value.micros));
+        let value = if finding.value.is_at_least { format!("≥ {value}") } else { value };
+        let _ = writeln!(text, "| {name} | {value} | {} |", interval.unwrap_or_default());
     }
     if !findings.lines.is_empty() {
         text += "\n";
@@ -241,7 +291,7 @@ fn in_markdown(text: &str) -> String {
 }
 
 /// Returns a number as a cell of a table; nothing if it is not known.
-pub(crate) fn cell(value: Option<f64>) -> String {
+pub fn cell(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }
 
@@ -257,20 +307,19 @@ fn csv(all: &[Findings]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::FIGURES;
     use super::*;
 
     fn findings() -> Findings {
-        let finding = |name, value, range| {
-            let figure = Figure::named(name, &FIGURES).unwrap();
-            Finding { figure, value, range }
-        };
+        let finding = |name, value, range| Finding::new(name, value, range).unwrap();
+        let mut max = finding("max", 2000.0, None);
+        max.value.is_at_least = true;
         Findings {
             name: "ringtally <load>".into(),
             values: vec![
                 finding("p99.9", 1500.0, Some([1400.0, 1600.0])),
                 finding("rps", 9e4, None),
                 finding("connections_open", 8.0, None),
+                max,
             ],
             cases: vec![
                 Case { name: "verdict".into(), failure: None },
@@ -315,22 +364,28 @@ mod tests {
             (&1400.0.into(), &1600.0.into())
         );
         assert_eq!(json["ringtally <load>"]["rps"], json!({"value": 9e4}));
+        let max = json!({"value": 2000.0, "lower_value": 2000.0});
+        assert_eq!(json["ringtally <load>"]["max"], max);
     }
 
     /// The tool's README: a list of entries with a name, a unit, a value, and perhaps a range and more, as text.
     #[test]
     fn each_tool_of_the_action_gets_the_figures_of_its_direction() {
-        for (format, name) in [
-            ("github-action-benchmark", "ringtally <load>: p99.9"),
-            ("github-action-benchmark-bigger", "ringtally <load>: rps"),
+        for (format, expected) in [
+            (
+                "github-action-benchmark",
+                &[("p99.9", Some("1400 to 1600")), ("max", Some("at least 2000"))][..],
+            ),
+            ("github-action-benchmark-bigger", &[("rps", None)]),
         ] {
             let json: Value = serde_json::from_str(&exported(format)).unwrap();
             let entries = json.as_array().unwrap();
-            assert!(entries.len() == 1 && entries[0]["name"] == name, "{json}");
-            assert!(entries[0]["value"].is_f64() && entries[0]["unit"].is_string(), "{json}");
-            let range = entries[0].get("range");
-            assert_eq!(range.is_some(), format == "github-action-benchmark", "{json}");
-            assert!(range.is_none_or(|range| range == "1400 to 1600"));
+            assert_eq!(entries.len(), expected.len(), "{json}");
+            for (entry, (name, range)) in entries.iter().zip(expected) {
+                assert_eq!(entry["name"], format!("ringtally <load>: {name}"));
+                assert!(entry["value"].is_f64() && entry["unit"].is_string(), "{json}");
+                assert_eq!(entry.get("range").and_then(Value::as_str), *range, "{json}");
+            }
         }
     }
 
@@ -387,6 +442,7 @@ mod tests {
             "&lt;c&gt; \\| d &amp; e",
             "| p99.9 | 1.5 ms | 1.4 ms to 1.6 ms |",
             "| rps | 90,000 |  |",
+            "| max | ≥ 2 ms |  |",
             "- a note",
         ] {
             assert!(text.contains(line), "{line} in {text}");

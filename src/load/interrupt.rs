@@ -7,7 +7,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The exit code of a program that was interrupted, as shells have it for Ctrl-C.
 const INTERRUPTED: i32 = 130;
@@ -17,6 +17,7 @@ static STATE: AtomicU8 = AtomicU8::new(IDLE);
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
 const ASKED: u8 = 2;
+static WAS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// A run that can be interrupted, until it is dropped.
 pub(super) struct Running(());
@@ -35,6 +36,11 @@ impl Drop for Running {
     }
 }
 
+/// Whether a run of this process was to end, even if that came too late for it.
+pub(super) fn was_asked() -> bool {
+    WAS_ASKED.load(Ordering::Relaxed)
+}
+
 /// Whether the run is to end.
 pub(super) fn is_asked() -> bool {
     STATE.load(Ordering::Relaxed) == ASKED
@@ -42,6 +48,7 @@ pub(super) fn is_asked() -> bool {
 
 /// Asks for the end of the run; the second time, ends the process.
 pub(super) fn ask() {
+    WAS_ASKED.store(true, Ordering::Relaxed);
     let asked =
         STATE.compare_exchange(RUNNING, ASKED, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     if !asked {

@@ -32,6 +32,14 @@ impl Bound {
     }
 }
 
+/// Returns the names of those of some figures that are lower bounds.
+pub(super) fn lower_bounds<const N: usize>(
+    figures: [(&'static str, Option<Bound>); N],
+) -> Vec<&'static str> {
+    let is_bound = |(_, figure): &(_, Option<Bound>)| figure.is_some_and(|bound| bound.is_at_least);
+    figures.into_iter().filter(is_bound).map(|(name, _)| name).collect()
+}
+
 /// As the number alone, which programs expect; the report says beside it which numbers are bounds.
 impl Serialize for Bound {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -200,12 +200,17 @@ impl Ledger {
     }
 
     /// Returns the number of events in a run. A run that has as many as it sends takes them from an endless workload,
-    /// whose rest does not belong to the run.
+    /// whose rest does not belong to the run; of a client that is lost, nobody knows how many it took.
     pub(super) fn requested(&self, workload: &Workload, is_open_ended: bool) -> u64 {
         match is_open_ended {
-            true => workload.events - (self.unsent.len(workload) - self.unsent.singles()),
+            true => self.answered() + self.unknown.singles() + self.unsent.singles(),
             false => workload.events,
         }
+    }
+
+    /// Returns the number of events in a run that were sent and got no response.
+    pub(super) fn without_response(&self, workload: &Workload, is_open_ended: bool) -> u64 {
+        if is_open_ended { self.unknown.singles() } else { self.unknown.len(workload) }
     }
 
     /// Returns the number of events in a run that were not sent.
@@ -393,6 +398,7 @@ mod tests {
                 novelty: Novelty::Unknown,
                 ledger: &ledger,
                 warm_up_ledger: &none,
+                is_unbounded: false,
                 after: Ok(after),
             };
             let judged = account.evidence().judge();

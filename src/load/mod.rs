@@ -35,13 +35,16 @@
 //! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom. `run_record`: all of it, as one
 //!   record per client, which can be merged.
 //! - `figures`: the table of figures. `export`: the table of forms that other tools read. `report`, `thresholds`,
-//!   `view`: tell the user. `numbers`, `markup`: how they are written. `origin`: what repeats a run.
+//!   `view`: tell the user. `numbers`, `markup`: how they are written. `output`, `destination`: where to. `origin`: what
+//!   repeats a run. `clock`: how far the clocks of clients are apart.
 
 mod abort;
 mod account;
 mod client_load;
+mod clock;
 mod connection;
 mod control;
+mod destination;
 mod event_set;
 mod export;
 mod figures;
@@ -53,6 +56,7 @@ mod ledger;
 mod markup;
 mod numbers;
 mod origin;
+mod output;
 mod part;
 mod parts;
 mod placement;
@@ -74,22 +78,27 @@ mod watch;
 mod worker;
 mod workload;
 
+use crate::document::Format;
 pub use control::Server;
-pub use export::Export;
-pub(crate) use export::{Case, Finding, Findings, cell, write as write_exports};
+pub use destination::write_to;
+pub(crate) use destination::{Destination, put};
+pub(crate) use export::write as write_exports;
+pub use export::{Case, Export, Finding, Findings, cell, export};
 pub(crate) use figures::{FIGURES, Figure, Measured, Quantity};
-pub use find::{FindConfig, LatencyLimit, Windows, find_rate};
+pub use find::{FindConfig, FoundRate, LatencyLimit, Windows, find_rate};
 pub(crate) use latency::Bound;
 pub(crate) use markup::escape;
 pub(crate) use numbers::{grouped, rounded, time_in_full};
 pub use origin::commands;
+pub use output::Output;
 pub use part::Part;
 pub use parts::{MergeConfig, PartReport, Participation, merge};
 pub(crate) use profile::decimal;
 pub use profile::{Profile, RATE_MAX};
-pub use report::{CpuSource, FoundRate, Output, Report, ServerUse, Setup, schema, write_to};
-pub(crate) use report::{Destination, chart, html, put};
+pub use report::{CpuSource, Report, ServerUse, Setup};
+pub(crate) use report::{chart, html};
 pub use run::{run, run_part};
+use schemars::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,4 +212,14 @@ pub enum Moment {
     Start,
     /// Every request has ended.
     End,
+}
+
+/// Returns the JSON Schema of a document that the client writes; `None` if another module does.
+pub fn schema(format: Format) -> Option<Schema> {
+    match format {
+        Format::Load | Format::Merge | Format::Challenge => Some(report::schema(format)),
+        Format::Part => Some(format.schema::<PartReport>()),
+        Format::FindRate => Some(format.schema::<FoundRate>()),
+        _ => None,
+    }
 }

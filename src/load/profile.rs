@@ -20,7 +20,7 @@ const PER_ONE: u64 = 1000;
 /// What adds up to one event: amounts are in thousandths and times in nanoseconds, and both are doubled.
 const EVENT: u128 = 2 * PER_ONE as u128 * 1_000_000_000;
 
-/// The shortest and the longest stage, and the most stages of a profile.
+/// The shortest stage, the longest one and the longest run of stages, and the most stages of a profile.
 const STAGE_MIN: Duration = Duration::from_millis(1);
 const STAGE_MAX: Duration = Duration::from_hours(24);
 const STAGES_MAX: usize = 1000;
@@ -204,9 +204,17 @@ impl FromStr for Profile {
             Ok(Stage { lasts, from, to: to.unwrap_or(from) })
         };
         let stages: Vec<Stage> = text.split(',').map(stage).collect::<Result<_, _>>()?;
-        match stages.len() {
-            ..=STAGES_MAX => Ok(Profile::Stages(stages)),
-            many => Err(format!("there are {many} stages, and at most {STAGES_MAX} may be")),
+        if stages.len() > STAGES_MAX {
+            let many = stages.len();
+            return Err(format!("there are {many} stages, and at most {STAGES_MAX} may be"));
+        }
+        let lasts: Duration = stages.iter().map(|stage| stage.lasts).sum();
+        match lasts <= STAGE_MAX {
+            true => Ok(Profile::Stages(stages)),
+            false => Err(format!(
+                "the stages last {} together, and a run lasts at most 24h: use shorter ones",
+                humantime::format_duration(lasts)
+            )),
         }
     }
 }

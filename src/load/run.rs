@@ -7,13 +7,13 @@ use super::client_load::ClientLoad;
 use super::control::{Control, ControlError, Reset};
 use super::flow::Flow;
 use super::interrupt::{self, Running};
-use super::origin::Origin;
+use super::origin::{Origin, Time};
 use super::part::Part;
-use super::parts::{Before, Parameters, PartReport, Participation, Time};
+use super::parts::{Before, Parameters, PartReport, Participation};
 use super::placement::{self, Rivals, Whereabouts};
 use super::report::{Outcome, Report, Setup};
 use super::run_record::ClientRun;
-use super::shared::{KeepAlive, Progress, Run, rest_of_closed_loop};
+use super::shared::{Crowd, KeepAlive, Progress, Run, rest_of_closed_loop};
 use super::thresholds::Threshold;
 use super::verdict::{Evidence, plural};
 use super::view::{Phase, Stage, View};
@@ -65,12 +65,12 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let quiet = quiet::time(config.quiet, &sent.run.total);
     let stayed = quiet::stay(quiet, sent.ended, || totals(config, &mut control), &mut evidence);
     let mut run = sent.run;
-    run.interrupted = interrupt::is_asked();
+    run.interrupted = sent.was_cut && interrupt::is_asked();
     drop(running);
     setup.was_reset = sent.prepared.was_reset();
     Ok(Report::new(Outcome {
         held: config.pace().and_then(|pace| pace.held(run.work.events(), run.work.last_sent)),
-        aborted_by,
+        aborted_by: aborted_by.filter(|_| sent.was_cut),
         run,
         workload: config.workload,
         warm_up: config.warm_up,
@@ -97,7 +97,7 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
     let mut control = control(config);
     let measured = measure(config, Some(participation), &mut control, |_| {})?;
     let Measured { mut sent, first, setup, origin, environment, running, .. } = measured;
-    sent.run.interrupted = interrupt::is_asked();
+    sent.run.interrupted = sent.was_cut && interrupt::is_asked();
     drop(running);
     let prepared = sent.prepared;
     let before =
@@ -232,10 +232,7 @@ fn measure(
     let pins = is_pinned.then_some(cpus.as_slice());
     let mut sent =
         send_all(config, &run, openable, (&cpus, pins), (control, prepare), view, &mut at)?;
-    for _ in openable..connections {
-        sent.run.work.ledger.trouble.never_open += 1;
-        sent.run.work.ledger.note_failure_to_connect(&Errno::MFILE.into());
-    }
+    sent.note_unopenable(config.crowd(connections), part, openable);
     warnings.extend(sent.warnings(&run, connections));
     sent.run.warnings = warnings;
     sent.note_load(&cpus, Rivals::of(&cpus, &whereabouts));
@@ -380,6 +377,8 @@ struct Sent {
     busiest: Duration,
     waiting: Duration,
     gave_up: bool,
+    /// An interrupt, or a threshold that can no longer pass, ended the run before it was over.
+    was_cut: bool,
     ended: Instant,
     /// Why a thread's ring failed.
     failure: Option<String>,
@@ -528,6 +527,7 @@ fn send_all(
             busiest: Duration::ZERO,
             waiting: Duration::ZERO,
             gave_up: false,
+            was_cut: false,
             ended: started,
             failure: None,
         };
@@ -555,9 +555,22 @@ impl Sent {
         self.busiest = self.busiest.max(findings.work.cpu);
         self.waiting = self.waiting.max(findings.waiting);
         self.gave_up |= findings.gave_up;
+        self.was_cut |= findings.was_cut;
         self.ended = self.ended.max(findings.ended);
         self.failure = self.failure.take().or(findings.failure);
         self.run.work.merge(findings.work);
+    }
+
+    /// Notes the connections that this process has no descriptors for. Of a ramp, they are those that it had reached.
+    fn note_unopenable(&mut self, crowd: Crowd, part: Part, openable: usize) {
+        let trouble = &mut self.run.work.ledger.trouble;
+        let elapsed_ns = u64::try_from(self.run.elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let reached = crowd.between(part, 0, elapsed_ns).max(openable);
+        trouble.never_wanted += (crowd.most - reached) as u64;
+        for _ in openable..reached {
+            self.run.work.ledger.trouble.never_open += 1;
+            self.run.work.ledger.note_failure_to_connect(&Errno::MFILE.into());
+        }
     }
 
     /// What is known of the run's events, if there was no other client.
@@ -571,6 +584,7 @@ impl Sent {
             novelty,
             ledger: &self.run.work.ledger,
             warm_up_ledger: &self.run.warm_up,
+            is_unbounded: false,
             after: self.after.clone(),
         }
     }

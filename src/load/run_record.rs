@@ -83,7 +83,7 @@ pub(super) struct ClientRun {
     pub(super) cpus: Vec<CpuUse>,
     /// Why the client limited the result, a sentence each.
     pub(super) limited_by: Vec<String>,
-    /// Whether the user ended the run before every event was sent.
+    /// Whether the user ended the run before it was over.
     pub(super) interrupted: bool,
     /// What the client that polled the totals saw.
     pub(super) watched: Option<Watched>,

@@ -66,7 +66,7 @@ impl Crowd {
     }
 
     /// Returns the most connections of a part at any time from `from_ns` to `to_ns`.
-    fn between(&self, part: Part, from_ns: u64, to_ns: u64) -> usize {
+    pub(super) fn between(&self, part: Part, from_ns: u64, to_ns: u64) -> usize {
         let Some(curve) = &self.over_time else { return self.most };
         let own = part.share(curve.most_between(from_ns, to_ns));
         usize::try_from(own).map_or(self.most, |own| own.min(self.most))

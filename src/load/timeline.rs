@@ -1,6 +1,6 @@
 //! A run second by second, from the slices that its threads send.
 
-use super::latency::{Bound, Encoded, Latencies, Slice};
+use super::latency::{Bound, Encoded, Latencies, Slice, lower_bounds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ pub(super) struct Second {
     pub(super) p99_us: Option<Bound>,
     /// The longest latency in microseconds.
     pub(super) max_us: Option<Bound>,
+    /// The keys above whose values may be more, because requests were given up; left out if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) lower_bounds: Vec<&'static str>,
     /// How many requests took how long.
     #[serde(skip)]
     pub(super) heat: Heat,
@@ -105,12 +108,17 @@ impl RawSecond {
 impl Second {
     /// From how many events got a response in it, and the latencies of their requests.
     pub(super) fn of(second: u64, events: u64, latency: &Latencies) -> Second {
+        let [p50_us, p99_us] = [0.5, 0.99].map(|quantile| latency.quantile(quantile));
+        let max_us = latency.max();
+        let named = [("p50_us", p50_us), ("p99_us", p99_us), ("max_us", max_us)];
+        let lower_bounds = lower_bounds(named);
         Second {
             second,
             requests: events,
-            p50_us: latency.quantile(0.5),
-            p99_us: latency.quantile(0.99),
-            max_us: latency.max(),
+            p50_us,
+            p99_us,
+            max_us,
+            lower_bounds,
             heat: Heat::of(latency),
         }
     }
@@ -155,7 +163,14 @@ impl Timeline {
             && first.key() + OPEN_SECONDS < slice.second
         {
             let (second, (events, latency)) = first.remove_entry();
-            self.closed.push(RawSecond { second, events, latency: Encoded::from(&latency) });
+            self.close(second, events, &latency);
+        }
+    }
+
+    /// Keeps a second that is over, unless no request ended in it.
+    fn close(&mut self, second: u64, events: u64, latency: &Latencies) {
+        if latency.len() > 0 {
+            self.closed.push(RawSecond { second, events, latency: Encoded::from(latency) });
         }
     }
 
@@ -172,10 +187,8 @@ impl Timeline {
 
     /// Returns the whole run, and a record of every second in which a request ended.
     pub(super) fn finish(mut self) -> (Slice, Vec<RawSecond>) {
-        for (second, (events, latency)) in self.open {
-            if latency.len() > 0 {
-                self.closed.push(RawSecond { second, events, latency: Encoded::from(&latency) });
-            }
+        for (second, (events, latency)) in std::mem::take(&mut self.open) {
+            self.close(second, events, &latency);
         }
         (self.total, self.closed)
     }
@@ -188,6 +201,8 @@ mod tests {
     #[test]
     fn every_request_is_in_one_second_and_in_the_total() {
         let mut timeline = Timeline::new(false);
+        // A second in which nothing ended is not listed, whether it is told of in time or late.
+        [3, 28, 4].into_iter().for_each(|second| timeline.add(&Slice::new(second, false)));
         // Two threads, one of which reports seconds 0 and 1 when their histograms are gone.
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);

@@ -271,6 +271,7 @@ mod tests {
                 p50_us: p99_us,
                 p99_us,
                 max_us: p99_us,
+                lower_bounds: Vec::new(),
                 heat: Heat::default(),
             }),
         }

@@ -160,7 +160,7 @@ impl Committer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Group;
+    use crate::store::{Group, SharedTotals};
     use crate::tally::{Tally, UserIds, Writer};
     use crate::uring::Wakeup;
     use std::collections::VecDeque;
@@ -195,13 +195,8 @@ mod tests {
             self.outcomes.lock().unwrap().pop_front().unwrap_or(Ok(Outcome::Durable))
         }
 
-        fn read(&mut self) -> Result<Option<Group>, Failure> {
-            self.done.send(Done::Read).unwrap();
-            Ok(self.shared.map(|totals| Group { totals, servers: Vec::new() }))
-        }
-
-        fn is_shared(&self) -> bool {
-            self.shared.is_some()
+        fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
+            self.shared.is_some().then_some(self as _)
         }
 
         fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
@@ -209,6 +204,13 @@ mod tests {
                 futures_lite::future::block_on(wakeup.notified());
             }
             self.is_due.swap(false, Ordering::AcqRel)
+        }
+    }
+
+    impl SharedTotals for Recorder {
+        fn read(&mut self) -> Result<Group, Failure> {
+            self.done.send(Done::Read).unwrap();
+            Ok(Group { totals: self.shared.unwrap(), servers: Vec::new() })
         }
     }
 

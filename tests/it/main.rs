@@ -19,6 +19,7 @@ mod cli;
 mod client {
     mod batches;
     mod hardships;
+    mod hostile;
     mod instrument;
     mod parts;
     mod shapes;

@@ -4,19 +4,23 @@
 //! reset. What a window shows is up to `flow` and the report, and which rate comes next to `search`, which knows no
 //! server.
 
+mod found;
 #[cfg(test)]
 mod population;
 mod search;
 
 use super::flow::SAMPLES;
+use super::interrupt;
 use super::numbers::grouped;
 use super::profile::{Amount, Profile};
-use super::report::{FoundRate, Report, Unit, Warnings};
+use super::report::{Report, Unit};
 use super::thresholds::{Condition, Threshold};
 use super::verdict::Verdict;
 use super::{Config, EVENTS_MAX, RATE_MAX, Show, Users, run};
 use crate::failure::Failure;
-pub(super) use search::{Search, Step, Window};
+pub use found::FoundRate;
+use found::Warnings;
+use search::{Search, Step, Window};
 use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
@@ -222,7 +226,8 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
         },
         |_| {},
     )?;
-    if report.is_interrupted() {
+    // The last window may have had nothing left to send.
+    if interrupt::was_asked() {
         return Err(Failure::Wrong("the search was interrupted".into()));
     }
     let at = format!("at {rate} {}", Unit::of(config.load.workload.batch).per_second());

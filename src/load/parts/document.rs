@@ -1,13 +1,13 @@
 //! What a client found of its part, as a file that `merge` reads.
 
-use super::clock::{ClockOffset, ms_between};
-use crate::doctor::{CpuUse, Environment};
+use crate::doctor::Environment;
 use crate::document::{self, Document, Format};
 use crate::failure::Failure;
+use crate::load::clock::{ClockOffset, ms_between};
 use crate::load::numbers::{counted, grouped, rounded};
-use crate::load::origin::Origin;
+use crate::load::origin::{Origin, Time};
 use crate::load::part::Part;
-use crate::load::report::{Latency, Setup, Unit, malformed, ratio};
+use crate::load::report::{ClientRow, Latency, Setup, Unit, malformed, ratio};
 use crate::load::run_record::ClientRun;
 use crate::load::schedule::Pace;
 use crate::load::timeline::RawSecond;
@@ -17,7 +17,7 @@ use crate::load::{Config, Profile};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// The longest time in a report: a year.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -140,26 +140,6 @@ pub(in crate::load) struct Before {
     pub(in crate::load) totals: Totals,
     /// Whether the server had been reset.
     pub(in crate::load) was_reset: bool,
-}
-
-/// A time in a file, in RFC 3339 format with nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, JsonSchema)]
-#[serde(into = "String", try_from = "String")]
-pub(in crate::load) struct Time(pub(in crate::load) SystemTime);
-
-impl From<Time> for String {
-    fn from(time: Time) -> String {
-        humantime::format_rfc3339_nanos(time.0).to_string()
-    }
-}
-
-impl TryFrom<String> for Time {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Time, String> {
-        let time = humantime::parse_rfc3339(&text);
-        time.map(Time).map_err(|error| format!("{text} is not a time: {error}"))
-    }
 }
 
 impl PartReport {
@@ -347,59 +327,4 @@ impl PartReport {
             command: self.setup.command.clone(),
         }
     }
-}
-
-/// One of the clients of a run, in the report on all of them.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub(in crate::load) struct ClientRow {
-    /// Its part, as in `2/3`.
-    pub(in crate::load) part: String,
-    /// Its host name.
-    pub(in crate::load) host: String,
-    /// The URL that it went to.
-    url: String,
-    /// Its connections.
-    pub(in crate::load) connections: usize,
-    /// Its threads.
-    pub(in crate::load) threads: usize,
-    /// The CPUs that its threads were pinned to, in turn, or could run on.
-    cpus: String,
-    /// Events of its part.
-    requests: u64,
-    /// The number of batches that they are in.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::load) batches: Option<u64>,
-    /// Events that the server acknowledged.
-    pub(in crate::load) acknowledged: u64,
-    /// Events that the server refused.
-    refused: u64,
-    /// Events that were sent and got no response.
-    unknown: u64,
-    /// Events that were not sent.
-    unsent: u64,
-    /// Seconds from its start to the end of its last request.
-    pub(in crate::load) elapsed_s: f64,
-    /// Acknowledged requests per second, with batches events.
-    pub(in crate::load) requests_per_s: f64,
-    /// Latency in microseconds.
-    pub(in crate::load) latency_us: Latency,
-    /// How many milliseconds after part 1 it started, by the clocks of both.
-    started_after_ms: f64,
-    /// How far its clock is ahead of the server's; null if the server's responses have no `Date`.
-    clock_ahead_of_server: Option<ClockOffset>,
-    /// The share of the time that its busiest thread was busy, from 0 to 1, polling excluded.
-    pub(in crate::load) client_busy: f64,
-    /// The greatest share of the time that one of its threads waited for a CPU, from 0 to 1.
-    client_waiting: f64,
-    /// Why it limited the result, a sentence each.
-    client_limited_by: Vec<String>,
-    /// What its CPUs did during the run.
-    client_cpus: Option<CpuUse>,
-    /// Whether it was interrupted.
-    pub(in crate::load) interrupted: bool,
-    /// Its machine.
-    environment: Environment,
-    /// The command that makes its part of the run again.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    command: Vec<String>,
 }

@@ -1,11 +1,11 @@
 //! One report and one verdict from the reports of all parts.
 
-use super::clock::ms_between;
-use super::document::{Before, Parameters, PartReport, Time};
+use super::document::{Before, Parameters, PartReport};
 use crate::failure::Failure;
 use crate::load::account::{Account, Novelty};
+use crate::load::clock::ms_between;
 use crate::load::control::{Control, Server, parse_totals};
-use crate::load::origin::Origin;
+use crate::load::origin::{Origin, Time};
 use crate::load::part::Part;
 use crate::load::report::{Outcome, Report, Setup};
 use crate::load::run_record::ClientRun;
@@ -228,6 +228,7 @@ impl Parts {
             },
             ledger: &run.work.ledger,
             warm_up_ledger: &run.warm_up,
+            is_unbounded: self.parameters.is_open_ended() && !self.lost.is_empty(),
             after,
         };
         let mut evidence = account.evidence();

@@ -5,14 +5,12 @@
 //! times. All parts start at one time. Before it, in steps of a guard time: their warm-ups are over, and
 //! then part 1, and no other, resets the server and reads the totals that the run starts from.
 
-mod clock;
 mod document;
 mod merge;
 
 use super::part::Part;
-pub(super) use clock::ClockOffset;
 pub use document::PartReport;
-pub(super) use document::{Before, ClientRow, Parameters, Time};
+pub(super) use document::{Before, Parameters};
 pub use merge::{MergeConfig, merge};
 use std::time::{Duration, SystemTime};
 

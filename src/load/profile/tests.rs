@@ -210,6 +210,7 @@ fn profiles_are_written_as_they_are_read() {
         ("10s@1,20", "'20' is not a stage"),
         ("0s@1", "a jump does not need a stage"),
         ("25h@1", "from 1ms to 24h"),
+        ("20h@1,5h@0:1", "the stages last 1day 1h together, and a run lasts at most 24h"),
         ("10@1", "with its unit"),
         ("10s@1,", "is not a stage"),
     ] {

@@ -198,7 +198,7 @@ pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure
 
 /// Latencies in microseconds over the rate: the median in blue, and the one that has a limit in brown,
 /// with the limit in gray.
-pub(super) fn curve(
+pub(in crate::load) fn curve(
     median: &[(f64, f64)],
     limited: &[(f64, f64)],
     limit_us: Option<f64>,
@@ -335,7 +335,15 @@ mod tests {
         let mut latencies = Latencies::new();
         (0..requests).for_each(|request| latencies.record(1_234_000 << (request % 5)));
         let heat = Heat::of(&latencies);
-        Second { second, requests, p50_us: p99_us, p99_us, max_us: p99_us, heat }
+        Second {
+            second,
+            requests,
+            p50_us: p99_us,
+            p99_us,
+            max_us: p99_us,
+            lower_bounds: Vec::new(),
+            heat,
+        }
     }
 
     #[test]

@@ -8,28 +8,51 @@ use crate::load::numbers::grouped;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
 
+/// The most seconds without a response for which there are rows, at one place: as many as the longest run has. What a part's
+/// report says of more was not measured.
+const GAP_MAX: usize = 24 * 60 * 60;
+
 impl Report {
     /// Returns its figures, what was checked, and its seconds.
-    pub(super) fn exported(&self) -> Findings {
+    pub(in crate::load) fn exported(&self) -> Findings {
         let report = self.value();
         let value = |figure: Figure| match figure.of(&report) {
-            Measured::Number(bound) => Some(Finding { figure, value: bound.micros, range: None }),
+            Measured::Number(value) => Some(Finding { figure, value, range: None }),
             Measured::Word(_) | Measured::Unknown(_) => None,
         };
-        let rows = self.seconds.iter().map(|second| {
-            let us = |bound: Option<Bound>| bound.map(|bound| bound.micros);
-            let counts = [second.second, second.requests].map(|count| Some(count as f64));
-            let times = [second.p50_us, second.p99_us, second.max_us].map(us);
-            counts.into_iter().chain(times).map(cell).collect()
-        });
         Findings {
             name: self.format.command(),
             values: FIGURES.into_iter().filter_map(value).collect(),
             cases: self.cases(),
-            heads: vec!["second", "requests", "p50_us", "p99_us", "max_us"],
-            rows: rows.collect(),
-            lines: self.warnings.iter().chain(&self.remarks).cloned().collect(),
+            heads: vec!["second", "requests", "p50_us", "p99_us", "max_us", "lower_bounds"],
+            rows: self.rows_of_seconds(),
+            lines: self
+                .limit()
+                .into_iter()
+                .map(str::to_owned)
+                .chain(self.warnings.iter().chain(&self.remarks).cloned())
+                .collect(),
         }
+    }
+
+    /// Returns a row per second up to the last in which a request ended.
+    fn rows_of_seconds(&self) -> Vec<Vec<String>> {
+        let (mut rows, mut next) = (Vec::new(), 0);
+        for second in &self.seconds {
+            // In those that are not listed, nothing ended.
+            rows.extend((next..second.second).take(GAP_MAX).map(|second| {
+                let mut row = vec![String::new(); 6];
+                (row[0], row[1]) = (second.to_string(), "0".into());
+                row
+            }));
+            let us = |bound: Option<Bound>| cell(bound.map(|bound| bound.micros));
+            let [p50, p99, max] = [second.p50_us, second.p99_us, second.max_us].map(us);
+            let bounds = second.lower_bounds.join(" ");
+            let counts = [second.second, second.requests].map(|count| count.to_string());
+            rows.push(counts.into_iter().chain([p50, p99, max, bounds]).collect());
+            next = second.second + 1;
+        }
+        rows
     }
 
     /// Returns what must hold, each with a line that says why it does not.
@@ -69,7 +92,7 @@ impl Report {
 }
 
 /// Returns a condition of a flag as a case.
-pub(super) fn of_threshold(flag: &str, checked: &Checked) -> Case {
+pub(in crate::load) fn of_threshold(flag: &str, checked: &Checked) -> Case {
     let Checked { fail_if, sentence, passed, .. } = checked;
     let name = format!("{flag} {fail_if}");
     let failure = (!passed).then(|| format!("{name}: {sentence}"));

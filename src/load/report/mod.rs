@@ -2,21 +2,19 @@
 //! percentile table are written from it.
 
 pub(crate) mod chart;
+mod client_row;
 mod exported;
-mod found;
 mod hdr;
 pub(crate) mod html;
-mod output;
 mod text;
 mod unit;
 
 use super::Settings;
 use super::figures::CONNECTIONS_OPEN;
 use super::flow::Flow;
-use super::latency::{Bound, Latencies, Slice};
+use super::latency::{Bound, Latencies, Slice, lower_bounds};
 use super::numbers::counted;
 use super::origin::Origin;
-use super::parts::{ClientRow, PartReport};
 use super::profile::Profile;
 use super::run_record::{ClientRun, Work};
 use super::thresholds::{Checked, Threshold};
@@ -27,19 +25,17 @@ use super::workload::{Totals, UserPrefix, Values, Workload};
 use crate::doctor::{CpuUse, Environment};
 use crate::document::{Document, Format};
 use crate::failure::Failure;
-pub use found::FoundRate;
-pub(super) use found::Warnings;
-pub(crate) use output::{Destination, put};
-pub use output::{Output, write_to};
+pub(super) use client_row::ClientRow;
+pub(super) use exported::of_threshold;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
-pub(super) use text::rate_in_words;
+pub(super) use text::{rate_in_words, threshold_line};
 pub(super) use unit::Unit;
 
 /// An open loop that sends less than this share of its rate did not hold it.
-const HELD_MIN: f64 = 0.99;
+pub(super) const HELD_MIN: f64 = 0.99;
 
 /// The least CPU time of a server that is worth stating: the kernel counts it in ticks of 10 ms, so
 /// that of ten ticks one more or less is 10 %.
@@ -118,7 +114,7 @@ impl Setup {
     }
 
     /// What a request has.
-    fn per_request(&self) -> String {
+    pub(super) fn per_request(&self) -> String {
         match self.batch {
             None => "one event".into(),
             Some(batch) => format!("a batch of {}", counted(batch, "event", "events")),
@@ -138,25 +134,25 @@ fn word(values: Values) -> &'static str {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Latency {
     /// The mean.
-    mean: Option<Bound>,
+    pub(super) mean: Option<Bound>,
     /// The median.
-    p50: Option<Bound>,
+    pub(super) p50: Option<Bound>,
     /// The 90th percentile.
-    p90: Option<Bound>,
+    pub(super) p90: Option<Bound>,
     /// The 95th percentile.
-    p95: Option<Bound>,
+    pub(super) p95: Option<Bound>,
     /// The 99th percentile.
-    p99: Option<Bound>,
+    pub(super) p99: Option<Bound>,
     /// The 99.9th percentile.
-    p99_9: Option<Bound>,
+    pub(super) p99_9: Option<Bound>,
     /// The 99.99th percentile.
-    p99_99: Option<Bound>,
+    pub(super) p99_99: Option<Bound>,
     /// The longest.
-    max: Option<Bound>,
+    pub(super) max: Option<Bound>,
     /// The number of requests that were given up. They are included, with the time that the client waited.
-    censored: u64,
+    pub(super) censored: u64,
     /// The keys above whose values may be more, because of such requests.
-    lower_bounds: Vec<&'static str>,
+    pub(super) lower_bounds: Vec<&'static str>,
 }
 
 impl Latency {
@@ -170,16 +166,18 @@ impl Latency {
     }
 
     /// With the names of the figures that are lower bounds.
-    fn bounded(mut self) -> Latency {
-        let is_bound =
-            |(_, figure): &(_, Option<Bound>)| figure.is_some_and(|bound| bound.is_at_least);
-        let figures = self.figures().into_iter();
-        self.lower_bounds = figures.filter(is_bound).map(|(name, _)| name).collect();
+    pub(super) fn bounded(mut self) -> Latency {
+        self.lower_bounds = lower_bounds(self.figures());
         self
     }
 
+    /// Returns the figure of a name in JSON; `None` if it is not known.
+    pub(super) fn figure(&self, name: &str) -> Option<Bound> {
+        self.figures().into_iter().filter(|(own, _)| *own == name).find_map(|(_, bound)| bound)
+    }
+
     /// Each figure with its name in JSON.
-    fn figures(&self) -> [(&'static str, Option<Bound>); 8] {
+    pub(super) fn figures(&self) -> [(&'static str, Option<Bound>); 8] {
         [
             ("mean", self.mean),
             ("p50", self.p50),
@@ -201,7 +199,7 @@ pub(super) struct OpenLoop {
     /// Events per second that were sent on average; null for a single request, which has no rate.
     achieved_rate: Option<f64>,
     /// The due time of the last request divided by the time at which it was sent: at a fixed rate, `achieved_rate / rate`.
-    held: Option<f64>,
+    pub(super) held: Option<f64>,
     /// Latency in microseconds from the actual send time.
     service_time_us: Latency,
     /// How late the client sent requests for which a connection was free, in microseconds.
@@ -209,7 +207,7 @@ pub(super) struct OpenLoop {
     /// Requests that came due while every connection was busy.
     queued: u64,
     /// Requests that came due while the client did not run. They are late because of it.
-    due_in_stalls: u64,
+    pub(super) due_in_stalls: u64,
 }
 
 impl OpenLoop {
@@ -303,12 +301,12 @@ struct ServerCost {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// Events of the run.
-    requests: u64,
+    pub(super) requests: u64,
     /// The number of batches that they are in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    batches: Option<u64>,
+    pub(super) batches: Option<u64>,
     /// Events that the server acknowledged.
-    acknowledged: u64,
+    pub(super) acknowledged: u64,
     /// Events that the server refused.
     refused: u64,
     /// The same by the status of the response.
@@ -341,9 +339,9 @@ pub struct Report {
     /// Seconds from the start to the end of the last request.
     elapsed_s: f64,
     /// Acknowledged requests per second, with batches events.
-    requests_per_s: f64,
+    pub(super) requests_per_s: f64,
     /// Latency in microseconds, from the intended send time, which in a closed loop is the actual one.
-    latency_us: Latency,
+    pub(super) latency_us: Latency,
     /// All of these latencies, so that others can merge and plot them.
     latency_histogram: Latencies,
     /// The latencies of an open loop from the actual send time.
@@ -351,15 +349,15 @@ pub struct Report {
     service_time_histogram: Option<Latencies>,
     /// What an open loop was asked for, and what it did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    open_loop: Option<OpenLoop>,
+    pub(super) open_loop: Option<OpenLoop>,
     /// The totals that the acknowledged events must have led to.
     expected: Totals,
     /// The totals that the server had; null if they could not be read.
     server: Option<Totals>,
     /// Whether the server counted what it acknowledged.
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
     /// What is wrong or open, a sentence each.
-    reasons: Vec<String>,
+    pub(super) reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
     /// The time in milliseconds for which totals that were right were read again, while nothing was sent; null if they
@@ -373,15 +371,15 @@ pub struct Report {
     /// What was sent before the measured run.
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_up: Option<WarmUp>,
-    /// Whether the user ended the run before every event was sent.
+    /// Whether the user ended the run before it was over.
     interrupted: bool,
-    /// The threshold that ended the run before every event was sent, because it could no longer pass.
+    /// The threshold that ended the run before it was over, because it could no longer pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     aborted_by: Option<String>,
     /// Seconds in which the client did not run at all, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
     /// Whether the client limited the result.
-    client_limited: bool,
+    pub(super) client_limited: bool,
     /// Why the client limited the result, a sentence each.
     client_limited_by: Vec<String>,
     /// The greatest share of the time that a client thread waited for a CPU, from 0 to 1.
@@ -396,9 +394,9 @@ pub struct Report {
     /// What the client's CPUs did during the run; null if it was too short to tell.
     client_cpus: Option<CpuUse>,
     /// What a reader must know, a sentence each.
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// How the run was set up.
-    setup: Setup,
+    pub(super) setup: Setup,
     /// Each client of a run in parts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     clients: Vec<ClientRow>,
@@ -409,18 +407,18 @@ pub struct Report {
     /// When the run was, and which server it went to.
     origin: Origin,
     /// The machine of the client, or of part 1.
-    environment: Environment,
+    pub(super) environment: Environment,
     /// What kept connections from being opened, as a sentence.
     #[serde(skip)]
     shortfall: Option<String>,
     #[serde(skip)]
     format: Format,
     #[serde(skip)]
-    thresholds: Vec<Threshold>,
+    pub(super) thresholds: Vec<Threshold>,
     #[serde(skip)]
     abort_if: Vec<Threshold>,
     #[serde(skip)]
-    flow: Option<Flow>,
+    pub(super) flow: Option<Flow>,
 }
 
 /// The report with what is derived from it, as JSON has it.
@@ -459,14 +457,9 @@ pub(super) struct Outcome {
     pub(super) flow: Option<Flow>,
 }
 
-/// Returns the JSON Schema of a document that the client writes; `None` if another module does.
-pub fn schema(format: Format) -> Option<Schema> {
-    match format {
-        Format::Load | Format::Merge | Format::Challenge => Some(format.schema::<Json<'_>>()),
-        Format::Part => Some(format.schema::<PartReport>()),
-        Format::FindRate => Some(format.schema::<FoundRate>()),
-        _ => None,
-    }
+/// Returns the JSON Schema of a report on one run.
+pub(super) fn schema(format: Format) -> Schema {
+    format.schema::<Json<'_>>()
 }
 
 impl Report {
@@ -508,7 +501,7 @@ impl Report {
             acknowledged: ledger.acknowledged,
             refused: refused_by_status.values().sum(),
             refused_by_status,
-            unknown: ledger.unknown.len(&workload),
+            unknown: ledger.without_response(&workload, is_open_ended),
             unsent: ledger.not_sent(&workload, is_open_ended),
             misstated: workload.batch.map(|_| ledger.misstated),
             reconnects: ledger.trouble.reconnects,
@@ -623,7 +616,7 @@ impl Report {
     }
 
     /// The report as figures are read from it.
-    fn value(&self) -> serde_json::Value {
+    pub(super) fn value(&self) -> serde_json::Value {
         serde_json::to_value(self)
             .unwrap_or_else(|error| unreachable!("its keys are text: {error}"))
     }

@@ -35,7 +35,7 @@ pub(in crate::load) fn setup() -> Setup {
 
 pub(in crate::load) fn origin() -> Origin {
     let [started, ended] = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:02Z"]
-        .map(|time| super::super::parts::Time::try_from(time.to_owned()).unwrap());
+        .map(|time| super::super::origin::Time::try_from(time.to_owned()).unwrap());
     let address = "127.0.0.1:8000".into();
     Origin { started, ended, address, server_version: None, server_command: Vec::new() }
 }
@@ -81,6 +81,7 @@ pub(super) fn outcome() -> Outcome {
         held: None,
         evidence: Evidence {
             users_if_known: None,
+            is_unbounded: false,
             before: Totals::ZERO,
             acknowledged: share,
             possible: share,
@@ -101,8 +102,31 @@ pub(super) fn outcome() -> Outcome {
     }
 }
 
+#[test]
+fn an_export_has_a_row_for_every_second_and_marks_what_may_be_more() {
+    let mut outcome = outcome();
+    outcome.run.seconds[1].second = 3;
+    outcome.run.total.latency.record_many_at_least(2_000_000_000, 500);
+    let mut late = Latencies::new();
+    late.record_at_least(2_000_000_000);
+    outcome.run.seconds.push(RawSecond { second: 4, events: 0, latency: Encoded::from(&late) });
+    outcome.run.limited_by.push("busy".into());
+    let exported = Report::new(outcome).exported();
+    let firsts = exported.rows.iter().map(|row| format!("{} {}", row[0], row[1]));
+    assert_eq!(firsts.collect::<Vec<_>>(), ["0 500", "1 0", "2 0", "3 500", "4 0"]);
+    assert!(exported.rows.iter().all(|row| row.len() == exported.heads.len()));
+    assert_eq!((&*exported.rows[1][2], &*exported.rows[3][5]), ("", ""));
+    assert_eq!(exported.rows[4][5], "p50_us p99_us max_us");
+    let is_bound = |name: &str| {
+        let mut values = exported.values.iter();
+        values.find(|value| value.figure.name == name).unwrap().value.is_at_least
+    };
+    assert!(is_bound("p99") && is_bound("max") && !is_bound("p50") && !is_bound("rps"));
+    assert!(exported.lines[0].contains("so requests/s is a lower bound"), "{:?}", exported.lines);
+}
+
 /// The same in an open loop that was asked for 500 requests per second.
-pub(super) fn open_loop(lag_ns: u64) -> Outcome {
+pub(in crate::load) fn open_loop(lag_ns: u64) -> Outcome {
     let mut outcome = outcome();
     outcome.setup.rate = Some("500".parse().unwrap());
     // Of 1,000 events, 999 were sent before the last.

@@ -1,10 +1,11 @@
 //! The report as lines of text.
 
-use super::{CpuSource, HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit};
+use super::{
+    ClientRow, CpuSource, HELD_MIN, Latency, OpenLoop, Report, SERVER_CPU_MIN, ServerCost, Unit,
+};
 use crate::doctor::CpuUse;
 use crate::load::Profile;
 use crate::load::numbers::{counted, grouped, rounded, time};
-use crate::load::parts::ClientRow;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
@@ -86,7 +87,10 @@ impl Report {
             lines.push(format!("sent to {address}, the first address of the name that listened"));
         }
         if self.interrupted {
-            lines.push(format!("interrupted before every {} was sent", self.unit().one()));
+            lines.push("interrupted before it was over".into());
+        }
+        if let Some(threshold) = &self.aborted_by {
+            lines.push(format!("ended early: --abort-if {threshold} could no longer pass"));
         }
         if self.setup.one_request_per_connection {
             lines.push("one request per connection: the server closes it after a response".into());
@@ -306,7 +310,7 @@ impl ServerCost {
     }
 }
 
-pub(super) fn threshold_line(checked: &Checked) -> String {
+pub(in crate::load) fn threshold_line(checked: &Checked) -> String {
     let Checked { fail_if, sentence, passed, .. } = checked;
     format!("{} {fail_if}: {sentence}", if *passed { "passed" } else { "failed" })
 }
@@ -442,13 +446,17 @@ verdict   exact: every acknowledged event was counted once
     fn what_makes_a_run_unlike_others_is_said_first() {
         let mut outcome = outcome();
         outcome.run.interrupted = true;
+        outcome.aborted_by = Some("refused>0".parse().unwrap());
         outcome.setup.one_request_per_connection = true;
-        let text = summary(&Report::new(outcome));
-        let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
+        let report = Report::new(outcome);
+        let text = summary(&report);
+        assert!(report.html().unwrap().contains("--abort-if refused&gt;0 could no longer pass"));
+        let lines: Vec<&str> = text.lines().skip(1).take(3).collect();
         assert_eq!(
             lines,
             [
-                "          interrupted before every request was sent",
+                "          interrupted before it was over",
+                "          ended early: --abort-if refused>0 could no longer pass",
                 "          one request per connection: the server closes it after a response"
             ]
         );

@@ -191,6 +191,7 @@ mod tests {
             p50_us: us,
             p99_us: us,
             max_us: us,
+            lower_bounds: Vec::new(),
             heat: Heat::default(),
         }
     }

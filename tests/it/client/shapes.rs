@@ -203,14 +203,27 @@ struct Crowd {
 
 impl Crowd {
     fn start() -> (Arc<Crowd>, String) {
+        Crowd::start_with_room_for(u64::MAX)
+    }
+
+    /// After so many connections, it accepts none while the client sends, and one that waits for it afterwards.
+    fn start_with_room_for(most: u64) -> (Arc<Crowd>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        if most < u64::MAX {
+            // A backlog with room for one.
+            rustix::net::listen(&listener, 0).unwrap();
+        }
         let url = format!("http://{}", listener.local_addr().unwrap());
         let crowd = Arc::new(Crowd::default());
         let shared = Arc::clone(&crowd);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let crowd = Arc::clone(&shared);
-                crowd.opened.fetch_add(1, Ordering::SeqCst);
+                if crowd.opened.fetch_add(1, Ordering::SeqCst) >= most {
+                    drop(stream);
+                    std::thread::sleep(Duration::from_secs(2));
+                    continue;
+                }
                 let open = crowd.open.fetch_add(1, Ordering::SeqCst) + 1;
                 crowd.open_most.fetch_max(open, Ordering::SeqCst);
                 std::thread::spawn(move || {
@@ -312,6 +325,28 @@ fn connections_that_are_no_longer_wanted_are_closed_without_losing_anything() {
     assert!((75..=75 + OTHERS).contains(&opened), "{opened} were opened");
 }
 
+/// The server accepts some connections and leaves the others of a ramp to a backlog that has no room for them: those are
+/// waited for, and that is no time of the run.
+#[test]
+fn connections_that_never_open_do_not_make_a_run_longer() {
+    let (crowd, url) = Crowd::start_with_room_for(9);
+    let started = std::time::Instant::now();
+    let (code, report) =
+        load(&url, &["-c", "2:40", "--duration", "1s", "--timeout", "8s", "--threads", "1"]);
+    // Connections that the backlog had room for did get requests, and no responses.
+    assert_eq!(code, Some(1), "{report}");
+    let open = number(&report["connections_open"]);
+    assert!((2..40).contains(&open), "{report}");
+    assert!(number(&report["connect_failures"]) > 0, "{report}");
+    assert!(report["connect_errors"].to_string().contains("110"), "{report}");
+    assert!(started.elapsed() >= Duration::from_secs(8), "they were not waited for");
+    let elapsed_s = report["elapsed_s"].as_f64().unwrap();
+    assert!(elapsed_s < 6.0, "{elapsed_s}");
+    let rate = number(&report["acknowledged"]) as f64 / elapsed_s;
+    assert!((report["requests_per_s"].as_f64().unwrap() - rate).abs() < 1.0, "{report}");
+    drop(crowd);
+}
+
 #[test]
 fn parts_that_end_by_the_clock_are_one_exact_run() {
     let server = Server::start(&["--shards", "2"]);
@@ -381,6 +416,12 @@ fn a_run_ends_once_a_threshold_can_no_longer_pass() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("--abort-if refused>3 could no longer pass"), "{said}");
     assert!(said.contains("--abort-if refused>3: refused is"), "{said}");
+    // Nothing was left to send when the threshold failed: the run ended by itself.
+    let delay = |number| Duration::from_millis(if number == 1 { 1500 } else { 0 });
+    let slow = Fake::start(Habits { refuses: 2, delay, ..GOOD });
+    let (code, report) = load(&slow.url(), &["-n", "2", "-c", "2", "--abort-if", "refused>0"]);
+    assert_eq!((code, &report["refused"]), (Some(1), &1.into()), "{report}");
+    assert_eq!((&report["aborted_by"], &report["unsent"]), (&Value::Null, &0.into()), "{report}");
     // A threshold that passes does not end the run.
     let passes = ["--abort-if", "refused>1000", "--abort-if", "p99>3600s"];
     let (_, report) = load(&fake.url(), &[&["-n", "600", "-c", "4"], &passes[..]].concat());

@@ -159,7 +159,7 @@ fn the_whole_screen_is_given_back_however_the_run_ends() {
         assert!(after.contains(SHOW_CURSOR), "{after:?}");
         assert!(!after.contains("average"), "nothing is drawn later: {after:?}");
         assert!(stdout.contains("exact"), "what was measured is reported: {stdout}");
-        let is_interrupted = stdout.contains("interrupted before every request was sent");
+        let is_interrupted = stdout.contains("interrupted before it was over");
         assert_eq!(is_interrupted, requests != "3000", "{stdout}");
     }
 }

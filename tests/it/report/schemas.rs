@@ -254,7 +254,7 @@ fn results_are_exported_in_every_form_and_a_run_can_be_made_again() {
         csv.lines().skip(1).map(|row| row.split(',').nth(1).unwrap().parse::<u64>().unwrap());
     assert_eq!(
         (events.sum::<u64>(), csv.lines().next().unwrap()),
-        (500, "second,requests,p50_us,p99_us,max_us")
+        (500, "second,requests,p50_us,p99_us,max_us,lower_bounds")
     );
     let flags = [
         "load",
@@ -304,7 +304,11 @@ fn results_are_exported_in_every_form_and_a_run_can_be_made_again() {
     let (started, ended) = (first["origin"]["started"].as_str(), first["origin"]["ended"].as_str());
     assert!(started < ended && ended < again["origin"]["started"].as_str());
     assert!(!first["environment"]["topology"].as_str().unwrap().is_empty());
-    let challenge = json(&text(&run(&["challenge", "9", "1", "--quiet", "--json", "-"]).stdout));
+    let challenged = file("challenge");
+    run(&["challenge", "9", "1", "--quiet", "--json", &challenged]);
+    let challenge = json(&std::fs::read_to_string(&challenged).unwrap());
+    let printed = text(&run(&["rerun", &challenged]).stdout);
+    assert!(printed.starts_with("ringtally challenge --requests 9 --connections 1 "), "{printed}");
     let server_command = challenge["origin"]["server_command"].as_array().unwrap();
     assert_eq!(server_command[..2], ["ringtally", "serve"]);
 }

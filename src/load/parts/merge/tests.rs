@@ -1,15 +1,15 @@
 use super::*;
+use crate::load::clock::ClockOffset;
 use crate::load::latency::{Latencies, Slice};
 use crate::load::ledger::Ledger;
-use crate::load::parts::Time;
-use crate::load::parts::clock::ClockOffset;
+use crate::load::origin::Time;
 use crate::load::report::tests::{environment, origin, setup};
 use crate::load::run_record::Work;
 use crate::load::schedule::{Left, Pace, Schedule};
 use crate::load::timeline::RawSecond;
 use crate::load::verdict::Evidence;
 use crate::load::watch::Watched;
-use crate::load::workload::Values;
+use crate::load::workload::{EVENTS_MAX, Values};
 use crate::load::{Config, Profile, Show, Users};
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
@@ -179,6 +179,7 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
         novelty: Novelty::Unknown,
         ledger,
         warm_up_ledger: &none,
+        is_unbounded: false,
         after: Ok(Totals::ZERO),
     };
     account.evidence()
@@ -190,7 +191,7 @@ fn random_rate(random: &mut fastrand::Rng) -> Option<Profile> {
     let text = match rate() % 3 {
         0 => rate().to_string(),
         1 => format!("{}:{}", rate(), rate()),
-        _ => format!("{}ms@{}:0,7ms@0,24h@{}", 1 + rate() % 9, rate(), rate()),
+        _ => format!("{}ms@{}:0,7ms@0,23h@{}", 1 + rate() % 9, rate(), rate()),
     };
     Some(text.parse().unwrap())
 }
@@ -414,6 +415,48 @@ fn the_merged_report_has_each_client_and_their_sums() {
         assert!(text.contains(part) && page.contains(part) && table.contains(part), "{text}");
     }
     assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
+}
+
+/// How many events a client sends until a time is known only to that client.
+#[test]
+fn a_lost_part_of_a_run_by_the_clock_is_in_no_count_and_leaves_the_verdict_open() {
+    let workload = Workload { events: EVENTS_MAX, users: 70, values: Values::Half, batch: None };
+    let config = Config { duration: Some(Duration::from_secs(2)), ..config(workload, 10, None) };
+    let reports = [1, 2].map(|number| {
+        let part = Part::new(number, 3);
+        let mut ledger = Ledger { acknowledged: 100, ..Ledger::default() };
+        ledger.leave(part.rest(100));
+        let mut run = record(ledger, Latencies::new(), false);
+        run.work.last_sent = Duration::from_secs(2);
+        let mut report = part_report(&config, part, run);
+        report.setup.duration_s = Some(2.0);
+        report.check_ledgers().unwrap();
+        (part.to_string(), report)
+    });
+    let parts = Parts::check(reports.to_vec(), &[3]).unwrap();
+    let mut whole = Ledger::default();
+    (1..=2).for_each(|number| whole.leave(Part::new(number, 3).rest(100)));
+    whole.leave(Part::new(3, 3).rest(0));
+    let least = workload.share_without(&[&whole.unsent]).totals(70);
+    assert_eq!(least.total_requests, 200);
+    let more = Totals { total_requests: 290, sum: least.sum + 9000.5, avg: 0.0, ..least };
+    let more = Totals { avg: more.quotient(), ..more };
+    let fewer = Totals { total_requests: 199, avg: 0.0, ..least };
+    let fewer = Totals { avg: fewer.quotient(), ..fewer };
+    let little = Totals { sum: least.sum - 1.0, avg: 0.0, ..least };
+    let little = Totals { avg: little.quotient(), ..little };
+    for (after, verdict, says) in [
+        (more, "undecided", "how many events the lost clients sent is not known"),
+        (fewer, "wrong", "1 event was lost"),
+        (little, "wrong", "and must be at least "),
+    ] {
+        let report = parts.report(parts.run().unwrap(), Ok(after), |_| None, Vec::new());
+        let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!(json["verdict"], verdict, "{}", json["reasons"]);
+        assert!(json["reasons"].to_string().contains(says), "{}", json["reasons"]);
+        assert_eq!((&json["requests"], &json["unknown"]), (&200.into(), &0.into()));
+        assert!(json["warnings"].to_string().contains("part 3/3 is lost"));
+    }
 }
 
 #[test]

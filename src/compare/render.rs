@@ -1,10 +1,10 @@
 //! A comparison as a table, as Markdown, and as JSON.
 
-use super::gate::{Checked, Outcome};
+use super::gate::{CheckedChange, Decision};
 use super::{Compared, Comparison, RUNS_MIN};
 use crate::doctor::Difference;
 use crate::document::{Document, Format};
-use crate::load::{Case, Figure, Finding, Findings, Quantity, cell, rounded, time_in_full};
+use crate::load::{Bound, Case, Figure, Finding, Findings, Quantity, cell, rounded, time_in_full};
 use crate::statistics::Interval;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
@@ -63,7 +63,7 @@ impl Comparison {
                 format!("compared: {what} {base} with {head}")
             });
         let obstacles = self.gate.obstacles.iter().map(|why| format!("failed: {why}"));
-        let checks = self.gate.checks.iter().map(Checked::line);
+        let checks = self.gate.checks.iter().map(CheckedChange::line);
         let notes = self.notes.iter().map(|note| format!("note: {note}"));
         differences.chain(obstacles).chain(checks).chain(notes).collect()
     }
@@ -73,7 +73,8 @@ impl Comparison {
         let value = |compared: &Compared| {
             let end = |log_ratio: f64| compared.base * log_ratio.exp();
             let range = compared.change.map(|change| [end(change.low), end(change.high)]);
-            Finding { figure: compared.figure, value: compared.head, range }
+            let value = Bound { micros: compared.head, is_at_least: compared.lower_bounds > 0 };
+            Finding { figure: compared.figure, value, range }
         };
         let row = |compared: &Compared| {
             let Change { base, head, change_percent, low_percent, high_percent, .. } =
@@ -88,7 +89,7 @@ impl Comparison {
         Findings {
             name: Format::Compare.command(),
             values: self.figures.iter().map(value).collect(),
-            cases: obstacles.chain(self.gate.checks.iter().map(Checked::case)).collect(),
+            cases: obstacles.chain(self.gate.checks.iter().map(CheckedChange::case)).collect(),
             heads: vec!["figure", "base", "head", "change_percent", "low_percent", "high_percent"],
             rows: self.figures.iter().map(row).collect(),
             lines: self.remarks(),
@@ -126,11 +127,11 @@ struct Json {
     /// The change of each figure that all runs have, by the name that conditions use.
     figures: BTreeMap<String, Change>,
     /// The conditions of `--fail-if`, and whether each holds.
-    checks: Vec<Checked>,
+    checks: Vec<CheckedChange>,
     /// Why the head cannot pass whatever its figures are, a sentence each.
     obstacles: Vec<String>,
     /// The outcome of all conditions together; null without conditions.
-    outcome: Option<Outcome>,
+    outcome: Option<Decision>,
     /// The least number of runs per side for an interval.
     runs_needed: usize,
     /// What a reader must know, a sentence each.

@@ -4,10 +4,7 @@
 //! run and not after it. It replaces an older file of its name once it is whole, so a run that fails leaves that
 //! file as it was.
 
-use super::{FoundRate, Report};
 use crate::failure::Failure;
-use crate::load::export::{self, Export, Findings};
-use crate::load::parts::PartReport;
 use crate::terminal;
 use rustix::fs::{Access, AtFlags, CWD, OFlags, access, linkat};
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -19,104 +16,12 @@ use std::path::{Path, PathBuf};
 /// Names that are tried for a temporary file before its directory counts as unusable.
 const NAMES_MAX: u32 = 100;
 
-/// The places that the reports of a run are written to. At most one of them is standard output.
-#[derive(Debug)]
-pub struct Output {
-    json: Option<Destination>,
-    hdr: Option<Destination>,
-    html: Option<Destination>,
-    exports: (Vec<Export>, Vec<Destination>),
-    quiet: bool,
-}
-
-impl Output {
-    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name, where `-` is standard output; `quiet` is
-    /// whether `--quiet` was given.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
-    pub fn open(
-        json: Option<PathBuf>,
-        hdr: Option<PathBuf>,
-        html: Option<PathBuf>,
-        exports: Vec<Export>,
-        quiet: bool,
-    ) -> Result<Output, Failure> {
-        let flags = [("--json", json), ("--hdr", hdr), ("--html", html)];
-        let ([json, hdr, html], places) = Destination::open_all(flags, &exports)?;
-        Ok(Output { json, hdr, html, exports: (exports, places), quiet })
-    }
-
-    /// Writes the report to every place that was asked for, and the summary to standard output,
-    /// or to standard error where one of the reports goes to standard output.
-    pub fn write(mut self, report: &Report) -> Result<(), Failure> {
-        let summary = Summary::of(&self, report.summary());
-        let exported = self.exported(|| report.exported());
-        let written = [
-            put(self.json, || Ok(report.json())),
-            put(self.hdr, || Ok(report.percentile_table())),
-            put(self.html, || report.html()),
-            summary.write(),
-        ];
-        Failure::all(written.into_iter().chain(exported))
-    }
-
-    /// Writes what a client found of its part as JSON, and a summary.
-    pub fn write_part(self, report: &PartReport) -> Result<(), Failure> {
-        let summary = Summary::of(&self, report.summary());
-        Failure::all([put(self.json, || Ok(report.json())), summary.write()])
-    }
-
-    /// Writes what a search found as JSON and as a page, and a summary.
-    pub fn write_found(mut self, found: &FoundRate) -> Result<(), Failure> {
-        let summary = Summary::of(&self, found.summary());
-        let exported = self.exported(|| found.exported());
-        let written =
-            [put(self.json, || Ok(found.json())), put(self.html, || found.html()), summary.write()];
-        Failure::all(written.into_iter().chain(exported))
-    }
-
-    /// Writes the exports that were asked for.
-    fn exported(&mut self, findings: impl FnOnce() -> Findings) -> Vec<Result<(), Failure>> {
-        let (exports, places) = std::mem::take(&mut self.exports);
-        match exports.is_empty() {
-            true => Vec::new(),
-            false => export::write(&exports, places, &[findings()]),
-        }
-    }
-}
-
 /// Writes a text, if there is a place for it.
 pub(crate) fn put(
     place: Option<Destination>,
     text: impl FnOnce() -> Result<String, Failure>,
 ) -> Result<(), Failure> {
     place.map_or(Ok(()), |place| place.write(&text()?))
-}
-
-/// The summary of a run for the terminal.
-struct Summary {
-    text: String,
-    quiet: bool,
-    /// Whether a report goes to standard output.
-    is_beside_report: bool,
-}
-
-impl Summary {
-    fn of(output: &Output, text: String) -> Summary {
-        let places = [&output.json, &output.hdr, &output.html];
-        let mut places = places.into_iter().flatten().chain(&output.exports.1);
-        let is_beside_report = places.any(Destination::is_stdout);
-        Summary { text, quiet: output.quiet, is_beside_report }
-    }
-
-    fn write(self) -> Result<(), Failure> {
-        match self.quiet {
-            true => Ok(()),
-            false => terminal::tell(&self.text, self.is_beside_report),
-        }
-    }
 }
 
 /// A place for a text, which is known to be writable before there is a text.
@@ -155,16 +60,17 @@ impl Drop for Temporary {
 }
 
 impl Destination {
-    /// Opens the places that some flags name, if they were given. Nothing is written.
+    /// Opens the places that some flags name, if they were given, and those of `exports`, each with its flag. Nothing is
+    /// written.
     ///
     /// # Errors
     ///
     /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
     pub(crate) fn open_all<const N: usize>(
         flags: [(&str, Option<PathBuf>); N],
-        exports: &[Export],
+        exports: Vec<(String, PathBuf)>,
     ) -> Result<([Option<Destination>; N], Vec<Destination>), Failure> {
-        let of_exports = exports.iter().map(Export::place);
+        let of_exports = exports.iter().map(|(flag, path)| (flag.clone(), Some(path.clone())));
         let named = flags.iter().map(|(flag, path)| ((*flag).to_owned(), path.clone()));
         let mut known: Vec<(String, Identity)> = Vec::new();
         for (flag, path) in named.chain(of_exports) {
@@ -186,8 +92,8 @@ impl Destination {
         for (place, (_, path)) in places.iter_mut().zip(flags) {
             *place = path.map(Destination::open).transpose()?;
         }
-        let of_exports = exports.iter().filter_map(|export| export.place().1);
-        let of_exports = of_exports.map(Destination::open).collect::<Result<_, _>>()?;
+        let of_exports = exports.into_iter().map(|(_, path)| Destination::open(path));
+        let of_exports = of_exports.collect::<Result<_, _>>()?;
         Ok((places, of_exports))
     }
 
@@ -351,25 +257,25 @@ pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A directory that is removed at the end.
-    struct Directory(PathBuf);
+    pub(in crate::load) struct Directory(pub(in crate::load) PathBuf);
 
     impl Directory {
-        fn new(name: &str) -> Directory {
+        pub(in crate::load) fn new(name: &str) -> Directory {
             let name = format!("ringtally-output-{name}-{}", std::process::id());
             let path = std::env::temp_dir().join(name);
             fs::create_dir_all(&path).unwrap();
             Directory(path)
         }
 
-        fn file(&self, name: &str) -> PathBuf {
+        pub(in crate::load) fn file(&self, name: &str) -> PathBuf {
             self.0.join(name)
         }
 
-        fn names(&self) -> Vec<String> {
+        pub(in crate::load) fn names(&self) -> Vec<String> {
             let entries = fs::read_dir(&self.0).unwrap();
             let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
             let mut names: Vec<String> =
@@ -383,52 +289,6 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
-    }
-
-    fn usage(opened: Result<Output, Failure>) -> String {
-        match opened {
-            Err(Failure::Usage(why)) => why,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn only_one_report_goes_to_standard_output() {
-        let directory = Directory::new("stdout");
-        let dash = || Some(PathBuf::from("-"));
-        let [a, b] = ["a", "b"].map(|name| Some(directory.file(name)));
-        for (json, hdr, html) in [(dash(), None, None), (a, dash(), b), (None, None, dash())] {
-            assert!(Output::open(json, hdr, html, Vec::new(), false).is_ok());
-        }
-        for (json, hdr, html, flags) in [
-            (dash(), dash(), None, "--json - and --hdr - would"),
-            (None, dash(), dash(), "--hdr - and --html - would"),
-            (dash(), None, dash(), "--json - and --html - would"),
-        ] {
-            let why = usage(Output::open(json, hdr, html, Vec::new(), true));
-            assert!(why.starts_with(flags), "{why}");
-        }
-        assert_eq!(directory.names(), Vec::<String>::new());
-    }
-
-    #[test]
-    fn two_reports_in_one_file_are_refused_however_it_is_named() {
-        let directory = Directory::new("one-file");
-        let (there, new) = (directory.file("there"), directory.file("new"));
-        fs::write(&there, "old").unwrap();
-        std::os::unix::fs::symlink(&there, directory.file("link")).unwrap();
-        let roundabout = directory.0.join("../").join(directory.0.file_name().unwrap()).join("new");
-        for (one, other) in
-            [(&there, &there), (&there, &directory.file("link")), (&new, &new), (&new, &roundabout)]
-        {
-            let why =
-                usage(Output::open(Some(one.clone()), None, Some(other.clone()), Vec::new(), true));
-            assert!(why.starts_with("--json and --html name one file"), "{why}");
-        }
-        assert!(Output::open(Some(there.clone()), Some(new), None, Vec::new(), true).is_ok());
-        let null = || Some(PathBuf::from("/dev/null"));
-        assert!(Output::open(null(), null(), null(), Vec::new(), true).is_ok());
-        assert_eq!(fs::read_to_string(&there).unwrap(), "old");
     }
 
     #[test]

@@ -1,12 +1,8 @@
 //! The load client against servers that mean it no good: it ends in time, with a report that says what happened, and in
 //! little memory.
 
-#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
-
-mod common;
-
-use common::fake::load;
-use common::{Server, eventually, ringtally, run, text};
+use crate::world::fake::load;
+use crate::world::{Server, eventually, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -203,7 +199,7 @@ fn an_interrupt_after_the_last_response_changes_nothing() {
 /// A report that somebody made up is refused before a shell sees any of it.
 #[test]
 fn a_foreign_command_is_not_printed() {
-    let directory = common::Directory::new("foreign");
+    let directory = crate::world::Directory::new("foreign");
     let file = directory.file("report.json");
     for command in [
         &["rm", "-rf", "/"][..],

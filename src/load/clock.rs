@@ -10,7 +10,7 @@ const DATE_BEHIND_MAX: Duration = Duration::from_secs(2);
 
 /// How far the clock of this machine is ahead of the server's: something from `least_ms` to `most_ms`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(in crate::load) struct ClockOffset {
+pub(super) struct ClockOffset {
     /// At least, in milliseconds.
     least_ms: f64,
     /// At most, in milliseconds.
@@ -19,11 +19,7 @@ pub(in crate::load) struct ClockOffset {
 
 impl ClockOffset {
     /// What a response tells whose request was sent and which was received at such times.
-    pub(in crate::load) fn of(
-        sent: SystemTime,
-        received: SystemTime,
-        date: SystemTime,
-    ) -> ClockOffset {
+    pub(super) fn of(sent: SystemTime, received: SystemTime, date: SystemTime) -> ClockOffset {
         ClockOffset {
             least_ms: ms_between(date + DATE_BEHIND_MAX, sent),
             most_ms: ms_between(date, received),
@@ -31,7 +27,7 @@ impl ClockOffset {
     }
 
     /// What both tell. If they contradict each other, a clock was set: what the later one tells.
-    pub(in crate::load) fn and(self, later: ClockOffset) -> ClockOffset {
+    pub(super) fn and(self, later: ClockOffset) -> ClockOffset {
         let both = ClockOffset {
             least_ms: self.least_ms.max(later.least_ms),
             most_ms: self.most_ms.min(later.most_ms),

@@ -16,7 +16,7 @@ const VARIABLE: &str = "PGPASSWORD";
 /// # Errors
 ///
 /// Such a URL cannot be read, or the process cannot be replaced.
-pub(super) fn hide_passwords() -> Result<(), Failure> {
+pub(super) fn hide() -> Result<(), Failure> {
     let Some((arguments, password)) = split(std::env::args_os())? else { return Ok(()) };
     let mut arguments = arguments.into_iter();
     let name = arguments.next().unwrap_or_else(|| "ringtally".into());

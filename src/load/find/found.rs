@@ -1,18 +1,18 @@
 //! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
 
-use super::exported::of_threshold;
-use super::text::threshold_line;
-use super::{HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html};
+use super::{LatencyLimit, Search, Step, Window};
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
 use crate::failure::Failure;
 use crate::load::export::{Case, Finding, Findings, cell};
-use crate::load::figures::{FIGURES, Measured};
-use crate::load::find::{LatencyLimit, Search, Step, Window};
+use crate::load::figures::{FIGURES, Figure, Measured};
 use crate::load::flow::Flow;
 use crate::load::latency::Bound;
 use crate::load::markup::escape;
 use crate::load::numbers::{counted, grouped, rounded, time};
+use crate::load::report::{
+    HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html, of_threshold, threshold_line,
+};
 use crate::load::thresholds::{Checked, Threshold};
 use crate::load::verdict::Verdict;
 use schemars::JsonSchema;
@@ -51,7 +51,7 @@ pub struct FoundRate {
 
 /// The warnings of windows. Those that differ only in their digits are one kind, and the first one stands for it.
 #[derive(Debug, Default)]
-pub(in crate::load) struct Warnings(Vec<(String, usize)>);
+pub(super) struct Warnings(Vec<(String, usize)>);
 
 impl Warnings {
     /// Adds those of a window.
@@ -108,10 +108,6 @@ impl Report {
 
     pub(in crate::load) fn reasons(&self) -> &[String] {
         &self.reasons
-    }
-
-    pub(in crate::load) fn is_interrupted(&self) -> bool {
-        self.interrupted
     }
 
     /// Whether stalls of the client can explain a failure that a share of the requests has caused: at least half as
@@ -259,7 +255,7 @@ fn heads(unit: Unit) -> [&'static str; 6] {
 
 impl FoundRate {
     /// What a search over so many connections found, of which `last` is one of the windows.
-    pub(in crate::load) fn new(
+    pub(super) fn new(
         limit: &LatencyLimit,
         connections: usize,
         search: &Search,
@@ -364,27 +360,35 @@ impl FoundRate {
         text
     }
 
-    /// Returns the rate, between the highest that holds and the lowest that does not, and the curve.
-    pub(super) fn exported(&self) -> Findings {
-        let rate = FIGURES.into_iter().find(|figure| figure.name == "rate");
-        let values = rate.zip(self.rate).map(|(figure, rate)| {
-            let range = self.fails_at.map(|fails_at| [rate as f64, fails_at as f64]);
-            Finding { figure, value: rate as f64, range }
-        });
+    /// Returns the rate with the latencies at it, what was checked, and the curve.
+    pub(in crate::load) fn exported(&self) -> Findings {
+        let at_rate = self.curve.iter().find(|point| Some(point.rate) == self.rate);
+        let value = |figure: Figure| {
+            let point = at_rate?;
+            let name = figure.place.strip_prefix("/latency_us/");
+            let value = match (figure.name, name) {
+                ("rate", _) => Bound::exactly(point.rate as f64),
+                (_, Some(name)) => point.latency_us.figure(name)?,
+                _ => return None,
+            };
+            // What is too much is no interval of the rate, and windows have no interval of latencies.
+            Some(Finding { figure, value, range: None })
+        };
         let rows = self.curve.iter().map(|point| {
             let latency = &point.latency_us;
             let us = [latency.p50, latency.p99, latency.p99_9, latency.max];
-            let us = us.map(|bound| bound.map(|bound| bound.micros));
+            let us = us.map(|bound| cell(bound.map(|bound| bound.micros)));
             let holds = f64::from(u8::from(point.holds));
-            let first = [point.rate as f64, holds, point.requests_per_s].map(Some);
-            first.into_iter().chain(us).map(cell).collect()
+            let first = [point.rate as f64, holds, point.requests_per_s].map(Some).map(cell);
+            let bounds = latency.lower_bounds.join(" ");
+            first.into_iter().chain(us).chain([bounds]).collect()
         });
         let is_found = self.rate.is_some() && self.confirmed;
         let failure = (!is_found).then(|| self.findings().join("; "));
         let found = Case { name: self.find_rate.clone(), failure };
         Findings {
             name: Format::FindRate.command(),
-            values: values.into_iter().collect(),
+            values: FIGURES.into_iter().filter_map(value).collect(),
             cases: std::iter::once(found)
                 .chain(self.thresholds.iter().map(|checked| of_threshold("--fail-if", checked)))
                 .collect(),
@@ -396,6 +400,7 @@ impl FoundRate {
                 "p99_us",
                 "p99_9_us",
                 "max_us",
+                "lower_bounds",
             ],
             rows: rows.collect(),
             lines: self.findings().into_iter().chain(self.warnings.iter().cloned()).collect(),
@@ -414,11 +419,8 @@ impl FoundRate {
             self.curve.iter().filter_map(point).collect()
         };
         let name = self.limit.0.figure().name.replace('.', "_");
-        let of_limit = |point: &Point| {
-            let figures = point.latency_us.figures().into_iter();
-            let found = figures.filter(|(own, _)| *own == name).find_map(|(_, bound)| bound);
-            Some((point.rate as f64, found?.micros))
-        };
+        let of_limit =
+            |point: &Point| Some((point.rate as f64, point.latency_us.figure(&name)?.micros));
         let limited: Vec<(f64, f64)> = self.curve.iter().filter_map(of_limit).collect();
         let limit_us = self.limit.0.limit_us();
         let svg = chart::curve(&of(|point| point.latency_us.p50), &limited, limit_us, self.unit())?;
@@ -470,9 +472,9 @@ impl FoundRate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
-    use super::super::tests::open_loop;
     use super::*;
+    use crate::load::report::Outcome;
+    use crate::load::report::tests::open_loop;
 
     fn limit() -> LatencyLimit {
         "p99<5ms".parse().unwrap()
@@ -594,6 +596,12 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!((&json["rate"], &json["client_limited"]), (&rate.into(), &false.into()));
         assert_eq!(json["client_limited_from"], 64_000);
+        // Each tool for smaller or bigger figures gets one, and what is too much is no end of an interval.
+        let exported = found.exported();
+        let values = exported.values.iter().map(|value| (value.figure.name, value.range));
+        let names = ["mean", "p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "rate"];
+        assert!(values.eq(names.map(|name| (name, None))), "{:?}", exported.values);
+        assert!(exported.rows.iter().all(|row| row.len() == exported.heads.len()));
         let curve = json["curve"].as_array().unwrap();
         let rates: Vec<u64> = curve.iter().map(|point| point["rate"].as_u64().unwrap()).collect();
         assert!(rates.is_sorted() && rates.contains(&rate) && rates[0] == 1000);
