@@ -168,7 +168,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use tokio::sync::Notify;
 
-    /// What a committer does with a store: writes a state, with so many new users, or reads totals.
+    /// A use of the store: a state written, with the number of its new users, or totals read.
     #[derive(Debug, PartialEq)]
     enum Done {
         Wrote(Box<State>, u64),
@@ -178,7 +178,7 @@ mod tests {
     /// A store that says what is done with it, and that others share if it has totals to read.
     struct Recorder {
         done: Sender<Done>,
-        /// What comes of the next commits, instead of success.
+        /// The outcomes of the next commits; those after them are durable.
         outcomes: Arc<Mutex<VecDeque<Result<Outcome, Failure>>>>,
         shared: Option<Totals>,
         /// Whether it has a reason of its own for a commit, once.

@@ -47,7 +47,7 @@ fn totals_of(events: &[(u8, f64)]) -> Totals {
     }
 }
 
-/// What a schedule has come to, apart from the events.
+/// The state that a schedule leads to, except its events.
 #[derive(Debug, Default)]
 struct Expected {
     generation: u64,
