@@ -136,8 +136,7 @@ pub struct Service {
 struct Endpoints {
     writer: Writer,
     metrics: Reporter,
-    /// Lines of users who have to be claimed, during a slice of the work on a batch.
-    unseen: Vec<batch::Line>,
+    scratch: batch::Scratch,
     /// Events responded to since the last iteration was noted, and the other requests.
     events: u64,
     others: Vec<Kind>,
@@ -207,7 +206,7 @@ impl Service {
         let endpoints = Endpoints {
             writer,
             metrics,
-            unseen: Vec::new(),
+            scratch: batch::Scratch::default(),
             events: 0,
             others: Vec::new(),
             last: Kind::EVENT,

@@ -1,12 +1,14 @@
 //! One event from its JSON: `{"userId": string, "value": number}`.
 //!
-//! The shape that clients send is read directly (`canonical`), and everything else by serde_json. What that
+//! The shape that clients send is read directly (`canonical`, and `lines` for batches), and everything else by serde_json. What that
 //! does not check in ignored members (text that is not UTF-8, lone surrogates) is checked here first, and
 //! numbers are read from their digits (`decimal`).
 
 mod canonical;
 mod decimal;
+mod lines;
 
+pub use lines::{Lines, decode_usual_line};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -99,15 +101,6 @@ pub enum LineRefusal {
 #[inline(always)]
 fn window(batch: &[u8], line_bytes_max: usize) -> &[u8] {
     &batch[..batch.len().min(line_bytes_max.saturating_add(2))]
-}
-
-/// Reads the line at the start of a batch if it has the shape in which clients send events, in a fraction of the time that
-/// [`decode_line`] takes. Returns the user, the value, and how many bytes the line takes, with its ending.
-#[inline(always)]
-pub fn decode_usual_line(batch: &[u8], line_bytes_max: usize) -> Option<(&[u8], f64, usize)> {
-    let window = window(batch, line_bytes_max);
-    canonical::read_line(window, window.len() < batch.len())
-        .filter(|(_, _, bytes)| *bytes <= line_bytes_max)
 }
 
 /// Reads the line at the start of a batch, of any shape. It ends in LF or CRLF, or with the batch, and may have

@@ -1,7 +1,7 @@
 //! `POST /events`: the work on a batch, in slices, each of which uses up a budget.
 
 use super::{Endpoints, To, units};
-use crate::event::{self, LineRefusal};
+use crate::event::{self, LineRefusal, Lines};
 use crate::http::{Budget, Reply, Request, Status};
 use crate::metrics::{Endpoint, Failure, Kind};
 use crate::tally::{Batch, Block, Finish, Writer};
@@ -92,6 +92,93 @@ impl Line {
     }
 }
 
+/// Memory that slices of the work on batches use.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    lines: Lines,
+    /// Lines of users who have to be claimed.
+    unseen: Vec<Line>,
+}
+
+/// A slice of the work on a batch, as far as it decodes lines and adds up their events.
+struct Slice<'s, 'a> {
+    batch: &'s mut Batch,
+    writer: &'s Writer,
+    line_bytes_max: usize,
+    /// Events whose users were not looked up yet.
+    block: Block<'a, Line>,
+    unseen: &'s mut Vec<Line>,
+}
+
+impl<'a> Slice<'_, 'a> {
+    /// Decodes the lines from `read` on that end within a window, or one if none does. Stops earlier after an unusual line if the
+    /// budget is spent. Usual lines are charged by the caller.
+    fn decode_window(
+        &mut self,
+        body: &'a [u8],
+        lines: &mut Lines,
+        read: &mut Line,
+        budget: &mut Budget,
+    ) -> Result<(), BadLine> {
+        let (rest, first) = (&body[read.at..], read.at);
+        for line in lines.find(rest) {
+            let (place, bytes) = (*read, line.end + 1 - line.start);
+            match event::decode_usual_line(rest, line) {
+                Some((user, value)) if bytes <= self.line_bytes_max => {
+                    if self.block.is_full() {
+                        self.look_up();
+                    }
+                    self.block.push(user, value, place);
+                    read.skip(bytes);
+                }
+                _ => {
+                    self.decode_other(body, read, budget)?;
+                    if budget.is_spent() {
+                        break;
+                    }
+                }
+            }
+        }
+        if read.at == first {
+            self.decode_other(body, read, budget)?;
+        }
+        self.look_up();
+        Ok(())
+    }
+
+    /// Decodes a line of any shape.
+    #[inline(never)]
+    fn decode_other(
+        &mut self,
+        body: &[u8],
+        read: &mut Line,
+        budget: &mut Budget,
+    ) -> Result<(), BadLine> {
+        // Users are claimed in the order of their lines.
+        self.look_up();
+        let place = *read;
+        let line = event::decode_line(&body[place.at..], self.line_bytes_max);
+        read.skip(line.bytes);
+        budget.charge(units::UNUSUAL + units::of_bytes(line.bytes, units::UNUSUAL_BYTE));
+        match line.event {
+            None => {}
+            Some(Ok(event)) => {
+                let is_known = self.writer.add_to_batch(self.batch, &event.user, event.value);
+                if !is_known {
+                    self.unseen.push(place);
+                }
+            }
+            Some(Err(refusal)) => return Err(BadLine::new(place.number(), refusal)),
+        }
+        Ok(())
+    }
+
+    /// Looks up the users of the block, and adds its events to the batch.
+    fn look_up(&mut self) {
+        self.writer.add_block_to_batch(self.batch, &mut self.block, self.unseen);
+    }
+}
+
 /// Marks the line of an event whose user has to be claimed, in place of the line's first byte. No event begins with a mark.
 struct Mark;
 
@@ -142,52 +229,32 @@ impl Work {
         self.body = body;
     }
 
-    /// Decodes lines and adds up their events, until the whole batch is read or the budget is spent. Appends the places of those whose users have to be claimed to `unseen`.
+    /// Decodes lines and adds up their events, until the whole batch is read or the budget is spent. Appends the places of those
+    /// whose users have to be claimed to `scratch`.
     fn decode(
         &mut self,
         batch: &mut Batch,
         writer: &Writer,
         budget: &mut Budget,
-        unseen: &mut Vec<Line>,
+        scratch: &mut Scratch,
     ) -> Result<(), BadLine> {
         let Work { body, read, line_bytes_max, .. } = self;
-        let line_bytes_max = *line_bytes_max;
-        let mut block = Block::default();
+        let Scratch { lines, unseen } = scratch;
+        let (line_bytes_max, block) = (*line_bytes_max, Block::default());
+        let mut slice = Slice { batch, writer, line_bytes_max, block, unseen };
         while read.at < body.len() && !budget.is_spent() {
-            let rest = &body[read.at..];
-            let place = *read;
-            if let Some((user, value, bytes)) = event::decode_usual_line(rest, line_bytes_max) {
-                read.skip(bytes);
-                budget.charge(units::LINE + units::of_bytes(bytes, 1));
-                writer.put_into_block(&mut block, user, value, place);
-                if block.is_full() {
-                    writer.add_block_to_batch(batch, &mut block, unseen);
-                }
-                continue;
-            }
-            // Users are claimed in the order of their lines.
-            writer.add_block_to_batch(batch, &mut block, unseen);
-            let line = event::decode_line(rest, line_bytes_max);
-            read.skip(line.bytes);
-            budget.charge(units::UNUSUAL + units::of_bytes(line.bytes, units::UNUSUAL_BYTE));
-            match line.event {
-                None => {}
-                Some(Ok(event)) => {
-                    let is_known = writer.add_to_batch(batch, &event.user, event.value);
-                    if !is_known {
-                        unseen.push(place);
-                    }
-                }
-                Some(Err(refusal)) => return Err(BadLine::new(place.number(), refusal)),
-            }
+            let first = *read;
+            let decoded = slice.decode_window(body, lines, read, budget);
+            budget.charge(units::of_bytes(read.at - first.at, 1));
+            budget.charge(units::of_lines(read.before - first.before));
+            decoded?;
         }
-        writer.add_block_to_batch(batch, &mut block, unseen);
         Ok(())
     }
 
     /// Marks the lines whose users have to be claimed.
-    fn mark(&mut self, unseen: &mut Vec<Line>) {
-        for place in unseen.drain(..) {
+    fn mark(&mut self, scratch: &mut Scratch) {
+        for place in scratch.unseen.drain(..) {
             Mark::set(&mut self.body[place.at]);
             if self.marked == 0 {
                 self.claimed = place;
@@ -213,8 +280,13 @@ impl Work {
                 continue;
             }
             self.marked -= 1;
-            let bytes = match event::decode_usual_line(rest, self.line_bytes_max) {
-                Some((user, _, bytes)) => {
+            let end = memchr::memchr(b'\n', rest).filter(|end| *end < self.line_bytes_max);
+            let usual = end.and_then(|end| {
+                let (user, _) = event::decode_usual_line(rest, 0..end)?;
+                Some((user, end + 1))
+            });
+            let bytes = match usual {
+                Some((user, bytes)) => {
                     writer.claim(batch, user, place.number());
                     budget.charge(units::LINE + units::of_bytes(bytes, 1));
                     bytes
@@ -274,10 +346,10 @@ impl Endpoints {
     /// Works on a batch until the budget is spent. Returns the status once it has responded.
     pub(super) fn work_on_batch(&mut self, work: &mut Work, to: To<'_>) -> Option<Status> {
         let To { reply, held, budget } = to;
-        let Endpoints { writer, unseen, .. } = self;
+        let Endpoints { writer, scratch, .. } = self;
         let mut batch = work.batch.take().unwrap_or_else(|| writer.begin_batch());
-        let decoded = work.decode(&mut batch, writer, budget, unseen);
-        work.mark(unseen);
+        let decoded = work.decode(&mut batch, writer, budget, scratch);
+        work.mark(scratch);
         if let Err(bad) = decoded {
             self.metrics.note_failure(bad.failure);
             self.metrics.batches.refused_lines.add(1);

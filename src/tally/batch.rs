@@ -12,21 +12,36 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Events that are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
-const BLOCK: usize = 32;
+const BLOCK: usize = 64;
 
 /// Events of a batch that are to be looked up together, each with its place `P` in the batch: the memory where each user
-/// would be comes into the cache while the next events are decoded.
+/// would be comes into the cache while the others are hashed.
 #[derive(Debug)]
 pub struct Block<'a, P> {
+    /// Until they are looked up, they have only the user.
     keys: [Key<'a>; BLOCK],
+    /// The events whose users are not in the places that are looked at first: used only while they are looked up.
+    missed: [u32; BLOCK],
     values: [f64; BLOCK],
     places: [P; BLOCK],
     len: usize,
 }
 
-impl<P> Block<'_, P> {
+impl<'a, P> Block<'a, P> {
     /// The most events that it holds.
     pub const EVENTS_MAX: usize = BLOCK;
+
+    /// Appends an event with a finite value.
+    ///
+    /// # Panics
+    ///
+    /// The block is full.
+    #[inline(always)]
+    pub fn push(&mut self, user: &'a [u8], value: f64, place: P) {
+        let at = self.len;
+        (self.keys[at].user, self.values[at], self.places[at]) = (user, value, place);
+        self.len = at + 1;
+    }
 
     /// Whether it holds as many events as it can.
     #[inline]
@@ -39,7 +54,7 @@ impl<P: Copy + Default> Default for Block<'_, P> {
     /// A block without events.
     fn default() -> Self {
         let places = [P::default(); BLOCK];
-        Block { keys: [Key::NONE; BLOCK], values: [0.0; BLOCK], places, len: 0 }
+        Block { keys: [Key::NONE; BLOCK], missed: [0; BLOCK], values: [0.0; BLOCK], places, len: 0 }
     }
 }
 
@@ -122,27 +137,6 @@ impl Writer {
         self.seen.contains(batch.generation, &self.tally.hasher.key(user))
     }
 
-    /// Puts an event with a finite value into a block.
-    ///
-    /// # Panics
-    ///
-    /// The block is full.
-    #[inline(always)]
-    pub fn put_into_block<'a, P>(
-        &self,
-        block: &mut Block<'a, P>,
-        user: &'a [u8],
-        value: f64,
-        place: P,
-    ) {
-        let key = self.tally.hasher.key(user);
-        self.seen.prefetch(&key);
-        block.keys[block.len] = key;
-        block.values[block.len] = value;
-        block.places[block.len] = place;
-        block.len += 1;
-    }
-
     /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Appends the place of each whose user is not
     /// known to `unseen`.
     pub fn add_block_to_batch<P: Copy>(
@@ -152,12 +146,23 @@ impl Writer {
         unseen: &mut Vec<P>,
     ) {
         let len = std::mem::take(&mut block.len);
-        for (key, place) in block.keys[..len].iter().zip(&block.places) {
-            if !self.seen.contains(batch.generation, key) {
-                unseen.push(*place);
+        for key in &mut block.keys[..len] {
+            *key = self.tally.hasher.key(key.user);
+            self.seen.prefetch(key);
+        }
+        // Without branches: a processor guesses badly which users are in the places that are looked at first.
+        let mut missed = 0;
+        for (key, at) in block.keys[..len].iter().zip(0..) {
+            block.missed[missed] = at;
+            missed += usize::from(!self.seen.contains_early(batch.generation, key));
+        }
+        for at in &block.missed[..missed] {
+            let at = *at as usize;
+            if !self.seen.contains(batch.generation, &block.keys[at]) {
+                unseen.push(block.places[at]);
             }
         }
-        batch.sum.add_all(block.values[..len].iter().copied());
+        batch.sum.add_all(&block.values[..len]);
         batch.events += len as u64;
     }
 

@@ -22,6 +22,9 @@ pub(crate) const MERGES_MAX: u64 = 1024;
 const ADDITIONS_BETWEEN_CARRIES: u32 = 1 << 20;
 const _: () = assert!((ADDITIONS_BETWEEN_CARRIES as u64 + 1) * MERGES_MAX <= 1 << 31);
 
+/// Sums that are made at once.
+const LANES: usize = 2;
+
 /// Bytes of a limb.
 const LIMB_BYTES: usize = 8;
 
@@ -138,31 +141,28 @@ impl ExactSum {
         }
     }
 
-    /// Adds finite values: their sum at once, as far as it is an `f64`.
-    #[inline]
-    pub(crate) fn add_all(&mut self, values: impl IntoIterator<Item = f64>) {
-        let mut values = values.into_iter();
-        let mut total = 0.0;
-        for value in values.by_ref() {
-            // What rounding takes from a sum, exactly (D. Knuth, "The Art of Computer Programming", volume 2, section
-            // 4.2.2). It is not a number where the sum is beyond the finite range.
-            let sum = total + value;
-            let rounded = sum - total;
-            let error = (total - (sum - rounded)) + (value - rounded);
-            if error != 0.0 {
-                self.add(value);
-                break;
+    /// Adds finite values: a few sums of them, as far as these are exact.
+    pub(crate) fn add_all(&mut self, values: &[f64]) {
+        // In lanes, so that the compiler makes vectors of them.
+        let (mut totals, mut errors, mut lost) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let (total, error) = add_exactly(totals[lane], chunk[lane]);
+                // Errors have few digits, so their sums are exact, too.
+                let (error, second_error) = add_exactly(errors[lane], error);
+                (totals[lane], errors[lane]) = (total, error);
+                // It is not a number if a sum is beyond the finite range.
+                lost[lane] |= second_error.to_bits() << 1;
             }
-            total = sum;
+        }
+        if lost != [0; LANES] {
+            values.iter().for_each(|value| _ = self.add(*value));
+            return;
         }
         // A zero changes nothing, but would have all limbs published from the lowest on.
-        if total != 0.0 {
-            self.add(total);
-        }
-        // Where one sum was not exact, the next ones are not either, most often.
-        for value in values {
-            self.add(value);
-        }
+        let sums = totals.iter().chain(&errors).filter(|sum| **sum != 0.0);
+        sums.chain(rest).for_each(|value| _ = self.add(*value));
     }
 
     /// Adds the limbs of another accumulator within its extent. At most [`MERGES_MAX`] accumulators
@@ -264,6 +264,14 @@ impl ExactSum {
         let magnitude = round_magnitude(&exact.limbs);
         if negative { -magnitude } else { magnitude }
     }
+}
+
+/// A rounded sum, and what rounding took from it, exactly (D. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2).
+#[inline(always)]
+fn add_exactly(total: f64, value: f64) -> (f64, f64) {
+    let sum = total + value;
+    let rounded = sum - total;
+    (sum, (total - (sum - rounded)) + (value - rounded))
 }
 
 /// The nearest `f64` to a number whose limbs are all in `0..2^32`.
@@ -390,7 +398,7 @@ mod tests {
         ) {
             let mut at_once = ExactSum::default();
             for block in &blocks {
-                at_once.add_all(block.iter().copied());
+                at_once.add_all(block);
             }
             prop_assert_eq!(at_once, sum(&blocks.concat()));
         }

@@ -62,7 +62,7 @@ pub(crate) struct Key<'a> {
     pub(crate) hash: u64,
     /// Empty where the id is long.
     short: Short,
-    user: &'a [u8],
+    pub(crate) user: &'a [u8],
 }
 
 impl Key<'_> {
@@ -113,6 +113,17 @@ impl ShortSet {
             at = (at + step) & mask;
         }
         false
+    }
+
+    /// Whether an id is in the place that is looked at first or second.
+    #[inline(always)]
+    fn has_early(&self, hash: u64, short: &Short) -> bool {
+        let mask = self.slots.len().wrapping_sub(1);
+        let first = self.first_place(hash);
+        match (self.slots.get(first), self.slots.get((first + 1) & mask)) {
+            (Some(first), Some(second)) => first.is(short) | second.is(short),
+            _ => false,
+        }
     }
 
     /// Adds an id that is not there. `hash_of` computes the hashes of those that move when the table grows.
@@ -242,17 +253,26 @@ fn stripe_of(hash: u64) -> usize {
 
 /// The users that one shard has seen.
 #[derive(Debug)]
-pub(crate) struct Seen(Vec<Stripe>);
+pub(crate) struct Seen(Box<[Stripe; STRIPES]>);
 
 impl Seen {
     pub(crate) fn new() -> Self {
-        Seen((0..STRIPES).map(|_| Stripe::default()).collect())
+        let stripes: Vec<Stripe> = (0..STRIPES).map(|_| Stripe::default()).collect();
+        Seen(stripes.try_into().expect("as many as were made"))
     }
 
     #[inline(always)]
     pub(crate) fn contains(&self, generation: u64, key: &Key<'_>) -> bool {
         let stripe = &self.0[stripe_of(key.hash)];
         stripe.generation == generation && stripe.users.contains(key)
+    }
+
+    /// Whether a user has a short id and is in the place that is looked at first or second, as most are.
+    #[inline(always)]
+    pub(crate) fn contains_early(&self, generation: u64, key: &Key<'_>) -> bool {
+        let stripe = &self.0[stripe_of(key.hash)];
+        let is_there = stripe.users.short.has_early(key.hash, &key.short);
+        is_there & !key.short.is_empty() & (stripe.generation == generation)
     }
 
     /// Has what a lookup of a short id will read come into the cache.
@@ -269,7 +289,7 @@ impl Seen {
 
     /// Moves the users of earlier generations to `stale`.
     pub(crate) fn forget(&mut self, generation: u64, stale: &mut StaleUsers) {
-        for stripe in &mut self.0 {
+        for stripe in self.0.iter_mut() {
             stripe.forget(generation, stale);
         }
     }

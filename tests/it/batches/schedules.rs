@@ -132,7 +132,7 @@ impl World {
             let end = rng.usize(added..end) + 1;
             for (event, (user, value)) in open.events[..end].iter().enumerate().skip(added) {
                 if is_at_once {
-                    writer.put_into_block(&mut block, user.as_bytes(), *value, event);
+                    block.push(user.as_bytes(), *value, event);
                 } else if !writer.add_to_batch(&mut open.batch, user.as_bytes(), *value) {
                     open.unseen.push(event);
                 }
