@@ -48,6 +48,9 @@ struct Options {
     /// CPU of the clients
     #[arg(long, default_value_t = 1)]
     client_cpu: usize,
+    /// Measure only what needs no server
+    #[arg(long)]
+    in_memory: bool,
     /// Engine of the server
     #[arg(long, default_value = "auto")]
     engine: String,
@@ -338,6 +341,11 @@ fn costs_in_memory() -> (f64, f64) {
     (single, batched)
 }
 
+/// Bytes of an event in a batch, on average.
+fn bytes_per_event() -> f64 {
+    (0..USERS).map(|event| line(event).len()).sum::<usize>() as f64 / USERS as f64
+}
+
 /// What the rounds measured, by name.
 #[derive(Default)]
 struct Figures(Vec<(&'static str, Vec<f64>)>);
@@ -361,6 +369,17 @@ fn main() {
     let mut figures = Figures::default();
     for round in 1..=options.rounds {
         let (single_ns, batched_ns) = costs_in_memory();
+        for (name, value) in [
+            ("in memory, one by one: ns per event", single_ns),
+            ("in memory, batches of 1,000: ns per event", batched_ns),
+            ("in memory, batches of 1,000: GB/s", bytes_per_event() / batched_ns),
+            ("in memory, batches against one by one", batched_ns / single_ns),
+        ] {
+            figures.add(name, value);
+        }
+        if options.in_memory {
+            continue;
+        }
         let floor = Server::floor(&options);
         let (floor_ns, floor_per_s) = cost_of_batches(&floor, &options, &small);
         drop(floor);
@@ -376,9 +395,6 @@ fn main() {
                 p99_us(&server, &options)
             });
         for (name, value) in [
-            ("in memory, one by one: ns per event", single_ns),
-            ("in memory, batches of 1,000: ns per event", batched_ns),
-            ("in memory, batches against one by one", batched_ns / single_ns),
             ("receives only: CPU ns per event", floor_ns),
             ("receives only: million events/s", floor_per_s / 1e6),
             ("batches of 1,000: CPU ns per event", batch_ns),

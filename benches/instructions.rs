@@ -199,6 +199,24 @@ impl Receiver {
         self.connection.receive(black_box(&self.input), &Moment::START, &mut self.service);
         self.service.publish();
     }
+
+    /// Works until nothing is left to do. Returns the units that were charged.
+    fn work(&mut self) -> u32 {
+        let Receiver { connection, service, .. } = self;
+        let mut units = 0;
+        loop {
+            connection.work(&Moment::START, service);
+            service.publish();
+            let action = connection.action(&Moment::START, service);
+            units += connection.renew();
+            if action.send > 0 {
+                connection.take_responses(action.send, 0);
+                connection.note_sent(action.send);
+            } else if !action.has_work {
+                return units;
+            }
+        }
+    }
 }
 
 /// A service that has handled the same requests before. It is boxed, so that to move it costs nothing.
@@ -228,6 +246,32 @@ fn responded_to_all((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) {
 #[bench::sixteen_pipelined(service(16))]
 fn answer((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally>, Box<Receiver>) {
     receiver.receive();
+    (tally, receiver)
+}
+
+/// A service that has counted the same batch before, of events of as many users.
+fn batch(events: usize) -> (Arc<Tally>, Box<Receiver>) {
+    let (tally, mut receiver) = service(1);
+    let line = |event| format!("{{\"userId\":\"user_{}\",\"value\":{event}.5}}\n", USERS + event);
+    let body: String = (0..events).map(line).collect();
+    let length = body.len();
+    let head = format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    receiver.input = (head + &body).into_bytes();
+    receiver.receive();
+    receiver.work();
+    (tally, receiver)
+}
+
+fn counted_twice((tally, _): (Arc<Tally>, Box<Receiver>)) {
+    // And the event that every service has counted.
+    assert_eq!(tally.totals().total_requests, 1 + 2 * REPEATED as u64);
+}
+
+#[library_benchmark(teardown = counted_twice)]
+#[bench::known_users(batch(REPEATED))]
+fn count_batch((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally>, Box<Receiver>) {
+    receiver.receive();
+    receiver.work();
     (tally, receiver)
 }
 
@@ -282,24 +326,13 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::batches(args = (costliest(2)), config = at_most(210_000))]
 #[bench::lines(args = (costliest(3)), config = at_most(9_300_000))]
 fn attack((mut receiver, inputs, mut units): Attacked) -> Attacked {
-    let Receiver { connection: served, service, .. } = &mut *receiver;
     for input in &inputs {
-        *served = connection();
+        receiver.connection = connection();
         for piece in input.chunks(4096) {
-            served.receive(black_box(piece), &Moment::START, service);
-            loop {
-                served.work(&Moment::START, service);
-                service.publish();
-                let action = served.action(&Moment::START, service);
-                units += served.renew();
-                if action.send > 0 {
-                    served.take_responses(action.send, 0);
-                    served.note_sent(action.send);
-                } else if !action.has_work {
-                    break;
-                }
-            }
-            if matches!(served.next(), Next::Close | Next::ShutDownWrite) {
+            let Receiver { connection, service, .. } = &mut *receiver;
+            connection.receive(black_box(piece), &Moment::START, service);
+            units += receiver.work();
+            if matches!(receiver.connection.next(), Next::Close | Next::ShutDownWrite) {
                 break;
             }
         }
@@ -309,7 +342,7 @@ fn attack((mut receiver, inputs, mut units): Attacked) -> Attacked {
 
 library_benchmark_group!(
     name = instructions,
-    benchmarks = [parse, decode, count, publish, merge, encode, answer, attack]
+    benchmarks = [parse, decode, count, publish, merge, encode, answer, count_batch, attack]
 );
 
 main!(library_benchmark_groups = instructions);

@@ -1,8 +1,8 @@
 //! The lines of a batch in the shape in which clients send events: an object with `userId` first, then `value`, and no white
 //! space, or one space after each colon and the comma.
 //!
-//! First, vectors find where many lines end; then each line is read on its own. Because no line has to wait for the end of the
-//! one before it, the processor reads several at once. What is read here has the value that [`super::decode`] would find, to the
+//! First, vectors find where many lines end; then each line is read on its own. The processor then works on several lines
+//! together, because no line has to wait for the end of the line before it. What is read here has the value that [`super::decode`] would find, to the
 //! bit. Nothing is refused here: other lines are left to that.
 
 use super::USER_ID_BYTES_MAX;
@@ -10,7 +10,7 @@ use super::canonical::{EXACT_POWERS, number};
 use std::ops::Range;
 use wide::u8x16;
 
-/// How much of a batch is searched for lines at once, in bytes: about as many lines as are looked up together.
+/// The part of a batch that is searched for lines in one step, in bytes. It has about as many lines as a block has events.
 pub(super) const WINDOW_BYTES: usize = 2048;
 
 /// Bytes that vectors compare at once, one bit of a word for each.
@@ -171,8 +171,7 @@ fn id_at(bytes: &[u8], start: usize) -> Option<Range<usize>> {
     None
 }
 
-/// How many bytes come before the first one that does not belong to a usual id: a quote, a backslash, a control character, or
-/// one that is not ASCII.
+/// Returns the number of bytes before the first quote, backslash, control character, or byte outside ASCII.
 #[inline(always)]
 fn plain_length(bytes: &[u8; 16]) -> usize {
     let bytes = u8x16::new(*bytes);
@@ -191,8 +190,8 @@ const fn eight(byte: u8) -> u64 {
 /// The highest bit of each byte of a word.
 const HIGHS: u64 = eight(0x80);
 
-/// Reads a number of at most eight characters that has neither sign nor exponent, and ends where `place` does. `None` for any
-/// other number, and for what is none.
+/// Reads a number of at most eight characters, without a sign and an exponent. Returns `None` for any other number, and for text
+/// that is not a number.
 #[inline(always)]
 fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     let length = place.end.checked_sub(place.start)?;
@@ -204,7 +203,7 @@ fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     let first = 64 - 8 * length;
     let digits = (word ^ eight(b'0')) & u64::MAX << first;
     let starts_with_zero = digits >> first & 0xff == 0;
-    // Where a byte is no digit, without carries from one byte to the next.
+    // The highest bit of each byte that is not a digit, without carries from one byte to the next.
     let others = (((digits & !HIGHS) + eight(0x80 - 10)) | digits) & HIGHS;
     if others == 0 {
         return (!starts_with_zero || length == 1).then_some(eight_digits(digits) as f64);
@@ -237,7 +236,7 @@ fn other_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
 #[inline(always)]
 fn eight_digits(digits: u64) -> u64 {
     const PAIRS: u64 = 0x0000_00ff_0000_00ff;
-    // Those of digits are in the lower byte of each two; what is in the higher one is ignored.
+    // Each pair of digits is in the lower of two bytes; the higher byte is ignored.
     let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
     let first = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
     let second = (pairs >> 16 & PAIRS).wrapping_mul(1 + (10_000 << 32));

@@ -14,8 +14,8 @@ use std::sync::Arc;
 /// Events that are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
 const BLOCK: usize = 64;
 
-/// Events of a batch that are to be looked up together, each with its place `P` in the batch: the memory where each user
-/// would be comes into the cache while the others are hashed.
+/// Events of a batch that will be looked up together, each with its place `P` in the batch. The memory that each lookup reads
+/// comes into the cache while the other users are hashed.
 #[derive(Debug)]
 pub struct Block<'a, P> {
     /// Until they are looked up, they have only the user.
