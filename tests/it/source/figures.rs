@@ -36,7 +36,7 @@ fn numbers(text: &str) -> Vec<String> {
         let in_number = !all.last().unwrap().is_empty();
         if c.is_ascii_digit() || (c == '.' && in_number && next_is_digit) {
             all.last_mut().unwrap().push(c);
-        } else if !(c == ',' && in_number && next_is_digit) && in_number {
+        } else if in_number && !(c == ',' && next_is_digit) {
             all.push(String::new());
         }
     }
