@@ -35,7 +35,7 @@ pub struct StoreMetrics {
     durations: [Counter; COMMIT_US.len() + 1],
     duration_ns: Counter,
     events: [Counter; COMMIT_EVENTS.len() + 1],
-    events_total: Counter,
+    pub(crate) events_total: Counter,
     /// Commits that failed.
     pub errors: Counter,
     /// Commits that found that another server had reset the totals.

@@ -292,6 +292,7 @@ mod tests {
         rig.count("b");
         rig.commit().unwrap();
         assert_eq!(rig.done(), [wrote(state(0, 3, 2), 1)]);
+        assert_eq!(rig.metrics.events_total.get(), 3);
         let settled = rig.settlement.settled();
         rig.commit().unwrap();
         assert_eq!(rig.done(), [], "the store holds it");
@@ -303,6 +304,7 @@ mod tests {
         rig.count("b");
         rig.commit().unwrap();
         assert_eq!(rig.done(), [wrote(state(1, 1, 1), 1)]);
+        assert_eq!(rig.metrics.events_total.get(), 4, "each event is committed once");
     }
 
     #[test]
