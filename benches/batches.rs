@@ -1,8 +1,8 @@
-//! What batches cost, against a program that only receives them and against single requests:
-//! `cargo bench --bench batches`.
+//! The cost of batches, against a program that only receives them and against single requests: `cargo bench --bench
+//! batches`.
 //!
-//! Each round measures everything once, one after the other on the same two CPUs, so what disturbs the machine disturbs
-//! all of it. The server has one CPU, and the clients the other.
+//! Each round measures everything once, one after the other on the same two CPUs, so that a disturbance affects all of
+//! it. The server has one CPU, and the clients the other.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -29,7 +29,7 @@ const USERS: usize = 75_000;
 const SINGLE_CONNECTIONS: usize = 64;
 /// Connections that send batches.
 const BATCH_CONNECTIONS: usize = 4;
-/// Events of a batch, and of one that is nearly as large as `--max-batch` allows.
+/// The numbers of events of a batch, and of one that is nearly as large as `--max-batch` allows.
 const BATCH: usize = 1_000;
 const LARGE_BATCH: usize = 220_000;
 
@@ -78,7 +78,7 @@ impl Server {
                 break rest.split(' ').next().unwrap().parse().unwrap();
             }
         };
-        // What it says later is read, so that it never waits for that.
+        // Its later output is read, so that it never blocks.
         thread::spawn(move || lines.for_each(drop));
         Server { child, address }
     }
@@ -97,7 +97,7 @@ impl Server {
         Server::start(command)
     }
 
-    /// CPU time so far in nanoseconds, those of threads that have ended included, in steps of 10 ms.
+    /// Returns the CPU time so far in nanoseconds, including ended threads', in steps of 10 ms.
     fn cpu_ns(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         // Behind the name, which may have spaces: fields 14 and 15 of proc_pid_stat(5).
@@ -238,11 +238,11 @@ fn cost_of_batches(server: &Server, options: &Options, requests: &[Vec<u8>]) -> 
     let pause = || thread::sleep(Duration::from_secs_f64(options.seconds));
     let (accepted, ()) = send_batches(server.address, options.client_cpu, requests, events, pause);
     let seconds = start.elapsed().as_secs_f64();
-    // Those that were on their way at the end are few.
+    // Few were on their way at the end.
     ((server.cpu_ns() - before) / accepted as f64, accepted as f64 / seconds)
 }
 
-/// The same of single events on many connections, each with one in flight.
+/// The same for single events on many connections, each with one in flight.
 fn cost_of_singles(server: &Server, options: &Options) -> (f64, f64) {
     let requests: Vec<Vec<u8>> = (0..USERS)
         .map(|event| {
@@ -346,7 +346,7 @@ fn bytes_per_event() -> f64 {
     (0..USERS).map(|event| line(event).len()).sum::<usize>() as f64 / USERS as f64
 }
 
-/// What the rounds measured, by name.
+/// The measurements of the rounds, by name.
 #[derive(Default)]
 struct Figures(Vec<(&'static str, Vec<f64>)>);
 

@@ -1,7 +1,7 @@
-//! How many instructions a request costs apart from the kernel: parse, decode, count, publish,
-//! merge, encode. valgrind counts them, so they are the same on a busy machine as on an idle one.
-//! `cargo bench --bench instructions` needs valgrind and gungraun-runner; `ci/perf` compares the
-//! counts of two commits. The result of each benchmark is checked after it was counted.
+//! The instructions of a request without the kernel: parse, decode, count, publish, merge, encode. valgrind counts
+//! them, so they are the same on a busy machine as on an idle one. `cargo bench --bench instructions` needs valgrind
+//! and gungraun-runner; `ci/perf` compares the counts of two commits. The result of each benchmark is checked after it
+//! was counted.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "gungraun's macros; a panic is a failure")]
 
@@ -113,7 +113,7 @@ fn writer() -> (Arc<Tally>, Writer, Vec<String>) {
     (tally, writer, users)
 }
 
-/// The same with one event to publish.
+/// Returns the same with one event to publish.
 fn writer_with_news() -> (Arc<Tally>, Writer) {
     let (tally, mut writer, _) = writer();
     writer.count(b"user_1", 0.5).unwrap();
@@ -278,7 +278,8 @@ fn count_batch((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally
 /// A service, inputs that are each received on a new connection, and the units that were charged for them.
 type Attacked = (Box<Receiver>, Vec<Vec<u8>>, u32);
 
-/// The inputs that the search of `ci/fuzz` for the costliest one has found, of one kind of `ci/fuzzing/targets/cost.rs`.
+/// Returns the inputs of one kind that the search of `ci/fuzz` for the costliest one has found
+/// (`ci/fuzzing/targets/cost.rs`).
 fn costliest(kind: u8) -> Attacked {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/ci/fuzzing/corpus/cost");
     let mut found: Vec<_> =

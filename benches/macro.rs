@@ -1,8 +1,8 @@
 //! The server over real sockets, with the engines side by side: `cargo bench --bench macro`.
 //!
-//! Each round runs `challenge` once with every engine, in alternating order, and every run must be
-//! exact. The server's CPU time per request is compared pair by pair: it is meaningful even if the
-//! client is the limit, when requests/s says little.
+//! Each round runs `challenge` once with every engine, in alternating order, and every run must be exact. The server's
+//! CPU time per request is compared pair by pair: it is meaningful even if the client is the limit, when requests/s
+//! reveals little.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -32,7 +32,7 @@ struct Options {
     bench: bool,
 }
 
-/// What one run measured.
+/// The measurements of one run.
 struct Run {
     requests_per_s: f64,
     p50_us: f64,

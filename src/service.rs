@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 
-/// How an event is acknowledged. Published clients accept one or the other.
+/// The response that acknowledges an event. Published clients accept one or the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dialect {
     /// 200 without a body, for the challenge's original clients
@@ -30,23 +30,23 @@ pub enum Dialect {
     Fasterapi,
 }
 
-/// What a service is configured with.
+/// The configuration of a service.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// How an event is acknowledged.
+    /// The response that acknowledges an event.
     pub dialect: Dialect,
     /// The token that a reset requires; without one, loopback peers may reset.
     pub admin_token: Option<Arc<[u8]>>,
-    /// The host that the server was told to bind, which a `Host` may name besides loopback.
+    /// The host that the server binds, which a `Host` may name in addition to loopback.
     pub host: String,
     /// The longest line of a batch in bytes, without its ending: as long as the body of one event.
     pub line_bytes_max: usize,
-    /// What the batches of all shards share.
+    /// The memory that the batches of all shards share.
     pub batch_memory: Arc<BatchMemory>,
 }
 
 impl Policy {
-    /// The default, for a server that was told to bind `host`.
+    /// Returns the default policy for a server that binds `host`.
     pub fn new(host: &str) -> Policy {
         Policy {
             dialect: Dialect::Original,
@@ -63,7 +63,7 @@ pub fn stats_json(totals: &Totals) -> String {
     serde_json::to_string(totals).expect("finite numbers have a JSON form")
 }
 
-/// The path to which batches are posted.
+/// The path of batches.
 const BATCH_PATH: &[u8] = b"/events";
 
 /// The resource that a target names.
@@ -104,7 +104,7 @@ fn methods(endpoint: Endpoint) -> &'static str {
     }
 }
 
-/// What these endpoints are, in OpenAPI 3.1.
+/// The description of these endpoints, in OpenAPI 3.1.
 const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// The formats of `/metrics`.
@@ -112,11 +112,11 @@ const PROMETHEUS: MediaType = MediaType { name: "text/plain", version: "0.0.4" }
 const OPEN_METRICS: MediaType =
     MediaType { name: "application/openmetrics-text", version: "1.0.0" };
 
-/// What to do where no more users can be held.
+/// The advice if no more users can be held.
 const USERS_FULL: &str =
     "reset the totals, or start the server with a larger --max-users: no more users can be held";
 
-/// The values of `Allow` for a resource that is read, and for one that is written to.
+/// The values of `Allow` for a resource to read, and for one to write.
 const READING: &str = "GET, HEAD, OPTIONS";
 const WRITING: &str = "POST, OPTIONS";
 
@@ -126,12 +126,12 @@ const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 /// Responds to the requests of one shard.
 #[derive(Debug)]
 pub struct Service {
-    /// What HTTP needs besides the requests.
+    /// The state that HTTP needs in addition to the requests.
     context: Context,
     endpoints: Endpoints,
 }
 
-/// What responds, apart from HTTP.
+/// The part of the service that responds, without HTTP.
 #[derive(Debug)]
 struct Endpoints {
     writer: Writer,
@@ -140,7 +140,7 @@ struct Endpoints {
     /// Events responded to since the last iteration was noted, and the other requests.
     events: u64,
     others: Vec<Kind>,
-    /// What was responded to last.
+    /// The kind of the last request.
     last: Kind,
     policy: Policy,
     acknowledgement: Prepared,
@@ -148,17 +148,17 @@ struct Endpoints {
     durable: Option<DurableState>,
 }
 
-/// What makes responses wait for the store.
+/// The state that makes responses wait for the store.
 #[derive(Debug)]
 struct DurableState {
     durability: Durability,
-    /// The epoch at which everything is settled that was handled so far, except for what is not published.
+    /// The epoch that settles everything handled so far, except for unpublished events.
     settles_at: u64,
 }
 
 impl DurableState {
-    /// Makes a response for what was counted in a generation wait until an epoch and what was handled so far
-    /// are settled, and with it all that follow on its connection.
+    /// Makes a response wait until an epoch and everything handled so far are settled, and with it all later ones on
+    /// its connection. Its events were counted in a generation.
     #[inline]
     fn hold(&mut self, held: &mut Held, reply: &Reply<'_>, epoch: u64, generation: u64) {
         self.settles_at = self.settles_at.max(epoch);
@@ -166,7 +166,7 @@ impl DurableState {
     }
 }
 
-/// What has come of a request.
+/// The result of a request.
 enum Answer {
     /// A response with this status.
     Sent(Status),
@@ -188,7 +188,7 @@ pub enum Progress {
 /// The place of a response, and the budget that pays for it.
 struct To<'a> {
     reply: Reply<'a>,
-    /// Which of the responses before it wait for the store.
+    /// The earlier responses that wait for the store.
     held: &'a mut Held,
     budget: &'a mut Budget,
 }
@@ -223,13 +223,13 @@ impl Service {
         self.endpoints.durable = Some(DurableState { durability, settles_at: 0 });
     }
 
-    /// Has the calling thread, which must be the shard's, allocate what only this shard uses: see
+    /// Allocates the state that only this shard uses on the calling thread, which must be the shard's: see
     /// [`Writer::move_here`].
     pub fn move_here(&mut self) {
         self.endpoints.writer.move_here();
     }
 
-    /// What the connections of the shard share.
+    /// Returns the state that the connections of the shard share.
     #[inline]
     pub fn context(&mut self) -> &mut Context {
         &mut self.context
@@ -283,7 +283,7 @@ impl Service {
         self.endpoints.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
 
-    /// Refuses a connection as a whole, because the server has no room for it.
+    /// Refuses a connection as a whole, because the server is full.
     pub fn reject(&mut self, responses: &mut Responses) {
         let reply = Reply::new(&mut responses.bytes, &self.context, ReplyTo::LAST);
         let sentence = "try again later: the server has as many connections as it allows";
@@ -292,8 +292,7 @@ impl Service {
         self.endpoints.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
 
-    /// Whether the body of a request, which has not arrived yet, is wanted, so that a client that waits for `100 Continue`
-    /// should send it.
+    /// Whether a client that waits for `100 Continue` should send the body of its request.
     pub fn wants_body(&self, request: &Request<'_>) -> bool {
         request.method() == Method::Post
             && endpoint_of(&request.target) == Endpoint::Event
@@ -301,7 +300,7 @@ impl Service {
             && !request.is_encoded()
     }
 
-    /// Takes a batch with a body of at most `bytes` bytes, for which it returns the memory, or responds.
+    /// Takes a batch with a body of at most `bytes` bytes and returns its memory, or responds.
     pub fn admit_batch(
         &mut self,
         request: &Request<'_>,
@@ -374,13 +373,13 @@ impl Service {
         }
     }
 
-    /// The epoch of a cut after which totals have to be read to have everything that was acknowledged so far,
-    /// and everything that was handled before the last [`Service::publish`].
+    /// Returns the epoch of a cut after which totals include everything that was acknowledged so far, and everything
+    /// handled before the last [`Service::publish`].
     pub fn next_epoch(&self) -> u64 {
         self.endpoints.writer.tally().next_epoch()
     }
 
-    /// The epoch at which everything is settled that was handled before the last [`Service::publish`].
+    /// Returns the epoch that settles everything handled before the last [`Service::publish`].
     pub fn settles_at(&self) -> u64 {
         let published = self.endpoints.writer.settles_at();
         let durable = self.endpoints.durable.as_ref();
@@ -406,7 +405,7 @@ impl Service {
         self.endpoints.writer.publish();
     }
 
-    /// What was responded to last.
+    /// The kind of the last request.
     #[inline]
     pub fn last(&self) -> Kind {
         self.endpoints.last
@@ -430,8 +429,8 @@ impl Service {
     }
 }
 
-/// Drops users on a thread of its own: ten million take about a second, for which the connections
-/// of a shard must not wait.
+/// Drops users on a thread of its own: ten million take about a second, and a shard's connections must not wait for
+/// that.
 fn drop_elsewhere(stale: StaleUsers) {
     // If no thread can be started, they are dropped here.
     let _ = std::thread::Builder::new().name("drop-stale-users".into()).spawn(|| drop(stale));
@@ -488,7 +487,7 @@ impl Endpoints {
         self.durable.as_ref().is_some_and(|durable| durable.durability.is_late())
     }
 
-    /// Responds with totals, or says that they have to be read first.
+    /// Responds with totals, or reports that they have to be read first.
     fn respond_with_totals(&mut self, shows: Shows, to: To<'_>) -> Answer {
         let totals = match &mut self.durable {
             Some(durable) if durable.durability.is_shared() => {
@@ -497,7 +496,7 @@ impl Endpoints {
                 }
                 None
             }
-            // What was acknowledged is durable. Nothing that is not may be shown.
+            // Acknowledged events are durable. Nothing that is not may be shown.
             Some(durable) if to.held.is_empty() => Some(durable.durability.totals()),
             // Events before this request on the same connection are part of the response, which waits for
             // them in any case.
@@ -513,7 +512,7 @@ impl Endpoints {
         Answer::Sent(self.show(shows, totals, to.reply, to.budget))
     }
 
-    /// Shows totals, or says that they could not be read in time.
+    /// Shows totals, or reports that they could not be read in time.
     fn show(
         &mut self,
         shows: Shows,
@@ -530,7 +529,7 @@ impl Endpoints {
                 budget.charge(units::ERROR);
                 send_store_is_late(reply)
             }
-            // The other metrics say what is wrong.
+            // The other metrics tell what is wrong.
             (Shows::Metrics(format), totals) => {
                 budget.charge(units::METRICS + units::METRICS_SHARD * self.metrics.shards());
                 self.metrics.note_cpu_time();
@@ -588,14 +587,14 @@ impl Endpoints {
         }
         let settles_at = self.writer.tally().reset();
         if let Some(durable) = &mut self.durable {
-            // At least that of the reset.
+            // At least the generation of the reset.
             durable.hold(to.held, &to.reply, settles_at, self.writer.tally().generation());
         }
         to.reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }
 }
 
-/// The field of `/metrics` that says on what its format depends.
+/// The field of `/metrics` that names what its format depends on.
 const VARY: [(&str, &str); 1] = [("Vary", "Accept")];
 
 /// The format of `/metrics` that a request asks for.
@@ -670,7 +669,7 @@ fn refuse_encoded(reply: Reply<'_>) -> Status {
 }
 
 impl Endpoints {
-    /// Responds to a request, or says that totals have to be read first.
+    /// Responds to a request, or reports that totals have to be read first.
     #[inline]
     fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, to: To<'_>) -> Answer {
         match (request.method(), endpoint) {

@@ -339,7 +339,7 @@ fn a_cut_has_a_batch_whole_or_not_at_all_and_all_of_its_ids() {
     });
 }
 
-/// A wake-up that is kept until it is looked at, as an eventfd.
+/// A wake-up that is kept until it is read, like an eventfd.
 #[derive(Default)]
 struct Wakeup {
     is_pending: primitives::Mutex<bool>,

@@ -15,7 +15,7 @@ pub(crate) struct Places {
     pub(crate) client_cpus: String,
 }
 
-/// What one load measured.
+/// The measurements of one load.
 #[derive(Clone, Copy)]
 pub(crate) struct Leg {
     /// The server's CPU seconds per million events, which is microseconds per event.

@@ -49,8 +49,7 @@ pub(crate) struct Options {
     /// The client for both servers [default: the head]
     #[arg(long, value_name = "BIN")]
     client: Option<PathBuf>,
-    /// Events per leg; a block has four legs. Short legs make many blocks, most of which nothing
-    /// else on the machine disturbs
+    /// Events per leg; a block has four legs. Short legs make many blocks, most of them undisturbed
     #[arg(long, value_name = "N", default_value_t = 20_000,
         value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
     requests: u64,

@@ -1,4 +1,4 @@
-//! What the ratios say about the head, and when there are enough of them.
+//! The verdict of the ratios on the head, and the end of a run.
 
 use ringtally::statistics::Interval;
 
@@ -17,8 +17,7 @@ const HEAD_BLOCKS_PER_FLOOR_BLOCK: usize = 2;
 
 const _: () = assert!(FLOOR_BLOCKS_MIN * HEAD_BLOCKS_PER_FLOOR_BLOCK <= HEAD_BLOCKS_MIN);
 
-/// The logarithm of B's mean over A's in a block A B B A. What grows evenly during a block affects
-/// both alike.
+/// The logarithm of B's mean over A's in a block A B B A. An even trend during a block affects both alike.
 pub(crate) fn log_ratio([a_first, b_first, b_second, a_second]: [f64; 4]) -> f64 {
     ((b_first + b_second) / (a_first + a_second)).ln()
 }
@@ -57,7 +56,7 @@ impl Verdict {
     }
 }
 
-/// Which servers a block compares.
+/// The servers that a block compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pair {
     /// Base and head.
@@ -74,7 +73,7 @@ pub(crate) struct Evidence {
 }
 
 impl Evidence {
-    /// What the next block should compare, so that both kinds are spread over the whole run.
+    /// Returns the next block to compare, so that both kinds are spread over the whole run.
     pub(crate) fn next(&self) -> Pair {
         if self.floor.len() * HEAD_BLOCKS_PER_FLOOR_BLOCK < self.head.len() {
             Pair::Floor
@@ -91,7 +90,7 @@ impl Evidence {
         }
     }
 
-    /// The verdict so far. `Inconclusive` asks for more blocks, if there is time for them.
+    /// Returns the verdict so far. `Inconclusive` asks for more blocks, if there is time for them.
     pub(crate) fn verdict(&self, seed: u64) -> Verdict {
         if self.head.len() < HEAD_BLOCKS_MIN || self.floor.len() < FLOOR_BLOCKS_MIN {
             return Verdict::Inconclusive;
@@ -103,8 +102,8 @@ impl Evidence {
     }
 }
 
-/// The noise floor is the reach of the interval of the base against itself: a change no larger than
-/// what a program shows against itself is not a change.
+/// The noise floor is the reach of the interval of the base against itself: a difference that a program shows against
+/// itself is not a change.
 fn judge(head: &Interval, floor: &Interval) -> Verdict {
     let beyond = CHANGE.ln().max(floor.reach());
     if head.half_width() > HALF_WIDTH_MAX {

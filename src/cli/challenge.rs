@@ -253,8 +253,8 @@ fn command(load: &LoadTuning, server: &ServerTuning, cpus: [&[usize]; 2]) -> Vec
     command
 }
 
-/// The server's CPUs and the client's: those that were named, and for the side that named none, those
-/// that the other does not use.
+/// Returns the server's CPUs and the client's: the named ones, or for a side without a list, the CPUs that the other
+/// side does not use.
 fn divide_cpus(
     server: Option<CpuList>,
     client: Option<CpuList>,

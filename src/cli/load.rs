@@ -136,7 +136,7 @@ pub struct LoadArgs {
     tuning: LoadTuning,
 }
 
-/// The client's flags that do not say where the server is.
+/// The client's flags other than the server's address.
 #[derive(Args, Debug)]
 pub(super) struct LoadTuning {
     #[command(flatten)]
@@ -237,7 +237,7 @@ pub(super) struct LoadTuning {
     quiet: bool,
 }
 
-/// Where a report goes, besides the terminal.
+/// The places of a report, other than the terminal.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReportFiles {
     /// Write the report as JSON; - is standard output
@@ -260,7 +260,7 @@ pub(super) struct ReportFiles {
 }
 
 impl ReportFiles {
-    /// Opens every place that was asked for.
+    /// Opens every requested place.
     pub(super) fn output(&self, quiet: bool) -> Result<Output, Failure> {
         let ReportFiles { json, hdr, html, export } = self.clone();
         Output::open(json, hdr, html, export, quiet)
@@ -279,7 +279,7 @@ const START_IN_MIN: Duration = Duration::from_secs(3);
 const GUARD: Duration = Duration::from_secs(1);
 const _: () = assert!(START_IN_MIN.as_nanos() == 3 * GUARD.as_nanos());
 
-/// What `load` is to do.
+/// The task of `load`.
 #[derive(Debug)]
 pub enum LoadCommand {
     /// All of it.
@@ -316,7 +316,7 @@ impl LoadArgs {
         })
     }
 
-    /// How this client takes part in a run with others, if it does.
+    /// Returns this client's part in a run with others, if it has one.
     fn participation(
         &self,
         shape: &Shape,
@@ -393,7 +393,7 @@ impl LoadArgs {
 }
 
 impl LoadTuning {
-    /// Opens every place where the report goes.
+    /// Opens every place of the report.
     pub(super) fn output(&self) -> Result<Output, Failure> {
         if self.tui && !(std::io::stderr().is_terminal() && load::has_escapes()) {
             let message = "--tui needs a terminal on standard error, and not TERM=dumb";
@@ -486,7 +486,7 @@ impl LoadTuning {
         self.batch.map_or(0, |_| self.workload(shape).request_bytes_max(&prefix))
     }
 
-    /// Checks that the batches that are in flight at once fit this client's memory.
+    /// Checks that the batches in flight fit this client's memory.
     pub(super) fn check_batches(&self, shape: &Shape) -> Result<(), Failure> {
         let in_flight = (shape.connections * self.pipeline) as u64;
         let bytes = self.batch_bytes_max(shape) * in_flight.min(self.workload(shape).requests());
@@ -559,7 +559,7 @@ mod tests {
         args: LoadArgs,
     }
 
-    /// Flags that say what is told of a run, and not what it is.
+    /// Flags about the report of a run, and not about the run itself.
     const NOT_OF_THE_RUN: [&str; 6] = ["--json", "--hdr", "--html", "--export", "--tui", "--quiet"];
 
     #[test]

@@ -120,7 +120,7 @@ pub enum Command {
 /// password of a database, the process is replaced by itself without it.
 pub fn parse() -> Cli {
     if !crate::load::has_escapes() {
-        // The libraries that print colors take any terminal of a CI job for one that shows them.
+        // The libraries that print colors take any terminal of a CI job for one that can show them.
         anstream::ColorChoice::Never.write_global();
     }
     if let Err(failure) = passwords::hide() {
@@ -130,8 +130,8 @@ pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| advised(error).exit())
 }
 
-/// The error with better advice, if it is about a flag that another command has, or about an argument that
-/// has no flag. clap compares letters only.
+/// Returns the error with better advice, if it is about a flag of another command, or about an argument without a flag.
+/// clap compares letters only.
 fn advised(mut error: clap::Error) -> clap::Error {
     let flag = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag,
@@ -166,7 +166,7 @@ fn advised(mut error: clap::Error) -> clap::Error {
     };
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
     error.remove(ContextKind::SuggestedArg);
-    // It is that of the flag which clap suggested.
+    // It belongs to the flag that clap suggested.
     error.remove(ContextKind::Usage);
     error
 }

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Where the password goes: only the user of a process and root can read its environment.
+/// The variable that gets the password: only the user of a process and root can read its environment.
 const VARIABLE: &str = "PGPASSWORD";
 
 /// If an argument is a URL with a password, replaces this process by itself with the password in its environment
@@ -31,7 +31,7 @@ pub(super) fn hide() -> Result<(), Failure> {
     )))
 }
 
-/// The arguments without the password that one of them has, and that password.
+/// Returns the arguments without the password in one of them, and that password.
 fn split(
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<Option<(Vec<OsString>, String)>, Failure> {

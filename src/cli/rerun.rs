@@ -30,7 +30,7 @@ const PLACES: [&str; 4] = ["--json", "--hdr", "--html", "--export"];
 ///
 /// # Errors
 ///
-/// [`Failure::Usage`]: the file is no such report.
+/// [`Failure::Usage`]: the file is not a report with a command.
 pub fn rerun(report: &Path) -> Result<(), Failure> {
     let unusable = |why: String| {
         Failure::Usage(format!(

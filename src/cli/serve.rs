@@ -241,7 +241,7 @@ fn spin(text: &str) -> Result<Spin, String> {
     }
 }
 
-/// A timeout in milliseconds, rounded up, so that none is shorter than what was asked for.
+/// Returns a timeout in milliseconds, rounded up, so that none is shorter than requested.
 fn milliseconds(duration: Duration) -> u64 {
     // At most a day, which `values::duration` checks.
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
@@ -322,8 +322,8 @@ impl ServeArgs {
 }
 
 impl ServerTuning {
-    /// Every flag without its dashes, with its value, which is `None` if the flag was not given and has no
-    /// default that could be. A store is without its password.
+    /// Returns every flag without its dashes, with its value; `None` if the flag was not given and lacks a default. A
+    /// store is without its password.
     pub(super) fn settings(&self) -> Vec<(&'static str, Option<String>)> {
         let number = |value: u64| Some(value.to_string());
         let bytes = |value: usize| Some(value.to_string());
@@ -373,7 +373,7 @@ impl ServerTuning {
     /// Refuses a store with events, for a command that begins with a reset.
     pub(super) fn check_store_is_empty(&self) -> Result<(), Failure> {
         let Some(location) = &self.store else { return Ok(()) };
-        // One that is not there, or is empty, holds nothing.
+        // A missing or empty file holds nothing.
         let (events, advice) = match location {
             Location::File(path) => {
                 let holds_something = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);

@@ -1,4 +1,4 @@
-//! How much a run sends, how fast, and over how many connections: the flags of the client, and what they come to.
+//! The shape of a run: its amount, rate, and connections, from the client's flags.
 
 use super::values::{count, duration};
 use crate::failure::Failure;
@@ -12,7 +12,7 @@ const NO_HEADING: Option<&str> = None;
 /// The most connections of a client: one address has 64,511 unprivileged ports.
 const WORKERS_MAX: u64 = 64_511;
 
-/// Events and connections if nothing says how many.
+/// The default numbers of events and connections.
 const REQUESTS: u64 = 1_000_000;
 const WORKERS: u64 = 1000;
 

@@ -39,7 +39,7 @@ pub struct StoreArgs {
     command: StoreCommand,
 }
 
-/// What to do with a store.
+/// The action on a store.
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
     /// Print the totals and the number of users in a store as JSON
@@ -51,7 +51,7 @@ enum StoreCommand {
     },
 }
 
-/// What `store inspect` prints.
+/// The output of `store inspect`.
 #[derive(Serialize)]
 struct Inspection {
     #[serde(flatten)]
@@ -59,7 +59,7 @@ struct Inspection {
     users: u64,
 }
 
-/// Does what the arguments of `store` say.
+/// Runs `store`.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! Parsers for the values of flags. Each error says what is expected; clap puts the flag and the
-//! value in front of it.
+//! Parsers for the values of flags. Each error describes the expected value; clap puts the flag and the given value
+//! before it.
 
 use crate::load::{decimal, grouped};
 use crate::store::Location;
@@ -75,7 +75,7 @@ pub(super) fn count<T: TryFrom<u64>>(
     }
 }
 
-/// Reads a number without rounding: `2.5k` is 2,500, and `1.5` is none.
+/// Reads a number without rounding: `2.5k` is 2,500, and `1.5` is invalid.
 fn whole_number(text: &str) -> Option<u64> {
     decimal(text, 0)
 }

@@ -30,7 +30,7 @@ impl Beyond {
         Beyond { below: self.below || other.below, above: self.above || other.above }
     }
 
-    /// Of what a value is divided by.
+    /// The kind of divisor.
     pub(super) fn inverted(self) -> Beyond {
         Beyond { below: self.above, above: self.below }
     }
@@ -42,15 +42,15 @@ impl Beyond {
 pub(super) enum Holds {
     /// For the whole interval.
     Yes,
-    /// For none of it.
+    /// It holds for no part of the interval.
     No,
-    /// For a part of it.
+    /// It holds for a part of the interval.
     Undecided,
     /// There are too few runs for an interval.
     Inconclusive,
     /// It may, because the figure of a run is only a bound.
     Bound,
-    /// A run does not have the figure, or has one of zero.
+    /// A run lacks the figure, or it is zero.
     Unknown,
 }
 
@@ -88,8 +88,8 @@ impl ChangeLimit {
         &self.text
     }
 
-    /// Whether it holds for a change, which is `None` if there are too few runs for an interval. `beyond` is
-    /// where the true change may be, besides what was measured.
+    /// Whether it holds for a change, which is `None` if there are too few runs for an interval. `beyond` names the
+    /// sides on which the true change may lie beyond the measured one.
     pub(super) fn check(&self, change: Option<&Interval>, beyond: Beyond) -> Holds {
         let is_beyond = |value: f64| match self.is_upper {
             true => value > self.log_ratio,

@@ -1,5 +1,5 @@
-//! Whether the head passes the conditions of `--fail-if`: what they say of each change, and what keeps a run from
-//! passing whatever its figures are.
+//! Whether the head passes the conditions of `--fail-if`: their verdict on each change, and the obstacles that keep a
+//! run from passing whatever its figures are.
 
 use super::change::{ChangeLimit, Holds};
 use super::{Compared, RUNS_MIN, Run, too_few};
@@ -15,7 +15,7 @@ use serde_json::Value;
 pub(super) enum Decision {
     Passed,
     Failed,
-    /// There are too few runs to tell.
+    /// There are too few runs.
     Inconclusive,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct CheckedChange {
 /// The conditions, and what was found.
 pub(super) struct Gate {
     pub(super) checks: Vec<CheckedChange>,
-    /// Why runs cannot pass, a sentence for each reason.
+    /// The reasons why runs cannot pass, a sentence each.
     pub(super) obstacles: Vec<String>,
     runs: [usize; 2],
 }
@@ -89,7 +89,8 @@ impl Gate {
     }
 }
 
-/// Why a condition was not passed, unless it was. One that is undecided is passed, so that noise fails nothing.
+/// Returns the reason why a condition was not passed, unless it was. An undecided condition passes, so that noise does
+/// not fail anything.
 fn why_not_passed(holds: Holds) -> Option<&'static str> {
     match holds {
         Holds::No | Holds::Undecided => None,
@@ -144,7 +145,7 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
     };
     let is_malformed =
         |run: &Run| run.number("/malformed").is_some_and(|malformed| malformed > 0.0);
-    // What a run that ended early left unsent excuses no head.
+    // Events that an aborted run left unsent do not excuse a head.
     let whole = base.iter().filter(|run| !is_interrupted(run));
     let most_of_base = whole.filter_map(not_acknowledged).fold(0.0, f64::max);
     let mut found = Vec::new();

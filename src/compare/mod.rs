@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 
 /// The seed of the bootstrap: the same reports always give the same intervals.
 const SEED: u64 = 1;
-/// With fewer runs on a side, a comparison has no interval. From one run per side, the interval would have no width,
-/// and noise alone would put it beyond a limit in one comparison of two; from four, in one of 28.
+/// The least number of runs per side for an interval. With one run per side, the interval would not have a width, and
+/// noise alone would put it beyond a limit in every second comparison; with four, in one of 28.
 pub(crate) const RUNS_MIN: usize = 5;
 
 /// A checked configuration.
@@ -34,9 +34,9 @@ pub struct Config {
     pub base: Vec<PathBuf>,
     /// The reports of the runs that may differ.
     pub head: Vec<PathBuf>,
-    /// What is meant to differ between them.
+    /// The intended differences between them.
     pub differences: Vec<String>,
-    /// What their machines must have in common.
+    /// The required likeness of their machines.
     pub same: Same,
     /// Changes that are failures.
     pub fail_if: Vec<ChangeLimit>,
@@ -44,7 +44,7 @@ pub struct Config {
     pub output: Output,
 }
 
-/// What the machines of runs must have in common.
+/// The required likeness of the machines of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Same {
     /// Everything: they are one machine
@@ -54,7 +54,7 @@ pub enum Same {
 }
 
 impl Same {
-    /// What tells machines of one class apart.
+    /// The checks that may differ between machines of one class.
     const WITHIN_CLASS: [&str; 2] = ["host", "memory_bytes"];
 
     /// Reports whether a difference does not matter.
@@ -74,8 +74,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name, where `-` is standard output; `quiet`
-    /// is whether `--quiet` was given.
+    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name, `-` is standard output; `quiet` is
+    /// whether `--quiet` was given.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Run {
         }
     }
 
-    /// Whether a latency may be that of requests that came due while the client did not run.
+    /// Whether a latency may come from requests that were due while the client did not run.
     fn has_own_stall_in(&self, figure: &Figure) -> bool {
         let late = self.number("/open_loop/due_in_stalls").unwrap_or(0.0);
         // The maximum and the mean may depend on a single request.
@@ -165,13 +165,13 @@ struct Compared {
     /// The medians.
     base: f64,
     head: f64,
-    /// Whether a run has a figure of zero, which has no ratio.
+    /// Whether a figure of a run is zero, so that there is no ratio.
     has_zero: bool,
     /// The logarithm of their ratio; `None` with a zero, or with too few runs.
     change: Option<Interval>,
     /// The sides on which the true change may lie outside the interval.
     beyond: Beyond,
-    /// Runs in which it is a lower bound.
+    /// The number of runs in which it is a lower bound.
     lower_bounds: usize,
 }
 
@@ -185,7 +185,7 @@ struct Comparison {
     notes: Vec<String>,
 }
 
-/// Compares runs, and tells what was found.
+/// Compares runs, and reports the findings.
 ///
 /// # Errors
 ///
@@ -298,11 +298,11 @@ impl Compared {
     }
 }
 
-/// What differs between any of the runs and the first, each thing once.
+/// Returns the differences between any of the runs and the first, each once.
 fn differences(base: &[Run], head: &[Run]) -> Result<Vec<Difference>, Failure> {
     let mut found: Vec<Difference> = Vec::new();
     let Some(first) = base.first() else { return Ok(found) };
-    // First those between the groups, whose values are the ones to tell.
+    // Differences between the groups come first, because their values are the ones to report.
     for run in head.iter().chain(base) {
         let differences = doctor::differences(&first.report, &run.report).map_err(|why| {
             Failure::Usage(format!("cannot compare {} with {}: {why}", first.file, run.file))
@@ -321,14 +321,14 @@ fn ignoring(Difference { what, values: [a, b] }: &Difference) -> String {
     format!("--same class ignored that the machines differ in {what}: {a} and {b}")
 }
 
-/// How many runs there are, and how many there have to be.
+/// Returns the number of runs, and the required number.
 fn too_few(base: usize, head: usize) -> String {
     format!(
         "inconclusive: an interval needs {RUNS_MIN} runs per side, and there are {base} and {head}: make more runs"
     )
 }
 
-/// What a reader must know.
+/// Returns warnings for the reader.
 fn notes(base: &[Run], head: &[Run], figures: &[Compared]) -> Vec<String> {
     let mut notes = Vec::new();
     if base.len().min(head.len()) < RUNS_MIN {
@@ -371,7 +371,7 @@ mod tests {
         })
     }
 
-    /// A run with such a rate and 99th percentile.
+    /// Returns a run with this rate and 99th percentile.
     pub(super) fn with(rps: f64, p99: f64) -> Run {
         let latency = json!({"p50": 100.0, "p99": p99, "lower_bounds": []});
         Run {

@@ -56,7 +56,7 @@ impl Comparison {
         })
     }
 
-    /// What is to be known besides the figures.
+    /// The context of the figures.
     pub(super) fn remarks(&self) -> Vec<String> {
         let differences =
             self.differences.iter().map(|Difference { what, values: [base, head] }| {
@@ -122,19 +122,19 @@ struct Json {
     base: Vec<String>,
     /// The files of the runs that may differ.
     head: Vec<String>,
-    /// What was meant to differ between them, and does.
+    /// The intended differences between them.
     differences: Vec<Difference>,
     /// The change of each figure that all runs have, by the name that conditions use.
     figures: BTreeMap<String, Change>,
     /// The conditions of `--fail-if`, and whether each holds.
     checks: Vec<CheckedChange>,
-    /// Why the head cannot pass whatever its figures are, a sentence each.
+    /// The reasons why the head cannot pass whatever its figures are, a sentence each.
     obstacles: Vec<String>,
     /// The outcome of all conditions together; null without conditions.
     outcome: Option<Decision>,
     /// The least number of runs per side for an interval.
     runs_needed: usize,
-    /// What a reader must know, a sentence each.
+    /// Warnings for the reader, a sentence each.
     notes: Vec<String>,
 }
 

@@ -19,7 +19,7 @@ pub enum Due {
 }
 
 impl Connection {
-    /// Returns the earliest time at which something is due, while the server serves.
+    /// Returns the earliest deadline while the server serves.
     pub fn deadline_ms(&self) -> u64 {
         match self.responses.store_deadline_ms() {
             None if self.waits_for_peer() => self.http.deadline_ms(),
@@ -37,7 +37,7 @@ impl Connection {
         matches!(self.state, State::Serving | State::Full) && self.unsent() == 0
     }
 
-    /// Reports what is late, and while the server drains, what has nothing in flight.
+    /// Reports what is late, and while the server drains, a connection with nothing in flight.
     pub fn tick(&mut self, moment: &Moment, service: &mut Service) -> Due {
         let close = if self.is_idle() { Due::CloseIdle } else { Due::Cut };
         if moment.urgency == Urgency::Abort {

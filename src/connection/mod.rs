@@ -1,7 +1,7 @@
 //! One connection above HTTP: what it owes its peer, what it does next, and how it ends.
 //!
-//! It knows no socket: bytes, time, and what the store has settled come in, and one [`Action`] at a time comes out. Both engines
-//! and every simulator drive it.
+//! It does not know sockets: bytes, time, and the epochs that the store has settled come in, and one [`Action`] at a
+//! time comes out. Both engines and every simulator drive it.
 
 mod deadlines;
 
@@ -12,24 +12,24 @@ use crate::metrics::Kind;
 use crate::service::{Progress, Responses, Service, Work};
 use crate::store::Release;
 
-/// How long a closing connection's input is read and discarded, so that the peer can read
-/// the last response (RFC 9112 section 9.6).
+/// The time for which a closing connection's input is read and discarded, so that the peer can read the last response
+/// (RFC 9112 section 9.6).
 pub const LINGER_MS: u64 = 2_000;
-/// The most bytes of it that are discarded.
+/// The most bytes that are discarded.
 pub const LINGER_BYTES_MAX: usize = 4 << 20;
 
-/// How long a connection without anything in flight must have been quiet before a stop closes it. A
-/// request that its peer sent before it could know of the stop has arrived by then.
+/// The time for which a connection with nothing in flight must have been quiet before a stop closes it. A request that
+/// its peer sent before it could know of the stop has arrived by then.
 pub const DRAIN_QUIET_MS: u64 = 20;
 
-/// The most bytes that a connection keeps which must not receive. That is twice as many as a multishot receive brings before it
-/// can be canceled: if a cancel has failed and the peer goes on sending, the connection is closed.
+/// The most bytes that a connection keeps which must not receive. This is twice the number that a multishot receive
+/// brings before it can be canceled: if a cancel fails and the peer keeps sending, the connection is closed.
 pub const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 /// The fewest missing bytes of a batch that are taken from the socket without a buffer in between.
 const FILL_BYTES_MIN: usize = 4096;
 
-/// How urgently the server has to stop.
+/// The urgency of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     /// Not at all.
@@ -43,11 +43,11 @@ pub enum Urgency {
 /// The moment at which something happens to a connection, in milliseconds since the start of its shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// The time, as of the last look at the clock.
+    /// The time at the last reading of the clock.
     pub now_ms: u64,
-    /// The time at which what is handled now was received: what comes to wait for the store waits from here on.
+    /// The time at which the input being handled was received; waiting for the store counts from here.
     pub received_ms: u64,
-    /// How urgently the server has to stop.
+    /// The urgency of a stop.
     pub urgency: Urgency,
     /// When draining began.
     pub drain_ms: u64,
@@ -79,7 +79,7 @@ enum State {
     Lingering { discarded: usize },
 }
 
-/// The next thing to do with the socket of a connection, apart from sending.
+/// The next operation on the socket of a connection, other than sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// To receive.
@@ -100,7 +100,7 @@ pub struct Action {
     pub send: usize,
     /// And then this.
     pub then: Next,
-    /// Responses have come to wait until this epoch is settled: ask the store for it, and come back once it is.
+    /// Responses now wait until this epoch is settled: ask the store for it, and come back once it is.
     pub settle: Option<u64>,
     /// Responses have come to wait until totals are read after a cut of this epoch: in the same way.
     pub read: Option<u64>,
@@ -113,25 +113,25 @@ pub struct Action {
 pub struct Connection {
     http: http::Connection,
     state: State,
-    /// What was received and not taken by `http`.
+    /// Received bytes that `http` has not taken.
     input: Vec<u8>,
-    /// The batch that is received or worked on.
+    /// The batch that is being received or counted.
     batch: Option<Box<Work>>,
     /// Responses that were not given to the engine.
     responses: Responses,
     /// Bytes that were given to the engine and, as far as is known, not taken by the kernel.
     sending: usize,
-    /// The peer sends nothing more: it has shut down its write half, or has said so.
+    /// The peer sends nothing more: it has shut down its write half, or announced that.
     has_peer_finished: bool,
     /// More has arrived than was received, as far as was looked.
     has_unread: bool,
     /// Something was received since the last look.
     is_active: bool,
-    /// What was responded to last.
+    /// The kind of the last request with a response.
     last: Kind,
-    /// When something was last received; at first, when it was accepted.
+    /// The time of the last receive; at first, of the accept.
     received_ms: u64,
-    /// When the responses on their way are late, or the lingering ends.
+    /// The deadline of responses that are being sent, or of lingering.
     deadline_ms: u64,
 }
 
@@ -154,14 +154,14 @@ impl Connection {
         }
     }
 
-    /// Tells the peer that there is no room for it.
+    /// Tells the peer that the server has no room for it.
     pub fn reject(&mut self, service: &mut Service) {
         service.reject(&mut self.responses);
         self.http.end();
         self.state = State::Finishing;
     }
 
-    /// Handles received bytes. What it counts must be published before the next [`Connection::action`].
+    /// Handles received bytes. Counted events must be published before the next [`Connection::action`].
     pub fn receive(&mut self, input: &[u8], moment: &Moment, service: &mut Service) {
         self.is_active = true;
         self.received_ms = moment.now_ms;
@@ -204,14 +204,14 @@ impl Connection {
         self.has_peer_finished
     }
 
-    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If so after a
-    /// receive, and nothing is receiving there now, call [`Connection::begin_filling`].
+    /// Whether enough of a batch is missing to receive it directly, without a buffer in between. If so after a receive,
+    /// and nothing is receiving there now, call [`Connection::begin_filling`].
     #[inline]
     pub fn wants_filling(&self) -> bool {
         self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN
     }
 
-    /// Has [`Connection::fill`] called once others have had their turn.
+    /// Requests a call of [`Connection::fill`] after others had their turn.
     pub fn begin_filling(&mut self) {
         self.state = State::Filling;
     }
@@ -221,8 +221,8 @@ impl Connection {
         self.state == State::Filling
     }
 
-    /// Has `receive` append what has arrived of a batch to the bytes that it is given, at most as many as it is told, and return
-    /// how many that were. Returns the cost, in units of a [`Budget`].
+    /// Lets `receive` append bytes of a batch to the given buffer, up to the given number, and return their number.
+    /// Returns the cost, in units of a [`Budget`].
     pub fn fill(
         &mut self,
         receive: impl FnOnce(&mut Vec<u8>, usize) -> usize,
@@ -244,8 +244,8 @@ impl Connection {
         self.used().saturating_sub(before)
     }
 
-    /// Works until the budget is spent. What it counts must be published before the next [`Connection::action`]. Returns the
-    /// cost, in units of a [`Budget`].
+    /// Works until the budget is spent. Counted events must be published before the next [`Connection::action`].
+    /// Returns the cost, in units of a [`Budget`].
     pub fn work(&mut self, moment: &Moment, service: &mut Service) -> u32 {
         let before = self.used();
         if self.state == State::Working {
@@ -272,7 +272,8 @@ impl Connection {
         matches!(self.state, State::Working | State::Filling)
     }
 
-    /// Says what to do now. Goes on before that with requests that waited, if the peer has taken enough or totals were read.
+    /// Says what to do now. Before that, continues with requests that waited, if the peer has read enough or totals
+    /// were read.
     #[inline]
     pub fn action(&mut self, moment: &Moment, service: &mut Service) -> Action {
         let mut can_make_more = false;
@@ -347,8 +348,8 @@ impl Connection {
         }
     }
 
-    /// Handles what was received before and now, until it is all handled, the budget is spent, or something has to be waited for.
-    /// Works on a batch only if it `may_work`, because many of them may become whole in one iteration.
+    /// Handles received bytes until all are handled, the budget is spent, or the connection has to wait. Works on a
+    /// batch only if it `may_work`, because many of them may become whole in one iteration.
     fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
         self.http.set_draining(self.is_draining(moment));
         self.http.budget.charge_receive();
@@ -376,7 +377,7 @@ impl Connection {
         self.last = service.last();
     }
 
-    /// Takes steps with `rest`, and leaves there what has to be kept. Returns where the connection stands then.
+    /// Takes steps with `rest`, and leaves there what has to be kept. Returns the new state.
     #[inline]
     fn serve(
         &mut self,
@@ -475,7 +476,7 @@ impl Connection {
         is_done
     }
 
-    /// How many bytes of responses may leave now. If those behind them never may, they are the last.
+    /// Returns the number of bytes of responses that may leave now. If those behind them never may, they are the last.
     #[inline]
     fn sendable(&mut self, service: &Service) -> usize {
         let Some(durability) = service.durability() else { return self.responses.bytes().len() };
@@ -484,7 +485,7 @@ impl Connection {
             Release::Void(bytes) => {
                 self.http.end();
                 self.state = State::Finishing;
-                // A batch that goes on keeps others from claiming users.
+                // A batch in progress keeps others from claiming users.
                 (self.batch, self.input) = (None, Vec::new());
                 service.metrics().voided.add(1);
                 bytes
@@ -492,8 +493,8 @@ impl Connection {
         }
     }
 
-    /// Takes the responses to send now, as many bytes as an [`Action`] says, while no other send is under way. They are late
-    /// after the send timeout.
+    /// Takes the responses to send now, in the number of bytes that an [`Action`] names, while no other send is under
+    /// way. They are late after the send timeout.
     #[inline]
     pub fn take_responses(&mut self, count: usize, now_ms: u64) -> Vec<u8> {
         debug_assert_eq!(self.sending, 0);
@@ -534,7 +535,7 @@ impl Connection {
         }
     }
 
-    /// What it wants next of its socket.
+    /// Returns the next operation on the socket.
     #[inline]
     pub fn next(&self) -> Next {
         let unsent = self.unsent();

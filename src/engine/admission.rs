@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Connections over the limit for which there are always descriptors. They are open until their peers have read why, or two
-/// seconds have passed. If too many are, any further one gets its 503 as well, and is closed at once.
+/// The number of connections over the limit for which there are always descriptors. They are open until their peers
+/// have read why, or two seconds have passed. Beyond that number, a connection gets its 503 as well and is closed
+/// immediately.
 pub const REJECTED_MIN: usize = 32;
 
 /// The response to a connection that is closed immediately. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
@@ -54,12 +55,12 @@ pub struct Admission {
     listening: AtomicUsize,
 }
 
-/// What is known of one shard.
+/// The state of one shard.
 #[derive(Debug)]
 struct Inbox {
     open: CachePadded<AtomicUsize>,
     turnover: CachePadded<Turnover>,
-    /// The shard takes no more: it is not looked at.
+    /// The shard takes no more connections and is skipped.
     is_closed: AtomicBool,
     /// Connections that other shards have accepted for this one; `None` once it takes no more.
     waiting: Mutex<Option<Vec<AcceptedConnection>>>,
@@ -69,7 +70,7 @@ struct Inbox {
 /// Whether the connections of a shard end as fast as they come.
 #[derive(Debug, Default)]
 struct Turnover {
-    /// Connections that it has accepted and closed since they were last looked at.
+    /// The numbers of accepted and closed connections since the last check.
     accepted: AtomicUsize,
     closed: AtomicUsize,
     is_high: AtomicBool,
@@ -91,14 +92,14 @@ impl Turnover {
     }
 }
 
-/// A connection that a shard is to serve.
+/// A connection for a shard to serve.
 #[derive(Debug)]
 pub struct AcceptedConnection {
     /// The accepted socket.
     pub socket: Socket,
     /// The right to it.
     pub permit: Permit,
-    /// There is no room: it gets a 503 and is closed.
+    /// The server is full: the connection gets a 503 and is closed.
     pub is_rejected: bool,
 }
 
@@ -115,7 +116,7 @@ impl AcceptedConnection {
 pub struct Permit {
     admission: Arc<Admission>,
     shard: usize,
-    /// There is no room for it.
+    /// The server is full.
     is_rejected: bool,
 }
 
@@ -180,14 +181,13 @@ impl Admission {
         })
     }
 
-    /// Admits what `shard` has accepted. Returns it where that shard is to serve it, and `None`
-    /// where another one has fewer connections and got it, or where it was closed.
+    /// Admits what `shard` has accepted. Returns it if this shard should serve it; `None` if another one has fewer
+    /// connections and got it, or if it was closed.
     ///
-    /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one
-    /// connection after each that is accepted, plus what several shards accept in the same instant. Where
-    /// connections end as fast as they come, a shard keeps what it accepts until it has twice as many as the
-    /// emptiest, and a few more: handoff would cost more than a short connection gains. Steered by CPU, a
-    /// connection stays with the shard that has accepted it.
+    /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one connection after each that is
+    /// accepted, plus what several shards accept in the same instant. If connections end as fast as they come, a shard
+    /// keeps what it accepts until it has twice the emptiest shard's number and a few more: a handoff would cost more
+    /// than a short connection gains. Steered by CPU, a connection stays with the shard that has accepted it.
     pub fn admit(
         self: &Arc<Self>,
         shard: usize,
@@ -239,8 +239,8 @@ impl Admission {
         if self.rejected.load(Ordering::Relaxed) <= self.rejected_max {
             return Some(AcceptedConnection { socket, permit, is_rejected: true });
         }
-        // What the peer has sent already is read first: it would be reset under the response otherwise (RFC 9112 section
-        // 9.6). What fails here has failed for the peer, too.
+        // Bytes from the peer are read first; otherwise a reset could overtake the response (RFC 9112 section 9.6). A
+        // failure here has failed for the peer, too.
         let mut request = [0; 4096];
         for _ in 0..REJECTED_READS_MAX {
             match rustix::net::recv(&socket, &mut request, RecvFlags::DONTWAIT) {
@@ -254,7 +254,7 @@ impl Admission {
     }
 
     /// Notes that a shard could not accept a connection, and logs it, but not always. Returns whether its socket still
-    /// listens; if none does anymore, all shards are told to stop.
+    /// listens; once none does, all shards are told to stop.
     pub fn note_accept_error(
         &self,
         shard: usize,
@@ -295,7 +295,8 @@ impl Admission {
         }
     }
 
-    /// The shard with the fewest connections; `shard` itself where none has so many fewer that it is worth it.
+    /// The shard with the fewest connections; Returns `shard` itself if no other has few enough to make a handoff
+    /// worthwhile.
     fn emptiest(&self, shard: usize) -> usize {
         let open = |shard: usize| self.inboxes[shard].open.load(Ordering::Relaxed);
         let takes_more = |shard: &usize| !self.inboxes[*shard].is_closed.load(Ordering::Relaxed);
@@ -305,7 +306,7 @@ impl Admission {
         if open(emptiest) + self.slack(shard) < open(shard) { emptiest } else { shard }
     }
 
-    /// How many connections more than another a shard may have before it hands off what it accepts.
+    /// Returns the number of connections by which a shard may exceed another before it hands off what it accepts.
     fn slack(&self, shard: usize) -> usize {
         let Inbox { open, turnover, .. } = &self.inboxes[shard];
         if turnover.is_high() { open.load(Ordering::Relaxed) / 2 + TURNOVER_SLACK } else { 0 }
@@ -322,7 +323,7 @@ impl Admission {
         self.inboxes.iter().map(|inbox| inbox.open.load(Ordering::Relaxed)).collect()
     }
 
-    /// Takes what other shards have accepted for `shard`. To be called after its wake-up.
+    /// Takes what other shards have accepted for `shard`. Call this after the shard's wake-up.
     pub fn collect(&self, shard: usize) -> Vec<AcceptedConnection> {
         self.inboxes[shard].waiting().as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -335,7 +336,7 @@ impl Admission {
     }
 }
 
-/// Whether an error of accept(2) is about the connection that was to be accepted, and not about the listener.
+/// Whether an error of accept(2) is about the new connection and not about the listener.
 pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, Interrupted, NetworkDown, NetworkUnreachable, TimedOut,

@@ -1,9 +1,9 @@
-//! The line of those who have work to do once others have had their turn.
+//! The line of connections that have work left after their turn.
 
 use crate::http::Budget;
 use std::collections::VecDeque;
 
-/// Connections that have work to do, on a batch or because their budget was spent, in the order in which they came.
+/// Connections that have work to do, on a batch or because their budget was spent, in order of arrival.
 #[derive(Debug)]
 pub struct Line<K> {
     keys: VecDeque<K>,

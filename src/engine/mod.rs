@@ -37,7 +37,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long an idle shard polls before it sleeps.
+/// The polling of an idle shard before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// As long as it seems to pay.
@@ -46,7 +46,7 @@ pub enum Spin {
     Fixed(Duration),
 }
 
-/// Which shard gets a connection.
+/// The choice of a shard for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Steer {
     /// One that the kernel picks by a hash of the addresses, or the one that has the fewest
@@ -55,7 +55,7 @@ pub enum Steer {
     Cpu,
 }
 
-/// How often timeouts and the date are looked at. Timeouts are late by this at most.
+/// The interval at which timeouts and the date are checked. Timeouts are late by this at most.
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// Connections that may wait to be accepted, for each shard. The kernel cuts it to
@@ -65,37 +65,37 @@ pub const BACKLOG: u16 = 4096;
 /// Everything that a shard's engine needs.
 #[derive(Debug)]
 pub struct Shard {
-    /// Which shard this is, from 0.
+    /// The number of this shard, from 0.
     pub index: usize,
     /// A listening socket, non-blocking.
     pub listener: Socket,
-    /// Others have the same listening socket, and it goes on listening without this shard.
+    /// Whether other shards share the listening socket, which then keeps listening without this shard.
     pub is_listener_shared: bool,
     /// Answers its requests.
     pub service: Service,
-    /// What a connection may ask.
+    /// The limits of a connection.
     pub limits: Limits,
-    /// Pending when one of the following two has news.
+    /// The wake-up for news from the following two.
     pub wakeup: Arc<Wakeup>,
     /// Says which shard serves a connection.
     pub admission: Arc<Admission>,
     /// Says when to stop.
     pub stop: Arc<Stop>,
-    /// How long connections may take to finish once it says so.
+    /// The time that connections have to finish once it does.
     pub drain_timeout: Duration,
-    /// How long it polls before it sleeps.
+    /// The polling before it sleeps.
     pub spin: Spin,
-    /// How long it waits for more completions than one, where it does not sleep. Zero for not at all, and for
-    /// the streams engine.
+    /// The time that it waits for more completions after the first, while it is not asleep. Zero for not at all, and
+    /// for the streams engine.
     pub coalesce: Duration,
-    /// How long it polls its network devices whenever it waits; zero for not at all. Only the ring does.
+    /// The time that it polls its network devices whenever it waits; zero for none. Only the ring does.
     pub busy_poll: Duration,
-    /// Milliseconds since the shard's start, as of its last look at the clock: at least once per second
-    /// while it is alive.
+    /// Milliseconds since the shard's start, as of its last reading of the clock: at least once per second while it is
+    /// alive.
     pub heartbeat: Arc<AtomicU64>,
 }
 
-/// How a shard has ended.
+/// The end of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
     /// Connections that were closed while a request or a response was in flight.
@@ -115,7 +115,7 @@ impl Stop {
         Arc::new(Stop { urgency: AtomicU8::new(Urgency::Serve as u8), wakeups })
     }
 
-    /// What was said last.
+    /// The last message.
     pub fn urgency(&self) -> Urgency {
         const DRAIN: u8 = Urgency::Drain as u8;
         match self.urgency.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
-//! How a shard of the ring engine waits: what it does when there is no work, how long it polls, when it looks at the clock, and
-//! when it lets others have the thread.
+//! The pacing of a shard of the ring engine: what it does without work, how long it polls, when it reads the clock, and
+//! when it yields the thread.
 
 use super::{Spin, TICK, milliseconds};
 use crate::uring::Wait;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// program a timer each time.
 pub(super) const IDLE_AFTER: Duration = Duration::from_millis(10);
 
-/// How seldom a sleeping shard looks at the clock while nothing falls due.
+/// The interval at which a sleeping shard checks the clock while nothing falls due.
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Iterations and completions after which glommio's other tasks get their turn.
 const ITERATIONS_BEFORE_YIELD: u32 = 128;
@@ -22,12 +22,12 @@ const COMPLETIONS_BEFORE_YIELD: usize = 1024;
 const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
 const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
 
-/// What is known of the present idle period.
+/// The state of the current idle period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IdlePeriod {
     /// The idle timer is not set.
     Unmeasured,
-    /// The idle timer is set, and there was no work since.
+    /// The idle timer is set, and there has been no work since.
     Quiet,
     /// The idle timer is set, and there was work since.
     Busy,
@@ -35,21 +35,22 @@ enum IdlePeriod {
     Asleep,
 }
 
-/// How a shard waits, and when.
+/// The pacing of a shard.
 #[derive(Debug)]
 pub(super) struct Pacing {
     polling: Polling,
-    /// How it waits for work while it is not asleep.
+    /// The way in which it waits for work while it is not asleep.
     pub(super) wait: Wait,
     idle_period: IdlePeriod,
-    /// What is left of the turn before others have theirs; nothing once it was interrupted.
+    /// The rest of the turn before others have theirs; zero once it was interrupted.
     iterations_left: u32,
     completions_left: usize,
     started: Instant,
-    /// When the last iteration had received what it handles, and when it had handled it.
+    /// The times at which the last iteration had received its input, and had handled it.
     received_at: Instant,
     handled_at: Instant,
-    /// When the clock was last looked at for all connections, and when that is due again, in milliseconds since the start.
+    /// The time at which the clock was last checked for all connections, and the next such time, in milliseconds since
+    /// the start.
     ticked_ms: u64,
     next_tick_ms: u64,
 }
@@ -102,7 +103,7 @@ impl Pacing {
         self.iterations_left == 0
     }
 
-    /// Begins an idle period if there is none. Returns whether the idle timer has to be set, to [`IDLE_AFTER`].
+    /// Begins an idle period, unless one has begun. Returns whether the idle timer has to be set, to [`IDLE_AFTER`].
     pub(super) fn begin_idle_period(&mut self) -> bool {
         let begins = self.idle_period == IdlePeriod::Unmeasured;
         if begins {
@@ -150,7 +151,7 @@ impl Pacing {
         self.handled_at
     }
 
-    /// How long to poll before a wait, if this many connections were active lately.
+    /// Returns the time to poll before a wait, if this many connections were active lately.
     pub(super) fn polls_for(&self, active_connections: usize) -> Duration {
         self.polling.duration(active_connections)
     }
@@ -162,12 +163,12 @@ impl Pacing {
         }
     }
 
-    /// Whether all connections have to be looked at.
+    /// Whether all connections have to be checked.
     pub(super) fn is_tick_due(&self, now_ms: u64) -> bool {
         now_ms >= self.next_tick_ms
     }
 
-    /// How long a sleeping shard may wait for work.
+    /// Returns the time for which a sleeping shard may wait for work.
     pub(super) fn sleeps_for(&self, now_ms: u64) -> Duration {
         Duration::from_millis(self.next_tick_ms.saturating_sub(now_ms))
     }
@@ -180,11 +181,11 @@ impl Pacing {
     }
 }
 
-/// How long to poll before waiting, learned from how long completions were waited for.
+/// The time to poll before waiting, learned from earlier waits for completions.
 #[derive(Debug)]
 pub(super) struct Polling {
     spin: Spin,
-    /// A moving average of how long completions were waited for.
+    /// A moving average of the waits for completions.
     gap: Duration,
 }
 
@@ -193,8 +194,8 @@ impl Polling {
         Polling { spin, gap: AUTO_SPIN_MAX * 2 }
     }
 
-    /// How long to poll now. `auto` polls while few connections are active and completions come
-    /// soon enough for it to pay: up to twice the usual gap.
+    /// Returns the time to poll now. `auto` polls while few connections are active and completions come soon enough for
+    /// it to pay: up to twice the usual gap.
     pub(super) fn duration(&self, active_connections: usize) -> Duration {
         match self.spin {
             Spin::Fixed(spin) => spin,
@@ -206,7 +207,7 @@ impl Polling {
 
     /// Learns from a wait that a completion has ended.
     pub(super) fn learn(&mut self, gap: Duration) {
-        // Long gaps count as just long: the average must come back soon.
+        // Long gaps are capped, so that the average recovers soon.
         self.gap = (7 * self.gap + gap.min(4 * AUTO_SPIN_MAX)) / 8;
     }
 }

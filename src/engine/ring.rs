@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
 
-/// How long it waits at a time while it drains, so that the deadline is looked at.
+/// The longest single wait during a drain, so that the deadline is checked.
 const DRAIN_WAIT: Duration = Duration::from_millis(2);
 
 /// A connection on the ring.
@@ -63,7 +63,7 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     run_with(&SIZES, shard, ready).await
 }
 
-/// The same with a ring of other sizes.
+/// Serves with a ring of other sizes.
 pub(super) async fn run_with(
     sizes: &Sizes,
     shard: Shard,
@@ -110,8 +110,8 @@ pub(super) async fn run_with(
 }
 
 impl Reactor {
-    /// Works until there is nothing to do, then polls, waits, and sleeps until there is, and returns
-    /// when somebody else must have a turn.
+    /// Works until there is nothing to do, then polls, waits, and sleeps until there is. Returns when other tasks must
+    /// have a turn.
     fn serve(&mut self) -> io::Result<()> {
         if self.pacing.is_asleep() {
             self.sleep()?;
@@ -161,7 +161,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Waits for work, at most until the clock has to be looked at.
+    /// Waits for work, at most until the clock has to be checked.
     fn sleep(&mut self) -> io::Result<()> {
         self.ask_for_commit();
         self.driver.service().metrics().sleeps.add(1);
@@ -174,13 +174,13 @@ impl Reactor {
         self.driver.ask_for_commit(&mut self.sockets);
     }
 
-    /// One iteration: submits, waits, handles what has completed, and queues the responses. Returns
-    /// how many completions there were, apart from the idle timer's.
+    /// One iteration: submits, waits, handles what has completed, and queues the responses. Returns the number of
+    /// completions, without the idle timer's.
     fn iterate(&mut self, wait: Wait) -> io::Result<usize> {
         let wait = if self.driver.has_work() { Wait::No } else { wait };
         let mut done = self.sockets.ring.iterate(wait)?;
         if matches!(wait, Wait::For(_)) {
-            // It was long: what has come is stamped with the time at which it came.
+            // After a long wait, the input gets the time at which it arrived.
             self.read_clocks();
         }
         let received_at = Instant::now();
@@ -236,7 +236,7 @@ impl Reactor {
         }
     }
 
-    /// Goes on accepting at once if that has worked since it failed last, and otherwise after the next tick.
+    /// Continues to accept immediately if that has worked since the last failure, and otherwise after the next tick.
     fn note_accept_error(&mut self, error: &io::Error) {
         let RingSockets { ring, shard, admission } = &mut self.sockets;
         let Some(listener) = ring.listener() else { return };

@@ -36,26 +36,25 @@ pub(super) const INPUT_BYTES: usize = 16 * 1024;
 /// Connections accepted in a row before others get their turn.
 const ACCEPTS_BEFORE_YIELD: usize = 64;
 
-/// How long accepting rests when the kernel is out of descriptors or memory: at first, and at
-/// most after doubling.
+/// The pause of accepting when the kernel is out of descriptors or memory: at first, and at most after doubling.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 /// Reads in a row for one connection while the server drains, half as many as it may keep unhandled.
 const RESTS_MAX: usize = KEPT_BYTES_MAX / INPUT_BYTES / 2;
 
-/// How often a draining shard looks whether its connections have ended.
+/// The interval at which a draining shard checks whether its connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// Its ticks during which a receive must have waited before its connection counts as idle.
 const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
 
-/// What the tasks of one shard share.
+/// The state that the tasks of one shard share.
 struct Hub {
     service: RefCell<Service>,
     input: RefCell<Vec<u8>>,
     /// Is always readable, as glommio finds out when it looks at its ring: see [`Hub::look_around`].
     look: PollableFd<Wakeup>,
-    /// What all tasks together may still cost before the ring is looked at.
+    /// The cost that all tasks together may still cause before the ring is checked.
     budget: Cell<Budget>,
     limits: Limits,
     started: Instant,
@@ -71,7 +70,7 @@ struct Hub {
     waits: RefCell<Waits<Weak<Watch>>>,
 }
 
-/// What can end a task's waiting besides its socket.
+/// The events other than its socket's that can end a task's wait.
 struct Watch {
     deadline_ms: Cell<u64>,
     waker: Cell<Option<Waker>>,
@@ -353,9 +352,9 @@ struct Task {
     /// The last epochs that responses wait for.
     settle: Option<u64>,
     read: Option<u64>,
-    /// The epochs that were reached when the connection was last asked for its action.
+    /// The epochs that were reached at the connection's last action.
     reached: (u64, u64),
-    /// The drain's tick at which the present receive was first seen to wait.
+    /// The drain's tick at which the current receive was first seen to wait.
     waits_since_tick: Option<u64>,
     _permit: Permit,
 }
@@ -365,7 +364,7 @@ struct Task {
 enum Ended {
     /// Something was received, sent, settled, or read.
     Advanced,
-    /// Nothing had to be waited for, since there is work.
+    /// There was no wait, since there is work.
     Works,
     /// The connection has to be closed.
     Closed,
@@ -401,7 +400,7 @@ impl Task {
                     self.connection.work(&moment, &mut service);
                     service.publish();
                 }
-                // A peer that always has more to say does not keep the others waiting.
+                // A peer that never stops sending does not keep the others waiting.
                 Ended::Advanced if !waited => self.hub.look_around().await,
                 Ended::Advanced => {}
             }
@@ -440,13 +439,13 @@ impl Task {
         }
     }
 
-    /// Sends and receives until something has come of it, the store has news, or the clock ends the connection. Does not wait if
-    /// there is work.
+    /// Sends and receives until there is a result, the store has news, or the clock ends the connection. Does not wait
+    /// if there is work.
     async fn wait(&mut self, then: Next, has_work: bool, waited: &mut bool) -> Ended {
         self.watch.deadline_ms.set(self.connection.deadline_ms());
         self.waits_since_tick = None;
         poll_fn(|cx| {
-            // Also if there is always something to receive.
+            // This holds even if there is always something to receive.
             if let Some(ended) = self.check_stop() {
                 return Poll::Ready(ended);
             }
@@ -468,7 +467,7 @@ impl Task {
         .await
     }
 
-    /// Sends and receives what the socket takes and has. Returns what has come of it.
+    /// Sends and receives what the socket takes and has. Returns the result.
     fn transfer(&mut self, then: Next, cx: &mut Context<'_>) -> Option<Ended> {
         let Task { hub, stream, connection, sending, sent, .. } = self;
         while *sent < sending.len() {
@@ -524,7 +523,7 @@ impl Task {
         is_released
     }
 
-    /// Looks at the clock and at the stop. Returns what has come of it.
+    /// Looks at the clock and at the stop. Returns the result.
     fn tick(&mut self) -> Option<Ended> {
         let Task { hub, connection, .. } = self;
         let moment = hub.moment.get();
@@ -583,7 +582,7 @@ impl Task {
         true
     }
 
-    /// Whether more has arrived than was read. What it reads is discarded.
+    /// Whether more has arrived than was read. Input is discarded.
     async fn has_unread(&mut self) -> bool {
         let Task { hub, stream, .. } = self;
         poll_fn(|cx| {

@@ -1,14 +1,14 @@
-//! The shape in which clients send events, read without a general parser: an object with `userId` and
-//! `value` and nothing else, in any order and with any white space, and an id without escapes.
+//! Reads the usual shape of an event without a general parser: an object with only `userId` and `value`, in any order
+//! and with any white space, and an id without escapes.
 //!
-//! What is read here has the value that [`super::decode`] would find with serde_json, to the bit.
-//! Nothing is refused here: what has another shape, valid or not, is left to the general parser.
+//! An event read here has the value that [`super::decode`] would find with serde_json, to the bit. Nothing is refused
+//! here: what has another shape, valid or not, is left to the general parser.
 
 use super::decimal::DIGITS_MAX;
 use super::{Event, USER_ID_BYTES_MAX};
 use std::borrow::Cow;
 
-/// The largest integer up to which an `f64` holds every one.
+/// The largest integer up to which an `f64` holds every integer.
 const EXACT_INTEGER_MAX: u64 = 1 << f64::MANTISSA_DIGITS;
 
 /// The powers of ten that an `f64` holds exactly.
@@ -43,7 +43,7 @@ fn end(rest: &[u8]) -> Option<()> {
     skip_space(token(rest, b"}")?).is_empty().then_some(())
 }
 
-/// What follows the white space at the start of `bytes`.
+/// Returns the bytes after the white space at the start of `bytes`.
 #[inline(always)]
 fn skip_space(bytes: &[u8]) -> &[u8] {
     // Most clients send none.
@@ -58,14 +58,14 @@ fn skip_some_space(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// What follows a token, which may have white space in front of it.
+/// Returns the bytes after a token, which may have white space before it.
 #[inline(always)]
 fn token<'a, const N: usize>(bytes: &'a [u8], token: &[u8; N]) -> Option<&'a [u8]> {
     // Most clients send none, so that is tried first.
     bytes.strip_prefix(token).or_else(|| skip_space(bytes).strip_prefix(token))
 }
 
-/// What follows the name of a member and its colon.
+/// Returns the bytes after the name of a member and its colon.
 #[inline(always)]
 fn name<'a, const N: usize>(bytes: &'a [u8], quoted: &[u8; N]) -> Option<&'a [u8]> {
     token(token(bytes, quoted)?, b":")
@@ -97,7 +97,7 @@ const fn eight(byte: u8) -> u64 {
 /// The highest bit of each byte of a word.
 const HIGHS: u64 = eight(0x80);
 
-/// How many bytes come before the first quote, and whether they are ASCII. `None` where an escape or a
+/// Returns the number of bytes before the first quote, and whether they are ASCII. Returns `None` if an escape or a
 /// control character comes before it.
 #[inline(always)]
 fn plain_length(bytes: &[u8]) -> Option<(usize, bool)> {
@@ -111,7 +111,7 @@ fn plain_length(bytes: &[u8]) -> Option<(usize, bool)> {
         let escape = (word ^ eight(b'\\')).wrapping_sub(eight(1));
         let ends = (quote_or_control | escape) & !word & HIGHS;
         if ends != 0 {
-            // The bytes before the one that was found.
+            // Bytes before the one that was found.
             seen |= word & ((ends & ends.wrapping_neg()) - 1);
             at += (ends.trailing_zeros() / 8) as usize;
             return (bytes[at] == b'"').then_some((at, seen & HIGHS == 0));
@@ -146,7 +146,7 @@ pub(super) fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
         }
     }
     if digits.count > DIGITS_MAX {
-        // What takes longer is not usual.
+        // Anything longer is unusual.
         return None;
     }
     if matches!(rest, [b'e' | b'E', ..]) {
@@ -188,15 +188,15 @@ impl Digits {
     }
 }
 
-/// As [`number`], for one of at most 19 digits that has an exponent or no exact value, which the standard library reads fast: see
-/// [`decimal`](super::decimal).
+/// Like [`number`], for a number of at most 19 digits that has an exponent or is inexact, which the standard library
+/// reads fast: see [`decimal`](super::decimal).
 #[cold]
 fn any_number(bytes: &[u8]) -> Option<(f64, &[u8])> {
     let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     let end = bytes.iter().position(|byte| !is_part(byte)).unwrap_or(bytes.len());
     let (number, rest) = bytes.split_at(end);
-    // What it accepts and JSON does not is an integer part or a fraction without a digit, or a sign or
-    // zeros in front. The caller has seen that there is none of these.
+    // It accepts what JSON does not: an integer part or a fraction without digits, a sign, and leading zeros. The
+    // caller has ruled these out.
     let value: f64 = std::str::from_utf8(number).ok()?.parse().ok()?;
     value.is_finite().then_some((value, rest))
 }
@@ -405,7 +405,8 @@ mod tests {
         fn plain_events_are_canonical_whatever_their_white_space(
             body in body(), id in "[ !#-\\[\\]-~é😀]{1,64}", number in any::<f64>()
         ) {
-            // What the general parser accepts of this shape has an escape or a long number, or is read here.
+            // Everything of this shape that the general parser accepts is read here, unless it has an escape or a long
+            // number.
             let is_other = body.contains(&b'\\') || has_long_number(&body);
             let is_accepted = decode_unusual(&body).is_ok();
             prop_assert_eq!(read(&body).is_some(), is_accepted && !is_other);

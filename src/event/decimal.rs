@@ -1,8 +1,8 @@
 //! Numbers in the grammar of JSON, read as the nearest `f64`, ties to even, whatever their length.
 //!
-//! The standard library reads every decimal of up to 19 digits fast. What has more lies between two of those, which most
-//! often have the same nearest value. If not, it decides by shifting up to 768 digits hundreds of times, which takes it
-//! 14 to 17 µs per number, however short that is. Here, the number is compared with the middle between the two
+//! The standard library reads every decimal of up to 19 digits fast. A longer number lies between two such numbers,
+//! which usually have the same nearest value. If not, it decides by shifting up to 768 digits hundreds of times, which
+//! takes it 14 to 17 µs per number, however short that is. Here, the number is compared with the middle between the two
 //! values instead, once, as integers (W. Clinger, "How to Read Floating Point Numbers Accurately", 1990).
 
 use std::cmp::Ordering;
@@ -41,7 +41,7 @@ pub(super) fn read(text: &[u8]) -> Option<f64> {
         _ => return None,
     };
     if whole.len() + fraction.len() <= DIGITS_MAX {
-        // What the standard library accepts and JSON does not was refused above.
+        // Everything that the standard library accepts and JSON does not was refused above.
         return std::str::from_utf8(text).ok()?.parse().ok();
     }
     let magnitude = Decimal::new(whole, fraction, exponent).nearest();
@@ -95,7 +95,7 @@ impl<'a> Digits<'a> {
     }
 }
 
-/// A decimal: the integer that the digits are, times a power of ten. There are no zeros in front, nor behind.
+/// A decimal: the integer that the digits are, times a power of ten. There are no leading or trailing zeros.
 struct Decimal<'a> {
     digits: Digits<'a>,
     exponent: i64,
@@ -118,7 +118,7 @@ impl<'a> Decimal<'a> {
         let Some(cut @ 1..) = self.digits.len().checked_sub(DIGITS_MAX) else {
             return nearest_short(head, self.exponent);
         };
-        // The number is above this one, and below that which has the next higher digits.
+        // The number is above this one and below the one with the next higher digits.
         let exponent = self.exponent.saturating_add(i64::try_from(cut).unwrap_or(EXPONENT_MAX));
         let below = nearest_short(head, exponent);
         let above = match head + 1 {
@@ -129,7 +129,7 @@ impl<'a> Decimal<'a> {
         if below.to_bits() == above.to_bits() {
             return below;
         }
-        // They are neighbors: 19 digits are closer to each other than values are.
+        // They are neighbors, because numbers of 19 digits are closer to each other than values of `f64`.
         match self.compare_with_middle_above(below) {
             Ordering::Less => below,
             Ordering::Equal if below.to_bits() & 1 == 0 => below,
@@ -137,8 +137,8 @@ impl<'a> Decimal<'a> {
         }
     }
 
-    /// Compares the number with the middle between a finite value and the next, which has an exponent in the range of
-    /// those of `f64`.
+    /// Compares the number with the midpoint between a finite value and the next one, whose exponent is in the range of
+    /// `f64`.
     fn compare_with_middle_above(&self, value: f64) -> Ordering {
         // In units of half of the distance between the two, the value is even, and the middle is one more.
         let bits = value.to_bits();
@@ -156,7 +156,7 @@ impl<'a> Decimal<'a> {
             exponent -= 1;
         }
         let mut middle = Integer::from(middle);
-        // The tens are fives and twos. Negative powers of one side are positive ones of the other.
+        // The tens are fives and twos. Negative powers on one side are positive ones on the other.
         if exponent >= 0 {
             number.multiply_by_power_of_five(exponent);
         } else {
@@ -177,7 +177,7 @@ impl<'a> Decimal<'a> {
 fn nearest_short(digits: u64, exponent: i64) -> f64 {
     let mut text = [0; 48];
     let mut rest = &mut text[..];
-    // Both numbers have at most 20 characters. What were not written would not be read as a number.
+    // Both numbers have at most 20 characters. Otherwise it would not be read as a number.
     let _ = write!(rest, "{digits}e{exponent}");
     let unused = rest.len();
     let text = std::str::from_utf8(&text[..48 - unused]);

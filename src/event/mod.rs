@@ -1,8 +1,8 @@
 //! One event from its JSON: `{"userId": string, "value": number}`.
 //!
-//! The shape that clients send is read directly (`canonical`, and `lines` for batches), and everything else by serde_json. What that
-//! does not check in ignored members (text that is not UTF-8, lone surrogates) is checked here first, and
-//! numbers are read from their digits (`decimal`).
+//! The shape that clients send is read directly (`canonical`, and `lines` for batches), and everything else by
+//! serde_json. The things that serde_json does not check in ignored members (invalid UTF-8, lone surrogates) are
+//! checked here first, and numbers are read from their digits (`decimal`).
 
 mod canonical;
 mod decimal;
@@ -27,7 +27,7 @@ pub struct Event<'a> {
     pub value: f64,
 }
 
-/// Why a body is not an event.
+/// The reason why a body is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not UTF-8.
@@ -49,7 +49,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// One sentence that says what to do.
+    /// Returns one sentence with what to do.
     pub fn sentence(self) -> &'static str {
         match self {
             Refusal::NotUtf8 => "send the body as UTF-8",
@@ -73,7 +73,7 @@ pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     decode_usual(body).map_or_else(|| decode_unusual(body), Ok)
 }
 
-/// Reads an event in the shape in which clients send it, in a fraction of the time that [`decode_unusual`] takes.
+/// Reads an event in the usual shape, in a fraction of the time of [`decode_unusual`].
 #[inline]
 pub fn decode_usual(body: &[u8]) -> Option<Event<'_>> {
     canonical::read(body)
@@ -84,20 +84,21 @@ pub fn decode_usual(body: &[u8]) -> Option<Event<'_>> {
 pub struct Line<'a> {
     /// Its event; `None` on an empty line.
     pub event: Option<Result<Event<'a>, LineRefusal>>,
-    /// How many bytes it takes, with its ending.
+    /// The number of its bytes, with its ending.
     pub bytes: usize,
 }
 
-/// Why a line of a batch is not an event.
+/// The reason why a line of a batch is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineRefusal {
     /// It is longer than lines may be.
     Long,
-    /// What it says is not an event.
+    /// The line is not an event.
     Event(Refusal),
 }
 
-/// How much of a batch can belong to a line of at most `line_bytes_max` bytes without its ending, LF or CRLF.
+/// Returns the part of a batch that can belong to a line of at most `line_bytes_max` bytes without its ending, LF or
+/// CRLF.
 #[inline(always)]
 fn window(batch: &[u8], line_bytes_max: usize) -> &[u8] {
     &batch[..batch.len().min(line_bytes_max.saturating_add(2))]
@@ -154,7 +155,7 @@ pub fn decode_unusual(body: &[u8]) -> Result<Event<'_>, Refusal> {
     }
 }
 
-/// The bytes of a text, borrowed where it is.
+/// The bytes of a text, borrowed if the text is.
 fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
@@ -175,7 +176,7 @@ fn has_lone_surrogate(body: &[u8]) -> bool {
             },
             Some(0xdc00..=0xdfff) => return true,
             Some(_) => at += 6,
-            // An escape of two bytes, the second of which may be a backslash itself.
+            // An escape of two bytes; the second one may itself be a backslash.
             None => at = (at + 2).min(body.len()),
         }
     }
@@ -200,8 +201,7 @@ struct Members<'a> {
     overflowed: bool,
 }
 
-/// Reads the members of an object in the order in which they come. A derived struct would accept an
-/// array as well.
+/// Reads the members of an object in their order. A derived struct would accept an array as well.
 struct MembersReader<'m, 'a> {
     members: &'m mut Members<'a>,
 }
@@ -284,7 +284,7 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// A string, borrowed where it has no escapes: serde's own `Cow` always copies.
+/// A string, borrowed if it has no escapes: serde's own `Cow` always copies.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -587,7 +587,7 @@ mod tests {
                 exponent += (text.len() - digits_kept) as i32;
             }
             if nudge != 0 {
-                // One more or one less, many zeros or nines further on.
+                // One more or one less, after many zeros or nines.
                 digits *= BigUint::from(10u8).pow(gap as u32);
                 exponent -= gap as i32;
                 match nudge {

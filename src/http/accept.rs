@@ -1,4 +1,4 @@
-//! Which of two media types a client prefers (RFC 9110 section 12.5.1).
+//! Chooses the one of two media types that a client prefers (RFC 9110 section 12.5.1).
 
 use super::head::list;
 
@@ -11,7 +11,7 @@ pub struct MediaType {
     pub version: &'static str,
 }
 
-/// How much a client wants a media type: by weight, then by how exactly it asks for it.
+/// A client's preference for a media type: by weight, then by how specific the range is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
     /// In thousandths.
@@ -24,7 +24,7 @@ pub(super) fn prefers(accept: &[u8], one: MediaType, other: MediaType) -> bool {
     preference(accept, one) > preference(accept, other)
 }
 
-/// What the most exact range that a media type is in says about it.
+/// Returns the preference of the most specific range that a media type is in.
 fn preference(accept: &[u8], media_type: MediaType) -> Preference {
     let ranges = list(accept).filter_map(|range| of_range(range, media_type));
     let decisive = ranges.max_by_key(|found| found.exactness).unwrap_or_default();
@@ -57,7 +57,7 @@ fn of_range(range: &[u8], media_type: MediaType) -> Option<Preference> {
             }
             exactness += 1;
         }
-        // Others, such as charset, do not tell the types of this server apart.
+        // Others, such as charset, do not distinguish the types of this server.
     }
     Some(Preference { weight, exactness })
 }
@@ -107,7 +107,7 @@ mod tests {
             // The most exact range decides, not the first or the heaviest.
             ("application/*, application/one;q=0.1, text/plain;q=0.2", false),
             ("application/one;q=0.1, application/one;version=1.0.0;q=0.3, text/plain;q=0.2", true),
-            // A range that is malformed is none.
+            // A malformed range does not count.
             ("application/one;q=2", false),
             ("application/one;q=1.001", false),
             ("application/one;q=0.1234", false),
@@ -117,7 +117,7 @@ mod tests {
             ("application/one;q=1.000", true),
             ("application/one;q=1.", true),
             (";q=1,,;", false),
-            // What Prometheus 3 sends, and what it sends without OpenMetrics.
+            // The fields of Prometheus 3, with and without OpenMetrics.
             (
                 "application/one;version=1.0.0;escaping=allow-utf-8;q=0.5,\
                  application/one;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,\

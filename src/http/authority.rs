@@ -32,7 +32,7 @@ pub(super) fn is_valid(value: &[u8]) -> bool {
 /// Whether a valid `value` means this server: a loopback address, `localhost`, or the host that the
 /// server is bound to. The port does not matter. An empty value names no server.
 pub(super) fn names_server(value: &[u8], bound_host: &str) -> bool {
-    // What is valid is ASCII.
+    // A valid authority is ASCII.
     let Ok(value) = std::str::from_utf8(value) else {
         return false;
     };

@@ -1,11 +1,11 @@
-//! How much work a connection may cause before others have their turn.
+//! The work that a connection may cause before others have their turn.
 
-/// What a connection may cost before others have their turn, in units of about a nanosecond of CPU time (see
+/// The cost that a connection may cause before others have their turn, in units of about a nanosecond of CPU time (see
 /// `units`). Whatever a shard does for a connection is charged here by what it costs: requests by their kind, bytes by
-/// what is done with them. A connection whose budget is spent waits until the others were looked at.
+/// what is done with them. A connection that has spent its budget waits until the others had their turn.
 ///
-/// It is no clock: charging is a subtraction. The last request may cost more than what is left, so a connection takes one
-/// request more than fits at most.
+/// It does not read a clock: charging is a subtraction. The last request may cost more than what is left, so a
+/// connection takes one request more than fits at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     left: i64,
@@ -17,13 +17,13 @@ impl Budget {
     /// A budget that was not used yet.
     pub const FULL: Budget = Budget { left: Budget::UNITS as i64 };
 
-    /// Uses a part of it.
+    /// Uses up a part of it.
     #[inline(always)]
     pub fn charge(&mut self, units: u32) {
         self.left -= i64::from(units);
     }
 
-    /// Uses a part of it for bytes; `per_unit` of them cost a unit.
+    /// Uses up a part of it for bytes; `per_unit` of them cost a unit.
     #[inline(always)]
     pub fn charge_bytes(&mut self, bytes: usize, per_unit: usize) {
         self.left -= (bytes / per_unit) as i64;
@@ -47,26 +47,26 @@ impl Budget {
         self.left <= 0
     }
 
-    /// The number of bytes for which it suffices, if `per_unit` of them cost a unit.
+    /// Returns the number of bytes that it covers, if `per_unit` of them cost a unit.
     pub fn room(&self, per_unit: usize) -> usize {
         usize::try_from(self.left).unwrap_or(0).saturating_mul(per_unit)
     }
 
-    /// Units used so far.
+    /// Returns the units used so far.
     pub fn used(&self) -> u32 {
         u32::try_from(i64::from(Budget::UNITS) - self.left).unwrap_or(u32::MAX)
     }
 }
 
-/// What HTTP itself costs, in units of a nanosecond. The measurements are those of `what_attacks_cost` in
-/// `engine/tests/stalls.rs`, on an EPYC of family 26; each number has room for a slower machine and cold caches.
+/// The costs of HTTP itself, in units of a nanosecond. `what_attacks_cost` in `engine/tests/stalls.rs` made the
+/// measurements, on an EPYC of family 26; each number has room for a slower machine and cold caches.
 pub(super) mod units {
     /// A receive, or another turn of what waits, with the kernel's part: its completion, its copy, and a send.
     pub(in crate::http) const RECEIVE: u32 = 1_500;
     /// The parser of a head that is not known yet, and per byte of the head: measured 1.7 µs for 92 fields in 3.6 kB.
     pub(in crate::http) const HEAD: u32 = 300;
     pub(in crate::http) const HEAD_BYTE: u32 = 1;
-    /// The response to what HTTP refuses, most of which is its JSON: measured 0.2 µs.
+    /// The response to a request that HTTP refuses, mostly its JSON: measured 0.2 µs.
     pub(in crate::http) const REFUSAL: u32 = 400;
     /// A byte of a chunked body, as its framing takes longer than its data: measured 3.3 ns.
     pub(in crate::http) const CHUNKED_BYTE: u32 = 4;

@@ -6,7 +6,7 @@
 use super::hex_digit;
 use super::refusal::Refusal;
 
-/// Where in a chunked body the next byte belongs.
+/// The place of the next byte in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Before the first digit of a size.
@@ -57,24 +57,24 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunked {
     state: State,
-    /// The size of the chunk, then what is left of it.
+    /// The size of the chunk, then the rest of it.
     left: u64,
     decoded: usize,
     /// Bytes of framing that may still come.
     framing_left: usize,
 }
 
-/// What a piece of input held.
+/// The content of a piece of input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All of it was consumed, and the body goes on.
+    /// All of it was consumed, and the body continues.
     More,
-    /// The body ends after this many bytes of it.
+    /// The body ends after this number of its bytes.
     Done(usize),
 }
 
 impl Chunked {
-    /// A body whose framing may take so many bytes.
+    /// Creates a body whose framing may take this number of bytes.
     pub(super) fn new(framing_bytes_max: usize) -> Self {
         Chunked { state: State::SizeStart, left: 0, decoded: 0, framing_left: framing_bytes_max }
     }

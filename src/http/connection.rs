@@ -1,8 +1,8 @@
 //! One connection: received bytes in, one step at a time out.
 //!
-//! A caller gives [`Connection::step`] what was received, acts on what it returns, and calls it again with the bytes that it
-//! has left. The bytes of an incomplete request are left as well: the caller keeps them, and gives them once more in front of
-//! what arrives next. There is no socket and no clock in here, and nothing of what responds to a request.
+//! A caller gives [`Connection::step`] what was received, acts on what it returns, and calls it again with the bytes
+//! that it has left. The bytes of an incomplete request are left as well: the caller keeps them and passes them again,
+//! before the bytes that arrive next. There is no socket and no clock in here, and nothing that responds to a request.
 
 use super::budget::{Budget, units};
 use super::chunked::{Chunked, Progress};
@@ -15,14 +15,14 @@ use super::response::{Persistence, Refused, ReplyTo};
 use super::target::Target;
 use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Limits};
 
-/// What a connection has come to.
+/// The result of a step.
 #[derive(Debug)]
 #[must_use]
 pub enum Step<'a> {
     /// A complete request, to respond to.
     Request(Request<'a>),
-    /// The head of a request whose client waits to be told to send the body (RFC 9110 section 10.1.1): append [`CONTINUE`] to what is
-    /// sent, or call [`Connection::decline`] and respond.
+    /// The head of a request whose client waits before it sends the body (RFC 9110 section 10.1.1): append [`CONTINUE`]
+    /// to the output, or call [`Connection::decline`] and respond.
     Expects(Request<'a>),
     /// The head of a request whose body is larger than it may be. The response to it is the last of the connection.
     TooLarge(Request<'a>),
@@ -36,30 +36,30 @@ pub enum Step<'a> {
         /// The client waits for [`CONTINUE`].
         expects: bool,
     },
-    /// The body of the batch has arrived: respond as [`Connection::batch_reply_to`] says and call
+    /// The body of the batch has arrived: respond to [`Connection::batch_reply_to`] and call
     /// [`Connection::finish_batch`] before the next step.
     BatchBody(Vec<u8>),
-    /// What is not a request, to respond to. The response is the last of the connection.
+    /// A refused request, to respond to. The response is the last of the connection.
     Refused(Refused),
-    /// Bytes were taken that are no request yet, and there are more.
+    /// Bytes were taken that do not complete a request, and there are more.
     Advanced,
-    /// What is left is incomplete.
+    /// The remaining input is incomplete.
     NeedsMore,
     /// The last response was due before this: what is left, and what comes, is not read.
     Ended(End),
 }
 
-/// How a connection ends after its last response.
+/// The way in which a connection ends after its last response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With a shutdown of the write half, after which what still arrives is discarded for a bounded time (RFC 9112 section 9.6).
+    /// With a shutdown of the write half; then incoming bytes are discarded for a bounded time (RFC 9112 section 9.6).
     Lingers,
-    /// At once: the client has said that the request was its last, and everything of it has arrived. It must send nothing more
-    /// (RFC 9112 section 9.6).
+    /// Immediately: the client has announced that the request was its last, and all of it has arrived. It must send
+    /// nothing more (RFC 9112 section 9.6).
     ClosesAtOnce,
 }
 
-/// What a peer is expected to send.
+/// The input that a peer is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
     /// The first byte of a request.
@@ -70,7 +70,7 @@ pub enum Waited {
     Body,
 }
 
-/// What of a request has arrived that was not responded to.
+/// The part of a request that has arrived without a response.
 #[derive(Debug)]
 pub enum UnderWay<'a> {
     /// Not even a head.
@@ -87,7 +87,7 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Bytes of chunks that are read in one step: with one byte per chunk, they take 14 µs.
 const CHUNKED_BYTES_AT_ONCE: usize = 4096;
 
-/// What the connection is in the middle of.
+/// The stage of a connection.
 #[derive(Debug)]
 enum Stage {
     /// Between requests.
@@ -98,9 +98,9 @@ enum Stage {
     Body { head: Head, length: usize },
     /// A chunked body.
     Chunked(Box<ChunkedRequest>),
-    /// The body of a batch; nobody has accepted it as long as there is no memory for it.
+    /// The body of a batch; without memory for it, it has not been accepted.
     Batch(Box<BatchRequest>),
-    /// A batch with this head, of which everything has arrived.
+    /// A batch with this head that has arrived completely.
     WholeBatch(Box<Head>),
     /// The rest of a body, this many bytes, of a request that was responded to.
     Skip { left: usize },
@@ -124,11 +124,11 @@ struct ChunkedRequest {
 #[derive(Debug)]
 struct BatchRequest {
     head: Head,
-    /// What is known of the body's end.
+    /// The end of the body, as far as it is known.
     end: BodyEnd,
-    /// The decoded body. It has room for all of it, so its bytes are copied once.
+    /// The decoded body. It has room for the whole body, so bytes are copied once.
     body: Vec<u8>,
-    /// Whether the connection goes on behind a refusal of the batch.
+    /// Whether the connection continues after a refusal of the batch.
     if_declined: Persistence,
 }
 
@@ -144,9 +144,9 @@ enum BodyEnd {
 pub struct Connection {
     limits: Limits,
     stage: Stage,
-    /// What is left of what it may cost before others have their turn.
+    /// The rest of its budget before others have their turn.
     pub budget: Budget,
-    /// When the stage began, in the engine's milliseconds.
+    /// The start of the stage, in the engine's milliseconds.
     since_ms: u64,
     /// The next response without another request behind it is the last.
     is_draining: bool,
@@ -307,7 +307,7 @@ impl Connection {
         self.give(head, bytes, !rest.is_empty(), now_ms)
     }
 
-    /// Continues from the head of a request whose body is too large, chunked, or waited for.
+    /// Continues after the head of a request whose body is too large, chunked, or announced.
     #[cold]
     fn begin_unusual_body<'i>(
         &mut self,
@@ -365,7 +365,7 @@ impl Connection {
         now_ms: u64,
     ) -> Step<'d> {
         let Stage::Chunked(request) = &mut self.stage else { return Step::NeedsMore };
-        // The budget is looked at between two of them.
+        // The budget is checked between two of them.
         let data = &input[..input.len().min(CHUNKED_BYTES_AT_ONCE)];
         let progress = request.chunked.feed(data, self.limits.body_bytes_max, &mut request.bytes);
         let head = request.head;
@@ -388,7 +388,7 @@ impl Connection {
         self.give(head, decoded, !input.is_empty(), now_ms)
     }
 
-    /// Hands out the head of a request whose chunked body has turned out to be too large.
+    /// Returns the head of a request whose chunked body turned out to be too large.
     fn give_too_large<'d>(&mut self, head: Head, bytes: &'d [u8]) -> Step<'d> {
         self.stage = Stage::ENDED;
         // It was read before.
@@ -400,8 +400,8 @@ impl Connection {
         Step::TooLarge(Request { head, bytes, target, peer_is_loopback, reply_to })
     }
 
-    /// Hands out a complete request. `bytes` are its head and its decoded body; `has_more` says whether something has arrived
-    /// behind it.
+    /// Hands out a complete request. `bytes` are its head and its decoded body; `has_more` tells whether something has
+    /// arrived after it.
     #[inline]
     fn give<'d>(&mut self, head: Head, bytes: &'d [u8], has_more: bool, now_ms: u64) -> Step<'d> {
         let target = match head.target(bytes) {
@@ -434,8 +434,8 @@ impl Connection {
         };
     }
 
-    /// Whether the connection goes on behind the response to a request. `has_more` says whether something has arrived
-    /// behind the request.
+    /// Whether the connection continues after the response to a request. `has_more` tells whether something has arrived
+    /// after the request.
     #[inline]
     fn persistence(&self, head: &Head, has_more: bool) -> Persistence {
         let is_last = self.is_draining && !has_more;
@@ -456,7 +456,7 @@ impl Connection {
                 let Some(length) = length else { return self.refuse(Refusal::LargeBatch, data) };
                 (length, BodyEnd::Length(length))
             }
-            // As many bytes of framing as of data.
+            // The same number of bytes for framing as for data.
             Framing::Chunked => {
                 let framing_bytes_max = bytes_max.max(CHUNK_FRAMING_BYTES_MAX);
                 (bytes_max, BodyEnd::Chunked(Chunked::new(framing_bytes_max)))
@@ -467,7 +467,7 @@ impl Connection {
             Err(refusal) => return self.refuse(refusal, data),
         };
         let expects = head.expects_continue && data.len() == head.bytes && bytes > 0;
-        // If it is refused, the connection goes on behind a body that comes in any case and whose end is known.
+        // If it is refused, the connection continues after a body that comes in any case and whose end is known.
         let persistence = match expects || matches!(end, BodyEnd::Chunked(_)) {
             true => Persistence::Close,
             false => self.persistence(&head, true),
@@ -484,14 +484,14 @@ impl Connection {
         Step::Batch { request, bytes, expects }
     }
 
-    /// Accepts the batch whose head was handed out, with memory for its body.
+    /// Accepts the batch whose head was returned, with memory for its body.
     pub fn accept_batch(&mut self, memory: Vec<u8>) {
         if let Stage::Batch(batch) = &mut self.stage {
             batch.body = memory;
         }
     }
 
-    /// Declines the body of a request whose head was handed out, and was or will be responded to.
+    /// Declines the body of a request whose head was returned, and that gets its response separately.
     pub fn decline(&mut self) {
         self.stage = match &self.stage {
             Stage::Batch(batch) => match (batch.if_declined, &batch.end) {
@@ -541,7 +541,8 @@ impl Connection {
         Step::BatchBody(body)
     }
 
-    /// How the response to the batch has to be sent that is whole. `has_more` says whether something has arrived behind it.
+    /// Returns how the response to the complete batch has to be sent. `has_more` tells whether something has arrived
+    /// after it.
     pub fn batch_reply_to(&self, has_more: bool) -> ReplyTo {
         match &self.stage {
             Stage::WholeBatch(head) => {
@@ -551,7 +552,7 @@ impl Connection {
         }
     }
 
-    /// Notes that the batch was responded to as [`Connection::batch_reply_to`] has said.
+    /// Notes that the response to [`Connection::batch_reply_to`] was made.
     pub fn finish_batch(&mut self, reply_to: ReplyTo, now_ms: u64) {
         if let Stage::WholeBatch(head) = &self.stage {
             let head = **head;
@@ -560,7 +561,7 @@ impl Connection {
         }
     }
 
-    /// How many bytes of a batch have yet to arrive, if [`Connection::fill`] can take them.
+    /// Returns the number of bytes of a batch that have yet to arrive, if [`Connection::fill`] can take them.
     #[inline]
     pub fn missing(&self) -> usize {
         match &self.stage {
@@ -586,7 +587,7 @@ impl Connection {
         Some(received)
     }
 
-    /// When the peer will have been too slow, in the engine's milliseconds.
+    /// Returns the deadline of the peer, in the engine's milliseconds.
     pub fn deadline_ms(&self) -> u64 {
         if matches!(self.stage, Stage::WholeBatch(_)) {
             return u64::MAX;
@@ -599,7 +600,7 @@ impl Connection {
         })
     }
 
-    /// What has arrived of a request that was not responded to; `kept` is what the caller keeps of it.
+    /// Returns the part of a request that has arrived without a response; `kept` holds its bytes that the caller keeps.
     pub fn under_way<'a>(&'a self, kept: &'a [u8]) -> UnderWay<'a> {
         let (head, bytes) = match &self.stage {
             Stage::Batch(_) | Stage::WholeBatch(_) => return UnderWay::Batch,
@@ -615,7 +616,7 @@ impl Connection {
         }
     }
 
-    /// How many of the bytes that the caller keeps belong to the request whose body is on its way.
+    /// Returns the number of bytes that the caller keeps for the request whose body is on its way.
     pub fn body_bytes_kept(&self) -> usize {
         match &self.stage {
             Stage::Body { head, length } => head.bytes + length,
@@ -623,7 +624,7 @@ impl Connection {
         }
     }
 
-    /// What the peer is expected to send.
+    /// Returns the input that the peer is expected to send.
     pub fn waited(&self) -> Waited {
         match self.stage {
             Stage::Idle { .. } | Stage::Ended { .. } => Waited::Idle,
@@ -639,8 +640,8 @@ impl Connection {
             && (data.starts_with(b"GET ") || data.starts_with(b"HEAD "))
     }
 
-    /// Ends a connection whose deadline has passed. Returns the refusal of the request that is incomplete, if there is one;
-    /// `kept` is what the caller keeps of it.
+    /// Ends a connection whose deadline has passed. Returns the refusal of the request that is incomplete, if there is
+    /// one; `kept` holds its bytes that the caller keeps.
     pub fn expire(&mut self, kept: &[u8]) -> Option<Refused> {
         let is_refused =
             !matches!(self.stage, Stage::Idle { .. } | Stage::Skip { .. } | Stage::Ended { .. });
@@ -687,7 +688,7 @@ impl Connection {
         !matches!(self.stage, Stage::Idle { .. } | Stage::Ended { .. })
     }
 
-    /// How long the peer may leave responses untaken, in milliseconds.
+    /// Returns the time that the peer has to read responses, in milliseconds.
     pub fn send_timeout_ms(&self) -> u64 {
         self.limits.timeouts.idle_ms
     }
@@ -699,7 +700,7 @@ impl Connection {
         }
     }
 
-    /// Refuses what has arrived of a request, after which its end cannot be known.
+    /// Refuses the part of a request that has arrived; its end cannot be known afterwards.
     #[cold]
     fn refuse<'d>(&mut self, refusal: Refusal, data: &[u8]) -> Step<'d> {
         let refused = self.refused(refusal, data);

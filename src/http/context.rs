@@ -1,9 +1,9 @@
-//! What the connections of one shard share.
+//! The state that the connections of one shard share.
 
 use super::date::Date;
 use super::head_cache::HeadCache;
 
-/// What the connections of one shard share.
+/// The state that the connections of one shard share.
 #[derive(Debug)]
 pub struct Context {
     /// The date of responses.

@@ -1,4 +1,4 @@
-//! A request's head: where it ends, what it says, and whether it can be trusted.
+//! A request's head: its end, its content, and whether it can be trusted.
 
 use super::authority;
 use super::method::Method;
@@ -34,7 +34,7 @@ impl Span {
     }
 }
 
-/// How the end of a body is known.
+/// The way in which the end of a body is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Length(u64),
@@ -68,7 +68,7 @@ impl<T: Copy> Field<T> {
     }
 }
 
-/// What a complete head says. The text stays in the buffer; spans point into it.
+/// The content of a complete head. The text stays in the buffer; spans point into it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     pub(super) method: Method,
@@ -90,10 +90,10 @@ pub(super) struct Head {
     pub(super) is_forwarded: bool,
     /// The body has a content coding.
     pub(super) is_encoded: bool,
-    /// The handler takes the body as a batch. Determined with the head, so that a head that is not parsed again spares
-    /// that, too.
+    /// The handler takes the body as a batch. Determined with the head, so that a head found in the cache saves this,
+    /// too.
     pub(super) is_batch: bool,
-    /// `Authorization`; an empty span where it is repeated.
+    /// `Authorization`; an empty span if it is repeated.
     pub(super) authorization: Option<Span>,
     /// `Accept`, unless it is repeated: whatever a server sends is allowed then, too.
     pub(super) accept: Option<Span>,
@@ -107,14 +107,14 @@ impl Head {
         u16::try_from(self.bytes).unwrap_or(u16::MAX)
     }
 
-    /// Whether the client sends nothing behind the request: it has said so, or HTTP/1.0 implies it (RFC 9112
-    /// section 9.6), and neither a body that may or may not come nor the data of a tunnel can follow.
+    /// Whether the client sends nothing after the request: it has announced that, or HTTP/1.0 implies it (RFC 9112
+    /// section 9.6), and neither an optional body nor the data of a tunnel can follow.
     #[inline]
     pub(super) fn is_last(&self) -> bool {
         !self.is_persistent && !self.expects_continue && self.method != Method::Connect
     }
 
-    /// What the request is for. `bytes` start with the head.
+    /// The target of the request. `bytes` start with the head.
     #[inline]
     pub(super) fn target<'a>(&self, bytes: &'a [u8]) -> Result<Target<'a>, Refusal> {
         let raw = &bytes[self.target.range()];
@@ -126,7 +126,7 @@ impl Head {
     }
 }
 
-/// How far the search for the end of a head has come, so that no byte is examined twice.
+/// The progress of the search for the end of a head, so that no byte is examined twice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
     searched: usize,
@@ -229,11 +229,11 @@ fn parse(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     }
 }
 
-/// What a client that speaks HTTP/2 begins with, up to what looks like the end of a head (RFC 9113 section 3.4).
+/// The start of the preface of HTTP/2, up to the bytes that look like the end of a head (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-/// Parses a later minor version as 1.1 (RFC 9110 section 2.5), and tells a version that this server
-/// does not speak from what is not a version.
+/// Parses a later minor version as 1.1 (RFC 9110 section 2.5), and distinguishes an unsupported version from a
+/// malformed one.
 fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     let line_end = memchr::memchr(b'\r', head).unwrap_or(head.len());
     match &head[line_end.saturating_sub(8)..line_end] {
@@ -252,7 +252,7 @@ fn parse_other_version(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     }
 }
 
-/// What the fields of a head say.
+/// The content of a head's fields.
 #[derive(Debug, Default)]
 struct Fields<'a> {
     host: Field<&'a [u8]>,
@@ -363,9 +363,9 @@ fn interpret(
     })
 }
 
-/// Whether a browser sent a request, and may have done so for a page of another site. Only browsers
-/// send `Origin` and `Sec-Fetch-Site`. A request with either is trusted if both say that it comes
-/// from this server's own page, and if the host is not a name that was made to point here.
+/// Whether a browser sent a request, and may have done so for a page of another site. Only browsers send `Origin` and
+/// `Sec-Fetch-Site`. A request with either field is trusted if both name this server's own page as its source, and if
+/// the host is not a name that was made to point here.
 fn is_cross_site(
     origin: Field<&[u8]>,
     fetch_site: Field<&[u8]>,

@@ -3,13 +3,13 @@
 
 use super::head::{Framing, Head};
 
-/// How many heads are kept: one for each kind of client that takes turns on a shard.
+/// The number of heads that are kept: one for each kind of client that takes turns on a shard.
 const KEPT_MAX: usize = 4;
 /// The longest head that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 1024;
 
-/// The heads that connections of one shard sent recently, and what they say. A request that starts
-/// with one of them, apart from the digits of its Content-Length, is not parsed again.
+/// The heads that connections of one shard sent recently, with their content. A request that starts with one of them,
+/// except for the digits of its Content-Length, is not parsed again.
 #[derive(Debug, Default)]
 pub(super) struct HeadCache {
     kept: Vec<Kept>,
@@ -26,7 +26,7 @@ struct Kept {
 }
 
 impl HeadCache {
-    /// What the head at the start of `input` says, if it is kept.
+    /// Returns the content of the head at the start of `input`, if it is kept.
     #[inline]
     pub(super) fn find(&mut self, input: &[u8]) -> Option<Head> {
         let last = self.kept.get(self.last)?;

@@ -1,8 +1,8 @@
 //! HTTP/1.1 without sockets or clocks: received bytes in, requests out, responses to bytes.
 //!
-//! It is pulled: [`Connection::step`] takes what was received and returns one [`Step`], such as a complete request, which its
-//! caller responds to with a [`Reply`]. The grammar is RFC 9112's, read strictly: where two readers of the same bytes could disagree on
-//! where a request ends, the request is refused and the connection is closed.
+//! It is pulled: [`Connection::step`] takes what was received and returns one [`Step`], such as a complete request,
+//! which its caller responds to with a [`Reply`]. The grammar is RFC 9112's, read strictly: if two readers of the same
+//! bytes could disagree on where a request ends, the request is refused and the connection is closed.
 
 mod accept;
 mod authority;
@@ -41,12 +41,12 @@ pub const FIELDS_MAX: usize = 100;
 pub const CHUNK_FRAMING_BYTES_MAX: usize = 4096;
 /// The most empty lines before a request line. RFC 9112 section 2.2 asks for at least one.
 pub const EMPTY_LINES_MAX: usize = 8;
-/// Bytes of unsent responses at which no further request is handled until the peer has taken some.
+/// The number of bytes of unsent responses at which no further request is handled until the peer has read some.
 pub const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX >= 8000 && REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 
-/// How long a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
+/// The times that a peer may take, in milliseconds. Each is a total that trickling bytes do not extend.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// From the first byte of a request to the end of its head.
@@ -57,14 +57,14 @@ pub struct Timeouts {
     pub idle_ms: u64,
 }
 
-/// What a connection may ask of the server.
+/// The limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of a request body, decoded.
     pub body_bytes_max: usize,
     /// Bytes of a batch, decoded.
     pub batch_bytes_max: usize,
-    /// How long the peer may take.
+    /// The times that the peer may take.
     pub timeouts: Timeouts,
 }
 

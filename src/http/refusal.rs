@@ -1,9 +1,9 @@
-//! Why something is not a request, and what its client should do.
+//! The reasons why input is not a request, and what its client should do.
 
 use super::status::Status;
 use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
 
-/// Why the protocol refuses a request, before its path matters.
+/// The reason why the protocol refuses a request, before its path matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// Not in the grammar of RFC 9112.
@@ -30,7 +30,7 @@ pub(super) enum Refusal {
     ManyFields,
     /// The body is larger than the limit.
     LargeBody,
-    /// The same of a batch.
+    /// The same for a batch.
     LargeBatch,
     /// A version other than HTTP/1.x.
     Version,
@@ -43,7 +43,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// The status, and one sentence that says what to do.
+    /// Returns the status, and one sentence with what to do.
     pub(super) fn response(self) -> (Status, &'static str) {
         match self {
             Refusal::Malformed => {

@@ -1,4 +1,4 @@
-//! A request, as it is handed out, and where its response goes.
+//! A request, and where its response goes.
 
 use super::accept::{self, MediaType};
 use super::authority;
@@ -7,13 +7,13 @@ use super::method::Method;
 use super::response::ReplyTo;
 use super::target::Target;
 
-/// A request whose head has arrived, and whose body if the step says so.
+/// A request whose head has arrived, and depending on the step its body, too.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub(super) head: Head,
     /// The head, then the decoded body.
     pub(super) bytes: &'a [u8],
-    /// What it is for.
+    /// Its target.
     pub target: Target<'a>,
     /// Whether the peer's address is a loopback address.
     pub peer_is_loopback: bool,
@@ -33,7 +33,7 @@ impl<'a> Request<'a> {
         &self.bytes[self.head.bytes..]
     }
 
-    /// How it has to be responded to.
+    /// The form that its response must have.
     #[inline]
     pub fn reply_to(&self) -> ReplyTo {
         self.reply_to

@@ -6,18 +6,18 @@ use super::method::Method;
 use super::refusal::Refusal;
 use super::status::Status;
 
-/// What the `Connection` field of a response has to say.
+/// The content of the `Connection` field of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
     /// Nothing: HTTP/1.1 stays open.
     Implied,
-    /// That it stays open, for an HTTP/1.0 client that asked for it.
+    /// The connection stays open, for an HTTP/1.0 client that asked for that.
     KeepAlive,
     /// That it closes.
     Close,
 }
 
-/// How a response has to be sent, which its request says.
+/// The form of a response, which its request decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
     pub(super) persistence: Persistence,
@@ -40,19 +40,19 @@ impl ReplyTo {
     }
 }
 
-/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): no settings, with which the server's side has to
-/// begin, and GOAWAY with HTTP_1_1_REQUIRED.
+/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): an empty SETTINGS frame, with which a server
+/// has to begin, and GOAWAY with HTTP_1_1_REQUIRED.
 const GO_AWAY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
     \x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d";
 
-/// A response of which only the date changes, as bytes.
+/// The bytes of a response in which only the date changes.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     status: Status,
     content_type: Option<&'static str>,
     body: &'static str,
     bytes: Vec<u8>,
-    /// Where in the bytes the date belongs.
+    /// The place of the date in the bytes.
     date_at: usize,
 }
 
@@ -74,8 +74,7 @@ impl Prepared {
     }
 }
 
-/// Where the response to one request goes. Each of its methods writes the whole response and returns
-/// its status.
+/// The output for the response to one request. Each of its methods writes the whole response and returns its status.
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: &'a mut Vec<u8>,
@@ -90,7 +89,7 @@ impl<'a> Reply<'a> {
         Reply { out, date: &context.date, to }
     }
 
-    /// Where in the connection's unsent bytes the response begins.
+    /// The start of the response in the connection's unsent bytes.
     #[inline]
     pub fn position(&self) -> usize {
         self.out.len()
@@ -172,8 +171,8 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// What is not a request, or ends before it is one. The response to it is the last of its connection, because where the next
-/// request begins cannot be known.
+/// Input that is not a request, or ends before it is one. The response to it is the last of its connection, because the
+/// start of the next request is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub(super) refusal: Refusal,
@@ -210,7 +209,7 @@ mod tests {
             for persistence in [Persistence::Implied, Persistence::KeepAlive, Persistence::Close] {
                 for seconds in [0, 1] {
                     let date = Date::from_unix(seconds);
-                    // What was sent before stays as it is.
+                    // Earlier bytes stay as they are.
                     let (mut direct, mut from_prepared) = (b"before".to_vec(), b"before".to_vec());
                     let to = ReplyTo { persistence, is_head };
                     Reply { out: &mut direct, date: &date, to }.send_json(Status::Created, b"{}");

@@ -6,7 +6,7 @@ use super::method::Method;
 use super::refusal::Refusal;
 use std::borrow::Cow;
 
-/// What a request is for.
+/// The target of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target<'a> {
     /// A percent-decoded path, without its query.

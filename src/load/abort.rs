@@ -1,7 +1,7 @@
 //! Ends a run once a threshold can no longer pass, whatever the rest of the run brings.
 //!
-//! The rest of a run can only add to a count, and a request that was slow stays slow, even if all requests that are
-//! left take no time. So the run so far bounds each figure.
+//! The rest of a run can only add to a count, and slow requests remain, even if all further ones take no time. So the
+//! run so far bounds each figure.
 
 use super::latency::Latencies;
 use super::shared::{Progress, Run};
@@ -63,7 +63,7 @@ impl<'a> Abort<'a> {
             || most.is_some_and(|most| threshold.fails_up_to(most))
     }
 
-    /// Returns a lower bound of a figure at the end of the run, in microseconds if it is a time; `None` if there is none.
+    /// Returns a lower bound of a figure at the end of the run, in microseconds if it is a time; `None` without one.
     fn least(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let SoFar { latency, progress, .. } = so_far;
         let count = |of: fn(&Progress) -> &AtomicU64| Some(progress(of) as f64);
@@ -87,7 +87,7 @@ impl<'a> Abort<'a> {
         }
     }
 
-    /// Returns an upper bound of a figure at the end of the run; `None` if there is none.
+    /// Returns an upper bound of a figure at the end of the run; `None` without one.
     fn most(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let Whole { events, .. } = self.of?;
         match name {
@@ -130,7 +130,7 @@ mod tests {
             ("mean>5us", vec![5000], Some(1000), false),
             ("mean>5us", vec![5100], Some(1000), true),
             ("mean!=5us", vec![5100], Some(1000), true),
-            // How many there will be is not known.
+            // Their final number is unknown.
             ("p99>5ms", slow(1000), None, false),
             ("mean>5us", slow(1000), None, false),
             // Any count may grow, and none shrinks.

@@ -1,4 +1,4 @@
-//! What the events of a run add up to, from what became of each.
+//! The totals that a run's events add up to, from the outcome of each.
 
 use super::event_set::UserSet;
 use super::ledger::Ledger;
@@ -10,47 +10,47 @@ use super::workload::{Totals, Workload};
 pub(super) enum Novelty {
     /// It may know some.
     Unknown,
-    /// Whoever chose the prefix of their ids says that it does not.
+    /// The user who chose the prefix of their ids promises that.
     Claimed,
-    /// The client chose a prefix that no other run has.
+    /// The client chose a unique prefix.
     Certain,
 }
 
-/// What is known of the events of a run, of one client or of all.
+/// The knowledge about the events of a run, of one client or of all.
 pub(super) struct Account<'a> {
     /// The events.
     pub(super) workload: Workload,
-    /// How many were sent before them.
+    /// The number of events sent before them.
     pub(super) warm_up: u64,
-    /// What the server had counted before the warm-up.
+    /// The server's totals before the warm-up.
     pub(super) first: Totals,
-    /// What it had counted before the run.
+    /// The server's totals before the run.
     pub(super) before: Totals,
     /// Whether it was reset in between.
     pub(super) was_reset: bool,
     /// Whether the server can know users of the run from before it.
     pub(super) novelty: Novelty,
-    /// What became of the events, and of those of the warm-up.
+    /// The outcomes of the events, and of the warm-up's events.
     pub(super) ledger: &'a Ledger,
     pub(super) warm_up_ledger: &'a Ledger,
     /// Whether clients that are lost may have sent any number of events.
     pub(super) is_unbounded: bool,
-    /// What the server had counted after the run, or why it is not known.
+    /// The server's totals after the run, or the reason why they are unknown.
     pub(super) after: Result<Totals, String>,
 }
 
 impl Account<'_> {
-    /// What the totals are to be judged by.
+    /// The expectations for the totals.
     pub(super) fn evidence(self) -> Evidence {
         let workload = &self.workload;
         let Ledger { refused, unknown, unsent, .. } = self.ledger;
         let (without, possible) = ([refused, unsent, unknown], [refused, unsent]);
         let ours = [workload.users_without(&without), workload.users_without(&possible)];
-        // The same for the warm-up.
+        // The expectations for the warm-up.
         let earlier = Workload { events: self.warm_up, ..*workload };
         let Ledger { acknowledged, refused, unknown, unsent, .. } = self.warm_up_ledger;
         let late = earlier.share_of(unknown);
-        // The server's users that cannot be among those of the run.
+        // The server's users that cannot be users of the run.
         let (mut apart, before) = (0, self.before.unique_users);
         let known = if self.was_reset {
             // An event of the warm-up that got no response may be counted at any time.

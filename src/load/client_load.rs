@@ -1,4 +1,4 @@
-//! How much the client itself had to do, and whether that limited a run.
+//! The load of the client itself, and whether that limited a run.
 
 use super::placement::Rivals;
 use procfs::process::Process;
@@ -9,9 +9,9 @@ use std::time::Duration;
 const BUSY_MAX: f64 = 0.9;
 /// From this share of its time on, a thread that is ready and waits for a CPU, or is stopped, limits the run.
 const WAITING_MAX: f64 = 0.1;
-/// From this length of a run on, such a wait is more than a mishap of the scheduler.
+/// The length of a run from which such a wait is more than an accident of the scheduler.
 const WAITING_FROM: Duration = Duration::from_millis(100);
-/// From this share on, CPUs have no time left for the client, if it wants this share of its time or more.
+/// The share from which CPUs have no time left for the client, if it wants this share of its time or more.
 const CPUS_BUSY_MAX: f64 = 0.97;
 const WANTED_MIN: f64 = 0.5;
 /// From this lag at the 99th percentile on, an open loop's client was too slow.
@@ -27,7 +27,7 @@ pub(super) struct ThreadTime {
 }
 
 impl ThreadTime {
-    /// Of the calling thread. Waiting is zero if the kernel does not count it.
+    /// Returns the time of the calling thread. Waiting is zero if the kernel does not count it.
     pub(super) fn now() -> ThreadTime {
         let schedstat = Process::myself()
             .and_then(|process| process.task_from_tid(gettid().as_raw_nonzero().get()))
@@ -47,12 +47,12 @@ impl ThreadTime {
 /// CPU time that the calling thread has used.
 pub(super) fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    // A clock that counts from zero has no negative parts.
+    // A clock that counts from zero is never negative.
     let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
     Duration::from_secs(seconds) + Duration::from_nanos(nanos)
 }
 
-/// What the client had to do in a run, as shares of its time.
+/// The load of the client in a run, as shares of its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ClientLoad {
     /// The length of the run.
@@ -63,24 +63,24 @@ pub(super) struct ClientLoad {
     pub(super) waiting: f64,
     /// The share of their time that these CPUs handled network packets, which nobody else may have caused.
     pub(super) softirq: f64,
-    /// The share of its time in which a thread did not run although it meant to, in long stretches.
+    /// The share of its time in which a thread wanted to run and did not, in long stretches.
     pub(super) suspended: f64,
-    /// What else may have run on them.
+    /// Other work that may have run on them.
     pub(super) rivals: Rivals,
     /// The CPUs that the threads may use, whoever used them, without the client's polling.
     pub(super) cpus_busy: Option<f64>,
-    /// How late the threads of an open loop were at the 99th percentile, in microseconds.
+    /// The lateness of the threads of an open loop at the 99th percentile, in microseconds.
     pub(super) lag_p99_us: Option<f64>,
 }
 
 impl ClientLoad {
-    /// Returns the share of its time in which the client needed a CPU: other work on CPUs that it leaves idle
-    /// does not limit it.
+    /// Returns the share of its time in which the client needed a CPU. Other work on CPUs that it leaves idle does not
+    /// limit it.
     fn wanted(&self) -> f64 {
         self.busy + self.waiting + self.softirq
     }
 
-    /// Why the client limited the run: nothing if it did not.
+    /// Returns the reasons why the client limited the run; empty if it did not.
     pub(super) fn limits(&self) -> Vec<String> {
         let percent = |share: f64| share * 100.0;
         let mut limits = Vec::new();

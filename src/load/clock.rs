@@ -1,14 +1,14 @@
-//! How far the clocks of two clients are apart, as far as the server's `Date` tells.
+//! The difference of two clients' clocks, as far as the server's `Date` reveals it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 
-/// What a `Date` may be behind the clock that it was read from: it has no fractions of a second, and
-/// many servers make it once per second.
+/// The delay of a `Date` behind its clock: it does not have fractions of a second, and many servers make it once per
+/// second.
 const DATE_BEHIND_MAX: Duration = Duration::from_secs(2);
 
-/// How far the clock of this machine is ahead of the server's: something from `least_ms` to `most_ms`.
+/// The lead of this machine's clock over the server's: between `least_ms` and `most_ms`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct ClockOffset {
     /// At least, in milliseconds.
@@ -18,7 +18,7 @@ pub(super) struct ClockOffset {
 }
 
 impl ClockOffset {
-    /// What a response tells whose request was sent and which was received at such times.
+    /// Returns what a response reveals, given the times of its request and of its receipt.
     pub(super) fn of(sent: SystemTime, received: SystemTime, date: SystemTime) -> ClockOffset {
         ClockOffset {
             least_ms: ms_between(date + DATE_BEHIND_MAX, sent),
@@ -26,7 +26,7 @@ impl ClockOffset {
         }
     }
 
-    /// What both tell. If they contradict each other, a clock was set: what the later one tells.
+    /// What both tell. If they contradict each other, a clock was set, and the later one counts.
     pub(super) fn and(self, later: ClockOffset) -> ClockOffset {
         let both = ClockOffset {
             least_ms: self.least_ms.max(later.least_ms),
@@ -35,8 +35,7 @@ impl ClockOffset {
         if both.least_ms <= both.most_ms { both } else { later }
     }
 
-    /// How far this clock is at least ahead of another client's; negative if it is behind; zero if they
-    /// may agree.
+    /// Returns the least lead of this clock over another client's; negative if it is behind; zero if they may agree.
     pub(super) fn ahead_of_ms(self, other: ClockOffset) -> f64 {
         let (least, most) = (self.least_ms - other.most_ms, self.most_ms - other.least_ms);
         least.max(0.0) + most.min(0.0)

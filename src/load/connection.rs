@@ -6,17 +6,17 @@ use std::collections::VecDeque;
 
 /// Bytes of a response.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
-/// The status with which a server refuses a connection that it has no room for.
+/// The status with which a full server refuses a connection.
 const NO_ROOM: u16 = 503;
 
 /// A request that waits for its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flight {
     pub(super) request: u64,
-    /// When it was to be sent, and when it was.
+    /// The times at which it was due and was sent.
     pub(super) due_ns: u64,
     pub(super) sent_ns: u64,
-    /// Where the request starts among the bytes of its connection.
+    /// The start of the request in the bytes of its connection.
     offset: u64,
 }
 
@@ -25,9 +25,9 @@ pub(super) struct Flight {
 pub(super) enum State {
     /// Closed; to be opened from then on, if it is needed.
     Down { until_ns: u64 },
-    /// The server had no room for it; to be opened from then on, unless others do the work.
+    /// The server was full; opens from then on, unless others do the work.
     TurnedAway { until_ns: u64 },
-    /// This machine had no port or descriptor left for it; to be opened from then on, if it is needed.
+    /// This machine was out of ports or descriptors; opens from then on, if it is needed.
     Lacking { until_ns: u64 },
     /// Being opened.
     Connecting { since_ns: u64 },
@@ -37,7 +37,7 @@ pub(super) enum State {
     Closing { since_ns: u64 },
 }
 
-/// What the bytes that arrived hold.
+/// The content of the bytes that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// A whole response, and its request.
@@ -55,7 +55,7 @@ pub(super) struct Connection {
     flights: VecDeque<Flight>,
     /// Bytes of the requests that were made.
     made_bytes: u64,
-    /// Bytes that arrived, of which those before `read` were looked at.
+    /// Bytes that arrived; those before `read` were parsed.
     input: Vec<u8>,
     read: usize,
     answered: u64,
@@ -93,7 +93,7 @@ impl Connection {
         self.is_open() && self.flights.len() < depth && !self.says_close && !is_spent
     }
 
-    /// Notes a request of so many bytes that was given to it.
+    /// Notes a request of this number of bytes that was given to it.
     pub(super) fn push(&mut self, request: u64, due_ns: u64, sent_ns: u64, bytes: u64) {
         debug_assert!(self.is_open(), "requests are given to open connections only");
         self.flights.push_back(Flight { request, due_ns, sent_ns, offset: self.made_bytes });
@@ -109,8 +109,7 @@ impl Connection {
         !self.flights.is_empty()
     }
 
-    /// Takes the requests that have no response, oldest first, each with whether any of it was among
-    /// the bytes that the kernel was handed.
+    /// Takes the requests without a response, oldest first, each with whether the kernel got any of its bytes.
     pub(super) fn take_flights(
         &mut self,
         handed_over: u64,
@@ -129,7 +128,7 @@ impl Connection {
         self.answered
     }
 
-    /// The server said that it will close the connection.
+    /// The server announced that it will close the connection.
     pub(super) fn says_close(&self) -> bool {
         self.says_close
     }
@@ -144,7 +143,7 @@ impl Connection {
         self.was_turned_away
     }
 
-    /// Whether bytes arrived that are no whole response.
+    /// Whether an incomplete response has arrived.
     pub(super) fn has_part(&self) -> bool {
         self.read < self.input.len()
     }
@@ -159,7 +158,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If the bytes are no response, or if no request is left that they could be a response to.
+    /// The bytes are not a response, or there is no request for them.
     pub(super) fn next(&mut self, reader: &mut Reader, at_end: bool) -> Result<Next, Malformed> {
         debug_assert!(self.read <= self.input.len());
         let arrived = &self.input[self.read..];
@@ -188,7 +187,7 @@ impl Connection {
         Ok(Next::Response(flight, response))
     }
 
-    /// How many events the response that [`Connection::next`] has just read says were accepted.
+    /// Returns the number of accepted events in the response that [`Connection::next`] has just read.
     pub(super) fn accepted(&self, response: &Response) -> Option<u64> {
         let body_bytes = response.end - response.body_start;
         let body = &self.input[self.read - body_bytes..self.read];
@@ -321,7 +320,8 @@ mod tests {
         connection.receive(full);
         assert_eq!(connection.next(&mut Reader::default(), false), Ok(Next::TurnedAway));
         assert!(connection.was_turned_away() && !connection.takes_more(9, false));
-        // Behind a request it is its response; later on the connection it says nothing about room.
+        // After a request it is that request's response; later on the connection it does not mean that the server is
+        // full.
         let mut connection = open();
         connection.push(7, 0, 0, 10);
         connection.receive(full);

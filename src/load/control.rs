@@ -10,11 +10,11 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a server that promised to keep a connection may take to close it all the same.
+/// The time in which a server may still close a connection that it promised to keep.
 const FALSE_KEEP_ALIVE_WAIT: Duration = Duration::from_millis(50);
 /// Bytes of a response to a control request.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
-/// How long a server may take to name its engine: the run does not depend on it.
+/// The time that a server may take to name its engine, on which the run does not depend.
 const ENGINE_WAIT: Duration = Duration::from_secs(1);
 /// The shortest wait for a socket: what has arrived is read, even if the time is over.
 const WAIT_MIN: Duration = Duration::from_millis(1);
@@ -90,8 +90,8 @@ impl Server {
         }
     }
 
-    /// Connects to the first of its addresses that listens. If none does, a refusal tells more than the other errors:
-    /// the machine is there.
+    /// Connects to the first of its addresses that listens. If none does, a refusal is the best error: the machine is
+    /// there.
     fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
         let mut failed = io::Error::from(ErrorKind::NotFound);
         for address in &self.addresses {
@@ -105,10 +105,10 @@ impl Server {
     }
 }
 
-/// Why a control request failed.
+/// The reason why a control request failed.
 #[derive(Debug)]
 pub(super) enum ControlError {
-    /// There is no connection, or it broke.
+    /// The connection could not be opened, or it broke.
     Io(io::Error),
     /// No response within the time.
     Silent(Duration),
@@ -129,7 +129,7 @@ impl From<io::Error> for ControlError {
 }
 
 impl ControlError {
-    /// What happened, and what to do.
+    /// Returns what happened, and what to do.
     pub(super) fn sentence(&self, server: &Server) -> String {
         let host = &server.host;
         match self {
@@ -172,12 +172,12 @@ impl ControlError {
     }
 }
 
-/// What came of a `POST /reset`.
+/// The result of a `POST /reset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reset {
     /// The totals are zero.
     Done,
-    /// The server has no reset.
+    /// The server does not have a reset.
     Missing,
     /// The server did not do it, and responded with this status.
     Refused(u16),
@@ -202,12 +202,12 @@ pub(super) struct Control<'a> {
     kept: Option<TcpStream>,
     /// The address that listened first, which is the only one used from then on.
     address: Option<SocketAddr>,
-    /// What the responses tell about the clocks.
+    /// The difference of the clocks, as far as responses reveal it.
     clock: Option<ClockOffset>,
 }
 
 impl<'a> Control<'a> {
-    /// For a server that may take so long to respond.
+    /// Creates it for a server that may take this long to respond.
     pub(super) fn new(server: &'a Server, timeout: Duration, keeps: bool) -> Control<'a> {
         Control { server, timeout, token: None, keeps, kept: None, address: None, clock: None }
     }
@@ -218,14 +218,14 @@ impl<'a> Control<'a> {
         self
     }
 
-    /// At one of the server's addresses only.
+    /// Uses only one of the server's addresses.
     pub(super) fn at(mut self, address: SocketAddr) -> Control<'a> {
         self.address = Some(address);
         self
     }
 
-    /// The server's totals, and whether a connection takes more than one request: a server that
-    /// closes gets a connection per request, whether or not it says that it closes.
+    /// Returns the server's totals, and whether a connection takes more than one request: a server that closes gets a
+    /// connection per request, whether or not it announces that.
     pub(super) fn first_totals(&mut self) -> Result<(Totals, bool), ControlError> {
         let (response, keeps_alive) = self.probe()?;
         let totals = read_totals(&response)?;
@@ -248,13 +248,13 @@ impl<'a> Control<'a> {
         read_totals(&self.ask("GET", "/stats")?)
     }
 
-    /// How far this machine's clock is ahead of the server's, if responses had a `Date`.
+    /// Returns the lead of this machine's clock over the server's, if responses had a `Date`.
     pub(super) fn clock(&self) -> Option<ClockOffset> {
         self.clock
     }
 
-    /// The status with which the server says that it has no such path, if it has none: it is sent a
-    /// request without a body, which changes nothing.
+    /// Returns the status with which the server refuses an unknown path, if it does. The request does not have a body,
+    /// so it changes nothing.
     pub(super) fn lacks(&mut self, path: &'static str) -> Option<u16> {
         // If it does not respond, the run will show why.
         let status = self.ask("POST", path).ok()?.status;
@@ -304,7 +304,7 @@ impl<'a> Control<'a> {
         Ok(stream)
     }
 
-    /// The address that is used: the first one until one has listened.
+    /// Returns the address in use: the first one until one has listened.
     pub(super) fn address(&self) -> SocketAddr {
         self.address.unwrap_or(self.server.addresses[0])
     }
@@ -386,15 +386,14 @@ fn is_time_out(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// Whether the peer ends a connection within a time in which nothing is asked of it.
+/// Whether the peer ends an idle connection within a time.
 fn ends_within(mut stream: &TcpStream, wait: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + wait;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         stream.set_read_timeout(Some(left.max(WAIT_MIN)))?;
         match stream.read(&mut [0]) {
-            // A signal, a debugger, or a suspended machine ends a read, and says nothing about the
-            // server.
+            // A signal, a debugger, or a suspended machine ends a read, which tells nothing about the server.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_time_out(&error) => {
                 if Instant::now() >= deadline {
@@ -549,7 +548,7 @@ mod tests {
         assert!(failure.to_string().contains("nowhere.invalid has no address"), "{failure}");
     }
 
-    /// The first address has no listener; the second is used for all requests from then on, and named.
+    /// Nothing listens at the first address; the second is used for all requests from then on, and named.
     #[test]
     fn every_address_of_a_name_is_tried() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -574,7 +573,7 @@ mod tests {
         assert_eq!(control.address(), open);
         assert_eq!(control.totals().unwrap(), Totals::ZERO);
         serving.join().unwrap();
-        // A connection cannot be opened to all machines at once: that fails, and is not a refusal.
+        // The broadcast address cannot be connected to: that fails, and is not a refusal.
         let broadcast = "255.255.255.255:1".parse().unwrap();
         for addresses in [[closed, closed], [closed, broadcast], [broadcast, closed]] {
             let none = Server { addresses: addresses.to_vec(), host: "name:1".into() };
@@ -585,7 +584,7 @@ mod tests {
         }
     }
 
-    /// Against a server that closes the first connections after a response, without having said so.
+    /// Against a server that closes the first connections after a response, without announcing it.
     #[test]
     fn a_server_closes_each_connection_if_it_closes_two() {
         for (closes, keeps_alive) in [(0, true), (1, true), (2, false)] {

@@ -1,8 +1,7 @@
 //! The places that reports are written to: files, standard output, or both.
 //!
-//! Every file is opened before there is anything to write, so that one that cannot be written is known before a
-//! run and not after it. It replaces an older file of its name once it is whole, so a run that fails leaves that
-//! file as it was.
+//! Every file is opened before there is anything to write, so that an unwritable file is found before a run and not
+//! after it. It replaces an older file of its name once it is whole, so a run that fails leaves that file as it was.
 
 use crate::failure::Failure;
 use crate::terminal;
@@ -35,13 +34,13 @@ pub(crate) struct Destination {
 #[derive(Debug)]
 enum Place {
     Stdout,
-    /// A file that takes the place of the one that is named `target`, if there is one.
+    /// A file that will replace the one at `target`, if there is one.
     Beside {
         file: File,
         temporary: Temporary,
         target: PathBuf,
     },
-    /// A device, a pipe, or a file in a directory that takes no other file: it cannot be replaced.
+    /// A device, a pipe, or a file in a directory in which files cannot be created: it cannot be replaced.
     Itself,
 }
 
@@ -138,7 +137,7 @@ enum Identity {
     Stdout,
     /// Device and inode.
     File(u64, u64),
-    /// What is not there yet.
+    /// A file that does not exist yet.
     Name(PathBuf),
 }
 
@@ -194,7 +193,7 @@ impl Place {
         Ok(place)
     }
 
-    /// Opens a file that is to have the name `target`.
+    /// Opens a file that will get the name `target`.
     fn beside(target: PathBuf) -> io::Result<Place> {
         let mut options = OpenOptions::new();
         options.write(true);
@@ -207,7 +206,7 @@ impl Place {
     }
 }
 
-/// Makes `file` the one that is named `target`.
+/// Gives `file` the name `target`.
 fn replace(file: &File, mut temporary: Temporary, target: &Path) -> io::Result<()> {
     if temporary.0.is_none() {
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -220,7 +219,7 @@ fn replace(file: &File, mut temporary: Temporary, target: &Path) -> io::Result<(
     Ok(())
 }
 
-/// Makes a file with a name beside `target` that no file has.
+/// Creates a file with an unused name next to `target`.
 fn with_free_name<T>(
     target: &Path,
     mut make: impl FnMut(&Path) -> io::Result<T>,
@@ -318,7 +317,7 @@ pub(super) mod tests {
         assert_eq!(directory.names(), ["later", "link", "report", "target"]);
     }
 
-    /// As on a file system that makes no file without a name.
+    /// As on a file system without unnamed files.
     #[test]
     fn a_temporary_file_with_a_name_is_gone_at_the_end() {
         let directory = Directory::new("named");
@@ -350,7 +349,7 @@ pub(super) mod tests {
             assert_eq!(why.exit_code(), 3, "{why}");
             assert!(why.to_string().starts_with("cannot write "), "{why}");
         }
-        // What can be opened and not written is a failure of the write.
+        // A place that can be opened and not written fails at the write.
         let full = Destination::open("/dev/full".into()).unwrap().write("text").unwrap_err();
         assert_eq!(full.exit_code(), 3);
     }

@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
-/// Users whose events a set counts one by one. Beyond it, a set knows how many events it has, but
-/// not from which further users they come.
+/// Users whose events a set counts one by one. Beyond it, a set knows the number of its events, but not their further
+/// users.
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
 
 /// Some events of a workload, each added once.
@@ -21,11 +21,11 @@ pub(super) struct EventSet {
     singles: u64,
     /// Twice the sum of their values.
     singles_sum_in_halves: u64,
-    /// How many of the single events come from each user, by the number in its name.
+    /// The number of single events of each user, by the number in its name.
     by_user: HashMap<u64, u64>,
     /// Single events that are not in `by_user`, which is full.
     unattributed: u64,
-    /// What was left of each share of the work, all with the same step, and each with a remainder of its own.
+    /// The rest of each share of the work, all with the same step, and each with its own remainder.
     rests: Vec<Rest>,
 }
 
@@ -51,12 +51,12 @@ impl EventSet {
         self.rests.iter().map(|rest| rest.step)
     }
 
-    /// Drops rests without a request of so many.
+    /// Drops rests without a request, given the number of requests.
     pub(super) fn drop_empty_rests(&mut self, requests: u64) {
         self.rests.retain(|rest| rest.len(requests) > 0);
     }
 
-    /// Writes its rests with another step, of which theirs must be divisors.
+    /// Writes its rests with another step, which must be a multiple of theirs.
     pub(super) fn widen(&mut self, step: u64) {
         let narrow = std::mem::take(&mut self.rests);
         self.rests = narrow
@@ -106,18 +106,18 @@ impl EventSet {
         }
     }
 
-    /// How many events of a workload are in it.
+    /// Returns the number of a workload's events in it.
     pub(super) fn len(&self, workload: &Workload) -> u64 {
         self.singles + self.rests.iter().map(|rest| workload.len_of(*rest)).sum::<u64>()
     }
 
-    /// How many events are in it that are not of a rest.
+    /// Returns the number of events in it that are not in a rest.
     pub(super) fn singles(&self) -> u64 {
         self.singles
     }
 
-    /// The users that its events may come from, in a workload: those of the single events, and all if
-    /// it has the rest of a part that was lost.
+    /// Returns the possible users of its events in a workload: the users of the single events, or all if it has the
+    /// rest of a lost part.
     pub(super) fn users(&self, workload: &Workload) -> UserSet {
         // Each event that is not attributed may come from a user that is not among these.
         let known = self.by_user.keys().copied();
@@ -128,8 +128,8 @@ impl EventSet {
     }
 }
 
-/// Users, by the number in their names: all below a limit but for some, and some beyond it. The true
-/// set may lack up to `lost` of them, and may have up to `unseen` more.
+/// Users, by the number in their names: all below a limit except for some, and some beyond it. The true set may lack up
+/// to `lost` of them, and may have up to `unseen` more.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UserSet {
     below: u64,
@@ -177,15 +177,15 @@ impl UserSet {
 }
 
 impl Workload {
-    /// The users of all events but those of the sets, which have no event in common.
+    /// Returns the users of all events except for the sets', which are disjoint.
     ///
     /// Takes time that grows with the single events in the sets, and, if threads of an open loop
     /// stopped far from each other, with the users between.
     pub(super) fn users_without(&self, sets: &[&EventSet]) -> UserSet {
         let rests = self.rests_of(sets);
         let starts = || rests.starts.values().map(|request| request * self.events_per_request());
-        // Every event below `first` was taken but for single ones; none from `last` on was, if the rest
-        // of every remainder is there.
+        // Every event below `first` was taken, except for single ones; none from `last` on was, if the rest of every
+        // remainder is there.
         let first = starts().min().unwrap_or(self.events);
         let is_everywhere = rests.starts.len() as u64 == rests.step;
         let last = starts().max().filter(|_| is_everywhere).unwrap_or(self.events);
@@ -217,7 +217,7 @@ impl Workload {
         rests
     }
 
-    /// How many of a user's events are in rests.
+    /// Returns the number of a user's events in rests.
     fn events_of_user_in_rests(&self, user: u64, rests: &Rests) -> u64 {
         let batch = u128::from(self.events_per_request());
         let (user, users) = (u128::from(user), u128::from(self.users));
@@ -227,7 +227,7 @@ impl Workload {
             let first = start.saturating_sub(user).div_ceil(users);
             let end = u128::from(self.events).saturating_sub(user).div_ceil(users);
             let behind = user + first * users - start;
-            // A rest is `batch` events, and again so many after `period` events.
+            // A rest is `batch` events, repeated every `period` events.
             let period = batch * u128::from(rests.step);
             count_below(end.saturating_sub(first), users, behind, period, batch)
         };
@@ -235,7 +235,7 @@ impl Workload {
         u64::try_from(found).unwrap_or_else(|_| unreachable!("there are no more than events"))
     }
 
-    /// What the events of a set add up to.
+    /// Returns the totals of a set's events.
     pub(super) fn share_of(&self, set: &EventSet) -> Share {
         let (whole, without) = (self.whole(), self.share_without(&[set]));
         Share {
@@ -244,7 +244,7 @@ impl Workload {
         }
     }
 
-    /// What all events but those of the sets, which have no event in common, add up to.
+    /// Returns the totals of all events except for the sets', which are disjoint.
     pub(super) fn share_without(&self, sets: &[&EventSet]) -> Share {
         let mut share = self.whole();
         for set in sets {
@@ -258,28 +258,28 @@ impl Workload {
     }
 }
 
-/// Rests with one common step: where each starts, by its remainder.
+/// Rests with one common step: the start of each, by its remainder.
 struct Rests {
     step: u64,
     starts: HashMap<u64, u64>,
 }
 
-/// How many of the `count` numbers `first`, `first + step`, `first + 2 * step` have a remainder below `limit`
-/// when they are divided by `divisor`, which is at least `limit`.
+/// Returns how many of the `count` numbers `first`, `first + step`, `first + 2 * step` have a remainder below `limit`
+/// when divided by `divisor`, which is at least `limit`.
 fn count_below(count: u128, step: u128, first: u128, divisor: u128, limit: u128) -> u128 {
     // Such a number, less the limit, has a smaller quotient.
     count + sum_of_quotients(count, step, first, divisor)
         - sum_of_quotients(count, step, first + divisor - limit, divisor)
 }
 
-/// The sum of the quotients of so many numbers when they are divided by `divisor`, rounded down, in steps
-/// as in Euclid's algorithm.
+/// Returns the sum of the quotients of `count` numbers divided by `divisor`, rounded down, in steps as in Euclid's
+/// algorithm.
 fn sum_of_quotients(mut count: u128, mut step: u128, mut first: u128, mut divisor: u128) -> u128 {
     let mut sum = 0;
     while count > 0 {
         sum += count * (count - 1) / 2 * (step / divisor) + count * (first / divisor);
         (step, first) = (step % divisor, first % divisor);
-        // What is left are the points below a line, which are counted from its other side.
+        // The remaining points are below a line, and are counted from its other side.
         let last = step * count + first;
         (count, first) = (last / divisor, last % divisor);
         (step, divisor) = (divisor, step);
@@ -293,7 +293,7 @@ mod tests {
     use crate::load::workload::Values;
     use std::time::{Duration, Instant};
 
-    /// Which events of a workload are in a set, for a small one that is listed.
+    /// Returns the events of a workload in a set, for a small one that is listed.
     fn list(workload: &Workload, singles: &[u64], rests: &[Rest]) -> HashSet<u64> {
         let rests = rests.iter().flat_map(|rest| {
             (rest.start..workload.requests()).step_by(usize::try_from(rest.step).unwrap())
@@ -386,7 +386,7 @@ mod tests {
                 let share = workload.share_without(&[&unsent]);
                 assert_eq!(share.events, 160_000 + 5 * threads - 1);
                 let found = workload.users_without(&[&unsent]);
-                // User 7 has other events, unless each event has a user of its own.
+                // User 7 has other events, unless each event has its own user.
                 let expected = users.min(160_000 + 5 * threads) - u64::from(users > 1 << 40);
                 assert_eq!((found.least(), found.most()), (expected, expected));
             }

@@ -1,4 +1,4 @@
-//! The forms in which other tools read results, in one table: nothing else in the program knows one of them.
+//! The forms in which other tools read results, in one table: nothing else in the program knows them.
 
 use super::destination::Destination;
 use super::figures::{Better, FIGURES, Figure, Quantity};
@@ -11,10 +11,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// What a run, a search, or a comparison found, as exporters need it.
+/// The findings of a run, a search, or a comparison, as exporters need them.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
-    /// What was done, such as `ringtally load`.
+    /// The command, such as `ringtally load`.
     pub name: String,
     /// What was measured.
     pub values: Vec<Finding>,
@@ -86,7 +86,7 @@ const EXPORTERS: [Exporter; 6] = [
     ("csv", csv),
 ];
 
-/// What `--export` asks for.
+/// The request of `--export`.
 #[derive(Clone, Debug)]
 pub struct Export {
     exporter: Exporter,
@@ -162,7 +162,7 @@ fn measures(findings: &Findings) -> Value {
     Value::Object(measures.collect())
 }
 
-/// An entry of github-action-benchmark's custom tools, each of which takes figures of one direction.
+/// An entry of github-action-benchmark's custom tools; each tool takes figures of one direction.
 #[derive(Serialize)]
 struct Entry {
     name: String,
@@ -278,7 +278,7 @@ fn section(findings: &Findings) -> String {
     text
 }
 
-/// Text on one line, in which nothing is taken for markup or for a cell's end.
+/// Returns text on one line, in which nothing is mistaken for markup or for the end of a cell.
 fn in_markdown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.lines().collect::<Vec<_>>().join("; ").chars() {
@@ -295,7 +295,7 @@ pub fn cell(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }
 
-/// Comma-separated values (RFC 4180), none of which needs quotes.
+/// Comma-separated values (RFC 4180) that do not need quotes.
 fn csv(all: &[Findings]) -> String {
     let heads = all.first().map(|findings| findings.heads.join(","));
     let mut text = heads.unwrap_or_default() + "\r\n";
@@ -341,7 +341,7 @@ mod tests {
         export.exporter.1(&[findings()])
     }
 
-    /// Bencher's reference: an object per benchmark, in which each measure has a value, and may have both limits.
+    /// Bencher's reference: an object per benchmark; each measure has a value, and may have both limits.
     #[test]
     fn bmf_has_a_value_per_measure_and_the_limits_that_are_known() {
         let json: Value = serde_json::from_str(&exported("bmf")).unwrap();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     /// The rules of JUnit's XSD: suites have suites, these have cases, and these may have a failure; the required
-    /// attributes are there, and the counts are those of the elements.
+    /// attributes are there, and the counts match the elements.
     #[test]
     fn junit_is_well_formed_and_counts_what_it_has() {
         let text = exported("junit");

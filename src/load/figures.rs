@@ -1,5 +1,5 @@
-//! The figures of a run, in one table: what thresholds, comparisons, searches, and exports name, where each is in a
-//! report, and in which direction it gets better.
+//! The figures of a run, in one table for thresholds, comparisons, searches, and exports: name, place in a report, and
+//! the direction in which it gets better.
 
 use super::latency::Bound;
 use super::numbers::{grouped, time_in_full};
@@ -19,11 +19,11 @@ pub(crate) struct Figure {
     pub(crate) better: Better,
     /// Whether runs are compared by it.
     is_compared: bool,
-    /// Why a report may not have it.
+    /// The reason why a report may lack it.
     absent: &'static str,
 }
 
-/// What a figure measures, and in which unit.
+/// The quantity of a figure, with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quantity {
     /// Microseconds that requests took.
@@ -113,13 +113,13 @@ pub(crate) const FIGURES: [Figure; 26] = [
 /// The figure of how many connections were open.
 pub(super) const CONNECTIONS_OPEN: &str = "connections_open";
 
-/// What a figure was in a run.
+/// The value of a figure in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Measured {
     /// A number, which may be a lower bound; microseconds for a time.
     Number(Bound),
     Word(&'static str),
-    /// The run has no such figure, for this reason.
+    /// The run lacks the figure, for this reason.
     Unknown(&'static str),
 }
 
@@ -209,7 +209,7 @@ impl Figure {
 
     /// Returns the quantile that a percentile is, such as 0.99; `None` for any other figure.
     pub(crate) fn quantile(&self) -> Option<f64> {
-        // A hundredth of the double nearest to 99.9 is not the one nearest to the quantile.
+        // A hundredth of the double nearest to 99.9 is not the double nearest to the quantile.
         Some((self.percent()? * 100.0).round() / 1e4)
     }
 

@@ -1,5 +1,5 @@
-//! Whether a server completes what it is sent: how many events were acknowledged over a window, and what that says of
-//! the backlog.
+//! Whether a server completes what it is sent: the acknowledged events over a window, and their meaning for the
+//! backlog.
 //!
 //! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the
 //! limit. So the backlog, which is what was due and is not acknowledged, must not grow.
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 /// The number of samples per window.
 pub(super) const SAMPLES: u32 = 64;
-/// Fewer samples make no trend: the thread that takes them was kept from its CPU.
+/// Fewer samples do not make a trend: the thread that takes them did not get its CPU.
 const SAMPLES_MIN: usize = 8;
-/// The share of a window in which connections and caches get warm, at least.
+/// The least share of a window in which connections and caches get warm.
 const START_SHARE: f64 = 0.125;
 /// From this share of the rate on, the growth of the backlog fails a single window. Less may be chance, and is judged
 /// over several windows.
 const GROWTH_MAX: f64 = 0.1;
 /// Up to this share of the rate, growth is what samples and whole events add.
 const GROWTH_NOISE: f64 = 0.002;
-/// A rate is held if the backlog grows by less than this share of it: the same share of it must be sent.
+/// A rate holds if the backlog grows by less than this share of it; the rest must be sent.
 pub(super) const GROWTH_HELD: f64 = 0.01;
 
 /// The 95% quantiles of Student's t distribution for 1 to 12 degrees of freedom. For more, the last one is used, which
@@ -28,14 +28,14 @@ pub(super) const GROWTH_HELD: f64 = 0.01;
 const T95: [f64; 12] =
     [6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782];
 
-/// How many events were acknowledged by some moments of a run: seconds since its start, and the number.
+/// The number of acknowledged events at some moments of a run: seconds since its start, and the number.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flow {
     samples: Vec<(f64, u64)>,
 }
 
 impl Flow {
-    /// Looks at the threads' progress until told to stop.
+    /// Samples the threads' progress until told to stop.
     pub(super) fn watch(
         every: Duration,
         progress: &[CachePadded<Progress>],
@@ -59,9 +59,9 @@ impl Flow {
         Flow { samples }
     }
 
-    /// By how much the backlog grew, as a share of the rate: the slope of a straight line through it, by least
-    /// squares. `None` if there are too few samples. Of a window at `rate` events per second that lasts `window_s`,
-    /// the start is left out: until a request has had the longest time that it may take, the backlog grows in any case.
+    /// By how much the backlog grew, as a share of the rate: the slope of a straight line through it, by least squares.
+    /// `None` if there are too few samples. The start of a window at `rate` events per second that lasts `window_s` is
+    /// left out: until a request has had its longest time, the backlog grows in any case.
     pub(super) fn growth(&self, rate: f64, window_s: f64, limit_s: f64) -> Option<f64> {
         let start_s = limit_s.max(window_s * START_SHARE);
         let points: Vec<(f64, f64)> = self
@@ -84,12 +84,12 @@ impl Flow {
         Some(covariance / variance / rate)
     }
 
-    /// Whether such a growth of the backlog fails a single window.
+    /// Whether this growth of the backlog fails a single window.
     pub(super) fn falls_behind(growth: Option<f64>) -> bool {
         growth.is_some_and(|growth| growth >= GROWTH_MAX)
     }
 
-    /// Why the growth of its backlog fails a single window, if it does.
+    /// Returns the reason why the growth of its backlog fails a single window, if it does.
     pub(super) fn why_not(growth: Option<f64>) -> Option<String> {
         match growth {
             None => Some("too few samples of the backlog: the client was kept from its CPU".into()),
@@ -138,7 +138,7 @@ impl Trend {
         }
     }
 
-    /// Why a rate with it does not hold.
+    /// Returns the reason why a rate with it does not hold.
     pub(super) fn why_not(self) -> Option<String> {
         let percent = |share: f64| share * 100.0;
         match self {

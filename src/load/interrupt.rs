@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM. During a run, the first one ends the sending, so that what was measured so far
-//! is reported. At any other time, and the second time, it ends the process at once.
+//! Ctrl-C and SIGTERM. During a run, the first one ends the sending, and the measurements so far are reported. At any
+//! other time, and the second time, it ends the process immediately.
 
 use super::taken_terminal;
 use procfs::process::Process;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 /// The exit code of a program that was interrupted, as shells have it for Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// No run is going on, one is, or one is to end. Signals are the process's, and so is this.
+/// No run, a run, or a run that should end. Signals are the process's, and so is this.
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
@@ -41,7 +41,7 @@ pub(super) fn was_asked() -> bool {
     WAS_ASKED.load(Ordering::Relaxed)
 }
 
-/// Whether the run is to end.
+/// Whether the run should end.
 pub(super) fn is_asked() -> bool {
     STATE.load(Ordering::Relaxed) == ASKED
 }
@@ -57,8 +57,8 @@ pub(super) fn ask() {
     }
 }
 
-/// Starts to wait for signals, but for those that the process was started to ignore. It is done once
-/// for the whole life of the process: a handler that was removed would leave the signal ignored.
+/// Starts to wait for signals, except for those that the process was started to ignore. It is done once for the whole
+/// life of the process: a handler that was removed would leave the signal ignored.
 ///
 /// # Errors
 ///

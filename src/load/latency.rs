@@ -1,9 +1,9 @@
 //! Latencies, and what is known about requests that never ended.
 //!
-//! A request that was given up took at least as long as the client waited for it. It is censored (on
-//! the right, as statisticians say) and stays in the data. The k-th smallest recorded value is never
-//! above the k-th smallest true value, and equals it if it is below every censored value. From the
-//! first censored value on, a quantile is therefore known only as a lower bound.
+//! A request that was given up took at least the time that the client waited for it. It is right-censored, as
+//! statisticians call it, and stays in the data. The k-th smallest recorded value is never above the k-th smallest true
+//! value, and equals it if it is below every censored value. From the first censored value on, a quantile is therefore
+//! known only as a lower bound.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -40,7 +40,7 @@ pub(super) fn lower_bounds<const N: usize>(
     figures.into_iter().filter(is_bound).map(|(name, _)| name).collect()
 }
 
-/// As the number alone, which programs expect; the report says beside it which numbers are bounds.
+/// Written as the number alone, which programs expect; the report lists which numbers are bounds.
 impl Serialize for Bound {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.micros)
@@ -78,7 +78,7 @@ pub(super) struct Encoded {
     histogram: String,
     /// The number of requests that were given up.
     censored: u64,
-    /// The shortest time in nanoseconds after which a request was given up; null if none was.
+    /// The shortest time in nanoseconds after which a request was given up; null if none were.
     least_censored_ns: Option<u64>,
 }
 
@@ -154,7 +154,7 @@ impl Latencies {
         self.record_many_at_least(ns, 1);
     }
 
-    /// Records so many requests that were given up after this time.
+    /// Records `count` requests that were given up after this time.
     pub(super) fn record_many_at_least(&mut self, ns: u64, count: u64) {
         self.histogram.saturating_record_n(ns.max(1), count);
         self.censored += count;
@@ -162,7 +162,7 @@ impl Latencies {
         self.note_censored(self.least_alike(ns));
     }
 
-    /// The least latency that the histogram does not tell apart from this one.
+    /// Returns the least latency that the histogram does not distinguish from this one.
     pub(super) fn least_alike(&self, ns: u64) -> u64 {
         self.histogram.lowest_equivalent(ns.clamp(1, LATENCY_NS_MAX))
     }
@@ -197,8 +197,8 @@ impl Latencies {
         self.bound(self.histogram.value_at_quantile(quantile))
     }
 
-    /// Returns a lower bound of a quantile over `requests` requests, in microseconds: the quantile if those that are
-    /// not recorded yet take no time. `None` if there is no such bound.
+    /// Returns a lower bound of a quantile over `requests` requests, in microseconds: the quantile if the unrecorded
+    /// ones take no time. Returns `None` without a bound.
     pub(super) fn least_quantile_of(&self, quantile: f64, requests: u64) -> Option<f64> {
         #[allow(
             clippy::cast_possible_truncation,
@@ -255,7 +255,7 @@ pub(super) struct Slice {
     pub(super) latency: Latencies,
     /// In an open loop, from the actual send time.
     pub(super) from_send: Option<Latencies>,
-    /// In an open loop, how late the client sent requests for which a connection was free.
+    /// The lateness with which the client sent requests of an open loop although a connection was free.
     pub(super) lag: Option<Latencies>,
 }
 

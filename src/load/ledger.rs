@@ -1,4 +1,4 @@
-//! What became of every event: acknowledged, refused, unknown, or never sent. That of a batch is that of all
+//! The outcome of every event: acknowledged, refused, unknown, or never sent. A batch's outcome is the outcome of all
 //! its events.
 
 use super::event_set::EventSet;
@@ -20,15 +20,15 @@ pub(super) struct Ledger {
     pub(super) refused: EventSet,
     /// The number of events that the server refused with each status.
     pub(super) refused_by_status: BTreeMap<u16, u64>,
-    /// Events of which something was sent, without a response.
+    /// Events that were sent at least in part, without a response.
     pub(super) unknown: EventSet,
-    /// Events of which nothing was sent.
+    /// Events that were not sent at all.
     pub(super) unsent: EventSet,
     /// Batches whose acknowledgement was of another number of events.
     pub(super) misstated: u64,
-    /// One of those acknowledgements.
+    /// One of these acknowledgements.
     pub(super) misstatement: Option<Misstatement>,
-    /// What connections went through.
+    /// The troubles of connections.
     pub(super) trouble: Trouble,
     /// Attempts to connect that failed, by the number of the error.
     #[serde(default)]
@@ -40,11 +40,11 @@ pub(super) struct Ledger {
 pub(super) struct Misstatement {
     /// The events of the batch.
     pub(super) sent: u64,
-    /// How many of them the server says it has accepted, if it says so.
+    /// The number that the server reports as accepted, if it reports one.
     pub(super) accepted: Option<u64>,
 }
 
-/// What servers do to connections.
+/// What servers did to connections.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Trouble {
     /// Connections opened in place of others.
@@ -57,13 +57,13 @@ pub(super) struct Trouble {
     /// Connections that a ramp had not reached when the run ended.
     #[serde(default)]
     pub(super) never_wanted: u64,
-    /// Connections that the server turned away with a 503.
+    /// Connections that the server rejected with a 503.
     pub(super) rejected: u64,
     /// Connections that were given up because of a timeout.
     pub(super) timeouts: u64,
     /// Connections that the server closed after it had promised to keep them.
     pub(super) broken_keep_alives: u64,
-    /// Responses that were malformed, or that no request had asked for.
+    /// Responses that were malformed, or that did not belong to a request.
     pub(super) malformed: u64,
     /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
     #[serde(default)]
@@ -119,7 +119,7 @@ impl Ledger {
         }
     }
 
-    /// Notes how many events a server says it has accepted of a batch that it acknowledged.
+    /// Notes the number of events that a server reports as accepted from an acknowledged batch.
     pub(super) fn note_accepted(&mut self, sent: u64, accepted: Option<u64>) {
         if accepted != Some(sent) {
             self.misstated += 1;
@@ -133,7 +133,7 @@ impl Ledger {
         self.misstatement = self.misstatement.or(other.misstatement);
     }
 
-    /// What is wrong with the acknowledgements of batches, if anything is.
+    /// Returns the fault in the acknowledgements of batches, if there is one.
     pub(super) fn contradiction(&self) -> Option<String> {
         let Misstatement { sent, accepted } = self.misstatement?;
         let said = match accepted {
@@ -149,7 +149,7 @@ impl Ledger {
     /// Notes a connection that failed to open.
     pub(super) fn note_failure_to_connect(&mut self, error: &io::Error) {
         self.trouble.connect_failures += 1;
-        // Only the kernel refuses to connect, and it always says why.
+        // Only the kernel refuses to connect, and it always gives a reason.
         let number = error.raw_os_error().unwrap_or_default();
         *self.connect_errors.entry(number).or_default() += 1;
     }
@@ -218,7 +218,7 @@ impl Ledger {
         if is_open_ended { self.unsent.singles() } else { self.unsent.len(workload) }
     }
 
-    /// What to do about connections that could not be opened.
+    /// Returns the advice for connections that could not be opened.
     fn connect_advice(&self) -> &'static str {
         let has = |errors: &[Errno]| {
             errors.iter().any(|error| self.connect_errors.contains_key(&error.raw_os_error()))
@@ -250,7 +250,7 @@ impl Ledger {
         [self.acknowledged, self.misstated].into_iter().chain(counts).chain(by_kind.copied())
     }
 
-    /// What became of events that did not end in an acknowledgement.
+    /// Returns the outcomes of events that were not acknowledged.
     pub(super) fn sets_mut(&mut self) -> [&mut EventSet; 3] {
         [&mut self.refused, &mut self.unknown, &mut self.unsent]
     }
@@ -269,7 +269,7 @@ impl Ledger {
     }
 }
 
-/// Whether a response with such a status acknowledges its request.
+/// Whether a response with this status acknowledges its request.
 #[inline]
 pub(super) fn is_success(status: u16) -> bool {
     (200..300).contains(&status)

@@ -1,7 +1,7 @@
 //! The client: sends the challenge's published events and checks what the server counted.
 //!
-//! It is an independent witness: it shares no HTTP, JSON or counting code with the server. What it
-//! shares is the ring that moves bytes.
+//! It is an independent witness: it shares no HTTP, JSON or counting code with the server. It shares only the ring that
+//! moves bytes.
 //!
 //! # How a run is judged
 //!
@@ -115,7 +115,7 @@ pub struct Config {
     pub server: Server,
     /// The events.
     pub workload: Workload,
-    /// What the ids of users begin with.
+    /// The prefix of the users' ids.
     pub users: Users,
     /// Events to send before, which are not measured.
     pub warm_up: u64,
@@ -135,26 +135,26 @@ pub struct Config {
     pub pipeline: usize,
     /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
     pub rate: Option<Profile>,
-    /// The time in which requests are sent; `None` if the workload has a fixed number of events. The events of an open
-    /// loop are those that are due in that time; a closed loop has as many as it sends.
+    /// The time during which requests are sent; `None` if the workload has a fixed number of events. The events of an
+    /// open loop are those that are due in that time; a closed loop has as many as it sends.
     pub duration: Option<Duration>,
-    /// How long a response, a connection, or a server that is gone may take.
+    /// The time that a response, a connection, or a server that is gone may take.
     pub timeout: Duration,
-    /// How long totals must stay as they are after the last response, at least; zero asks for them once.
+    /// The least time for which totals must stay the same after the last response; zero requests them once.
     pub quiet: Duration,
     /// Whether to reset the server before.
     pub reset: bool,
     /// The token that `POST /reset` is sent with.
     pub reset_token: Option<Arc<[u8]>>,
-    /// What this client sends of it all: each part has events and connections.
+    /// This client's share: each part has events and connections.
     pub part: Part,
     /// Whether to poll the totals during the run.
     pub watch: bool,
-    /// What the run must not be.
+    /// The conditions under which the run fails.
     pub thresholds: Vec<Threshold>,
-    /// Further thresholds. The run ends once one of them can no longer pass.
+    /// Further thresholds. The conditions that end the run once one can no longer pass.
     pub abort_if: Vec<Threshold>,
-    /// How often to note how many events are acknowledged, for a search.
+    /// The interval at which the number of acknowledged events is sampled, for a search.
     pub sample_every: Option<Duration>,
     /// The command that makes the run again, for the report.
     pub command: Vec<String>,
@@ -162,14 +162,14 @@ pub struct Config {
     pub server_command: Vec<String>,
     /// The flags of the server, for the report, if the caller knows them.
     pub server_settings: Option<Settings>,
-    /// How to show the progress.
+    /// The display of the progress.
     pub progress: Show,
 }
 
-/// What the ids of a run's users begin with.
+/// The prefix of the ids of a run's users.
 #[derive(Clone, Debug)]
 pub enum Users {
-    /// As published. If the server has users and cannot be reset, they begin with what no other run has.
+    /// As published. If the server has users and cannot be reset, the prefix is unique to the run.
     Published,
     /// With this. The server may know some of the users.
     Known(UserPrefix),
@@ -187,11 +187,10 @@ impl Users {
     }
 }
 
-/// Flags without their dashes, with underscores, and their values, which are `None` if a flag was not given and has no
-/// default that could be.
+/// Flags without their dashes, with underscores, and their values; `None` if a flag was not given and lacks a default.
 pub type Settings = BTreeMap<String, Option<String>>;
 
-/// How to show the progress.
+/// The display of the progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
     /// Not at all.
@@ -205,7 +204,7 @@ pub enum Show {
 /// The default of [`Config::quiet`].
 pub const QUIET: Duration = Duration::from_millis(500);
 
-/// A moment of a run at which `challenge` looks at its server.
+/// A moment of a run at which `challenge` reads its server's CPU time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// All threads are connected and warm, and nothing of what is measured is sent.

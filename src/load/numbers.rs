@@ -1,4 +1,4 @@
-//! How numbers, counts, and times are written.
+//! Formats numbers, counts, and times.
 
 use super::latency::Bound;
 

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::SystemTime;
 
-/// When a run was, and which server it went to.
+/// The time of a run, and its server.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Origin {
-    /// When the measured part of the run started.
+    /// The start of the measured part of the run.
     pub(super) started: Time,
-    /// When its last request had ended.
+    /// The end of its last request.
     pub(super) ended: Time,
     /// The address and port that the client connected to.
     pub(super) address: String,

@@ -20,7 +20,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name, where `-` is standard output; `quiet` is
+    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name; `-` is standard output; `quiet` is
     /// whether `--quiet` was given.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Output {
         Failure::all(written.into_iter().chain(exported))
     }
 
-    /// Writes the exports that were asked for.
+    /// Writes the requested exports.
     fn exported(&mut self, findings: impl FnOnce() -> Findings) -> Vec<Result<(), Failure>> {
         let (exports, places) = std::mem::take(&mut self.exports);
         match exports.is_empty() {

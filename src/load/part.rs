@@ -1,4 +1,4 @@
-//! One of the parts of a run: which requests of the whole workload a client sends.
+//! One of the parts of a run: the requests of the whole workload that a client sends.
 
 use super::workload::Rest;
 use schemars::JsonSchema;
@@ -24,7 +24,7 @@ impl Part {
     /// All of it.
     pub const WHOLE: Part = Part { number: 1, of: 1 };
 
-    /// Part `number`, from 1 on, of so many.
+    /// Returns part `number`, from 1 on, of `of` parts.
     pub(super) fn new(number: u64, of: u64) -> Part {
         assert!((1..=of).contains(&number));
         Part { number, of }
@@ -35,7 +35,7 @@ impl Part {
         self.number
     }
 
-    /// How many parts there are.
+    /// Returns the number of parts.
     pub fn of(self) -> u64 {
         self.of
     }

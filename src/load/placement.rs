@@ -1,4 +1,4 @@
-//! Where the client runs: off the cores of the server, if that is on this machine.
+//! The placement of the client: off the cores of the server, if that is on this machine.
 
 use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
@@ -27,7 +27,7 @@ impl Whereabouts {
     }
 }
 
-/// What else may have run on the CPUs of a client.
+/// Other work that may have run on the CPUs of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Rivals {
     /// Not the server.
@@ -86,14 +86,14 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
             cpus.extend(cpus_of(&process).unwrap_or_default());
         }
     }
-    // A socket that is left belongs to a process that this one may not inspect, which is the server as well.
+    // A remaining socket belongs to a process that this one may not inspect, which counts as the server as well.
     match sockets.is_empty() && !cpus.is_empty() {
         true => Whereabouts::Here(cpus.into_iter().collect()),
         false => Whereabouts::Hidden,
     }
 }
 
-/// Whether an address is one of this machine: only to those can a socket be bound.
+/// Whether an address belongs to this machine: a socket can be bound only to those.
 fn is_own(mut address: SocketAddr) -> bool {
     address.set_port(0);
     UdpSocket::bind(address).is_ok()
@@ -128,9 +128,8 @@ fn allowed(status: &Status) -> Option<Vec<usize>> {
     Some(cpus.filter_map(|cpu| usize::try_from(cpu).ok()).collect())
 }
 
-/// The CPUs for a client that was not given any: those that are neither the server's nor share a core
-/// with one of them; if there are none, those that are not the server's; if there are none, all. Among
-/// them, cores of the server's kind are preferred.
+/// Returns the CPUs for a client that was not given any: CPUs that do not share a core with the server; if there are
+/// none, CPUs that are not the server's; if there are none, all. Among them, cores of the server's kind are preferred.
 pub(super) fn choose(server: &Whereabouts) -> Result<Vec<usize>, topology::Error> {
     let allowed = topology::choose(None, &topology::allowed_cpus())?;
     Ok(choose_from(&allowed, server.cpus(), &siblings, &core_kind))
@@ -154,7 +153,7 @@ fn choose_from(
         .unwrap_or_default()
 }
 
-/// What a reader must know of the CPUs of client and server.
+/// Returns what a reader must know about the CPUs of client and server.
 pub(super) fn warnings(client: &[usize], server: &Whereabouts, is_chosen: bool) -> Vec<String> {
     match server {
         Whereabouts::Elsewhere => Vec::new(),

@@ -10,14 +10,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The most events per second that can be asked for: one per nanosecond.
+/// The highest possible rate in events per second: one per nanosecond.
 pub const RATE_MAX: u64 = 1_000_000_000;
 
 /// The decimals of an amount, and its units per one.
 const DECIMALS: u32 = 3;
 const PER_ONE: u64 = 1000;
 
-/// What adds up to one event: amounts are in thousandths and times in nanoseconds, and both are doubled.
+/// The units of one event: amounts are in thousandths and times in nanoseconds, and both are doubled.
 const EVENT: u128 = 2 * PER_ONE as u128 * 1_000_000_000;
 
 /// The shortest stage, the longest one and the longest run of stages, and the most stages of a profile.
@@ -67,7 +67,7 @@ impl FromStr for Amount {
 }
 
 /// Reads a number, with a suffix (`75k`, `1.5M`, `2G`) or in scientific notation (`1e6`), times ten to the power of
-/// `decimals`. Nothing is rounded: with no decimals `2.5k` is 2,500, and `1.5` is none.
+/// `decimals`. Nothing is rounded: without decimals, `2.5k` is 2,500, and `1.5` is invalid.
 pub(crate) fn decimal(text: &str, decimals: u32) -> Option<u64> {
     let (text, mut zeros) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 3),
@@ -295,7 +295,7 @@ struct Piece {
     lasts_ns: u64,
     from: u64,
     to: u64,
-    /// The events up to its start, in units of which [`EVENT`] are one event.
+    /// The events up to its start, in units; [`EVENT`] of them are one event.
     before: u128,
 }
 
@@ -326,7 +326,7 @@ impl Piece {
         }
     }
 
-    /// Returns the last of its nanoseconds at which [`Piece::reached`] is at most `target`, which is less than the whole.
+    /// Returns the last nanosecond at which [`Piece::reached`] is at most `target`, which is less than the whole.
     fn last_ns_of(&self, target: u128) -> u64 {
         if self.from == self.to {
             return u64::try_from(target / (2 * u128::from(self.from))).unwrap_or(u64::MAX);
@@ -387,7 +387,7 @@ impl Curve {
         Curve { pieces }
     }
 
-    /// Returns the last of the leading pieces for which a condition holds, or the first piece.
+    /// Returns the last leading piece for which a condition holds, or the first piece.
     fn last(&self, holds: impl Fn(&Piece) -> bool) -> &Piece {
         &self.pieces[self.pieces.partition_point(holds).max(1) - 1]
     }
@@ -399,9 +399,9 @@ impl Curve {
         u64::try_from(reached.div_ceil(EVENT)).unwrap_or(u64::MAX)
     }
 
-    /// Returns the due time of an event: the last nanosecond at which the events up to then are at most those before
-    /// it. So the first event is due as soon as the rate is above zero, and the next one after a pause when the pause
-    /// ends. An event after the last stage is due at the end of time.
+    /// Returns the due time of an event: the last nanosecond by which at most the events before it are due. So the
+    /// first event is due as soon as the rate is above zero, and the next one after a pause when the pause ends. An
+    /// event after the last stage is due at the end of time.
     pub(super) fn due_ns(&self, event: u64) -> u64 {
         let target = u128::from(event) * EVENT;
         let piece = self.last(|piece| piece.before <= target);

@@ -1,4 +1,4 @@
-//! The quiet time after a run, for which totals that are right must stay so: a server may count events again later.
+//! The quiet time after a run, in which correct totals must stay correct: a server may count events again later.
 
 use super::interrupt;
 use super::latency::Slice;
@@ -7,8 +7,8 @@ use super::workload::Totals;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The length of the quiet time in which totals must stay right, in times of the slowest response; its
-/// maximum; and the interval between two requests for the totals.
+/// The length of the quiet time, as a multiple of the slowest response; its maximum; and the interval between two
+/// requests for the totals.
 const QUIET_PER_LATENCY: u32 = 2;
 const QUIET_MAX: Duration = Duration::from_secs(10);
 const QUIET_EVERY: Duration = Duration::from_millis(50);
@@ -29,8 +29,8 @@ pub(super) fn is_right(evidence: &Evidence) -> bool {
     evidence.after.is_ok() && evidence.judge().verdict != Verdict::Wrong
 }
 
-/// Asks for totals that were right again for a quiet time, in which nothing is sent. Returns `None` if they were not
-/// right, or if there is no such time. `ended` is when the last request had ended.
+/// Requests totals that were correct again during a quiet time, in which nothing is sent. Returns `None` if they were
+/// not correct, or if there is no quiet time. `ended` is when the last request had ended.
 pub(super) fn stay(
     quiet: Duration,
     ended: Instant,
@@ -43,7 +43,7 @@ pub(super) fn stay(
     let from = Instant::now();
     let mut stayed = Stayed { quiet, changed_after: None, unreadable: None };
     loop {
-        // If this process is suspended, it asks once more afterwards.
+        // If this process is suspended, it asks again afterwards.
         let left = quiet.saturating_sub(from.elapsed());
         if left.is_zero() {
             return Some(stayed);

@@ -1,5 +1,5 @@
-//! Responses as servers send them: where one ends, what its status is, and whether the connection
-//! stays open. What RFC 9112 does not allow is an error, so that no server passes by luck.
+//! Parses responses of servers: the end of a response, its status, and whether the connection stays open. Anything that
+//! RFC 9112 does not allow is an error, so that no server passes by luck.
 
 use std::mem::MaybeUninit;
 
@@ -8,7 +8,7 @@ const FIELDS_MAX: usize = 64;
 /// Bytes of a response head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// How the end of a body is determined (RFC 9112 section 6.3).
+/// The way in which the end of a body is determined (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(u64),
@@ -20,12 +20,12 @@ enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
-    /// Where the body starts, and where the response ends. A chunked body is as on the wire.
+    /// The start of the body, and the end of the response. A chunked body is as on the wire.
     pub(super) body_start: usize,
     pub(super) end: usize,
-    /// The server says that it will close the connection.
+    /// The server announces that it will close the connection.
     pub(super) says_close: bool,
-    /// It says so in the words of HTTP/1.1, and so must not process what comes behind on the connection (RFC 9112
+    /// It does so in the words of HTTP/1.1, and so must not process further requests on the connection (RFC 9112
     /// section 9.6). A response that merely ends with its connection does not promise that.
     pub(super) excludes_rest: bool,
     pub(super) is_chunked: bool,
@@ -121,7 +121,7 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
                 if coding.is_empty() || coding.eq_ignore_ascii_case(b"identity") {
                     continue;
                 }
-                // What is chunked must be that last, and once (RFC 9112 section 6.1).
+                // Chunked must be the last coding, and occur once (RFC 9112 section 6.1).
                 if is_chunked {
                     return Err(Malformed);
                 }

@@ -1,5 +1,5 @@
-//! A run from its first request to its report: the client threads, the watch beside them, and the
-//! totals around them.
+//! A run from its first request to its report: the client threads, the watch next to them, and the totals before and
+//! after.
 
 use super::abort::Abort;
 use super::account::{Account, Novelty};
@@ -33,28 +33,27 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a run looks at the machine before it starts.
+/// The time for which a run observes the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
-/// How long totals may take to become right, to be told from those that never do, and how often
-/// they are asked for.
+/// The time that totals have to become correct, and the interval at which they are requested.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
-/// How long before a common start the threads are told of it: the time that waking them takes.
+/// The time before a common start at which the threads are woken.
 const START_EARLY: Duration = Duration::from_millis(5);
-/// How often what waits for a common start looks about.
+/// The interval at which a wait for a common start checks for an interrupt.
 const WAIT_TICK: Duration = Duration::from_millis(100);
-/// Descriptors that a client thread has besides its connections, and those that the rest of this process
-/// needs: for requests around the run, the watch, reports, and what the kernel tells in files.
+/// Descriptors of a client thread other than its connections', and the descriptors of the rest of this process: for
+/// requests around the run, the watch, reports, and files of the kernel.
 const DESCRIPTORS_PER_THREAD: usize = 2;
 const DESCRIPTORS_KEPT: usize = 16;
-/// From this length of a run on, the ticks in which the kernel counts the time of CPUs tell something.
+/// The length of a run from which the ticks in which the kernel counts CPU time are meaningful.
 const MACHINE_MIN: Duration = Duration::from_secs(1);
 
 /// Sends the events, and compares what the server counted with what it acknowledged.
 ///
 /// # Errors
 ///
-/// If there is no server, or if nothing could be measured.
+/// There is no server, or nothing could be measured.
 pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let mut control = control(config);
     let measured = measure(config, None, &mut control, at)?;
@@ -88,11 +87,11 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     }))
 }
 
-/// Sends one part of the events, when all clients start, and says what became of them.
+/// Sends one part of the events, when all clients start, and returns their outcomes.
 ///
 /// # Errors
 ///
-/// If there is no server, if the part was not ready in time, or if nothing could be measured.
+/// There is no server, the part was not ready in time, or nothing could be measured.
 pub fn run_part(config: &Config, participation: &Participation) -> Result<PartReport, Failure> {
     let mut control = control(config);
     let measured = measure(config, Some(participation), &mut control, |_| {})?;
@@ -123,16 +122,16 @@ fn control(config: &Config) -> Control<'_> {
         .with_token(config.reset_token.clone())
 }
 
-/// How many connections all clients together use: more than one per request would never be used.
+/// Returns the number of connections that all clients together use: more than one per request would never be used.
 fn connections(config: &Config) -> usize {
     usize::try_from(config.workload.requests())
         .map_or(config.connections, |requests| config.connections.min(requests))
 }
 
-/// What was measured, with what it was measured on.
+/// The measurements, with the machine that they were made on.
 struct Measured {
     sent: Sent,
-    /// What the server had counted before everything.
+    /// The server's totals before everything.
     first: Totals,
     ids: Ids,
     setup: Setup,
@@ -271,7 +270,7 @@ fn measure(
     Ok(Measured { sent, first, ids, setup, origin, environment, aborted_by, running })
 }
 
-/// What the ids of the run's users begin with.
+/// The prefix of the ids of the run's users.
 struct Ids {
     prefix: UserPrefix,
     novelty: Novelty,
@@ -312,10 +311,9 @@ impl Ids {
     }
 }
 
-/// Asks for the totals until they are right, or no longer worth waiting for. Returns the time that
-/// they took since the end if the first were wrong and later ones right. A server that does not
-/// respond is asked for as long as it may take to respond, unless the threads have waited for it
-/// before.
+/// Asks for the totals until they are right, or no longer worth waiting for. Returns the time that they took since the
+/// end if the first were wrong and later ones right. A server that does not respond is asked for as long as it has time
+/// to respond, unless the threads have already waited for it.
 fn settle(
     config: &Config,
     control: &mut Control<'_>,
@@ -344,7 +342,7 @@ fn settle(
     None
 }
 
-/// The totals, or why there are none.
+/// Returns the totals, or the reason why they are missing.
 fn totals(config: &Config, control: &mut Control<'_>) -> Result<Totals, String> {
     control.totals().map_err(|error| error.sentence(&config.server))
 }
@@ -362,15 +360,15 @@ fn request_head(config: &Config) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Where single events go, and batches.
+/// The paths of single events and of batches.
 const EVENT: &str = "/event";
 pub(super) const EVENTS: &str = "/events";
 
-/// What the client threads did, and what only this process needs to know of it.
+/// The results of the client threads, with what only this process needs to know.
 struct Sent {
     run: ClientRun,
     prepared: Prepared,
-    /// What the server had counted when the last request had ended, or why it is not known.
+    /// The server's totals at the end of the last request, or the reason why they are unknown.
     after: Result<Totals, String>,
     flow: Option<Flow>,
     /// CPU time of the busiest thread without polling, and the longest wait for a CPU.
@@ -380,7 +378,7 @@ struct Sent {
     /// An interrupt, or a threshold that can no longer pass, ended the run before it was over.
     was_cut: bool,
     ended: Instant,
-    /// Why a thread's ring failed.
+    /// The reason why a thread's ring failed.
     failure: Option<String>,
 }
 
@@ -390,7 +388,7 @@ struct EndOnPanic;
 impl Drop for EndOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            // What went wrong was said by the panic, which has given back the terminal.
+            // The panic has reported the reason, and has given back the terminal.
             std::process::exit(i32::from(Failure::Wrong(String::new()).exit_code()));
         }
     }
@@ -404,7 +402,7 @@ fn no_thread(error: std::io::Error) -> Failure {
     ))
 }
 
-/// Runs the client threads, and the watch beside them.
+/// Runs the client threads, and next to them the watch.
 fn send_all(
     config: &Config,
     run: &Run,
@@ -428,7 +426,7 @@ fn send_all(
     let (stage, abort) = (Stage::new(), Abort::new(&config.abort_if, run));
     thread::scope(|scope| {
         let _guard = EndOnPanic;
-        // None waits at the gate before all are there: they would wait for ever.
+        // None waits at the gate before all are there, or they would wait forever.
         let (mut threads, mut starts) = (Vec::new(), Vec::new());
         for (number, worker) in workers.into_iter().enumerate() {
             let (start, started) = channel();
@@ -460,7 +458,7 @@ fn send_all(
             stage.begin(Phase::WarmingUp);
         }
         run.gate.wait();
-        // It is over; the server is reset, or looked at. No thread may be left waiting.
+        // The phase is over; the server is reset, or observed. No thread may be left waiting.
         run.gate.wait();
         if run.part != Part::WHOLE {
             stage.begin(Phase::Waiting);
@@ -510,7 +508,7 @@ fn send_all(
             |_| Failure::Wrong("a client thread panicked; an error above says why".into());
         let timeline = follower.join().map_err(panicked)?;
         at(Moment::End);
-        // At once: a server that counts late has no time for it.
+        // Immediately, so that a server that counts late does not have time for it.
         let after = totals(config, control);
         is_over.store(true, Ordering::Release);
         let machine = stat.zip(KernelStats::current().ok());
@@ -573,7 +571,7 @@ impl Sent {
         }
     }
 
-    /// What is known of the run's events, if there was no other client.
+    /// Returns the knowledge about the run's events, if there was no other client.
     fn account(&self, config: &Config, first: Totals, novelty: Novelty) -> Account<'_> {
         Account {
             workload: config.workload,
@@ -613,7 +611,7 @@ impl Sent {
         self.run.limited_by = load.limits();
     }
 
-    /// What a reader of the report must know.
+    /// Returns what a reader of the report must know.
     fn warnings(&self, run: &Run, connections: usize) -> Vec<String> {
         let (mut warnings, work) = (Vec::new(), &self.run.work);
         if let Some(Reset::Refused(status)) = self.prepared.reset {
@@ -662,7 +660,7 @@ impl Sent {
     }
 }
 
-/// What to do about batches that were refused with a status.
+/// Returns the advice for batches that were refused with this status.
 fn explain_refusal(status: u16) -> Option<String> {
     Some(match status {
         413 => "the server takes smaller batches: use a smaller --batch, or raise its --max-batch"
@@ -676,7 +674,7 @@ fn explain_refusal(status: u16) -> Option<String> {
     })
 }
 
-/// What the server had counted before the run, and what came of its reset if one was wanted.
+/// The server's totals before the run, and the result of its reset if one was wanted.
 #[derive(Clone, Copy)]
 struct Prepared {
     at: SystemTime,
@@ -697,8 +695,8 @@ impl Prepared {
         Ok(Prepared { at: SystemTime::now(), before, reset })
     }
 
-    /// Waits for the time at which all clients start, and has the first of them reset the server, when
-    /// all have ended their warm-ups and none has started.
+    /// Waits for the time at which all clients start. The first one resets the server, when all have ended their
+    /// warm-ups and none has started.
     fn with_others(
         config: &Config,
         control: &mut Control<'_>,
@@ -718,7 +716,7 @@ impl Prepared {
             )));
         }
         wait_until(starts_at - guard, || {
-            // Each response tells more about the clocks.
+            // Each response narrows the difference of the clocks.
             let _ = control.totals();
         })?;
         let prepared = match part.leads() {
@@ -755,7 +753,7 @@ fn wait_until(at: Instant, mut meanwhile: impl FnMut()) -> Result<(), Failure> {
     }
 }
 
-/// Returns the number of connections that the limit of open files leaves room for, beside the threads.
+/// Returns the number of connections that the limit of open files allows in addition to the threads.
 fn descriptors_left(threads: usize) -> usize {
     use rustix::process::{Resource, getrlimit};
     let Some(limit) = getrlimit(Resource::Nofile).current else { return usize::MAX };
@@ -764,8 +762,8 @@ fn descriptors_left(threads: usize) -> usize {
     limit.saturating_sub(open + threads * DESCRIPTORS_PER_THREAD + DESCRIPTORS_KEPT)
 }
 
-/// Allows as many descriptors, of which each connection takes one, and as much locked memory for
-/// the rings, as the hard limits permit.
+/// Raises the limits of descriptors, one per connection, and of locked memory for the rings as far as the hard limits
+/// permit.
 fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     for resource in [Resource::Nofile, Resource::Memlock] {

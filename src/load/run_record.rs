@@ -1,5 +1,5 @@
-//! What a client did in a run, as one record: its threads fill it, a file keeps it, the records of several clients are
-//! merged, and every report is made from one.
+//! The record of a client's run: its threads fill it, a file keeps it, the records of several clients are merged, and
+//! every report is made from one.
 
 use super::event_set::EventSet;
 use super::latency::Slice;
@@ -16,10 +16,10 @@ use std::time::Duration;
 /// Threads of all clients that share no small common multiple would make the ledgers too large.
 const STEP_MAX: u64 = 1 << 20;
 
-/// What a thread did in a phase, or all threads of a run.
+/// The record of a thread in a phase, or of all threads of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Work {
-    /// What became of the events.
+    /// The outcomes of the events.
     pub(super) ledger: Ledger,
     /// Requests of an open loop that came due while every connection was busy.
     pub(super) queued: u64,
@@ -29,9 +29,9 @@ pub(super) struct Work {
     pub(super) cpu: Duration,
     /// CPU time that was spent polling until the next request was due.
     pub(super) polling: Duration,
-    /// When the last request was sent, since the start.
+    /// The time of the last request, since the start.
     pub(super) last_sent: Duration,
-    /// How long a thread did not run, in stretches of a tenth of a second or more.
+    /// The time for which a thread did not run, in stretches of a tenth of a second or more.
     pub(super) suspended: Duration,
 }
 
@@ -52,9 +52,9 @@ impl Work {
         self.ledger.answered() + self.ledger.unknown.singles()
     }
 
-    /// Returns the events per second that an open loop sent; `None` for a single request, which has no rate.
+    /// Returns the events per second that an open loop sent; `None` for a single request, which does not have a rate.
     pub(super) fn rate(&self, workload: &Workload) -> Option<f64> {
-        // The first request is due at once, and the last when the events of those before it were.
+        // The first request is due immediately, and the last one when the events before it were due.
         let batch = workload.events_per_request();
         let before_last = self.events().div_ceil(batch).saturating_sub(1) * batch;
         (before_last > 0 && !self.last_sent.is_zero())
@@ -62,12 +62,12 @@ impl Work {
     }
 }
 
-/// What a client did, or all clients of a run.
+/// The record of a client, or of all clients of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct ClientRun {
-    /// What its threads did in the part of the run that is measured.
+    /// The record of its threads in the measured part of the run.
     pub(super) work: Work,
-    /// What became of the events of the warm-up.
+    /// The outcomes of the warm-up's events.
     pub(super) warm_up: Ledger,
     /// The time from the start to the end of the last request.
     pub(super) elapsed: Duration,
@@ -79,15 +79,15 @@ pub(super) struct ClientRun {
     pub(super) busy: f64,
     /// The greatest share of the time that a thread waited for a CPU, from 0 to 1.
     pub(super) waiting: f64,
-    /// What each client's CPUs did during the run, whoever used them.
+    /// The use of each client's CPUs during the run, by whatever process.
     pub(super) cpus: Vec<CpuUse>,
-    /// Why the client limited the result, a sentence each.
+    /// The reasons why the client limited the result, a sentence each.
     pub(super) limited_by: Vec<String>,
     /// Whether the user ended the run before it was over.
     pub(super) interrupted: bool,
-    /// What the client that polled the totals saw.
+    /// The observations of the client that polled the totals.
     pub(super) watched: Option<Watched>,
-    /// What a reader must know, a sentence each.
+    /// Warnings for the reader, a sentence each.
     pub(super) warnings: Vec<String>,
 }
 
@@ -102,8 +102,8 @@ impl ClientRun {
         run
     }
 
-    /// Returns the record on the clock of a run that started earlier by `delay`. One second of a client may reach into
-    /// two of the run, and is in the one that has more of it.
+    /// Returns the record on the clock of a run that started earlier by `delay`. One second of a client may overlap two
+    /// seconds of the run, and counts for the one with the larger share.
     pub(super) fn delayed(mut self, delay: Duration) -> ClientRun {
         self.elapsed += delay;
         self.work.last_sent += delay;
@@ -122,7 +122,7 @@ impl ClientRun {
         self
     }
 
-    /// Returns one record of all clients of a run with such a workload and warm-up.
+    /// Returns one record of all clients of a run with this workload and warm-up.
     ///
     /// # Errors
     ///
@@ -164,7 +164,7 @@ fn align<'a>(
     let mut sets: Vec<&mut EventSet> = ledgers.flat_map(Ledger::sets_mut).collect();
     let mut step = 1;
     for set in &mut sets {
-        // A rest without an event says nothing.
+        // A rest without an event carries no information.
         set.drop_empty_rests(workload.requests());
         for own in set.steps() {
             step = least_common_multiple(step, own).filter(|step| *step <= STEP_MAX).ok_or(
@@ -190,7 +190,7 @@ mod tests {
         Workload { events: 900, users: 70, values: Values::Half, batch: None }
     }
 
-    /// The record of one of three clients that ended early, each with another number of threads.
+    /// Returns the record of one of three clients that ended early, each with a different number of threads.
     fn record(number: u64) -> ClientRun {
         let mut run = ClientRun::lost(Part::new(number, 3));
         run.work.ledger.unknown = EventSet::default();

@@ -1,10 +1,10 @@
-//! Which request a thread sends next, and when it is due.
+//! The next request of a thread, and its due time.
 //!
-//! In a closed loop, a request is due as soon as a connection is free; threads take requests from a common
-//! counter, until there are no more or the time is over. In an open loop, request `i` is due when its first
-//! event is, whatever the server does: at a fixed rate, at `i * batch / rate`. Thread `t` of `T` has the requests
-//! that are `t` modulo `T`, so that the spacing is even over all threads. Of a part of a workload, both take the
-//! part's requests only, each when it is due in the whole.
+//! In a closed loop, a request is due as soon as a connection is free; threads take requests from a common counter,
+//! until there are no more or the time is over. In an open loop, request `i` is due when its first event is, whatever
+//! the server does: at a fixed rate, at `i * batch / rate`. Thread `t` of `T` has the requests that are `t` modulo `T`,
+//! so that the spacing is even over all threads. For a part of a workload, both take only the part's requests, each
+//! when it is due in the whole.
 
 use super::part::Part;
 use super::profile::{Curve, Profile};
@@ -13,10 +13,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Events that a thread takes from the common counter at once, unless a request has more.
+/// The number of events that a thread takes from the common counter at a time, unless a request has more.
 const EVENTS_PER_GRAB: u64 = 32;
 
-/// A request, and when it is to be sent, in nanoseconds since the start.
+/// A request, and its due time in nanoseconds since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) request: u64,
@@ -26,8 +26,8 @@ pub(super) struct Due {
 /// The requests of one thread.
 #[derive(Debug)]
 pub(super) enum Schedule<'a> {
-    /// Closed loop: the next of the part's `requests` that no thread has taken, at once, `grab` of them
-    /// together. They are counted within the part.
+    /// Closed loop: the next of the part's `requests` that no thread has taken, immediately, `grab` of them together.
+    /// They are counted within the part.
     Closed { part: Part, next: &'a AtomicU64, requests: u64, grab: u64, grabbed: Range<u64> },
     /// Closed loop: the next of the part's requests that no thread has taken, until the time is over.
     Timed { part: Part, next: &'a AtomicU64, requests: u64, until_ns: u64 },
@@ -37,7 +37,7 @@ pub(super) enum Schedule<'a> {
     Ended,
 }
 
-/// What a thread took and did not send, or would have taken.
+/// The requests that a thread took and did not send, or would have taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Left {
     /// Requests of a closed loop that only this thread has.
@@ -65,7 +65,7 @@ impl Schedule<'_> {
         Schedule::Timed { part, next, requests: part.share(workload.requests()), until_ns }
     }
 
-    /// For one of the part's threads, at a pace of all threads of all parts together.
+    /// Creates the schedule of one of the part's threads, at the common pace of all threads of all parts.
     pub(super) fn open<'a>(
         part: Part,
         thread: u64,
@@ -78,8 +78,7 @@ impl Schedule<'_> {
         Schedule::Open { next, requests, step: part.of() * threads, pace }
     }
 
-    /// Ends it, and returns what this thread leaves. What no thread of a closed loop took is not
-    /// among it.
+    /// Ends it, and returns what this thread leaves. It does not include requests that no thread of a closed loop took.
     pub(super) fn end(&mut self) -> Left {
         match std::mem::replace(self, Schedule::Ended) {
             Schedule::Closed { part, grabbed, .. } => {
@@ -90,9 +89,9 @@ impl Schedule<'_> {
         }
     }
 
-    /// Tells `note` how long the requests that are due at `now_ns` have waited, and how many have
-    /// waited for so long. Waits that `least_alike` maps to the same time are told together, as
-    /// that time, so that the number of calls does not grow with the number of requests.
+    /// Calls `note` with the waits of the requests that are due at `now_ns`, and the number of requests with each wait.
+    /// Waits that `least_alike` maps to the same time are combined, as that time, so that the number of calls does not
+    /// grow with the number of requests.
     pub(super) fn overdue(
         &self,
         now_ns: u64,
@@ -111,7 +110,7 @@ impl Schedule<'_> {
         }
     }
 
-    /// When the next request is due; `None` if there is none.
+    /// Returns the due time of the next request; `None` without one.
     pub(super) fn next_ns(&self) -> Option<u64> {
         match self {
             Schedule::Closed { next, requests, grabbed, .. } => {
@@ -179,12 +178,12 @@ impl Pace {
         Due { request, ns: self.due_ns(request) }
     }
 
-    /// When a request is due, rounded down to a nanosecond: errors do not add up.
+    /// Returns the due time of a request, rounded down to a nanosecond: errors do not add up.
     fn due_ns(&self, request: u64) -> u64 {
         self.rate.due_ns(request.saturating_mul(self.batch))
     }
 
-    /// How many requests are due at a time: those before this number.
+    /// Returns the number of requests that are due at a time: those before this number.
     fn due_by(&self, ns: u64) -> u64 {
         self.rate.due_before(ns.saturating_add(1)).div_ceil(self.batch)
     }
@@ -284,7 +283,7 @@ mod tests {
         }
     }
 
-    /// Against each event by itself, with waits that are told apart to a part in so many.
+    /// Compares with each event by itself, with waits of limited resolution.
     #[test]
     fn overdue_events_are_counted_by_how_long_they_waited() {
         let mut random = fastrand::Rng::with_seed(5);

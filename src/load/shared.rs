@@ -1,4 +1,4 @@
-//! What all client threads of a run share.
+//! The state that all client threads of a run share.
 
 use super::Config;
 use super::part::Part;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// request only.
 const BROKEN_PROMISES: u64 = 2;
 
-/// How far a thread is. Written by it alone.
+/// The progress of a thread. Only the thread writes it.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Events that may have left. Written before they do.
@@ -25,7 +25,7 @@ pub(super) struct Progress {
     /// Events whose requests have ended, with a response or without.
     pub(super) ended: AtomicU64,
     pub(super) connect_failures: AtomicU64,
-    /// What went wrong besides. Events, connections, and responses, as the report counts them.
+    /// Other errors. Events, connections, and responses, as the report counts them.
     pub(super) refused: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) reconnects: AtomicU64,
@@ -79,33 +79,33 @@ pub(super) struct Run {
     /// The part of the workload that this client sends.
     pub(super) part: Part,
     pub(super) address: SocketAddr,
-    /// What all requests have in common.
+    /// The parts that all requests have in common.
     pub(super) form: Form,
     /// Requests in flight per connection.
     pub(super) depth: usize,
     /// The due times of an open loop's requests; `None` is a closed loop.
     pub(super) pace: Option<Pace>,
-    /// The time in which requests are sent; a closed loop has as many as it sends in that time.
+    /// The time during which requests are sent; a closed loop sends as many as fit.
     pub(super) duration: Option<Duration>,
     /// The number of connections during the measured part.
     pub(super) crowd: Crowd,
     pub(super) timeout: Duration,
-    /// Events to send before those of the workload, which are measured.
+    /// The number of events to send before the workload's, which are measured.
     pub(super) warm_up: u64,
     pub(super) threads: usize,
     pub(super) keep_alive: KeepAlive,
-    /// When the measured part starts, if several clients have agreed on that.
+    /// The start of the measured part, if several clients have agreed on it.
     pub(super) starts_at: OnceLock<Instant>,
-    /// The server cannot be talked to: nothing more is to be sent.
+    /// Whether the server cannot be reached, so that nothing more should be sent.
     pub(super) is_called_off: AtomicBool,
-    /// The threshold that can no longer pass, so that nothing more is to be sent.
+    /// The threshold that can no longer pass, so that nothing more should be sent.
     pub(super) aborted_by: OnceLock<Threshold>,
     /// The first request of the part's warm-up, and of its run, that no thread has taken.
     pub(super) next: [AtomicU64; 2],
     /// Events of the warm-up without a response, which may be counted at any time.
     pub(super) late: AtomicU64,
     pub(super) progress: Vec<CachePadded<Progress>>,
-    /// All threads are ready for the next phase, and all may start it: waited for twice.
+    /// The gate of a phase, which is passed twice: all threads are ready, and all may start.
     pub(super) gate: Barrier,
 }
 
@@ -122,15 +122,15 @@ impl Run {
         self.pace.is_none() && self.duration.is_some()
     }
 
-    /// Returns the time from which on nothing more is sent: in a closed loop, the end of the run's time. The requests
-    /// of an open loop are all due before that, and may be late by the timeout.
+    /// Returns the time after which nothing more is sent: in a closed loop, the end of the run's time. The requests of
+    /// an open loop are all due before that, and may be late by the timeout.
     pub(super) fn stop_ns(&self) -> Option<u64> {
         let patience = if self.pace.is_some() { self.timeout } else { Duration::ZERO };
         let stop = self.duration?.saturating_add(patience);
         Some(u64::try_from(stop.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// How many events other clients may send, before the run and in it.
+    /// Returns the number of events that other clients may send, before the run and in it.
     pub(super) fn events_of_others(&self) -> u64 {
         let of_others = |workload: &Workload| workload.events - workload.len_of(self.part.rest(0));
         of_others(&self.workload) + of_others(&self.earlier())
@@ -195,7 +195,7 @@ impl KeepAlive {
     }
 }
 
-/// What no thread of a closed loop took of a part of a workload.
+/// Returns the requests of a part that no thread of a closed loop took.
 pub(super) fn rest_of_closed_loop(part: Part, next: &AtomicU64, workload: &Workload) -> Rest {
     part.rest(next.load(Ordering::Relaxed).min(part.share(workload.requests())))
 }

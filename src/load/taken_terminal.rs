@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a panic waits for a frame that is being drawn. The thread that panics may be the one that
-/// draws it.
+/// The time that a panic waits for a frame that is being drawn. The panicking thread may be the one that draws it.
 const FRAME_MAX: Duration = Duration::from_millis(100);
 
 /// The screen of this process, for whoever ends it.
@@ -35,7 +34,7 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Has `give_back` called before the message of the next panic, so that it can be read.
+    /// Arranges for `give_back` to be called before the message of the next panic, so that it can be read.
     fn new(give_back: fn()) -> Arc<Taken> {
         let taken = Arc::new(Taken { is_taken: Mutex::new(true), give_back });
         let (of_hook, previous) = (Arc::clone(&taken), std::panic::take_hook());
@@ -82,8 +81,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Nothing else in this process may panic meanwhile, or it would give back the terminal first: that
-    /// is what the hook is for.
+    /// Nothing else in this process may panic meanwhile, or the hook would give back the terminal first.
     #[test]
     fn a_panic_in_any_thread_gives_the_terminal_back_once() {
         static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);

@@ -18,7 +18,7 @@ pub struct Threshold {
     limit: Limit,
 }
 
-/// How a condition compares a figure with its limit.
+/// The comparison of a figure with its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operator {
     Less,
@@ -43,7 +43,7 @@ impl Operator {
     }
 }
 
-/// The parts of a condition such as `p99>5ms`, none of which has been looked at.
+/// The unchecked parts of a condition such as `p99>5ms`.
 pub(crate) struct Condition<'a> {
     pub(crate) figure: &'a str,
     pub(crate) operator: Operator,
@@ -64,7 +64,7 @@ impl<'a> Condition<'a> {
     }
 }
 
-/// In the order in which they are tried: longer ones first.
+/// All comparisons in the order in which they are tried: longer ones first.
 const OPERATORS: [(&str, Operator); 6] = [
     ("<=", Operator::LessOrEqual),
     (">=", Operator::GreaterOrEqual),
@@ -96,13 +96,13 @@ pub(super) struct Checked {
     pub(super) fail_if: String,
     /// The name of its figure.
     pub(super) figure: &'static str,
-    /// What the figure was; times are in microseconds.
+    /// The value of the figure; times are in microseconds.
     pub(super) value: Measured,
     /// The figure was this or more.
     pub(super) is_lower_bound: bool,
     /// The condition does not hold, and it is certain that it does not.
     pub(super) passed: bool,
-    /// What the figure was, as a sentence.
+    /// The value of the figure, as a sentence.
     #[serde(skip)]
     pub(super) sentence: String,
 }
@@ -141,7 +141,7 @@ impl FromStr for Threshold {
 
 /// A number such as `1.5`, `1e6`, or `-3`, followed by one of the units.
 fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    // What follows the last digit is the unit: the exponent of 1e6 belongs to the number.
+    // The text after the last digit is the unit: the exponent of 1e6 belongs to the number.
     let end = text.rfind(|character: char| character.is_ascii_digit())? + 1;
     let (_, factor) = units.iter().find(|(unit, _)| *unit == text[end..].trim_start())?;
     let number: f64 = text[..end].parse().ok()?;
@@ -154,7 +154,7 @@ impl Threshold {
         self.figure
     }
 
-    /// Whether it says that a latency is below a limit.
+    /// Whether it is an upper limit of a latency.
     pub(super) fn is_upper_limit_of_latency(&self) -> bool {
         self.figure.quantity == Quantity::Latency
             && matches!(self.operator, Operator::Less | Operator::LessOrEqual)

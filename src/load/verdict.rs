@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
-/// What the server's totals say about the run.
+/// The verdict of the server's totals about the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -24,7 +24,7 @@ pub enum Verdict {
 pub(super) struct Judgement {
     /// The verdict.
     pub(super) verdict: Verdict,
-    /// What is off, by how much, or what is not known.
+    /// The differences, or the unknowns.
     pub(super) reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     pub(super) remarks: Vec<String>,
@@ -103,29 +103,29 @@ impl Judgement {
     }
 }
 
-/// What is known of a run.
+/// The knowledge about a run.
 #[derive(Clone, Debug)]
 pub(super) struct Evidence {
-    /// What the server reported before the run: zero after a reset.
+    /// The server's totals before the run: zero after a reset.
     pub(super) before: Totals,
-    /// What the acknowledged events add up to.
+    /// The totals of the acknowledged events.
     pub(super) acknowledged: Share,
-    /// The same with the events whose outcome is unknown.
+    /// The totals including events with an unknown outcome.
     pub(super) possible: Share,
     /// The users that the server must have.
     pub(super) users: Users,
-    /// The users that it must have if the prefix of their ids was used before, although it was said to be new.
+    /// The users that it must have if the prefix of their ids was used before, although it was declared new.
     pub(super) users_if_known: Option<Users>,
     /// Whether clients that are lost may have sent any number of events.
     pub(super) is_unbounded: bool,
-    /// What the server reports after the run, or why it does not.
+    /// The server's totals after the run, or the reason why they are missing.
     pub(super) after: Result<Totals, String>,
 }
 
-/// How many users a server must have.
+/// The number of users that a server must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Users {
-    /// Those whose events it acknowledged, and those with the events that may have been counted.
+    /// The users whose events it acknowledged, and the users including events that may have been counted.
     pub(super) least: u64,
     pub(super) most: u64,
     /// Users that the server had before and that the client does not know: they may or may not be
@@ -134,8 +134,8 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Of a run whose events come from some users, on a server that had `before` users. Those are
-    /// known if the client sent their events.
+    /// Returns the number for a run whose events come from some users, on a server that had `before` users. Earlier
+    /// users are known if the client sent their events.
     pub(super) fn of(ours: [&UserSet; 2], before: u64, earlier: Option<[&UserSet; 2]>) -> Users {
         let [least, most] = ours;
         match earlier {
@@ -148,7 +148,7 @@ impl Users {
         }
     }
 
-    /// The users with so many others.
+    /// Returns the users together with `others` others.
     pub(super) fn beside(self, others: u64) -> Users {
         let [least, most] = [self.least, self.most].map(|users| users.saturating_add(others));
         Users { least, most, ..self }
@@ -161,7 +161,7 @@ impl Users {
 }
 
 impl Evidence {
-    /// What the server has to report, if no unknown event was counted.
+    /// Returns the totals that the server must report if no unknown event was counted.
     pub(super) fn expected(&self) -> Totals {
         let (unique_users, _) = self.users.range();
         let ours = self.acknowledged.totals(unique_users);
@@ -298,7 +298,7 @@ pub(super) fn plural(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// What a total may be.
+/// The possible values of a total.
 fn span<T: PartialEq + std::fmt::Display>(least: T, most: T) -> String {
     match least == most {
         true => least.to_string(),
@@ -422,8 +422,7 @@ mod tests {
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
     }
 
-    /// A server that has users whom the client did not send may count each event as a new user, and
-    /// nobody can tell.
+    /// A server with users that the client did not send may count each event as a new user without being noticed.
     #[test]
     fn users_of_strangers_leave_the_verdict_undecided() {
         let mut evidence = evidence(&[]);
@@ -444,7 +443,7 @@ mod tests {
     fn users_that_are_all_the_clients_own_must_be_equal() {
         let mut evidence = evidence(&[]);
         let ours = WORKLOAD.users_without(&[]);
-        // Of the warm-up's users, which are fewer than those of the run, all are among them.
+        // The run includes all of the warm-up's users, which are fewer.
         let earlier = Workload { events: 300, ..WORKLOAD }.users_without(&[]);
         evidence.before = Totals { total_requests: 300, unique_users: 300, sum: 0.0, avg: 0.0 };
         evidence.users = Users::of([&ours, &ours], 300, Some([&earlier, &earlier]));

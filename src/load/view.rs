@@ -1,5 +1,5 @@
-//! What is shown while a run goes on: one line, or the whole screen. It is drawn on a thread of its
-//! own, from what the client threads publish for other purposes.
+//! The display during a run: one line, or the whole screen. It is drawn on its own thread, from values that the client
+//! threads publish for other purposes.
 
 mod screen;
 
@@ -19,10 +19,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the progress is drawn.
+/// The interval at which the progress is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
-/// What a run is doing.
+/// The activity of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// It looks for the server and opens connections.
@@ -54,7 +54,7 @@ impl Stage {
     }
 }
 
-/// How far a run is.
+/// The progress of a run.
 struct Status {
     phase: Phase,
     unit: Unit,
@@ -84,7 +84,7 @@ impl Status {
         }
     }
 
-    /// What has been done, without how fast.
+    /// Returns the progress without the speed.
     fn progress(&self) -> String {
         let (ended, of) = (grouped(self.ended), self.unit.count(self.of));
         if let (Phase::Measuring, Some(until)) = (self.phase, self.until) {
@@ -244,7 +244,7 @@ pub(crate) fn has_escapes() -> bool {
 fn columns() -> usize {
     match tcgetwinsize(stderr()) {
         Ok(size) if size.ws_col > 1 => usize::from(size.ws_col) - 1,
-        // Terminals that do not tell their width have at least 80.
+        // Terminals of unknown width have at least 80 columns.
         _ => 79,
     }
 }

@@ -11,25 +11,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// How often the totals are asked for.
+/// The interval at which the totals are requested.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
-/// How many wrong responses are shown in words.
+/// The number of wrong responses that are shown in words.
 const EXAMPLES_MAX: usize = 5;
 /// From this share of requests without totals on, too little was seen.
 const UNANSWERED_MAX: f64 = 0.1;
 
-/// What the watch has seen.
+/// The observations of the watch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Watched {
     /// Responses with totals.
     pub answers: u64,
-    /// Requests for totals without such a response.
+    /// Requests for totals without a usable response.
     pub unanswered: u64,
     /// Responses with a total below an earlier one's.
     pub went_down: u64,
     /// Responses that counted more than was sent.
     pub above_sent: u64,
-    /// Responses that lacked what was acknowledged before they were asked for.
+    /// Responses that lacked events acknowledged before the request.
     pub below_acknowledged: u64,
     /// Responses whose numbers do not belong together.
     pub torn: u64,
@@ -85,8 +85,8 @@ impl Watch {
         Watch { before, values, last: before, watched: Watched::default() }
     }
 
-    /// Judges a response. So many events were acknowledged before it was asked for, and so many may
-    /// have been sent by the time it had come.
+    /// Judges a response. The number of events acknowledged before the request, and the number that may have been sent
+    /// by the time of the response.
     fn judge(&mut self, is: Totals, acknowledged: u64, sent: u64) {
         let Watch { before, values, last, watched } = self;
         watched.answers += 1;
@@ -118,8 +118,8 @@ impl Watch {
     }
 }
 
-/// Polls until told to stop. `before` is what the server had counted before the run; so many events
-/// that were sent before may still be counted `late`.
+/// Polls until told to stop. `before` has the server's totals before the run; up to `late` events that were sent before
+/// may still be counted.
 pub(super) fn watch(
     address: SocketAddr,
     server: &Server,
@@ -155,7 +155,7 @@ mod tests {
         Totals { total_requests: count, unique_users: users, sum, avg }
     }
 
-    /// What a watch finds in one response after a good one of ten events.
+    /// Returns the findings of a watch in one response after a good one of ten events.
     fn found(is: Totals) -> [u64; 4] {
         let mut watch = Watch::new(Totals::ZERO, Values::One);
         watch.judge(ones(10, 5), 10, 12);

@@ -1,8 +1,8 @@
 //! One client thread: its connections, on the ring, each with a bounded number of requests in flight.
 //!
-//! Every request is sent once, with its event or its batch. When a connection ends, requests of which
-//! nothing was sent go to another one; the events of those that were sent and have no response may have
-//! been counted or not: they are unknown, and are not sent again.
+//! Every request is sent once, with its event or its batch. When a connection ends, unsent requests go to another one;
+//! the events of requests that were sent without a response may have been counted or not: they are unknown, and are not
+//! sent again.
 
 mod lifecycle;
 
@@ -25,11 +25,11 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// How long an interrupted run waits for responses to what was sent.
+/// The time that an interrupted run waits for responses.
 const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
-/// Ticks come fifty times per second: a thread that wakes so long after it meant to did not run.
+/// Ticks come fifty times per second: a thread that wakes this late did not run.
 const STALLED_FROM_NS: u64 = 5_000_000;
-/// From this length on, that is told in a warning, whatever was due in it.
+/// The length of such a stretch from which a warning reports it, whatever was due in it.
 const SUSPENDED_FROM_NS: u64 = 100_000_000;
 #[allow(clippy::cast_possible_truncation, reason = "20 ms")]
 const TICK_NS: u64 = TICK.as_nanos() as u64;
@@ -38,17 +38,17 @@ const TICK_NS: u64 = TICK.as_nanos() as u64;
 /// of them.
 const SENDS_PER_SUBMIT: usize = 16;
 const EVENTS_PER_SUBMIT: u64 = 64;
-/// How often every connection may time out without a single response before a thread gives up.
+/// The number of times that every connection may time out without a single response before a thread gives up.
 const GIVE_UP_ROUNDS: usize = 3;
 /// From this time before a request is due on, an open loop polls: a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// What a thread did in a phase, and what only its process needs to know of it.
+/// The record of a thread in a phase, with what only its process needs to know.
 #[derive(Debug)]
 pub(super) struct Findings {
     pub(super) work: Work,
-    /// How long the thread was ready, and waited for a CPU.
+    /// The time for which the thread was ready and waited for a CPU.
     pub(super) waiting: Duration,
     /// The server could not be reached any more, or did not respond.
     pub(super) gave_up: bool,
@@ -56,11 +56,11 @@ pub(super) struct Findings {
     pub(super) was_cut: bool,
     /// When the last request had ended and nothing was left to send.
     pub(super) ended: Instant,
-    /// Why the ring failed, if it did.
+    /// The reason why the ring failed, if it did.
     pub(super) failure: Option<String>,
 }
 
-/// What is counted in a phase besides, and starts at zero in the next.
+/// Further counters of a phase, which start at zero in the next.
 #[derive(Debug, Default)]
 struct Counts {
     /// Events.
@@ -91,10 +91,10 @@ pub(super) struct Worker<'a> {
     /// Events of the requests made since the last were given to the kernel.
     unsubmitted: u64,
     started: Instant,
-    /// The clock as of this turn, and as of the last submission, in nanoseconds since the start.
+    /// The clock at this iteration, and at the last submission, in nanoseconds since the start.
     now_ns: u64,
     stamp_ns: u64,
-    /// When there last was a response, or another sign of a server.
+    /// The time of the last response, or of another sign of a server.
     progress_ns: u64,
     /// Waits that began before count from then on: this thread did not run for a while.
     patience_from_ns: u64,
@@ -103,32 +103,32 @@ pub(super) struct Worker<'a> {
     idle_from_ns: Option<u64>,
     /// The warm-up is over.
     is_measured: bool,
-    /// When the run was interrupted.
+    /// The time at which the run was interrupted.
     interrupted_ns: Option<u64>,
     /// Until then no connection was free, so that nothing could have been sent.
     blocked_ns: Option<u64>,
-    /// When the thread wakes at the latest, if it runs: when the next tick is due.
+    /// The latest time at which the thread wakes, if it runs: the next tick.
     tick_due_ns: u64,
     /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
     /// The number of connections that should be open now: those before this index.
     wanted: usize,
-    /// The greatest such number so far.
+    /// The greatest number so far.
     wanted_most: usize,
     /// The end of the time for which the number was last computed.
     wanted_until_ns: u64,
     /// The connections that were open at any time of the phase, unless the server turned them away before it had
     /// responded to anything on them.
     was_open: Vec<bool>,
-    /// Those that ended in the phase after a response.
+    /// The connections that ended in the phase after a response.
     has_served: Vec<bool>,
     work: Work,
     slice: Box<Slice>,
 }
 
 impl<'a> Worker<'a> {
-    /// Thread number `thread` with so many connections. Slices of the measured part go to `slices`.
+    /// Creates thread number `thread` with this number of connections. Slices of the measured part go to `slices`.
     pub(super) fn new(
         run: &'a Run,
         thread: usize,
@@ -172,8 +172,8 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Connects, sends its part of the warm-up and of the run, waits for the others around each, and
-    /// says what happened in both.
+    /// Connects, sends its part of the warm-up and of the run, waits for the others around each, and returns the
+    /// records of both.
     pub(super) fn work(mut self) -> [Findings; 2] {
         let connected = self.wire.enable().and_then(|()| self.connect_all(|_| true));
         let warm_up = self.phase(connected.map_err(|error| error.to_string()));
@@ -181,7 +181,7 @@ impl<'a> Worker<'a> {
         self.run.late.fetch_add(late, Ordering::Relaxed);
         let connected = match &warm_up.failure {
             Some(failure) => Err(failure.clone()),
-            // Those that owe responses were closed.
+            // The connections that owe responses were closed.
             None => self.reconnect_all().map_err(|error| error.to_string()),
         };
         self.schedule = self.measured_schedule();
@@ -206,12 +206,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The events of this phase: those of the warm-up, or those that are measured.
+    /// Returns the events of this phase: the warm-up's, or the measured ones.
     fn workload(&self) -> Workload {
         if self.is_measured { self.run.workload } else { self.run.earlier() }
     }
 
-    /// Waits for the others, sends all there is to send, and says what happened.
+    /// Waits for the others, sends everything, and returns the record.
     fn phase(&mut self, ready: Result<(), String>) -> Findings {
         self.counts = Counts::default();
         self.show_sent();
@@ -256,7 +256,7 @@ impl<'a> Worker<'a> {
     }
 
     fn send_all(&mut self) -> io::Result<()> {
-        // What happened while the others were waited for: a server may have turned connections away.
+        // Handle the events of the wait: a server may have rejected connections.
         self.turn(Wait::No)?;
         self.restart_clock(self.start());
         self.is_running = true;
@@ -300,7 +300,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// When this phase starts: now, or when all clients of a run in parts start.
+    /// Returns the start of this phase: now, or the common start of all clients of a run in parts.
     fn start(&self) -> Instant {
         let agreed = self.run.starts_at.get().filter(|_| self.is_measured);
         let Some(agreed) = agreed.copied() else { return Instant::now() };
@@ -308,7 +308,7 @@ impl<'a> Worker<'a> {
         agreed
     }
 
-    /// How to wait: an open loop must be awake when the next request is due.
+    /// Returns the way to wait: an open loop must be awake when the next request is due.
     fn wait(&mut self) -> io::Result<Wait> {
         let due_ns = match self.schedule {
             Schedule::Open { .. } if !self.free.is_empty() => self.schedule.next_ns(),
@@ -322,7 +322,7 @@ impl<'a> Worker<'a> {
         Ok(match left_ns {
             0 => Wait::No,
             1..=POLL_NS => {
-                // What was made is not to wait for what is due next.
+                // Finished requests must not wait for the next due one.
                 self.wire.submit()?;
                 let before = thread_cpu();
                 self.wire.poll(self.instant(due_ns));
@@ -366,8 +366,7 @@ impl<'a> Worker<'a> {
         self.stamp_ns = self.now_ns;
     }
 
-    /// Notes that the thread did not run, if the clock has gone on since it was last read for much longer
-    /// than the thread meant to wait.
+    /// Notes that the thread did not run, if the clock has advanced by much more than the thread meant to wait.
     fn note_stall(&mut self, now_ns: u64, wait_ns: u64) {
         let late_ns = now_ns.saturating_sub(self.stamp_ns).saturating_sub(wait_ns);
         if late_ns < STALLED_FROM_NS || !self.is_running {
@@ -379,7 +378,7 @@ impl<'a> Worker<'a> {
         }
         if late_ns >= SUSPENDED_FROM_NS {
             self.work.suspended += Duration::from_nanos(late_ns);
-            // Responses have had no time to be read.
+            // There has been no time to read responses.
             self.patience_from_ns = now_ns;
             self.progress_ns = now_ns;
         }
@@ -463,8 +462,8 @@ impl<'a> Worker<'a> {
         !self.waiting.is_empty() || self.schedule.next_ns().is_some()
     }
 
-    /// Nothing is connected, and nothing has been for too long; or there are no responses at all; or
-    /// a run that the user has interrupted has waited for them long enough.
+    /// Nothing has been connected for too long; or there are no responses at all; or a run that the user interrupted
+    /// has waited for them long enough.
     fn has_given_up(&self) -> bool {
         let is_alone = self.in_flight == 0 && !self.connections.iter().any(Connection::is_open);
         let is_over = |since_ns: u64| {
@@ -477,7 +476,7 @@ impl<'a> Worker<'a> {
                 && interrupted.is_some_and(|since_ns| since_ns > INTERRUPT_PATIENCE_NS)
     }
 
-    /// Stops sending, once, if the user asked for the end of the run, or a threshold can no longer pass.
+    /// Stops sending, once, if the user ended the run, or a threshold can no longer pass.
     fn check_interrupt(&mut self) {
         let is_asked = interrupt::is_asked() || self.run.aborted_by.get().is_some();
         if is_asked && self.interrupted_ns.is_none() {
@@ -505,11 +504,11 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Ends with events that have no response, and those that were never sent.
+    /// Ends the phase with events that lack a response, and events that were never sent.
     fn abandon(&mut self) {
         for index in 0..self.connections.len() {
             if self.connections[index].has_flights() {
-                // A response that comes late must not be taken for that of another request.
+                // A late response must not be mistaken for the response to another request.
                 let handed_over = self.wire.handed_over(index);
                 self.wire.close(index);
                 self.give_up(index, handed_over);
@@ -524,7 +523,7 @@ impl<'a> Worker<'a> {
     fn leave_rest(&mut self) {
         let workload = self.workload();
         if self.run.pace.is_some() && self.is_measured {
-            // What was due and found no connection has waited until now.
+            // Due requests without a connection have waited until now.
             for due in &self.waiting {
                 self.slice.latency.record_at_least(self.now_ns.saturating_sub(due.ns));
             }
@@ -634,7 +633,7 @@ impl<'a> Worker<'a> {
     /// Makes a request.
     fn make(&mut self, index: usize, due: Due) {
         let workload = self.workload();
-        // What is free is open: it is closed here, or where its end is told.
+        // A free slot is open: it is closed here, or when its end is reported.
         let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
         workload.append_request(due.request, &self.run.form, out);

@@ -27,7 +27,7 @@ const VALUES: u64 = 1000;
 /// Twice the largest value of an event.
 pub(super) const VALUE_IN_HALVES_MAX: u64 = 2 * VALUES;
 
-/// Multiples of a half below this are exact in an `f64`, and so are their sums with those of a run.
+/// Multiples of a half below this are exact in an `f64`, and so are their sums with a run's values.
 const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
 
 /// Most events of a run: up to here every sum of halves is exact in an `f64`.
@@ -38,17 +38,17 @@ const _: () = assert!(EVENTS_MAX <= (1 << 53) / (2 * VALUES));
 pub const BATCH_MAX: u64 = 150_000;
 const _: () = assert!(BATCH_MAX * LINE_BYTES_MAX <= 8 << 20, "the default of serve --max-batch");
 
-/// Bytes of an event on a line of its own, but for the digits of its user and its value,
-/// and for what the user's id begins with.
+/// The bytes of an event on its own line, except for the digits of its user and its value, and for the prefix of the
+/// user's id.
 const LINE_BYTES: u64 = (USER.len() + VALUE.len() + END.len() + 1) as u64;
-/// The same with the published users, as many digits as there can be, and a fraction.
+/// The most bytes with the published users, the most digits, and a fraction.
 const LINE_BYTES_MAX: u64 =
     LINE_BYTES + PUBLISHED_PREFIX.len() as u64 + USER_DIGITS_MAX + VALUE_BYTES_MAX;
 /// Digits of the largest number of a user, and bytes of the longest value.
 const USER_DIGITS_MAX: u64 = 20;
 const VALUE_BYTES_MAX: u64 = 3 + HALF.len() as u64;
 
-/// What an event consists of, besides its user and its value.
+/// The parts of an event other than its user and its value.
 const USER: &[u8] = b"{\"userId\":\"";
 const VALUE: &[u8] = b"\",\"value\":";
 const HALF: &[u8] = b".5";
@@ -59,12 +59,12 @@ const END: &[u8] = b"}";
 const TAIL_BYTES_MAX: usize =
     (USER_DIGITS_MAX + VALUE_BYTES_MAX) as usize + VALUE.len() + END.len();
 
-/// What the ids of the published users begin with.
+/// The prefix of the published users' ids.
 const PUBLISHED_PREFIX: &str = "user_";
-/// Bytes of what ids begin with: with a number behind it, every id is one that servers take.
+/// The most bytes of a prefix: with a number after it, servers accept every id.
 const PREFIX_BYTES_MAX: usize = 32;
 
-/// What the ids of a run's users begin with.
+/// The prefix of the ids of a run's users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub struct UserPrefix(String);
@@ -76,19 +76,19 @@ impl Default for UserPrefix {
 }
 
 impl UserPrefix {
-    /// Returns a prefix that no other run has.
+    /// Returns a prefix that is unique to the run.
     pub(super) fn new() -> UserPrefix {
-        // Seeded by the system anew in each process, and different for each in it.
+        // The system seeds it for each process, and it differs for each one within the process.
         let random = RandomState::new().build_hasher().finish();
         UserPrefix(format!("{PUBLISHED_PREFIX}{:08x}_", random >> 32))
     }
 
-    /// Whether it is that of the published users.
+    /// Whether it is the published users' prefix.
     pub fn is_published(&self) -> bool {
         self.0 == PUBLISHED_PREFIX
     }
 
-    /// How many bytes it has.
+    /// Returns the number of its bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.len() as u64
     }
@@ -128,7 +128,7 @@ impl FromStr for UserPrefix {
     }
 }
 
-/// What all requests of a run have in common.
+/// The parts that all requests of a run have in common.
 pub(super) struct Form {
     /// The head, up to the value of Content-Length.
     head: Vec<u8>,
@@ -149,7 +149,7 @@ impl Form {
         Form { head, user, starts }
     }
 
-    /// Bytes of an event on a line of its own, but for the digits of its user and its value.
+    /// The bytes of an event on its own line, except for the digits of its user and its value.
     fn line_bytes(&self) -> u64 {
         LINE_BYTES + (self.user.len() - USER.len()) as u64
     }
@@ -159,11 +159,11 @@ impl Form {
 /// the event with that number, or the batch of events that begins with `r * batch`.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
-    /// How many events there are, at most [`EVENTS_MAX`].
+    /// The number of events, at most [`EVENTS_MAX`].
     pub events: u64,
-    /// How many users they come from.
+    /// The number of their users.
     pub users: u64,
-    /// Which values they carry.
+    /// Their values.
     pub values: Values,
     /// Events per batch, at most [`BATCH_MAX`]; the last may have fewer. `None` is one event per `POST /event`.
     pub batch: Option<u64>,
@@ -203,22 +203,22 @@ impl Totals {
     /// Nothing counted.
     pub const ZERO: Totals = Totals { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
 
-    /// Whether the sum, and that of it and a run's events, is exact in an `f64`.
+    /// Whether the sum, with and without a run's events, is exact in an `f64`.
     pub(super) fn sum_is_exact(&self) -> bool {
         self.sum.abs() < HALVES_EXACT_BELOW && (self.sum * 2.0).fract() == 0.0
     }
 }
 
-/// The numbers of decimals to which an average may be rounded. With more, rounding could not be told from an
-/// error in the last bits.
+/// The numbers of decimals to which a server may round an average. With more, rounding could not be distinguished from
+/// an error in the last bits.
 const DECIMALS: std::ops::RangeInclusive<usize> = 2..=10;
 
-/// How precisely the average in some totals is the quotient of their sum and their count.
+/// The precision with which the average in some totals is the quotient of their sum and their count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AvgPrecision {
     /// To the last bit.
     Full,
-    /// Rounded to so many decimals.
+    /// Rounded to this number of decimals.
     Rounded(usize),
     /// It is not.
     Off,
@@ -257,7 +257,7 @@ impl fmt::Display for Totals {
     }
 }
 
-/// What some events of a run add up to, in integers.
+/// The totals of some events of a run, in integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     /// Events.
@@ -289,7 +289,7 @@ impl Workload {
             * self.events_per_request().min(self.events)
     }
 
-    /// How many requests there are.
+    /// Returns the number of requests.
     pub(crate) fn requests(&self) -> u64 {
         self.events.div_ceil(self.events_per_request())
     }
@@ -300,7 +300,7 @@ impl Workload {
         (request * batch).min(self.events)..((request + 1) * batch).min(self.events)
     }
 
-    /// How many events this request has.
+    /// Returns the number of events in this request.
     #[inline]
     pub(super) fn size_of(&self, request: u64) -> u64 {
         let Range { start, end } = self.events_of(request);
@@ -329,7 +329,7 @@ impl Workload {
         debug_assert_eq!((out.len() - start) as u64, bytes, "Content-Length is that of the body");
     }
 
-    /// Appends events, each on a line of its own.
+    /// Appends events, each on its own line.
     fn append_lines(&self, events: Range<u64>, form: &Form, out: &mut Vec<u8>) {
         let (mut user, mut value) = (events.start % self.users, events.start % VALUES);
         for _ in events {
@@ -355,7 +355,7 @@ impl Workload {
         put(END);
     }
 
-    /// How long events are, each on a line of its own.
+    /// Returns the length of events, each on its own line.
     fn bytes_of_lines(&self, events: &Range<u64>, form: &Form) -> u64 {
         let digits = |period: u64| {
             digits_of_first(events.end, period) - digits_of_first(events.start, period)
@@ -369,12 +369,12 @@ impl Workload {
         count * form.line_bytes() + digits(self.users) + of_values
     }
 
-    /// What all events add up to.
+    /// Returns the totals of all events.
     pub(super) fn whole(&self) -> Share {
         Share { events: self.events, sum_in_halves: self.sum_in_halves_of_first(self.events) }
     }
 
-    /// Twice the sum of the values of so many events from the first on.
+    /// Returns twice the sum of the values of the first `count` events.
     fn sum_in_halves_of_first(&self, events: u64) -> u64 {
         let (cycles, rest) = (events / VALUES, events % VALUES);
         let triangle = |n: u64| n * n.saturating_sub(1);
@@ -391,13 +391,13 @@ impl Workload {
         self.sum_in_halves_of_first(events.end) - self.sum_in_halves_of_first(events.start)
     }
 
-    /// How many events the rest of the workload has.
+    /// Returns the number of events in the rest of the workload.
     pub(super) fn len_of(&self, rest: Rest) -> u64 {
         let Range { start, end } = self.overhang(rest);
         rest.len(self.requests()) * self.events_per_request() - (end - start)
     }
 
-    /// The events by which the last request is shorter than others, if the rest has it.
+    /// Returns the number of events by which the last request is shorter than others, if the rest has it.
     fn overhang(&self, rest: Rest) -> Range<u64> {
         let requests = self.requests();
         let has_last =
@@ -409,7 +409,7 @@ impl Workload {
     /// Twice the sum of the values of the rest of the workload.
     pub(super) fn sum_in_halves_of(&self, rest: Rest) -> u64 {
         let (requests, batch) = (rest.len(self.requests()), self.events_per_request());
-        // Values repeat after so many of its requests.
+        // Values repeat after this number of its requests.
         let period = VALUES / greatest_common_divisor(VALUES, rest.step * batch);
         let of_first = |count: u64| -> u64 {
             let starts = (0..count).map(|index| (rest.start + index * rest.step) * batch);
@@ -423,7 +423,7 @@ impl Workload {
     }
 }
 
-/// The greatest number that divides both, of which neither is 0.
+/// Returns the greatest number that divides both; neither is 0.
 pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
     while b > 0 {
         (a, b) = (b, a % b);
@@ -431,14 +431,14 @@ pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
-/// How many digits the first so many of the numbers 0, 1, 2 have that begin again at `period`.
+/// Returns the number of digits of the first numbers of the sequence 0, 1, 2 that repeats after `period`.
 fn digits_of_first(count: u64, period: u64) -> u64 {
     let (cycles, rest) = (count / period, count % period);
     let of_cycle = if cycles > 0 { cycles * digits_below(period) } else { 0 };
     of_cycle + digits_below(rest)
 }
 
-/// How many digits the numbers below `end` have together.
+/// Returns the total number of digits of the numbers below `end`.
 fn digits_below(end: u64) -> u64 {
     let (mut digits, mut least) = (end, 10);
     // Each number from 10 on has one more, from 100 on another one, and so on.

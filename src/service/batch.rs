@@ -1,4 +1,4 @@
-//! `POST /events`: the work on a batch, in slices, each of which uses up a budget.
+//! `POST /events`: the work on a batch, in slices that each use up a budget.
 
 use super::{Endpoints, To, units};
 use crate::event::{self, LineRefusal, Lines};
@@ -26,13 +26,13 @@ impl BatchMemory {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Reserves memory for a body until the reservation is dropped, if there is so much.
+    /// Reserves memory for a body until the reservation is dropped, if there is enough.
     fn reserve(self: &Arc<Self>, bytes: usize) -> Option<(Reservation, Vec<u8>)> {
         let add = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.bytes_max);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         let reservation = Reservation { memory: Arc::clone(self), bytes };
         let mut body = Vec::new();
-        // The peer has named the size, and the process may not have so much.
+        // The peer has named the size, and the process may not have enough memory.
         body.try_reserve_exact(bytes).ok()?;
         Some((reservation, body))
     }
@@ -51,11 +51,10 @@ impl Drop for Reservation {
     }
 }
 
-/// The work on a batch: its lines are decoded and added up, then the users that this shard has not seen are claimed, and
-/// then all events are counted at once.
+/// The work on a batch: its lines are decoded and added up, then the users that this shard has not seen are claimed,
+/// and finally all events are counted together.
 ///
-/// The lines of these users are marked in the body itself (see `Mark`), which takes no memory that would have to be
-/// reserved.
+/// The lines of these users are marked in the body itself (see `Mark`), which takes no further memory.
 #[derive(Debug)]
 pub struct Work {
     _reservation: Reservation,
@@ -67,7 +66,7 @@ pub struct Work {
     batch: Option<Batch>,
     /// What was read.
     read: Line,
-    /// How many lines are marked.
+    /// The number of marked lines.
     marked: u64,
     /// The first line that may be marked.
     claimed: Line,
@@ -183,7 +182,7 @@ impl<'a> Slice<'_, 'a> {
 struct Mark;
 
 impl Mark {
-    /// What an event begins with: white space of JSON, or its brace.
+    /// Whether a byte begins an event: white space of JSON, or its brace.
     const FIRST: [u8; 4] = *b"{ \t\r";
 
     fn set(first: &mut u8) {
@@ -202,7 +201,7 @@ impl Mark {
     }
 }
 
-/// Why a batch is refused.
+/// The reason why a batch is refused.
 struct BadLine {
     number: u64,
     failure: Failure,

@@ -1,22 +1,22 @@
-//! The responses of one connection that were not sent: which may leave, which wait for the store, and which are still to be made.
+//! The unsent responses of one connection: some may leave, some wait for the store, and some must still be made.
 
 use crate::http::{Method, ReplyTo, Request, UNSENT_BYTES_MAX};
 use crate::metrics::{Endpoint, Format, Kind};
 use crate::store::{Durability, Held, Release};
 use std::collections::VecDeque;
 
-/// What a response counts as that is not made yet, in bytes. A response to `/stats` has fewer.
+/// The size in bytes that a response counts as before it is made. A response to `/stats` has fewer.
 pub const PARKED_BYTES: usize = 512;
 
 /// Responses in the order of their requests. Each leaves once everything before it has left, what it acknowledges is settled, and,
 /// if it shows totals of a group of servers, these were read.
 #[derive(Debug, Default)]
 pub struct Responses {
-    /// Those that were made.
+    /// The bytes of responses that were made.
     pub(super) bytes: Vec<u8>,
-    /// Which of them wait for the store.
+    /// The ones that wait for the store.
     pub(super) held: Held,
-    /// Those that are made once totals were read, in order.
+    /// The responses that are made once totals were read, in order.
     parked: VecDeque<Parked>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Parked {
     state: Awaited,
 }
 
-/// What a response shows the totals in.
+/// The form in which a response shows the totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shows {
     Stats,
@@ -47,12 +47,12 @@ impl Shows {
     }
 }
 
-/// How far the totals have come that a response shows.
+/// The progress of the totals that a response shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaited {
-    /// Nobody was asked for them.
+    /// They were not requested.
     Unasked,
-    /// They are to be read after the cut of an epoch, until a time in the engine's milliseconds.
+    /// They must be read after the cut of an epoch, before a deadline in the engine's milliseconds.
     Asked { epoch: u64, deadline_ms: u64 },
     /// They were read.
     Read,
@@ -78,19 +78,19 @@ impl Responses {
         &self.bytes
     }
 
-    /// How many bytes they have, or will have at least.
+    /// Returns the number of their bytes, or at least of those that they will have.
     #[inline]
     pub fn len(&self) -> usize {
         self.bytes.len() + self.parked.len() * PARKED_BYTES
     }
 
-    /// Whether there are none.
+    /// Whether there are no responses.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether there are so many that no further request is handled until the peer has taken some.
+    /// Whether there are too many to handle further requests before the peer has read some.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.len() >= UNSENT_BYTES_MAX
@@ -107,7 +107,7 @@ impl Responses {
         !self.held.is_empty()
     }
 
-    /// Appends bytes that are not a response, and wait for nothing of their own.
+    /// Appends bytes that are not a response and wait for nothing themselves.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
@@ -118,21 +118,22 @@ impl Responses {
         self.parked.push_back(Parked { at, to, method, shows, state: Awaited::Unasked });
     }
 
-    /// Notes that everything that the responses acknowledge was published, and is settled with `epoch`, for which they wait
+    /// Notes that the acknowledged events were published and will be settled with `epoch`, for which the responses wait
     /// until `deadline_ms`. Returns whether some have come to wait for it.
     #[inline]
     pub fn note_published(&mut self, epoch: u64, deadline_ms: u64) -> bool {
         self.held.publish(epoch, deadline_ms)
     }
 
-    /// Notes the cut after which totals are read for those that nobody was asked for, and until when they wait for that.
+    /// Notes the cut after which totals are read for the parked responses that were not requested yet, and their
+    /// deadline.
     pub fn note_asked(&mut self, epoch: u64, deadline_ms: u64) {
         let unasked =
             self.parked.iter_mut().rev().take_while(|last| last.state == Awaited::Unasked);
         unasked.for_each(|parked| parked.state = Awaited::Asked { epoch, deadline_ms });
     }
 
-    /// Whether some are parked for which nobody was asked.
+    /// Whether there are parked responses whose totals were not requested yet.
     #[inline]
     pub fn has_unasked(&self) -> bool {
         self.parked.back().is_some_and(|last| last.state == Awaited::Unasked)
@@ -176,7 +177,8 @@ impl Responses {
         self.parked.iter_mut().for_each(|parked| parked.at += response.len());
     }
 
-    /// How many bytes may leave now. Those that are void are dropped, with all that follow: then the others are the last.
+    /// Returns the number of bytes that may leave now. Void responses are dropped, with all that follow, so the
+    /// remaining ones are the last.
     #[inline]
     pub fn release(&mut self, durability: &Durability) -> Release {
         let release = durability.release(&mut self.held, self.bytes.len());
@@ -186,7 +188,7 @@ impl Responses {
             Release::Void(bytes) => {
                 self.bytes.truncate(bytes);
                 self.held.clear();
-                // What comes before what is void takes no bytes yet, and is at most there.
+                // Responses before the void ones take no bytes here.
                 self.parked.retain(|parked| parked.at <= bytes);
                 Release::Void(bytes.min(parked_at))
             }
@@ -205,7 +207,7 @@ impl Responses {
         std::mem::replace(&mut self.bytes, rest)
     }
 
-    /// When the store is late with something, in the engine's milliseconds.
+    /// Returns the time at which the store is late with something, in the engine's milliseconds.
     pub fn store_deadline_ms(&self) -> Option<u64> {
         [self.held.deadline_ms(), self.totals_deadline_ms()].into_iter().flatten().min()
     }

@@ -1,6 +1,6 @@
-//! What requests cost, in units of a [`Budget`](crate::http::Budget), which are about a nanosecond each. The measurements are those
-//! of `what_attacks_cost` in `engine/tests/stalls.rs`, on an EPYC of family 26; each number has room for a slower machine and cold
-//! caches.
+//! The costs of requests, in units of a [`Budget`](crate::http::Budget), which are about a nanosecond each.
+//! `what_attacks_cost` in `engine/tests/stalls.rs` made the measurements, on an EPYC of family 26; each number has room
+//! for a slower machine and cold caches.
 
 /// A usual event of a user that the shard has seen, with the bytes of its request: measured 90 ns, and 220 ns if the user is in no
 /// cache.
@@ -11,12 +11,12 @@ pub(super) const UNSEEN: u32 = 600;
 /// 26 characters near a tie, and 1.0 µs with one of 720.
 pub(super) const UNUSUAL: u32 = 250;
 pub(super) const UNUSUAL_BYTE: u32 = 5;
-/// A response with an error, most of which is its JSON: measured 0.2 µs.
+/// A response with an error, mostly its JSON: measured 0.2 µs.
 pub(super) const ERROR: u32 = 400;
 /// The totals as JSON, and what each shard adds to them: measured 0.2 µs with one shard.
 pub(super) const STATS: u32 = 300;
 pub(super) const STATS_SHARD: u32 = 150;
-/// The metrics of the process, and those of each shard: measured 24 µs with one shard.
+/// The metrics of the process, and the metrics of each shard: measured 24 µs with one shard.
 pub(super) const METRICS: u32 = 30_000;
 pub(super) const METRICS_SHARD: u32 = 3_000;
 /// A byte of the head of a request for the metrics, whose format depends on `Accept`.
@@ -24,16 +24,17 @@ pub(super) const ACCEPT_BYTE: u32 = 4;
 /// Bytes of a page that are copied, by the kernel as well, per unit.
 pub(super) const PAGE_BYTES: usize = 4;
 
-/// A usual line of a batch, to which its bytes are added: measured 52 ns for 36 bytes.
+/// A usual line of a batch, without its bytes: measured 52 ns for 36 bytes.
 pub(super) const LINE: u32 = 25;
-/// The claim of a user whom the shard has not seen: measured 100 ns in the cache, with the line that is read once more.
+/// The claim of a user whom the shard has not seen: measured 100 ns in the cache, including the line that is read
+/// again.
 pub(super) const CLAIM: u32 = 300;
-/// Bytes of a batch in which lines are searched, per unit.
+/// Bytes of a batch that are searched for lines, per unit.
 pub(super) const SEARCHED_BYTES: usize = 8;
 /// The end of a batch.
 pub(super) const BATCH: u32 = 2_000;
 
-/// The cost of bytes of which each costs this much.
+/// Returns the cost of bytes that each cost this much.
 #[inline(always)]
 pub(super) fn of_bytes(bytes: usize, each: u32) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX).saturating_mul(each)

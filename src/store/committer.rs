@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Takes cuts, commits them, and says what is settled.
+/// Takes cuts, commits them, and reports what is settled.
 pub struct Committer {
     journal: Journal,
     store: Box<dyn Store>,
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     metrics: Arc<StoreMetrics>,
-    /// What the store was last told to hold.
+    /// The state that the store was last given.
     committed: State,
 }
 
@@ -42,8 +42,8 @@ impl Ending {
 }
 
 impl Committer {
-    /// A committer to a store that holds `committed`, from which the journal's counters go on. The settlement
-    /// knows whether others share the store.
+    /// Creates a committer for a store that holds `committed`, from which the journal's counters continue. The
+    /// settlement knows whether others share the store.
     pub fn new(
         journal: Journal,
         mut store: Box<dyn Store>,
@@ -57,15 +57,15 @@ impl Committer {
         Committer { journal, store, settlement, wakeups, metrics, committed }
     }
 
-    /// Commits whatever shards ask for, until it is told to end; then what is left.
+    /// Commits what shards ask for until it is told to end, and then the rest.
     ///
     /// # Errors
     ///
-    /// Those of [`Store::commit`]. What waits then never leaves.
+    /// The errors of [`Store::commit`]. Waiting responses then never leave.
     pub fn run(mut self, ending: &Ending) -> Result<(), Failure> {
         loop {
-            // The shards have ended then: nothing comes after the last commit, which reads the totals over all servers
-            // once more.
+            // By then the shards have ended: nothing follows the last commit, which reads the totals over all servers
+            // again.
             let is_last = ending.0.load(Ordering::Acquire);
             let is_wanted = is_last || self.settlement.is_requested();
             // A request that comes after this wakes it.
@@ -79,19 +79,19 @@ impl Committer {
         }
     }
 
-    /// Takes one cut, makes it durable, and says so.
+    /// Takes one cut, makes it durable, and reports that.
     ///
     /// # Errors
     ///
-    /// Those of [`Store::commit`].
+    /// The errors of [`Store::commit`].
     pub fn commit(&mut self) -> Result<(), Failure> {
         let is_due = self.store.wait(&self.wakeups.committer, true);
         self.commit_and(is_due, false)
     }
 
-    /// Takes one cut and makes it durable; writes it even if nothing has changed when that `is_due`. If others share the
-    /// store, also reads the totals afterwards when that `is_read` or requested. Starts over for as long as others reset
-    /// the totals meanwhile.
+    /// Takes one cut and makes it durable; writes it even if nothing has changed when that `is_due`. If others share
+    /// the store, also reads the totals afterwards when that `is_read` or requested. Starts over as long as other
+    /// servers reset the totals meanwhile.
     fn commit_and(&mut self, mut is_due: bool, is_read: bool) -> Result<(), Failure> {
         loop {
             let cut = self.journal.cut();
@@ -100,7 +100,7 @@ impl Committer {
             }
             let outcome = match is_due || cut.state != self.committed {
                 true => self.write(&cut)?,
-                // Where nothing has changed, the store holds it.
+                // If nothing has changed, the store has it already.
                 false => Outcome::Durable,
             };
             if outcome == Outcome::Superseded {
@@ -134,7 +134,7 @@ impl Committer {
 
     /// Starts from zero after the reset of another server, which a cut has met: what is not settled is void.
     fn start_over(&mut self, cut: &Cut) {
-        // The next generation only follows that of the other server, and the store knows that. It is one more than the
+        // The next generation only follows the other server's, and the store knows that. It is one more than the
         // generation of this cut, even if this cut only followed an earlier reset itself.
         let generation = self.journal.reset();
         self.settlement.void_before(generation);

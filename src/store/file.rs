@@ -1,7 +1,7 @@
 //! A store in one file: an embedded database whose every commit is durable.
 //!
-//! The database has a table with one row, the totals, and a table of users per generation, which gets a row
-//! per commit: uniqueness is kept in memory, so a user needs no row of its own.
+//! The database has a table with one row, the totals, and a table of users per generation, which gets a row per commit:
+//! uniqueness is kept in memory, so users do not need rows of their own.
 //!
 //! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
 //! slot is the current one; `Recovered` adds what is missing. Everything is checked before the first byte of
@@ -13,16 +13,16 @@
 //! XFS keep them readable, with what the disk does not have, until memory runs short; btrfs goes back to what the disk
 //! has (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020;
 //! <https://wiki.postgresql.org/wiki/Fsync_Errors>). The failure is reported once to each descriptor that was open, and
-//! otherwise to the next one, unless somebody else has heard of it (Linux 4.13 and 4.16; fsync(2); "Handling errors
-//! during writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a page that can be read nor a sync
-//! that succeeds shows that the page is on the disk. Only a write of the page does, if a sync succeeds after it on a
+//! otherwise to the next one, unless somebody else has seen it (Linux 4.13 and 4.16; fsync(2); "Handling errors during
+//! writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a page that can be read nor a sync that
+//! succeeds shows that the page is on the disk. Only a write of the page does, if a sync succeeds after it on a
 //! descriptor that was open before it. On every file system, this store relies on that alone:
 //!
 //! - The primary slot's pages are on the disk: redb syncs a transaction before it makes its slot the primary one,
 //!   and writes to none of its pages as long as it is. The header itself may only be readable, so it is read once and
 //!   kept, and redb writes and syncs it before the store is used.
 //! - A newer slot that is not the primary one belongs to a commit that was cut off or has failed. Before it is even
-//!   looked at, every page is written again and synced. If that fails, the disk still has the primary slot.
+//!   read, every page is written again and synced. If that fails, the disk still has the primary slot.
 //! - After a write or sync that failed, nothing is written, and no sync is tried again: redb refuses to, and the
 //!   simulated disk of the tests panics.
 //!
@@ -64,7 +64,7 @@ const ROW_BYTES_MAX: usize = 32_000;
 /// Bytes of the database that redb keeps in memory: users are read once, so only the inner pages matter.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// What every redb database starts with.
+/// The first bytes of every redb database.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// A store in a file. Dropped, it is closed.
@@ -72,18 +72,17 @@ const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 pub struct FileStore {
     database: Database,
     name: Named,
-    /// What the store holds, as of the last commit; its sum is not needed.
+    /// The state as of the last commit; its sum is not needed.
     generation: u64,
     users: u64,
     /// The number of the next row of users.
     next_row: u64,
-    /// Why the store must not be used again.
+    /// The reason why the store must not be used again.
     failure: Option<Failure>,
 }
 
 impl FileStore {
-    /// Opens a store and returns the state that it holds, or creates one where there is no file or an
-    /// empty one.
+    /// Opens a store and returns its state. Creates one if there is no file or an empty one.
     ///
     /// # Errors
     ///
@@ -95,8 +94,8 @@ impl FileStore {
         FileStore::start(name, Arc::new(file))
     }
 
-    /// Opens the store that some bytes hold, or creates one where they are empty; for tests, which give it
-    /// a disk that fails. A creation that is cut off leaves bytes that are refused.
+    /// Opens the store in some bytes, or creates one if they are empty; for tests, which pass a disk that fails. A
+    /// creation that is cut off leaves bytes that are refused.
     ///
     /// # Errors
     ///
@@ -171,11 +170,11 @@ impl Store for FileStore {
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: there is no such file, a server uses it, or it is no sound store.
+/// [`Failure::Environment`]: the file does not exist, a server uses it, or it is not a sound store.
 pub fn inspect(path: &Path) -> Result<State, Failure> {
     let name = Named::new(path);
     let file = creation::open_to_read(path, &name)?;
-    // What would be written again stays in memory.
+    // Pages that would be written again stay in memory.
     let overlay = Overlay::new(Shared::new(Arc::new(file)));
     let bytes = Shared::new(Arc::new(overlay.map_err(|error| name.cannot_read(&error))?));
     let Recovered { bytes, state, .. } = Recovered::new(&name, bytes)?;
@@ -196,11 +195,11 @@ struct Recovered {
 impl Recovered {
     /// Checks some bytes. They stay as they are.
     ///
-    /// Commits have two phases, so the slot that the flags name is whole, and redb refuses it where it is
-    /// not. But no checksum covers the flags: one flipped bit would bring the state of the commit before
-    /// back. So where the other slot is newer, and its transaction is there in full, that one is taken. A
-    /// commit that was cut off between its phases, or whose sync failed, looks the same, and taking it is as
-    /// good as not; but it may be readable only until every page was written again.
+    /// Commits have two phases, so the slot that the flags name is complete, and redb refuses it if it is not. But no
+    /// checksum covers the flags: one flipped bit would bring the state of the commit before back. So if the other slot
+    /// is newer and its transaction is complete, that one is taken. A commit that was cut off between its phases, or
+    /// whose sync failed, looks the same, and taking it is as good as not; but it may be readable only until every page
+    /// was written again.
     fn new(name: &Named, bytes: Shared) -> Result<Recovered, Failure> {
         let mut magic = [0; MAGIC.len()];
         let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
@@ -256,11 +255,11 @@ fn in_memory(bytes: &Shared) -> Result<Database, redb::Error> {
 
 /// Begins a transaction that is durable once its commit returns.
 ///
-/// It has two phases, with a sync each, for two reasons. User ids are chosen by clients, and redb advises
-/// two phases for malicious input (docs/design.md, "Security of 1PC+C"): with one, only its checksums
-/// decide after a crash whether a commit was whole. And with one, a damaged commit looks like one that was
-/// cut off, so redb would silently go back to the state before it: a lost acknowledgement. The second sync
-/// makes a commit of 0.24 ms one of 0.41 ms, where writing and syncing 4 KiB takes 0.1 ms.
+/// It has two phases, with a sync each, for two reasons. User ids are chosen by clients, and redb advises two phases
+/// for malicious input (docs/design.md, "Security of 1PC+C"): with one, only its checksums decide after a crash whether
+/// a commit was whole. And with one, a damaged commit looks like one that was cut off, so redb would silently return to
+/// the state before it: a lost acknowledgement. The second sync takes a commit from 0.24 ms to 0.41 ms; writing and
+/// syncing 4 KiB takes 0.1 ms.
 fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
@@ -300,7 +299,7 @@ fn rows(users: &UserIds) -> Vec<UserIds> {
 
 type UsersTable = redb::ReadOnlyTable<u64, &'static [u8]>;
 
-/// The users of a generation; `None` where it has none.
+/// The users of a generation; `None` if it does not have any.
 fn open_users(
     transaction: &ReadTransaction,
     generation: u64,
@@ -338,7 +337,7 @@ fn read_users(
     Ok(())
 }
 
-/// No number of events or resets gets so far.
+/// No count of events or resets gets this far.
 const NUMBERS_END: u64 = 1 << 62;
 
 fn encode(state: &State) -> Vec<u8> {

@@ -2,23 +2,22 @@
 
 use std::collections::VecDeque;
 
-/// Which of the bytes that a connection has to send must not leave yet: from some byte on, all of them, since
-/// responses leave in order.
+/// The bytes of a connection that must not leave yet: all from some byte on, since responses leave in order.
 #[derive(Debug, Default)]
 pub struct Held {
     /// In the order of their bytes, and so of their epochs.
     marks: VecDeque<Mark>,
-    /// What must wait is not published yet: from this byte on, and counted in this generation.
+    /// The responses from this byte on must wait and are not published yet; they were counted in this generation.
     unpublished: Option<(usize, u64)>,
 }
 
-/// What of a connection's responses may leave.
+/// The part of a connection's responses that may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// The first so many bytes.
+    /// This number of bytes.
     Bytes(usize),
-    /// The first so many bytes, and never any others: another server has reset the totals, and events that the
-    /// next response acknowledges are counted nowhere.
+    /// This number of bytes, and never any more: another server has reset the totals, and the events that the next
+    /// response acknowledges are not counted anywhere.
     Void(usize),
 }
 
@@ -28,9 +27,9 @@ struct Mark {
     from: usize,
     /// The epoch that it waits for.
     epoch: u64,
-    /// The generation in which the first of it was counted.
+    /// The generation in which the first event was counted.
     generation: u64,
-    /// When it has waited too long, in the engine's milliseconds.
+    /// Its deadline, in the engine's milliseconds.
     deadline_ms: u64,
 }
 
@@ -48,7 +47,7 @@ impl Held {
         self.unpublished.get_or_insert((from, generation));
     }
 
-    /// Notes that everything so far is published, and is settled with `epoch`, for which it waits until
+    /// Notes that everything so far is published and will be settled with `epoch`, for which it waits until
     /// `deadline_ms`. Returns whether something has come to wait for it.
     #[inline]
     pub fn publish(&mut self, epoch: u64, deadline_ms: u64) -> bool {
@@ -62,8 +61,8 @@ impl Held {
         true
     }
 
-    /// What of `bytes` bytes may leave, where everything up to an epoch is settled, but for what waited for an
-    /// epoch and was counted in a generation that `is_void` says are void.
+    /// Returns the part of `bytes` bytes that may leave when everything up to an epoch is settled, except for responses
+    /// that waited for an epoch and were counted in a generation that `is_void` rejects.
     #[inline]
     pub fn release(
         &mut self,
@@ -141,7 +140,7 @@ mod tests {
         let is_void = |epoch, generation| epoch > 5 && generation < 2;
         for (from, epoch, generation) in [(10, 5, 1), (20, 6, 1), (30, 7, 2)] {
             held.hold(from, generation);
-            // The first of what is published together says how old it is.
+            // The first of several published together decides their age.
             held.hold(from + 5, 3);
             assert!(held.publish(epoch, 100));
         }

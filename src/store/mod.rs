@@ -36,14 +36,13 @@ pub trait Store: Send {
     /// [`Failure::Environment`]: what the store holds cannot be read, or contradicts itself.
     fn users(&mut self, each: &mut dyn FnMut(&UserIds)) -> Result<(), Failure>;
 
-    /// Makes a state durable, in the place of the one before it, together with those of its users that no
-    /// commit of the same generation had. Returns once the outcome is known and cannot be lost anymore.
+    /// Makes a state durable, replacing the one before it, together with its users that no commit of the same
+    /// generation had. Returns once the outcome is known and cannot be lost anymore.
     ///
-    /// A state of a later generation than the one before it is a reset, of everybody who shares the store;
-    /// but after [`Outcome::Superseded`], however often that comes in a row, one of the very next generation only
-    /// follows the reset of another server. A reset is superseded only if the store cannot tell anymore whether it was
-    /// made before. With a shared store, a state that has not changed says that this
-    /// server is alive.
+    /// A state of a later generation than the one before it is a reset, of everybody who shares the store; but after
+    /// [`Outcome::Superseded`], however often that comes in a row, one of the very next generation only follows the
+    /// reset of another server. A reset is superseded only if the store can no longer tell whether it was made before.
+    /// With a shared store, an unchanged state shows that this server is alive.
     ///
     /// # Errors
     ///
@@ -60,7 +59,7 @@ pub trait Store: Send {
 
     /// Waits before a cut is taken. If a commit is wanted, only until the store is ready for one; otherwise until it is
     /// woken, or has a reason of its own for a commit. Returns whether it has one: although nothing has changed, the
-    /// servers that share the store must hear of this one, or this one of their reset.
+    /// servers that share the store must learn of this one, or this one of their reset.
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
         if !is_wanted {
             block_on(wakeup.notified());
@@ -82,7 +81,7 @@ pub trait SharedTotals {
     fn read(&mut self) -> Result<Group, Failure>;
 }
 
-/// What has come of a commit.
+/// The result of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The state is durable.
@@ -91,12 +90,12 @@ pub enum Outcome {
     Superseded,
 }
 
-/// What all servers that share a store have counted, at one moment.
+/// The totals of all servers that share a store, at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// The totals over all of them.
     pub totals: Totals,
-    /// What each has contributed to them.
+    /// The contribution of each server.
     pub servers: Vec<ServerShare>,
 }
 
@@ -149,7 +148,7 @@ pub fn open(location: &Location, timeout: Duration, log: Log) -> Result<Opened, 
         }
         Location::Postgres(target) => {
             let (store, group) = PostgresStore::open(target, timeout, log)?;
-            // What it holds was counted by others, and by this server before it was restarted.
+            // Its content was counted by others, and by this server before a restart.
             let (state, totals) = (State::default(), group.totals);
             Ok(Opened { store: Box::new(store), state, totals })
         }
@@ -180,12 +179,12 @@ pub struct Durability {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     shard: usize,
-    /// How long an acknowledgement waits for the store, in milliseconds.
+    /// The time that an acknowledgement waits for the store, in milliseconds.
     timeout_ms: u64,
 }
 
 impl Durability {
-    /// For one of the shards, whose acknowledgements wait `timeout_ms` milliseconds at most.
+    /// Creates it for one of the shards, whose acknowledgements wait at most `timeout_ms` milliseconds.
     pub fn new(
         settlement: Arc<Settlement>,
         wakeups: Arc<Wakeups>,
@@ -195,13 +194,13 @@ impl Durability {
         Durability { settlement, wakeups, shard, timeout_ms }
     }
 
-    /// The epoch up to which everything is durable, or void.
+    /// Returns the epoch up to which everything is durable or void.
     #[inline]
     pub fn settled(&self) -> u64 {
         self.settlement.settled()
     }
 
-    /// What of so many bytes of a connection may leave.
+    /// Returns the part of a connection's bytes that may leave.
     #[inline]
     pub fn release(&self, held: &mut Held, bytes: usize) -> Release {
         let is_void = |epoch, generation| self.settlement.is_void(epoch, generation);
@@ -220,7 +219,7 @@ impl Durability {
         self.settlement.is_shared()
     }
 
-    /// The epoch of the last cut after which the totals were read.
+    /// Returns the epoch of the last cut after which the totals were read.
     #[inline]
     pub fn read(&self) -> u64 {
         self.settlement.read()
@@ -231,13 +230,13 @@ impl Durability {
         self.settlement.request_read(self.shard, epoch, |waker| self.wakeups.wake(waker))
     }
 
-    /// The totals of the last durable cut, or where others share the store, those that were read last.
+    /// Returns the totals of the last durable cut, or if others share the store, the last ones that were read.
     pub fn totals(&self) -> Totals {
         self.settlement.totals()
     }
 
-    /// Notes that the store is late where a commit has taken too long, also if nobody waits for it. To be called
-    /// from time to time.
+    /// Notes that the store is late if a commit has taken too long, even if nobody waits for it. Call this from time to
+    /// time.
     pub fn check_store(&self) {
         if self.is_shared() {
             self.settlement.check_under_way(monotonic_ms(), self.timeout_ms);
@@ -255,7 +254,7 @@ impl Durability {
         self.settlement.is_late()
     }
 
-    /// How long an acknowledgement waits for the store, in milliseconds.
+    /// The time that an acknowledgement waits for the store, in milliseconds.
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms
     }

@@ -1,8 +1,8 @@
 //! A store that any number of servers share: PostgreSQL, where each process has a row of its own with its totals in
 //! full, and the totals of the group are the sum over the rows.
 //!
-//! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database, or
-//! for something to commit. So a reset by another server is heard of at once.
+//! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database,
+//! or for something to commit. So a reset by another server is noticed immediately.
 
 mod error;
 mod inspect;
@@ -38,7 +38,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 use warnings::WarningLog;
 
-/// How often a server commits in any case: others count it as alive for three seconds.
+/// The interval at which a server commits in any case: others count it as alive for three seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The shortest time for a transaction: the database is there for many servers, and a commit that waits a moment
@@ -52,15 +52,15 @@ pub struct PostgresStore {
     member: Member<Postgres>,
     /// Notified when another server has reset the totals.
     news: Arc<Notify>,
-    /// When the next transaction may begin.
+    /// The earliest start of the next transaction.
     next: Instant,
-    /// When to commit although nothing has changed.
+    /// The time of the next commit if nothing changes.
     due_at: Instant,
 }
 
 impl PostgresStore {
-    /// Connects, creates the tables where there are none, and joins the group of servers with a row of its own.
-    /// Returns also what the group has counted.
+    /// Connects, creates the tables if they are missing, and joins the group of servers with a row of its own. Returns
+    /// also what the group has counted.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl ClientRuntime {
         self.runtime().block_on(work)
     }
 
-    /// Begins work that goes on whenever this is driven.
+    /// Begins work that continues whenever this is driven.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime().spawn(work);
     }

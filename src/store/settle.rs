@@ -1,17 +1,17 @@
-//! How responses wait for the store: what the shards and the committer tell each other.
+//! The protocol by which responses wait for the store, between the shards and the committer.
 //!
-//! A shard publishes the events of a turn under some epoch, and its responses may leave once a later cut is
-//! durable: once `settled` has reached the epoch of that cut. It notes that it waits, asks for the cut, and
-//! looks at `settled` once more; the committer raises `settled` and then looks who waits. Between the two steps
-//! of each there is a sequentially consistent fence, so at least one of them sees the other: no response waits
-//! for ever. The committer is woken by whoever raises `requested`, and looks at it after each commit.
+//! A shard publishes the events of a turn under some epoch, and its responses may leave once a later cut is durable:
+//! once `settled` has reached the epoch of that cut. It notes that it waits, asks for the cut, and checks `settled`
+//! again; the committer raises `settled` and then checks who waits. Between the two steps of each there is a
+//! sequentially consistent fence, so at least one of them sees the other, and no response waits forever. The committer
+//! is woken by whoever raises `requested`, and looks at it after each commit.
 //!
-//! Where other servers share the store, two things are added. Totals of the group are read from the store, so
-//! whoever is to show them asks for a cut after which they are read: `read` follows `settled` in the same way.
-//! And a commit may find that another server has reset the group. Then what it was to make durable is void: the
-//! committer resets this server's counters and notes which responses never leave, before it settles anything
-//! else. Those are the ones for events of an older generation that were not settled by then; an epoch alone
-//! cannot tell, because a shard may publish an event from before the reset after the next cut.
+//! If other servers share the store, two things are added. Totals of the group are read from the store, so a shard that
+//! must show them asks for a cut after which they are read: `read` follows `settled` in the same way. And a commit may
+//! find that another server has reset the group. Then its content is void: the committer resets this server's counters
+//! and notes which responses never leave, before it settles anything else. Those are the responses for events of an
+//! older generation that were not settled by then; an epoch alone cannot tell, because a shard may publish an event
+//! from before the reset after the next cut.
 //!
 //! `tests/loom.rs` tries every interleaving of this file under loom.
 
@@ -19,7 +19,7 @@ use crate::primitives::{AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::tally::Totals;
 use crossbeam_utils::CachePadded;
 
-/// Who is to look again.
+/// The shard to wake up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waker {
     /// The committer.
@@ -32,16 +32,16 @@ pub enum Waker {
 /// settled between them, whose shards have had many commits' time to let it leave.
 const VOIDS_MAX: usize = 16;
 
-/// Which epochs are durable, and which are waited for.
+/// The epochs that are durable, and the ones that are waited for.
 #[derive(Debug)]
 pub struct Settlement {
     /// Other servers share the store.
     is_shared: bool,
-    /// What every event is compared with; written once per commit.
+    /// The values that every event is compared with; written once per commit.
     durable: CachePadded<Reached>,
     /// The highest epochs that a shard waits for.
     requested: CachePadded<Epochs>,
-    /// For each shard, the highest epochs that it waits for or has waited for; written by the shard.
+    /// The highest epochs that each shard waits for or has waited for; written by the shard.
     waiting: Vec<CachePadded<Epochs>>,
     /// The totals of the last durable cut, or those that were read last.
     totals: Mutex<Totals>,
@@ -57,13 +57,13 @@ struct Reached {
     settled: AtomicU64,
     /// The epoch of the last durable cut after which the totals were read.
     read: AtomicU64,
-    /// The highest epoch that was waited for in vain.
+    /// The highest epoch whose wait timed out.
     late: AtomicU64,
     /// The generation before which there is something void.
     void_before: AtomicU64,
 }
 
-/// What is waited for: a cut that is durable, and one after which the totals were read.
+/// The epochs that are waited for: of a durable cut, and of one after which the totals were read.
 #[derive(Debug)]
 struct Epochs {
     settled: AtomicU64,
@@ -78,7 +78,7 @@ impl Epochs {
 
 #[derive(Debug)]
 struct UnderWay {
-    /// The epoch of its cut; 0 when there is none.
+    /// The epoch of its cut; 0 without one.
     epoch: AtomicU64,
     since_ms: AtomicU64,
 }
@@ -91,7 +91,8 @@ struct Void {
 }
 
 impl Settlement {
-    /// For so many shards, where `totals` are durable already. Other servers may share the store.
+    /// Creates a settlement for this number of shards, with `totals` already durable. Other servers may share the
+    /// store.
     pub fn new(shards: usize, totals: Totals, is_shared: bool) -> Settlement {
         Settlement {
             is_shared,
@@ -118,13 +119,13 @@ impl Settlement {
         self.is_shared
     }
 
-    /// The epoch up to which everything is durable.
+    /// Returns the epoch up to which everything is durable.
     #[inline]
     pub fn settled(&self) -> u64 {
         self.durable.settled.load(Ordering::Acquire)
     }
 
-    /// The epoch of the last durable cut after which the totals were read from the store.
+    /// Returns the epoch of the last durable cut after which the totals were read from the store.
     #[inline]
     pub fn read(&self) -> u64 {
         self.durable.read.load(Ordering::Acquire)
@@ -136,25 +137,26 @@ impl Settlement {
         *lock(&self.totals)
     }
 
-    /// Asks for `epoch` to be settled, on behalf of a shard, which is woken by each commit until it is. To be
-    /// called with epochs that never decrease, after the shard has noted what waits. Returns whether it is settled already: then no wake-up may come.
+    /// Asks for `epoch` to be settled, on behalf of a shard, which is woken by each commit until it is. Call this with
+    /// epochs that never decrease, after the shard has noted what waits. Returns whether it is settled already: then no
+    /// wake-up may come.
     pub fn request(&self, shard: usize, epoch: u64, wake: impl Fn(Waker)) -> bool {
         let (waiting, requested) = (&self.waiting[shard].settled, &self.requested.settled);
         ask(waiting, requested, epoch, || self.settled(), wake)
     }
 
-    /// Asks in the same way for a cut of `epoch` or later after which the totals are read.
+    /// Asks for a cut of `epoch` or later after which the totals are read.
     pub fn request_read(&self, shard: usize, epoch: u64, wake: impl Fn(Waker)) -> bool {
         let (waiting, requested) = (&self.waiting[shard].read, &self.requested.read);
         ask(waiting, requested, epoch, || self.read(), wake)
     }
 
-    /// Whether something is asked for that is not settled. For the committer, after it has cleared its wake-up.
+    /// Whether an epoch is requested that is not settled. For the committer, after it has cleared its wake-up.
     pub fn is_requested(&self) -> bool {
         self.requested.settled.load(Ordering::Acquire) > self.settled() || self.is_read_requested()
     }
 
-    /// Whether totals are asked for that were not read.
+    /// Whether totals are requested that were not read.
     pub fn is_read_requested(&self) -> bool {
         self.requested.read.load(Ordering::Acquire) > self.read()
     }
@@ -165,7 +167,7 @@ impl Settlement {
         self.under_way.epoch.store(epoch, Ordering::Release);
     }
 
-    /// Notes that the commit under way is late where it has taken too long, also if nobody waits for it.
+    /// Notes that the commit under way is late if it has taken too long, even if nobody waits for it.
     pub fn check_under_way(&self, now_ms: u64, timeout_ms: u64) {
         let epoch = self.under_way.epoch.load(Ordering::Acquire);
         let since_ms = self.under_way.since_ms.load(Ordering::Relaxed);
@@ -189,7 +191,7 @@ impl Settlement {
         self.durable.void_before.store(before_generation, Ordering::Relaxed);
     }
 
-    /// Whether what waited for an epoch that is settled now, and was counted in a generation, is void.
+    /// Whether responses that waited for an epoch that is settled now, and were counted in a generation, are void.
     #[inline]
     pub fn is_void(&self, epoch: u64, generation: u64) -> bool {
         generation < self.durable.void_before.load(Ordering::Relaxed)
@@ -202,8 +204,8 @@ impl Settlement {
         lock(&self.voids).iter().any(is_of)
     }
 
-    /// Notes that the cut of `epoch` is durable, and with which totals, if they are known, and wakes the shards
-    /// that wait. For the committer alone.
+    /// Notes that the cut of `epoch` is durable, with its totals if they are known, and wakes the waiting shards. For
+    /// the committer alone.
     pub fn settle(&self, epoch: u64, totals: Option<Totals>, wake: impl Fn(Waker)) {
         let Reached { settled, read, .. } = &*self.durable;
         let read_before = read.load(Ordering::Relaxed);
@@ -252,7 +254,7 @@ fn ask(
     if current() >= epoch {
         return true;
     }
-    // Who raises it wakes the committer, for everybody who asks for the same epoch.
+    // The shard that raises it wakes the committer for all that ask for the same epoch.
     if requested.fetch_max(epoch, Ordering::AcqRel) < epoch {
         wake(Waker::Committer);
     }
@@ -262,7 +264,7 @@ fn ask(
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     match mutex.lock() {
         Ok(guard) => guard,
-        // What they hold changes in whole; whoever panicked with a lock ends the process.
+        // Their content changes atomically; a panic with a lock ends the process.
         Err(poisoned) => poisoned.into_inner(),
     }
 }

@@ -1,6 +1,6 @@
 //! Events that are counted together, or not at all: in many turns, between which the shard counts others.
 //!
-//! A batch keeps its events to itself until [`Writer::finish_batch`] publishes all of them at once. Of users whom its
+//! A batch keeps its events to itself until [`Writer::finish_batch`] publishes all of them together. Of users whom its
 //! shard has not seen, it claims those that no shard has: see `claims`. If the totals are reset meanwhile, all of its
 //! events came before the reset: they count for nothing then, as if they had been published just before it.
 
@@ -87,7 +87,7 @@ impl Drop for Claims {
     }
 }
 
-/// How a batch has ended.
+/// The end of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// It is counted, and visible once [`Writer::publish`] has returned.
@@ -105,12 +105,12 @@ pub enum Finish {
 }
 
 impl Batch {
-    /// Events added so far.
+    /// The number of events added so far.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// The generation in which it began.
+    /// The generation at its start.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -179,7 +179,7 @@ impl Writer {
         batch.claims.is_some()
     }
 
-    /// Claims the user of an event on a line of a batch that [may](Writer::may_claim), where no event of the user is
+    /// Claims the user of an event on a line of a batch that [may](Writer::may_claim), if no event of the user is
     /// counted.
     pub fn claim(&mut self, batch: &mut Batch, user: &[u8], line: u64) {
         let Batch { generation, is_before_reset, claims: Some(claims), .. } = batch else {
@@ -206,7 +206,7 @@ impl Writer {
         }
     }
 
-    /// Counts the events of a batch, all at once, if its users can be held.
+    /// Counts the events of a batch, all together, if its users can be held.
     pub fn finish_batch(&mut self, batch: Batch) -> Finish {
         self.enter(self.tally.generation.load(Ordering::Acquire));
         let is_before_reset = batch.is_before_reset || batch.generation != self.counts.generation;
@@ -253,7 +253,8 @@ impl Writer {
 }
 
 impl Claims {
-    /// The line of the first user for whom there is no room, if there is room for so many of those that were not lost.
+    /// Returns the line of the first user without room, if there is room for this number of the users that were not
+    /// lost.
     fn line_without_room(&self, room: u64) -> u64 {
         let lost: HashSet<usize> = self.claim.lock().lost.iter().copied().collect();
         let is_kept = |index: &usize| !lost.contains(index);

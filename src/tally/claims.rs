@@ -1,4 +1,4 @@
-//! Users that a batch is to be the first to count.
+//! Users that a batch will be the first to count.
 //!
 //! A batch with new users takes many turns, and must become visible in one publication. Until then its users are not
 //! counted, and after it they are, all of them at once: so it *claims* them, one after the other, in a table beside
@@ -24,13 +24,13 @@ pub(crate) enum End {
     Dropped,
 }
 
-/// What the claims of one batch share.
+/// The state that the claims of one batch share.
 #[derive(Debug)]
 pub(crate) struct Claim(Mutex<State>);
 
 #[derive(Debug)]
 pub(crate) struct State {
-    /// How the batch has ended.
+    /// The end of the batch.
     pub(crate) end: Option<End>,
     /// The numbers of the claims that were lost to other events.
     pub(crate) lost: Vec<usize>,
@@ -77,7 +77,7 @@ impl Claim {
 pub(crate) struct Pending {
     pub(super) hash: u64,
     pub(super) id: Id,
-    /// The number of the claim among those of its batch.
+    /// The number of the claim within its batch.
     pub(super) index: usize,
     pub(super) claim: Arc<Claim>,
 }
@@ -88,11 +88,11 @@ impl Pending {
     }
 }
 
-/// What has come of claiming a user.
+/// The result of claiming a user.
 pub(crate) enum Claimed {
-    /// The batch is to be the first to count the user.
+    /// The batch will be the first to count the user.
     New,
-    /// It was to be so already.
+    /// It already was.
     Already,
     /// The user is counted.
     Known(Id),

@@ -13,7 +13,7 @@ pub(super) const SHORT_BYTES_MAX: usize = WORDS * size_of::<u64>() - 1;
 pub(super) struct Short(pub(super) [u64; WORDS]);
 
 impl Short {
-    /// What is the id of nobody.
+    /// An id that nobody has.
     pub(super) const EMPTY: Short = Short([0; WORDS]);
 
     #[inline(always)]
@@ -24,8 +24,8 @@ impl Short {
     /// The short id of these bytes; `None` if they are too many, or none.
     #[inline(always)]
     pub(super) fn new(user: &[u8]) -> Option<Short> {
-        // Words that overlap are put together in registers. A copy of the bytes would be a call, and reading
-        // words from where it had just written bytes would stall.
+        // Words that overlap are put together in registers. A copy of the bytes would be a call, and reading words
+        // where bytes were just written would stall.
         let word = |at: usize| {
             user.get(at..)?.first_chunk().map(|bytes: &[u8; 8]| u64::from_le_bytes(*bytes))
         };
@@ -60,7 +60,7 @@ impl Short {
 #[derive(Clone, Debug)]
 pub(crate) enum Id {
     Short(Short),
-    /// One copy for the shared set and for those of all shards.
+    /// One copy for the shared set and the sets of all shards.
     Long(Arc<[u8]>),
 }
 

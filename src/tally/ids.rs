@@ -21,17 +21,17 @@ impl UserIds {
         self.count += 1;
     }
 
-    /// How many ids these are.
+    /// Returns the number of ids.
     pub fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether there are no ids.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The ids, in the order in which they were appended.
+    /// Returns the ids in the order of their appends.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.bytes.as_slice();
         std::iter::from_fn(move || {
@@ -81,7 +81,7 @@ impl UserIds {
         &self.bytes
     }
 
-    /// The list that these bytes are; `None` where they are none.
+    /// The list that these bytes are; `None` if they are not.
     pub fn from_bytes(bytes: &[u8]) -> Option<UserIds> {
         let (mut rest, mut count) = (bytes, 0);
         while !rest.is_empty() {

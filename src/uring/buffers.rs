@@ -1,4 +1,4 @@
-//! The receive buffers of a ring, and the ring through which the kernel is given them.
+//! The receive buffers of a ring, and the ring through which the kernel gets them.
 
 #![allow(unsafe_code, reason = "the kernel writes to the buffers that it was given")]
 
@@ -13,28 +13,27 @@ pub(crate) const BUFFER_BYTES: usize = 4096;
 /// [`BUFFER_BYTES`] as the kernel counts them.
 const BUFFER_BYTES_U32: u32 = 4096;
 const _: () = assert!(BUFFER_BYTES == BUFFER_BYTES_U32 as usize);
-/// Bytes from the beginning of one buffer to that of the next. Requests are short: were it a power of two, all of
-/// them would compete for the same few sets of the processor's caches.
+/// The number of bytes from the start of one buffer to the start of the next. Requests are short: were it a power of
+/// two, all of them would compete for the same few sets of the processor's caches.
 const STRIDE_BYTES: usize = BUFFER_BYTES + 3 * 64;
 /// Buffers that the kernel has from the start.
 const CIRCULATING_MIN: u16 = 64;
-/// The kernel wants the ring of buffers to begin on a page, of which it has 4 KiB on x86-64, and 4, 16, or 64 KiB on
-/// 64-bit ARM.
+/// The kernel wants the ring of buffers to begin on a page: 4 KiB on x86-64, and 4, 16, or 64 KiB on 64-bit ARM.
 const PAGE_BYTES_MAX: usize = 65536;
 /// The buffer group that all of them belong to.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
-/// As many buffers as were asked for, a power of two.
+/// The requested number of buffers, a power of two.
 ///
-/// The kernel fills them in turn, so it has no more of them than are likely to be needed at once: the fewer there
-/// are, the sooner one is filled again, while the processor's caches still hold it. The others are put in
-/// circulation by [`Buffers::circulate`].
+/// The kernel fills them in turn, so it gets only as many as are likely to be needed at the same time: with fewer
+/// buffers, one is filled again sooner, while the processor's caches still hold it. The others are put in circulation
+/// by [`Buffers::circulate`].
 #[derive(Debug)]
 pub(super) struct Buffers {
     entries: *mut BufRingEntry,
     bytes: *mut u8,
     count: u16,
-    /// Those below this one are in circulation.
+    /// The buffers below this one are in circulation.
     circulating: u16,
     tail: u16,
 }
@@ -68,7 +67,7 @@ impl Buffers {
     ///
     /// # Errors
     ///
-    /// The kernel has no buffer rings (before Linux 5.19), or may not lock so much memory.
+    /// The kernel does not have buffer rings (before Linux 5.19), or may not lock enough memory.
     pub(super) unsafe fn register(&mut self, ring: &IoUring) -> io::Result<()> {
         let entries = self.entries as u64;
         // SAFETY: the entries are valid, on a page, and zeroed, and the caller keeps `self` for
@@ -121,7 +120,7 @@ impl Buffers {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Shows the kernel what was put back.
+    /// Shows the kernel the returned buffers.
     pub(super) fn publish(&self) {
         // SAFETY: the tail is an aligned u16 in the first entry, which lives as long as `self`;
         // the kernel only reads it.

@@ -10,7 +10,7 @@ use socket2::Socket;
 use std::io;
 use std::os::fd::FromRawFd;
 
-/// A send that is to be tried again.
+/// A send that must be tried again.
 const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
 
 impl<T> Slot<T> {
@@ -21,8 +21,8 @@ impl<T> Slot<T> {
             Operation::Connect => self.address = None,
             Operation::Receive => self.receiving = Receiving::No,
             Operation::CancelReceive if result < 0 && self.receiving == Receiving::Cancelling => {
-                // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). What it brings next
-                // has it canceled again.
+                // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). Its next
+                // completion cancels it again.
                 self.receiving = Receiving::UnderWay;
             }
             _ => {}
@@ -31,7 +31,7 @@ impl<T> Slot<T> {
 }
 
 impl<T> Uring<T> {
-    /// Makes an event of a completion, where there is something to report.
+    /// Turns a completion into an event, if there is something to report.
     pub(super) fn complete(&mut self, tag: u64, result: i32, flags: u32) -> Option<Event> {
         let (operation, key) = Operation::of(tag);
         #[cfg(test)]
@@ -75,7 +75,7 @@ impl<T> Uring<T> {
             // SAFETY: the kernel has just opened this descriptor for this accept, and nothing else owns it.
             let socket = unsafe { Socket::from_raw_fd(result) };
             if has_ended {
-                // It goes on by itself.
+                // It continues by itself.
                 self.accept();
             }
             return Some(Event::Accepted(socket));

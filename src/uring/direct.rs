@@ -1,5 +1,5 @@
-//! Receiving and sending without the ring, where a socket is ready: large bodies are copied once, to where they
-//! belong, and a connection's last response needs no completion.
+//! Receives and sends without the ring if a socket is ready: large bodies are copied once, to where they belong, and a
+//! connection's last response does not need a completion.
 
 #![allow(unsafe_code, reason = "the kernel writes to memory that was not initialized")]
 
@@ -27,11 +27,11 @@ pub(crate) fn receive_now(
     Ok(received)
 }
 
-/// Sends what a socket takes at once of `bytes`. Nothing may be sending on the socket. Returns how many it took.
+/// Sends the bytes that a socket takes immediately. Nothing may be sending on the socket. Returns how many it took.
 ///
 /// # Errors
 ///
-/// It takes nothing now, or the connection has failed.
+/// The socket takes nothing now, or the connection has failed.
 pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }

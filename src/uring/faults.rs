@@ -77,7 +77,7 @@ pub(super) fn inject<T>(ring: &mut Uring<T>) {
     }
 }
 
-/// Whether the submission queue is to look as if it were full.
+/// Whether the submission queue must look full.
 pub(super) fn refuses() -> bool {
     const EVERY: usize = 11;
     if !IS_FAULTY.get() {

@@ -1,9 +1,9 @@
 //! io_uring with typed operations: the bottom layer, on which the server's engine and the client's
 //! transport stand side by side.
 //!
-//! A `Uring` owns a table of slots. A slot holds one connected or connecting socket, what its
-//! owner keeps beside it, and everything that the kernel may touch for it. Operations are started
-//! by naming a slot, never by a raw submission entry, and end as an `Event`.
+//! A `Uring` owns a table of slots. A slot holds one connected or connecting socket, its owner's data, and everything
+//! that the kernel may touch for it. Operations are started by naming a slot, never by a raw submission entry, and end
+//! as an `Event`.
 //!
 //! # Who owns what the kernel may touch
 //!
@@ -63,15 +63,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use submission::Operation;
 
-/// How long a dropped ring waits for operations that it has cancelled.
+/// The time that a dropped ring waits for operations that it has canceled.
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// How long it waits at a time.
+/// The longest single wait.
 const LAST_WAIT_STEP: Duration = Duration::from_millis(2);
 
 /// Reads of the task-run flag between two looks at the clock while polling.
 const POLLS_PER_CLOCK_READ: u32 = 32;
 
-/// How much a ring holds at once.
+/// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     /// Entries of the submission queue.
@@ -82,7 +82,7 @@ pub(crate) struct Sizes {
     pub(crate) buffers: u16,
 }
 
-/// Which thread will use a ring.
+/// The thread that will use a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Issuer {
     /// The one that makes it.
@@ -91,7 +91,7 @@ pub(crate) enum Issuer {
     Later,
 }
 
-/// How to wait for completions.
+/// The way to wait for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Not at all.
@@ -100,8 +100,8 @@ pub(crate) enum Wait {
     One,
     /// For one, at most this long. It makes the kernel program a timer.
     For(Duration),
-    /// For [`GATHERED_MAX`], at most this long, and where none has come by then, for one, as long as it takes.
-    /// It makes the kernel program two timers, and needs [`Uring::gathers`].
+    /// For [`GATHERED_MAX`] at most this long, and then for the first one as long as it takes. It makes the kernel
+    /// program two timers, and needs [`Uring::gathers`].
     Gather(Duration),
 }
 
@@ -126,14 +126,14 @@ pub(crate) struct Filled {
     len: usize,
 }
 
-/// What an operation has come to.
+/// The result of an operation.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A connection was accepted; accepting goes on.
+    /// A connection was accepted; accepting continues.
     Accepted(Socket),
     /// Accepting has stopped with an error.
     AcceptStopped {
-        /// The reason. If descriptors or memory have run out, accepting at once fails again.
+        /// The reason. If descriptors or memory have run out, accepting immediately would fail again.
         error: io::Error,
     },
     /// The socket of a slot is connected.
@@ -183,7 +183,7 @@ impl Kernel {
     }
 }
 
-/// How a slot stands with receiving.
+/// The state of a slot's receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     No,
@@ -199,7 +199,7 @@ struct Slot<T> {
     is_closed: bool,
     sending: Sending,
     receiving: Receiving,
-    /// Where a connect under way goes.
+    /// The address of a connect under way.
     address: Option<Box<SockAddr>>,
     /// Operations under way, cancellations included.
     operations: u32,
@@ -209,11 +209,11 @@ struct Slot<T> {
 enum Sending {
     /// Nothing.
     No,
-    /// These bytes, of which the kernel has taken the first `sent`.
+    /// These bytes; the kernel has taken the first `sent`.
     UnderWay {
         bytes: Vec<u8>,
         sent: usize,
-        /// It has no completion if it succeeds.
+        /// It does not complete if it succeeds.
         skips_completion: bool,
     },
 }
@@ -261,7 +261,7 @@ impl Listener {
 /// An open slot, as its owner sees it.
 pub(crate) struct OpenSlot<'a, T> {
     pub(crate) key: Key,
-    /// What the owner keeps for it.
+    /// The owner's data.
     pub(crate) data: &'a mut T,
     pub(crate) socket: &'a Socket,
     pub(crate) is_sending: bool,
@@ -301,11 +301,11 @@ pub(crate) struct Uring<T> {
     /// Operations under way, those that wait for room included.
     under_way: usize,
     completions: Vec<(u64, i32, u32)>,
-    /// How many of them were looked at.
+    /// The number of processed completions.
     looked_at: usize,
-    /// Slots with a send that may have no completion, and that the kernel was given, or is about to be.
+    /// Slots with a send that may not complete, and that the kernel has or is about to get.
     skipping: Vec<Key>,
-    /// Those of them whose sends are over once all completions were looked at.
+    /// The slots whose sends are over once all completions were processed.
     skipped: Vec<Key>,
     /// The last iteration has left entries or completions behind, perhaps those of such sends.
     is_skipping_unknown: bool,
@@ -354,12 +354,12 @@ impl<T> Uring<T> {
         })
     }
 
-    /// Makes the calling thread the only one that uses a ring of [`Issuer::Later`].
+    /// Makes the calling thread the only user of a ring of [`Issuer::Later`].
     pub(crate) fn enable(&mut self) -> io::Result<()> {
         self.kernel.ring.submitter().register_enable_rings()
     }
 
-    /// Puts a socket in a slot of its own.
+    /// Puts a socket in a new slot.
     pub(crate) fn insert(&mut self, socket: Socket, data: T) -> Key {
         let index = self.slots.insert(Box::new(Slot {
             socket,
@@ -375,12 +375,12 @@ impl<T> Uring<T> {
         Key(u32::try_from(index).expect("there are fewer descriptors than 2^32"))
     }
 
-    /// What the owner keeps for a slot; `None` once it is closed.
+    /// Returns the owner's data of a slot; `None` once it is closed.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.open_slot(key).map(|slot| &mut slot.data)
     }
 
-    /// What the owner keeps for a slot, and the bytes that were received on it.
+    /// Returns the owner's data of a slot, and the bytes that were received on it.
     pub(crate) fn received(&mut self, key: Key, filled: &Filled) -> Option<(&mut T, &[u8])> {
         let slot = self.slots.get_mut(key.index()).filter(|slot| !slot.is_closed)?;
         Some((&mut slot.data, self.kernel.buffers.filled(filled.buffer, filled.len)))
@@ -401,7 +401,7 @@ impl<T> Uring<T> {
         self.slots.iter_mut().filter_map(|(index, slot)| OpenSlot::new(index, slot))
     }
 
-    /// Whether no slot is taken, closed ones that wait for their operations included.
+    /// Whether all slots are free; closed ones that wait for their operations are not.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -411,7 +411,7 @@ impl<T> Uring<T> {
         self.kernel.ring.params().is_feature_min_timeout()
     }
 
-    /// How often the kernel was entered so far.
+    /// Returns the number of calls of io_uring_enter so far.
     pub(crate) fn enters(&self) -> u64 {
         self.enters
     }
@@ -420,8 +420,7 @@ impl<T> Uring<T> {
         self.slots.get_mut(key.index()).map(Box::as_mut).filter(|slot| !slot.is_closed)
     }
 
-    /// Accepts on a listener until [`Uring::close_listener`]. A shared one goes on listening after that,
-    /// for its other holders.
+    /// Accepts on a listener until [`Uring::close_listener`]. A shared one keeps listening for its other holders.
     pub(crate) fn listen(&mut self, listener: Socket, is_shared: bool) {
         assert!(matches!(self.listener, Listener::No), "a ring has one listener");
         self.listener = Listener::Resting(listener);
@@ -450,12 +449,12 @@ impl<T> Uring<T> {
         matches!(self.listener, Listener::Accepting(_) | Listener::Closing(_))
     }
 
-    /// Stops listening. What was accepted before is still reported.
+    /// Stops listening. Connections that were accepted before are still reported.
     pub(crate) fn close_listener(&mut self) {
         if let Some(listener) = self.listener.socket()
             && !self.is_listener_shared
         {
-            // Frees a TCP port at once. Fails only if it is free already.
+            // Frees a TCP port immediately. Fails only if it is free already.
             let _ = listener.shutdown(Shutdown::Read);
         }
         match std::mem::replace(&mut self.listener, Listener::No) {
@@ -511,7 +510,7 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Stops receiving on a slot. What arrived before is still reported.
+    /// Stops receiving on a slot. Bytes that arrived before are still reported.
     pub(crate) fn stop_receiving(&mut self, key: Key) {
         if let Some(slot) = self.open_slot(key)
             && slot.receiving == Receiving::UnderWay
@@ -526,10 +525,10 @@ impl<T> Uring<T> {
         self.start_sending(key, bytes, Operation::Send);
     }
 
-    /// Sends all of `bytes` as well, but without a completion if the socket takes everything at once, so no wait ends for that:
-    /// [`Event::Sent`] comes in an iteration that something else has ended.
+    /// Sends all of `bytes` as well, but without a completion if the socket takes everything immediately, so it does
+    /// not end a wait: [`Event::Sent`] comes in an iteration that something else has ended.
     pub(crate) fn send_skipping_completion(&mut self, key: Key, bytes: Vec<u8>) {
-        // What is longer than a result can say is sent in parts, which have completions.
+        // Longer output than a result can express is sent in parts, which have completions.
         let is_short = i32::try_from(bytes.len()).is_ok();
         let how = if is_short { Operation::SendSkippingCompletion } else { Operation::Send };
         self.start_sending(key, bytes, how);
@@ -551,7 +550,7 @@ impl<T> Uring<T> {
         let Some(slot) = self.open_slot(key) else { return };
         slot.is_closed = true;
         if slot.operations > 0 {
-            // Ends the operations of a connected one. Fails only where it has ended already.
+            // Ends the operations of a connected one. Fails only if it has already ended.
             let _ = slot.socket.shutdown(Shutdown::Both);
         }
         if slot.address.is_some() {
@@ -592,7 +591,7 @@ impl<T> Uring<T> {
         // Whether these are over will be known without a wait.
         let wait = if self.is_skipping_unknown { Wait::No } else { wait };
         match (self.submit_waiting()?, wait) {
-            // What found no room waits for nothing.
+            // Operations that did not fit wait for nothing.
             (false, _) | (true, Wait::No) => self.enter(EnterFlags::GETEVENTS, Wait::No)?,
             (true, wait) => self.enter(self.wait_flags, wait)?,
         }
@@ -610,7 +609,7 @@ impl<T> Uring<T> {
         Ok(self.completions.len())
     }
 
-    /// Finds out which of the sends that may have no completion are over: those that have none, once there can be none.
+    /// Finds the sends without a completion that are over: those that can no longer get one.
     fn settle_skipping_sends(&mut self) {
         if self.skipping.is_empty() {
             self.is_skipping_unknown = false;
@@ -696,7 +695,7 @@ impl<T> Uring<T> {
 
 impl<T> Drop for Uring<T> {
     fn drop(&mut self) {
-        // A thread that panics ends the process or leaves it at once; nothing may hold it up.
+        // A thread that panics ends the process or leaves it immediately; nothing may delay it.
         if !std::thread::panicking() {
             self.end_operations();
         }
@@ -723,8 +722,8 @@ fn whole_micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// Whether a kernel of this release may not be asked for a multishot accept. On 6.6 and 6.7, one that meets a full completion
-/// queue can report poll flags as if they were a descriptor.
+/// Whether multishot accept must not be used on a kernel of this release. On 6.6 and 6.7, a multishot accept that meets
+/// a full completion queue can report poll flags as if they were a descriptor.
 fn accepts_once(release: &str) -> bool {
     let mut parts = release.split(|character: char| !character.is_ascii_digit());
     matches!((parts.next(), parts.next()), (Some("6"), Some("6" | "7")))

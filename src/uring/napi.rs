@@ -25,8 +25,8 @@ impl<T> Uring<T> {
 ///
 /// # Errors
 ///
-/// `InvalidInput` before Linux 6.9, `Unsupported` where the kernel was built without
-/// CONFIG_NET_RX_BUSY_POLL, or there is no ring.
+/// `InvalidInput` before Linux 6.9, `Unsupported` if the kernel was built without CONFIG_NET_RX_BUSY_POLL or does not
+/// have rings.
 pub fn check_busy_poll() -> io::Result<()> {
     register(&IoUring::new(2)?, Duration::from_micros(1))
 }

@@ -1,5 +1,5 @@
-//! A live trial of everything that server and client ask of io_uring, in the form in which they ask:
-//! tried, not read from a version.
+//! A live trial of every feature of io_uring that server and client use, in the way in which they use it, instead of a
+//! check of the version.
 //!
 //! The sockets are Unix-domain sockets, so that the trial does not depend on a network interface.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// A feature of the kernel, and whether it works here.
 #[derive(Debug)]
 pub struct Feature {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
     /// The first Linux that has it.
     pub since: &'static str,
@@ -29,18 +29,17 @@ pub struct Feature {
 /// A ring for the trial: as small as can be.
 const PROBE_SIZES: Sizes = Sizes { submissions: 8, completions: 16, buffers: 8 };
 
-/// How long a completion may take that is due at once.
+/// The time that an immediate completion may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The time that the timer of the trial takes.
 const SHORT: Duration = Duration::from_micros(1);
-/// How often the ring is woken: a kernel that loses wake-ups does not lose the first.
+/// The number of wake-ups of the ring: a kernel that loses wake-ups does not lose the first.
 const WAKEUPS: usize = 4;
-/// How long the thread that wakes lets the other one fall asleep.
+/// The time that the waking thread gives the other one to fall asleep.
 const SLEEP_BEFORE_WAKEUP: Duration = Duration::from_micros(200);
 
-/// Tries every feature, in the order in which they build on each other. What cannot be tried because
-/// an earlier one failed is not listed. Takes a few milliseconds where all is well, and at most
-/// a second per feature where one does not answer.
+/// Tries every feature, each before those that build on it. Features that cannot be tried because an earlier one failed
+/// are not listed. Takes a few milliseconds if all is well, and at most a second per feature that does not respond.
 pub fn probe() -> Vec<Feature> {
     let mut features = Vec::new();
     let mut note = |name, since, result: io::Result<()>| {
@@ -71,11 +70,11 @@ pub fn probe() -> Vec<Feature> {
     features
 }
 
-/// Whether there is any io_uring at all, of which glommio needs no more.
+/// Whether there is any io_uring at all, which is all that glommio needs.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The kernel's answer.
 pub fn check() -> io::Result<()> {
     IoUring::new(2).map(drop)
 }
@@ -88,10 +87,10 @@ pub fn gathers() -> bool {
 struct Trial {
     ring: Uring<()>,
     wakeup: Arc<Wakeup>,
-    /// Both sides of a connection, of which the ring has one.
+    /// Both sides of a connection; the ring has one of them.
     client: Socket,
     server: Key,
-    /// Events that have come and not been waited for.
+    /// Events that have arrived and were not waited for.
     events: Vec<Event>,
 }
 

@@ -17,7 +17,7 @@ const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
 /// MSG_WAITALL of send(2), which io_uring gives a meaning (Linux 5.19): a short send is an error.
 const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(rustix::net::RecvFlags::WAITALL.bits());
 
-/// How long [`Wait::Gather`] waits for the first completion before it looks after its ring anyway.
+/// The time that [`Wait::Gather`] waits for the first completion before it checks its ring anyway.
 const GATHER_END: Duration = Duration::from_secs(1);
 
 /// Everything that a ring is asked to do.
@@ -82,7 +82,7 @@ impl Operation {
 }
 
 impl<T> Uring<T> {
-    /// Starts an operation. From here on it is under way, also where it waits for room.
+    /// Starts an operation. From here on it is under way, even if it waits for room.
     pub(super) fn begin(&mut self, operation: Operation, slot: u32) {
         self.under_way += 1;
         if operation.is_of_slot() {
@@ -180,7 +180,7 @@ impl<T> Uring<T> {
             let queued = self.kernel.ring.submission().len();
             self.enter(EnterFlags::empty(), Wait::No)?;
             if self.kernel.ring.submission().len() == queued {
-                // The kernel wants completions to be taken first.
+                // The kernel wants its completions to be taken first.
                 return Ok(false);
             }
         }

@@ -1,4 +1,4 @@
-//! An eventfd with which one thread wakes another that waits in its ring.
+//! An eventfd by which one thread wakes another that waits in its ring.
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -14,7 +14,7 @@ impl Wakeup {
     ///
     /// # Errors
     ///
-    /// The process or the system has no descriptor left.
+    /// The process or the system is out of descriptors.
     pub fn new() -> io::Result<Wakeup> {
         Ok(Wakeup(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -25,8 +25,8 @@ impl Wakeup {
         let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
     }
 
-    /// Makes it not pending, and returns whether it was. To be called before the reason for the wake-up is
-    /// looked at: what is added after that wakes again.
+    /// Makes it not pending, and returns whether it was. Call this before checking the reason for the wake-up: whatever
+    /// is added later wakes again.
     pub fn clear(&self) -> bool {
         rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut [0; 8])).is_ok()
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 const EVENT: &str = r#"{"userId":"u","value":1}"#;
 
-/// A server on the first CPU; clients have the others where there are any.
+/// A server on the first CPU; clients have the others, if there are any.
 fn server(flags: &[&str]) -> Server {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
@@ -212,7 +212,7 @@ fn a_thousand_clients_that_never_read_hold_at_most_64_kib_each() {
         .map(|_| {
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream.set_nonblocking(true).unwrap();
-            // As much as the server and the kernel take at once, and more later.
+            // As much as the server and the kernel take immediately, and more later.
             match stream.write(many.as_bytes()) {
                 Ok(_) => {}
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -443,7 +443,7 @@ fn ten_million_users_take_the_documented_memory() {
         assert!(writers[0].count(b"one more", 1.0).is_err());
         let known = format!("{:0>id_bytes$}", 5);
         assert!(writers[0].count(known.as_bytes(), 1.0).is_ok(), "a known one goes on");
-        // Held while the others are measured: memory that these gave back would be taken for theirs.
+        // Held while the others are measured: memory that these gave back would be mistaken for theirs.
         std::mem::forget((tally, writers));
     }
 }
@@ -480,7 +480,7 @@ const HOSTILE: usize = 100;
 /// server and the machine.
 const WAIT_MAX: Duration = Duration::from_millis(15);
 
-/// What hostile connections send without end, by name.
+/// The requests of hostile connections, by name.
 fn attacks() -> Vec<(&'static str, Vec<u8>)> {
     let get = |method: &str, path: &str| {
         format!("{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes()
@@ -683,7 +683,7 @@ fn a_machine_that_lacks_something_makes_others_wait_for_15_ms_at_most() {
     let without_socket = || {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server::start_on(&listener, "", 2);
-        // The shard with a socket of its own goes on.
+        // The shard with a socket of its own continues.
         let shut = || SockRef::from(&listener).shutdown(Shutdown::Read).unwrap();
         wait_beside(&server, &shut)
     };

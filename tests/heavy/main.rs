@@ -1,5 +1,6 @@
-//! What takes minutes of load, or programs and file systems that Rust does not bring: attacks on one server, and several
-//! servers on a PostgreSQL. `cargo test` builds these tests and leaves them to `ci/enemy` and `ci/cluster`, which run them one by one.
+//! Tests that take minutes of load, or need programs and file systems that Rust does not bring: attacks on one server,
+//! and several servers on a PostgreSQL. `cargo test` builds these tests and leaves them to `ci/enemy` and `ci/cluster`,
+//! which run them one by one.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,4 @@
-//! The command line of the real binary: what it accepts, what it refuses and with which advice, and
-//! what its help says.
+//! The command line of the real binary: what it accepts, what it refuses and with which advice, and its help.
 
 use crate::world::{Client, Server, ringtally, run, terminal, text};
 use clap::Parser;
@@ -40,7 +39,7 @@ fn help(command: &str, flag: &str) -> String {
     text(&output.stdout)
 }
 
-/// What a command says on standard error when it refuses its arguments.
+/// Returns the standard error of a command that refuses its arguments.
 fn refusal(args: &[&str]) -> String {
     let output = run(args);
     let said = text(&output.stderr);
@@ -199,7 +198,7 @@ fn a_flag_that_does_not_exist_suggests_the_right_one() {
         (&["load", "--dialect", "1mrc"], "serve and challenge have '--dialect'"),
         (&["load", "--shards", "2"], "serve, challenge, and doctor have '--shards'"),
         (&["serve", "--url", "x"], "load and merge have '--url'"),
-        // What has no flag.
+        // Arguments without a flag.
         (&["load", "--workers", "64"], "WORKERS is given without a flag"),
         (&["challenge", "--workers", "64"], "WORKERS is given without a flag"),
     ] {
@@ -209,7 +208,7 @@ fn a_flag_that_does_not_exist_suggests_the_right_one() {
     }
 }
 
-/// What a shell would run of an example: its words, without those of other programs.
+/// Returns the words that a shell would run of an example, without other programs'.
 fn words(example: &str) -> Vec<String> {
     let own = &example[example.find("ringtally").unwrap()..];
     let end = [" && ", " | ", " > ", "   "].iter().filter_map(|end| own.find(end)).min();
@@ -298,7 +297,7 @@ fn the_password_of_a_database_is_in_no_error_and_no_title() {
     assert!(said.contains("postgres://u@127.0.0.1:1/d") && !said.contains("s3cret"), "{said}");
 }
 
-/// What a command shows on a terminal, and its exit code.
+/// Returns the output of a command on a terminal, and its exit code.
 fn shown(columns: u16, args: &[&str], variables: &[(&str, &str)]) -> (String, Option<i32>) {
     let (mut controller, open) = terminal(columns);
     let mut child = ringtally()

@@ -1,4 +1,4 @@
-//! `ringtally doctor`, and what reports say about the machine.
+//! `ringtally doctor`, and the machine in reports.
 
 use crate::world::{ringtally, run, text};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What a search for the highest rate found: as lines of text, JSON, and an HTML page.
+//! The result of a search for the highest rate: as lines of text, JSON, and an HTML page.
 
 use super::{LatencyLimit, Search, Step, Window};
 use crate::doctor::Environment;
@@ -23,13 +23,13 @@ use serde::Serialize;
 pub struct FoundRate {
     /// The condition, as it was typed.
     find_rate: String,
-    /// The highest events per second at which the condition holds; null if it holds at none.
+    /// The highest events per second at which the condition holds; null if there is no such rate.
     rate: Option<u64>,
-    /// The lowest events per second at which it does not hold; null if it holds at all.
+    /// The lowest events per second at which it does not hold; null if it holds at every rate.
     fails_at: Option<u64>,
     /// Whether enough windows of both agree.
     confirmed: bool,
-    /// Whether the client was the limit where the condition does not hold: the server may take more.
+    /// Whether the client was the limit at the rates at which the condition does not hold: the server may take more.
     client_limited: bool,
     /// The lowest events per second above the rate that holds at which the client was the limit.
     client_limited_from: Option<u64>,
@@ -39,9 +39,9 @@ pub struct FoundRate {
     curve: Vec<Point>,
     /// The conditions of `--fail-if`, and whether the rate that was found passes each.
     thresholds: Vec<Checked>,
-    /// Those of the windows, each kind once.
+    /// The windows' warnings, each kind once.
     warnings: Vec<String>,
-    /// How the windows were set up.
+    /// The setup of the windows.
     setup: Setup,
     /// The machine of the client.
     environment: Environment,
@@ -49,12 +49,12 @@ pub struct FoundRate {
     limit: LatencyLimit,
 }
 
-/// The warnings of windows. Those that differ only in their digits are one kind, and the first one stands for it.
+/// The warnings of windows. Warnings that differ only in their digits are one kind, represented by the first one.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(Vec<(String, usize)>);
 
 impl Warnings {
-    /// Adds those of a window.
+    /// Adds the warnings of a window.
     pub(in crate::load) fn add(&mut self, report: &Report) {
         let kind =
             |warning: &str| warning.replace(|character: char| character.is_ascii_digit(), "");
@@ -66,7 +66,7 @@ impl Warnings {
         }
     }
 
-    /// Each kind as a sentence, of so many windows.
+    /// Returns a sentence for each kind, given the number of windows.
     fn sentences(self, windows: usize) -> Vec<String> {
         let sentence = |(warning, of): (String, usize)| match of == windows {
             true => warning,
@@ -78,7 +78,7 @@ impl Warnings {
     }
 }
 
-/// What one rate has shown.
+/// The result of one rate.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct Point {
     /// Events per second.
@@ -91,13 +91,13 @@ struct Point {
     windows_that_hold: usize,
     /// Whether the client was the limit in most windows.
     client_limited: bool,
-    /// The share of the rate by which the backlog grew, on average over the windows; null if it is not known.
+    /// The share of the rate by which the backlog grew, on average over the windows; null if unknown.
     backlog_growth: Option<f64>,
     /// Acknowledged events per second: the median over the windows.
     requests_per_s: f64,
     /// Latency in microseconds: the median of each figure over the windows.
     latency_us: Latency,
-    /// Why windows did not hold, each reason once.
+    /// The reasons why windows did not hold, each once.
     reasons: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl Report {
         due > 0 && due as f64 >= share / 2.0 * requests as f64
     }
 
-    /// What the run has shown as a window of a search, which lasts some seconds at a rate.
+    /// Returns the result of the run as a window of a search, which lasts some seconds at a rate.
     pub(in crate::load) fn window(&self, limit: &Threshold, rate: f64, window_s: f64) -> Window {
         let limit_s = limit.limit_us().unwrap_or(0.0) / 1e6;
         let growth = self.flow.as_ref().and_then(|flow| flow.growth(rate, window_s, limit_s));
@@ -187,7 +187,7 @@ impl Latency {
 }
 
 impl Step {
-    /// What a threshold's figure was in the windows that held: the median, or the first word that fails.
+    /// Returns a threshold's figure in the windows that held: the median, or the first word that fails.
     fn measured(&self, index: usize, threshold: &Threshold) -> Measured {
         let held = || self.windows.iter().filter(|window| window.holds);
         let mut all: Vec<Measured> =
@@ -254,7 +254,7 @@ fn heads(unit: Unit) -> [&'static str; 6] {
 }
 
 impl FoundRate {
-    /// What a search over so many connections found, of which `last` is one of the windows.
+    /// Returns the result of a search; `last` is one of its windows.
     pub(super) fn new(
         limit: &LatencyLimit,
         connections: usize,
@@ -301,7 +301,7 @@ impl FoundRate {
         Unit::of(self.setup.batch)
     }
 
-    /// What was found, a sentence each.
+    /// Returns the findings, a sentence each.
     fn findings(&self) -> Vec<String> {
         let limit = &self.find_rate;
         let per_second = self.unit().per_second();
@@ -488,7 +488,7 @@ mod tests {
         Flow::of((0..80).map(|i| (sample(i), acknowledged(sample(i)))).collect())
     }
 
-    /// A window with such a 99th percentile, and what else is changed.
+    /// Returns a window with this 99th percentile, and other changes.
     fn window(p99_us: u64, change: impl FnOnce(&mut Outcome)) -> Window {
         let mut outcome = open_loop(1000);
         for _ in 0..1000 {
@@ -511,7 +511,7 @@ mod tests {
         assert!(behind.why_not.unwrap().starts_with("80.0% of the rate was completed"));
         let unseen = window(4900, |outcome| outcome.flow = None);
         assert!(unseen.why_not.unwrap().starts_with("too few samples"));
-        // What may be longer does not certainly hold.
+        // A lower bound does not certainly hold.
         let unknown = window(100, |outcome| {
             outcome.run.total.latency.record_many_at_least(1_000_000, 1000);
         });
@@ -525,7 +525,7 @@ mod tests {
             window(p99_us, |outcome| outcome.run.work.due_in_stalls = due).is_client_limited
         };
         assert!(stalled(5100, 5) && !stalled(4900, 5) && !stalled(5100, 0));
-        // Of the rate, 2% was not sent.
+        // 2% of the rate was not sent.
         for (due, is_excused) in [(11, true), (9, false)] {
             let slow = window(4900, |outcome| {
                 outcome.held = Some(0.98);
@@ -663,7 +663,7 @@ mod tests {
             let said = found_with(50_000, u64::MAX, &[threshold]).check().unwrap_err().to_string();
             assert!(said.contains(threshold) && said.contains(says), "{said}");
         }
-        // Without a rate there is nothing to measure.
+        // Without a rate, nothing can be measured.
         let said = found_with(0, u64::MAX, &["rate<1"]).check().unwrap_err().to_string();
         assert!(said.contains("rate is not known: no rate holds"), "{said}");
     }

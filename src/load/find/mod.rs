@@ -32,19 +32,19 @@ const FIRST_RATE: u64 = 1000;
 const WARM_UP_SHARE: u64 = 4;
 const WARM_UP_MAX: u64 = 20_000;
 
-/// A window has as many requests as its percentile needs for one that is not the maximum, and this many at least.
+/// A window has enough requests that its percentile is not the maximum, and at least this many.
 const REQUESTS_MIN: f64 = 100.0;
-/// A window whose length is not given has as many requests as tell a backlog that grows by 1% from chance, as far as it
-/// gets no longer than this for it.
+/// A window without a given length has enough requests to tell a backlog that grows by 1% from chance, but is not
+/// longer than this for it.
 const REQUESTS_WANTED: f64 = 2000.0;
 const LENGTH_WANTED_MAX: Duration = Duration::from_secs(10);
-/// The least length of such a window, and how many times its limit it lasts.
+/// The least length of such a window, and its length as a multiple of its limit.
 const LENGTH_MIN: Duration = Duration::from_secs(1);
 const LIMITS_WANTED: u32 = 4;
-/// A window lasts this many times its limit at least: within the limit, the backlog grows to where it stays.
+/// A window lasts at least this multiple of its limit: within the limit, the backlog grows to its final size.
 const LIMITS_MIN: u32 = 2;
 
-/// What is to hold: an upper limit of a latency, such as `p99<5ms`.
+/// The condition to hold: an upper limit of a latency, such as `p99<5ms`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatencyLimit(pub(super) Threshold);
 
@@ -70,17 +70,17 @@ impl fmt::Display for LatencyLimit {
 /// A checked configuration of a search.
 #[derive(Clone, Debug)]
 pub struct FindConfig {
-    /// What every window has in common. Its rate is the first that is tried.
+    /// The parts that every window has in common. Its rate is the first that is tried.
     pub load: Config,
-    /// What is to hold.
+    /// The condition to hold.
     pub limit: LatencyLimit,
-    /// How long a window takes.
+    /// The length of a window.
     pub windows: Windows,
-    /// Whether to say what each window found.
+    /// Whether to report the finding of each window.
     pub quiet: bool,
 }
 
-/// How long the windows of a search take.
+/// The lengths of the windows of a search.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
     /// `None` is as long as the rate needs.
@@ -92,7 +92,8 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// For a search that begins with `rate`, in batches if `batch` is given, with windows of a fixed length if one is.
+    /// Creates it for a search that begins with `rate`, in batches if `batch` is given, with windows of a fixed length
+    /// if one is given.
     ///
     /// # Errors
     ///
@@ -141,7 +142,7 @@ impl Windows {
         Ok(windows)
     }
 
-    /// How long a window at a rate takes.
+    /// Returns the length of a window at a rate.
     fn length(&self, rate: u64) -> Duration {
         let lasts = |events: f64| Duration::from_secs_f64(events / rate as f64);
         self.fixed.unwrap_or_else(|| {
@@ -150,7 +151,7 @@ impl Windows {
         })
     }
 
-    /// The lowest rate at which a window has enough events.
+    /// Returns the lowest rate at which a window has enough events.
     fn least_rate(&self) -> u64 {
         let longest = self.length(1).as_secs_f64();
         count(self.events_min / longest).clamp(1, RATE_MAX)
@@ -177,8 +178,8 @@ fn first_rate(rate: Option<u64>, batch: Option<u64>) -> u64 {
 ///
 /// # Errors
 ///
-/// If there is no server, if a window shows wrong totals, malformed responses, or missing connections, or if the search
-/// is interrupted.
+/// There is no server; a window shows wrong totals, malformed responses, or missing connections; or the search is
+/// interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     let unit = Unit::of(config.load.workload.batch);
     let asked = config.load.rate.as_ref().and_then(Profile::as_whole);
@@ -237,7 +238,7 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             let reasons = report.reasons().join("; ");
             Err(Failure::Wrong(format!("the result is not exact {at}: {reasons}")))
         }
-        // Its latencies are of fewer connections, or of fewer responses, than they are said to be of.
+        // Its latencies come from fewer connections or responses than it claims.
         Verdict::Exact | Verdict::Undecided if !flaws.is_empty() => {
             Err(Failure::Wrong(format!("{at}, {flaws}")))
         }

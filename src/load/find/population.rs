@@ -1,5 +1,5 @@
 //! A population of simulated servers whose capacity is known: queues with one place to a thousand, in which requests
-//! wait for their turn. Such a server does not get slow before it is full: only the backlog tells that it is.
+//! wait for their turn. Such a server does not get slow before it is full: only the backlog reveals that it is.
 
 use super::search::{Search, Window};
 use super::{LatencyLimit, Windows};
@@ -12,14 +12,14 @@ use std::collections::{BinaryHeap, VecDeque};
 /// The number of times that each server is tried, with other random numbers. 20 were tried once.
 const SEEDS: u64 = 3;
 
-/// How long a place takes for a request.
+/// The time that a place takes for a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Service {
     Constant,
     Exponential,
 }
 
-/// A server, to which requests come evenly, as from an open loop.
+/// A server that gets requests evenly, as from an open loop.
 #[derive(Clone, Debug)]
 struct Queue {
     places: usize,
@@ -40,14 +40,14 @@ impl Queue {
         }
     }
 
-    /// What a window at a rate shows: it begins with nothing in the server, and ends when all is completed.
+    /// Returns the result of a window at a rate: it begins with an empty server, and ends when everything is completed.
     fn window(&mut self, rate: u64, window_s: f64, limit_s: f64) -> Window {
         let rate = rate as f64;
         #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let requests = (rate * window_s).round() as usize;
         #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let ns = |at_s: f64| (at_s * 1e9) as u64;
-        // The times at which places get free, and at which the waiting requests start and all requests end.
+        // The times at which places become free, waiting requests start, and requests end.
         let mut free: BinaryHeap<Reverse<u64>> = (0..self.places).map(|_| Reverse(0)).collect();
         let mut starts: VecDeque<u64> = VecDeque::new();
         let (mut ends, mut latencies) = (Vec::new(), Latencies::new());

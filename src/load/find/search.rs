@@ -1,11 +1,10 @@
-//! Which rate to try next, given what windows have shown so far: a pure decision.
+//! The choice of the next rate, given the windows so far: a pure decision.
 //!
-//! The rate doubles, or halves, until one holds and a higher one does not; then it is the geometric mean
-//! of both, until they are close. Windows are noisy, so a rate is judged by most of its windows, and the
-//! two rates that decide by more of them: if that turns the judgement over, the search goes on. A window
-//! that fails while the client was the limit says little of the server: it counts only if that is so
-//! again and again. A rate whose windows hold one by one holds only if the backlog grows over none of them on
-//! average, and is confirmed once that is certain.
+//! The rate doubles, or halves, until one holds and a higher one does not; then it is the geometric mean of both, until
+//! they are close. Windows are noisy, so a rate is judged by most of its windows, and the two rates that decide by more
+//! of them: if that reverses the judgement, the search continues. A window that fails while the client was the limit
+//! reveals little about the server: it counts only if that happens repeatedly. A rate whose windows hold one by one
+//! holds only if the backlog grows over none of them on average, and is confirmed once that is certain.
 
 use crate::load::RATE_MAX;
 use crate::load::figures::Measured;
@@ -13,27 +12,28 @@ use crate::load::flow::{GROWTH_HELD, Trend};
 use crate::load::report::Latency;
 use std::collections::BTreeMap;
 
-/// How far the rate that holds and the one that does not may be apart at the end.
+/// The greatest distance at the end between the rate that holds and the one that does not.
 const PRECISION: f64 = 1.02;
-/// So many windows of a rate must agree: of 3 to 5 that say something.
+/// The number of windows of a rate that must agree, out of 3 to 5 conclusive ones.
 const AGREE: usize = 3;
-/// The same for the rates that decide, at the end: of 5 to 9.
+/// The same for the deciding rates at the end: out of 5 to 9.
 const AGREE_CONFIRMED: usize = 5;
-/// So many times as many windows may be tried for that, before those count in which the client was the
-/// limit: if none held, and if some did.
+/// The multiples of that number of windows that may be tried before the ones count in which the client was the limit:
+/// if none held, and if some did.
 const PATIENCE: [usize; 2] = [2, 4];
-/// So many windows of a rate are tried to learn whether its backlog grows. If that is still not clear, it does not hold.
+/// The number of windows of a rate that are tried to learn whether its backlog grows. If that is still not clear, it
+/// does not hold.
 const TREND_WINDOWS_MAX: usize = 12;
-/// A search that is not over by then is on a machine that is too noisy for an answer.
+/// A search that is not over by then runs on a machine that is too noisy for a result.
 const WINDOWS_MAX: usize = 250;
 
-/// What one window of a rate has shown.
+/// The result of one window of a rate.
 #[derive(Clone, Debug)]
 pub(in crate::load) struct Window {
     /// Whether the condition certainly held, at a rate that was held, and every request was
     /// acknowledged.
     pub(in crate::load) holds: bool,
-    /// Why it did not, in words.
+    /// The reason why it did not, in words.
     pub(in crate::load) why_not: Option<String>,
     /// By which share of the rate the backlog grew, if that is known.
     pub(in crate::load) growth: Option<f64>,
@@ -51,12 +51,12 @@ pub(in crate::load) struct Step {
 }
 
 impl Step {
-    /// Windows in which the condition held.
+    /// The number of windows in which the condition held.
     pub(in crate::load) fn held(&self) -> usize {
         self.windows.iter().filter(|window| window.holds).count()
     }
 
-    /// Windows in which it failed, and the client was not the limit.
+    /// The number of windows in which it failed, and the client was not the limit.
     fn failed(&self) -> usize {
         self.windows.iter().filter(|window| !window.holds && !window.is_client_limited).count()
     }
@@ -68,7 +68,7 @@ impl Step {
         self.held() > against
     }
 
-    /// How the backlog grew in the windows that held.
+    /// Returns the growth of the backlog in the windows that held.
     fn trend(&self) -> Trend {
         let held = self.windows.iter().filter(|window| window.holds);
         Trend::of(&held.filter_map(|window| window.growth).collect::<Vec<_>>())
@@ -84,13 +84,13 @@ impl Step {
             }
     }
 
-    /// Why it does not hold although most of its windows do.
+    /// Returns the reason why it does not hold although most of its windows do.
     pub(in crate::load) fn why_not(&self) -> Option<String> {
         let is_told = self.holds_in_most() && !self.holds();
         is_told.then(|| self.trend().why_not()).flatten()
     }
 
-    /// Whether more windows would not tell more of the trend.
+    /// Whether more windows would not reveal more about the trend.
     fn is_spent(&self) -> bool {
         self.windows.len() >= TREND_WINDOWS_MAX
     }
@@ -101,7 +101,7 @@ impl Step {
             > self.windows.len()
     }
 
-    /// Whether so many windows agree, or there have been enough; at the end, also on the trend.
+    /// Whether this number of windows agree, or there have been enough; at the end, also about the trend.
     fn is_decided(&self, agree: usize) -> bool {
         let patience = PATIENCE[usize::from(self.held() > 0)];
         let is_counted =
@@ -134,7 +134,7 @@ impl Search {
         self.steps.entry(rate).or_default().windows.push(window);
     }
 
-    /// What was tried, by rate.
+    /// The results so far, by rate.
     pub(in crate::load) fn steps(&self) -> &BTreeMap<u64, Step> {
         &self.steps
     }
@@ -234,7 +234,7 @@ mod tests {
             truth * noise * disturbed
         }
 
-        /// The rate at which the 99th percentile is so many times what one request takes.
+        /// Returns the rate at which the 99th percentile is this multiple of one request's time.
         fn knee(&self, limit: f64) -> f64 {
             self.capacity * (1.0 - 100_f64.ln() / limit)
         }

@@ -1,4 +1,4 @@
-//! What a client found of its part, as a file that `merge` reads.
+//! The findings of a client about its part, as a file that `merge` reads.
 
 use crate::doctor::Environment;
 use crate::document::{self, Document, Format};
@@ -26,7 +26,7 @@ const COUNT_MAX: u64 = 1 << 47;
 /// More connections, or threads, than any client has.
 const CONNECTIONS_MAX: usize = 1 << 32;
 
-/// What all parts of a run have in common.
+/// The parameters that all parts of a run have in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(in crate::load) struct Parameters {
     /// Events of the run.
@@ -51,11 +51,11 @@ pub(in crate::load) struct Parameters {
     /// Connections over time, if their number changes.
     #[serde(default)]
     pub(super) connections_over_time: Option<Profile>,
-    /// Whether the server is to be reset.
+    /// Whether the server should be reset.
     pub(super) reset: bool,
-    /// How long a connection or a response may take, in milliseconds.
+    /// The time that a connection or a response may take, in milliseconds.
     pub(super) timeout_ms: u64,
-    /// What the ids of users begin with.
+    /// The prefix of the users' ids.
     #[serde(default)]
     pub(super) user_prefix: UserPrefix,
 }
@@ -104,39 +104,39 @@ impl Parameters {
     }
 }
 
-/// What a client found of its part of a run. All its times are on the clock of its machine.
+/// The findings of a client about its part of a run. All its times are on the clock of its machine.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PartReport {
     /// The part that the client sent, as in `2/3`.
     pub(in crate::load) part: Part,
     /// The name of the run, which all parts share.
     pub(in crate::load) run_id: Option<String>,
-    /// What all parts of a run have in common.
+    /// The parameters that all parts of a run have in common.
     pub(in crate::load) parameters: Parameters,
-    /// How the client was set up.
+    /// The setup of the client.
     pub(in crate::load) setup: Setup,
-    /// What the server had counted before the warm-up.
+    /// The server's totals before the warm-up.
     pub(in crate::load) first_totals: Totals,
-    /// When part 1 had reset the server, and what the server had counted then.
+    /// The time of part 1's reset, and the server's totals then.
     pub(in crate::load) before: Option<Before>,
     /// When it started.
     pub(in crate::load) started: Time,
-    /// How far its clock is ahead of the server's; null if the server's responses have no `Date`.
+    /// The lead of its clock over the server's; null if the server's responses lack a `Date`.
     pub(in crate::load) clock_ahead_of_server: Option<ClockOffset>,
     /// What it did.
     pub(in crate::load) run: ClientRun,
-    /// When the run was, and which server it went to.
+    /// The time of the run, and its server.
     pub(in crate::load) origin: Origin,
     /// Its machine.
     pub(in crate::load) environment: Environment,
 }
 
-/// What the run starts from.
+/// The totals that a run starts from.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub(in crate::load) struct Before {
-    /// When they were read.
+    /// The time at which they were read.
     pub(in crate::load) at: Time,
-    /// What the server had counted.
+    /// The server's totals.
     pub(in crate::load) totals: Totals,
     /// Whether the server had been reset.
     pub(in crate::load) was_reset: bool,
@@ -284,7 +284,7 @@ impl PartReport {
         malformed(self.run.work.ledger.trouble.malformed).into_iter().chain(shortfall).collect()
     }
 
-    /// How many events it has.
+    /// Returns the number of its events.
     fn events(&self) -> u64 {
         let workload = self.parameters.workload();
         let left = match self.parameters.is_open_ended() {
@@ -296,7 +296,7 @@ impl PartReport {
         workload.len_of(self.part.rest(0)) - left
     }
 
-    /// This client's row in the report on all, of which `first` has part 1.
+    /// Returns this client's row in the report on all parts; `first` is part 1's.
     pub(super) fn row(&self, first: &PartReport) -> ClientRow {
         let workload = self.parameters.workload();
         let elapsed_s = self.run.elapsed.as_secs_f64();

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Clocks that differ by more are wrong: the parts would not have started together.
 const CLOCK_DIFFERENCE_MS_MAX: f64 = 500.0;
-/// Parts that start so far apart are worth telling.
+/// The difference of start times that is worth a warning.
 const START_DIFFERENCE_MS_MAX: f64 = 100.0;
 
 /// A checked configuration.
@@ -32,11 +32,11 @@ pub struct MergeConfig {
     pub lost: Vec<u64>,
     /// A file with the totals that the server had after the run; `None` asks the server.
     pub server_totals: Option<PathBuf>,
-    /// The server to ask; `None` is that of part 1.
+    /// The server to ask; `None` means part 1's.
     pub server: Option<Server>,
-    /// How long it may take to respond.
+    /// The time that it may take to respond.
     pub timeout: Duration,
-    /// What the run must not be.
+    /// The conditions under which the run fails.
     pub thresholds: Vec<Threshold>,
 }
 
@@ -44,8 +44,7 @@ pub struct MergeConfig {
 ///
 /// # Errors
 ///
-/// If a file is not the report of a part, if the parts do not belong together, or if one is missing or
-/// given twice.
+/// A file is not the report of a part, the parts do not belong together, or one is missing or given twice.
 pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
     let read = |path: &PathBuf| Ok((path.display().to_string(), PartReport::read(path)?));
     let reports = config.reports.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
@@ -85,7 +84,7 @@ fn read_totals(path: &Path) -> Result<Totals, Failure> {
     parse_totals(&text).map_err(unusable)
 }
 
-/// The parts of one run, in their order, of which some may be lost.
+/// The parts of one run, in their order; some may be lost.
 pub(super) struct Parts {
     parameters: Parameters,
     lost: Vec<Part>,
@@ -95,8 +94,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Checks that the reports are those of all parts of one run, but for those that are lost. Each
-    /// comes with the name of its file.
+    /// Checks that the reports belong to all parts of one run, except for the lost ones. Each comes with the name of
+    /// its file.
     pub(super) fn check(reports: Vec<(String, PartReport)>, lost: &[u64]) -> Result<Parts, String> {
         let Some((first_file, first)) = reports.first() else {
             return Err("there is nothing to merge: pass the reports of the parts".into());
@@ -186,7 +185,7 @@ impl Parts {
         self.reports[0].setup.address.as_ref()?.parse().ok()
     }
 
-    /// How much later than part 1 a part started.
+    /// Returns the time by which a part started after part 1.
     fn started_after(&self, report: &PartReport) -> Duration {
         let earliest = self.reports.iter().map(|report| report.started.0).min();
         let earliest = earliest.unwrap_or(report.started.0);
@@ -205,8 +204,8 @@ impl Parts {
         ClientRun::merged(records.chain(lost).collect(), &workload, &warm_up)
     }
 
-    /// The report on all parts, whose record is `run`, after which the server had such totals, with what `stay` finds of
-    /// totals that are right.
+    /// Returns the report on all parts with the record `run` and the server's totals after it; `stay` checks that
+    /// correct totals stay correct.
     pub(super) fn report(
         &self,
         mut run: ClientRun,
@@ -237,7 +236,7 @@ impl Parts {
         let started = self.reports.iter().map(|report| report.started.0).min();
         let started = started.unwrap_or(first_client.started.0);
         let (started, ended) = (Time(started), Time(started + run.elapsed));
-        // The CPUs of several machines have no sum.
+        // CPUs of several machines cannot be added up.
         run.cpus.clear();
         run.warnings.extend(self.warnings());
         let held = self.parameters.pace();
@@ -262,7 +261,7 @@ impl Parts {
         })
     }
 
-    /// What a reader must know of the parts together.
+    /// Returns what a reader must know about the parts together.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for part in &self.lost {
@@ -289,7 +288,7 @@ impl Parts {
         warnings
     }
 
-    /// What the clients together were.
+    /// Returns the load of all clients together.
     fn setup(&self) -> Setup {
         let all =
             |of: fn(&Setup) -> usize| self.reports.iter().map(|report| of(&report.setup)).sum();
@@ -309,7 +308,7 @@ impl Parts {
     }
 }
 
-/// Why two reports are not of one run.
+/// The reason why two reports do not belong to one run.
 fn difference(first: &PartReport, other: &PartReport) -> Option<String> {
     let run_id = |report: &PartReport| report.run_id.clone().unwrap_or_else(|| "none".into());
     if first.part.of() != other.part.of() {
@@ -324,8 +323,8 @@ fn difference(first: &PartReport, other: &PartReport) -> Option<String> {
     differ.map(|(name, ours, theirs)| format!("their {name} is {ours} and {theirs}"))
 }
 
-/// Checks that the clients' clocks agree, that nothing was sent before the server was reset, and that
-/// all parts ran at one time.
+/// Checks that the clients' clocks agree, that nothing was sent before the server was reset, and that all parts ran at
+/// the same time.
 fn check_times(reports: &[&(String, PartReport)], before: Before) -> Result<(), String> {
     let Some((_, first)) = reports.first() else { return Ok(()) };
     for (_, report) in reports {

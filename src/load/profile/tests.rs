@@ -23,7 +23,7 @@ fn random_stages(random: &mut Rng, ns_most: u64, most: u64) -> Vec<(u64, Amount,
 }
 
 /// Returns the events up to each nanosecond, and the units of one event. They are added up nanosecond by nanosecond,
-/// each with the amount in its middle. To have no fractions, the units are multiplied by all lengths of stages.
+/// each with the amount in its middle. To avoid fractions, the units are multiplied by all lengths of stages.
 fn naive(stages: &[(u64, Amount, Amount)]) -> (Vec<u128>, u128) {
     let scale: u128 = stages.iter().map(|(lasts_ns, ..)| u128::from(*lasts_ns)).product();
     let (mut reached, mut sum) = (vec![0], 0);
@@ -40,7 +40,8 @@ fn naive(stages: &[(u64, Amount, Amount)]) -> (Vec<u128>, u128) {
     (reached, EVENT * scale)
 }
 
-/// Against a list of all due times: which event is due in which nanosecond, and how many are due before each.
+/// Compares with a list of all due times: the nanosecond of each event, and the number of events due before each
+/// nanosecond.
 #[test]
 fn due_times_are_those_of_a_list_of_all() {
     let mut random = Rng::with_seed(17);
@@ -53,7 +54,7 @@ fn due_times_are_those_of_a_list_of_all() {
         let (reached, event) = naive(&stages);
         let mut due: Vec<u64> = Vec::new();
         for (ns, reached) in (0..).zip(&reached) {
-            // Event i is due in the last nanosecond at which no more than i have come to pass.
+            // Event i is due in the last nanosecond by which at most i events are due.
             let before = reached.div_ceil(event);
             while (due.len() as u128) < before {
                 due.push(ns - 1);
@@ -73,7 +74,7 @@ fn due_times_are_those_of_a_list_of_all() {
     assert!(listed > 50_000, "{listed} events were looked at");
 }
 
-/// With stages of hours and rates of a billion, where a list of all due times is too long: both directions agree about
+/// With stages of hours and rates of a billion, a list of all due times would be too long: both directions agree about
 /// any event, and about the nanosecond before it.
 #[test]
 fn both_directions_agree_at_any_scale() {

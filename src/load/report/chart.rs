@@ -1,5 +1,5 @@
-//! The charts of the HTML page, as SVG. What a point or a cell stands for is its `title`, which browsers
-//! show without a script when the pointer is on it.
+//! The charts of the HTML page, as SVG. The meaning of a point or a cell is its `title`, which browsers show without a
+//! script when the pointer is on it.
 
 mod axis;
 
@@ -24,14 +24,13 @@ const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const LIMIT_INK: RGBColor = RGBColor(0x77, 0x77, 0x77);
 const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);
 
-/// The least part of a second, in seconds, that has a point of its own: a rate over less is mostly
-/// chance.
+/// The least part of a second, in seconds, that gets its own point: a rate over less is mostly chance.
 const PART_MIN_S: f64 = 0.2;
 
 /// Steps per halving of what is left to 100 % in the spectrum.
 const TICKS_PER_HALF_DISTANCE: u32 = 8;
 
-/// The most points of a line, and columns of a heat map, that say what they stand for.
+/// The most points of a line, and columns of a heat map, that have a title.
 const TOLD_MAX: usize = 120;
 
 /// The points of a line.
@@ -42,12 +41,12 @@ type Points = Vec<(f64, f64)>;
 struct Line {
     points: Points,
     ink: RGBColor,
-    /// What to say on some of its points.
+    /// The texts of some of its points.
     told: Vec<((f64, f64), String)>,
 }
 
 impl Line {
-    /// A line whose points say what `tell` makes of them.
+    /// Returns a line whose points have the titles that `tell` makes.
     fn new(points: Points, ink: RGBColor, tell: impl Fn((f64, f64)) -> String) -> Line {
         let step = points.len().div_ceil(TOLD_MAX).max(1);
         let told = points.iter().step_by(step).map(|point| (*point, tell(*point))).collect();
@@ -85,7 +84,7 @@ fn draw(x: Axis, y: Axis, lines: &[Line], cells: &[Cell]) -> Result<String, Fail
     }
 }
 
-/// Draws axes and lines, and returns what goes on top of them.
+/// Draws axes and lines, and returns the elements on top of them.
 fn plot(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     x: Axis,
@@ -138,7 +137,7 @@ pub(super) fn spectrum(
 ) -> Result<String, Failure> {
     let points = |histogram: &Histogram<u64>| -> Points {
         let steps = histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE);
-        // The last step is 100 %, which has no place on the axis.
+        // The last step is 100 %, which does not have a place on the axis.
         let steps = steps.filter(|step| step.quantile_iterated_to() < 1.0);
         let point = |quantile: f64, ns: u64| (-(1.0 - quantile).log10(), ns as f64 / 1e3);
         steps.map(|step| point(step.quantile_iterated_to(), step.value_iterated_to())).collect()
@@ -196,8 +195,8 @@ pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure
     by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full, tell)
 }
 
-/// Latencies in microseconds over the rate: the median in blue, and the one that has a limit in brown,
-/// with the limit in gray.
+/// Draws latencies in microseconds over the rate: the median in blue, and the limited one in brown, with the limit in
+/// gray.
 pub(in crate::load) fn curve(
     median: &[(f64, f64)],
     limited: &[(f64, f64)],
@@ -229,7 +228,7 @@ pub(in crate::load) fn curve(
     draw(Axis::logarithmic(slowest, fastest, rounded), Axis::log_times(least, most), &lines, &[])
 }
 
-/// How many requests of each second took how long: the stronger the color, the more.
+/// Draws the number of requests of each second by latency: the stronger the color, the more.
 pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<String, Failure> {
     let end = seconds.last().map_or(0, |last| last.second + 1);
     let per_column = end.div_ceil(TOLD_MAX as u64).max(1);
@@ -252,7 +251,7 @@ pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result
             cells.push(Cell {
                 from: (from_s, cell.from_us.log10()),
                 to: (to_s, cell.to_us.log10()),
-                // The least is to be seen, too.
+                // The least number must be visible, too.
                 opacity: 0.15 + 0.85 * (cell.requests as f64).ln() / most.ln().max(1.0),
                 says: format!(
                     "{} s, {} to {}: {}",
@@ -267,8 +266,8 @@ pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result
     draw(Axis::seconds(elapsed_s), Axis::log_times(least_us, most_us), &[], &cells)
 }
 
-/// The seconds of a run from its start to its end, each with its length, and with what is known of it
-/// if a request ended in it. The last one is part of a second, and is left out if it is too short.
+/// Returns the seconds of a run from its start to its end, each with its length, and with its figures if a request
+/// ended in it. The last one is part of a second, and is left out if it is too short.
 fn each_second(
     seconds: &[Second],
     elapsed_s: f64,
@@ -292,7 +291,7 @@ fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     vec![points.collect()]
 }
 
-/// The 99th percentile of each second, at its middle, with a gap where no request ended.
+/// Returns the 99th percentile of each second, at its middle, with a gap if no request ended.
 fn p99_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let mut runs = vec![Vec::new()];
     for (start, length, second) in each_second(seconds, elapsed_s) {
@@ -378,7 +377,7 @@ mod tests {
         let seconds = [second(0, 1000), second(1, 1000), second(2, 500)];
         let [points] = <[_; 1]>::try_from(rate_points(&seconds, 2.5)).unwrap();
         assert_eq!(points, [(0.5, 1000.0), (1.5, 1000.0), (2.25, 1000.0)]);
-        // Of less than a fifth of a second there is no rate.
+        // Less than a fifth of a second does not have a rate.
         let [points] = <[_; 1]>::try_from(rate_points(&seconds, 2.1)).unwrap();
         assert_eq!(points, [(0.5, 1000.0), (1.5, 1000.0)]);
         let [points] = <[_; 1]>::try_from(rate_points(&seconds[..1], 0.1)).unwrap();

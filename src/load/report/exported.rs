@@ -55,7 +55,7 @@ impl Report {
         rows
     }
 
-    /// Returns what must hold, each with a line that says why it does not.
+    /// Returns the conditions that must hold, each with a line why it does not.
     pub(super) fn cases(&self) -> Vec<Case> {
         let case = |name: &str, failure| Case { name: name.into(), failure };
         let missing = self.requests - self.acknowledged;

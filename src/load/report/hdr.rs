@@ -18,7 +18,7 @@ impl Report {
     }
 }
 
-/// From `bounds_from_ns` on, values are lower bounds, which a comment says: the plotter reads numbers.
+/// From `bounds_from_ns` on, values are lower bounds, as a comment notes: the plotter reads numbers.
 fn table(histogram: &Histogram<u64>, bounds_from_ns: Option<u64>) -> String {
     let mut table = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
     let millis = |nanos: u64| nanos as f64 / 1e6;
@@ -26,7 +26,7 @@ fn table(histogram: &Histogram<u64>, bounds_from_ns: Option<u64>) -> String {
     for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         count += step.count_since_last_iteration();
         let (quantile, value) = (step.quantile_iterated_to(), millis(step.value_iterated_to()));
-        // The last line has no such quotient, because nothing is beyond it.
+        // The last line lacks this quotient, because nothing is beyond it.
         let quotient = match quantile < 1.0 {
             true => format!(" {:14.2}", 1.0 / (1.0 - quantile)),
             false => String::new(),

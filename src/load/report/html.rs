@@ -243,7 +243,7 @@ mod tests {
         }
         assert!(!page.contains("<script"), "{page}");
         assert_eq!(page.matches("<svg ").count(), 4);
-        // Every point and cell says what it stands for, and the colors that are for the dark are in use.
+        // Every point and cell has a title, and the colors for dark mode are in use.
         let marks =
             page.matches("class=\"point\"").count() + page.matches("class=\"cell\"").count();
         assert!(marks > 0 && page.matches("<title>").count() == marks + 1);

@@ -37,20 +37,20 @@ pub(super) use unit::Unit;
 /// An open loop that sends less than this share of its rate did not hold it.
 pub(super) const HELD_MIN: f64 = 0.99;
 
-/// The least CPU time of a server that is worth stating: the kernel counts it in ticks of 10 ms, so
-/// that of ten ticks one more or less is 10 %.
+/// The least CPU time of a server that is worth stating: the kernel counts it in ticks of 10 ms, so one tick more or
+/// less out of ten is 10 %.
 const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
 
 /// The shortest run whose shares of CPU time are worth stating: the kernel counts them in ticks of
 /// 10 ms, so that one tick is 1 % of a CPU.
 const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
-/// How a run was set up.
+/// The setup of a run.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Setup {
     /// The server.
     pub url: String,
-    /// The server's engine, if it says so in its metrics.
+    /// The server's engine, if its metrics name it.
     pub engine: Option<String>,
     /// Connections.
     pub connections: usize,
@@ -63,7 +63,7 @@ pub struct Setup {
     /// Requests per second of an open loop, with batches events per second: a number, or the value of --rate or
     /// --stages if they change; `None` is a closed loop.
     pub rate: Option<Profile>,
-    /// The time in which requests were sent, in seconds; `None` if the run had a fixed number of them.
+    /// The time during which requests were sent, in seconds; `None` if the run had a fixed number of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_s: Option<f64>,
     /// The number of connections over time, if it changed.
@@ -80,7 +80,7 @@ pub struct Setup {
     pub one_request_per_connection: bool,
     /// Whether the server was reset before the run.
     pub was_reset: bool,
-    /// What the ids of users begin with.
+    /// The prefix of the users' ids.
     #[serde(default)]
     pub user_prefix: UserPrefix,
     /// The address that was used, if the server's name has several.
@@ -89,7 +89,7 @@ pub struct Setup {
     /// Whether the threads were pinned to CPUs.
     #[serde(default = "yes")]
     pub pinned: bool,
-    /// How long a connection or a response may take, in seconds.
+    /// The time that a connection or a response may take, in seconds.
     #[serde(default)]
     pub timeout_s: f64,
     /// Whether the totals were polled during the run.
@@ -98,7 +98,7 @@ pub struct Setup {
     /// The flags of the server, secrets excluded; null if they are not known.
     #[serde(default)]
     pub server: Option<Settings>,
-    /// The command that makes the run again, secrets excluded. Without one, that of each client does.
+    /// The command that makes the run again, secrets excluded. Without one, each client's own does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
 }
@@ -130,7 +130,7 @@ fn word(values: Values) -> &'static str {
     }
 }
 
-/// Latencies in microseconds; null if there are none.
+/// Latencies in microseconds; null without any.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Latency {
     /// The mean.
@@ -191,7 +191,7 @@ impl Latency {
     }
 }
 
-/// What an open loop was asked for, and what it did.
+/// The schedule of an open loop, and how it was kept.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct OpenLoop {
     /// Events per second that were asked for: a number, or the value of `--rate` or `--stages` if they change.
@@ -202,7 +202,7 @@ pub(super) struct OpenLoop {
     pub(super) held: Option<f64>,
     /// Latency in microseconds from the actual send time.
     service_time_us: Latency,
-    /// How late the client sent requests for which a connection was free, in microseconds.
+    /// The lateness of requests for which a connection was free, in microseconds.
     schedule_lag_us: Latency,
     /// Requests that came due while every connection was busy.
     queued: u64,
@@ -243,7 +243,7 @@ impl ConnectError {
     }
 }
 
-/// What was sent before the measured run.
+/// The events sent before the measured run.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct WarmUp {
     /// Events that were to be sent.
@@ -309,7 +309,7 @@ pub struct Report {
     pub(super) acknowledged: u64,
     /// Events that the server refused.
     refused: u64,
-    /// The same by the status of the response.
+    /// Refused events by the status of the response.
     refused_by_status: BTreeMap<u16, u64>,
     /// Events that were sent and got no response: they may have been counted or not.
     unknown: u64,
@@ -322,17 +322,17 @@ pub struct Report {
     reconnects: u64,
     /// Attempts to connect that failed.
     connect_failures: u64,
-    /// Why attempts to connect failed.
+    /// The reasons why attempts to connect failed.
     connect_errors: Vec<ConnectError>,
-    /// Connections that were open at any time, of those in `setup`.
+    /// Connections of those in `setup` that were open at any time.
     connections_open: u64,
-    /// Connections that the server had no room for, and turned away with status 503.
+    /// Connections that the full server rejected with status 503.
     rejected: u64,
     /// Connections that were given up because of a timeout.
     timeouts: u64,
     /// Connections that the server closed after it had promised to keep them.
     broken_keep_alives: u64,
-    /// Responses that were malformed, or that no request had asked for.
+    /// Responses that were malformed, or that did not belong to a request.
     malformed: u64,
     /// Requests that were sent again, because they were pipelined behind a response with `Connection: close`.
     resent: u64,
@@ -347,7 +347,7 @@ pub struct Report {
     /// The latencies of an open loop from the actual send time.
     #[serde(skip_serializing_if = "Option::is_none")]
     service_time_histogram: Option<Latencies>,
-    /// What an open loop was asked for, and what it did.
+    /// The schedule of an open loop, and how it was kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) open_loop: Option<OpenLoop>,
     /// The totals that the acknowledged events must have led to.
@@ -356,19 +356,20 @@ pub struct Report {
     server: Option<Totals>,
     /// Whether the server counted what it acknowledged.
     pub(super) verdict: Verdict,
-    /// What is wrong or open, a sentence each.
+    /// The faults and open questions, a sentence each.
     pub(super) reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
-    /// The time in milliseconds for which totals that were right were read again, while nothing was sent; null if they
-    /// were wrong, or could not be read any more at its end.
+    /// The time in milliseconds for which correct totals were read again, while nothing was sent; null if they were
+    /// wrong, or could no longer be read at its end.
     quiet_ms: Option<f64>,
-    /// How many milliseconds after the last acknowledgement the totals became right, if they were wrong at first.
+    /// The number of milliseconds after the last acknowledgement at which the totals became correct, if they were wrong
+    /// at first.
     settled_after_ms: Option<f64>,
-    /// What `--watch` saw during the run.
+    /// The observations of `--watch` during the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     watch: Option<Watched>,
-    /// What was sent before the measured run.
+    /// The events sent before the measured run.
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_up: Option<WarmUp>,
     /// Whether the user ended the run before it was over.
@@ -376,13 +377,13 @@ pub struct Report {
     /// The threshold that ended the run before it was over, because it could no longer pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     aborted_by: Option<String>,
-    /// Seconds in which the client did not run at all, in stretches of a tenth of a second or more.
+    /// Seconds in which the client did not run, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
     /// Whether the client limited the result.
     pub(super) client_limited: bool,
-    /// Why the client limited the result, a sentence each.
+    /// The reasons why the client limited the result, a sentence each.
     client_limited_by: Vec<String>,
-    /// The greatest share of the time that a client thread waited for a CPU, from 0 to 1.
+    /// The greatest share of time for which a client thread waited for a CPU, from 0 to 1.
     client_waiting: f64,
     /// The share of the time that the busiest client thread was busy, from 0 to 1, polling excluded.
     client_busy: f64,
@@ -391,11 +392,11 @@ pub struct Report {
     /// CPU time per request in microseconds that client threads of an open loop spent polling until the next request was
     /// due.
     client_poll_us_per_request: f64,
-    /// What the client's CPUs did during the run; null if it was too short to tell.
+    /// The use of the client's CPUs during the run; null if the run was too short.
     client_cpus: Option<CpuUse>,
-    /// What a reader must know, a sentence each.
+    /// Warnings for the reader, a sentence each.
     pub(super) warnings: Vec<String>,
-    /// How the run was set up.
+    /// The setup of the run.
     pub(super) setup: Setup,
     /// Each client of a run in parts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -404,11 +405,11 @@ pub struct Report {
     cost: Option<ServerCost>,
     /// Each second in which a request ended.
     seconds: Vec<Second>,
-    /// When the run was, and which server it went to.
+    /// The time of the run, and its server.
     origin: Origin,
     /// The machine of the client, or of part 1.
     pub(super) environment: Environment,
-    /// What kept connections from being opened, as a sentence.
+    /// Returns the reason why connections could not be opened, as a sentence.
     #[serde(skip)]
     shortfall: Option<String>,
     #[serde(skip)]
@@ -430,9 +431,9 @@ struct Json<'a> {
     thresholds: Vec<Checked>,
 }
 
-/// What is known when a run has ended.
+/// The results at the end of a run.
 pub(super) struct Outcome {
-    /// What the client did, or all clients together.
+    /// The record of the client, or of all clients together.
     pub(super) run: ClientRun,
     /// The events, and how many were sent before them.
     pub(super) workload: Workload,
@@ -447,7 +448,7 @@ pub(super) struct Outcome {
     pub(super) setup: Setup,
     pub(super) thresholds: Vec<Threshold>,
     pub(super) abort_if: Vec<Threshold>,
-    /// The one of these that ended the run, if one did.
+    /// The condition that ended the run, if one did.
     pub(super) aborted_by: Option<Threshold>,
     /// Each client, if there was more than one.
     pub(super) clients: Vec<ClientRow>,
@@ -621,7 +622,7 @@ impl Report {
             .unwrap_or_else(|error| unreachable!("its keys are text: {error}"))
     }
 
-    /// What it means for the result that the client was the limit, if it was.
+    /// Returns what it means for the result that the client was the limit, if it was.
     fn limit(&self) -> Option<&'static str> {
         match (self.client_limited, &self.open_loop) {
             (false, _) => None,

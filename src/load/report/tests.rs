@@ -125,7 +125,7 @@ fn an_export_has_a_row_for_every_second_and_marks_what_may_be_more() {
     assert!(exported.lines[0].contains("so requests/s is a lower bound"), "{:?}", exported.lines);
 }
 
-/// The same in an open loop that was asked for 500 requests per second.
+/// Returns the same in an open loop of 500 requests per second.
 pub(in crate::load) fn open_loop(lag_ns: u64) -> Outcome {
     let mut outcome = outcome();
     outcome.setup.rate = Some("500".parse().unwrap());

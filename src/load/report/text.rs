@@ -18,7 +18,7 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 /// Bytes of a MiB.
 const MIB: f64 = 1048576.0;
 
-/// Something that the report says, on one line or more.
+/// A statement of the report, on one or more lines.
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) lines: Vec<String>,
@@ -44,7 +44,7 @@ impl Report {
         text
     }
 
-    /// What the report says: what was measured, what it took, and what to think of it.
+    /// Returns the lines of the report: the measurements, their cost, and the verdict.
     pub(super) fn rows(&self) -> Vec<Row> {
         let mut rows = vec![
             Row { name: self.unit().many(), lines: self.speed() },
@@ -98,7 +98,7 @@ impl Report {
         lines
     }
 
-    /// The connections, and how many of those that were asked for were open.
+    /// Returns the connections, and how many of the requested ones were open.
     fn connections(&self) -> String {
         let asked = self.setup.connections as u64;
         let of = match self.connections_open == asked {
@@ -128,7 +128,7 @@ impl Report {
         self.refused_by_status.iter().map(line).collect()
     }
 
-    /// What went wrong with requests and connections.
+    /// Returns the troubles of requests and connections.
     fn trouble(&self) -> Vec<String> {
         let of_unit = [(self.unknown, "sent without a response"), (self.unsent, "not sent")];
         let of_unit = of_unit
@@ -316,7 +316,7 @@ pub(in crate::load) fn threshold_line(checked: &Checked) -> String {
 }
 
 impl ClientRow {
-    /// What it did, and how.
+    /// Returns what the client did.
     pub(super) fn line(&self) -> String {
         let p99 = self.latency_us.p99.map_or("unknown".into(), time);
         format!(

@@ -1,8 +1,8 @@
-//! What a run counts: requests, or the events of batches.
+//! The unit of a run: requests, or the events of batches.
 
 use crate::load::numbers::{counted, grouped};
 
-/// What requests/s and all that is counted are in: with batches, events.
+/// The unit of requests/s and of all counts: with batches, events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::load) enum Unit {
     /// One event per request.
@@ -12,7 +12,7 @@ pub(in crate::load) enum Unit {
 }
 
 impl Unit {
-    /// For a run with so many events per batch, or without batches.
+    /// Returns the unit of a run with this number of events per batch, or without batches.
     pub(in crate::load) fn of(batch: Option<u64>) -> Unit {
         if batch.is_some() { Unit::Event } else { Unit::Request }
     }
@@ -41,12 +41,12 @@ impl Unit {
         }
     }
 
-    /// So many of them.
+    /// Returns a number of them.
     pub(in crate::load) fn count(self, count: u64) -> String {
         counted(count, self.one(), self.many())
     }
 
-    /// So many requests, each of which may be a batch.
+    /// Returns a number of requests, which may be batches.
     pub(in crate::load) fn count_requests(self, requests: u64) -> String {
         match self {
             Unit::Request => counted(requests, "request", "requests"),
@@ -54,7 +54,7 @@ impl Unit {
         }
     }
 
-    /// So many of them, and the batches that they are in.
+    /// Returns a number of them, with the number of their batches.
     pub(in crate::load) fn batched(self, events: u64, batches: Option<u64>) -> String {
         match batches {
             None => grouped(events),
@@ -64,7 +64,7 @@ impl Unit {
         }
     }
 
-    /// CPU time per request or event in microseconds, with digits that tell something.
+    /// Returns CPU time per request or event in microseconds, with meaningful digits.
     pub(super) fn cpu_us(self, us: f64) -> String {
         match self {
             Unit::Request => format!("{us:.2}"),

@@ -86,7 +86,7 @@ impl Drop for Screen {
     }
 }
 
-/// Restores the terminal. If that fails, there is nothing else to try.
+/// Restores the terminal. If this fails, there is nothing else to try.
 fn give_back() {
     let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
@@ -130,8 +130,8 @@ fn draw(frame: &mut Frame<'_>, title: &str, status: &Status, seconds: &[Second])
     draw_chart(frame, p99, " p99 of each second ", &p99s, recent, in_micros);
 }
 
-/// Draws bars from zero up to the greatest value, which the title names, over the seconds, the first and
-/// last of which are named below.
+/// Draws bars from zero up to the greatest value, which the title names, over the seconds; the first and last second
+/// are labeled below.
 fn draw_chart(
     frame: &mut Frame<'_>,
     area: Rect,

@@ -1,5 +1,4 @@
-//! How the connections of a client thread are opened, how they end, and what happens to the requests
-//! on them.
+//! Opens and ends the connections of a client thread, and books the requests on them.
 
 use super::{TICK_NS, Worker};
 use crate::load::connection::{Connection, State};
@@ -15,13 +14,13 @@ use std::time::Instant;
 const RETRY_AFTER_NS: u64 = 20_000_000;
 const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
 const LACKING_RETRY_NS: u64 = 500_000_000;
-/// How long a server that closes after each response may take to do so. One that has not by then
-/// keeps its connections after all.
+/// The time that a server that closes after each response may take to do so. A server that has not closed by then keeps
+/// its connections after all.
 const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
-/// A connection that was open for so long has shown that there is a server.
+/// The time after which an open connection has shown that there is a server.
 const PROOF_OF_SERVER_NS: u64 = 1_000_000_000;
 
-/// Who has ended a connection.
+/// The side that has ended a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     Peer,
@@ -29,8 +28,7 @@ pub(super) enum By {
 }
 
 impl Worker<'_> {
-    /// Opens all connections that are not open, and waits for those that were open before: the others
-    /// have been waited for.
+    /// Opens all connections that are not open, and waits for those that were open before: the others had their time.
     pub(super) fn reconnect_all(&mut self) -> io::Result<()> {
         let were_open = self.was_open.clone();
         self.connect_all(|index| were_open[index])
@@ -45,7 +43,7 @@ impl Worker<'_> {
         }
         let wanted = self.wanted;
         let patience = Instant::now() + self.run.timeout;
-        // A missing port or descriptor will not come back while the others wait.
+        // A missing port or descriptor will not return while the others wait.
         let is_settled = |(index, connection): (usize, &Connection)| {
             let is_settled = matches!(
                 connection.state,
@@ -79,8 +77,8 @@ impl Worker<'_> {
         self.connections[index] = Connection::new(state);
     }
 
-    /// Books requests whose connection has ended: those of which the kernel had taken a byte are
-    /// unknown, the others wait for another connection. So do those that the server must not process.
+    /// Books requests whose connection has ended: those with a byte in the kernel are unknown, the others wait for
+    /// another connection. So do those that the server must not process.
     pub(super) fn give_up(&mut self, index: usize, handed_over: u64) {
         let workload = self.workload();
         let is_excluded = self.connections[index].excludes_rest();
@@ -111,8 +109,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Handles the end of a connection of which the kernel had taken so many bytes, and opens the
-    /// next one if there is work.
+    /// Handles the end of a connection after the kernel took this number of bytes, and opens the next one if there is
+    /// work.
     pub(super) fn end(&mut self, index: usize, handed_over: u64, by: By) {
         // The end of a connection can end a response.
         let is_garbled = by == By::Peer
@@ -128,7 +126,7 @@ impl Worker<'_> {
         let was_turned_away = connection.was_turned_away();
         if by == By::Peer && answered > 0 && !says_close && connection.owes_response(handed_over) {
             self.work.ledger.trouble.broken_keep_alives += 1;
-            // One that took more than one request was kept for a while.
+            // A connection that took more than one request was kept for a while.
             if answered == 1 {
                 self.run.keep_alive.note_broken();
             }
@@ -141,7 +139,7 @@ impl Worker<'_> {
             let until_ns = self.now_ns + TURNED_AWAY_RETRY_NS;
             self.connections[index] = Connection::new(State::TurnedAway { until_ns });
         } else if by == By::Peer && answered == 0 && self.has_work() && index < self.wanted {
-            // A server that ends what it has not responded to is not asked again at once.
+            // A server that ends connections without a response is not tried again immediately.
             self.work.ledger.trouble.reconnects += 1;
             let until_ns = self.now_ns + RETRY_AFTER_NS;
             self.connections[index] = Connection::new(State::Down { until_ns });
@@ -273,7 +271,7 @@ impl Worker<'_> {
     }
 }
 
-/// Whether a connection failed to open because this machine, and not the server, had no room for it.
+/// Whether a connection failed to open because of this machine, and not of the server.
 fn is_lack(error: &io::Error) -> bool {
     let lacks = [
         Errno::MFILE,

@@ -1,5 +1,5 @@
-//! What stands between redb and the bytes of a store: the file, one view of them for several owners, and
-//! an overlay that keeps every change in memory.
+//! The layers between redb and the bytes of a store: the file, one view of them for several owners, and an overlay that
+//! keeps every change in memory.
 
 use redb::StorageBackend;
 use rustix::fs::{Advice, fadvise};
@@ -23,7 +23,7 @@ impl std::fmt::Display for Gone {
 
 impl std::error::Error for Gone {}
 
-/// A locked file that stays the one that its path names.
+/// A locked file that remains the one at its path.
 #[derive(Debug)]
 pub(super) struct PathFile {
     file: File,
@@ -49,7 +49,7 @@ impl PathFile {
     ///
     /// # Errors
     ///
-    /// A write-back fails, or has failed without anybody having heard of it.
+    /// A write-back fails, or has failed unnoticed.
     pub(super) fn read_from_disk(&self) -> io::Result<()> {
         self.file.sync_all()?;
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
@@ -62,7 +62,7 @@ impl PathFile {
     }
 }
 
-/// What tells a file from every other one of this machine.
+/// The identity of a file on this machine.
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
@@ -80,7 +80,7 @@ impl StorageBackend for PathFile {
         self.file.set_len(len)
     }
 
-    /// Everything durable is acknowledged only after this, so this is where the path is looked at.
+    /// Everything durable is acknowledged only after this, so the path is checked here.
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()?;
         if self.is_named() { Ok(()) } else { Err(io::Error::other(Gone)) }
@@ -91,8 +91,8 @@ impl StorageBackend for PathFile {
     }
 }
 
-/// The byte of redb's header whose lowest bit says which of two commit slots is the primary one, and where
-/// the slots have the number of their transaction (docs/design.md of redb, "Database header").
+/// The byte of redb's header whose lowest bit names the primary one of two commit slots, and the places of the slots'
+/// transaction numbers (docs/design.md of redb, "Database header").
 const FLAGS: usize = 9;
 const PRIMARY: u8 = 1;
 const TRANSACTIONS: [usize; 2] = [64 + 104, 192 + 104];
@@ -105,7 +105,7 @@ const HEADER_LEN: usize = 320;
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     bytes: Arc<dyn StorageBackend>,
-    /// The header, if it was kept: what is read of it does not depend on what the page cache keeps.
+    /// The header, if it was kept, so that reading it does not depend on the page cache.
     header: Option<Arc<Mutex<[u8; HEADER_LEN]>>>,
 }
 
@@ -126,8 +126,7 @@ impl Shared {
         Shared { bytes: Arc::clone(&self.bytes), header: Some(Arc::new(Mutex::new(header))) }
     }
 
-    /// The same bytes with the other commit slot as the primary one, if that claims to be of a later
-    /// transaction.
+    /// The same bytes with the other commit slot as the primary one, if that one claims a later transaction.
     pub(super) fn with_newer_slot(&self) -> io::Result<Option<Shared>> {
         let mut header = [0; HEADER_LEN];
         self.read(0, &mut header)?;
@@ -203,7 +202,7 @@ impl StorageBackend for Shared {
     }
 }
 
-/// Bytes of a page, of an overlay as of redb and of the page cache.
+/// The size of a page: of the overlay, of redb, and of the page cache.
 const PAGE_BYTES: u64 = PAGE_LEN as u64;
 const PAGE_LEN: usize = 4096;
 
@@ -218,7 +217,7 @@ pub(super) struct Overlay {
 struct Changes {
     /// Bytes that there are.
     len: u64,
-    /// How many of those below still show where no page covers them.
+    /// The number of bytes below that still show through.
     below_len: u64,
     pages: BTreeMap<u64, Box<[u8]>>,
 }
@@ -235,7 +234,7 @@ impl Overlay {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what no page covers: zeros where there is nothing below.
+    /// Reads bytes that no page covers: zeros if there is nothing below.
     fn read_below(&self, below_len: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = below_len.saturating_sub(offset).min(out.len() as u64);
         let there = usize::try_from(there).expect("it is at most the length of a slice");
@@ -244,7 +243,7 @@ impl Overlay {
     }
 }
 
-/// Splits a range of bytes at the bounds of pages: the page, where in it the part starts, and the part's range.
+/// Splits a range of bytes at the bounds of pages: the page, the start of the part in it, and the part's range.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -348,7 +347,7 @@ mod tests {
         let mut read = vec![1; expected.len()];
         overlay.read(0, &mut read).unwrap();
         assert!(overlay.len().unwrap() == expected.len() as u64 && read == expected);
-        // What was changed is changed back.
+        // The change is undone.
         overlay.write(0, &bytes).unwrap();
         overlay.read(0, &mut read[..bytes.len()]).unwrap();
         assert!(read[..bytes.len()] == bytes);

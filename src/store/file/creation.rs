@@ -1,4 +1,4 @@
-//! How a store's file is found, locked, and created.
+//! Finds, locks, and creates the file of a store.
 //!
 //! A file under the path of a store is either empty or whole: a new store is written under another name,
 //! synced, and renamed. So a creation that a crash cut off never leaves a file that is refused.
@@ -15,10 +15,10 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How often a file may be replaced between its opening and its locking.
+/// The number of times that a file may be replaced between its opening and its locking.
 const ATTEMPTS: usize = 100;
 
-/// Opens and locks the file of a store; where there is none, or an empty one, creates one.
+/// Opens and locks the file of a store. Creates one if there is none, or an empty one.
 pub(super) fn open_or_create(path: &Path, name: &Named) -> Result<PathFile, Failure> {
     for _ in 0..ATTEMPTS {
         let (file, is_created) = open_or_create_empty(path, name)?;
@@ -71,7 +71,7 @@ fn open_or_create_empty(path: &Path, name: &Named) -> Result<(File, bool), Failu
         Err(error) if error.kind() == ErrorKind::NotFound => {
             match options().create_new(true).open(path) {
                 Ok(file) => Ok((file, true)),
-                // Someone else was faster, or the path is a link to where no file is yet.
+                // Somebody else was faster, or the path is a link to a file that does not exist yet.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => options()
                     .create(true)
                     .truncate(false)
@@ -85,7 +85,7 @@ fn open_or_create_empty(path: &Path, name: &Named) -> Result<(File, bool), Failu
     }
 }
 
-/// Locks a file; `None` where the path no longer names it.
+/// Locks a file; `None` if the path no longer names it.
 fn lock(
     file: File,
     path: &Path,
@@ -119,12 +119,12 @@ fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
         (&file).write_all(&image)?;
         file.set_permissions(fs::metadata(empty.path())?.permissions())?;
         file.sync_all()?;
-        // Locked before it has the name under which others look for it.
+        // It is locked before it gets the name under which others look for it.
         file.try_lock()?;
         fs::rename(&unfinished, empty.path())
     };
     finish().map_err(|error| {
-        // What remains is only space.
+        // Only space is left behind.
         let _ = fs::remove_file(&unfinished);
         name.cannot_create(&error)
     })?;
@@ -134,12 +134,11 @@ fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
         .map_err(|error| name.cannot_create(&error))
 }
 
-/// Makes the name of a file durable, which it is once its directory is: a server that renamed it can have ended
-/// before that.
+/// Makes the name of a file durable by syncing its directory: a server that renamed it may have ended before that.
 fn sync_name(path: &Path) -> io::Result<()> {
     match File::open(path.parent().unwrap_or(Path::new("/"))) {
         Ok(directory) => directory.sync_all(),
-        // Whoever has put the file there is another user.
+        // Another user has put the file there.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(error),
     }

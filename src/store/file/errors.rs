@@ -1,4 +1,4 @@
-//! What a user reads when a store cannot be used: what happened, and what to do.
+//! The errors of a store for its user: what happened, and what to do.
 
 use super::backend::Gone;
 use crate::failure::Failure;
@@ -23,7 +23,7 @@ impl Named {
         self.say("was not written by ringtally: pass another path, which need not exist yet")
     }
 
-    /// The format is not the one that this program writes.
+    /// The error for a format that this program does not know.
     pub(super) fn newer(&self, format: u64) -> Failure {
         self.say(&format!(
             "has format {format}, which this version of ringtally does not know: use the version that \
@@ -113,7 +113,7 @@ impl Named {
         self.cannot_write(&error)
     }
 
-    /// What was written does not reach the disk.
+    /// The error for writes that do not reach the disk.
     pub(super) fn cannot_write(&self, error: &io::Error) -> Failure {
         let advice = match error.kind() {
             _ if is_full(error) => ", because its disk is full: free some space".to_owned(),
@@ -133,7 +133,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Why a file cannot be opened or created, and what to do.
+/// Returns why a file cannot be opened or created, and what to do.
 fn advice(error: &io::Error) -> String {
     let advice = match error.kind() {
         ErrorKind::NotFound => "its directory does not exist: create it first",

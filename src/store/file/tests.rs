@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-/// A directory of its own for a test. Dropped, it is removed.
+/// Returns a directory for one test. Dropped, it is removed.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -79,7 +79,7 @@ fn a_store_restores_the_last_state_and_its_users() {
     assert_eq!(found, state(0, 30_000, 20_000));
     let expected = ids(0..20_000);
     assert!(users(&mut store).unwrap().iter().map(Vec::as_slice).eq(expected.iter()));
-    // A reset, with users of its own at once.
+    // A reset that immediately has users.
     store.commit(&state(5, 1, 1), &ids(7..8)).unwrap();
     store.commit(&state(5, 2, 2), &ids(8..9)).unwrap();
     let tables = store.database.begin_read().unwrap().list_tables().unwrap().count();
@@ -109,7 +109,7 @@ fn a_creation_that_was_cut_off_is_made_again() {
     fs::write(directory.store(), "").unwrap();
     fs::set_permissions(directory.store(), fs::Permissions::from_mode(0o600)).unwrap();
     assert!(said(inspect(&directory.store())).contains("is empty"));
-    // What a crash can leave beside it, even under the name that comes next.
+    // Leftovers of a crash, even under the next name.
     let left = format!(".tally.redb.{}-0.new", std::process::id());
     fs::write(directory.0.join(&left), "half").unwrap();
     let (mut store, _) = FileStore::open(&directory.store()).unwrap();
@@ -258,7 +258,7 @@ fn histories(directory: &Directory) -> [Vec<u8>; 2] {
     for commit in 1..=40 {
         store.commit(&state(1, commit, commit), &ids(commit - 1..commit)).unwrap();
     }
-    // The next to last commit is the last one that redb keeps besides it.
+    // redb keeps the last commit and the one before it.
     store.commit(&state(1, 41, 41), &ids(40..41)).unwrap();
     let killed = killed(&directory.store());
     drop(store);

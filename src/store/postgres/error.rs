@@ -1,4 +1,4 @@
-//! Why something failed in a database, and whether trying again can mend it.
+//! The reasons for failures in a database, and whether trying again can help.
 
 use super::target::Target;
 use crate::failure::Failure;
@@ -23,10 +23,10 @@ pub enum StoreError {
     /// The host did not confirm in time, or the wait for its standby was canceled. Its standby may have replaced it:
     /// another host may do.
     Unconfirmed(String),
-    /// Trying again changes nothing: a clause that says what happened and what to do.
+    /// Trying again changes nothing: a clause with what happened and what to do.
     Lasting(String),
-    /// The database lets this user not in. At the start that is lasting; later it may be a change of the
-    /// password that is under way.
+    /// The database rejects this user's login. At the start that is lasting; later it may be a change of the password
+    /// that is under way.
     Refused(String),
 }
 
@@ -53,7 +53,7 @@ impl From<tokio_postgres::Error> for StoreError {
         match error.as_db_error() {
             Some(said) => judge(said.code(), said.message()),
             None => {
-                // Of an error on the way there, the cause says more than the error.
+                // For an error of the connection, the cause tells more than the error.
                 let mut why = error.to_string();
                 if let Some(cause) = error.source() {
                     why = cause.to_string();
@@ -64,7 +64,7 @@ impl From<tokio_postgres::Error> for StoreError {
     }
 }
 
-/// What an error of the database means, by its code (PostgreSQL documentation, appendix A).
+/// Returns the meaning of a database error by its code (PostgreSQL documentation, appendix A).
 fn judge(code: &SqlState, message: &str) -> StoreError {
     let said = |advice: &str| format!("PostgreSQL said \"{message}\" ({}): {advice}", code.code());
     match code.code() {

@@ -1,4 +1,4 @@
-//! What a database holds and promises, read without changing it.
+//! Reads a database's content and promises without changing it.
 
 use super::error::{StoreError, within};
 use super::session::{Purpose, Session, Unasked};
@@ -10,7 +10,7 @@ use crate::tally::{ExactSum, Totals};
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-/// How long a database may take to answer.
+/// The time that a database may take to respond.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What a store holds.
@@ -24,14 +24,14 @@ pub struct Inspection {
     pub standby: Option<String>,
 }
 
-/// What a database says about itself.
+/// A database's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Database {
     /// The host that answered, and its version.
     pub about: String,
     /// If it is a standby, why no primary was found.
     pub no_primary: Option<String>,
-    /// How long it takes to answer.
+    /// The time that it takes to respond.
     pub round_trip: Duration,
     /// Whether the connection is encrypted.
     pub is_encrypted: bool,
@@ -39,16 +39,16 @@ pub struct Database {
     pub unsafe_settings: Vec<String>,
     /// `synchronous_standby_names`.
     pub standbys: String,
-    /// How many standbys it waits for now.
+    /// The number of standbys that it waits for now.
     pub standbys_waited_for: u64,
     /// Whether the tables are there.
     pub has_tables: bool,
-    /// Whether the role may create the schema where there is none, or use its tables.
+    /// Whether the role may create a missing schema, or use the tables of the existing one.
     pub has_rights: bool,
 }
 
-/// What a store in PostgreSQL holds at one moment; `None` if no server has made one. Read on the first host that is a
-/// primary, or if there is none, on the first standby.
+/// Returns the content of a store in PostgreSQL at one moment; `None` if no server has made one. Read on the first host
+/// that is a primary, or if there is none, on the first standby.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ pub fn inspect(target: &Target) -> Result<Option<Inspection>, Failure> {
     read_only(target, read)
 }
 
-/// What the database of a store says about itself.
+/// Returns the description that the database of a store gives of itself.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub fn examine(target: &Target) -> Result<Database, Failure> {
     read_only(target, ask)
 }
 
-/// Reads something in a transaction that can change nothing.
+/// Reads something in a read-only transaction.
 fn read_only<T>(
     target: &Target,
     read: impl AsyncFnOnce(&Session) -> Result<T, StoreError>,

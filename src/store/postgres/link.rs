@@ -1,4 +1,4 @@
-//! What a server asks of the database, and of time: in PostgreSQL, as statements.
+//! A server's requests to the database, and to the clock: in PostgreSQL, as statements.
 //!
 //! Every statement that writes what is acknowledged also checks that its commit waits for the disk and the standbys, and
 //! that a warning would be sent. Settings that the session began with prove nothing, because a pooler may run a
@@ -19,11 +19,11 @@ use std::time::Duration;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-/// How recently a server must have been seen to count as alive, which its heartbeats keep it.
+/// The time since which a server must have been seen to count as alive; heartbeats keep it alive.
 pub(super) const ALIVE: Duration = Duration::from_secs(3);
 
-/// The users that one statement inserts: so many are one round trip, and the memory that the database takes for
-/// them is bounded.
+/// The number of users that one statement inserts in one round trip; it bounds the memory that the database takes for
+/// them.
 const SLICE_USERS: usize = 8192;
 
 /// Whether a commit of the session is durable once it returns, and what PostgreSQL warns of is heard.
@@ -45,7 +45,7 @@ pub type Id = [u8; 16];
 pub struct Write<'a> {
     /// The row.
     pub id: &'a Id,
-    /// The number of this write: it is made if the row has the one before.
+    /// The number of this write, which is made if the row has the number before it.
     pub sequence: i64,
     /// It may have been made already: then the row may also have this number.
     pub is_repeat: bool,
@@ -103,32 +103,32 @@ pub trait Link {
     /// Reports something else.
     fn inform(&self, what: &str);
 
-    /// How many hosts the database has.
+    /// Returns the number of hosts of the database.
     fn hosts(&self) -> u32;
 
     /// Connects, unless there is a connection.
     async fn connect(&mut self) -> Result<(), StoreError>;
 
-    /// Gives up the connection, or what has come of connecting. If `leaves`, a host that has had its time is tried
-    /// after the others.
+    /// Gives up the connection, or the attempt to connect. If `leaves`, a host that has had its time is tried after the
+    /// others.
     fn disconnect(&mut self, leaves: bool);
 
     /// Adds the row of a server in the present generation, unless it is there. Returns the row's generation.
     async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError>;
 
-    /// Makes a commit, if the row and the group are as it says. Returns the generation that it is in.
+    /// Makes a commit, if the row and the group are as expected. Returns the generation that it is in.
     async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError>;
 
     /// Reads the generation of the group, and the number of the last write to a row, if there is that row.
     async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), StoreError>;
 
-    /// Writes a number to a row that has none above it. Returns whether there is such a row.
+    /// Writes a number to a row with a lower one. Returns whether there is such a row.
     async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, StoreError>;
 
     /// Reads the rows that count, of one moment.
     async fn rows(&self, id: &Id) -> Result<Vec<Share>, StoreError>;
 
-    /// Makes a write that changes nothing but the number of the row. Returns whether it was made.
+    /// Makes a write that changes only the number of the row. Returns whether it was made.
     async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, StoreError>;
 
     /// Reads how many other servers are alive that are in an older generation.
@@ -200,7 +200,7 @@ pub(super) struct Postgres {
     connection: Option<Connected>,
     /// The host to try first, which the sweeper does, too.
     first_host: Arc<AtomicUsize>,
-    /// The host that was tried last: that of the session, if there is one.
+    /// The last host that was tried: the session's, if there is one.
     host: AtomicUsize,
 }
 
@@ -285,8 +285,8 @@ impl Postgres {
         let row = row.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)));
         let stands = |(own, of_row, of_group)| (write.standing(own, of_group), of_row, of_group);
         let generation = match row.map(stands) {
-            // It had been made. Something has to be written, so that this commit waits for the standbys that the
-            // other one may not have waited for.
+            // It had been made. This writes something, so that this commit waits for the standbys, as the other one may
+            // not have.
             Some((Standing::Made, generation, _)) => {
                 let sql = "UPDATE ringtally.servers SET seen = now() WHERE id = $1";
                 client.execute(sql, &[&id]).await?;
@@ -381,7 +381,7 @@ impl Link for Postgres {
         let was_connected = self.connection.take().is_some();
         if leaves {
             let host = self.host.load(Ordering::Relaxed);
-            // One that had only the time that others left it may just be slow: it is the first of the next round.
+            // A host that had little time left may just be slow: it is the first one in the next round.
             let has_failed = was_connected || host == self.first_host.load(Ordering::Relaxed);
             let next = if has_failed { host + 1 } else { host };
             self.first_host.store(next % self.target.hosts.len(), Ordering::Relaxed);
@@ -389,7 +389,7 @@ impl Link for Postgres {
     }
 
     async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError> {
-        // An existing row is written once more, because the commit that added it may not have waited for the standbys.
+        // An existing row is written again, because the commit that added it may not have waited for the standbys.
         let sql = format!(
             "INSERT INTO ringtally.servers (id, name, generation, sequence, events, users, sum)
             SELECT $1::bytea, $2::text, generation, 0, 0, 0, $3::bytea FROM ringtally.tally WHERE {IS_SAFE}

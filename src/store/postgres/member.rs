@@ -28,11 +28,11 @@ use std::time::Duration;
 pub(super) const GONE: Duration = Duration::from_secs(3600);
 const GONE_AT_LEAST: Duration = Duration::from_secs(3540);
 
-/// How often a reset looks whether the others have heard of it.
+/// The interval at which a reset checks whether the others have noticed it.
 const ADOPTION_POLL: Duration = Duration::from_millis(3);
 
-/// The time that an attempt may take, at least, and for each new user. Doubled for each further attempt, so that
-/// a database that is slow is not given up for ever.
+/// The time that an attempt may take, at least, and for each new user. Doubled for each further attempt, so that a slow
+/// database gets enough time eventually.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
 const ATTEMPT_PER_USER: Duration = Duration::from_micros(500);
 const ATTEMPT_MAX: Duration = Duration::from_secs(600);
@@ -41,7 +41,7 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(600);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// A generation before all others: a commit of it is superseded.
+/// A generation before all others, whose commits are superseded.
 const NO_GENERATION: i64 = -1;
 
 /// A server of the group.
@@ -56,11 +56,11 @@ pub struct Member<L> {
     sequence: i64,
     /// The next write was sent already, and its outcome is unknown.
     is_in_doubt: bool,
-    /// When the last write began that was made.
+    /// The start of the last successful write.
     seen_at: Duration,
     /// The group's generation that this server's totals belong to.
     generation: i64,
-    /// This server's own count of resets, as of the last commit.
+    /// This server's count of resets, as of the last commit.
     local_generation: u64,
     /// Whether the last commit was superseded, and the next state follows that.
     is_superseded: bool,
@@ -68,7 +68,7 @@ pub struct Member<L> {
     away_since: Option<Duration>,
 }
 
-/// What a commit is to make durable.
+/// The content of a commit.
 struct Change<'a> {
     is_reset: bool,
     state: &'a State,
@@ -76,7 +76,7 @@ struct Change<'a> {
     users: Vec<&'a [u8]>,
 }
 
-/// What has come of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Made {
     /// It is durable, in this generation of the group.
@@ -160,7 +160,7 @@ impl<L: Link> Member<L> {
     ///
     /// # Errors
     ///
-    /// What no further attempt can mend.
+    /// An error that no further attempt can overcome.
     pub async fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         let resets = state.generation - self.local_generation;
         if self.is_superseded && resets == 0 {
@@ -230,9 +230,9 @@ impl<L: Link> Member<L> {
         Failure::Environment(format!("the store {}: {error}", self.link.target()))
     }
 
-    /// Prepares another attempt after one that failed, or gives up.
+    /// Prepares another attempt after a failed one, or gives up.
     async fn stand(&mut self, error: StoreError, pause: &mut Duration) -> Result<(), Failure> {
-        // Whatever was under way on it, the next attempt begins on a connection of its own.
+        // Whatever was under way on it, the next attempt begins on a new connection.
         self.link.disconnect(matches!(error, StoreError::Unconfirmed(_)));
         match error {
             StoreError::Lasting(_) => return Err(self.failure(&error)),
@@ -301,8 +301,8 @@ impl<L: Link> Member<L> {
             None if change.is_reset && is_repeat => Ok(Made::Superseded(NO_GENERATION)),
             None => Ok(Made::NotYet),
             Some((of_group, _)) if of_group > self.generation && !change.is_reset => {
-                // An attempt may still be under way on a connection that was lost, and the next commit must not be
-                // taken for it: its number is another, which this waits for and makes too late.
+                // An attempt may still be under way on a lost connection, and must not be mistaken for the next commit:
+                // this waits for its number and makes it come too late.
                 let next = self.sequence + 2;
                 if !self.link.skip_to(&self.id, next).await? {
                     return Err(changed());
@@ -314,7 +314,7 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Reads the totals, and confirms them. `None` if there was no row.
+    /// Reads the totals, and confirms them. `None` if the row does not exist.
     async fn try_to_read(&mut self) -> Result<Option<Group>, StoreError> {
         self.link.connect().await?;
         if !self.has_row {
@@ -337,8 +337,8 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Looks at the row after a write that has changed nothing. Returns the generation of the group, and the number
-    /// of the last write to the row; `None` if the row is gone because this server was not seen for so long.
+    /// Looks at the row after a write that has changed nothing. Returns the generation of the group, and the number of
+    /// the last write to the row; `None` if the row is gone because this server was not seen for too long.
     async fn look(&mut self) -> Result<Option<(i64, i64)>, StoreError> {
         let older = || {
             StoreError::Lasting(
@@ -353,7 +353,7 @@ impl<L: Link> Member<L> {
                 // Nobody may have removed it yet.
                 return Err(older());
             }
-            // Its totals were added to those of the servers that have ended, and this one begins again.
+            // Its totals were added to the totals of ended servers, and this one begins again.
             (self.id, self.has_row) = (random_id(), false);
             (self.sequence, self.is_in_doubt, self.generation) = (0, false, NO_GENERATION);
             return Ok(None);
@@ -378,8 +378,8 @@ impl<L: Link> Member<L> {
     }
 
     /// Waits until every other server that is alive has heard of the reset, so that what is sent after its
-    /// acknowledgement is counted after it everywhere. One that does not hear of it in time closes the
-    /// connections of such events, and counts none of them.
+    /// acknowledgement is counted after it everywhere. A server that does not notice it in time closes the connections
+    /// of such events and counts none of them.
     async fn wait_for_adoption(&mut self) {
         let deadline = self.link.now() + ALIVE;
         loop {
@@ -409,7 +409,7 @@ fn attempt_limit(attempts: u32, users: usize) -> Duration {
     once.saturating_mul(1 << attempts.min(10)).min(ATTEMPT_MAX)
 }
 
-/// A number that no other process has.
+/// Returns a number that no other process has.
 fn random_id() -> Id {
     let mut id = [0; 16];
     let filled = rustix::io::retry_on_intr(|| getrandom(&mut id, GetRandomFlags::empty()));

@@ -9,7 +9,7 @@ use std::path::Path;
 /// The most bytes of such a file that are read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The password for one of the hosts of a target: its own, or that of the file. It is read anew for every
+/// Returns the password for one of the hosts of a target: its own, or the one in the file. It is read again for every
 /// connection, so a password can be changed while a server runs. The second is why a file was not used.
 pub(super) fn find(target: &Target, host: &Host) -> (Option<Password>, Option<String>) {
     if target.password.is_some() {
@@ -22,12 +22,12 @@ pub(super) fn find(target: &Target, host: &Host) -> (Option<Password>, Option<St
     }
 }
 
-/// The text of a file of passwords; `None` where there is no file.
+/// The text of a file of passwords; `None` if the file does not exist.
 fn read(path: &Path) -> Result<Option<String>, String> {
     let shown = path.display();
     let opened = std::fs::File::options()
         .read(true)
-        // A pipe would be waited for.
+        // Reading a pipe would block.
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path);
     let file = match opened {
@@ -68,7 +68,8 @@ fn search(text: &str, target: &Target, host: &Host) -> Option<Password> {
     })
 }
 
-/// The fields of a line, where `\:` is a colon and `\\` a backslash. Of the last, a colon ends nothing.
+/// Returns the fields of a line, in which `\:` is a colon and `\\` a backslash. In the last field, a colon is an
+/// ordinary character.
 fn fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut characters = line.chars();

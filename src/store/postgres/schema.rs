@@ -46,7 +46,7 @@ const TABLES: &str = "\
 ///
 /// # Errors
 ///
-/// It is of another version, or there is none and this role may not create it.
+/// It has another version, or is missing and this role may not create it.
 pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     if check(session).await? {
         return Ok(());
@@ -58,7 +58,7 @@ pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     if !check(session).await? {
         let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'ringtally')";
         if !client.query_one(exists, &[]).await?.get::<_, bool>(0) {
-            // Asking for it where it exists would need the right to create one.
+            // Creating it if it exists would need the right to create one.
             client.batch_execute("CREATE SCHEMA ringtally").await?;
         }
         client.batch_execute(TABLES).await?;

@@ -1,4 +1,4 @@
-//! A connection to PostgreSQL, and the task that moves its bytes and hears what it says unasked.
+//! A connection to PostgreSQL, and the task that moves its bytes and receives its notices.
 
 use super::error::StoreError;
 use super::password;
@@ -18,10 +18,10 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket};
 /// The oldest PostgreSQL that has what the statements use, as it counts versions.
 const VERSION_MIN: i32 = 120_000;
 
-/// What every session begins with. A commit is acknowledged once the database says that it is durable, so
-/// no setting of the role or the database may lower that. Each is set even if it has the value already: what a
-/// session has not set itself changes when the configuration is read again. A session of a server that was cut off
-/// must not hold its locks for long: the server comes back on another one.
+/// The settings of every session. A commit is acknowledged once the database reports it as durable, so no setting of
+/// the role or the database may weaken that. Each is set even if it has the value already: what a session has not set
+/// itself changes when the configuration is read again. A session of a disconnected server must not hold its locks for
+/// long: the server returns on another one.
 const SETTINGS: &str = "\
     SET search_path = pg_catalog;
     SET client_min_messages = warning;
@@ -36,10 +36,10 @@ const SETTINGS: &str = "\
     SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
 
-/// What a session is for.
+/// The purpose of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To read: a standby will do if there is no primary.
+    /// Reading: a standby will do if there is no primary.
     Read,
     /// To write.
     Write,
@@ -48,7 +48,7 @@ pub(super) enum Purpose {
 /// The receivers of messages that the database sends unasked.
 #[derive(Clone, Default)]
 pub(super) struct Unasked {
-    /// Notified of what other servers notify this one of.
+    /// Wakes up on notifications from other servers.
     pub(super) news: Option<Arc<Notify>>,
     /// Told of warnings.
     pub(super) warnings: Option<Arc<WarningLog>>,
@@ -65,7 +65,7 @@ impl Unasked {
 /// A connection. Dropped, it is closed.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// The warning that a commit may not be on the standby that it should have waited for.
+    /// The warning that a commit may be missing on the standby that it should have waited for.
     warning: Arc<Mutex<Option<String>>>,
     driver: JoinHandle<()>,
     /// The host, and the version of the database.
@@ -149,7 +149,7 @@ impl Session {
             match (StoreError::from(error), ignored) {
                 // The password that is missing is in a file that was not used.
                 (StoreError::Refused(why), Some(ignored)) => StoreError::Refused(format!("{ignored}; {why}")),
-                // Without one there is nothing to send.
+                // Without a connection there is nothing to send.
                 (StoreError::Passing(why), ignored) if why == "password missing" => {
                     let ignored = ignored.map_or(String::new(), |ignored| format!("{ignored}; "));
                     StoreError::Refused(format!(
@@ -170,8 +170,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Refuses a database that is too old, or that cannot do what the session is for. Returns why it is not a primary, if
-    /// it is none.
+    /// Refuses a database that is too old, or that cannot do what the session is for. Returns the reason why it is not
+    /// a primary, if it is not.
     async fn check(&self, purpose: Purpose) -> Result<Option<String>, StoreError> {
         let sql = "SELECT current_setting('server_version_num')::int,
             pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
@@ -267,6 +267,6 @@ async fn drive(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What it holds changes in whole.
+    // Its content changes atomically.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,16 @@
-//! What the rows of the servers contribute to the totals of the group.
+//! The contributions of the servers' rows to the totals of the group.
 
 use super::error::StoreError;
 use crate::store::{Group, ServerShare};
 use crate::tally::{ExactSum, SHARDS_MAX, Totals};
 use std::time::Duration;
 
-/// What one row contributes.
+/// The contribution of one row.
 #[derive(Clone, Debug)]
 pub struct Share {
-    /// It is that of the server which asks.
+    /// Whether it belongs to the requesting server.
     pub is_this: bool,
-    /// How the server is called.
+    /// The name of the server.
     pub name: String,
     /// Its events.
     pub events: u64,
@@ -20,7 +20,7 @@ pub struct Share {
     pub sum: ExactSum,
     /// It has ended.
     pub has_ended: bool,
-    /// How long ago it was seen.
+    /// The time since it was seen.
     pub age: Duration,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn add_up(shares: Vec<Share>) -> Group {
     let mut ended: Option<ServerShare> = None;
     for (row, share) in shares.into_iter().enumerate() {
         if row % SHARDS_MAX == SHARDS_MAX - 1 {
-            // So many can be merged before carries have to be propagated.
+            // The number of sums that can be merged before carries have to be propagated.
             sum = ExactSum::from_bytes(&sum.to_bytes()).expect("these are the bytes of a sum");
         }
         events += share.events;

@@ -3,7 +3,7 @@
 
 use crate::tally::ExactSum;
 
-/// Bytes of the place at which the rest begins.
+/// The number of bytes for the place at which the rest begins.
 const PREFIX: usize = 2;
 
 /// The bytes of a sum: how many zeros come first, and what is between them and the zeros at the end.
@@ -17,7 +17,7 @@ pub(super) fn pack(sum: &ExactSum) -> Vec<u8> {
     packed
 }
 
-/// The sum that [`pack`] wrote; `None` where it wrote no such bytes.
+/// The sum that [`pack`] wrote; `None` if it did not write such bytes.
 pub(super) fn unpack(packed: &[u8]) -> Option<ExactSum> {
     let (start, rest) = packed.split_first_chunk::<PREFIX>()?;
     let start = usize::from(u16::from_le_bytes(*start));

@@ -1,5 +1,5 @@
-//! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has a
-//! connection of its own while there is something to do, and works in slices that no commit waits for.
+//! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has its
+//! own connection while there is something to do, and works in slices that do not delay commits.
 
 use super::error::{StoreError, within};
 use super::member::GONE;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often it looks whether there is something to do: a reset leaves users behind.
+/// The interval at which it checks for work: a reset leaves users behind.
 const EVERY: Duration = Duration::from_secs(30);
 
 /// Users that one statement deletes.
@@ -24,11 +24,11 @@ const SLICE_SERVERS: i64 = 100;
 /// A slice that takes longer is given up.
 const SLICE_TIME: Duration = Duration::from_secs(60);
 
-/// Held by the one server that sweeps: "sweeping" as a number.
+/// The lock of the one server that sweeps: "sweeping" as a number.
 const LOCK: i64 = 0x7377_6565_7069_6e67;
 
-/// Rows that no process writes to anymore: those of servers that have ended, and after an hour those of servers that
-/// were not seen. Were such a server only paused, it finds its row gone and begins a new one.
+/// Rows that no process writes anymore: of servers that have ended, and of servers that were not seen for an hour. If
+/// such a server was only paused, it finds its row gone and begins a new one.
 fn is_gone() -> String {
     format!("(ended OR seen < now() - make_interval(secs => {}))", GONE.as_secs())
 }
@@ -36,7 +36,7 @@ fn is_gone() -> String {
 /// The row that the others are added to.
 const SUM_OF_ALL: [u8; 16] = [0; 16];
 
-/// The one that removes.
+/// The server that removes rows.
 pub(super) struct Sweeper {
     target: Target,
     /// The host to try first, which the server has found.
@@ -49,7 +49,7 @@ impl Sweeper {
         Sweeper { target, first_host, unasked }
     }
 
-    /// Sweeps now and then, for as long as it is polled. What fails is tried again the next time.
+    /// Sweeps now and then, for as long as it is polled. A failure is tried again the next time.
     pub(super) async fn run(self) {
         loop {
             tokio::time::sleep(EVERY.mul_f64(fastrand::f64() / 2.0 + 0.5)).await;
@@ -101,7 +101,7 @@ async fn forget_servers(session: &Session) -> Result<u64, StoreError> {
     Ok(session.client.execute(&sql, &[&SLICE_SERVERS]).await?)
 }
 
-/// Adds rows of servers that are gone to the one row that stands for all of them, unless it is alone.
+/// Adds rows of ended servers to the one row that stands for all of them, unless it is the only one.
 async fn add_up(session: &Session) -> Result<u64, StoreError> {
     let client = &session.client;
     client.batch_execute("BEGIN").await?;
@@ -127,7 +127,7 @@ async fn add_up(session: &Session) -> Result<u64, StoreError> {
         "SELECT events, users, sum, generation FROM ringtally.servers WHERE id = $1 FOR UPDATE";
     let row = client.query_one(sql, &[&all]).await?;
     if row.get::<_, i64>(3) != generation {
-        // There was a reset meanwhile.
+        // A reset came in between.
         client.batch_execute("ROLLBACK").await?;
         return Ok(1);
     }

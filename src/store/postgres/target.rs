@@ -1,6 +1,6 @@
-//! Which PostgreSQL is meant: a URL as libpq reads it, and the environment variables behind it.
+//! The PostgreSQL to connect to: a URL as libpq reads it, and the environment variables that complete it.
 //!
-//! No sentence here repeats any of the text, because a part of it may be a password in the wrong place.
+//! No sentence here repeats the text, because a part of it may be a misplaced password.
 
 use super::tls::{Mode, Roots};
 use std::collections::BTreeMap;
@@ -39,14 +39,14 @@ const PARAMETERS: [(&str, Option<&str>); 19] = [
 /// The port of a host without one.
 const PORT: u16 = 5432;
 
-/// Where Debian's PostgreSQL has its socket: the host of a URL without one.
+/// The directory of Debian's PostgreSQL socket: the host of a URL without one.
 const SOCKETS: &str = "/var/run/postgresql";
 
-/// How long a host may take to let a connection in, unless the URL says it.
+/// The time that a host may take to accept a connection, unless the URL sets it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connection may be silent before the kernel asks whether the other side is there, and until it
-/// gives up: libpq's two hours are longer than anybody waits for an acknowledgement.
+/// The time that a connection may be silent before the kernel probes the other side, and until it gives up: libpq's two
+/// hours are longer than anybody waits for an acknowledgement.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_COUNT: u32 = 5;
@@ -67,7 +67,7 @@ impl fmt::Debug for Password {
 pub(super) struct Host {
     /// A name, an address, or the folder of a socket.
     pub(super) name: String,
-    /// The address that stands in for asking for that of the name.
+    /// The address to use instead of resolving the name.
     pub(super) address: Option<IpAddr>,
     pub(super) port: u16,
 }
@@ -88,7 +88,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// When the kernel gives up a connection that is silent.
+/// The time after which the kernel gives up a silent connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Patience {
     pub(super) connect: Duration,
@@ -99,7 +99,7 @@ pub(super) struct Patience {
     pub(super) user_timeout: Duration,
 }
 
-/// Which PostgreSQL is meant. Shown, it is the URL without its password.
+/// The PostgreSQL to connect to. Shown, it is the URL without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     /// The URL without its password.
@@ -142,7 +142,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong, without any of the text.
+    /// A sentence with what is wrong, without the text itself.
     pub fn parse(text: &str) -> Result<Target, String> {
         Target::parse_with(text, &|variable| std::env::var(variable).ok())
     }
@@ -215,7 +215,7 @@ impl Target {
     }
 }
 
-/// Splits the password off a URL, so that the rest can be shown. `None` where it has none.
+/// Splits the password off a URL, so that the rest can be shown. `None` if it does not have one.
 ///
 /// # Errors
 ///
@@ -352,7 +352,7 @@ fn decode(text: &str) -> Result<String, String> {
     }
 }
 
-/// The hosts of three lists, of which the last two are as long as the first, or have one entry, or none.
+/// Returns the hosts of three lists; the last two are as long as the first, or have one entry, or none.
 fn hosts(
     names: Option<String>,
     addresses: Option<String>,
@@ -392,7 +392,7 @@ fn hosts(
     names.into_iter().enumerate().map(host).collect()
 }
 
-/// A server writes, so whatever the URL asks for, the session is one that can.
+/// A server writes, so it needs a writable session whatever the URL asks for.
 fn check_session(attributes: Option<&str>) -> Result<(), String> {
     match attributes {
         None | Some("any" | "read-write" | "primary") => Ok(()),

@@ -21,7 +21,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// How much a connection is protected: `sslmode`.
+/// The protection of a connection: `sslmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// Not at all.
@@ -30,9 +30,9 @@ pub(super) enum Mode {
     Prefer,
     /// Against listening.
     Require,
-    /// Also against a server whose certificate no trusted root has signed.
+    /// Protects against a server whose certificate no trusted root has signed, too.
     VerifyCa,
-    /// Also against a server that is another than the URL names.
+    /// Protects against a server other than the one that the URL names, too.
     VerifyFull,
 }
 
@@ -43,12 +43,12 @@ pub(super) enum Roots {
     None,
     /// Those of a file.
     File(PathBuf),
-    /// Those of this machine.
+    /// The machine's certificates.
     System,
 }
 
 impl Roots {
-    /// What the parameter says, or else the file in the home directory, if there is one.
+    /// Returns the file that the parameter names, or else the file in the home directory, if it exists.
     pub(super) fn new(parameter: Option<&str>, of_home: Option<PathBuf>) -> Roots {
         match parameter {
             Some("system") => Roots::System,
@@ -91,7 +91,7 @@ impl Roots {
 }
 
 impl Mode {
-    /// What the parameter says, with libpq's default.
+    /// Returns the mode that the parameter sets, with libpq's default.
     pub(super) fn new(parameter: Option<&str>, roots: &Roots) -> Result<Mode, String> {
         let mode = match parameter {
             Some("disable") => Mode::Disable,
@@ -111,7 +111,7 @@ impl Mode {
         Ok(mode)
     }
 
-    /// What the client of PostgreSQL is told.
+    /// Returns the mode for the client of PostgreSQL.
     pub(super) fn negotiation(self) -> SslMode {
         match self {
             Mode::Disable => SslMode::Disable,
@@ -120,7 +120,7 @@ impl Mode {
         }
     }
 
-    /// What makes connections of this mode.
+    /// Returns a connector for this mode.
     ///
     /// # Errors
     ///
@@ -151,8 +151,8 @@ impl Mode {
     }
 }
 
-/// Checks less than rustls does, for the modes that ask for less: not the name, and without roots only that the
-/// server has the key of the certificate that it shows.
+/// Checks less than rustls does, for modes that require less: not the name, and without roots only that the server has
+/// the key of its certificate.
 #[derive(Debug)]
 struct Lenient {
     roots: Option<RootCertStore>,
@@ -220,7 +220,7 @@ impl MakeTlsConnect<Socket> for Connector {
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, name: &str) -> io::Result<Handshake> {
-        // A socket in a folder has no name, and never TLS.
+        // Unix sockets do not have a host name and never use TLS.
         let name = if name.is_empty() { "localhost" } else { name };
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| io::Error::other("the name of the host is none that a certificate has"))?;
@@ -249,9 +249,9 @@ impl tokio_postgres::tls::TlsStream for Stream {
     }
 }
 
-/// Returns the digest of a certificate, by which a server in the middle is noticed, because it has another one
-/// (tls-server-end-point, RFC 5929, section 4.1). The hash is that of the certificate's own signature, or SHA-256
-/// instead of MD5 and SHA-1. Returns `None` for signatures without a hash of their own.
+/// Returns the digest of a certificate, which reveals a server in the middle, because its certificate differs
+/// (tls-server-end-point, RFC 5929, section 4.1). The hash function is the one of the certificate's signature, or
+/// SHA-256 instead of MD5 and SHA-1. Returns `None` for signatures without a separate hash.
 fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     // Object identifiers of RFC 4055, section 5, and of RFC 5758, section 3.2.
     let digest = match signature_algorithm(certificate)? {
@@ -343,7 +343,7 @@ mod tests {
             (ecdsa(2), Some(32)),
             (ecdsa(3), Some(48)),
             (ecdsa(4), Some(64)),
-            // RSASSA-PSS has its hash elsewhere, and Ed25519 has none.
+            // RSASSA-PSS names its hash elsewhere, and Ed25519 does not have one.
             (rsa(10), None),
             (vec![0x2b, 0x65, 0x70], None),
         ] {

@@ -4,7 +4,7 @@ use crate::log::Log;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a warning of one kind is logged.
+/// The interval at which a warning of one kind is logged.
 const EVERY: Duration = Duration::from_secs(60);
 
 /// Kinds that are remembered; with more, some are logged more often.
@@ -32,7 +32,7 @@ impl WarningLog {
         WarningLog { log, target, logged: Mutex::default() }
     }
 
-    /// Logs a warning, unless one of its kind was logged lately.
+    /// Logs a warning, unless one of its kind was logged recently.
     pub(super) fn note(&self, code: &str, routine: Option<&str>, message: &str) {
         if self.is_new((code.to_owned(), routine.map(str::to_owned)), Instant::now()) {
             let target = &self.target;

@@ -1,5 +1,5 @@
-//! Databases that would lose what a server acknowledges, or show what may still be lost: an old primary, a standby that
-//! lags, and settings that are lowered while servers run.
+//! Databases that would lose acknowledged events, or show events that may still be lost: an old primary, a lagging
+//! standby, and settings that are lowered while servers run.
 
 use super::postgres::Postgres;
 use super::proxy::Injector;
@@ -187,7 +187,7 @@ fn another_process_with_the_same_row_ends_the_server() {
     let database = Postgres::new(&[]);
     let server = Server::start(&["--store", &database.url("")]);
     server.client().event("a", 1.0);
-    // As a copy of the virtual machine does, with a write of its own.
+    // Writes, as a copy of the virtual machine does.
     database.sql("UPDATE ringtally.servers SET sequence = sequence + 1, events = 5");
     let (code, _, log) = server.wait_with_log();
     assert_eq!(code, Some(3), "{log}");
@@ -223,7 +223,7 @@ fn a_server_finds_the_primary_behind_a_host_that_never_answers() {
     let database = Postgres::new(&[]);
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (silent_port, port) = (silent.local_addr().unwrap().port(), database.port);
-    // The first has no socket. A third of the timeout is less than a host may take.
+    // The first one does not have a socket. A third of the timeout is less than a host may take.
     let url = format!(
         "postgres://tally:s3cret@%2Fnone,127.0.0.1:{silent_port},127.0.0.1:{port}/postgres"
     );
@@ -254,7 +254,7 @@ fn start(
     (output.status.code(), text(&output.stderr), since.elapsed())
 }
 
-/// How long a server takes to end that waits for nothing.
+/// Returns the time that an idle server takes to end.
 fn idle_stop() -> Duration {
     let server = Server::start(&[]);
     let since = Instant::now();

@@ -22,20 +22,20 @@ fn serve(cpu: &str, store: Option<&str>) -> Server {
     Server::start_command(command)
 }
 
-/// A load of which every event must be acknowledged. Returns its report.
+/// Runs a load whose every event must be acknowledged. Returns its report.
 fn load(server: &Server, flags: &str) -> Value {
     let mut command = program();
     command.args(["load", "--cpus", "1", "--quiet", "--json", "-", "--url", &server.url()]);
     let output = output_within(command.args(flags.split(' ')), PATIENCE);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // Without a reset, it cannot tell which of the users are its own.
+    // Without a reset, it cannot distinguish its own users.
     let is_exact = report["verdict"] == "exact" || flags.contains("--no-reset");
     let is_complete = report["acknowledged"] == report["requests"] && report["unknown"] == 0;
     assert!(is_exact && is_complete, "{}", text(&output.stderr));
     report
 }
 
-/// CPU seconds that a process has taken, and those of its children that have ended.
+/// Returns the CPU seconds of a process and its ended children.
 pub(crate) fn cpu_s(pid: u32) -> f64 {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
@@ -44,7 +44,7 @@ pub(crate) fn cpu_s(pid: u32) -> f64 {
     ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// What one run costs.
+/// The cost of one run.
 struct Cost {
     requests_per_s: f64,
     server_us: f64,
@@ -127,7 +127,7 @@ fn transactions_by_rate(database: &Postgres) -> Value {
     json!(costs)
 }
 
-/// Events of new users only; and of users that are new to a server, and that another one has counted.
+/// Events of only new users; and of users that are new to a server and known to another.
 fn new_users(database: &Postgres) -> Value {
     let (mut new, mut elsewhere) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -153,7 +153,7 @@ fn new_users(database: &Postgres) -> Value {
     json!({"new": costs(&new), "known_elsewhere": costs(&elsewhere), "bytes_per_user": bytes})
 }
 
-/// One load in three parts, each on a server of its own.
+/// One load in three parts, each on its own server.
 fn three_servers(database: &Postgres) -> Value {
     let url = database.url("");
     let folder = std::env::temp_dir().join(format!("ringtally-figures-{}", std::process::id()));
@@ -204,7 +204,7 @@ fn inserts(database: &Postgres) -> Value {
     json!(tps.split(' ').next().unwrap().parse::<f64>().unwrap())
 }
 
-/// What one transaction costs the database, one after the other, with so many rows of servers to read.
+/// Measures the database's cost of one transaction, one after the other, with this number of servers' rows to read.
 fn single(database: &Postgres) -> Value {
     let server = serve("0", Some(&database.url("")));
     let cost = measure(&server, Some(database), "5000 1 --users 1");

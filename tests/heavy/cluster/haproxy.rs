@@ -20,7 +20,7 @@ impl Balancer {
         let folder =
             std::env::temp_dir().join(format!("ringtally-haproxy-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        // That of the example, with the addresses of these servers.
+        // The configuration of the example, with the addresses of these servers.
         let example = include_str!("../../../ci/deploy/cluster/haproxy.cfg");
         let (common, _) = example.split_once("    server ").unwrap();
         let mut config = common.replace("bind :8000", &format!("bind 127.0.0.1:{port}"));

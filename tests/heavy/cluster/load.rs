@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What was sent, and what came of it.
+/// The events that were sent, with their outcomes.
 #[derive(Default)]
 pub(crate) struct Counts {
     /// Events that may have been counted: all that were begun and not refused.
@@ -20,7 +20,7 @@ pub(crate) struct Counts {
     refused: AtomicU64,
     /// Responses to `/stats`.
     reads: AtomicU64,
-    /// How often the totals were reset, and the events that were begun after the last one and acknowledged.
+    /// The number of resets, and the acknowledged events sent after the last one.
     phase: Mutex<(u64, u64)>,
     has_resets: AtomicBool,
     is_over: AtomicBool,
@@ -33,7 +33,7 @@ pub(crate) struct Load {
     servers: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
-/// Numbers of the users of the events: each has one of its own.
+/// The numbers of the events' users: each event has its own.
 static USERS: AtomicU64 = AtomicU64::new(0);
 
 impl Load {
@@ -79,17 +79,17 @@ impl Load {
         before
     }
 
-    /// How many events were begun after the last reset was acknowledged, and were acknowledged.
+    /// Returns the number of acknowledged events that were sent after the last acknowledged reset.
     pub(crate) fn since_reset(&self) -> u64 {
         self.counts.phase.lock().unwrap().1
     }
 
-    /// How many events were begun, apart from those that were refused.
+    /// Returns the number of events that were sent, without the refused ones.
     pub(crate) fn begun(&self) -> u64 {
         self.counts.begun.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many more events are acknowledged.
+    /// Waits until this number of further events are acknowledged.
     pub(crate) fn wait_for(&self, events: u64) {
         let until = self.acknowledged() + events;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
@@ -196,7 +196,7 @@ fn read(counts: &Counts, servers: &Mutex<Vec<SocketAddr>>, place: usize) {
     }
 }
 
-/// Every event has the value 1 and a user of its own.
+/// Every event has the value 1 and its own user.
 pub(crate) fn check(totals: &Totals) {
     assert_eq!(totals.sum, totals.total as f64, "{totals:?}");
     assert_eq!(totals.users, totals.total, "{totals:?}");

@@ -20,7 +20,7 @@ use proxy::Proxy;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// Connections to each server, apart from the one that asks for totals.
+/// Connections to each server, without the one that requests totals.
 const CONNECTIONS: usize = 8;
 
 /// Servers on a database, by its URL, that wait for it longer than it is away.
@@ -29,7 +29,7 @@ fn servers(url: &str, count: usize) -> Vec<Server> {
     (0..count).map(|_| Server::start(&flags)).collect()
 }
 
-/// What a store holds, read without a server.
+/// Returns the content of a store, read without a server.
 fn inspect(url: &str) -> Totals {
     let output = run(&["store", "inspect", url]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -70,7 +70,7 @@ fn a_server_that_is_killed_takes_nothing_with_it() {
         // Dropped, it is killed.
         drop(servers.remove(0));
         let server = Server::start(&["--store", &url]);
-        // The load finds the new one in the place of the one that was first.
+        // The load finds the new server in the place of the first one.
         servers.push(server);
         for (place, server) in servers.iter().enumerate() {
             load.replace(place, server);

@@ -101,7 +101,7 @@ fn servers_behind_a_pooler_in_session_mode_are_exact_even_if_it_is_killed() {
     check_log(&database);
 }
 
-/// Starts a server that need not get so far. Returns what it said if it did not.
+/// Starts a server that may fail to start. Returns its log if it did.
 fn refusal(url: &str) -> Option<String> {
     let mut command = ringtally();
     command.args(["serve", "--port", "0", "--store-timeout", "5s", "--store", url]);
@@ -126,7 +126,8 @@ fn a_pooler_in_transaction_mode_loses_nothing_and_is_what_a_server_names() {
     let server = Server::start(&["--store", &pooler.url(), "--store-timeout", "20s"]);
     let mut load = Load::start(&[&server], 8);
     load.wait_for(300);
-    // Another server may work: PgBouncer 1.21 and newer can tell apart what they prepare. If it does not, it says why.
+    // Another server may work: PgBouncer 1.21 and newer can distinguish their prepared statements. If it does not, it
+    // reports why.
     let refusals: Vec<String> = (0..3).filter_map(|_| refusal(&pooler.url())).collect();
     for said in &refusals {
         assert!(said.contains("session mode") && !said.contains("restore it"), "{said}");

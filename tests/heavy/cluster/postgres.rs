@@ -1,4 +1,4 @@
-//! Private clusters of PostgreSQL, on free ports, in folders of their own, as a user without privileges.
+//! Private clusters of PostgreSQL, on free ports, in their own directories, as a user without privileges.
 
 use crate::world::{eventually, output_within, text};
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// How long a program of PostgreSQL may take.
+/// The time that a program of PostgreSQL may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A port that nobody uses.
@@ -37,7 +37,7 @@ fn programs() -> PathBuf {
     found.pop().expect("ci/cluster installs PostgreSQL")
 }
 
-/// The user and group of clusters, where this is root, which PostgreSQL refuses.
+/// The user and group of clusters if this is root, which PostgreSQL refuses.
 fn owner() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;
@@ -100,7 +100,7 @@ impl Postgres {
         cluster
     }
 
-    /// The same in a folder that is there, such as a small file system.
+    /// Creates one in an existing directory, such as a small file system.
     pub(crate) fn folder() -> PathBuf {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +187,7 @@ impl Postgres {
         standby
     }
 
-    /// Waits until its standby has what was written so far.
+    /// Waits until its standby has everything written so far.
     pub(crate) fn wait_for_standby(&self) {
         let written = self.sql("SELECT pg_current_wal_lsn()");
         let sql =
@@ -205,7 +205,7 @@ impl Postgres {
         });
     }
 
-    /// What sends signals to the process of a standby that receives.
+    /// A handle that sends signals to a standby's receiving process.
     pub(crate) fn receiver(&self) -> impl Fn(Signal) + use<> {
         let mut pid = String::new();
         eventually("it receives", || {
@@ -218,7 +218,7 @@ impl Postgres {
 
     pub(crate) fn promote(&self) {
         self.sql("SELECT pg_promote()");
-        // It has no standby to wait for.
+        // It does not have a standby to wait for.
         self.sql("ALTER SYSTEM SET synchronous_standby_names = ''");
         self.sql("SELECT pg_reload_conf()");
     }
@@ -340,7 +340,7 @@ impl Postgres {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Has a certificate for `localhost`, signed by a root of its own. Returns the file of that root.
+    /// Installs a certificate for `localhost`, signed by its own root. Returns the file of that root.
     pub(crate) fn certify(&mut self) -> PathBuf {
         let folder = self.data();
         let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
@@ -382,7 +382,7 @@ impl Postgres {
     }
 }
 
-/// The processes that one has started.
+/// Returns the children of a process.
 fn children(parent: u32) -> Vec<Pid> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     let Ok(list) = std::fs::read_to_string(path) else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! Databases that let a server not in, or not write, and how it says so.
+//! Databases that reject a server's login or its writes, and the errors that result.
 
 use super::inspect;
 use super::postgres::{Postgres, free_port};
@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What a server says that must not start.
+/// Returns the error of a server that must not start.
 fn refused(url: &str, variables: &[(&str, &str)]) -> String {
     let mut command = ringtally();
     command.args(["serve", "--port", "0", "--store-timeout", "1s", "--store", url]);
@@ -75,7 +75,7 @@ fn the_rights_that_the_help_lists_are_enough() {
     assert_eq!(writer.client().post("/reset", "").status, 200);
     writer.client().event("c", 1.0);
     assert_eq!(owner.stats().total, 1);
-    // What is taken away again ends the server, because no retry mends it.
+    // Revoking it again ends the server, because a retry cannot help.
     database.sql("REVOKE UPDATE ON ringtally.servers FROM writer");
     let (code, _, log) = writer.wait_with_log();
     assert_eq!(code, Some(3), "{log}");
@@ -212,7 +212,7 @@ fn a_database_whose_disk_is_full_is_waited_for() {
     let url = database.url("").replace("/postgres?", "/tally?");
     let server = Server::start(&["--store", &url, "--store-timeout", "1s"]);
     let ballast = std::path::Path::new(&folder).join("ballast");
-    // Whatever is left, apart from a little.
+    // All of the rest, except for a little.
     let filled = Command::new("sh")
         .args(["-c", r#"head -c 1G /dev/zero > "$0"; truncate -s -300K "$0""#])
         .arg(&ballast)

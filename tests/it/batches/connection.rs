@@ -72,7 +72,7 @@ impl Server {
         Server { tally, services, memory }
     }
 
-    /// The only response to a request on a connection of its own.
+    /// Returns the only response to a request on its own connection.
     fn ask(&mut self, request: &[u8]) -> Response {
         let mut client = Client::new();
         client.receive(&mut self.services[0], request);
@@ -95,7 +95,7 @@ fn sized(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// The same in chunks of so many bytes.
+/// Returns the same in chunks of this number of bytes.
 fn chunked(body: &[u8], chunk: usize) -> Vec<u8> {
     let mut wire =
         b"POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -207,7 +207,7 @@ fn a_batch_whose_users_do_not_fit_leaves_none_behind() {
     assert_eq!(server.totals(), (4, 4, 4.0));
     assert_eq!(server.ask(&sized(users(2..10).as_bytes())).status, 200);
     assert_eq!(server.totals(), (12, 10, 12.0));
-    // The first line without room is named also where another has an escape, which is decoded in another way.
+    // The first line without room is named even if another has an escape, which is decoded differently.
     let mut server = Server::new(1, 1);
     let escaped = users(0..1) + "{\"userId\":\"\\u0061\",\"value\":1}\n" + &users(1..2);
     let response = server.ask(&sized(escaped.as_bytes()));
@@ -238,7 +238,7 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     assert_eq!(server.totals(), (20_000 + turns, 700, sum + turns as f64));
 }
 
-/// What is on the line, and whether it says `line` as its place.
+/// The content of the line, and whether the error names `line` as its place.
 fn status_of(server: &mut Server, head: &str, body: &[u8]) -> u16 {
     let mut request = format!("POST /events HTTP/1.1\r\nHost: h\r\n{head}\r\n").into_bytes();
     request.extend_from_slice(body);
@@ -288,7 +288,7 @@ fn batches_over_the_memory_are_refused_before_their_body_and_others_go_on() {
     assert_eq!(server.memory.used(), 2 * BATCH_BYTES_MAX);
     let third = clients[2].finish(&mut server.services[0]);
     assert_eq!((third[0].status, third[0].field("retry-after")), (503, Some("1")));
-    // Its body is skipped, and the connection goes on.
+    // Its body is skipped, and the connection continues.
     let body = vec![b'\n'; BATCH_BYTES_MAX];
     clients[2].receive(&mut server.services[0], &body);
     clients[2].receive(&mut server.services[0], b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// Has the model count a batch in one step.
+    /// Counts a batch in the model, in one step.
     fn follow(&mut self, events: &[(String, f64)], resets: u64, finish: Finish) {
         if resets != self.model.resets {
             assert!(matches!(finish, Finish::BeforeReset { .. }), "{finish:?}");

@@ -6,7 +6,7 @@ use crate::world::{Server, run, text};
 use serde_json::Value;
 use std::time::Duration;
 
-/// What a load of a server with such habits is judged, in batches of 100.
+/// Returns the verdict on a server with these habits, in batches of 100.
 fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
     load(&Fake::start(habits).url(), &[&["--batch", "100"], flags].concat())
 }
@@ -196,7 +196,7 @@ fn batches_that_cannot_be_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{flags:?} {said}");
         assert!(said.contains(says), "{said}");
     }
-    // Few requests are in flight at once if there are no more.
+    // Few requests are in flight if there are no more.
     let output = run(&["load", "300k", "1000", "--batch", "150k", "--url", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
 }

@@ -1,5 +1,5 @@
-//! What `ringtally load` and `challenge` report if something goes wrong in the middle of a run: servers
-//! that die or are full, interrupts, suspended processes, and clients that are too slow.
+//! The reports of `ringtally load` and `challenge` if something goes wrong in the middle of a run: servers that die or
+//! are full, interrupts, suspended processes, and clients that are too slow.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use crate::world::{PATIENCE, Server, alone, eventually, ringtally, run, text};
@@ -96,7 +96,7 @@ fn count(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("{key} in {report}"))
 }
 
-/// A read that a signal interrupts is no sign that the server closes its connections.
+/// A read that a signal interrupts does not mean that the server closes its connections.
 #[test]
 fn a_client_that_is_stopped_at_its_start_keeps_its_connections() {
     let _alone = alone();
@@ -251,7 +251,7 @@ fn a_full_server_is_named_as_such() {
     assert!(count(&report, "rejected") >= 50, "{report}");
     assert!(warnings(&report).contains("no room for"), "{report}");
     assert!(count(&report, "acknowledged") > 19_000, "{report}");
-    // With no room at all there is no run.
+    // A full server does not get a run.
     let full = Server::start(&["--max-connections", "1", "--shards", "1"]);
     let _taken = full.client();
     let output = run(&["load", "100", "4", "--url", &full.url()]);
@@ -405,7 +405,7 @@ fn users_are_checked_for_equality_or_not_at_all() {
             if verdict == "wrong" {
                 continue;
             }
-            // The next run has users of its own, unless it must send the same ones.
+            // The next run has new users, unless it must send the same ones.
             assert_exact(&load(&fake.url(), &["100", "5", "--users", "50", "--warmup", "30"]));
             assert_exact(&load(&fake.url(), &["100", "5", "--no-reset", "--batch", "7"]));
             let flags = ["100", "5", "--users", "50", "--user-prefix", "user_"];
@@ -428,8 +428,8 @@ fn users_are_checked_for_equality_or_not_at_all() {
     assert_wrong(&load(&fake.url(), &flags), "uniqueUsers is ");
 }
 
-/// A response to a request of a warm-up that was given up must not be taken for another's, and an
-/// event of it that is counted late is no surprise.
+/// A response to a request of an abandoned warm-up must not be mistaken for another's, and an event of it that is
+/// counted late must not surprise.
 #[test]
 fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
     let _alone = alone();
@@ -541,7 +541,7 @@ fn a_refused_reset_is_a_warning_and_a_token_is_the_way() {
     let (code, report) = load(&server.url(), &["100", "5", "--token-file", path]);
     assert_eq!((code, &report["setup"]["was_reset"]), (Some(0), &true.into()), "{report}");
     assert_eq!(report["server"]["totalRequests"], 100, "{report}");
-    // A server that has no reset is nothing to warn of.
+    // A server without a reset does not deserve a warning.
     let (_, report) = load(&Fake::start(Habits { reset_status: 404, ..GOOD }).url(), &["100", "5"]);
     assert!(!warnings(&report).contains("reset"), "{report}");
     std::fs::remove_dir_all(&folder).unwrap();

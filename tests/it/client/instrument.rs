@@ -69,7 +69,7 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
         warnings.contains("Too many open files") && warnings.contains("ulimit -n"),
         "{warnings}"
     );
-    // A threshold may say that fewer will do.
+    // A threshold may allow fewer.
     assert_exact(&limited(&["--fail-if", "connections_open<8"]));
     assert_eq!(limited(&["--fail-if", "connections_open<100"]).0, Some(1));
     let output = run_by(&["prlimit", "--nofile=64:64"], &["load", "2000", "100", "--url", &url]);
@@ -77,7 +77,7 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
     assert!(said.contains(&format!("over {open} of 100 connections")), "{said}");
 }
 
-/// In a network of its own, with ten ports for connections that are opened.
+/// In a separate network, with ten ports for outgoing connections.
 #[test]
 fn a_machine_without_ports_is_named() {
     let _alone = alone();
@@ -157,7 +157,7 @@ fn a_stall_of_the_server_is_the_servers() {
     assert!(count("due_in_stalls") < 100, "{found}");
 }
 
-/// The same for a client that is never awake for long: another process has its CPU.
+/// The same holds for a client that is never awake for long: another process has its CPU.
 #[test]
 fn an_idle_client_is_not_the_limit_whatever_else_runs() {
     let _alone = alone();
@@ -248,7 +248,7 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// A terminal that takes no escape sequences gets none.
+/// A terminal that does not understand escape sequences gets none.
 #[test]
 fn a_dumb_terminal_gets_plain_text() {
     let _alone = alone();

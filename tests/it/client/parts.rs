@@ -51,7 +51,7 @@ impl Clients {
     }
 }
 
-/// Merges parts, and returns the exit code, the report, and what was said.
+/// Merges parts, and returns the exit code, the report, and standard error.
 fn merge(args: &[&str]) -> (Option<i32>, Value, String) {
     let output = run(&[&["merge", "--json", "-"], args].concat());
     let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -66,7 +66,7 @@ fn names(files: &[String]) -> Vec<&str> {
 fn three_clients_together_are_exact_and_one_report_tells_of_all() {
     let folder = Directory::new("parts-exact");
     let server = Server::start(&["--shards", "2"]);
-    // What another run left is reset once, and before any part starts.
+    // The totals of another run are reset once, before any part starts.
     server.client().event("somebody", 1.0);
     let flags = ["9001", "10", "--rate", "9000", "--warmup", "100", "--values", "half"];
     let (codes, files) = Clients::start(&folder, &server.url(), &flags).join();
@@ -130,7 +130,7 @@ fn three_clients_that_send_batches_are_what_one_would_be() {
     let sent = |key: &str| -> Vec<u64> {
         report["clients"].as_array().unwrap().iter().map(|c| c[key].as_u64().unwrap()).collect()
     };
-    // Of 601 batches, the last of which is in part 1.
+    // There are 601 batches; the last one is in part 1.
     assert_eq!(
         (sent("requests"), sent("batches")),
         (vec![20_050, 20_000, 20_000], vec![201, 200, 200])
@@ -178,7 +178,7 @@ fn a_client_that_is_stopped_or_killed_leaves_bounds_that_hold() {
     let counted = number(&report["server"]["totalRequests"]);
     let (acknowledged, unknown) = (number(&report["acknowledged"]), number(&report["unknown"]));
     assert!((30_000..60_000).contains(&acknowledged), "{acknowledged}");
-    // Of the client that was stopped, what it did not send is known; of the other nothing is.
+    // The stopped client's unsent events are known; nothing is known of the other client.
     assert!(unknown >= 30_000 && number(&report["unsent"]) > 0, "{report}");
     assert!((acknowledged..=acknowledged + unknown).contains(&counted), "{report}");
     assert_eq!(acknowledged + unknown + number(&report["unsent"]), 90_000);

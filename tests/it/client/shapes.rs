@@ -186,7 +186,7 @@ fn an_open_loop_with_a_time_does_not_send_its_backlog_for_ever() {
     assert_eq!(report["requests"], 500);
     let (sent, unsent) = (number(&report["acknowledged"]), number(&report["unsent"]));
     assert!(sent + unsent == 500 && unsent > 400, "{report}");
-    // What was not sent has waited, and is not left out of the percentiles.
+    // Unsent requests have waited, and are not left out of the percentiles.
     assert!(report["latency_us"]["lower_bounds"].to_string().contains("p50"), "{report}");
     assert!(report["open_loop"]["held"].as_f64().unwrap() < 0.5, "{report}");
 }
@@ -318,7 +318,7 @@ fn connections_that_are_no_longer_wanted_are_closed_without_losing_anything() {
     assert_eq!(report["setup"]["duration_s"], 2.7);
     let most = crowd.open_most.load(Ordering::SeqCst);
     assert!((60..=60 + OTHERS).contains(&most), "{most}");
-    // Those that a ramp closed, and those that the next one opened again.
+    // The connections that a ramp closed, and the ones that the next one opened again.
     let closed = crowd.closed_before_last.load(Ordering::SeqCst);
     assert!(closed >= 55, "{closed} were closed before the last event");
     let opened = crowd.opened.load(Ordering::SeqCst);
@@ -388,7 +388,7 @@ fn parts_that_end_by_the_clock_are_one_exact_run() {
 fn a_run_ends_once_a_threshold_can_no_longer_pass() {
     let fake = Fake::start(Habits { refuses: 50, ..GOOD });
     for threshold in ["refused>3", "max>1ns", "mean>0.001ns", "rps<1G"] {
-        // So many take hours.
+        // Sending this many takes hours.
         let (code, report) =
             load(&fake.url(), &["-n", "100M", "-c", "4", "--abort-if", threshold, "--rate", "5k"]);
         assert_eq!((code, &report["verdict"]), (Some(1), &"exact".into()), "{report}");

@@ -127,7 +127,7 @@ fn a_run_without_a_reset_starts_from_the_totals_it_found() {
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(1), &101.into()));
     assert_eq!(report["verdict"], "undecided");
     assert!(report["reasons"][0].as_str().unwrap().contains("1 user before"), "{report}");
-    // With users that no other run has, nothing is open.
+    // With unique users, nothing is undecided.
     let (code, report) = load(&server.url(), &["100", "5", "--no-reset"]);
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &201.into()), "{report}");
     assert_eq!(report["server"]["uniqueUsers"], 201, "{report}");

@@ -1,12 +1,11 @@
-//! What `ringtally load` finds out of servers that are wrong in one way each, and what it says of
-//! time.
+//! The findings of `ringtally load` about servers that are wrong in one way each, and about time.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use crate::world::{Server, ringtally, run, text};
 use serde_json::Value;
 use std::time::Duration;
 
-/// What a load of a server with such habits is judged, with its reasons.
+/// Returns the verdict on a server with these habits, with its reasons.
 fn judged(habits: Habits, flags: &[&str]) -> (Option<i32>, Value) {
     load(&Fake::start(habits).url(), flags)
 }
@@ -51,7 +50,7 @@ fn a_server_that_acknowledges_before_it_counts_is_detected() {
     assert!(watched.1["watch"]["below_acknowledged"].as_u64().unwrap() > 0, "{}", watched.1);
 }
 
-/// The totals may be right all the same, and the run goes on to its end.
+/// The totals may still be right, and the run continues to its end.
 #[test]
 fn bytes_after_a_response_are_counted_and_fail_the_run() {
     for (trails, trailer) in [(500, "and more"), (1, "\r\n"), (1, "\n")] {
@@ -148,7 +147,7 @@ fn a_server_that_says_close_and_does_not_is_left_soon() {
     assert!(report.1["elapsed_s"].as_f64().unwrap() < 6.0, "{}", report.1);
 }
 
-/// The server closes one of two connections in the middle and turns its successor away: both were open.
+/// The server closes one of two connections in the middle and rejects its successor: both were open.
 #[test]
 fn a_connection_that_has_served_was_open_whatever_becomes_of_the_next() {
     let habits = Habits { closes_every: 1500, full_from: 1, ..GOOD };
@@ -184,7 +183,7 @@ fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
     within(&latency["p99"], 0.88, 0.97);
     within(&latency["p99_9"], 0.97, 1.04);
     within(&latency["max"], 0.98, 1.06);
-    // What a closed loop would have seen: one late request per connection, 16 of 10,000.
+    // A closed loop would have seen one late request per connection, 16 of 10,000.
     within(&report["open_loop"]["service_time_us"]["p99"], 0.0, 0.3);
     within(&report["open_loop"]["service_time_us"]["max"], 0.9, 1.06);
     assert!(report["open_loop"]["queued"].as_u64().unwrap() > 900, "{report}");
@@ -251,7 +250,7 @@ fn a_long_warm_up_is_not_in_the_percentiles() {
     assert_eq!(counted, 500, "{report}");
 }
 
-/// A connection that breaks once is no sign that each takes one request only.
+/// A connection that breaks once does not mean that each takes only one request.
 #[test]
 fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
     for rate in [None, Some("2000")] {
@@ -280,7 +279,7 @@ fn a_server_that_never_responds_is_given_up() {
         assert_eq!(unknown + unsent, 5000);
         assert!((15..=40).contains(&unknown), "{unknown}");
         assert!(report["elapsed_s"].as_f64().unwrap() < 3.0, "{report}");
-        // What was due and never sent has waited too.
+        // Requests that were due and never sent have waited, too.
         let censored = report["latency_us"]["censored"].as_u64().unwrap();
         assert_eq!(censored > unknown, rate.is_some(), "{report}");
     }
@@ -361,7 +360,7 @@ fn a_rate_that_is_sent_and_not_completed_does_not_hold() {
     let flags = ["1", "1000", "--find-rate", "p99<250ms", "--window", "500ms", "--rate", "400"];
     let (_, found) = load(&fake.url(), &flags);
     let rate = found["rate"].as_u64().unwrap_or(0);
-    // What a busy machine takes from the client makes it find less, and never more.
+    // A busy machine makes the client find less, and never more.
     assert!(rate <= 510, "{found}");
     let curve = found["curve"].as_array().unwrap();
     let at = |point: &Value| point["rate"].as_u64().unwrap();
@@ -370,7 +369,7 @@ fn a_rate_that_is_sent_and_not_completed_does_not_hold() {
     assert!(found["client_limited_from"].as_u64().is_none_or(|from| from > rate), "{found}");
 }
 
-/// A rate at which requests are refused holds nothing, however fast the refusals are.
+/// A rate at which requests are refused does not hold, however fast the refusals are.
 #[test]
 fn a_server_that_refuses_holds_no_rate() {
     let fake = Fake::start(Habits { refuses: 1, ..GOOD });
@@ -436,7 +435,7 @@ fn thresholds_may_name_what_happened_to_responses() {
     }
 }
 
-/// What a server refuses it has not done.
+/// A refused request was not completed.
 #[test]
 fn requests_per_second_are_those_that_were_acknowledged() {
     let (_, report) = judged(Habits { refuses: 2, ..GOOD }, &["400", "4"]);

@@ -1,5 +1,5 @@
-//! The first request after a pause: a shard that sleeps must wake up at once, however long it has slept,
-//! on a new connection as on one that was held. And the stop: with nothing in flight it takes no time.
+//! The first request after a pause: a sleeping shard must wake up immediately, however long it has slept, on a new
+//! connection as on an old one. And the stop: with nothing in flight it takes no time.
 //!
 //! A missed wake-up loses nothing, so no total shows it. It shows here as a response that comes with
 //! the shard's next tick, up to a second late, in tens of percent of the requests.
@@ -53,7 +53,7 @@ fn start(engine: &str, shards: usize) -> Server {
     Server::start_command(command)
 }
 
-/// How long something may take that takes `max` on a real processor.
+/// Returns the time allowed for something that takes `max` on a real processor.
 fn scaled(max: Duration) -> Duration {
     let slowdown = std::env::var("RINGTALLY_TEST_SLOWDOWN");
     max * slowdown.map_or(1, |times| times.parse().unwrap())
@@ -108,7 +108,7 @@ impl Scheduler {
         Scheduler { watches, done, threads }
     }
 
-    /// How much longer something may have taken from `start` to `end` because threads were not run.
+    /// Returns the time by which something may have taken longer from `start` to `end` because threads were not run.
     fn allowance(&self, start: Instant, end: Instant) -> Duration {
         let longest = |watch: &Arc<Mutex<Watch>>| {
             // A stall that has not ended is not noted yet.
@@ -136,7 +136,7 @@ impl Drop for Scheduler {
 struct Held(VecDeque<Client>);
 
 impl Held {
-    /// Ends the oldest connection where one more would be too many.
+    /// Ends the oldest connection if one more would be too many.
     fn make_room(&mut self) {
         if self.0.len() == HELD {
             self.0.pop_front();
@@ -201,7 +201,7 @@ fn lane(
     let server = start(engine, shards);
     let mut held = Held::default();
     let mut findings = Findings::default();
-    // What runs for the first time is read from the disk, and translated where the processor is emulated.
+    // Code that runs for the first time is read from the disk, and translated if the processor is emulated.
     for _ in 0..WARM_UP {
         held.make_room();
         held.keep_after_event(server.client());

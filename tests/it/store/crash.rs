@@ -51,7 +51,7 @@ fn inspect(store: &str) -> Output {
 /// Clients that send events without pause, one after the other on each connection, until it ends.
 #[derive(Default)]
 struct Load {
-    /// A number for each event, which makes a user of its own.
+    /// A number for each event, which is also its user.
     sent: AtomicU64,
     acknowledged: AtomicU64,
     /// Requests without a response.
@@ -108,7 +108,7 @@ fn poll(server: &Server, is_over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     })
 }
 
-/// Every event has the value 1 and a user of its own.
+/// Every event has the value 1 and its own user.
 fn check(totals: &Totals) {
     assert_eq!(totals.sum, totals.total as f64, "{totals:?}");
     assert_eq!(totals.users, totals.total, "{totals:?}");
@@ -191,7 +191,7 @@ fn a_file_that_is_deleted_under_the_server_ends_it() {
     assert!(log.contains("was deleted or replaced"), "{log}");
 }
 
-/// A server whose file may have so many KiB, and then cannot grow.
+/// Returns a server whose file may have this number of KiB, and then cannot grow.
 fn start_limited(store: &str, kib: u64) -> Server {
     let mut command = Command::new("sh");
     // POSIX counts in blocks of 512 bytes.

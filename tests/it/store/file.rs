@@ -58,7 +58,7 @@ fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     let disk = Disk::with(image);
     disk.set_faults(faults);
-    // What is durable, and what may be instead of it.
+    // The durable state, and the one that may be durable instead.
     let (mut durable, mut uncertain) = (Content::default(), None);
     for _ in 0..rng.u8(1..5) {
         let before = disk.operations();
@@ -74,9 +74,9 @@ fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
             return Err(failure.to_string());
         }
         if let Ok((mut store, found)) = opened {
-            // What a start has shown is durable.
+            // A state that a start has shown is durable.
             (durable, uncertain) = (judge(&found, durable, uncertain)?, None);
-            // A life that ends well is one that closes the store.
+            // A life that ends well closes the store.
             let commits = if rng.bool() { usize::MAX } else { rng.usize(0..8) };
             for _ in 0..commits {
                 let (next, new_users) = durable.next(&mut rng);
@@ -101,7 +101,7 @@ fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
     judge(&found, next, None).map(|_| ())
 }
 
-/// What is durable now; an error if it is not what it must be.
+/// Returns the durable state; an error if it is not as expected.
 fn judge(found: &Content, durable: Content, uncertain: Option<Content>) -> Result<Content, String> {
     if *found == durable || uncertain.as_ref() == Some(found) {
         return Ok(found.clone());
@@ -177,7 +177,7 @@ fn a_disk_that_fails_while_a_store_is_opened_says_so() {
     let (mut store, content) = open(&disk).unwrap();
     let (durable, new_users) = content.next(&mut Rng::with_seed(2));
     store.commit(&durable.state, &new_users).unwrap();
-    // Not closed: the next one has to recover it.
+    // It is not closed: the next one has to recover it.
     disk.fail_after(0);
     drop(store);
     disk.crash(&mut Rng::with_seed(3));

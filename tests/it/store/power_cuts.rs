@@ -1,6 +1,6 @@
-//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store, and
-//! a disk that loses what was not synced. Every event has a power of two as its value, so the exact sum that a store
-//! holds says which events it has; a model knows which were sent and which were acknowledged.
+//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store,
+//! and a disk that loses what was not synced. Every event has a power of two as its value, so the exact sum in a store
+//! reveals its events; a model knows which were sent and which were acknowledged.
 //!
 //! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test power_cuts` replays it, and
 //! `RINGTALLY_SEEDS=n` tries that many.
@@ -41,7 +41,7 @@ struct Event {
     is_acknowledged: bool,
 }
 
-/// What was sent, and what was acknowledged, over all lives of the server.
+/// The sent and the acknowledged events over all lives of the server.
 #[derive(Debug, Default)]
 struct Model {
     events: Vec<Event>,
@@ -52,7 +52,7 @@ struct Model {
 }
 
 impl Model {
-    /// Which events the store has, by its exact sum.
+    /// The events in the store, by its exact sum.
     fn events_in(sum: &ExactSum) -> BTreeSet<usize> {
         let bytes = sum.to_bytes();
         // Limbs of 32 bits in 64, from 2 to the power of -1074.
@@ -104,7 +104,7 @@ impl Model {
 /// A client, and what it waits for.
 struct Client {
     reader: Reader,
-    /// Requests that the server has not seen, and those without a response.
+    /// Requests that the server has not seen, and requests without a response.
     unseen: VecDeque<Request>,
     pending: VecDeque<Request>,
     /// The events of the last totals.
@@ -114,7 +114,7 @@ struct Client {
 /// One life of the server, and its clients.
 struct Life {
     server: Server,
-    /// Those of each shard.
+    /// The connections of each shard.
     clients: Vec<Vec<Client>>,
 }
 
@@ -190,7 +190,7 @@ impl Life {
         }
     }
 
-    /// Has clients take what has come, and checks it.
+    /// Lets clients read their responses, and checks them.
     fn take(&mut self, rng: &mut Rng, model: &mut Model) {
         for shard in 0..SHARDS {
             for at in 0..self.clients[shard].len() {

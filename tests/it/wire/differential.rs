@@ -172,7 +172,7 @@ proptest! {
         cuts.extend([0, input.len()]);
         cuts.sort_unstable();
         let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &input[cut[0]..cut[1]]).collect();
-        // What a client that waits for 100 gets depends on what has arrived, and so on the cuts.
+        // The response to a client that waits for 100 depends on what has arrived, and so on the cuts.
         if has(&input, "expect") {
             return Ok(());
         }
@@ -180,7 +180,7 @@ proptest! {
     }
 }
 
-/// What hyper's server accepts from the same bytes, as far as it reads whole bodies.
+/// Returns the requests that hyper's server accepts from the same bytes, as far as it reads whole bodies.
 fn hypers(input: &[u8]) -> Vec<Accepted> {
     let accepted = Arc::new(Mutex::new(Vec::new()));
     let service = service_fn(|request: hyper::Request<Incoming>| {
@@ -207,13 +207,13 @@ fn hypers(input: &[u8]) -> Vec<Accepted> {
         client.shutdown().await.unwrap();
         let mut http = hyper::server::conn::http1::Builder::new();
         http.half_close(true).header_read_timeout(None);
-        // What it refuses is an error here, and not a request above.
+        // A refusal is an error here, and not a request above.
         let _ = http.serve_connection(TokioIo::new(server), service).await;
     });
     Arc::into_inner(accepted).unwrap().into_inner().unwrap()
 }
 
-/// What this server refuses and hyper may accept: the start of the refusal's sentence, and the reason.
+/// Requests that this server refuses and hyper may accept: the start of the refusal's sentence, and the reason.
 const STRICTER: &[(&str, &str)] = &[
     ("send exactly one valid Host field", "hyper leaves Host to the application"),
     ("end every line with CR LF", "hyper accepts a bare LF (RFC 9112 section 2.2 lets it)"),
@@ -228,7 +228,7 @@ const STRICTER: &[(&str, &str)] = &[
 
 type Applies = fn(&[u8]) -> bool;
 
-/// What hyper refuses and this server accepts: whether it may apply, and the reason.
+/// Requests that hyper refuses and this server accepts: whether the case may apply, and the reason.
 const LOOSER: &[(Applies, &str)] = &[
     (
         |input| (b'2'..=b'9').any(|minor| has(input, &format!("http/1.{}", char::from(minor)))),
@@ -261,7 +261,7 @@ proptest! {
         let hypers = hypers(&input);
         for (at, (request, other)) in ours.iter().zip(&hypers).enumerate() {
             prop_assert_eq!(&request.body, &other.body, "{} at {}", input.escape_ascii(), at);
-            // What follows a request for a tunnel are not requests, but hyper reads on.
+            // The bytes after a request for a tunnel are not requests, but hyper reads on.
             if request.path == b"tunnel" {
                 return Ok(());
             }

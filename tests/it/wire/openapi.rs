@@ -30,8 +30,7 @@ impl Servers {
         servers
     }
 
-    /// A request for which an operation has a response with this status and media type, and where to
-    /// send it.
+    /// Returns a request to which an operation responds with this status and media type, and where to send it.
     fn provoke(
         &self,
         method: &str,

@@ -86,7 +86,7 @@ fn exchange(input: &[u8]) -> (Vec<u8>, bool) {
     (core.out, closes)
 }
 
-/// The same for bytes that come in pieces.
+/// Returns the same for bytes that come in pieces.
 fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let mut closes = false;
@@ -299,7 +299,7 @@ fn a_head_that_was_seen_before_never_stands_for_another() {
                 let mut changed = input.clone().into_bytes();
                 changed[at] = byte;
                 let changed = [&changed, follower.as_bytes()].concat();
-                // Its own head once more, so that the changed one is always compared with it.
+                // Its own head again, so that the changed one is always compared with it.
                 warm.connection = Connection::new(LIMITS, true, 0);
                 warm.feed(input.as_bytes());
                 warm.out.clear();
@@ -736,7 +736,7 @@ fn a_page_of_another_site_changes_nothing() {
             for path in ["/reset", "/stats", "/none"] {
                 assert_eq!(statuses(head(path, "").as_bytes()), (vec![403], false), "{fields:?}");
             }
-            // What changes nothing is not refused.
+            // Requests that change nothing are not refused.
             let get = format!("GET /health HTTP/1.1\r\n{fields}\r\n");
             assert_eq!(statuses(get.as_bytes()), (vec![200], false), "{fields:?}");
         }

@@ -1,5 +1,5 @@
-//! `ringtally serve` on real sockets: what `/stats` promises under load, the stop, the limits, and
-//! every way in which it refuses to start.
+//! `ringtally serve` on real sockets: the promises of `/stats` under load, the stop, the limits, and every way in which
+//! it refuses to start.
 
 use crate::world::{Client, PATIENCE, Server, Totals, eventually, post, ringtally, run, text};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
@@ -355,7 +355,7 @@ fn a_body_of_megabytes_is_received_and_a_stop_ends_it() {
     for bytes in [1_000_000, 1_300_000, 4_000_000] {
         assert_eq!(client.post("/event", &body(bytes)).status, 200, "{bytes}");
     }
-    // A part of one more is there when the server is told to end.
+    // A part of another one has arrived when the server is told to end.
     client.send(&post("/event", &body(4_000_000)).as_bytes()[..3_000_000]);
     assert_eq!(server.stop().total, 3);
 }
@@ -435,7 +435,7 @@ fn connection_storms_leak_no_descriptor() {
 
 #[test]
 fn a_server_out_of_descriptors_recovers() {
-    // Room for 32 connections, some that are turned away, and no more.
+    // Room for 32 connections, and some that are rejected.
     let server = Server::start_command(with_limit(
         "ulimit -n 120",
         &["serve", "--port", "0", "--shards", "1"],
@@ -576,7 +576,7 @@ fn a_port_in_use_is_refused_even_if_another_ringtally_has_it() {
         let expected = format!("error: port {port} is in use: stop the process that uses it");
         assert!(said.starts_with(&expected) && said.contains("--port"), "{said}");
     }
-    // The one that was there has noticed nothing.
+    // The existing one has noticed nothing.
     other.client().event("u", 1.0);
     assert_eq!(other.stop().total, 1);
 }
@@ -771,7 +771,7 @@ fn metrics_come_in_openmetrics_for_who_prefers_it() {
     for unit in ["process_cpu_seconds", "process_resident_memory_bytes", "ringtally_sent_bytes"] {
         assert!(units.contains(&unit), "{unit}: {units:?}");
     }
-    // Both have the same series, apart from the times at which counters of this process began.
+    // Both have the same series, except for the times at which counters of this process began.
     let (created, rest): (Vec<&str>, Vec<&str>) = samples
         .into_iter()
         .partition(|series| series.split('{').next().unwrap().ends_with("_created"));

@@ -1,4 +1,4 @@
-//! What this server reads from a connection's bytes, and whether the slow reader agrees.
+//! The requests that this server reads from a connection's bytes, and whether the slow reader agrees.
 
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
@@ -10,7 +10,7 @@ use ringtally::http::{
 const BODY_BYTES_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 300;
 
-/// What the server accepts from bytes that come in pieces, and how the connection ends.
+/// Returns the requests that the server accepts from bytes in pieces, and the end of the connection.
 pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
     let (accepted, end, _) = ours_and_last_response(pieces);
     (accepted, end)
@@ -115,7 +115,7 @@ fn wants_body(request: &Request<'_>) -> bool {
         && matches!(&request.target, Target::Path(path) if **path == *b"/event")
 }
 
-/// What the slow reader accepts, in the terms of the fast one.
+/// Returns the requests that the slow reader accepts, in the terms of the fast one.
 pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
     let limits = reference::Limits {
         request_line: REQUEST_LINE_BYTES_MAX,
@@ -150,8 +150,8 @@ pub fn has(input: &[u8], text: &str) -> bool {
     memchr::memmem::find(&input.to_ascii_lowercase(), text.as_bytes()).is_some()
 }
 
-/// Asserts that both accept the same requests and refuse the same input. Only what is incomplete may
-/// be refused early by one of them.
+/// Asserts that both accept the same requests and refuse the same input. Only incomplete input may be refused early by
+/// one of them.
 pub fn agree(input: &[u8], ours: &(Vec<Accepted>, End), theirs: &(Vec<Accepted>, End)) {
     assert_eq!(ours.0, theirs.0, "{}", input.escape_ascii());
     match (ours.1, theirs.1) {

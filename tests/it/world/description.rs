@@ -22,7 +22,7 @@ pub fn operations() -> impl Iterator<Item = (&'static str, String, &'static Valu
     })
 }
 
-/// What a value is or refers to.
+/// Returns a value, or the one that it refers to.
 pub fn resolve(value: &'static Value) -> &'static Value {
     match value.get("$ref").and_then(Value::as_str) {
         Some(reference) => document().pointer(reference.strip_prefix('#').unwrap()).unwrap(),
@@ -30,8 +30,8 @@ pub fn resolve(value: &'static Value) -> &'static Value {
     }
 }
 
-/// Panics unless `response` is described for the request at the start of `request`. What is described for
-/// no operation must be an error.
+/// Panics unless `response` is described for the request at the start of `request`. A response that is not described
+/// for any operation must be an error.
 pub fn check(request: &str, response: &Response) {
     let mut parts = request.trim_start().split([' ', '?']);
     let (method, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
@@ -48,7 +48,7 @@ pub fn check(request: &str, response: &Response) {
     }
 }
 
-/// Panics unless `response` is described for some operation, or says that there is none.
+/// Panics unless `response` is described for some operation, or reports an unknown one.
 pub fn check_response(response: &Response) {
     if response.status == 100 {
         return;

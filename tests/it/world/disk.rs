@@ -1,5 +1,5 @@
 //! A disk that keeps what was synced; of the rest, a power failure keeps any part. Above it is a page cache, which
-//! goes on showing what a failed sync has lost, until it forgets that.
+//! keeps showing what a failed sync has lost, until it forgets that.
 
 use fastrand::Rng;
 use redb::StorageBackend;
@@ -13,7 +13,7 @@ pub struct Disk(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// What a power failure cannot take.
+    /// The content that a power failure cannot take.
     synced: Vec<u8>,
     /// What a reader sees.
     current: Vec<u8>,
@@ -41,12 +41,12 @@ struct State {
 /// Bytes of a page of the page cache.
 const PAGE_BYTES: usize = 4096;
 
-/// What the disk does wrong.
+/// The faults of the disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     /// The error of every write and change of the length.
     pub write: Option<ErrorKind>,
-    /// The error of every sync. What was not synced stays so.
+    /// The error of every sync. Unsynced writes stay unsynced.
     pub sync: Option<ErrorKind>,
     /// A sync succeeds and does nothing.
     pub ignores_syncs: bool,
@@ -254,7 +254,7 @@ impl State {
         }
         change.apply(&mut self.current);
         if let Change::Write(offset, data) = &change {
-            // What is written makes its whole page dirty.
+            // A write makes its whole page dirty.
             for page in pages(*offset, data.len()).filter(|page| self.lost.remove(page)) {
                 let range = page_range(page, self.current.len());
                 self.unsynced.push(Change::Write(range.start, self.current[range].to_vec()));

@@ -1,4 +1,4 @@
-//! A connection whose peer takes every response at once, without an engine.
+//! A connection whose peer reads every response immediately, without an engine.
 
 use ringtally::connection::{Connection, Moment, Next};
 use ringtally::service::Service;
@@ -20,7 +20,7 @@ pub fn finish(
     }
 }
 
-/// Has the connection's action executed. Returns the responses that leave, and what it wants next.
+/// Executes the connection's action. Returns the responses that leave, and what it wants next.
 pub fn turn(
     connection: &mut Connection,
     moment: &Moment,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-/// What a published server does, or does wrong.
+/// The habits of a published server, right or wrong.
 #[derive(Clone, Copy)]
 pub struct Habits {
     pub status: u16,
@@ -22,7 +22,7 @@ pub struct Habits {
     pub java_floats: bool,
     /// The status of `POST /reset`; 200 resets.
     pub reset_status: u16,
-    /// Counts every event as that of a new user.
+    /// Counts every event for a new user.
     pub recounts_users: bool,
     /// Of so many requests, one has all its events lost, counted twice, refused with a status, or never
     /// responded to; 0 is none.
@@ -55,7 +55,7 @@ pub struct Habits {
     pub forgets: u64,
     /// `/stats` reads the sum, and some time later the count.
     pub tears: bool,
-    /// Acknowledges first, and counts so long after.
+    /// Acknowledges first, and counts after this time.
     pub counts_after: Duration,
     /// Counts every event again after this time.
     pub counts_again_after: Option<Duration>,
@@ -68,7 +68,7 @@ pub struct Habits {
     /// Requests with events that are completed per second, in their order and evenly, however many wait; 0 is any
     /// number.
     pub capacity: u32,
-    /// How long the connection of an event, by its number from 1 on, takes to count it.
+    /// The time that the connection of an event, by its number from 1 on, takes to count it.
     pub delay: fn(u64) -> Duration,
 }
 
@@ -116,7 +116,7 @@ struct Counted {
     sum: f64,
 }
 
-/// What all connections of a server share.
+/// The state that all connections of a server share.
 #[derive(Default)]
 struct State {
     counted: Mutex<Counted>,
@@ -125,7 +125,7 @@ struct State {
     seen: AtomicU64,
     begun: AtomicU64,
     asked: AtomicU64,
-    /// When the next request may be completed, if there is a capacity.
+    /// The time at which the next request may be completed, if there is a capacity.
     slot: Mutex<Option<Instant>>,
     /// While it is held for writing, nothing gets a response.
     stall: RwLock<()>,
@@ -179,7 +179,7 @@ fn turn_away(mut stream: TcpStream) {
     let response = "HTTP/1.1 503 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(response.as_bytes());
     let _ = stream.shutdown(Shutdown::Write);
-    // What is not read would reset the connection, and with it the response.
+    // Unread input would reset the connection, and lose the response.
     let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
 
@@ -388,7 +388,7 @@ pub fn load(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
     (output.status.code(), report)
 }
 
-/// Checks that the report of [`load`] says that the server was right.
+/// Checks that the report of [`load`] finds the server right.
 pub fn assert_exact(report: &(Option<i32>, Value)) {
     let (code, report) = report;
     assert_eq!((*code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");

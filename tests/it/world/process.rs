@@ -15,11 +15,11 @@ use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long anything that must happen may take.
+/// The time that anything that must happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A command that runs the real binary, or the one that `RINGTALLY_TEST_BINARY` names. It has the signals of
-/// a shell's foreground job: a background job of a script inherits an ignored SIGINT, and so would its children.
+/// Returns a command that runs the real binary, or the one that `RINGTALLY_TEST_BINARY` names. It has the signals of a
+/// shell's foreground job: a background job of a script inherits an ignored SIGINT, and so would its children.
 pub fn ringtally() -> Command {
     static HANDLED: Once = Once::new();
     // A signal that is caught here has its default disposition in what is started from here.
@@ -145,7 +145,7 @@ impl Server {
         (code, printed)
     }
 
-    /// The same, and what it logged since it was ready.
+    /// Returns the same, and its log since it was ready.
     pub fn wait_with_log(mut self) -> (Option<i32>, String, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -209,7 +209,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// How long a command that only measures may take.
+/// The time that a command that only measures may take.
 pub const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the binary to its end.

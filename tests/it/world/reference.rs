@@ -10,7 +10,7 @@ pub struct Accepted {
     pub body: Vec<u8>,
 }
 
-/// What comes after the last accepted request.
+/// The state after the last accepted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// More may come.
@@ -31,7 +31,7 @@ pub struct Limits {
     pub empty_lines: usize,
 }
 
-/// Why no request was read.
+/// The reason why no request was read.
 enum Stop {
     Incomplete,
     Refused,

@@ -1,4 +1,4 @@
-//! Whether a document is as its JSON Schema says. Every document that a command writes, and that the tests wait for,
+//! Checks documents against their JSON Schemas. Every document that a command writes, and that the tests wait for,
 //! passes through here.
 
 use clap::ValueEnum;

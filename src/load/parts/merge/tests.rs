@@ -46,7 +46,7 @@ fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Conf
     }
 }
 
-/// When the parts of the tests start.
+/// The start of the tests' parts.
 fn start() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
 }
@@ -60,7 +60,7 @@ fn clock(ahead_ms: i64) -> ClockOffset {
     ClockOffset::of(local, local, server)
 }
 
-/// The record of a client with such latencies, of an open loop if one is asked for.
+/// Returns the record of a client with these latencies, in an open loop if requested.
 fn record(ledger: Ledger, latency: Latencies, is_open_loop: bool) -> ClientRun {
     let further = || is_open_loop.then(|| latency.clone());
     let (from_send, lag) = (further(), further());
@@ -90,7 +90,7 @@ fn part_report(config: &Config, part: Part, run: ClientRun) -> PartReport {
     }
 }
 
-/// The reports of a run in which everything was acknowledged.
+/// Returns the reports of a run in which everything was acknowledged.
 fn good(parts: u64) -> Vec<(String, PartReport)> {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
     let config = config(workload, 10, None);
@@ -115,7 +115,7 @@ fn through_a_file(report: &PartReport) -> PartReport {
     read
 }
 
-/// Which events a client sent, each with what became of it and how long it took, and what it left.
+/// The events that a client sent, each with its outcome and latency, and the events that it left.
 struct Sender {
     ledger: Ledger,
     latencies: Latencies,
@@ -123,7 +123,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends a part over some threads, each of which stops at a time of its own.
+    /// Sends a part over some threads that each stop at their own time.
     fn send(
         part: Part,
         threads: u64,
@@ -185,7 +185,7 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
     account.evidence()
 }
 
-/// A fixed rate, a ramp, or stages, of which the last sends whatever is left.
+/// A fixed rate, a ramp, or stages; the last stage sends the rest.
 fn random_rate(random: &mut fastrand::Rng) -> Option<Profile> {
     let mut rate = || random.u64(1..1_000_000);
     let text = match rate() % 3 {
@@ -209,7 +209,7 @@ fn any_split_equals_the_whole() {
         let rate = [random_rate, |_: &mut _| None][random.usize(0..2)](&mut random);
         let seed = random.u64(..);
         let trouble = random.u64(0..4);
-        // The same for a request, whoever sends it.
+        // It is the same for a request, whoever sends it.
         let fate = |request: u64| match fastrand::Rng::with_seed(seed ^ request).u64(0..40) {
             0 if trouble > 0 => 0,
             1 if trouble > 1 => 1,
@@ -485,7 +485,7 @@ fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// A report of which any number was changed is refused or merged, and never ends the program.
+/// A report with any number changed is refused or merged, and never ends the program.
 #[test]
 fn no_edited_number_is_too_much() {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: Some(3) };
@@ -533,7 +533,7 @@ fn no_edited_number_is_too_much() {
     let values =
         ["0", "1", "-1", "999999999", "9007199254740993", "18446744073709551615", "1e300", "-0.5"];
     for (path, value) in paths.iter().flat_map(|path| values.map(|value| (path, value))) {
-        // In one of them, and in both in the same way: what they have in common must be equal.
+        // In one of them, and in both in the same way: common values must be equal.
         for first in [1, 0] {
             let mut edited = parts.clone();
             for number in edited[first..].iter_mut().filter_map(|part| part.pointer_mut(path)) {

@@ -1,4 +1,4 @@
-//! The axes of charts: where a value is, and which values have labels.
+//! The axes of charts: the place of a value, and the values that get labels.
 
 use crate::load::numbers::{rounded, time_in_full};
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};

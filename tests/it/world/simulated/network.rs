@@ -1,13 +1,13 @@
-//! A connection between a client and a server, as both ends see it: bytes on their way, sockets that hold a part of them, and the
-//! two ways in which it ends.
+//! A connection between a client and a server, seen from both ends: bytes on their way, sockets that hold a part of
+//! them, and the two ways in which it ends.
 
 use crate::world::{Response, description, text};
 use std::collections::VecDeque;
 
-/// How much the server's socket holds of what the client has not taken.
+/// The number of bytes in the server's socket that the client has not read.
 const ROOM_BYTES: usize = 8 * 1024;
 
-/// What the server has done with its side.
+/// The state of the server's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Open,
@@ -38,7 +38,7 @@ pub struct Link {
     is_rejected: bool,
 }
 
-/// What a receive of the server brings.
+/// The result of a receive of the server.
 #[derive(Debug)]
 pub enum Received {
     Bytes(Vec<u8>),
@@ -106,7 +106,7 @@ impl Link {
         self.has_end_arrived = self.has_client_finished && self.to_server.is_empty();
     }
 
-    /// The client takes some of what has come for it.
+    /// Lets the client read some of its bytes.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         let count = count.min(self.to_client.len());
         self.to_client.drain(..count).collect()
@@ -152,7 +152,7 @@ impl Link {
         self.is_reset || !self.arrived.is_empty() || self.has_end_arrived && !self.is_end_received
     }
 
-    /// The server receives, at most so many bytes. It must be readable.
+    /// Lets the server receive at most this number of bytes. It must be readable.
     pub fn receive(&mut self, bytes_max: usize) -> Received {
         if self.is_reset {
             return Received::Failed;

@@ -11,7 +11,7 @@ use ringtally::uring::Wakeup;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// How long its responses wait for the store.
+/// The time that its responses wait for the store.
 pub const STORE_TIMEOUT_MS: u64 = 1000;
 
 /// One life of a server.
