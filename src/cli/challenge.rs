@@ -1,7 +1,7 @@
 //! `ringtally challenge`.
 
-use super::load::LoadTuning;
-use super::serve::ServerTuning;
+use super::load::{HEADINGS as CLIENT_HEADINGS, LoadTuning};
+use super::serve::{HEADINGS as SERVER_HEADINGS, ServerTuning};
 use super::values::{CpuList, count, cpu_list, duration};
 use crate::challenge::{
     self, Config, DEFAULT_ROWS, JudgeConfig, MTU_MAX, MTU_MIN, OwnConfig, ROUNDS_MAX, Row,
@@ -9,7 +9,7 @@ use crate::challenge::{
 };
 use crate::failure::Failure;
 use crate::{load, topology};
-use clap::Args;
+use clap::{Arg, Args};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -61,11 +61,35 @@ pub struct ChallengeArgs {
     #[command(flatten, next_help_heading = "Options for servers")]
     judge: JudgeArgs,
     /// The client's
-    #[command(flatten, next_help_heading = "Client options")]
+    #[command(flatten)]
     load: LoadTuning,
     /// The server's
-    #[command(flatten, next_help_heading = "Server options")]
+    #[command(flatten)]
     server: ServerTuning,
+}
+
+/// The client's flags in the short help: the ones that a newcomer uses.
+const NEWCOMERS: [&str; 9] = [
+    "requests_flag",
+    "connections",
+    "duration",
+    "rate",
+    "pipeline",
+    "fail_if",
+    "json",
+    "html",
+    "quiet",
+];
+
+/// Puts the server's flags under one heading, and keeps what a newcomer does not use out of the short help.
+pub(super) fn present(flag: Arg) -> Arg {
+    let heading = flag.get_help_heading().unwrap_or_default();
+    if SERVER_HEADINGS.contains(&heading) {
+        return flag.help_heading("Server options").hide_short_help(true);
+    }
+    let is_clients = CLIENT_HEADINGS.contains(&heading);
+    let is_hidden = is_clients && !NEWCOMERS.contains(&flag.get_id().as_str());
+    flag.hide_short_help(is_hidden)
 }
 
 /// The servers to judge, and the rows.

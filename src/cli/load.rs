@@ -1,7 +1,7 @@
 //! `ringtally load`, and the client's flags that `challenge` has too.
 
 use super::serve::read_token;
-use super::shape::{Shape, ShapeArgs};
+use super::shape::{PACING, Shape, ShapeArgs, WORKLOAD};
 use super::values::{CpuList, count, cpu_list, duration, time};
 use crate::challenge::Places;
 use crate::failure::Failure;
@@ -69,47 +69,50 @@ a threshold failed, 2 bad usage, 3 no server there or the client cannot run here
 #[derive(Args, Debug)]
 pub struct LoadArgs {
     /// URL of the server, without a path
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    #[arg(long, help_heading = TARGET, default_value = "http://127.0.0.1:8000")]
     url: String,
-    /// CPUs to run on, such as 0-3,8 [default: those allowed, without the server's]
+    /// CPUs to run on, such as 0-3,8
     ///
-    /// Threads are pinned to them in turn. By default, the client keeps off the cores of a server
-    /// on this machine.
-    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    /// Threads are pinned to them in turn. By default, the client uses all allowed CPUs, except for the cores of a
+    /// server on this machine.
+    #[arg(long, help_heading = TARGET, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
-    /// Do not reset the server; measure from the totals it has
-    #[arg(long)]
+    /// Measure from the server's current totals
+    ///
+    /// The server is not reset first.
+    #[arg(long, help_heading = TARGET)]
     no_reset: bool,
-    /// File with the token that the server's POST /reset requires
+    /// File with the token for POST /reset
     ///
     /// It is sent as "Authorization: Bearer TOKEN", as a server with --admin-token-file expects.
-    #[arg(long, value_name = "FILE", conflicts_with = "no_reset")]
+    #[arg(long, help_heading = TARGET, value_name = "FILE", conflicts_with = "no_reset")]
     token_file: Option<PathBuf>,
-    /// Send part K of N, with clients on other machines that send the others
+    /// Send part K of N of a common run
     ///
-    /// All clients get the same flags but for K, and together send exactly what one client would
-    /// have sent: of the events, connections, and rate, each has every Nth. Start them with ssh, a
-    /// job array, or whatever starts processes. Each writes a part report (--json), and ringtally
-    /// merge makes one report and one verdict of all. They start together: --start-at is the
-    /// same time on all machines, whose clocks must agree; --start-in is for clients that are
-    /// launched at the same moment. Of the time before the start, the last third (with --start-at,
-    /// the last second) is for the reset, which part 1 makes and no other; by then, and as long
-    /// before, all clients must be connected and warm.
-    #[arg(long, value_name = "K/N", requires = "json",
+    /// Clients on other machines send the other parts. All clients get the same flags except for K, and
+    /// together send exactly what one client would: each has every Nth event, connection, and part of the rate.
+    /// Start them with ssh, a job array, or whatever starts processes. Each writes a part report (--json), and
+    /// ringtally merge makes one report and one verdict of all. They start together: --start-at is the same
+    /// time on all machines, whose clocks must agree; --start-in is for clients that are launched at the same
+    /// moment. In the last third of the time before the start (with --start-at, in the last second), part 1
+    /// resets the server; the same time before that, all clients must be connected and warm.
+    #[arg(long, help_heading = DISTRIBUTED, value_name = "K/N", requires = "json",
         conflicts_with_all = ["hdr", "html", "export", "fail_if", "abort_if", "tui"])]
     part: Option<Part>,
-    /// When all parts start: 2026-11-24T12:00:00Z, or seconds as date +%s prints
-    #[arg(long, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
-    start_at: Option<SystemTime>,
-    /// How long after their launch all parts start, at least 3s
-    #[arg(long, value_name = "TIME", value_parser = duration, requires = "part")]
-    start_in: Option<Duration>,
-    /// Name of the run, the same for all parts, such as a job id [default: --start-at]
+    /// Common start of all parts
     ///
-    /// Merge refuses parts with different names, or with different parameters.
-    #[arg(long, value_name = "TEXT", requires = "part")]
+    /// A time such as 2026-11-24T12:00:00Z, or seconds since 1970 as date +%s prints.
+    #[arg(long, help_heading = DISTRIBUTED, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
+    start_at: Option<SystemTime>,
+    /// Time from launch to start, at least 3s
+    #[arg(long, help_heading = DISTRIBUTED, value_name = "TIME", value_parser = duration, requires = "part")]
+    start_in: Option<Duration>,
+    /// Common name of the parts [default: --start-at]
+    ///
+    /// A job id, for example. Merge refuses parts with different names, or with different parameters.
+    #[arg(long, help_heading = DISTRIBUTED, value_name = "TEXT", requires = "part")]
     run_id: Option<String>,
-    /// Find the highest rate at which this holds, such as p99<5ms
+    /// Find the highest rate with p99<5ms, say
     ///
     /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000 requests/s, doubles until
     /// the condition does not hold, and is then narrowed down to 2%. Each rate is tried in 3 to 5
@@ -118,76 +121,84 @@ pub struct LoadArgs {
     /// windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
     /// fails while the client was the limit is repeated. The search ends if totals are wrong or responses
     /// malformed, or if connections were never open and no threshold names connections_open. The report has
-    /// the latencies over the rate, and says if the client was the limit first. REQUESTS is not used: a window
-    /// has as many as its rate and length make, and at most one connection per request. --fail-if applies to
+    /// the latencies over the rate, and names the client if it was the limit first. REQUESTS is not used: the
+    /// rate and length of a window decide its requests, with at most one connection per request. --fail-if applies to
     /// the rate that was found, with the medians over its windows, and to the figure rate, which is that rate.
-    #[arg(long, value_name = "CONDITION",
+    #[arg(long, help_heading = SEARCH, value_name = "CONDITION",
         conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup", "abort_if"])]
     find_rate: Option<LatencyLimit>,
-    /// Length of a window of --find-rate [default: as long as its rate needs]
+    /// Length of a window [default: by its rate]
     ///
     /// At least twice the limit, and as long as 100 requests take, or as many as the percentile needs: 1,000
     /// for p99.9. By default, it is at least 1s, four times the limit, and as long as 2,000 requests take, but no
     /// longer than 10s for these. Rates at which it would have too few requests are not tried.
-    #[arg(long, value_name = "TIME", value_parser = duration, requires = "find_rate")]
+    #[arg(long, help_heading = SEARCH, value_name = "TIME", value_parser = duration, requires = "find_rate")]
     window: Option<Duration>,
     /// The flags that `challenge` has too
     #[command(flatten)]
     tuning: LoadTuning,
 }
 
+/// The headings of the flags.
+const TARGET: &str = "Target";
+const DISTRIBUTED: &str = "Distributed";
+const SEARCH: &str = "Search";
+const OUTPUT: &str = "Output";
+pub(super) const HEADINGS: [&str; 6] = [TARGET, WORKLOAD, PACING, DISTRIBUTED, SEARCH, OUTPUT];
+
 /// The client's flags other than the server's address.
 #[derive(Args, Debug)]
 pub(super) struct LoadTuning {
     #[command(flatten)]
     shape: ShapeArgs,
-    /// Values of the events
-    #[arg(long, value_enum, default_value = "integer")]
+    /// Values: integer, half, or one [default: integer]
+    ///
+    /// integer counts from 0 to 999, half adds 0.5, and with one, all are 1.
+    #[arg(long, help_heading = WORKLOAD, value_enum, default_value = "integer", hide_default_value = true, hide_possible_values = true)]
     values: Values,
     /// Number of distinct users
-    #[arg(long, default_value = "75000", value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
+    #[arg(long, help_heading = WORKLOAD, default_value = "75000", value_name = "N", value_parser = count::<u64>(1..=u64::MAX))]
     users: u64,
-    /// What the ids of users begin with, before their number [default: user_]
+    /// Prefix of the users' ids [default: user_]
     ///
-    /// Users whose ids begin with anything but user_ must not have been sent to the server since
-    /// its totals were zero: the verdict relies on it. By default, the ids begin with user_, as
-    /// published; if the server has users already and cannot be reset, they begin with what no
-    /// other run has, so that uniqueUsers can be checked. Pass user_ to send the same users again.
-    #[arg(long, value_name = "TEXT")]
+    /// Users with another prefix must not have been sent to the server since its totals were zero: the verdict
+    /// relies on it. The default is user_, as published. If the server already has users and cannot be reset, it
+    /// is a unique prefix, so that uniqueUsers can be checked. Pass user_ to send the same users again.
+    #[arg(long, help_heading = WORKLOAD, value_name = "TEXT")]
     user_prefix: Option<UserPrefix>,
-    /// Events per request: batches of N go to POST /events [default: one event to POST /event]
+    /// Events per POST /events [default: no batches]
     ///
-    /// A batch is one JSON object per line; the last one may be shorter. A response says how many events
-    /// were accepted, and a server that names another number than was sent is wrong. All events of a
-    /// batch share its outcome: acknowledged, refused with its status, or unknown if there was no
-    /// response. Requests, --rate, and rps count events; latency is that of a batch, from when its
-    /// first event was due. Up to the maximum, a batch fits the default of serve --max-batch; what
-    /// all connections have in flight must fit its --max-batch-memory.
-    #[arg(long, value_name = "N", value_parser = count::<u64>(1..=BATCH_MAX))]
+    /// Without this flag, each event is a POST /event. A batch has one JSON object per line; the last one may be
+    /// shorter. A server that acknowledges another number of events than the batch had is wrong. All events of
+    /// a batch share its outcome: acknowledged, refused with its status, or unknown if there was no response.
+    /// Requests, --rate, and rps count events; latency is the batch's, from when its first event was due. Up
+    /// to the maximum, a batch fits the default of serve --max-batch; the batches of all connections must fit
+    /// its --max-batch-memory.
+    #[arg(long, help_heading = WORKLOAD, value_name = "N", value_parser = count::<u64>(1..=BATCH_MAX))]
     batch: Option<u64>,
     /// Requests in flight per connection
-    #[arg(long, default_value = "1", value_name = "D", value_parser = count::<usize>(1..=PIPELINE_MAX))]
+    #[arg(long, help_heading = WORKLOAD, default_value = "1", value_name = "D", value_parser = count::<usize>(1..=PIPELINE_MAX))]
     pipeline: usize,
     /// Client threads [default: one per CPU]
-    #[arg(long, value_name = "T", value_parser = count::<usize>(1..=THREADS_MAX))]
+    #[arg(long, help_heading = TARGET, value_name = "T", value_parser = count::<usize>(1..=THREADS_MAX))]
     threads: Option<usize>,
-    /// Requests to send first, which are not measured
+    /// Unmeasured requests to send first
     ///
     /// They are sent on the same connections. Then the server is reset, or, if it cannot be,
     /// measured from the totals it has.
-    #[arg(long, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=EVENTS_MAX))]
+    #[arg(long, help_heading = WORKLOAD, default_value = "0", value_name = "N", value_parser = count::<u64>(0..=EVENTS_MAX))]
     warmup: u64,
-    /// Poll /stats during the run and report impossible responses
+    /// Poll /stats and report impossible responses
     ///
-    /// A hundred times per second. A response is impossible if a total went down, if it counts more
+    /// It polls a hundred times per second during the run. A response is impossible if a total went down, if it counts more
     /// than was sent or less than was acknowledged, or if its numbers do not belong together. With
     /// --values one, the sum must be the count, so that every torn response is found. Of clients with
-    /// --part, part 1 polls: what it knows of the others is that they send no more than their parts.
-    #[arg(long)]
+    /// --part, part 1 polls; it only knows that the others send no more than their parts.
+    #[arg(long, help_heading = OUTPUT)]
     watch: bool,
-    /// Exit with 1 if this holds, such as p99>5ms; may be given more than once
+    /// Exit with 1 if this holds, such as p99>5ms
     ///
-    /// A threshold is a figure, an operator (< <= > >= == !=), and a limit. A
+    /// May be given more than once. A threshold is a figure, an operator (< <= > >= == !=), and a limit. A
     /// figure that is known only as a bound fails the run unless the bound
     /// decides. The figures are:
     ///   mean, p50, p90, p95, p99, p99.9, p99.99, max
@@ -209,9 +220,9 @@ pub(super) struct LoadTuning {
     ///       polled, and of the server (challenge only)
     ///   verdict  exact, wrong, or undecided: verdict!=exact
     ///   client_limited  whether the client was the limit: true or false
-    #[arg(long, value_name = "THRESHOLD", verbatim_doc_comment)]
+    #[arg(long, help_heading = OUTPUT, value_name = "THRESHOLD", verbatim_doc_comment)]
     fail_if: Vec<Threshold>,
-    /// Exit with 1 if this holds, and end the run as soon as that is certain
+    /// Same, and end the run as soon as it is certain
     ///
     /// Takes the thresholds of --fail-if, and ends the run once one can no longer pass, whatever the rest of
     /// the run brings: refused>0 with the first refusal, max>1s with the first such request, p99>5ms once more
@@ -219,43 +230,43 @@ pub(super) struct LoadTuning {
     /// of requests is known, which it is not with --duration in a closed loop. verdict, client_limited, held,
     /// unsent, connections_open, and CPU time are known at the end. The totals are checked as always. May be
     /// given more than once.
-    #[arg(long, value_name = "THRESHOLD")]
+    #[arg(long, help_heading = OUTPUT, value_name = "THRESHOLD")]
     abort_if: Vec<Threshold>,
-    /// How long to wait for a connection or a response
+    /// Time to wait for a response
     ///
-    /// A request without a response in that time is in the percentiles with the time that it was
-    /// waited for; a percentile that depends on one is a lower bound, and printed with >=.
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    /// Connections have the same time to open. A request without a response in that time is in the percentiles
+    /// with the time that the client waited; a percentile that depends on one is a lower bound, printed with >=.
+    #[arg(long, help_heading = TARGET, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     timeout: Duration,
     #[command(flatten)]
     report: ReportFiles,
     /// Show the run on the whole terminal
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = OUTPUT, conflicts_with = "quiet")]
     tui: bool,
     /// Show neither progress nor a summary
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     quiet: bool,
 }
 
 /// The places of a report, other than the terminal.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReportFiles {
-    /// Write the report as JSON; - is standard output
-    #[arg(long, value_name = "FILE")]
+    /// JSON report; - is standard output
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a percentile table for HdrHistogram's plotter; - is standard output
-    #[arg(long, value_name = "FILE")]
+    /// Percentiles for HdrHistogram's plotter
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     hdr: Option<PathBuf>,
-    /// Write the report as one HTML page that needs no network; - is standard output
-    #[arg(long, value_name = "FILE")]
+    /// Report as one offline HTML page
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write a file for another tool, such as junit=report.xml; may be given more than once
+    /// File for a tool, such as junit=report.xml
     ///
-    /// The formats are bmf (Bencher Metric Format), github-action-benchmark (its
+    /// May be given more than once. The formats are bmf (Bencher Metric Format), github-action-benchmark (its
     /// customSmallerIsBetter) and github-action-benchmark-bigger (customBiggerIsBetter), junit (a test
     /// case for the verdict and for each threshold), markdown (for a job's summary), and csv (a row
     /// per second; of --find-rate, per rate).
-    #[arg(long, value_name = "FORMAT=FILE")]
+    #[arg(long, help_heading = OUTPUT, value_name = "FORMAT=FILE")]
     export: Vec<Export>,
 }
 

@@ -80,6 +80,7 @@ pub enum Command {
     Compare(CompareArgs),
     /// Run a server and a client on CPUs of their own and print one report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
+    #[command(mut_args = challenge::present)]
     Challenge(ChallengeArgs),
     /// Keep a server for challenge, which starts this
     #[command(hide = true)]

@@ -102,6 +102,8 @@ const LIMITS: &str = "Limits";
 const TIMEOUTS: &str = "Timeouts";
 const STORE: &str = "Store";
 const OPERATIONS: &str = "Operations";
+pub(super) const HEADINGS: [&str; 6] =
+    [LISTENING, PERFORMANCE, LIMITS, TIMEOUTS, STORE, OPERATIONS];
 
 /// The server's flags other than its address and CPUs.
 #[derive(Args, Debug)]

@@ -6,6 +6,10 @@ use crate::load::{EVENTS_MAX, Profile, grouped};
 use clap::Args;
 use std::time::Duration;
 
+/// Headings of the flags of a load.
+pub(super) const WORKLOAD: &str = "Workload";
+pub(super) const PACING: &str = "Pacing";
+
 /// Keeps the positional arguments under "Arguments" in the help of `challenge`, too.
 const NO_HEADING: Option<&str> = None;
 
@@ -26,27 +30,26 @@ pub(super) struct ShapeArgs {
     #[arg(help_heading = NO_HEADING, value_parser = count::<u64>(1..=WORKERS_MAX))]
     workers: Option<u64>,
     /// Events to send, as REQUESTS
-    #[arg(short = 'n', long = "requests", value_name = "N", value_parser = count::<u64>(1..=EVENTS_MAX))]
+    #[arg(short = 'n', long = "requests", help_heading = WORKLOAD, value_name = "N", value_parser = count::<u64>(1..=EVENTS_MAX))]
     requests_flag: Option<u64>,
-    /// Connections, as WORKERS; or a ramp such as 100:5000, or stages
+    /// Connections, as WORKERS, or a ramp
     ///
-    /// A ramp goes evenly from the first number to the second, over --duration or --stages. Stages have
+    /// A ramp such as 100:5000 goes evenly from the first number to the second, over --duration or --stages. Stages have
     /// their own times, as in 10s@100,1s@100:5000,30s@5000,1s@5000:100: the run ends with the last one, and
     /// in a closed loop sends until then. Connections open one by one, and close once they have all their
     /// responses, so that no event becomes unknown. A client has no more threads than the fewest connections.
-    #[arg(short = 'c', long = "connections", value_name = "N", value_parser = connections)]
+    #[arg(short = 'c', long = "connections", help_heading = WORKLOAD, value_name = "N", value_parser = connections)]
     connections: Option<Profile>,
-    /// How long to send, instead of REQUESTS, such as 30s
+    /// Time to send for, instead of REQUESTS
     ///
-    /// With --rate, the run has the events that are due in that time. If they are late, the client goes on
-    /// sending them for at most --timeout; those that are left count as unsent. Without --rate, it has as many
-    /// events as it sends in that time, and waits for their responses. Either way, the verdict is as
-    /// exact as with REQUESTS.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// With --rate, the run has the events that are due in that time. If they are late, the client continues
+    /// to send them for at most --timeout; the rest counts as unsent. Without --rate, the client sends as many
+    /// events as fit, and waits for their responses. Either way, the verdict is as exact as with REQUESTS.
+    #[arg(long, help_heading = WORKLOAD, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
-    /// Events per second, sent on schedule (an open loop), or a ramp such as 1000:20000 [default: closed loop]
+    /// Events per second [default: closed loop]
     ///
-    /// Event i is due after i/R seconds, whatever the server does, on the connections in turn.
+    /// The events are sent on schedule, in an open loop, at a fixed rate or a ramp such as 1000:20000. Event i is due after i/R seconds, whatever the server does, on the connections in turn.
     /// Latency counts from when a request was due, so a server that stalls shows in the
     /// percentiles. A closed loop waits for a connection's response before it sends the next
     /// request, and hides such a stall (coordinated omission). The report also has the latency from
@@ -54,14 +57,14 @@ pub(super) struct ShapeArgs {
     /// connection busy. R may have three decimals: at 0.5, an event is due every two seconds. A ramp
     /// goes evenly from the first rate to the second, over --duration or, without it, over the time that
     /// REQUESTS take.
-    #[arg(long, value_name = "R", value_parser = rate)]
+    #[arg(long, help_heading = PACING, value_name = "R", value_parser = rate)]
     rate: Option<Profile>,
-    /// Rates one after another, such as 10s@1000,30s@5000:20000
+    /// Rates, such as 10s@1000,30s@5000:20000
     ///
     /// A stage is a time with a rate or a ramp: here, 10 seconds at 1,000 events per second, and then 30
     /// seconds in which the rate grows from 5,000 to 20,000. A stage at 0 is a pause. The run ends with the
     /// last stage, as with --duration.
-    #[arg(long, value_name = "STAGES", value_parser = stages)]
+    #[arg(long, help_heading = PACING, value_name = "STAGES", value_parser = stages)]
     stages: Option<Profile>,
 }
 
