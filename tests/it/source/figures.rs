@@ -63,7 +63,7 @@ fn tables(text: &str) -> Vec<(Option<&str>, Vec<&str>)> {
     all
 }
 
-/// What is wrong with a row: the figures that no line of its file has all of.
+/// Reports whether one line of the result has all figures of the row.
 fn is_of(row: &str, result: &str) -> bool {
     let published = numbers(row);
     result.lines().any(|line| {
