@@ -323,6 +323,8 @@ impl Postgres {
         if write.is_reset {
             client.batch_execute("NOTIFY ringtally").await?;
         }
+        // It returns no error either if the database answers that the transaction was rolled back (issue 1334 of
+        // rust-postgres). So nothing above may leave a response unread in which an error could come.
         client.batch_execute("COMMIT").await?;
         session.check_warning()?;
         Ok(Some(generation))
