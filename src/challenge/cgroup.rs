@@ -17,7 +17,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Makes a group below this process's own. `None` if that is not allowed here, or if there is no cgroup v2.
+    /// Makes a group below this process's own. Returns `None` if that is not allowed here, or without cgroup v2.
     pub(super) fn make() -> Option<Group> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -69,7 +69,7 @@ pub(super) fn end(path: &Path) {
     }
 }
 
-/// Sends SIGKILL to every process in a group at once, so that none can fork away.
+/// Sends SIGKILL to all processes of a group together, so that none can fork away.
 pub(super) fn kill(path: &Path) -> io::Result<()> {
     fs::write(path.join("cgroup.kill"), "1")
 }

@@ -15,7 +15,7 @@ const OWN: &str = "ringtally";
 /// A server that `--server` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerCommand {
-    /// Its name in reports: that of the flag, or else the last part of the program's path.
+    /// Its name in reports: the one in the flag, or else the last part of the program's path.
     pub name: String,
     /// The command as it was typed.
     text: String,

@@ -65,7 +65,7 @@ impl Outcome {
     }
 }
 
-/// A server's figure divided by that of the first server in the same round.
+/// A server's figure divided by the first server's in the same round.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "ServerRatio")]
 pub(super) struct Ratio {
@@ -130,7 +130,7 @@ pub(super) struct InRow {
     pub(super) p99_ratio: Option<Ratio>,
     /// The verdict of its runs: the worst of them; null if none was checked.
     pub(super) verdict: Option<String>,
-    /// The first reason why it is not exact or void; null if there is none.
+    /// The first reason why it is not exact or void; null without one.
     pub(super) why: Option<String>,
     /// The number of its void runs, which are in no figure.
     pub(super) void_runs: usize,
@@ -195,7 +195,7 @@ pub(super) struct RowFound {
     pub(super) name: String,
     /// Its description.
     pub(super) title: String,
-    /// The servers, by rank, then those without one.
+    /// The servers by rank, then the unranked ones.
     pub(super) servers: Vec<InRow>,
 }
 
@@ -213,7 +213,7 @@ pub(super) struct ServerFound {
     pub(super) start_up_ms: Option<Spread>,
     /// The most memory that its processes held in bytes: the sum of their peaks.
     pub(super) peak_rss_bytes: Option<u64>,
-    /// The requests per second that it can take, for rows at a share of them; null without such a row.
+    /// Its capacity in requests per second, for rows at a share of it; null without such a row.
     pub(super) capacity_per_s: Option<f64>,
     /// Whether the client was the limit of that capacity.
     pub(super) capacity_is_clients: bool,
@@ -325,7 +325,7 @@ fn pairs(base: &[&Run], head: &[&Run], figure: fn(&Run) -> Option<f64>) -> Vec<(
     head.iter().filter_map(|run| Some((value(in_round(run.round)?)?, value(run)?))).collect()
 }
 
-/// Puts the servers in order: by CPU time per request, or, in a row that has none, by the 99th percentile.
+/// Orders the servers by CPU time per request, or in a row without it, by the 99th percentile.
 fn rank(all: &mut [InRow]) {
     let order = |one: &InRow| {
         let figure = one.cpu_us.or(one.p99_us).map_or(f64::INFINITY, |spread| spread.median);
@@ -396,7 +396,7 @@ pub(super) mod tests {
         Found { known: vec![known; servers], runs, is_interrupted: false }
     }
 
-    /// Two servers, of which the second differs by a factor in CPU time, over some rounds with noise.
+    /// Returns two servers over some rounds with noise; the second differs by a factor in CPU time.
     fn compared(factor: f64, rounds: u32, row: Row) -> (Vec<ServerFound>, Vec<RowFound>) {
         let noise = |round: u32| 1.0 + 0.01 * f64::from(round % 3);
         let runs = (0..rounds).flat_map(|round| {

@@ -2,7 +2,7 @@
 //! everything that it started, also when the challenge is killed. Whatever the server starts stays below this process,
 //! because it adopts what loses its parent.
 //!
-//! It is told what to do on standard input (`stop`, or its end) and tells what happened on standard output, a line each.
+//! It gets commands on standard input (`stop`, or its end) and reports events on standard output, a line each.
 
 use super::cgroup;
 use super::log::BoundedLog;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// The longest time that killed processes may take to end: the kernel ends one once its system call is over.
 const KILL_MAX: Duration = Duration::from_secs(5);
-/// The time between two rounds of kills, each of which reaches processes that were forked since the last.
+/// The time between two rounds of kills; each reaches processes that were forked since the last.
 const KILL_EVERY: Duration = Duration::from_millis(5);
 /// The longest time that the rest of the log may take once everything has ended.
 const LOG_MAX: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ enum Event {
     Orphaned,
 }
 
-/// Keeps a server until it is told to end it. Whatever fails is told to the challenge.
+/// Keeps a server until it gets the command to end it. Failures are reported to the challenge.
 pub fn run(config: &Config) {
     if let Err(error) = keep(config) {
         tell(&format!("failed {error}"));
@@ -94,7 +94,7 @@ fn keep(config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the server in a process group, and on CPUs of its own.
+/// Starts the server in its own process group, on its own CPUs.
 fn start(config: &Config, output: io::PipeWriter) -> io::Result<Pid> {
     let (program, arguments) = config.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
@@ -110,11 +110,11 @@ fn start(config: &Config, output: io::PipeWriter) -> io::Result<Pid> {
         None => command.spawn(),
     };
     sched_setaffinity(None, &ours)?;
-    // It is waited for by `reap`, with all others.
+    // `reap` waits for it, with all others.
     spawned.map(|child| Pid::from_child(&child))
 }
 
-/// Waits for every process that ends, so that its CPU time is added to that of this process.
+/// Waits for every process that ends, so that its CPU time is added to this process's.
 fn reap(server: Pid, events: &Sender<Event>) {
     loop {
         let event = match wait(WaitOptions::empty()) {

@@ -12,7 +12,7 @@ pub(super) enum Listeners {
     /// The server and somebody else, or somebody else alone.
     Shared,
     Foreign,
-    /// The kernel does not say.
+    /// That is unknown.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! The log of a server: its output in a file of bounded size, the beginning and the end of it.
+//! The log of a server: the beginning and the end of its output, in a file of bounded size.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -61,7 +61,7 @@ impl BoundedLog {
     }
 }
 
-/// Returns the last lines of a log in one line; `None` if there are none.
+/// Returns the last lines of a log in one line; `None` without any.
 pub(super) fn quote(path: &Path) -> Option<String> {
     let bytes = std::fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_MAX)..]).into_owned();

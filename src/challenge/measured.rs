@@ -21,7 +21,7 @@ const CPU_MIN: Duration = Duration::from_millis(20);
 pub(super) enum Seen {
     /// The report of a load, and what it cost the server.
     Load(Box<SeenLoad>),
-    /// The median, the 99th percentile, and the mean of first responses, or the reason why there are none.
+    /// The median, the 99th percentile, and the mean of first responses, or the reason why they are missing.
     Pause(Result<[f64; 3], String>),
     /// No report, for this reason.
     Nothing(String),
@@ -74,7 +74,7 @@ pub(super) enum Limit {
     Server,
     /// One of the server's threads.
     Thread,
-    /// The rate that was asked for.
+    /// The requested rate.
     Rate,
     /// Waiting, of the server or of the few connections.
     Waiting,
@@ -113,7 +113,7 @@ pub(super) struct Run {
     pub(super) p99_us: Option<f64>,
     /// The 99.9th percentile of the latency in microseconds.
     pub(super) p99_9_us: Option<f64>,
-    /// CPU time of the server and all that it started per request in microseconds; null if the run was too short to tell.
+    /// CPU time per request of the server and its children in microseconds; null if the run was too short.
     pub(super) cpu_us: Option<f64>,
     /// The part of it in user mode.
     pub(super) user_us: Option<f64>,
@@ -129,12 +129,12 @@ pub(super) struct Run {
     pub(super) limit: Option<Limit>,
     /// The reason why its figures are void; null if they are not.
     pub(super) void: Option<String>,
-    /// Responses of `/stats` during the run; null if it was not asked for.
+    /// Responses of `/stats` during the run; null if it was not polled.
     pub(super) stats_responses: Option<u64>,
 }
 
 impl Run {
-    /// Returns what is known of a run of a server, in a row and a round, on so many CPUs.
+    /// Returns the figures of a server's run, in a row and a round, on this number of CPUs.
     pub(super) fn new(at: (usize, usize, u32), row: Row, seen: &Seen, cpus: usize) -> Run {
         let (server, number, round) = at;
         let empty = Run {
@@ -205,7 +205,7 @@ fn of_load(empty: Run, row: Row, load: &SeenLoad, cpus: usize) -> Run {
     }
 }
 
-/// Returns what limited a run whose server has used so many CPUs.
+/// Returns the limit of a run whose server has used this number of CPUs.
 fn limit(row: Row, is_client_limited: bool, used: Option<f64>, cpus: usize) -> Limit {
     match used {
         _ if is_client_limited => Limit::Client,
@@ -216,7 +216,7 @@ fn limit(row: Row, is_client_limited: bool, used: Option<f64>, cpus: usize) -> L
     }
 }
 
-/// Returns why the figures of a run say nothing of its server, if so.
+/// Returns the reason why the figures of a run are void, if they are.
 fn void(row: Row, load: &SeenLoad, used: Option<f64>) -> Option<String> {
     let troubles = [
         ("/refused", "refused"),

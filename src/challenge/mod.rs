@@ -51,7 +51,7 @@ use std::time::Duration;
 pub const SERVERS_MAX: usize = 64;
 /// The most rounds.
 pub const ROUNDS_MAX: u64 = 1000;
-/// The time for which a comparison looks at the machine before it starts.
+/// The time for which a comparison observes the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 
 /// A checked configuration.
@@ -76,7 +76,7 @@ pub struct JudgeConfig {
     pub start_max: Duration,
     /// Flags for this program's own server.
     pub tuning: Vec<String>,
-    /// The load. Its server is another for each start.
+    /// The load. Its server changes with each start.
     pub load: load::Config,
 }
 
@@ -99,7 +99,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Opens the places that `--json`, `--html`, and `--export` name, where `-` is standard output; `quiet` is whether
+    /// Opens the places that `--json`, `--html`, and `--export` name, `-` is standard output; `quiet` is whether
     /// `--quiet` was given.
     ///
     /// # Errors
@@ -165,12 +165,12 @@ pub fn schema(format: Format) -> Option<Schema> {
     (format == Format::Servers).then(|| format.schema::<Compared>())
 }
 
-/// Runs the challenge. No server outlives this process, however that ends.
+/// Runs the challenge. No server outlives this process, however it ends.
 ///
 /// # Errors
 ///
-/// Those of a server at its start and its end, of [`load::run`], and of the report's files; and [`Failure::Wrong`] if a
-/// server is not exact.
+/// The errors of a server at its start and its end, of [`load::run`], and of the report's files; and [`Failure::Wrong`]
+/// if a server is not exact.
 pub fn run(config: Config) -> Result<(), Failure> {
     match config {
         Config::Own(config) => own::run(*config),

@@ -35,7 +35,7 @@ pub fn enter(mtu: u64) -> Result<(), Failure> {
         false => &["--user", "--map-root-user", "--net"],
     };
     let set_up = format!("ip link set lo mtu {mtu} && ip link set lo up");
-    // Tried first, because the process that does it for good cannot tell why it did not work.
+    // It is tried first, because the process that does it for real cannot tell why it did not work.
     let tried = Command::new("unshare").args(flags).args(["sh", "-c", &set_up]).output();
     let tried = tried.map_err(|error| cannot(format!("unshare: {error}")))?;
     if !tried.status.success() {
@@ -56,6 +56,6 @@ fn inside() -> Option<u64> {
 
 /// Returns the MTU of the loopback device that this process uses; `None` if it cannot be read.
 pub(super) fn loopback_mtu() -> Option<u64> {
-    // In a namespace of its own, /sys still shows the devices of the first one.
+    // In a new namespace, /sys still shows the devices of the old one.
     inside().or_else(|| std::fs::read_to_string("/sys/class/net/lo/mtu").ok()?.trim().parse().ok())
 }

@@ -16,14 +16,14 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long the server may take to get ready. Its own checks end sooner.
+/// The time that the server may take to get ready. Its own checks end sooner.
 const START_MAX: Duration = Duration::from_secs(30);
-/// How long the server may take to stop, beyond its drain timeout.
+/// The time that the server may take to stop, in addition to its drain timeout.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// How often to check whether it has stopped.
+/// The interval at which to check whether it has stopped.
 const STOP_TICK: Duration = Duration::from_millis(2);
 
-/// The command of the server, and where it listens: on a free port.
+/// The command of the server, which listens on a free port.
 const ADDRESS: [&str; 5] = ["serve", "--host", "127.0.0.1", "--port", "0"];
 
 /// A checked configuration.
@@ -36,11 +36,11 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Makes the client's configuration, once the server's address is known.
     pub load: Box<dyn FnOnce(Server) -> load::Config>,
-    /// Where the report goes.
+    /// The places of the report.
     pub output: Output,
 }
 
-/// What the server process did wrong. The message is its own, if it sent one.
+/// A fault of the server process. The message is its own, if it sent one.
 #[derive(Debug)]
 enum Error {
     /// It could not be run.
@@ -83,7 +83,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let message = error.to_string();
         match error {
-            // The server's own exit code says that the flags have to change.
+            // The server's own exit code means that the flags have to change.
             Error::NotStarted { status, .. } if status.code() == Some(2) => Failure::Usage(message),
             Error::Spawn(_) | Error::NotStarted { .. } | Error::StartTimedOut => {
                 Failure::Environment(message)
@@ -93,11 +93,11 @@ impl From<Error> for Failure {
     }
 }
 
-/// Runs the challenge. The server ends with this process, however that ends.
+/// Runs the challenge. The server ends with this process, however it ends.
 ///
 /// # Errors
 ///
-/// Those of the server at its start and its end, of [`load::run`], and of the report's files; and
+/// The errors of the server at its start and its end, of [`load::run`], and of the report's files; and
 /// [`Failure::Wrong`] if the report says so.
 pub(super) fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
@@ -207,7 +207,7 @@ impl ServerProcess {
         Process::new(Pid::from_child(&self.child).as_raw_nonzero().get()).ok()
     }
 
-    /// User and system time so far.
+    /// Returns user and system time so far.
     fn cpu_time(&self) -> Option<CpuTime> {
         let stat = self.process()?.stat().ok()?;
         let time =
@@ -222,7 +222,7 @@ impl ServerProcess {
 
     /// Stops the server as an operator would, and waits until it has ended.
     fn stop(mut self, limit: Duration) -> Result<(), Error> {
-        // Fails if it has ended already, which its status tells.
+        // Fails if it has already ended, which its status shows.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + limit;
         let status = loop {
@@ -262,8 +262,8 @@ struct LogLine {
     message: String,
 }
 
-/// Passes on the warnings in the server's log, and what is no log line, such as a panic's message.
-/// Returns its last error, which whoever waits for the server's end reports.
+/// Passes on the warnings in the server's log, and other output, such as a panic's message. Returns its last error,
+/// which whoever waits for the server's end reports.
 fn relay_log(stderr: ChildStderr) -> Option<String> {
     let mut last_error = None;
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {

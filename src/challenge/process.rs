@@ -307,7 +307,7 @@ fn free_port() -> io::Result<u16> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Asks a server whether it is ready: it responds to `/health` or, because some have none, to `/stats` with 200.
+/// Asks a server whether it is ready: it responds to `/health` with 200 or, because some lack it, to `/stats`.
 fn is_ready(address: SocketAddr) -> bool {
     let ask = |path: &str| -> io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, RESPONSE_MAX)?;

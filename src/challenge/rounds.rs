@@ -1,5 +1,5 @@
-//! Servers in turns: in each round every server is started, warmed up, asked for each row, and stopped. The order is reversed
-//! from round to round (A B B A), so that what changes on the machine meanwhile changes for all.
+//! Servers in turns: in each round every server is started, warmed up, measured in each row, and stopped. The order is
+//! reversed from round to round (A B B A), so that changes of the machine affect all servers.
 
 use super::command::ServerCommand;
 use super::measured::{Run, Seen};
@@ -17,7 +17,7 @@ use std::time::Duration;
 const WARM_UP_GAIN: f64 = 1.05;
 const WARM_UP_PARTS: std::ops::RangeInclusive<u32> = 2..=8;
 const WARM_UP_PART: Duration = Duration::from_millis(500);
-/// A capacity is the median of so many runs of this length.
+/// The number of runs whose median is a capacity, and their length.
 const CAPACITY_RUNS: usize = 3;
 const CAPACITY_RUN: Duration = Duration::from_secs(1);
 
@@ -34,7 +34,7 @@ pub(super) struct Plan {
     pub(super) is_quiet: bool,
 }
 
-/// A server, and what is known of it besides its runs.
+/// A server, and its figures other than its runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Its whole command, in the first round.

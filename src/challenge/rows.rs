@@ -25,13 +25,13 @@ pub enum Row {
     Pipeline(u64),
     /// Batches of this number of events.
     Batch(u64),
-    /// As many requests as it takes, and `/stats` beside them.
+    /// As many requests as it takes, and `/stats` at the same time.
     Stats,
     /// The first response after a pause.
     Pause,
 }
 
-/// The rows if none are named: what tells servers apart within a minute for each.
+/// The rows if none are named: they distinguish servers within a minute for each.
 pub const DEFAULT: [Row; 4] = [Row::Saturated, Row::Near(80), Row::Near(90), Row::Stats];
 
 impl FromStr for Row {

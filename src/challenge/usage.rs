@@ -29,8 +29,8 @@ impl CpuTime {
     }
 }
 
-/// Returns the CPU time so far of all that a keeper has started, from `/proc`. Every process that ended was waited for by its
-/// parent, or by the keeper, to whom its time was added.
+/// Returns the CPU time so far of all processes that a keeper has started, from `/proc`. Every ended process was waited
+/// for by its parent or by the keeper, to whom its time was added.
 pub(super) fn cpu(keeper: i32) -> Option<CpuTime> {
     let tick = Duration::from_secs(1) / u32::try_from(procfs::ticks_per_second()).ok()?;
     let ticks = |count: i64| tick * u32::try_from(count).unwrap_or(0);
@@ -48,8 +48,8 @@ pub(super) fn cpu(keeper: i32) -> Option<CpuTime> {
     Some(used)
 }
 
-/// Returns the most memory that the processes of a keeper have held, in bytes: the sum of their peaks, in which memory that
-/// they share counts for each. `None` if there is none that can be read.
+/// Returns the peak memory of a keeper's processes in bytes: the sum of their peaks; shared memory counts for each.
+/// `None` if none can be read.
 pub(super) fn peak_rss_bytes(keeper: i32) -> Option<u64> {
     let peak = |process: &Process| process.status().ok()?.vmhwm;
     let peaks: Vec<u64> = descendants(keeper).iter().filter_map(peak).collect();

@@ -1,8 +1,8 @@
-//! The loop of a shard: which connection is looked at when, whatever moves their bytes.
+//! The loop of a shard: the order in which connections are served, whatever moves their bytes.
 //!
-//! A [`Driver`] knows no socket and no clock: operations that have completed come in, one call per completion, and the
-//! operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and the simulators
-//! with a network of their own, so what they show holds for what is shipped.
+//! A [`Driver`] does not know sockets or clocks: operations that have completed come in, one call per completion, and
+//! the operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and
+//! the simulators with a network of their own, so their proofs hold for the shipped code.
 
 use super::{BACKLOG, Line, Waits};
 use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
@@ -11,22 +11,22 @@ use crate::metrics::{OfKinds, ShardMetrics};
 use crate::service::Service;
 use std::fmt;
 
-/// Receives in a row that leave room in their buffer, after which a connection's receive is multishot. One multishot receive
-/// may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from one buffer at a time. If it
-/// never reads its responses, it holds little memory.
+/// The number of consecutive receives that leave room in their buffer, after which a connection's receive is multishot.
+/// One multishot receive may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from
+/// one buffer at a time. If it never reads its responses, it holds little memory.
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
 /// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
-/// A connection, and its place among those of its shard.
+/// A connection, and its place in its shard.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
     /// Its action is executed at the end of the iteration.
     is_queued: bool,
-    /// It is in the line of those with work to do.
+    /// Whether it is in the line of connections with work.
     is_in_line: bool,
     /// Receives in a row that left room in their buffer.
     small_receives: u8,
@@ -43,7 +43,7 @@ impl Client {
         self.is_queued
     }
 
-    /// Whether it is in the line of those with work to do.
+    /// Whether it is in the line of connections with work.
     pub fn is_in_line(&self) -> bool {
         self.is_in_line
     }
@@ -52,7 +52,7 @@ impl Client {
 /// An open connection of [`Sockets`].
 #[derive(Debug)]
 pub struct Open<'a, S> {
-    /// What the driver keeps for it.
+    /// The driver's data.
     pub client: &'a mut Client,
     /// Its socket.
     pub socket: S,
@@ -60,12 +60,13 @@ pub struct Open<'a, S> {
     pub is_receiving: bool,
 }
 
-/// A socket, for what needs no completion.
+/// A socket, for operations without a completion.
 pub trait Socket {
     /// Appends what has arrived to `bytes`, at most `bytes_max` bytes. Returns how many these are: none as well at the end, or
     /// if the connection has failed, which the next receive reports. Nothing may be receiving.
     fn receive_now(&mut self, bytes: &mut Vec<u8>, bytes_max: usize) -> usize;
-    /// Sends what the socket takes at once, and returns how many bytes these are. A failure is reported by the next send.
+    /// Sends what the socket takes immediately, and returns the number of bytes. A failure is reported by the next
+    /// send.
     fn send_now(&mut self, bytes: &[u8]) -> usize;
     /// Shuts down the write half. Returns whether the connection is still there.
     fn shut_down_sending(&mut self) -> bool;
@@ -77,22 +78,22 @@ pub trait Socket {
 pub trait Newcomer {
     /// Whether the peer's address is a loopback address.
     fn peer_is_loopback(&self) -> bool;
-    /// Whether there is no room for it: it gets a 503 and is closed.
+    /// Whether the server is full: the connection gets a 503 and is closed.
     fn is_rejected(&self) -> bool;
 }
 
 /// The result of an attempt to accept a connection.
 #[derive(Debug)]
 pub enum Accepted<A> {
-    /// Nobody waits to be accepted.
+    /// No connection waits to be accepted.
     None,
-    /// One that another shard serves, or nobody.
+    /// A connection for another shard, or for none.
     Elsewhere,
-    /// One that this shard serves.
+    /// A connection for this shard.
     Here(A),
 }
 
-/// How a connection has ended.
+/// The end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// In order: its last response was sent, or its peer has left.
@@ -107,7 +108,7 @@ pub enum Ended {
 
 /// The sockets of one shard, and the operations on them.
 pub trait Sockets {
-    /// Names a connection. One that has ended may be named until the operations on it have ended.
+    /// Names a connection. An ended connection may be named until the operations on it have ended.
     type Key: Copy;
     /// A socket of an open connection.
     type Socket<'a>: Socket
@@ -139,7 +140,7 @@ pub trait Sockets {
     fn insert(&mut self, accepted: Self::Accepted, client: Client) -> Self::Key;
     /// Receives, once or until it is stopped.
     fn receive(&mut self, key: Self::Key, is_multishot: bool);
-    /// Stops receiving. What has arrived before may still be received.
+    /// Stops receiving. Bytes that arrived before may still be received.
     fn stop_receiving(&mut self, key: Self::Key);
     /// Sends all of these bytes. If it `skips_completion`, nothing waits for its end, unless that is a failure.
     fn send(&mut self, key: Self::Key, bytes: Vec<u8>, skips_completion: bool);
@@ -147,7 +148,7 @@ pub trait Sockets {
     fn close(&mut self, key: Self::Key, how: Ended);
 }
 
-/// One shard, apart from its sockets.
+/// One shard, without its sockets.
 pub struct Driver<S: Sockets> {
     service: Service,
     limits: Limits,
@@ -162,7 +163,7 @@ pub struct Driver<S: Sockets> {
     cut: usize,
     /// Connections with input, between the last two ticks.
     active: usize,
-    /// Those of them that have ended, since the last tick.
+    /// Active connections that have ended since the last tick.
     ended: usize,
 }
 
@@ -184,7 +185,7 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// What responds to its requests.
+    /// The service that responds to its requests.
     #[inline]
     pub fn service(&mut self) -> &mut Service {
         &mut self.service
@@ -306,8 +307,8 @@ impl<S: Sockets> Driver<S> {
         self.close(sockets, key, Ended::Failed);
     }
 
-    /// Ends an iteration with this many completions: those in line have their turn, everything is published, and the actions of
-    /// all connections that had an event are executed. Returns whether there was anything to do.
+    /// Ends an iteration with this many completions: connections in line have their turn, everything is published, and
+    /// the actions of all connections with an event are executed. Returns whether there was anything to do.
     pub fn end_iteration(&mut self, sockets: &mut S, completions: usize) -> bool {
         self.work_through_line(sockets);
         self.release_settled(sockets);
@@ -336,8 +337,8 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Ends what has waited too long, and while the server drains, what has nothing in flight. Returns the time at which that is
-    /// due again, in milliseconds.
+    /// Ends connections that have waited too long, and while the server drains, connections with nothing in flight.
+    /// Returns the next time at which that is due, in milliseconds.
     pub fn tick(&mut self, sockets: &mut S) -> u64 {
         self.moment.received_ms = self.moment.now_ms;
         self.release_settled(sockets);
@@ -355,9 +356,10 @@ impl<S: Sockets> Driver<S> {
         due_ms
     }
 
-    /// Looks at the deadlines of all connections. Returns when the next one is, and the connections that have to be closed.
+    /// Looks at the deadlines of all connections. Returns the next deadline, and the connections that have to be
+    /// closed.
     fn look_at_all(&mut self, sockets: &mut S) -> (u64, Vec<(S::Key, Ended)>) {
-        // With those that have ended: if each request has a connection of its own, few are open at any moment.
+        // This includes ended ones: if each request has a connection of its own, few are open at any moment.
         let mut active = std::mem::take(&mut self.ended);
         let mut in_flight = OfKinds::default();
         let (mut due_ms, mut to_close) = (u64::MAX, Vec::new());
@@ -372,7 +374,7 @@ impl<S: Sockets> Driver<S> {
             match connection.tick(moment, service) {
                 Due::Nothing => due_ms = due_ms.min(connection.deadline_ms()),
                 Due::Act => queue_up(queue, client, key),
-                // What has arrived unseen is seen first, unless it is discarded.
+                // Input that has arrived is handled first, unless it is discarded.
                 Due::CloseIdle
                     if is_draining && !connection.is_lingering() && socket.has_unread() => {}
                 Due::CloseIdle => to_close.push((key, Ended::Idle)),
@@ -398,12 +400,12 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Has the next tick end everything.
+    /// Lets the next tick end everything.
     pub fn abort(&mut self) {
         self.moment.urgency = Urgency::Abort;
     }
 
-    /// Has connections in line work.
+    /// Lets the connections in line work.
     fn work_through_line(&mut self, sockets: &mut S) {
         let Driver { line, queue, service, moment, .. } = self;
         line.advance(|key| {
@@ -425,7 +427,7 @@ impl<S: Sockets> Driver<S> {
         });
     }
 
-    /// Queues up the connections whose responses the store has settled, or for which totals were read.
+    /// Queues the connections whose responses the store has settled, or for which totals were read.
     fn release_settled(&mut self, sockets: &mut S) {
         if self.waits.is_empty() {
             return;
@@ -473,8 +475,8 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Notes what a connection waits for, and does what needs no completion. Returns the responses to send, and what its socket
-    /// does then.
+    /// Notes what a connection waits for, and does what does not need a completion. Returns the responses to send, and
+    /// what its socket does then.
     #[inline]
     fn begin_action(
         &mut self,
@@ -486,7 +488,7 @@ impl<S: Sockets> Driver<S> {
         let connection = &mut client.connection;
         look_for_unread(&self.moment, connection, &socket);
         let action = connection.action(&self.moment, &mut self.service);
-        // Everybody else is looked at before it has anything to do again.
+        // All others are served before it works again.
         connection.renew();
         if action.has_work && !std::mem::replace(&mut client.is_in_line, true) {
             self.line.join(key);
@@ -497,7 +499,8 @@ impl<S: Sockets> Driver<S> {
         if send > 0 && !connection.is_sending() {
             let mut taken = connection.take_responses(send, self.moment.now_ms);
             if connection.is_finishing() {
-                // The last ones: if the socket takes them at once, the write half is shut down in the same iteration.
+                // For the last responses: if the socket takes them immediately, the write half is shut down in the same
+                // iteration.
                 let sent = socket.send_now(&taken);
                 self.service.metrics().sent_bytes.add(sent as u64);
                 taken.drain(..sent);
@@ -544,7 +547,7 @@ impl<S: Sockets> fmt::Debug for Driver<S> {
     }
 }
 
-/// Has the action of a connection executed at the end of the iteration.
+/// Schedules the action of a connection for the end of the iteration.
 #[inline]
 fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
     if !std::mem::replace(&mut client.is_queued, true) {

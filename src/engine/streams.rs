@@ -145,13 +145,13 @@ impl Hub {
         service.durability().map_or((u64::MAX, u64::MAX), reached)
     }
 
-    /// Has a task woken when the store has what its responses have come to wait for, and asks for that.
+    /// Arranges to wake a task when the store has what its responses wait for, and requests that.
     fn wake_after(&self, action: &Action, received_ms: u64, watch: &Rc<Watch>) {
         let service = self.service.borrow();
         let Some(durability) = service.durability() else { return };
         let mut waits = self.waits.borrow_mut();
         waits.join(&Rc::downgrade(watch), action, received_ms);
-        // If it has come meanwhile, the task sees that before it waits.
+        // If it has arrived meanwhile, the task sees that before it waits.
         waits.ask(durability);
         service.metrics().waiting.set(waits.len() as u64);
     }

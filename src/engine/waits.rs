@@ -1,12 +1,12 @@
-//! Connections whose responses wait for the store, and when the store is asked for what they wait for.
+//! Connections whose responses wait for the store, and the time at which the store is asked.
 
 use crate::connection::Action;
 use crate::store::Durability;
 use std::collections::VecDeque;
 
-/// How long, in milliseconds, a shard that always has something to do lets responses wait before it asks for a commit.
-/// With 1,000 connections, asking after every iteration takes a quarter of the throughput; with 4 ms instead of 2, commits
-/// take half as much CPU time.
+/// The time in milliseconds for which a busy shard lets responses wait before it asks for a commit. With 1,000
+/// connections, asking after every iteration takes a quarter of the throughput; with 4 ms instead of 2, commits take
+/// half as much CPU time.
 const COMMIT_AFTER_MS: u64 = 4;
 
 /// One connection that waits for an epoch.
@@ -20,9 +20,9 @@ struct Waiting<K> {
 /// The connections of a shard that wait, each list in the order of its epochs.
 #[derive(Debug)]
 pub struct Waits<K> {
-    /// Those whose responses wait until an epoch is settled.
+    /// Connections whose responses wait until an epoch is settled.
     settling: VecDeque<Waiting<K>>,
-    /// Those whose responses wait until totals were read after the cut of an epoch.
+    /// Connections whose responses wait until totals were read after the cut of an epoch.
     reading: VecDeque<Waiting<K>>,
     /// Since when some wait without the store having been asked.
     unasked_since_ms: Option<u64>,
@@ -53,12 +53,12 @@ impl<K: Clone> Waits<K> {
         self.settling.is_empty() && self.reading.is_empty()
     }
 
-    /// How many wait, for either.
+    /// Returns the number of waiting connections.
     pub fn len(&self) -> usize {
         self.settling.len() + self.reading.len()
     }
 
-    /// Whether some wait for what nobody has asked for.
+    /// Whether some wait for something that was not requested yet.
     #[inline]
     pub fn has_unasked(&self) -> bool {
         self.unasked_since_ms.is_some()
@@ -70,8 +70,8 @@ impl<K: Clone> Waits<K> {
         self.unasked_since_ms.is_some_and(|since_ms| now_ms >= since_ms + COMMIT_AFTER_MS)
     }
 
-    /// Asks the store for what was not asked for. Returns whether some of it has come meanwhile: then nothing will wake this
-    /// shard for it.
+    /// Requests from the store what was not requested yet. Returns whether some of it has arrived meanwhile: then
+    /// nothing will wake this shard for it.
     pub fn ask(&mut self, durability: &Durability) -> bool {
         if self.unasked_since_ms.take().is_none() {
             return false;
@@ -82,7 +82,8 @@ impl<K: Clone> Waits<K> {
         read || settled
     }
 
-    /// Calls `each` with those for which the store has settled what they wait for, or has read totals, and forgets them.
+    /// Calls `each` with the connections for which the store has settled the epoch or read the totals, and forgets
+    /// them.
     pub fn release(&mut self, durability: &Durability, mut each: impl FnMut(K)) {
         let reached =
             [(&mut self.settling, durability.settled()), (&mut self.reading, durability.read())];
@@ -95,7 +96,7 @@ impl<K: Clone> Waits<K> {
         }
     }
 
-    /// Notes that the store is late with what some wait for, or have waited for until they ended.
+    /// Notes that the store is late with what some connections wait for, or waited for until they ended.
     pub fn note_late(&self, durability: &Durability, now_ms: u64) {
         for list in [&self.settling, &self.reading] {
             let is_late = |waiting: &Waiting<K>| {

@@ -1,9 +1,9 @@
-//! The lines of a batch in the shape in which clients send events: an object with `userId` first, then `value`, and no white
-//! space, or one space after each colon and the comma.
+//! The lines of a batch in the usual shape: an object with `userId` first, then `value`, and no white space, or one
+//! space after each colon and the comma.
 //!
-//! First, vectors find where many lines end; then each line is read on its own. The processor then works on several lines
-//! together, because no line has to wait for the end of the line before it. What is read here has the value that [`super::decode`] would find, to the
-//! bit. Nothing is refused here: other lines are left to that.
+//! First, vectors find the ends of many lines; then each line is read on its own. The processor then works on several
+//! lines together, because no line has to wait for the end of the line before it. A line read here has the value that
+//! [`super::decode`] would find, to the bit. Nothing is refused here: other lines are left to that.
 
 use super::USER_ID_BYTES_MAX;
 use super::canonical::{EXACT_POWERS, number};
@@ -13,14 +13,14 @@ use wide::u8x16;
 /// The part of a batch that is searched for lines in one step, in bytes. It has about as many lines as a block has events.
 pub(super) const WINDOW_BYTES: usize = 2048;
 
-/// Bytes that vectors compare at once, one bit of a word for each.
+/// The number of bytes that vectors compare together, one bit of a word for each.
 const CHUNK: usize = 64;
 const _: () = assert!(WINDOW_BYTES == 2 << 10, "a comment names it");
 
 /// Lines that are noted for each chunk, whether they are there or not.
 const NOTED: usize = 2;
 
-/// Bytes from the start of a line in which most lines end.
+/// The length in which most lines end.
 const HEAD: usize = 64;
 
 /// The lines at the start of a batch.
@@ -87,7 +87,7 @@ impl Lines {
     }
 }
 
-/// Which bytes are line feeds, one bit for each, the first one lowest.
+/// Returns the line feeds among the bytes, one bit for each, the first one lowest.
 #[inline(always)]
 fn line_feeds(chunk: &[u8; CHUNK]) -> u64 {
     let (parts, _) = chunk.as_chunks();
@@ -97,12 +97,12 @@ fn line_feeds(chunk: &[u8; CHUNK]) -> u64 {
     })
 }
 
-/// What comes before the id, and between id and number.
+/// The text before the id, and between id and number.
 const OPENING: &[u8; 11] = b"{\"userId\":\"";
 const BETWEEN: &[u8; 10] = b"\",\"value\":";
 
-/// Reads the event on a line of a batch. `line` is its place, without its line feed. Returns the user and the value; `None` for
-/// a line of another shape, and where the batch ends soon after it.
+/// Reads the event on a line of a batch. `line` is its place, without its line feed. Returns the user and the value;
+/// Returns `None` for a line of another shape, and if the batch ends soon after it.
 #[inline(always)]
 pub fn decode_usual_line(batch: &[u8], line: Range<usize>) -> Option<(&[u8], f64)> {
     let (rest, length) = (batch.get(line.start..)?, line.end.checked_sub(line.start)?);

@@ -59,8 +59,8 @@ impl Drop for Temporary {
 }
 
 impl Destination {
-    /// Opens the places that some flags name, if they were given, and those of `exports`, each with its flag. Nothing is
-    /// written.
+    /// Opens the places that some flags name, if they were given, and the places of `exports`, each with its flag.
+    /// Nothing is written.
     ///
     /// # Errors
     ///

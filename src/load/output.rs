@@ -1,4 +1,4 @@
-//! What is written of a run, a part, or a search, and to which places.
+//! The output of a run, a part, or a search, and its places.
 
 use super::destination::{Destination, put};
 use super::export::{self, Export, Findings};
@@ -39,8 +39,8 @@ impl Output {
         Ok(Output { json, hdr, html, exports: (exports, places), quiet })
     }
 
-    /// Writes the report to every place that was asked for, and the summary to standard output,
-    /// or to standard error if one of the reports goes to standard output.
+    /// Writes the report to every requested place, and the summary to standard output, or to standard error if one of
+    /// the reports goes to standard output.
     pub fn write(mut self, report: &Report) -> Result<(), Failure> {
         let summary = Summary::of(&self, report.summary());
         let exported = self.exported(|| report.exported());

@@ -371,7 +371,7 @@ impl FoundRate {
                 (_, Some(name)) => point.latency_us.figure(name)?,
                 _ => return None,
             };
-            // What is too much is no interval of the rate, and windows have no interval of latencies.
+            // A rate that is too high is not an interval of the rate, and windows do not have an interval of latencies.
             Some(Finding { figure, value, range: None })
         };
         let rows = self.curve.iter().map(|point| {
@@ -596,7 +596,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!((&json["rate"], &json["client_limited"]), (&rate.into(), &false.into()));
         assert_eq!(json["client_limited_from"], 64_000);
-        // Each tool for smaller or bigger figures gets one, and what is too much is no end of an interval.
+        // Each tool for smaller or bigger figures gets one, and a rate that is too high does not end an interval.
         let exported = found.exported();
         let values = exported.values.iter().map(|value| (value.figure.name, value.range));
         let names = ["mean", "p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "rate"];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::channel;
 use std::sync::{Barrier, OnceLock};
 
-/// An open loop of one thread and one connection, to an address where nobody listens.
+/// Returns an open loop of one thread and one connection, to an address where nothing listens.
 fn run() -> Run {
     let workload = Workload { events: 1000, users: 10, values: Values::One, batch: None };
     let rate: Profile = "1000".parse().unwrap();

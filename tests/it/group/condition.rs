@@ -1,7 +1,7 @@
 //! The conditions of the statements that write, evaluated as PostgreSQL would: what a simulation shows of them holds for the text
 //! that is sent.
 
-/// What a condition is about.
+/// The subject of a condition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Values {
     /// The number of the row's last write.

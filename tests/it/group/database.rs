@@ -3,8 +3,8 @@
 //!
 //! As in PostgreSQL, a transaction is in the log of the primary first. If the standby is synchronous, it is seen by
 //! nobody and keeps its locks until the standby has it, unless its wait is canceled; then it is seen, and the standby
-//! may never have it. A primary that a standby was promoted for can still be read, and waits in vain with all that is
-//! written. If the standby is not synchronous, a promotion loses what it does not have.
+//! may never have it. A primary whose standby was promoted can still be read, and waits in vain with all writes. If the
+//! standby is not synchronous, a promotion loses what it does not have.
 
 use super::condition::{GENERATION, Values};
 use fastrand::Rng;
@@ -23,17 +23,17 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-/// How long the row of a server stays that is not seen.
+/// The time for which the row of an unseen server stays.
 const GONE: Duration = Duration::from_secs(3600);
 
 /// The row that stands for all servers that are gone.
 const SUM_OF_ALL: Id = [0; 16];
 
-/// What all servers have counted after a transaction.
+/// The totals of all servers after a transaction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Version {
     pub(crate) generation: i64,
-    /// Bit n is set where event n is counted: its value is 2 to the power of n.
+    /// Bit n is set if event n is counted: its value is 2 to the power of n.
     pub(crate) bits: u64,
     pub(crate) users: u64,
 }
@@ -49,7 +49,7 @@ struct Row {
     is_sum_of_all: bool,
 }
 
-/// What a transaction has changed.
+/// The changes of a transaction.
 #[derive(Clone)]
 enum Change {
     Generation(i64),
@@ -69,7 +69,7 @@ struct Transaction {
 struct Tables {
     generation: i64,
     rows: BTreeMap<Id, Row>,
-    /// Those of the present generation.
+    /// The users of the current generation.
     users: HashSet<Vec<u8>>,
 }
 
@@ -129,18 +129,18 @@ struct OwnedWrite {
 
 /// Both servers of the database, and what they hold.
 pub(crate) struct Cluster {
-    /// What is seen on each.
+    /// The state on each.
     nodes: [Tables; 2],
-    /// The one that the group is on.
+    /// The node that the group uses.
     primary: usize,
     pub(crate) is_synchronous: bool,
     /// The transactions of the first primary.
     log: Vec<Transaction>,
-    /// How many of them the standby has.
+    /// The number of them on the standby.
     shipped: usize,
     clock: Duration,
     versions: Vec<Version>,
-    /// Every event that was ever counted where a failure cannot take it back.
+    /// Every event that was ever counted safe from failures.
     durable: u64,
     /// A promotion has lost transactions.
     pub(crate) has_lost: bool,
@@ -182,7 +182,7 @@ impl Cluster {
         &self.versions
     }
 
-    /// Events that were ever counted where a failure cannot take them back.
+    /// Returns the events that were ever counted safe from failures.
     pub(crate) fn durable(&self) -> u64 {
         self.durable
     }
@@ -384,7 +384,7 @@ impl Cluster {
     pub(crate) fn straggle(&mut self) {
         if let Some(write) = self.stragglers.pop_front() {
             let generation = self.nodes[0].generation;
-            // One that waits for a lock is lost, as if its connection had been noticed to be.
+            // A session that waits for a lock is lost, as if its connection had been found dead.
             let _ = self.commit(0, &write, generation);
         }
     }
@@ -404,23 +404,23 @@ impl Database {
     }
 }
 
-/// How a database is broken on purpose.
+/// The ways in which a database is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// It says that a commit is durable which another server's reset has superseded.
+    /// It reports a commit as durable that another server's reset has superseded.
     Hasty,
     /// It reads what it has read before.
     Stale,
-    /// It makes a reset whose outcome is unknown once more.
+    /// It repeats a reset whose outcome is unknown.
     Repeated,
-    /// It says that a read is confirmed, and has not written anything.
+    /// It reports a read as confirmed without having written anything.
     Unconfirmed,
     /// It makes a commit whatever was written to the row since.
     Unordered,
 }
 
-/// What a thread says that runs a committer.
+/// A message of a thread that runs a committer.
 pub(crate) enum Step {
     /// It waits in the middle of a commit.
     Paused,
@@ -440,7 +440,7 @@ pub(crate) struct SimulatedLink {
     first: usize,
     /// Nothing fails, and nobody acts in between: while it joins.
     is_joining: Arc<Mutex<bool>>,
-    /// What was read last.
+    /// The last read.
     rows: RefCell<Option<Vec<Share>>>,
     is_in_doubt: Cell<bool>,
     news: Arc<Wakeup>,
@@ -457,7 +457,7 @@ impl SimulatedLink {
         *self.is_joining.lock().unwrap()
     }
 
-    /// Has others act. Fails if this server is killed meanwhile, or its connection is lost.
+    /// Has others act. Fails if this server is killed, or its connection is lost, meanwhile.
     fn step(&self) -> Result<(), StoreError> {
         if self.is_joining() {
             return Ok(());

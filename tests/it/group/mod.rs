@@ -45,7 +45,7 @@ struct Pending {
     request: Request,
     /// Bytes that its connection has with it.
     end: usize,
-    /// What the database held when all of it was received, and the time.
+    /// The content of the database when all of it was received, and the time.
     version: Option<usize>,
     received_ms: u64,
     /// Nothing else waited on its connection then.
@@ -111,7 +111,7 @@ impl Life {
         let thread = std::thread::spawn(move || {
             while let Ok(()) = { gone.lock().unwrap().recv() } {
                 let result = committer.commit();
-                // Nobody listens anymore where the server is killed.
+                // Nothing listens anymore after the server is killed.
                 let _ = back.send(Step::Done(result));
             }
         });
@@ -387,7 +387,7 @@ impl World {
         }
     }
 
-    /// Has clients take what has come for them.
+    /// Lets clients read their responses.
     fn take(&mut self, at: usize) {
         for shard in 0..SHARDS {
             for key in 0..self.servers[at].clients[shard].len() {

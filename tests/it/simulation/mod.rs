@@ -1,7 +1,7 @@
-//! One shard on a simulated network and clock, driven by a seed: pieces of requests arrive split, late, and in any order across
-//! connections; sends are short; peers reset, go silent, take nothing, shut down their side, send more than they said, or
-//! never close; and the server drains. A model knows what must have been counted, every response, and the moment at which the
-//! clock ends each connection.
+//! One shard on a simulated network and clock, driven by a seed: pieces of requests arrive split, late, and in any
+//! order across connections; sends are short; peers reset, go silent, take nothing, shut down their side, send more
+//! than they said, or never close; and the server drains. A model knows the expected counts, every response, and the
+//! moment at which the clock ends each connection.
 
 mod script;
 mod watch;
@@ -28,14 +28,14 @@ const LIMITS: Limits =
 const USERS_MAX: u64 = 6;
 const QUIET_MS: u64 = DRAIN_QUIET_MS;
 
-/// Iterations after which everything must have come to its end.
+/// The number of iterations after which everything must have ended.
 const ITERATIONS_TO_THE_END: usize = 3000;
-/// Iterations after which everything that was received must have been worked off.
+/// The number of iterations after which everything received must have been handled.
 const ITERATIONS_TO_REST: usize = 1000;
 /// Bytes of nonsense that a client sends at a time.
 const NONSENSE_BYTES: usize = 16 * BUFFER_BYTES;
 
-/// What a client does besides sending its script and taking the responses.
+/// The behavior of a client, other than sending its script and reading the responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Habit {
     None,
@@ -90,7 +90,7 @@ impl World {
     /// A client connects.
     fn connect(&mut self) {
         let rng = &mut self.rng;
-        // Some ask for so much that responses must wait to be taken.
+        // Some request so much that responses must wait to be read.
         let is_long = rng.u8(..) < 30;
         let count = if is_long { rng.usize(100..800) } else { rng.usize(1..12) };
         let script: Vec<Sent> = std::iter::repeat_with(|| Sent::random(rng))
@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    /// An iteration of the shard, and what the model says about it.
+    /// Runs an iteration of the shard, and checks it against the model.
     fn iterate(&mut self) {
         self.iterate_with(Shard::iterate);
     }
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    /// A look at the clock, and what the model says about it.
+    /// Checks the clock, and compares with the model.
     fn tick(&mut self) {
         self.shard.read_clocks();
         let expected: Vec<[Verdict; 2]> = std::iter::zip(&self.shard.net.slots, &self.watches)
@@ -283,7 +283,7 @@ impl World {
         client.responses.extend(client.reader.read(&taken));
     }
 
-    /// Has everything arrive, and everybody take what has come, until all have their responses.
+    /// Lets everything arrive, and all clients read, until all have their responses.
     fn finish(&mut self) {
         for _ in 0..ITERATIONS_TO_THE_END {
             for key in 0..self.clients.len() {

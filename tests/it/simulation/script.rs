@@ -1,4 +1,4 @@
-//! What clients send: requests of every kind, and what a model knows of their responses.
+//! The scripts of clients: requests of every kind, and the model's knowledge of their responses.
 
 use super::{BATCH_BYTES_MAX, BODY_BYTES_MAX, USERS_MAX};
 use crate::world::{Response, post};
@@ -23,15 +23,15 @@ pub enum Item {
     Last(u16, Vec<u8>),
 }
 
-/// One item as bytes, of which `head` are its head.
+/// One item as bytes; the first `head` are its head.
 #[derive(Clone)]
 pub struct Sent {
     pub item: Item,
     pub bytes: Vec<u8>,
     pub head: usize,
-    /// The client wants to be told to send the body.
+    /// The client waits before it sends the body.
     pub expects: bool,
-    /// What it costs at least, in nanoseconds.
+    /// Its least cost, in nanoseconds.
     pub ns: u64,
 }
 
@@ -172,7 +172,7 @@ fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
     bytes
 }
 
-/// What must have been counted.
+/// Returns the expected counts.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     total: u64,

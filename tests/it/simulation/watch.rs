@@ -6,7 +6,7 @@ use crate::world::simulated::{Link, Made, Slot};
 use crate::world::{Response, split_responses};
 use ringtally::connection::{LINGER_MS, Moment, Next, Urgency};
 
-/// What the bytes that were received are in the middle of.
+/// The state of the received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Middle {
     Nothing,
@@ -16,7 +16,7 @@ enum Middle {
     Skipped,
 }
 
-/// What the clock does to a connection.
+/// The effect of the clock on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Nothing,
@@ -30,7 +30,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Watch {
     script: Vec<Sent>,
-    /// The first item that has no response, and where it begins.
+    /// The first item without a response, and its start.
     next: usize,
     begins_at: usize,
     has_continued: bool,
@@ -41,7 +41,7 @@ pub struct Watch {
     held_since_ms: Option<u64>,
     /// The resets before that.
     held_resets: Option<u64>,
-    /// The server has no room for it.
+    /// The server is full.
     pub is_rejected: bool,
     /// It has had its last response.
     pub is_closing: bool,
@@ -50,11 +50,11 @@ pub struct Watch {
     /// Batches that took several turns.
     pub slices: u64,
     has_responded: bool,
-    /// What the responses of this iteration have cost at least.
+    /// The least cost of this iteration's responses.
     spent_ns: u64,
 }
 
-/// What a shard may spend on a connection between two looks at the others.
+/// The cost that a shard may spend on a connection between two turns of the others.
 const TURN_NS: u64 = 100_000;
 
 impl Watch {
@@ -82,7 +82,7 @@ impl Watch {
         self.since_ms = (now_ms, now_ms);
     }
 
-    /// Items of which everything is among so many bytes, up to the last of the connection.
+    /// Returns the items that are complete in this number of bytes, up to the last of the connection.
     pub fn items_in(&self, bytes: usize) -> usize {
         let (mut end, mut items) = (0, 0);
         if self.is_rejected {
@@ -137,7 +137,7 @@ impl Watch {
         }
     }
 
-    /// Checks that no more was done at once than may be.
+    /// Checks that no more was done in one turn than allowed.
     fn check_turns(&mut self, works: usize) {
         let sent = &self.script[self.next];
         if let Item::Batch(_) = sent.item {
@@ -186,7 +186,7 @@ impl Watch {
             return;
         }
         if slot.connection().has_work() || slot.connection().next() == Next::Pause {
-            // What was received may be looked at in any iteration from here on.
+            // Received bytes may be handled in any iteration from here on.
             if has_responded || self.held_since_ms.is_none() {
                 (self.held_since_ms, self.held_resets) = (Some(now_ms), Some(resets));
             }
@@ -220,7 +220,7 @@ impl Watch {
         }
     }
 
-    /// What the clock must do to it now, and what it may do instead, if the time is not known exactly.
+    /// Returns what the clock must do to it now, and what it may do instead, if the time is not known exactly.
     pub fn verdicts(&self, slot: &Slot, moment: &Moment) -> [Verdict; 2] {
         let now_ms = moment.now_ms;
         let is_idle = self.is_idle(slot);
@@ -251,7 +251,7 @@ impl Watch {
         let early = if is_drained { Verdict::Idle } else { Verdict::Nothing };
         let verdict = |since_ms| if now_ms >= since_ms + timeout_ms { late } else { early };
         let verdicts = [verdict(self.since_ms.0), verdict(self.since_ms.1)];
-        // What has arrived unseen is seen first.
+        // Input that has arrived is handled first.
         let is_seen = moment.urgency == Urgency::Serve || slot.link.unread() == 0;
         verdicts.map(|verdict| match verdict {
             Verdict::Idle if !is_seen => Verdict::Nothing,

@@ -34,11 +34,11 @@ pub struct Slot {
     pub(super) sending: Vec<u8>,
     pub(super) sent: usize,
     pub(super) skips_completion: bool,
-    /// When the send under way began.
+    /// The start of the send under way.
     pub sending_since_ms: Option<u64>,
-    /// When its lingering began, and what was received before that.
+    /// The start of its lingering, and the bytes received before.
     pub lingers_since: Option<(u64, usize)>,
-    /// When something was last received.
+    /// The time of the last receive.
     pub received_ms: u64,
     /// Iterations that it has waited in line.
     waits: usize,
@@ -71,7 +71,7 @@ struct Stream {
     works: usize,
 }
 
-/// Responses that a connection has made, not all of which may leave.
+/// The responses that a connection has made; some may have to wait.
 #[derive(Debug)]
 pub struct Made {
     pub key: usize,
@@ -105,9 +105,9 @@ pub struct Net {
     pub slots: Vec<Slot>,
     /// Connections that are established, and not accepted.
     pub backlog: VecDeque<Link>,
-    /// Responses in the order in which they were made.
+    /// Responses in the order of their making.
     pub made: Vec<Made>,
-    /// What the clock has ended or responded to.
+    /// The connections that the clock has ended or responded to.
     pub(super) due: Vec<(usize, Due)>,
     pub(super) now_ms: u64,
     rng: Rng,
@@ -130,7 +130,7 @@ impl Net {
         }
     }
 
-    /// Those in line are about to have their turns.
+    /// Connections in line are about to have their turns.
     pub(super) fn begin_turns(&mut self) {
         self.note_made();
         let waiting = |slot: &&mut Slot| slot.client.as_ref().is_some_and(Client::is_in_line);

@@ -34,7 +34,7 @@ pub struct Link {
     received: usize,
     /// The server has received the end.
     is_end_received: bool,
-    /// The server has no room for it.
+    /// The server is full.
     is_rejected: bool,
 }
 

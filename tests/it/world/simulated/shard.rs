@@ -26,7 +26,7 @@ pub struct Shard {
     wakeup: Option<Arc<Wakeup>>,
     /// Completions in this iteration.
     done: usize,
-    /// The time of the next deadline as of the last tick; 0 once something has happened.
+    /// The next deadline as of the last tick; 0 once something has happened.
     sleeps_until_ms: u64,
 }
 
@@ -78,7 +78,7 @@ impl Shard {
         self.end_iteration();
     }
 
-    /// An iteration in which nothing completes. Returns whether there is still something to do.
+    /// Runs an iteration in which nothing completes. Returns whether there is still something to do.
     pub fn idle(&mut self) -> bool {
         self.done = 0;
         self.driver.begin_iteration(self.clock_ms);
