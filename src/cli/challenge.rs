@@ -44,18 +44,21 @@ Examples:
   ringtally challenge --cpus 0-3 --client-cpus 4-7 --json -
   ringtally challenge --server 'go run ./my-server --port {port}'
   ringtally challenge --server mine='./mine {port}' --server ringtally
-  ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7";
+  ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7
+
+More flags of the client, and those of the server: ringtally challenge --help;
+what they do for a server: ringtally serve --help.";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]
 pub struct ChallengeArgs {
-    /// CPUs of the server, such as 0-3; one shard each [default: half of the cores]
+    /// CPUs of the server [default: half of the cores]
     ///
-    /// The list is in taskset syntax, and within the affinity mask of this process. If only the
+    /// Each gets one shard. The list is in taskset syntax, such as 0-3,8, and within the affinity mask of this process. If only the
     /// client's CPUs are named, the server gets the others.
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     cpus: Option<CpuList>,
-    /// CPUs of the client, in taskset syntax [default: those that the server does not use]
+    /// CPUs of the client [default: the others]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     client_cpus: Option<CpuList>,
     #[command(flatten, next_help_heading = "Options for servers")]
@@ -95,7 +98,7 @@ pub(super) fn present(flag: Arg) -> Arg {
 /// The servers to judge, and the rows.
 #[derive(Args, Debug)]
 struct JudgeArgs {
-    /// Judge this server, as [NAME=]COMMAND; may be given more than once
+    /// Server to judge; may be repeated
     ///
     /// {port}, {host}, {threads}, and {cpus} in COMMAND are replaced by the port and the address to listen on,
     /// the number of CPUs, and their list; the environment has them as PORT, HOST, THREADS, and CPUS. Words are
@@ -103,7 +106,9 @@ struct JudgeArgs {
     /// ringtally is this program's own server, with the server options below and flags of its own after it.
     #[arg(long, value_name = "[NAME=]COMMAND")]
     server: Vec<ServerCommand>,
-    /// Rows to compare servers by [default: saturated,near:80,near:90,stats]
+    /// Rows of a comparison
+    ///
+    /// By default, saturated,near:80,near:90,stats.
     ///
     /// saturated: as many requests as a server takes. rate:N: N requests per second. near:P: P percent of the
     /// server's own capacity, which is found first. close: a connection per request. pipeline:N: N requests in
@@ -112,16 +117,19 @@ struct JudgeArgs {
     /// REQUESTS, over 64 connections if WORKERS does not say how many. rate:N has the score that HttpArena would give.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',', requires = "server")]
     rows: Vec<Row>,
-    /// Rounds, each with every server and row [default: 5 to compare, fewer have no intervals]
+    /// Rounds of a comparison [default: 5]
+    ///
+    /// Each has every server and row. Fewer than 5 do not have intervals.
     #[arg(long, value_name = "N", value_parser = count::<u32>(1..=ROUNDS_MAX), requires = "server")]
     rounds: Option<u32>,
-    /// How long a server may take to get ready
+    /// Time that a server has to get ready
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     start_timeout: Duration,
-    /// Bytes of a packet on the loopback device, in a network namespace of its own
+    /// MTU of loopback, in bytes
     ///
-    /// Packets of the usual loopback device have up to 65536 bytes, those of a network card up to 1500. Needs
-    /// root or user namespaces, and the programs unshare and ip.
+    /// The challenge then runs in its own network namespace. Packets of the usual loopback device have up to
+    /// 65536 bytes, a network card's up to 1500. This needs root or user namespaces, and the programs unshare
+    /// and ip.
     #[arg(long, value_name = "BYTES", value_parser = count::<u64>(MTU_MIN..=MTU_MAX))]
     mtu: Option<u64>,
 }

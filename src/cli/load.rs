@@ -68,7 +68,9 @@ a threshold failed, 2 bad usage, 3 no server there or the client cannot run here
 /// The flags of `load`.
 #[derive(Args, Debug)]
 pub struct LoadArgs {
-    /// URL of the server, without a path
+    /// URL of the server
+    ///
+    /// It is http://HOST:PORT, without a path.
     #[arg(long, help_heading = TARGET, default_value = "http://127.0.0.1:8000")]
     url: String,
     /// CPUs to run on, such as 0-3,8

@@ -146,6 +146,9 @@ impl Writer {
         unseen: &mut Vec<P>,
     ) {
         let len = std::mem::take(&mut block.len);
+        if len == 0 {
+            return;
+        }
         for key in &mut block.keys[..len] {
             *key = self.tally.hasher.key(key.user);
             self.seen.prefetch(key);

@@ -427,17 +427,26 @@ fn the_help_fits_80_columns_and_says_what_it_must() {
 }
 
 #[test]
-fn the_short_help_of_serve_has_a_line_per_flag_under_headings() {
-    let help = help("serve", "-h");
-    for heading in ["Listening", "Performance", "Limits", "Store", "Timeouts", "Operations"] {
-        assert!(help.contains(&format!("\n{heading}:\n")), "{heading}: {help}");
+fn a_short_help_has_a_line_per_flag_under_headings() {
+    for (command, headings) in [
+        ("serve", &["Listening", "Performance", "Limits", "Store", "Timeouts", "Operations"][..]),
+        ("load", &["Target", "Workload", "Pacing", "Distributed", "Search", "Output"]),
+        ("challenge", &["Options for servers", "Workload", "Pacing", "Output"]),
+    ] {
+        let help = help(command, "-h");
+        for heading in headings {
+            assert!(help.contains(&format!("\n{heading}:\n")), "{heading}: {help}");
+        }
+        let (_, flags) = help.split_once("\nOptions:\n").unwrap();
+        let (flags, _) = flags.split_once("\nExamples:\n").unwrap();
+        for line in flags.lines() {
+            let is_heading = line.is_empty() || !line.starts_with(' ') && line.ends_with(':');
+            assert!(is_heading || line.trim_start().starts_with('-'), "{line}: {help}");
+        }
     }
-    let (_, flags) = help.split_once("\nOptions:\n").unwrap();
-    let (flags, _) = flags.split_once("\nExamples:\n").unwrap();
-    for line in flags.lines() {
-        let is_heading = line.is_empty() || !line.starts_with(' ') && line.ends_with(':');
-        assert!(is_heading || line.trim_start().starts_with('-'), "{line}: {help}");
-    }
+    let flags = help("challenge", "--help");
+    assert!(flags.contains("\nServer options:\n") && flags.contains("--max-users"), "{flags}");
+    assert!(!help("challenge", "-h").contains("--max-users"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a request costs apart from the kernel: parse, decode, count, publish, merge. Each benchmark
-//! checks its own result. Run by `cargo bench --bench micro`; `cargo test` runs each once, with fewer users.
+//! checks its own result. Run by `cargo bench --bench micro`; `.ci/run` runs each once, with fewer
+//! users: `cargo bench --bench micro -- --test`.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a panic is a failure")]
 
