@@ -252,8 +252,6 @@ impl World {
         let awaited: Vec<_> =
             (0..shard.net.slots.len()).map(|key| shard.first_read_of(key)).collect();
         let all_due = shard.tick();
-        // What waits on a connection that has ended may be late as well.
-        *was_late |= settlement.is_late();
         for (key, due) in &all_due {
             let first = clients[shard_at][*key].pending.front().expect("something waits");
             assert!(
@@ -368,8 +366,7 @@ impl World {
             for shard in &mut server.shards {
                 shard.clock_ms += self.rng.u64(..10);
                 let all_due = shard.tick();
-                let is_due = all_due.iter().any(|(_, due)| *due != Due::CloseIdle);
-                *was_late |= is_due || server.settlement.is_late();
+                *was_late |= all_due.iter().any(|(_, due)| *due != Due::CloseIdle);
             }
             self.take(at);
             if self.servers[at].server.shards.iter().all(Shard::is_empty) {
