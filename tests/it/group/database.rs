@@ -6,7 +6,7 @@
 //! may never have it. A primary whose standby was promoted can still be read, and waits in vain with all writes. If the
 //! standby is not synchronous, a promotion loses what it does not have.
 
-use super::condition::{GENERATION, Values};
+use super::condition::Values;
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::store::postgres::{
@@ -16,7 +16,7 @@ use ringtally::store::{Group, Outcome, SharedTotals, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -147,7 +147,7 @@ pub(crate) struct Cluster {
     /// Rows of servers were removed that were not seen.
     pub(crate) has_swept: bool,
     listeners: Vec<Arc<Wakeup>>,
-    stragglers: VecDeque<OwnedWrite>,
+    stragglers: Vec<OwnedWrite>,
     /// The condition of a commit, unless it is a reset.
     commit_condition: &'static str,
 }
@@ -168,7 +168,7 @@ impl Cluster {
             has_lost: false,
             has_swept: false,
             listeners: Vec::new(),
-            stragglers: VecDeque::new(),
+            stragglers: Vec::new(),
             commit_condition: MAY_COMMIT,
         }
     }
@@ -382,7 +382,7 @@ impl Cluster {
 
     /// A write on a connection that was lost is made now, or finds that it came too late.
     pub(crate) fn straggle(&mut self) {
-        if let Some(write) = self.stragglers.pop_front() {
+        if let Some(write) = self.stragglers.pop() {
             let generation = self.nodes[0].generation;
             // A session that waits for a lock is lost, as if its connection had been found dead.
             let _ = self.commit(0, &write, generation);
@@ -416,8 +416,6 @@ pub(crate) enum Fault {
     Repeated,
     /// It reports a read as confirmed without having written anything.
     Unconfirmed,
-    /// It makes a commit whatever was written to the row since.
-    Unordered,
 }
 
 /// A message of a thread that runs a committer.
@@ -601,7 +599,7 @@ impl Link for SimulatedLink {
         if let Err(trouble) = self.step() {
             let mut cluster = self.database.cluster();
             if self.node == Some(0) && !cluster.has_failed_over() && self.chance(128) {
-                cluster.stragglers.push_back(owned);
+                cluster.stragglers.push(owned);
             }
             return Err(trouble);
         }
@@ -739,9 +737,6 @@ impl SharedStore {
         let is_deaf = rng.bool();
         if !is_deaf {
             database.cluster().listeners.push(Arc::clone(&wakeup));
-        }
-        if fault == Fault::Unordered {
-            database.cluster().commit_condition = GENERATION;
         }
         let is_joining = Arc::new(Mutex::new(true));
         let first = database.cluster().primary;

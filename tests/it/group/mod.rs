@@ -10,7 +10,7 @@
 mod condition;
 mod database;
 use crate::world::seeds;
-use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server, Shard};
+use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server};
 use crate::world::{Response, Totals, post};
 use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
@@ -60,22 +60,6 @@ struct Client {
     sent: usize,
     /// The events of the last totals, and the version when they were asked for.
     shown: Option<(u64, usize)>,
-    /// Its server drains, and has to say with its last response that the connection closes.
-    is_owed_close: bool,
-    has_close: bool,
-}
-
-impl Client {
-    /// Notes a response, and checks whether it may be the last. Returns what it is to.
-    fn note_response(&mut self, response: &Response, is_stopping: bool) -> Pending {
-        let to = self.pending.pop_front().expect("no response without a request");
-        assert!(!self.has_close, "a response behind the last one: {response:?}");
-        self.has_close = response.field("connection") == Some("close");
-        assert!(is_stopping || !self.has_close, "it could go on: {response:?}");
-        let is_last = self.pending.is_empty();
-        assert!(is_last || !self.has_close, "a request is lost behind {response:?}");
-        to
-    }
 }
 
 /// One life of a server, and its clients.
@@ -88,8 +72,6 @@ struct Life {
     thread: Option<JoinHandle<()>>,
     /// Events that it has acknowledged: when they were received, and when that was said.
     acknowledged: Vec<(usize, Range<usize>)>,
-    /// It was told to stop.
-    is_stopping: bool,
     /// Its committer is in the middle of a commit.
     is_committing: bool,
     /// It gets its turn more seldom than others.
@@ -122,7 +104,6 @@ impl Life {
             back: came_back,
             thread: Some(thread),
             acknowledged: Vec::new(),
-            is_stopping: false,
             is_committing: false,
             is_slow: rng.u8(..) < 60,
             was_late: false,
@@ -132,11 +113,8 @@ impl Life {
         life
     }
 
-    /// A client connects to a shard, unless the server stops.
+    /// A client connects to a shard.
     fn connect(&mut self, shard: usize) {
-        if self.is_stopping {
-            return;
-        }
         self.clients[shard].push(Client::default());
         let shard = &mut self.server.shards[shard];
         shard.net.backlog.push_back(Link::new());
@@ -337,47 +315,6 @@ impl World {
         self.servers[at] = Life::start(&mut self.rng, &self.database, self.fault, self.lives);
     }
 
-    /// A server is told to stop, and another starts in its place: every request that had arrived gets its response, or the end that
-    /// it would have had in any case.
-    fn stop(&mut self, at: usize) {
-        let number = self.servers[at].number;
-        self.take(at);
-        let Life { server, clients, is_stopping, .. } = &mut self.servers[at];
-        *is_stopping = true;
-        for (shard, clients) in std::iter::zip(&mut server.shards, clients) {
-            for (key, client) in clients.iter_mut().enumerate() {
-                let slot = &mut shard.net.slots[key];
-                slot.link.deliver(usize::MAX);
-                // If so, the response to its last request is not made yet.
-                let has_taken_all = slot.is_open() && !slot.has_unsent();
-                client.is_owed_close =
-                    slot.link.unread() > 0 || has_taken_all && !client.pending.is_empty();
-            }
-            shard.stop_accepting();
-        }
-        for _ in 0..STEPS_TO_THE_END {
-            self.database.cluster().ship();
-            self.step_of(at);
-            if self.servers[at].number != number {
-                return;
-            }
-            self.flush(at);
-            let Life { server, was_late, .. } = &mut self.servers[at];
-            for shard in &mut server.shards {
-                shard.clock_ms += self.rng.u64(..10);
-                let all_due = shard.tick();
-                *was_late |= all_due.iter().any(|(_, due)| *due != Due::CloseIdle);
-            }
-            self.take(at);
-            if self.servers[at].server.shards.iter().all(Shard::is_empty) {
-                let mut clients = self.servers[at].clients.iter().flatten();
-                assert!(clients.all(|client| client.pending.is_empty()), "a request is lost");
-                return self.restart(at);
-            }
-        }
-        panic!("the drain never ends");
-    }
-
     fn step_of(&mut self, at: usize) {
         if let Err(failure) = self.servers[at].step(&mut self.rng) {
             // A database that has lost what it had confirmed is found out, and somebody has the server go on from there.
@@ -404,7 +341,7 @@ impl World {
 
     /// If a server has ended a connection: what it acknowledges next is void.
     fn note_end(&mut self, at: usize, shard: usize, key: usize) {
-        let Life { server, clients, is_stopping, .. } = &mut self.servers[at];
+        let Life { server, clients, .. } = &mut self.servers[at];
         let (link, client) = (&server.shards[shard].net.slots[key].link, &mut clients[shard][key]);
         if !link.is_over() || link.has_client_finished() {
             return;
@@ -413,16 +350,10 @@ impl World {
         if slot.ended == Some(Ended::Cut) {
             // Whether the store has it is unknown.
             client.pending.clear();
-            client.is_owed_close = false;
             end(server.shards[shard].link(key));
             return self.servers[at].connect(shard);
         }
         assert!(!client.reader.has_part(), "a response was cut off");
-        if *is_stopping && client.pending.is_empty() {
-            assert!(client.has_close || !client.is_owed_close, "nobody says that it closes");
-            return end(server.shards[shard].link(key));
-        }
-        client.is_owed_close = false;
         // The first without a response was counted before a reset that this server had not heard of.
         let first = client.pending.front().expect("nothing else ends a connection");
         match first.request {
@@ -437,9 +368,9 @@ impl World {
 
     /// Compares a response with what the database has held since its request was received.
     fn check(&mut self, at: usize, shard: usize, key: usize, response: &Response) {
-        let Life { clients, acknowledged, was_late, is_stopping, .. } = &mut self.servers[at];
+        let Life { clients, acknowledged, was_late, .. } = &mut self.servers[at];
         let client = &mut clients[shard][key];
-        let Pending { request, version, .. } = client.note_response(response, *is_stopping);
+        let Pending { request, version, .. } = client.pending.pop_front().unwrap();
         let version = version.expect("no response to what was not received");
         if response.status == 503 {
             assert!(*was_late, "the store was not late: {response:?}");
@@ -584,10 +515,11 @@ fn simulate(seed: u64, fault: Fault) {
         }
         let at = world.rng.usize(..world.servers.len());
         match world.rng.u8(..100) {
-            0..=1 => world.restart(at),
-            3 => world.stop(at),
+            0..=1 => {
+                world.restart(at);
+            }
             2 if hours_pass => world.database.cluster().sweep(),
-            4..=49 => world.iterate(at),
+            3..=49 => world.iterate(at),
             50..=59 => world.take(at),
             _ => world.step(),
         }
@@ -622,8 +554,7 @@ fn is_found_out(fault: Fault) -> bool {
 
 #[test]
 fn broken_stores_are_found_out() {
-    let all = [Fault::Hasty, Fault::Stale, Fault::Repeated, Fault::Unconfirmed, Fault::Unordered];
-    for fault in all {
+    for fault in [Fault::Hasty, Fault::Stale, Fault::Repeated, Fault::Unconfirmed] {
         assert!(is_found_out(fault), "{fault:?}");
     }
 }

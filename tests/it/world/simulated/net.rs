@@ -50,11 +50,6 @@ impl Slot {
         self.client.is_some()
     }
 
-    /// Whether it has responses that the client's side has not got.
-    pub fn has_unsent(&self) -> bool {
-        !self.sending.is_empty() || !self.connection().unsent_bytes().is_empty()
-    }
-
     /// The connection, which is open.
     pub fn connection(&self) -> &Connection {
         self.client.as_ref().unwrap().connection()
