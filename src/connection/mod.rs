@@ -9,7 +9,7 @@ pub use deadlines::Due;
 
 use crate::http::{self, Budget, End, Limits, Step};
 use crate::metrics::Kind;
-use crate::service::{Progress, Responses, Service, Work};
+use crate::service::{Responses, Service, Work};
 use crate::store::Release;
 
 /// The time for which a closing connection's input is read and discarded, so that the peer can read the last response
@@ -123,8 +123,6 @@ pub struct Connection {
     sending: usize,
     /// The peer sends nothing more: it has shut down its write half, or announced that.
     has_peer_finished: bool,
-    /// More has arrived than was received, as far as was looked.
-    has_unread: bool,
     /// Something was received since the last look.
     is_active: bool,
     /// The kind of the last request with a response.
@@ -146,7 +144,6 @@ impl Connection {
             responses: Responses::default(),
             sending: 0,
             has_peer_finished: false,
-            has_unread: false,
             is_active: false,
             last: Kind::EVENT,
             received_ms: now_ms,
@@ -166,14 +163,7 @@ impl Connection {
         self.is_active = true;
         self.received_ms = moment.now_ms;
         match &mut self.state {
-            State::Serving if moment.urgency == Urgency::Serve => {
-                self.handle(input, false, moment, service);
-            }
-            // Which request is the last is known once all that has arrived was received.
-            State::Serving => {
-                self.input.extend_from_slice(input);
-                self.state = State::Working;
-            }
+            State::Serving => self.handle(input, false, moment, service),
             State::Full | State::Behind | State::Filling | State::Working => {
                 self.input.extend_from_slice(input);
             }
@@ -191,21 +181,8 @@ impl Connection {
         self.has_peer_finished = true;
     }
 
-    /// Notes whether more has arrived than was received. While the server drains, this must be known before [`Connection::work`] and
-    /// [`Connection::action`]: the last response says that the connection closes, and whatever is behind its request is not
-    /// handled (RFC 9112 section 9.6).
-    #[inline]
-    pub fn note_unread(&mut self, has_unread: bool) {
-        self.has_unread = has_unread;
-    }
-
-    /// Whether the peer will send nothing more.
-    pub fn has_peer_finished(&self) -> bool {
-        self.has_peer_finished
-    }
-
-    /// Whether enough of a batch is missing to receive it directly, without a buffer in between. If so after a receive,
-    /// and nothing is receiving there now, call [`Connection::begin_filling`].
+    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If so after a
+    /// receive, and nothing is receiving there now, call [`Connection::begin_filling`].
     #[inline]
     pub fn wants_filling(&self) -> bool {
         self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN
@@ -300,15 +277,8 @@ impl Connection {
         if self.responses.has_parked() {
             // If what comes before them is void, so are they.
             self.sendable(service);
-            let is_all =
-                self.is_draining(moment) && self.input.is_empty() && !self.http.has_begun();
-            match service.make_parked(&mut self.http.budget, &mut self.responses, is_all) {
-                Progress::Waits => {}
-                Progress::BudgetSpent => return true,
-                Progress::Ends => {
-                    self.http.end();
-                    self.state = State::Finishing;
-                }
+            if service.make_parked(&mut self.http.budget, &mut self.responses) {
+                return true;
             }
         }
         let can_go_on = match self.state {
@@ -326,11 +296,6 @@ impl Connection {
         self.handle(&[], true, moment, service);
         service.publish();
         false
-    }
-
-    /// Whether a request without another one behind it is the last.
-    fn is_draining(&self, moment: &Moment) -> bool {
-        moment.urgency != Urgency::Serve && !self.has_unread
     }
 
     /// Notes what responses have come to wait for.
@@ -351,7 +316,9 @@ impl Connection {
     /// Handles received bytes until all are handled, the budget is spent, or the connection has to wait. Works on a
     /// batch only if it `may_work`, because many of them may become whole in one iteration.
     fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
-        self.http.set_draining(self.is_draining(moment));
+        if moment.urgency != Urgency::Serve {
+            self.http.drain();
+        }
         self.http.budget.charge_receive();
         if self.input.is_empty() {
             let mut rest = received;

@@ -9,7 +9,7 @@ use super::{
     AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, TICK, Waits,
     milliseconds, unix_seconds,
 };
-use crate::connection::{Action, Connection, Due, KEPT_BYTES_MAX, Moment, Next, Urgency};
+use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
 use crate::http::{Budget, Limits};
 use crate::service::Service;
 use crate::store::Durability;
@@ -40,10 +40,7 @@ const ACCEPTS_BEFORE_YIELD: usize = 64;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// Reads in a row for one connection while the server drains, half as many as it may keep unhandled.
-const RESTS_MAX: usize = KEPT_BYTES_MAX / INPUT_BYTES / 2;
-
-/// The interval at which a draining shard checks whether its connections have ended.
+/// How often a draining shard looks whether its connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// Its ticks during which a receive must have waited before its connection counts as idle.
 const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
@@ -372,7 +369,7 @@ enum Ended {
 
 impl Task {
     async fn run(mut self) {
-        while self.take_rest().await {
+        loop {
             let (then, has_work) = self.act();
             match then {
                 Next::Close if self.connection.is_finishing() && self.has_unread().await => {
@@ -392,9 +389,6 @@ impl Task {
                 Ended::Closed => break,
                 Ended::Works => {
                     self.hub.look_around().await;
-                    if !self.take_rest().await {
-                        break;
-                    }
                     let mut service = self.hub.service.borrow_mut();
                     let moment = self.hub.now(&service);
                     self.connection.work(&moment, &mut service);
@@ -556,33 +550,7 @@ impl Task {
         }
     }
 
-    /// While the server drains: receives what has arrived, which must be known before the last response is made. Returns whether
-    /// the connection is still there.
-    async fn take_rest(&mut self) -> bool {
-        let Task { hub, connection, .. } = self;
-        let wants_more = connection.has_work() || connection.next() == Next::Receive;
-        if hub.moment.get().urgency != Urgency::Drain || connection.is_lingering() || !wants_more {
-            return true;
-        }
-        let mut is_new = true;
-        for _ in 0..RESTS_MAX {
-            // Once glommio's ring has had time to report what has arrived.
-            let is_last = !is_new && self.hub.look.readable().await.is_ok();
-            let received = poll_fn(|cx| Poll::Ready(self.transfer(Next::Receive, cx))).await;
-            if received == Some(Ended::Closed) {
-                return false;
-            }
-            if received.is_none() && is_last || self.connection.has_peer_finished() {
-                self.connection.note_unread(false);
-                return true;
-            }
-            is_new = received.is_some();
-        }
-        self.connection.note_unread(true);
-        true
-    }
-
-    /// Whether more has arrived than was read. Input is discarded.
+    /// Whether more has arrived than was read. What it reads is discarded.
     async fn has_unread(&mut self) -> bool {
         let Task { hub, stream, .. } = self;
         poll_fn(|cx| {

@@ -655,10 +655,9 @@ impl Connection {
         self.stage = Stage::ENDED;
     }
 
-    /// Sets whether the response to the last request that has arrived is the last.
-    #[inline]
-    pub fn set_draining(&mut self, is_draining: bool) {
-        self.is_draining = is_draining;
+    /// Makes the response to the last request that has arrived the last.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
     }
 
     /// Whether the next step needs more bytes than are left, if none are.

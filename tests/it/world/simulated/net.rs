@@ -9,7 +9,7 @@ use ringtally::http::Budget;
 use ringtally::metrics::ShardMetrics;
 use std::collections::VecDeque;
 
-/// The highest cost of one request, in the units of a budget: `GET /metrics`, with room.
+/// What one request costs at most, in the units of a budget: that of the metrics, with room.
 const REQUEST_UNITS_MAX: u32 = 60_000;
 
 /// The receive of a connection.
@@ -107,7 +107,7 @@ pub struct Net {
     pub(super) now_ms: u64,
     rng: Rng,
     touched: Option<Touched>,
-    /// The cost of all turns in line of this iteration.
+    /// What those in line have used in this iteration.
     units: u32,
 }
 
@@ -203,6 +203,7 @@ impl Sockets for Net {
 
     fn accept_now(&mut self, _: &ShardMetrics) -> Accepted<Link> {
         match self.backlog.pop_front() {
+            Some(_) if self.rng.u8(..) < 2 => Accepted::Elsewhere,
             Some(link) => Accepted::Here(link),
             None => Accepted::None,
         }
