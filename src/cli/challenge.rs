@@ -122,7 +122,7 @@ struct JudgeArgs {
     /// Each has every server and row. Fewer than 5 do not have intervals.
     #[arg(long, value_name = "N", value_parser = count::<u32>(1..=ROUNDS_MAX), requires = "server")]
     rounds: Option<u32>,
-    /// Time that a server has to get ready
+    /// Time to get ready
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     start_timeout: Duration,
     /// MTU of loopback, in bytes
