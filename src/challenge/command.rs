@@ -86,6 +86,12 @@ impl ServerCommand {
         self.words[0] == OWN
     }
 
+    /// Reports whether it is this program's own server with a store of its own.
+    pub fn names_store(&self) -> bool {
+        let is_store = |word: &String| word == "--store" || word.starts_with("--store=");
+        self.is_own() && self.words.iter().any(is_store)
+    }
+
     /// Returns the program and its arguments for a place. If it is this program's own server, that gets `tuning` too;
     /// flags in the command come last, so that they win.
     pub(super) fn at(&self, place: &Place, tuning: &[String]) -> Vec<String> {

@@ -267,9 +267,11 @@ pub(super) fn of(
         .zip(&found.known)
         .map(|(server, known)| ServerFound::of(server, known))
         .collect();
+    let of = |index| rows.iter().flat_map(|row| &row.servers).filter(move |it| it.server == index);
+    let is_exact = |index| of(index).all(InRow::is_exact);
     for (index, server) in all.iter_mut().enumerate().skip(1) {
-        server.outcome =
-            overall(rows.iter().flat_map(|row| &row.servers).filter(|it| it.server == index));
+        // A server that loses events may be fast because of that.
+        server.outcome = overall(of(index)).filter(|_| is_exact(0) && is_exact(index));
     }
     (all, rows)
 }
@@ -325,12 +327,14 @@ fn pairs(base: &[&Run], head: &[&Run], figure: fn(&Run) -> Option<f64>) -> Vec<(
     head.iter().filter_map(|run| Some((value(in_round(run.round)?)?, value(run)?))).collect()
 }
 
-/// Orders the servers by CPU time per request, or in a row without it, by the 99th percentile.
+/// Orders the servers by CPU time per request, or if it is unknown for one of them, all by the 99th percentile.
 fn rank(all: &mut [InRow]) {
-    let order = |one: &InRow| {
-        let figure = one.cpu_us.or(one.p99_us).map_or(f64::INFINITY, |spread| spread.median);
-        let is_ranked = one.is_exact() && !one.is_void() && figure.is_finite();
-        (!is_ranked, figure)
+    let may_rank = |one: &InRow| one.is_exact() && !one.is_void();
+    let has_cpu = all.iter().filter(|one| may_rank(one)).all(|one| one.cpu_us.is_some());
+    let order = move |one: &InRow| {
+        let figure = if has_cpu { one.cpu_us } else { one.p99_us };
+        let figure = figure.map_or(f64::INFINITY, |spread| spread.median);
+        (!(may_rank(one) && figure.is_finite()), figure)
     };
     all.sort_by(|a, b| {
         let (a, b) = (order(a), order(b));
@@ -438,7 +442,8 @@ pub(super) mod tests {
             .collect();
         runs[1].verdict = Some("wrong".into());
         runs[1].reasons = vec!["totalRequests is 3 less".into()];
-        let (_, rows) = of(&servers(&["a", "b", "c"]), &[Row::Saturated], 64, &found(runs, 3));
+        let (all, rows) = of(&servers(&["a", "b", "c"]), &[Row::Saturated], 64, &found(runs, 3));
+        assert_eq!((all[1].outcome, all[2].outcome), (None, Some(Outcome::Worse)));
         let places: Vec<_> = rows[0].servers.iter().map(|it| (it.server, it.rank)).collect();
         assert_eq!(places, [(0, Some(1)), (2, Some(2)), (1, None)]);
         let wrong = &rows[0].servers[2];
@@ -446,6 +451,21 @@ pub(super) mod tests {
             (wrong.verdict.as_deref(), wrong.why.as_deref()),
             (Some("wrong"), Some("totalRequests is 3 less"))
         );
+    }
+
+    #[test]
+    fn all_servers_of_a_row_are_ranked_by_one_figure() {
+        let mut runs: Vec<Run> = (0..5)
+            .flat_map(|round| [run(0, round, 100.0, 25.0), run(1, round, 100.0, 15.0)])
+            .collect();
+        for run in runs.iter_mut().filter(|run| run.server == 1) {
+            // Too little to be known, and a p99 that is a greater number than the other's CPU time.
+            (run.cpu_us, run.p99_us) = (None, Some(100.0));
+        }
+        runs.iter_mut().filter(|run| run.server == 0).for_each(|run| run.p99_us = Some(200.0));
+        let (_, rows) = of(&servers(&["a", "b"]), &[Row::Rate(9)], 64, &found(runs, 2));
+        let places: Vec<_> = rows[0].servers.iter().map(|it| (it.server, it.rank)).collect();
+        assert_eq!(places, [(1, Some(1)), (0, Some(2))]);
     }
 
     #[test]

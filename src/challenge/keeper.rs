@@ -166,8 +166,10 @@ fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static 
             }
         }
     }
-    // Each fails if it has ended already.
-    let _ = kill_process_group(server, Signal::TERM);
+    // The number of an empty group may be another's.
+    if !is_empty {
+        let _ = kill_process_group(server, Signal::TERM);
+    }
     let deadline = Instant::now() + config.stop_max;
     while !is_empty {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -49,10 +49,6 @@ impl SeenLoad {
         self.report.pointer(place) == Some(&true.into())
     }
 
-    pub(super) fn is_interrupted(&self) -> bool {
-        self.is("/interrupted")
-    }
-
     pub(super) fn is_client_limited(&self) -> bool {
         self.is("/client_limited")
     }

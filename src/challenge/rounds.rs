@@ -125,10 +125,6 @@ impl Plan {
         for (number, row) in self.rows.iter().enumerate() {
             self.say(&format!("  {}: {row}", server.name));
             let seen = self.ask(&mut judged, *row, capacity)?;
-            let is_interrupted = matches!(&seen, Seen::Load(seen) if seen.is_interrupted());
-            if is_interrupted {
-                return Err(Stop::Interrupted);
-            }
             found.runs.push(Run::new((index, number, round), *row, &seen, self.on.cpus.len()));
         }
         let known = &mut found.known[index];
@@ -166,6 +162,10 @@ impl Plan {
         let mut cpu = Vec::new();
         let report = load::run(&config, |moment| cpu.push((moment, judged.cpu())));
         judged.check()?;
+        // A run that had nothing left to send does not report it.
+        if load::was_interrupted() {
+            return Err(Stop::Interrupted);
+        }
         Ok(match report {
             Err(Failure::Wrong(why) | Failure::Usage(why) | Failure::Environment(why)) => {
                 Seen::Nothing(why)
@@ -198,7 +198,6 @@ impl Plan {
 
     fn speed(&self, judged: &mut Judged, time: Duration) -> Result<(f64, bool), Stop> {
         match self.load(judged, &self.saturating(time))? {
-            Seen::Load(seen) if seen.is_interrupted() => Err(Stop::Interrupted),
             Seen::Load(seen) => {
                 Ok((seen.number("/requests_per_s").unwrap_or(0.0), seen.is_client_limited()))
             }

@@ -262,6 +262,13 @@ fn check_names(servers: &[ServerCommand]) -> Result<(), Failure> {
             servers.len()
         )));
     }
+    if servers.iter().any(ServerCommand::names_store) {
+        return Err(Failure::Usage(
+            "pass --store as a flag of challenge: it is then checked to be empty, and its password is shown \
+             nowhere"
+                .into(),
+        ));
+    }
     let mut names = BTreeSet::new();
     match servers.iter().find(|server| !names.insert(&server.name)) {
         None => Ok(()),

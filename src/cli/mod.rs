@@ -124,7 +124,9 @@ pub fn parse() -> Cli {
         // The libraries that print colors take any terminal of a CI job for one that can show them.
         anstream::ColorChoice::Never.write_global();
     }
-    if let Err(failure) = passwords::hide() {
+    // The arguments after those of `keep` are another program's, and not ours to change.
+    let is_keeper = std::env::args_os().nth(1).is_some_and(|name| name == "keep");
+    if !is_keeper && let Err(failure) = passwords::hide() {
         Log::Text.error(&failure.to_string());
         std::process::exit(failure.exit_code().into());
     }

@@ -222,10 +222,14 @@ fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     Some(eight_digits(digits) as f64 / EXACT_POWERS[places])
 }
 
+/// The longest number that is read here: longer ones cost more per byte than a usual line is charged.
+const NUMBER_BYTES_MAX: usize = 40;
+
 /// Reads any other number.
 #[inline(never)]
 fn other_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
-    match number(bytes.get(place)?)? {
+    let text = bytes.get(place).filter(|text| text.len() <= NUMBER_BYTES_MAX)?;
+    match number(text)? {
         (value, []) => Some(value),
         _ => None,
     }

@@ -37,7 +37,7 @@ impl Drop for Running {
 }
 
 /// Whether a run of this process was to end, even if that came too late for it.
-pub(super) fn was_asked() -> bool {
+pub(crate) fn was_asked() -> bool {
     WAS_ASKED.load(Ordering::Relaxed)
 }
 

@@ -86,6 +86,7 @@ pub(crate) use export::write as write_exports;
 pub use export::{Case, Export, Finding, Findings, cell, export};
 pub(crate) use figures::{FIGURES, Figure, Measured, Quantity};
 pub use find::{FindConfig, FoundRate, LatencyLimit, Windows, find_rate};
+pub(crate) use interrupt::was_asked as was_interrupted;
 pub(crate) use latency::Bound;
 pub(crate) use markup::escape;
 pub(crate) use numbers::{grouped, rounded, time_in_full};
