@@ -30,7 +30,7 @@ mod usage;
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
 use crate::failure::Failure;
-use crate::load::{self, Destination, Export, Moment, Output, ServerUse, put, write_exports};
+use crate::load::{self, Destination, Export, Output, ServerUse, put, write_exports};
 use crate::topology::format_cpu_list;
 use crate::{log as lines, terminal};
 pub use command::ServerCommand;
@@ -46,8 +46,9 @@ use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
+use usage::CpuTime;
 
-/// The most servers and rounds of a comparison.
+/// The most servers of a comparison.
 pub const SERVERS_MAX: usize = 64;
 /// The most rounds.
 pub const ROUNDS_MAX: u64 = 1000;
@@ -99,8 +100,8 @@ pub struct Places {
 }
 
 impl Places {
-    /// Opens the places that `--json`, `--html`, and `--export` name, `-` is standard output; `quiet` is whether
-    /// `--quiet` was given.
+    /// Opens the places that `--json`, `--html`, and `--export` name; `-` is standard output, and `quiet` is
+    /// whether `--quiet` was given.
     ///
     /// # Errors
     ///
@@ -197,8 +198,7 @@ fn judge(config: JudgeConfig, output: Output) -> Result<(), Failure> {
         server_command: judged.command.clone(),
         ..load
     };
-    let mut cpu = Vec::new();
-    let report = load::run(&load, |moment| cpu.push((moment, judged.cpu())));
+    let (report, used) = usage::run(&load, || judged.cpu());
     let (peak_rss_bytes, cpu_source) = (judged.peak_rss_bytes(), judged.cpu_source());
     let ended = judged.check().map_err(|error| fail(&error));
     let had_to_be_killed = judged.stop();
@@ -214,14 +214,13 @@ fn judge(config: JudgeConfig, output: Output) -> Result<(), Failure> {
         let what = format!("{name} did not end within {seconds} s of SIGTERM, and was killed");
         lines::Log::Text.warn(&what);
     }
-    report.add_server(match cpu[..] {
-        [(Moment::Start, Some(before)), (Moment::End, Some(after))] => {
-            let used = after.since(before);
-            let (user, system) = (used.user, used.system);
-            Some(ServerUse { user, system, cpu_source, peak_rss_bytes, cpus })
-        }
-        _ => None,
-    });
+    report.add_server(used.map(|CpuTime { user, system }| ServerUse {
+        user,
+        system,
+        cpu_source,
+        peak_rss_bytes,
+        cpus,
+    }));
     let written = output.write(&report);
     Failure::all([ended, report.check(), written])
 }

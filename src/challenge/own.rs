@@ -1,7 +1,8 @@
 //! The challenge with this program's own server: a process of its own, and the report of [`load`].
 
+use super::usage::{self, CpuTime};
 use crate::failure::Failure;
-use crate::load::{self, CpuSource, Moment, Output, Server, ServerUse};
+use crate::load::{self, CpuSource, Output, Server, ServerUse};
 use crate::log::Log;
 use crate::topology::format_cpu_list;
 use procfs::process::Process;
@@ -104,8 +105,7 @@ pub(super) fn run(config: Config) -> Result<(), Failure> {
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
     let mut load = (config.load)(Server::parse(&format!("http://{}", server.address))?);
     load.server_command = command(&config.server_flags, &server_cpus);
-    let mut cpu = Vec::new();
-    let report = load::run(&load, |moment| cpu.push((moment, server.cpu_time())));
+    let (report, used) = usage::run(&load, || server.cpu_time());
     let peak_rss_bytes = server.peak_rss_bytes();
     let stopped = server.stop(config.drain_timeout + STOP_MAX);
     let mut report = match (report, &stopped) {
@@ -114,16 +114,13 @@ pub(super) fn run(config: Config) -> Result<(), Failure> {
         // The server's failure is the cause of the client's.
         (Err(_), Err(_)) => return stopped.map_err(Failure::from),
     };
-    report.add_server(match cpu[..] {
-        [(Moment::Start, Some(before)), (Moment::End, Some(after))] => Some(ServerUse {
-            user: after.user.saturating_sub(before.user),
-            system: after.system.saturating_sub(before.system),
-            cpu_source: CpuSource::Proc,
-            peak_rss_bytes,
-            cpus: server_cpus,
-        }),
-        _ => None,
-    });
+    report.add_server(used.map(|CpuTime { user, system }| ServerUse {
+        user,
+        system,
+        cpu_source: CpuSource::Proc,
+        peak_rss_bytes,
+        cpus: server_cpus,
+    }));
     let written = config.output.write(&report);
     Failure::all([stopped.map_err(Failure::from), report.check(), written])
 }
@@ -133,13 +130,6 @@ fn command(flags: &[OsString], cpus: &str) -> Vec<String> {
     let flags = flags.iter().map(|flag| flag.to_string_lossy().into_owned());
     let words = ["ringtally"].into_iter().chain(ADDRESS).chain(["--cpus", cpus]);
     words.map(str::to_owned).chain(flags).collect()
-}
-
-/// The CPU time of a process.
-#[derive(Clone, Copy, Debug)]
-struct CpuTime {
-    user: Duration,
-    system: Duration,
 }
 
 /// A server that this process started. Dropped, it is killed.

@@ -6,8 +6,9 @@ use super::measured::{Run, Seen};
 use super::pause;
 use super::process::{Conditions, Error, Judged};
 use super::rows::Row;
+use super::usage;
 use crate::failure::Failure;
-use crate::load::{self, CpuSource, Moment};
+use crate::load::{self, CpuSource};
 use crate::statistics::median;
 use serde_json::Value;
 use std::io::Write;
@@ -159,8 +160,7 @@ impl Plan {
         let server = load::Server::parse(&format!("http://{}", judged.address));
         let server = server.map_err(|error| Stop::Failed(Error::Spawn(error.to_string())))?;
         let config = load::Config { server, ..config.clone() };
-        let mut cpu = Vec::new();
-        let report = load::run(&config, |moment| cpu.push((moment, judged.cpu())));
+        let (report, used) = usage::run(&config, || judged.cpu());
         judged.check()?;
         // A run that had nothing left to send does not report it.
         if load::was_interrupted() {
@@ -171,12 +171,6 @@ impl Plan {
                 Seen::Nothing(why)
             }
             Ok(report) => {
-                let used = match cpu[..] {
-                    [(Moment::Start, Some(before)), (Moment::End, Some(after))] => {
-                        Some(after.since(before))
-                    }
-                    _ => None,
-                };
                 let json: Value = serde_json::from_str(&report.json())
                     .unwrap_or_else(|error| unreachable!("a report is JSON: {error}"));
                 Seen::load(json, used)

@@ -1,5 +1,7 @@
 //! The CPU time and the memory of a server and of every process that it started.
 
+use crate::failure::Failure;
+use crate::load::{self, Moment, Report};
 use nix::time::ClockId;
 use procfs::process::{Process, all_processes};
 use std::collections::HashMap;
@@ -27,6 +29,20 @@ impl CpuTime {
             system: self.system.saturating_sub(earlier.system),
         }
     }
+}
+
+/// Runs a load, and returns its report with the CPU time that the server took meanwhile. `cpu` reads its CPU time so far.
+pub(super) fn run(
+    config: &load::Config,
+    mut cpu: impl FnMut() -> Option<CpuTime>,
+) -> (Result<Report, Failure>, Option<CpuTime>) {
+    let (mut before, mut after) = (None, None);
+    let report = load::run(config, |moment| match moment {
+        Moment::Start => before = cpu(),
+        Moment::End => after = cpu(),
+    });
+    let used = before.zip(after).map(|(before, after)| after.since(before));
+    (report, used)
 }
 
 /// Returns the CPU time so far of all processes that a keeper has started, from `/proc`. Every ended process was waited

@@ -46,8 +46,8 @@ Examples:
   ringtally challenge --server mine='./mine {port}' --server ringtally
   ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7
 
-More flags of the client, and those of the server: ringtally challenge --help;
-what they do for a server: ringtally serve --help.";
+See ringtally challenge --help for all flags, and ringtally serve --help for what
+the server's flags do.";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]

@@ -74,7 +74,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name, `-` is standard output; `quiet` is
+    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name; `-` is standard output, and `quiet` is
     /// whether `--quiet` was given.
     ///
     /// # Errors

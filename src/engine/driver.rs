@@ -327,8 +327,8 @@ impl<S: Sockets> Driver<S> {
         true
     }
 
-    /// Asks for a commit of what waits for one. To be called when there is nothing else to do: until then, every iteration adds
-    /// to what one commit carries.
+    /// Asks the store for what connections wait for. Call this before the shard waits: until then, every iteration adds to
+    /// one commit.
     pub fn ask_for_commit(&mut self, sockets: &mut S) {
         if let Some(durability) = self.service.durability()
             && self.waits.ask(durability)

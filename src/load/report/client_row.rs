@@ -40,17 +40,17 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) requests_per_s: f64,
     /// Latency in microseconds.
     pub(in crate::load) latency_us: Latency,
-    /// How many milliseconds after part 1 it started, by the clocks of both.
+    /// The number of milliseconds by which it started after part 1, by the clocks of both.
     pub(in crate::load) started_after_ms: f64,
-    /// How far its clock is ahead of the server's; null if the server's responses have no `Date`.
+    /// The lead of its clock over the server's; null if the server's responses lack a `Date`.
     pub(in crate::load) clock_ahead_of_server: Option<ClockOffset>,
     /// The share of the time that its busiest thread was busy, from 0 to 1, polling excluded.
     pub(in crate::load) client_busy: f64,
-    /// The greatest share of the time that one of its threads waited for a CPU, from 0 to 1.
+    /// The greatest share of time for which one of its threads waited for a CPU, from 0 to 1.
     pub(in crate::load) client_waiting: f64,
-    /// Why it limited the result, a sentence each.
+    /// The reasons why it limited the result, a sentence each.
     pub(in crate::load) client_limited_by: Vec<String>,
-    /// What its CPUs did during the run.
+    /// The use of its CPUs during the run.
     pub(in crate::load) client_cpus: Option<CpuUse>,
     /// Whether it was interrupted.
     pub(in crate::load) interrupted: bool,
