@@ -15,7 +15,8 @@ const OWN: &str = "ringtally";
 /// A server that `--server` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerCommand {
-    /// Its name in reports: the one in the flag, or else the last part of the program's path.
+    /// Its name in reports: the one in the flag, or else the last part of the program's path, with a hyphen for each
+    /// character that a name cannot have.
     pub name: String,
     /// The command as it was typed.
     text: String,
@@ -46,10 +47,8 @@ impl FromStr for ServerCommand {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ServerCommand, String> {
-        let is_name = |name: &str| {
-            let is_part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            !name.is_empty() && name.chars().all(is_part)
-        };
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let is_name = |name: &str| !name.is_empty() && name.chars().all(is_part);
         let (name, command) = match text.split_once('=') {
             Some((name, command)) if is_name(name) => (Some(name), command),
             _ => (None, text),
@@ -67,7 +66,7 @@ impl FromStr for ServerCommand {
             return Err("there is no command: write NAME=COMMAND, or COMMAND".into());
         };
         let file = program.rsplit('/').next().unwrap_or(program);
-        let own: String = file.chars().take(NAME_MAX).collect();
+        let own = file.chars().map(|c| if is_part(c) { c } else { '-' }).take(NAME_MAX).collect();
         let name_or_file = name.map_or(own, str::to_owned);
         Ok(ServerCommand { name: name_or_file, text: command.into(), words })
     }
@@ -222,6 +221,9 @@ mod tests {
         assert_eq!(name("mine=./a b=c").unwrap(), "mine");
         assert_eq!(name("./target/release/mine --a=b").unwrap(), "mine");
         assert_eq!(name("java -Dx=y a.jar").unwrap(), "java");
+        let odd: ServerCommand = "'./my server+1' {port}".parse().unwrap();
+        assert_eq!(odd.name, "my-server-1");
+        assert_eq!(odd.to_string().parse(), Ok(odd));
         for (length, is_fine) in [(NAME_MAX - 1, true), (NAME_MAX, true), (NAME_MAX + 1, false)] {
             assert_eq!(name(&format!("{}=./a", "n".repeat(length))).is_ok(), is_fine, "{length}");
         }

@@ -385,6 +385,7 @@ pub(super) mod tests {
             mean_us: Some(cpu_us * 6.0),
             held: Some(1.0),
             verdict: Some("exact".into()),
+            reasons: Vec::new(),
             limit: Some(Limit::Server),
             ..empty
         }

@@ -153,7 +153,16 @@ impl Run {
             stats_responses: None,
         };
         match seen {
-            Seen::Nothing(why) => Run { void: Some(why.clone()), ..empty },
+            // Not every server takes batches. Whatever else prevents a report leaves the server unjudged.
+            Seen::Nothing(why) if matches!(row, Row::Batch(_)) => {
+                Run { void: Some(why.clone()), ..empty }
+            }
+            Seen::Nothing(why) => Run {
+                verdict: Some("undecided".into()),
+                reasons: vec![why.clone()],
+                void: Some(why.clone()),
+                ..empty
+            },
             Seen::Pause(Err(why)) => {
                 Run { void: Some(format!("it did not respond: {why}")), ..empty }
             }
@@ -328,5 +337,8 @@ mod tests {
         let nothing = Run::new((0, 0, 0), Row::Batch(9), &Seen::Nothing("no batches".into()), 1);
         assert_eq!(nothing.void.as_deref(), Some("no batches"));
         assert!(nothing.is_exact());
+        let unread = Seen::Nothing("/stats cannot be read".into());
+        let unread = Run::new((0, 0, 0), Row::Saturated, &unread, 1);
+        assert!(!unread.is_exact() && unread.void.is_some(), "{unread:?}");
     }
 }

@@ -274,6 +274,11 @@ impl Compared {
         }
     }
 
+    /// Reports whether no server was ever ready.
+    fn is_unstarted(&self) -> bool {
+        self.servers.iter().all(|server| server.start_up_ms.is_none())
+    }
+
     /// Fails unless every server was ready, and exact in every run.
     fn check(&self) -> Result<(), Failure> {
         let failures: Vec<String> =
@@ -281,8 +286,8 @@ impl Compared {
         let all = failures.join("\n");
         match failures.is_empty() {
             true => Ok(()),
-            // Nothing could be measured.
-            false if self.runs.is_empty() && !self.interrupted => Err(Failure::Environment(all)),
+            // No server started.
+            false if self.is_unstarted() && !self.interrupted => Err(Failure::Environment(all)),
             false => Err(Failure::Wrong(all)),
         }
     }
@@ -336,6 +341,8 @@ mod tests {
         assert_eq!(compared.check(), Ok(()));
         compared.runs.clear();
         compared.servers[0].failure = Some("it ended".into());
+        assert_eq!(compared.check().unwrap_err().exit_code(), 1);
+        compared.servers.iter_mut().for_each(|server| server.start_up_ms = None);
         assert_eq!(compared.check().unwrap_err().exit_code(), 3);
     }
 }

@@ -106,6 +106,14 @@ impl Row {
         }
     }
 
+    /// Returns the number of events in a batch; `None` for another row.
+    pub fn batch(self) -> Option<u64> {
+        match self {
+            Row::Batch(events) => Some(events),
+            _ => None,
+        }
+    }
+
     /// Reports whether requests are sent on schedule, whatever the server does.
     pub(super) fn is_open_loop(self) -> bool {
         matches!(self, Row::Rate(_) | Row::Near(_))

@@ -169,6 +169,7 @@ impl ChallengeArgs {
         let shape = self.load.shape()?;
         if !is_one {
             self.load.check_comparable(&shape)?;
+            rows.iter().try_for_each(|row| self.load.check_batches_of(row.batch(), &shape))?;
         }
         self.load.check_batches(&shape)?;
         let cpus = divide_cpus(self.cpus.clone(), self.client_cpus.clone())?;

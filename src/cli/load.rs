@@ -495,14 +495,28 @@ impl LoadTuning {
 
     /// The most bytes of a batch; 0 without batches.
     pub(super) fn batch_bytes_max(&self, shape: &Shape) -> u64 {
+        self.bytes_max(self.workload(shape))
+    }
+
+    fn bytes_max(&self, workload: load::Workload) -> u64 {
         let prefix = self.user_prefix.clone().unwrap_or_default();
-        self.batch.map_or(0, |_| self.workload(shape).request_bytes_max(&prefix))
+        workload.batch.map_or(0, |_| workload.request_bytes_max(&prefix))
     }
 
     /// Checks that the batches in flight fit this client's memory.
     pub(super) fn check_batches(&self, shape: &Shape) -> Result<(), Failure> {
+        self.check_batches_of(self.batch, shape)
+    }
+
+    /// Checks that batches of this number of events, if there are any, fit this client's memory.
+    pub(super) fn check_batches_of(
+        &self,
+        batch: Option<u64>,
+        shape: &Shape,
+    ) -> Result<(), Failure> {
         let in_flight = (shape.connections * self.pipeline) as u64;
-        let bytes = self.batch_bytes_max(shape) * in_flight.min(self.workload(shape).requests());
+        let workload = load::Workload { batch, ..self.workload(shape) };
+        let bytes = self.bytes_max(workload) * in_flight.min(workload.requests());
         if bytes > BATCHES_BYTES_MAX {
             return Err(Failure::Usage(format!(
                 "batches of {} MiB would be in flight at once, and at most {} MiB may be: use fewer \

@@ -127,10 +127,11 @@ async fn ask(session: &Session) -> Result<Database, StoreError> {
     let has_rights = match has_tables {
         false => row.get(5),
         true => {
-            let sql =
-                "SELECT has_table_privilege('ringtally.servers', 'SELECT, INSERT, UPDATE, DELETE')
-                AND has_table_privilege('ringtally.users', 'SELECT, INSERT, DELETE')
-                AND has_table_privilege('ringtally.tally', 'SELECT, UPDATE')";
+            // A list of rights in one call asks for any of them.
+            let sql = "SELECT bool_and(has_table_privilege('ringtally.' || name, needed))
+                FROM (VALUES ('servers', '{SELECT,INSERT,UPDATE,DELETE}'::text[]),
+                    ('users', '{SELECT,INSERT,DELETE}'), ('tally', '{SELECT,UPDATE}')) AS tables(name, rights),
+                    unnest(rights) AS needed";
             client.query_one(sql, &[]).await?.get(0)
         }
     };

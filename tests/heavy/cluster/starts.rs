@@ -75,8 +75,11 @@ fn the_rights_that_the_help_lists_are_enough() {
     assert_eq!(writer.client().post("/reset", "").status, 200);
     writer.client().event("c", 1.0);
     assert_eq!(owner.stats().total, 1);
-    // Revoking it again ends the server, because a retry cannot help.
+    let rights = || text(&run(&["doctor", "--store", &url("writer")]).stdout);
+    assert!(rights().contains("the role may use the schema ringtally"), "{}", rights());
+    // Revoking one of them ends the server, because a retry cannot help; and the doctor sees that it is gone.
     database.sql("REVOKE UPDATE ON ringtally.servers FROM writer");
+    assert!(rights().contains("the role may not write the tables"), "{}", rights());
     let (code, _, log) = writer.wait_with_log();
     assert_eq!(code, Some(3), "{log}");
     assert!(log.contains("permission denied"), "{log}");

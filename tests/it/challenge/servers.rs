@@ -459,6 +459,7 @@ fn flags_that_do_not_go_together_are_refused_with_what_to_use() {
         (&["--server", "a", "--rounds", "1001"], "from 1 to 1,000"),
         (&["--server", "a", "--rounds", "1", "--rate", "5"], "use --rows rate:N"),
         (&["--server", "a", "--rounds", "1", "--batch", "5"], "use --rows batch:N"),
+        (&["--connections", "256", "--server", "a", "--rows", "batch:150000"], "in flight at once"),
         (&["--server", "a", "--rounds", "1", "--hdr", "x"], "are for one run"),
         (&["--server", "a", "--rounds", "1", "--fail-if", "rps<1"], "--fail-if and --abort-if"),
         (&["--server", "ringtally --store=a.redb"], "pass --store as a flag of challenge"),
