@@ -181,8 +181,8 @@ impl Connection {
         self.has_peer_finished = true;
     }
 
-    /// Whether so much of a batch is missing that it should be taken from the socket without a buffer in between. If so after a
-    /// receive, and nothing is receiving there now, call [`Connection::begin_filling`].
+    /// Reports whether enough of a batch is missing to receive it into the batch's own memory. If so after a receive,
+    /// and nothing is receiving there now, call [`Connection::begin_filling`].
     #[inline]
     pub fn wants_filling(&self) -> bool {
         self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN

@@ -704,7 +704,7 @@ impl Prepared {
         run: &Run,
     ) -> Result<Prepared, Failure> {
         let Participation { part, start, guard, .. } = *participation;
-        // What the clock says now and then is turned into time that passes evenly.
+        // Samples of the clock are turned into time that passes evenly.
         let left = start.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
         let starts_at = Instant::now() + left;
         if left < 2 * guard {

@@ -8,10 +8,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Responses are small and are looked at as soon as they have come.
+/// Responses are small and are parsed as soon as they arrive.
 const SIZES: Sizes = Sizes { submissions: 256, completions: 8192, buffers: 1024 };
 
-/// How often a tick happens. One timer for all: a timeout per wait would make the kernel program one.
+/// The interval of ticks. One timer for all: a timeout per wait would make the kernel program one.
 pub(super) const TICK: Duration = Duration::from_millis(20);
 
 /// Something that happened to a connection, by its number.
@@ -23,7 +23,7 @@ pub(super) enum Event {
     Failed(usize, io::Error),
     /// Bytes have come: see [`Transport::bytes`].
     Received(usize, Filled),
-    /// The peer has ended it, or it broke. It is closed; the kernel had been given so many of its bytes.
+    /// The peer has ended it, or it broke. It is closed, with the number of bytes that the kernel had been given.
     Ended(usize, u64),
     /// A fiftieth of a second has passed.
     Tick,
@@ -47,15 +47,15 @@ pub(super) struct Transport {
     ring: Uring<Link>,
     address: SockAddr,
     domain: Domain,
-    /// The slot of each connection; `None` where it is closed.
+    /// The slot of each connection; `None` if it is closed.
     keys: Vec<Option<Key>>,
     /// Slots with bytes to send.
     queue: Vec<Key>,
 }
 
 impl Transport {
-    /// A transport with so many closed connections to `address`. Another thread may use it than the
-    /// one that calls this: see [`Transport::enable`].
+    /// Returns a transport with a number of closed connections to `address`. Another thread may use it than the one
+    /// that calls this: see [`Transport::enable`].
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl Transport {
         Ok(())
     }
 
-    /// The bytes that a connection sends next, to be appended to; they leave after [`Transport::send`].
-    /// `None` where it is closed.
+    /// The bytes that a connection sends next, to be appended to; they leave after [`Transport::send`]. `None` if it is
+    /// closed.
     pub(super) fn out(&mut self, connection: usize) -> Option<&mut Vec<u8>> {
         let key = self.keys[connection]?;
         self.ring.get_mut(key).map(|link| &mut link.out)
@@ -121,7 +121,7 @@ impl Transport {
         self.queue.len()
     }
 
-    /// How many bytes of a connection the kernel was ever given: none behind them can have left.
+    /// The number of bytes of a connection that the kernel was given: no later byte can have left.
     pub(super) fn handed_over(&mut self, connection: usize) -> u64 {
         let key = self.keys[connection];
         key.and_then(|key| self.ring.get_mut(key)).map_or(0, |link| link.handed_over)
@@ -144,7 +144,7 @@ impl Transport {
         self.ring.give_back(filled);
     }
 
-    /// Gives the kernel what is to be sent, without waiting for anything.
+    /// Submits pending sends without waiting.
     ///
     /// # Errors
     ///
@@ -154,9 +154,8 @@ impl Transport {
         self.ring.submit()
     }
 
-    /// Gives the kernel what is to be sent, waits, and takes in what has completed, for
-    /// [`Transport::next_event`] to report. Returns whether there was anything. The events of the turn
-    /// before must have been taken.
+    /// Submits pending sends, waits, and collects completions, which [`Transport::next_event`] then reports. Returns
+    /// whether there was anything. The events of the turn before must have been taken.
     ///
     /// # Errors
     ///
@@ -205,7 +204,7 @@ impl Transport {
                 }
                 Some(Event::Received(connection, filled))
             }
-            // Where buffers were missing, all of them are given back before the next turn.
+            // If buffers ran out, all of them are returned before the next turn.
             uring::Event::ReceiveStopped(key, _) => {
                 self.ring.receive_multishot(key);
                 None
@@ -271,8 +270,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-    /// Sends back what it gets, a connection a thread; every so many is closed after
-    /// a few bytes.
+    /// Echoes, with a thread per connection; some connections are closed after a few bytes.
     fn echo(closes_every: usize) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -293,7 +291,7 @@ mod tests {
         address
     }
 
-    /// What the test knows of a connection.
+    /// The test's model of a connection.
     #[derive(Default)]
     struct Known {
         is_open: bool,

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Keeps a [`State`] and its users where a crash or a power failure cannot take them.
+/// Keeps a [`State`] and its users through crashes and power failures.
 pub trait Store: Send {
     /// Calls `each` with the users of the state that the store held when it was opened, part by part.
     ///

@@ -32,7 +32,7 @@ pub enum Waker {
 /// settled between them, whose shards have had many commits' time to let it leave.
 const VOIDS_MAX: usize = 16;
 
-/// The epochs that are durable, and the ones that are waited for.
+/// The durable epochs and the pending ones.
 #[derive(Debug)]
 pub struct Settlement {
     /// Other servers share the store.

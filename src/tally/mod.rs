@@ -35,7 +35,7 @@ pub use users::{StaleUsers, USERS_MAX};
 #[expect(clippy::cast_possible_truncation, reason = "it is 1,024")]
 pub const SHARDS_MAX: usize = sum::MERGES_MAX as usize;
 
-/// What all shards have counted since the last reset, at one moment.
+/// The counts of all shards since the last reset, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Totals {
     /// Events counted.
@@ -68,7 +68,7 @@ impl Serialize for Totals {
     }
 }
 
-/// What the totals are made from, exactly, so that counting can go on from it.
+/// The exact state behind the totals, from which counting can continue.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// Resets so far.
@@ -82,7 +82,7 @@ pub struct State {
 }
 
 impl State {
-    /// What `/stats` reports of it.
+    /// The totals that `/stats` reports.
     pub fn totals(&self) -> Totals {
         Totals { total_requests: self.events, unique_users: self.users, sum: self.sum.round() }
     }
@@ -93,7 +93,7 @@ impl State {
 pub enum User {
     /// It had.
     Seen,
-    /// It had not, so the set of all users was looked at, which takes longer.
+    /// It had not, so the set of all users was searched, which takes longer.
     Unseen,
 }
 
@@ -101,7 +101,7 @@ pub enum User {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsersFull;
 
-/// What the shards share.
+/// The state that the shards share.
 #[derive(Debug)]
 pub struct Tally {
     /// Raised by every reader, before it reads.
@@ -125,8 +125,8 @@ impl Tally {
         (tally, writers)
     }
 
-    /// Counters that go on from `state`, whose users [`Tally::restore_users`] is to add before anything is
-    /// counted, with the writer of each shard and what a committer needs.
+    /// Returns counters that continue from `state`, the writer of each shard, and the committer's part.
+    /// [`Tally::restore_users`] must add the users of `state` before anything is counted.
     pub fn resume(
         shards: usize,
         users_max: u64,
@@ -135,7 +135,7 @@ impl Tally {
         let tally = Tally::starting_at(state.generation, shards, users_max);
         let mut writers: Vec<Writer> =
             (0..shards).map(|shard| Writer::new(Arc::clone(&tally), shard)).collect();
-        // What was restored is as if the first shard had counted it.
+        // Restored counts belong to the first shard.
         writers[0].start_from(state);
         let journal = Journal::new(Arc::clone(&tally), &mut writers, state);
         (tally, writers, journal)
@@ -154,8 +154,8 @@ impl Tally {
         })
     }
 
-    /// Adds users that a store held, even where they are more than `users_max`. Returns how many of them
-    /// were not there yet.
+    /// Adds users that a store held, even if they are more than `users_max`. Returns how many of them were not there
+    /// yet.
     pub fn restore_users(&self, ids: &UserIds) -> u64 {
         let generation = self.generation.load(Ordering::Acquire);
         let restored =
@@ -214,7 +214,7 @@ impl Tally {
         (generation, self.epoch.load(Ordering::Relaxed) + 1)
     }
 
-    /// How many resets there were.
+    /// The number of resets.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -245,7 +245,7 @@ pub struct Writer {
     unpublished: u64,
     /// The generation in which stale users were last taken.
     swept: u64,
-    /// Where the users go that a store has to keep.
+    /// The queue of users that a store has to keep.
     new_users: Option<Arc<Mutex<NewUsers>>>,
     /// With a store, the epoch of the first cut that has everything published so far.
     settles_at: u64,
@@ -281,7 +281,7 @@ impl Writer {
     }
 
     /// Has the calling thread, which is to be the shard's, allocate the set of users that this shard has seen: Linux
-    /// takes a page from the NUMA node of the thread that first touches it. To be called before anything is counted.
+    /// takes a page from the NUMA node of the thread that first touches it. Must be called before anything is counted.
     /// Later it would be right, and slow, because each user is looked up in the shared set once more.
     pub fn move_here(&mut self) {
         self.seen = Seen::new();
@@ -390,9 +390,9 @@ impl Writer {
             }
         }
     }
-    /// Takes the users that this shard still holds from before the last reset, so that the caller
-    /// can drop them where that delays nobody. To be called regularly, because a shard without
-    /// events would keep them for good. Cheap when there was no reset since the last call.
+    /// Takes the users that this shard still holds from before the last reset, so that the caller can drop them where
+    /// that delays nobody. Must be called regularly, because a shard without events would keep them. It is cheap if no
+    /// reset has happened since the last call.
     pub fn take_stale(&mut self) -> Option<StaleUsers> {
         let generation = self.tally.generation.load(Ordering::Acquire);
         if generation == self.swept {

@@ -56,7 +56,7 @@ impl Extent {
         self.start.min(self.end)..self.end
     }
 
-    /// The same range packed into one word, for an atomic.
+    /// The range packed into one word, for an atomic.
     pub(crate) fn to_word(self) -> u64 {
         (self.start as u64) << 32 | self.end as u64
     }
@@ -71,7 +71,7 @@ impl Extent {
 #[derive(Clone, Debug)]
 pub struct ExactSum {
     limbs: [i64; LIMBS],
-    /// Where a limb can differ from zero.
+    /// The range of limbs that can differ from zero.
     extent: Extent,
     /// Additions since carries were propagated.
     additions: u32,
@@ -205,7 +205,7 @@ impl ExactSum {
         bytes
     }
 
-    /// The sum that [`ExactSum::to_bytes`] wrote; `None` where it wrote no such bytes.
+    /// The sum that [`ExactSum::to_bytes`] wrote; `None` if it never writes such bytes.
     pub fn from_bytes(bytes: &[u8; ExactSum::BYTES]) -> Option<ExactSum> {
         let mut sum = ExactSum { extent: Extent::ALL, ..ExactSum::default() };
         for (limb, place) in sum.limbs.iter_mut().zip(bytes.as_chunks::<LIMB_BYTES>().0) {
@@ -223,7 +223,7 @@ impl ExactSum {
         &self.limbs
     }
 
-    /// Where a limb can differ from zero.
+    /// The range of limbs that can differ from zero.
     pub(crate) fn extent(&self) -> Extent {
         self.extent
     }

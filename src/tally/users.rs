@@ -28,7 +28,7 @@ pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
 pub(crate) struct Hasher(RandomState);
 
 impl Hasher {
-    /// What a user is looked up with.
+    /// The key of a user.
     #[inline(always)]
     pub(crate) fn key<'a>(&self, user: &'a [u8]) -> Key<'a> {
         match Short::new(user) {
@@ -49,18 +49,18 @@ impl Hasher {
 
     #[inline(never)]
     fn hash_long(&self, user: &[u8]) -> u64 {
-        // `write` hashes the length as well, so there is no need for what `Hash` would write of it.
+        // `write` hashes the length as well, so the length that `Hash` would write is not needed.
         let mut hasher = self.0.build_hasher();
         hasher.write(user);
         hasher.finish()
     }
 }
 
-/// What a user is looked up with, computed once.
+/// The key of a user, computed once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key<'a> {
     pub(crate) hash: u64,
-    /// Empty where the id is long.
+    /// Empty if the id is long.
     short: Short,
     pub(crate) user: &'a [u8],
 }
@@ -69,8 +69,8 @@ impl Key<'_> {
     pub(crate) const NONE: Key<'static> = Key { hash: 0, short: Short::EMPTY, user: &[] };
 }
 
-/// A set of short ids: a table with open addressing. Its slots hold nothing but the ids, so that a user is most often found in
-/// the one cache line that is read first.
+/// A set of short ids: a table with open addressing. Its slots hold nothing but the ids, so most users are found in the
+/// first cache line that is read.
 #[derive(Debug, Default)]
 struct ShortSet {
     /// None, or a power of two, of which at least one in eight is empty.
@@ -81,15 +81,15 @@ struct ShortSet {
 impl ShortSet {
     const SLOTS_MIN: usize = 16;
 
-    /// Where an id with this hash is first looked for, if there are slots.
+    /// Returns the first slot for an id with this hash, if there are slots.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
     fn first_place(&self, hash: u64) -> usize {
         hash as usize & self.slots.len().wrapping_sub(1)
     }
 
-    /// Has the places where an id with this hash is looked for first and second come into the cache. That nearly always
-    /// suffices, and both take two cache lines at most.
+    /// Prefetches both slots for an id with this hash. That nearly always suffices, and both take two cache lines at
+    /// most.
     #[inline(always)]
     fn prefetch(&self, hash: u64) {
         let place = self.first_place(hash);
@@ -115,7 +115,7 @@ impl ShortSet {
         false
     }
 
-    /// Whether an id is in the place that is looked at first or second.
+    /// Reports whether an id is in its first or second slot.
     #[inline(always)]
     fn has_early(&self, hash: u64, short: &Short) -> bool {
         let mask = self.slots.len().wrapping_sub(1);
@@ -140,7 +140,7 @@ impl ShortSet {
         self.len += 1;
     }
 
-    /// Puts an id into the first empty slot of those where it is looked for.
+    /// Puts an id into the first empty slot of its probe sequence.
     fn place(&mut self, hash: u64, short: Short) {
         let mask = self.slots.len() - 1;
         let (mut at, mut step) = (self.first_place(hash), 0);
@@ -180,7 +180,7 @@ impl Table {
         }
     }
 
-    /// Apart from the lookup of a short id, so that this needs no registers to be saved.
+    /// A function of its own, so that the lookup of a short id saves no registers.
     #[inline(never)]
     fn find_long(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
         let (_, id) = self.long.find(hash, |(held, id)| *held == hash && **id == *user)?;
@@ -209,7 +209,7 @@ pub struct StaleUsers {
 }
 
 impl StaleUsers {
-    /// How many users these are. A user that was taken from two sets counts twice.
+    /// The number of users. A user that was taken from two sets counts twice.
     pub fn users(&self) -> usize {
         let pending: usize = self.pending.iter().map(HashTable::len).sum();
         self.tables.iter().map(Table::len).sum::<usize>() + pending
@@ -267,7 +267,7 @@ impl Seen {
         stripe.generation == generation && stripe.users.contains(key)
     }
 
-    /// Whether a user has a short id and is in the place that is looked at first or second, as most are.
+    /// Reports whether a user has a short id and is in its first or second slot, as most are.
     #[inline(always)]
     pub(crate) fn contains_early(&self, generation: u64, key: &Key<'_>) -> bool {
         let stripe = &self.0[stripe_of(key.hash)];
@@ -275,7 +275,7 @@ impl Seen {
         is_there & !key.short.is_empty() & (stripe.generation == generation)
     }
 
-    /// Has what a lookup of a short id will read come into the cache.
+    /// Prefetches the memory that a lookup of a short id reads.
     #[inline(always)]
     pub(crate) fn prefetch(&self, key: &Key<'_>) {
         self.0[stripe_of(key.hash)].users.short.prefetch(key.hash);
@@ -330,8 +330,8 @@ impl SharedStripe {
         Some(entry.remove().0)
     }
 
-    /// Settles the users of batches that have ended, where the table would grow otherwise. It has been filled since
-    /// it last grew or was looked through, so this costs each claim little.
+    /// Settles the users of ended batches if the table would grow otherwise. It has been filled since it last grew or
+    /// was looked through, so this costs each claim little.
     fn make_room(&mut self, hasher: &Hasher) {
         if self.pending.len() < self.pending.capacity() {
             return;
@@ -359,7 +359,7 @@ pub(crate) struct Users {
     claiming: CachePadded<AtomicU64>,
 }
 
-/// What a shard learns about a user that it has not seen itself.
+/// The result of looking up a user that the shard has not seen itself.
 pub(crate) enum Sight {
     /// No shard had counted the user.
     First(Id),
@@ -367,7 +367,7 @@ pub(crate) enum Sight {
     Known(Id),
     /// A reset came in between, or is under way: the event belongs to a later generation.
     Reset,
-    /// One more user would exceed the limit.
+    /// The set is full.
     Full,
 }
 
@@ -384,8 +384,8 @@ impl Users {
         }
     }
 
-    /// Looks up a user in `generation`, and adds it if there is room. Where no shard had counted the user, `count`
-    /// is called to publish an event of it before any shard can find it: a shard that finds it publishes after that.
+    /// Looks up a user in `generation`, and adds it if there is room. If no shard had counted the user, `count` is
+    /// called to publish an event of it before any shard can find it: a shard that finds it publishes after that.
     pub(crate) fn sight(
         &self,
         generation: u64,
@@ -428,18 +428,18 @@ impl Users {
         }
     }
 
-    /// Begins to claim users for a batch, unless another one does. To be ended with [`Users::end_claiming`].
+    /// Begins to claim users for a batch, unless another one does. Must be followed by [`Users::end_claiming`].
     pub(crate) fn begin_claiming(&self) -> bool {
         self.claiming.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Lets another batch claim users. What this one has claimed must be settled or dropped.
+    /// Lets another batch claim users. The claims of this one must be settled or dropped.
     pub(crate) fn end_claiming(&self) {
         self.claiming.store(0, Ordering::Release);
     }
 
-    /// Claims a user for a batch, as its claim number `index`, where no shard has counted the user. To be called
-    /// between [`Users::begin_claiming`] and [`Users::end_claiming`].
+    /// Claims a user for a batch, as its claim number `index`, if no shard has counted the user. Must be called between
+    /// [`Users::begin_claiming`] and [`Users::end_claiming`].
     pub(crate) fn claim(
         &self,
         generation: u64,

@@ -411,7 +411,7 @@ impl<T> Uring<T> {
         self.kernel.ring.params().is_feature_min_timeout()
     }
 
-    /// Returns the number of calls of io_uring_enter so far.
+    /// Returns the number of io_uring_enter calls since the ring was made.
     pub(crate) fn enters(&self) -> u64 {
         self.enters
     }

@@ -246,7 +246,7 @@ impl ConnectError {
 /// The events sent before the measured run.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct WarmUp {
-    /// Events that were to be sent.
+    /// Events that the run was asked to send.
     requests: u64,
     /// Events that the server acknowledged.
     acknowledged: u64,
@@ -264,7 +264,7 @@ pub enum CpuSource {
     Proc,
 }
 
-/// What `challenge` measured of its server.
+/// The figures of the server that `challenge` measured.
 #[derive(Clone, Debug)]
 pub struct ServerUse {
     /// CPU time in user mode during the run.
@@ -279,7 +279,7 @@ pub struct ServerUse {
     pub cpus: String,
 }
 
-/// What the requests cost the server. Times are null if the run was too short to tell.
+/// The cost of the requests on the server. Times are null if the run was too short to tell.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ServerCost {
     /// CPU time of the server per request in microseconds.
