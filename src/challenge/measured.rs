@@ -154,9 +154,7 @@ impl Run {
         };
         match seen {
             // Not every server takes batches. Whatever else prevents a report leaves the server unjudged.
-            Seen::Nothing(why) if matches!(row, Row::Batch(_)) => {
-                Run { void: Some(why.clone()), ..empty }
-            }
+            Seen::Nothing(why) if row.batch().is_some() => Run { void: Some(why.clone()), ..empty },
             Seen::Nothing(why) => Run {
                 verdict: Some("undecided".into()),
                 reasons: vec![why.clone()],

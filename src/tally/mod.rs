@@ -280,9 +280,9 @@ impl Writer {
         self.publish();
     }
 
-    /// Has the calling thread, which is to be the shard's, allocate the set of users that this shard has seen: Linux
-    /// takes a page from the NUMA node of the thread that first touches it. Must be called before anything is counted.
-    /// Later it would be right, and slow, because each user is looked up in the shared set once more.
+    /// Allocates the set of users that this shard has seen, on the calling thread, which must be the shard's: Linux takes
+    /// a page from the NUMA node of the thread that first touches it. Must be called before anything is counted. A later
+    /// call would be correct but slow, because each user is then looked up in the shared set again.
     pub fn move_here(&mut self) {
         self.seen = Seen::new();
     }
@@ -390,7 +390,7 @@ impl Writer {
             }
         }
     }
-    /// Takes the users that this shard still holds from before the last reset, so that the caller can drop them where
+    /// Takes the users that this shard still holds from before the last reset, so that the caller can drop them when
     /// that delays nobody. Must be called regularly, because a shard without events would keep them. It is cheap if no
     /// reset has happened since the last call.
     pub fn take_stale(&mut self) -> Option<StaleUsers> {

@@ -88,7 +88,7 @@ impl ShortSet {
         hash as usize & self.slots.len().wrapping_sub(1)
     }
 
-    /// Prefetches both slots for an id with this hash. That nearly always suffices, and both take two cache lines at
+    /// Prefetches the first two slots for an id with this hash. They nearly always suffice, and take two cache lines at
     /// most.
     #[inline(always)]
     fn prefetch(&self, hash: u64) {

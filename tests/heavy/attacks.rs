@@ -2,7 +2,7 @@
 //! responses. Minutes of load, so `cargo test` leaves these to `ci/enemy`, which runs them one by one
 //! in a release build.
 
-use crate::world::{Client, Server, eventually, full_pipe, post, run};
+use crate::world::{Client, Server, Totals, description, eventually, full_pipe, post, run};
 use ringtally::tally::Tally;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, nice, prlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -307,7 +307,12 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
                 while !stop.load(Ordering::Relaxed) {
                     clients.iter_mut().for_each(|client| client.send(request.as_bytes()));
                     for client in &mut clients {
-                        assert_eq!(client.read().status, 200);
+                        let response = client.read();
+                        assert_eq!(response.status, 200);
+                        description::check(&request, &response);
+                        if path == "/stats" {
+                            Totals::parse(&response.body);
+                        }
                     }
                     polls.fetch_add(64, Ordering::Relaxed);
                 }

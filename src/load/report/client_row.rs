@@ -46,7 +46,7 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) clock_ahead_of_server: Option<ClockOffset>,
     /// The share of the time that its busiest thread was busy, from 0 to 1, polling excluded.
     pub(in crate::load) client_busy: f64,
-    /// The greatest share of time for which one of its threads waited for a CPU, from 0 to 1.
+    /// The share of the time that its most delayed thread waited for a CPU, from 0 to 1.
     pub(in crate::load) client_waiting: f64,
     /// The reasons why it limited the result, a sentence each.
     pub(in crate::load) client_limited_by: Vec<String>,

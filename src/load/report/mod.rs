@@ -383,7 +383,7 @@ pub struct Report {
     pub(super) client_limited: bool,
     /// The reasons why the client limited the result, a sentence each.
     client_limited_by: Vec<String>,
-    /// The greatest share of time for which a client thread waited for a CPU, from 0 to 1.
+    /// The share of the time that the most delayed client thread waited for a CPU, from 0 to 1.
     client_waiting: f64,
     /// The share of the time that the busiest client thread was busy, from 0 to 1, polling excluded.
     client_busy: f64,
