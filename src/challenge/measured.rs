@@ -237,6 +237,11 @@ fn void(row: Row, load: &SeenLoad, used: Option<f64>) -> Option<String> {
     if row == Row::Close && !closes {
         return Some("it ignores Connection: close".into());
     }
+    let connections = load.number("/setup/connections");
+    // No connection was opened after another one, so none is known to have been closed.
+    if row == Row::Close && load.number("/acknowledged") <= connections {
+        return Some("it has not sent enough responses to show that it closes connections".into());
+    }
     if row.is_open_loop() {
         let held = load.number("/open_loop/held").filter(|held| *held < HELD_MIN)?;
         return Some(format!("it held {:.0}% of the rate", held * 100.0));
@@ -258,7 +263,7 @@ mod tests {
             "acknowledged": 1000, "refused": 0, "unknown": 0, "unsent": 0, "malformed": 0, "elapsed_s": 1.0,
             "requests_per_s": 1000.0, "verdict": "exact", "reasons": [], "client_limited": false,
             "latency_us": {"mean": 1.0, "p50": 2.0, "p99": 3.0, "p99_9": 4.0},
-            "setup": {"one_request_per_connection": false},
+            "setup": {"one_request_per_connection": false, "connections": 4},
         })
     }
 
@@ -300,7 +305,15 @@ mod tests {
         let enough: Change = |report| report["open_loop"] = json!({"held": 0.98});
         let limited: Change = |report| report["client_limited"] = true.into();
         let closes: Change = |report| report["setup"]["one_request_per_connection"] = true.into();
-        let cases: [(Row, u64, Change, Option<&str>); 11] = [
+        let kept: Change = |report| {
+            report["setup"]["one_request_per_connection"] = true.into();
+            (report["acknowledged"], report["client_limited"]) = (4.into(), true.into());
+        };
+        let one_more: Change = |report| {
+            report["setup"]["one_request_per_connection"] = true.into();
+            report["acknowledged"] = 5.into();
+        };
+        let cases: [(Row, u64, Change, Option<&str>); 13] = [
             (Row::Saturated, 500, |_| {}, None),
             (Row::Saturated, 498, |_| {}, Some("not saturated: the server used 50% of a CPU")),
             (Row::Saturated, 498, limited, None),
@@ -321,6 +334,8 @@ mod tests {
             (Row::Rate(5), 1, enough, None),
             (Row::Close, 900, |_| {}, Some("ignores Connection: close")),
             (Row::Close, 900, closes, None),
+            (Row::Close, 900, kept, Some("enough responses")),
+            (Row::Close, 900, one_more, None),
             (Row::Pipeline(2), 10, |_| {}, Some("not saturated")),
         ];
         for (row, used_ms, change, says) in cases {

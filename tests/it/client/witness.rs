@@ -147,10 +147,12 @@ fn a_server_that_says_close_and_does_not_is_left_soon() {
     assert!(report.1["elapsed_s"].as_f64().unwrap() < 6.0, "{}", report.1);
 }
 
-/// The server closes one of two connections in the middle and rejects its successor: both were open.
+/// The server closes one of two connections in the middle and rejects its successor: both were open. The delay gives each of
+/// them time to serve.
 #[test]
 fn a_connection_that_has_served_was_open_whatever_becomes_of_the_next() {
-    let habits = Habits { closes_every: 1500, full_from: 1, ..GOOD };
+    let delay = |_| Duration::from_micros(100);
+    let habits = Habits { closes_every: 1500, full_from: 1, delay, ..GOOD };
     let (_, report) = judged(habits, &["2000", "2", "--timeout", "5s"]);
     assert!(report["rejected"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(report["connections_open"], 2, "{report}");
