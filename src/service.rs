@@ -174,6 +174,17 @@ enum Answer {
     Later(Shows),
 }
 
+/// The progress of responses that wait for totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The rest wait for totals, or until the peer has received others.
+    Waits,
+    /// Some could be made, but the budget is spent.
+    BudgetSpent,
+    /// The last one announces that the connection closes.
+    Ends,
+}
+
 /// The place of a response, and the budget that pays for it.
 struct To<'a> {
     reply: Reply<'a>,
@@ -317,28 +328,38 @@ impl Service {
         true
     }
 
-    /// Makes the responses whose totals were read, or not in time, until the budget is spent or too much is unsent. Returns
-    /// whether the budget has left some that can be made.
-    pub fn make_parked(&mut self, budget: &mut Budget, responses: &mut Responses) -> bool {
-        let Some(durability) = self.durability() else { return false };
+    /// Makes the responses whose totals were read, or not in time, until the budget is spent or too much is unsent. If
+    /// they `are_last`, the last of them announces that the connection closes, unless others follow it.
+    pub fn make_parked(
+        &mut self,
+        budget: &mut Budget,
+        responses: &mut Responses,
+        are_last: bool,
+    ) -> Progress {
+        let Some(durability) = self.durability() else { return Progress::Waits };
         responses.note_read(durability.read());
         while let Some((parked, is_late)) = responses.first_ready() {
             if responses.bytes().len() >= UNSENT_BYTES_MAX {
-                return false;
+                return Progress::Waits;
             }
             if budget.is_spent() {
-                return true;
+                return Progress::BudgetSpent;
             }
             let totals = self.durability().filter(|_| !is_late).map(Durability::totals);
             let mut bytes = Vec::new();
-            let reply = Reply::new(&mut bytes, &self.context, parked.to);
+            let is_last = are_last && responses.ends_with(&parked);
+            let reply_to = if is_last { parked.to.as_last() } else { parked.to };
+            let reply = Reply::new(&mut bytes, &self.context, reply_to);
             let endpoint = parked.shows.endpoint();
             let status = self.endpoints.show(parked.shows, totals, reply, budget);
             responses.fill_first(&bytes);
             self.endpoints.metrics.note_response(parked.method, endpoint, status);
             self.endpoints.note_other(Kind { endpoint, method: parked.method });
+            if is_last {
+                return Progress::Ends;
+            }
         }
-        false
+        Progress::Waits
     }
 
     /// The kind of a request that is under way.

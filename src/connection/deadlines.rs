@@ -54,7 +54,11 @@ impl Connection {
         }
         let is_late = moment.now_ms >= self.deadline_ms();
         if is_late && self.waits_for_peer() {
-            return self.expire(moment.now_ms, service);
+            return match self.has_unread {
+                // It is not the peer who is late.
+                true => Due::Nothing,
+                false => self.expire(moment.now_ms, service),
+            };
         }
         if is_late && self.responses.is_store_late(moment.now_ms) {
             // Without a response: whether the store has it is unknown.

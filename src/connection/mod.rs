@@ -9,7 +9,7 @@ pub use deadlines::Due;
 
 use crate::http::{self, Budget, End, Limits, Step};
 use crate::metrics::Kind;
-use crate::service::{Responses, Service, Work};
+use crate::service::{Progress, Responses, Service, Work};
 use crate::store::Release;
 
 /// The time for which a closing connection's input is read and discarded, so that the peer can read the last response
@@ -123,6 +123,8 @@ pub struct Connection {
     sending: usize,
     /// The peer sends nothing more: it has shut down its write half, or announced that.
     has_peer_finished: bool,
+    /// More bytes had arrived than were received at the last look at the socket.
+    has_unread: bool,
     /// Something was received since the last look.
     is_active: bool,
     /// The kind of the last request with a response.
@@ -144,6 +146,7 @@ impl Connection {
             responses: Responses::default(),
             sending: 0,
             has_peer_finished: false,
+            has_unread: false,
             is_active: false,
             last: Kind::EVENT,
             received_ms: now_ms,
@@ -163,7 +166,14 @@ impl Connection {
         self.is_active = true;
         self.received_ms = moment.now_ms;
         match &mut self.state {
-            State::Serving => self.handle(input, false, moment, service),
+            State::Serving if moment.urgency == Urgency::Serve => {
+                self.handle(input, false, moment, service);
+            }
+            // The last request is known once everything that has arrived was received.
+            State::Serving => {
+                self.input.extend_from_slice(input);
+                self.state = State::Working;
+            }
             State::Full | State::Behind | State::Filling | State::Working => {
                 self.input.extend_from_slice(input);
             }
@@ -179,6 +189,19 @@ impl Connection {
     /// Notes that the peer will send nothing more.
     pub fn note_peer_closed(&mut self) {
         self.has_peer_finished = true;
+    }
+
+    /// Notes whether more bytes have arrived than were received. While the server drains, this must be known before
+    /// [`Connection::work`], [`Connection::action`], and [`Connection::tick`]: the last response announces that the
+    /// connection closes, and no request behind it is handled (RFC 9112 section 9.6).
+    #[inline]
+    pub fn note_unread(&mut self, has_unread: bool) {
+        self.has_unread = has_unread;
+    }
+
+    /// Reports whether the peer will send nothing more.
+    pub fn has_peer_finished(&self) -> bool {
+        self.has_peer_finished
     }
 
     /// Reports whether enough of a batch is missing to receive it into the batch's own memory. If so after a receive,
@@ -277,8 +300,15 @@ impl Connection {
         if self.responses.has_parked() {
             // If what comes before them is void, so are they.
             self.sendable(service);
-            if service.make_parked(&mut self.http.budget, &mut self.responses) {
-                return true;
+            let is_all =
+                self.is_draining(moment) && self.input.is_empty() && !self.http.has_begun();
+            match service.make_parked(&mut self.http.budget, &mut self.responses, is_all) {
+                Progress::Waits => {}
+                Progress::BudgetSpent => return true,
+                Progress::Ends => {
+                    self.http.end();
+                    self.state = State::Finishing;
+                }
             }
         }
         let can_go_on = match self.state {
@@ -296,6 +326,11 @@ impl Connection {
         self.handle(&[], true, moment, service);
         service.publish();
         false
+    }
+
+    /// Reports whether a request without another one behind it is the last.
+    fn is_draining(&self, moment: &Moment) -> bool {
+        moment.urgency != Urgency::Serve && !self.has_unread
     }
 
     /// Notes what responses have come to wait for.
@@ -316,9 +351,7 @@ impl Connection {
     /// Handles received bytes until all are handled, the budget is spent, or the connection has to wait. Works on a
     /// batch only if it `may_work`, because many of them may become whole in one iteration.
     fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
-        if moment.urgency != Urgency::Serve {
-            self.http.drain();
-        }
+        self.http.set_draining(self.is_draining(moment));
         self.http.budget.charge_receive();
         if self.input.is_empty() {
             let mut rest = received;

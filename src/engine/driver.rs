@@ -1,4 +1,4 @@
-//! What a shard does with its connections, in which order, whatever moves their bytes.
+//! The loop of a shard: the order in which connections are served, whatever moves their bytes.
 //!
 //! A [`Driver`] does not know sockets or clocks: operations that have completed come in, one call per completion, and
 //! the operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and
@@ -11,9 +11,9 @@ use crate::metrics::{OfKinds, ShardMetrics};
 use crate::service::Service;
 use std::fmt;
 
-/// Receives in a row that leave room in their buffer, after which a connection's receive is multishot. One multishot receive
-/// may fill 32 buffers before it can be canceled: a peer that sends in bulk is received from one buffer at a time, so that one
-/// that never reads its responses holds little here.
+/// The number of consecutive receives that leave room in their buffer, after which a connection's receive is multishot.
+/// One multishot receive may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from
+/// one buffer at a time. If it never reads its responses, it holds little memory.
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
 /// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
@@ -82,7 +82,7 @@ pub trait Newcomer {
     fn is_rejected(&self) -> bool;
 }
 
-/// What has come of an attempt to accept a connection.
+/// The result of an attempt to accept a connection.
 #[derive(Debug)]
 pub enum Accepted<A> {
     /// No connection waits to be accepted.
@@ -371,6 +371,7 @@ impl<S: Sockets> Driver<S> {
             if let Some(kind) = connection.in_flight() {
                 in_flight[kind.endpoint as usize][kind.method as usize] += 1;
             }
+            look_for_unread(moment, connection, &socket);
             match connection.tick(moment, service) {
                 Due::Nothing => due_ms = due_ms.min(connection.deadline_ms()),
                 Due::Act => queue_up(queue, client, key),
@@ -414,6 +415,7 @@ impl<S: Sockets> Driver<S> {
             // At the end of the iteration it gets in line again.
             queue_up(queue, client, key);
             let connection = &mut client.connection;
+            look_for_unread(moment, connection, &socket);
             match connection.is_filling() {
                 // The next receive reports what has gone wrong.
                 true => connection.fill(
@@ -485,6 +487,7 @@ impl<S: Sockets> Driver<S> {
         let Open { client, mut socket, .. } = open;
         client.is_queued = false;
         let connection = &mut client.connection;
+        look_for_unread(&self.moment, connection, &socket);
         let action = connection.action(&self.moment, &mut self.service);
         // All others are served before it works again.
         connection.renew();
@@ -550,5 +553,13 @@ impl<S: Sockets> fmt::Debug for Driver<S> {
 fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
     if !std::mem::replace(&mut client.is_queued, true) {
         queue.push(key);
+    }
+}
+
+/// While the server drains, tells a connection whether more has arrived on its socket.
+#[inline]
+fn look_for_unread(moment: &Moment, connection: &mut Connection, socket: &impl Socket) {
+    if moment.urgency == Urgency::Drain {
+        connection.note_unread(socket.has_unread());
     }
 }

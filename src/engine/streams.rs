@@ -9,7 +9,7 @@ use super::{
     AcceptedConnection, Admission, BACKLOG, Drained, Permit, Shard, Stop, TICK, Waits,
     milliseconds, unix_seconds,
 };
-use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
+use crate::connection::{Action, Connection, Due, KEPT_BYTES_MAX, Moment, Next, Urgency};
 use crate::http::{Budget, Limits};
 use crate::service::Service;
 use crate::store::Durability;
@@ -40,7 +40,10 @@ const ACCEPTS_BEFORE_YIELD: usize = 64;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// How often a draining shard looks whether its connections have ended.
+/// Reads in a row for one connection while the server drains, half as many as it may keep unhandled.
+const RESTS_MAX: usize = KEPT_BYTES_MAX / INPUT_BYTES / 2;
+
+/// The interval at which a draining shard checks whether its connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// Its ticks during which a receive must have waited before its connection counts as idle.
 const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
@@ -369,7 +372,7 @@ enum Ended {
 
 impl Task {
     async fn run(mut self) {
-        loop {
+        while self.take_rest().await {
             let (then, has_work) = self.act();
             match then {
                 Next::Close if self.connection.is_finishing() && self.has_unread().await => {
@@ -389,6 +392,9 @@ impl Task {
                 Ended::Closed => break,
                 Ended::Works => {
                     self.hub.look_around().await;
+                    if !self.take_rest().await {
+                        break;
+                    }
                     let mut service = self.hub.service.borrow_mut();
                     let moment = self.hub.now(&service);
                     self.connection.work(&moment, &mut service);
@@ -550,7 +556,33 @@ impl Task {
         }
     }
 
-    /// Whether more has arrived than was read. What it reads is discarded.
+    /// While the server drains, receives everything that has arrived, before the last response is made. Reports whether the
+    /// connection is still open.
+    async fn take_rest(&mut self) -> bool {
+        let Task { hub, connection, .. } = self;
+        let wants_more = connection.has_work() || connection.next() == Next::Receive;
+        if hub.moment.get().urgency != Urgency::Drain || connection.is_lingering() || !wants_more {
+            return true;
+        }
+        let mut is_new = true;
+        for _ in 0..RESTS_MAX {
+            // Once glommio's ring has had time to report what has arrived.
+            let is_last = !is_new && self.hub.look.readable().await.is_ok();
+            let received = poll_fn(|cx| Poll::Ready(self.transfer(Next::Receive, cx))).await;
+            if received == Some(Ended::Closed) {
+                return false;
+            }
+            if received.is_none() && is_last || self.connection.has_peer_finished() {
+                self.connection.note_unread(false);
+                return true;
+            }
+            is_new = received.is_some();
+        }
+        self.connection.note_unread(true);
+        true
+    }
+
+    /// Whether more has arrived than was read. Input is discarded.
     async fn has_unread(&mut self) -> bool {
         let Task { hub, stream, .. } = self;
         poll_fn(|cx| {

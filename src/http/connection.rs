@@ -655,9 +655,10 @@ impl Connection {
         self.stage = Stage::ENDED;
     }
 
-    /// Makes the response to the last request that has arrived the last.
-    pub fn drain(&mut self) {
-        self.is_draining = true;
+    /// Sets whether the response to the last request that has arrived is the last.
+    #[inline]
+    pub fn set_draining(&mut self, is_draining: bool) {
+        self.is_draining = is_draining;
     }
 
     /// Whether the next step needs more bytes than are left, if none are.

@@ -29,6 +29,11 @@ impl ReplyTo {
     /// As the last response of its connection.
     pub const LAST: ReplyTo = ReplyTo { persistence: Persistence::Close, is_head: false };
 
+    /// The same, as the last response of its connection.
+    pub fn as_last(self) -> ReplyTo {
+        ReplyTo { persistence: Persistence::Close, ..self }
+    }
+
     /// As the last response of its connection, to a request with this method.
     pub(super) fn last(method: Method) -> ReplyTo {
         ReplyTo { is_head: method == Method::Head, ..ReplyTo::LAST }

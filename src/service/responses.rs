@@ -164,7 +164,13 @@ impl Responses {
         }
     }
 
-    /// Puts the first response that was not made in its place.
+    /// Reports whether a response that is not made yet is the last of all.
+    pub(super) fn ends_with(&self, parked: &Parked) -> bool {
+        self.parked.len() == 1 && parked.at == self.bytes.len()
+    }
+
+    /// Puts the first response that was not made in its place. Nothing behind it waits for the store: the requests that may
+    /// overtake it acknowledge nothing.
     pub(super) fn fill_first(&mut self, response: &[u8]) {
         let Some(first) = self.parked.pop_front() else { return };
         self.bytes.splice(first.at..first.at, response.iter().copied());

@@ -33,6 +33,10 @@ fuzz_target!(|data: &[u8]| {
                     rest.split_at(usize::from(step / 8 * 4 + step % 8).min(rest.len()));
                 rest = after;
                 connection.receive(piece, &moment, &mut service);
+                // While it drains, what was received is handled once all of it was.
+                if moment.urgency == Urgency::Drain {
+                    connection.work(&moment, &mut service);
+                }
             }
             // The peer takes what may leave.
             4 => {

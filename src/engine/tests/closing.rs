@@ -21,7 +21,7 @@ fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u16> {
 }
 
 /// A request of so many bytes, with a field that makes it so long.
-fn padded(request: &[u8], bytes: usize) -> Vec<u8> {
+pub(super) fn padded(request: &[u8], bytes: usize) -> Vec<u8> {
     let (first, rest) = request.split_at(memchr::memchr(b'\n', request).unwrap() + 1);
     let field = format!("X: {}\r\n", "x".repeat(bytes - request.len() - 5));
     [first, field.as_bytes(), rest].concat()

@@ -1,7 +1,9 @@
 //! What a stop meets that the ring has not reported yet: a thread is held while clients act, so that it finds that afterwards.
 
+use super::closing::padded;
 use super::*;
 use crate::connection::DRAIN_QUIET_MS;
+use crate::uring::BUFFER_BYTES;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -119,4 +121,24 @@ fn a_drain_sees_what_has_arrived_before_it_closes_a_connection() {
         vec![stream]
     });
     assert_eq!(events, 2);
+}
+
+#[test]
+fn a_drain_responds_to_what_is_still_in_the_socket() {
+    let events = with_held(|address, hold| {
+        let mut stream = connect(address);
+        stream.write_all(EVENT).unwrap();
+        read_responses(&mut stream, 1);
+        hold.hold();
+        hold.stop.escalate_to(Urgency::Drain);
+        // The drain begins here.
+        hold.step();
+        // What is received first ends with a request.
+        stream.write_all(&[&padded(EVENT, BUFFER_BYTES), EVENT].concat()).unwrap();
+        drop(hold);
+        read_responses(&mut stream, 2);
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "and then the end");
+        Vec::new()
+    });
+    assert_eq!(events, 3);
 }

@@ -263,6 +263,26 @@ fn the_end_of_a_connection_waits_for_its_totals() {
 }
 
 #[test]
+fn a_response_that_has_waited_since_before_a_stop_says_that_it_is_the_last() {
+    for engine in [RING, Engine::Streams] {
+        with_shared(engine, PATIENCE, |address, shared, stop| {
+            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            let mut stream = connect(address);
+            stream.write_all(&[STATS, STATS].concat()).unwrap();
+            shared.wait_for_read();
+            stop.escalate_to(Urgency::Drain);
+            assert_quiet(&mut stream);
+            shared.set(|flow| flow.are_reads_stopped = false);
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            let (first, last) = rest[1..].split_once("HTTP/1.1 200 OK\r\n").unwrap();
+            assert!(last.contains("\r\nConnection: close\r\n"), "{engine:?}: {rest}");
+            assert!(!first.contains("\r\nConnection: close\r\n"), "{engine:?}: {rest}");
+        });
+    }
+}
+
+#[test]
 fn peers_that_leave_while_they_wait_hold_up_nobody() {
     for engine in [RING, Engine::Streams] {
         with_shared(engine, PATIENCE, |address, shared, stop| {

@@ -15,7 +15,7 @@ pub(super) struct Values {
 }
 
 /// The only condition on another table.
-const GENERATION: &str = "EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)";
+pub(super) const GENERATION: &str = "EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)";
 
 impl Values {
     /// Whether a condition holds, which must be made of nothing but what is known here.

@@ -6,7 +6,7 @@
 //! may never have it. A primary whose standby was promoted can still be read, and waits in vain with all writes. If the
 //! standby is not synchronous, a promotion loses what it does not have.
 
-use super::condition::Values;
+use super::condition::{GENERATION, Values};
 use fastrand::Rng;
 use ringtally::failure::Failure;
 use ringtally::store::postgres::{
@@ -16,7 +16,7 @@ use ringtally::store::{Group, Outcome, SharedTotals, Store};
 use ringtally::tally::{ExactSum, State, UserIds};
 use ringtally::uring::Wakeup;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -147,7 +147,7 @@ pub(crate) struct Cluster {
     /// Rows of servers were removed that were not seen.
     pub(crate) has_swept: bool,
     listeners: Vec<Arc<Wakeup>>,
-    stragglers: Vec<OwnedWrite>,
+    stragglers: VecDeque<OwnedWrite>,
     /// The condition of a commit, unless it is a reset.
     commit_condition: &'static str,
 }
@@ -168,7 +168,7 @@ impl Cluster {
             has_lost: false,
             has_swept: false,
             listeners: Vec::new(),
-            stragglers: Vec::new(),
+            stragglers: VecDeque::new(),
             commit_condition: MAY_COMMIT,
         }
     }
@@ -196,6 +196,14 @@ impl Cluster {
         self.primary == 1
     }
 
+    /// Notes a version that a transaction has made, which takes no event away.
+    fn note_made(&mut self) {
+        let (before, version) = (self.versions[self.now()], self.nodes[self.primary].version());
+        let is_gone = before.generation == version.generation && before.bits & !version.bits != 0;
+        assert!(!is_gone, "{version:?} has lost events of {before:?}");
+        self.note_version();
+    }
+
     fn note_version(&mut self) {
         let version = self.nodes[self.primary].version();
         if self.primary == 1 || !self.is_synchronous {
@@ -209,7 +217,7 @@ impl Cluster {
             let changes = self.log[number].changes.clone();
             self.nodes[0].apply(&changes);
             if self.primary == 0 {
-                self.note_version();
+                self.note_made();
             }
             self.notify(&changes);
         }
@@ -289,7 +297,7 @@ impl Cluster {
     fn write(&mut self, node: usize, changes: Vec<Change>) -> Option<usize> {
         if node == 1 {
             self.nodes[1].apply(&changes);
-            self.note_version();
+            self.note_made();
             self.notify(&changes);
             return None;
         }
@@ -382,7 +390,7 @@ impl Cluster {
 
     /// A write on a connection that was lost is made now, or finds that it came too late.
     pub(crate) fn straggle(&mut self) {
-        if let Some(write) = self.stragglers.pop() {
+        if let Some(write) = self.stragglers.pop_front() {
             let generation = self.nodes[0].generation;
             // A session that waits for a lock is lost, as if its connection had been found dead.
             let _ = self.commit(0, &write, generation);
@@ -416,6 +424,8 @@ pub(crate) enum Fault {
     Repeated,
     /// It reports a read as confirmed without having written anything.
     Unconfirmed,
+    /// It makes a commit whatever was written to the row since.
+    Unordered,
 }
 
 /// A message of a thread that runs a committer.
@@ -599,7 +609,7 @@ impl Link for SimulatedLink {
         if let Err(trouble) = self.step() {
             let mut cluster = self.database.cluster();
             if self.node == Some(0) && !cluster.has_failed_over() && self.chance(128) {
-                cluster.stragglers.push(owned);
+                cluster.stragglers.push_back(owned);
             }
             return Err(trouble);
         }
@@ -737,6 +747,9 @@ impl SharedStore {
         let is_deaf = rng.bool();
         if !is_deaf {
             database.cluster().listeners.push(Arc::clone(&wakeup));
+        }
+        if fault == Fault::Unordered {
+            database.cluster().commit_condition = GENERATION;
         }
         let is_joining = Arc::new(Mutex::new(true));
         let first = database.cluster().primary;

@@ -10,7 +10,7 @@
 mod condition;
 mod database;
 use crate::world::seeds;
-use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server};
+use crate::world::simulated::{Link, Reader, STORE_TIMEOUT_MS, Server, Shard};
 use crate::world::{Response, Totals, post};
 use database::{Database, Fault, SharedStore, Step, Version};
 use fastrand::Rng;
@@ -48,8 +48,8 @@ struct Pending {
     /// The content of the database when all of it was received, and the time.
     version: Option<usize>,
     received_ms: u64,
-    /// Nothing else waited on its connection then.
-    is_alone: bool,
+    /// Nothing in front of it could keep it from being handled then.
+    is_first: bool,
 }
 
 /// A client on one connection.
@@ -60,6 +60,22 @@ struct Client {
     sent: usize,
     /// The events of the last totals, and the version when they were asked for.
     shown: Option<(u64, usize)>,
+    /// Its server drains, and has to say with its last response that the connection closes.
+    is_owed_close: bool,
+    has_close: bool,
+}
+
+impl Client {
+    /// Notes a response, and checks whether it may be the last. Returns what it is to.
+    fn note_response(&mut self, response: &Response, is_stopping: bool) -> Pending {
+        let to = self.pending.pop_front().expect("no response without a request");
+        assert!(!self.has_close, "a response behind the last one: {response:?}");
+        self.has_close = response.field("connection") == Some("close");
+        assert!(is_stopping || !self.has_close, "it could go on: {response:?}");
+        let is_last = self.pending.is_empty();
+        assert!(is_last || !self.has_close, "a request is lost behind {response:?}");
+        to
+    }
 }
 
 /// One life of a server, and its clients.
@@ -72,6 +88,8 @@ struct Life {
     thread: Option<JoinHandle<()>>,
     /// Events that it has acknowledged: when they were received, and when that was said.
     acknowledged: Vec<(usize, Range<usize>)>,
+    /// It was told to stop.
+    is_stopping: bool,
     /// Its committer is in the middle of a commit.
     is_committing: bool,
     /// It gets its turn more seldom than others.
@@ -104,6 +122,7 @@ impl Life {
             back: came_back,
             thread: Some(thread),
             acknowledged: Vec::new(),
+            is_stopping: false,
             is_committing: false,
             is_slow: rng.u8(..) < 60,
             was_late: false,
@@ -113,8 +132,11 @@ impl Life {
         life
     }
 
-    /// A client connects to a shard.
+    /// A client connects to a shard, unless the server stops.
     fn connect(&mut self, shard: usize) {
+        if self.is_stopping {
+            return;
+        }
         self.clients[shard].push(Client::default());
         let shard = &mut self.server.shards[shard];
         shard.net.backlog.push_back(Link::new());
@@ -230,8 +252,13 @@ impl World {
         let awaited: Vec<_> =
             (0..shard.net.slots.len()).map(|key| shard.first_read_of(key)).collect();
         let all_due = shard.tick();
+        // What waits on a connection that has ended may be late as well.
+        *was_late |= settlement.is_late();
         for (key, due) in &all_due {
-            let first = clients[shard_at][*key].pending.front().expect("something waits");
+            let Some(first) = clients[shard_at][*key].pending.front() else {
+                assert_eq!(*due, Due::CloseIdle, "nothing waits, unless the peer could still read");
+                continue;
+            };
             assert!(
                 now_ms >= first.received_ms + STORE_TIMEOUT_MS,
                 "{due:?} came early: {first:?}"
@@ -245,7 +272,7 @@ impl World {
         {
             let Some(first) = clients[shard_at][key].pending.front() else { continue };
             let is_late = first.version.is_some()
-                && first.is_alone
+                && first.is_first
                 && now_ms >= first.received_ms + STORE_TIMEOUT_MS;
             let is_sending = slot.sending_since_ms.is_some() || slot.link.takable() > 0;
             let is_due = all_due.iter().any(|(of, _)| *of == key);
@@ -272,7 +299,7 @@ impl World {
                 end,
                 version: None,
                 received_ms: 0,
-                is_alone: false,
+                is_first: false,
             });
         }
         let count = if self.rng.bool() { usize::MAX } else { self.rng.usize(1..300) };
@@ -289,9 +316,12 @@ impl World {
         let received = server.shards[shard].link(key).received();
         let pending = &mut clients[shard][key].pending;
         let before = pending.iter().filter(|pending| pending.version.is_some()).count();
+        let mut is_first = before == 0;
         for pending in pending.iter_mut().skip(before).filter(|pending| pending.end <= received) {
             (pending.version, pending.received_ms) = (Some(now), received_ms);
-            pending.is_alone = before == 0;
+            pending.is_first = is_first;
+            // What is behind totals is handled after they were read.
+            is_first &= !matches!(pending.request, Request::Totals);
         }
     }
 
@@ -313,6 +343,48 @@ impl World {
     fn restart(&mut self, at: usize) {
         self.lives += 1;
         self.servers[at] = Life::start(&mut self.rng, &self.database, self.fault, self.lives);
+    }
+
+    /// A server is told to stop, and another starts in its place: every request that had arrived gets its response, or the
+    /// end that it would have had in any case.
+    fn stop(&mut self, at: usize) {
+        let number = self.servers[at].number;
+        self.take(at);
+        let Life { server, clients, is_stopping, .. } = &mut self.servers[at];
+        *is_stopping = true;
+        for (shard, clients) in std::iter::zip(&mut server.shards, clients) {
+            for (key, client) in clients.iter_mut().enumerate() {
+                let slot = &mut shard.net.slots[key];
+                slot.link.deliver(usize::MAX);
+                // If so, the response to its last request is not made yet.
+                let has_taken_all = slot.is_open() && !slot.has_unsent();
+                client.is_owed_close =
+                    slot.link.unread() > 0 || has_taken_all && !client.pending.is_empty();
+            }
+            shard.stop_accepting();
+        }
+        for _ in 0..STEPS_TO_THE_END {
+            self.database.cluster().ship();
+            self.step_of(at);
+            if self.servers[at].number != number {
+                return;
+            }
+            self.flush(at);
+            let Life { server, was_late, .. } = &mut self.servers[at];
+            for shard in &mut server.shards {
+                shard.clock_ms += self.rng.u64(..10);
+                let all_due = shard.tick();
+                let is_due = all_due.iter().any(|(_, due)| *due != Due::CloseIdle);
+                *was_late |= is_due || server.settlement.is_late();
+            }
+            self.take(at);
+            if self.servers[at].server.shards.iter().all(Shard::is_empty) {
+                let mut clients = self.servers[at].clients.iter().flatten();
+                assert!(clients.all(|client| client.pending.is_empty()), "a request is lost");
+                return self.restart(at);
+            }
+        }
+        panic!("the drain never ends");
     }
 
     fn step_of(&mut self, at: usize) {
@@ -341,7 +413,7 @@ impl World {
 
     /// If a server has ended a connection: what it acknowledges next is void.
     fn note_end(&mut self, at: usize, shard: usize, key: usize) {
-        let Life { server, clients, .. } = &mut self.servers[at];
+        let Life { server, clients, is_stopping, .. } = &mut self.servers[at];
         let (link, client) = (&server.shards[shard].net.slots[key].link, &mut clients[shard][key]);
         if !link.is_over() || link.has_client_finished() {
             return;
@@ -350,10 +422,16 @@ impl World {
         if slot.ended == Some(Ended::Cut) {
             // Whether the store has it is unknown.
             client.pending.clear();
+            client.is_owed_close = false;
             end(server.shards[shard].link(key));
             return self.servers[at].connect(shard);
         }
         assert!(!client.reader.has_part(), "a response was cut off");
+        if *is_stopping && client.pending.is_empty() {
+            assert!(client.has_close || !client.is_owed_close, "nobody says that it closes");
+            return end(server.shards[shard].link(key));
+        }
+        client.is_owed_close = false;
         // The first without a response was counted before a reset that this server had not heard of.
         let first = client.pending.front().expect("nothing else ends a connection");
         match first.request {
@@ -368,12 +446,15 @@ impl World {
 
     /// Compares a response with what the database has held since its request was received.
     fn check(&mut self, at: usize, shard: usize, key: usize, response: &Response) {
-        let Life { clients, acknowledged, was_late, .. } = &mut self.servers[at];
+        let Life { server, clients, acknowledged, was_late, is_stopping, .. } =
+            &mut self.servers[at];
         let client = &mut clients[shard][key];
-        let Pending { request, version, .. } = client.pending.pop_front().unwrap();
+        let Pending { request, version, received_ms, .. } =
+            client.note_response(response, *is_stopping);
         let version = version.expect("no response to what was not received");
         if response.status == 503 {
-            assert!(*was_late, "the store was not late: {response:?}");
+            let is_late = server.shards[shard].clock_ms >= received_ms + STORE_TIMEOUT_MS;
+            assert!(*was_late || is_late, "the store was not late: {response:?}");
             if let Request::Event(event) = request {
                 self.refused.push(event);
             }
@@ -393,7 +474,11 @@ impl World {
                 acknowledged.push((event, version..cluster.now()));
             }
             Request::Reset => {
-                let is_durable = first.generation < cluster.durable_generation();
+                // A failover takes back what the standby had not got, so the generation may have been higher before.
+                let is_durable = versions.windows(2).any(|pair| {
+                    let [before, after] = [pair[0].generation, pair[1].generation];
+                    before < after && after <= cluster.durable_generation()
+                });
                 let is_made = is_durable || cluster.has_lost;
                 assert!(is_made, "a reset is acknowledged before it is durable");
             }
@@ -515,11 +600,10 @@ fn simulate(seed: u64, fault: Fault) {
         }
         let at = world.rng.usize(..world.servers.len());
         match world.rng.u8(..100) {
-            0..=1 => {
-                world.restart(at);
-            }
+            0..=1 => world.restart(at),
+            3 => world.stop(at),
             2 if hours_pass => world.database.cluster().sweep(),
-            3..=49 => world.iterate(at),
+            4..=49 => world.iterate(at),
             50..=59 => world.take(at),
             _ => world.step(),
         }
@@ -554,7 +638,8 @@ fn is_found_out(fault: Fault) -> bool {
 
 #[test]
 fn broken_stores_are_found_out() {
-    for fault in [Fault::Hasty, Fault::Stale, Fault::Repeated, Fault::Unconfirmed] {
+    let all = [Fault::Hasty, Fault::Stale, Fault::Repeated, Fault::Unconfirmed, Fault::Unordered];
+    for fault in all {
         assert!(is_found_out(fault), "{fault:?}");
     }
 }

@@ -9,6 +9,7 @@ use crate::world::simulated::{BUFFER_BYTES, Link, Reader, Shard, Slot};
 use crate::world::{Response, seeds};
 use fastrand::Rng;
 use ringtally::connection::{DRAIN_QUIET_MS, Due, LINGER_BYTES_MAX, Urgency};
+use ringtally::engine::BACKLOG;
 use ringtally::engine::driver::Ended;
 use ringtally::http::{Limits, Timeouts};
 use ringtally::metrics::Reporter;
@@ -169,9 +170,9 @@ impl World {
             watch.begin(now_ms);
         }
         for made in std::mem::take(&mut self.shard.net.made) {
-            let received = self.shard.net.slots[made.key].link.received();
+            let link = &self.shard.net.slots[made.key].link;
             let watch = &mut self.watches[made.key];
-            watch.follow(&made, received, &mut self.model, self.shard.moment());
+            watch.follow(&made, link, &mut self.model, self.shard.moment());
         }
         self.follow_time(resets);
         self.model.check(&self.tally.totals());
@@ -215,9 +216,9 @@ impl World {
         for made in std::mem::take(&mut self.shard.net.made) {
             if self.watches[made.key].is_rejected {
                 // It was accepted when the drain began.
-                let received = self.shard.net.slots[made.key].link.received();
+                let link = &self.shard.net.slots[made.key].link;
                 let watch = &mut self.watches[made.key];
-                watch.follow(&made, received, &mut self.model, self.shard.moment());
+                watch.follow(&made, link, &mut self.model, self.shard.moment());
                 continue;
             }
             assert_eq!(found[made.key], Verdict::Refused, "the clock has no other response");
@@ -236,7 +237,11 @@ impl World {
     /// The server begins to drain.
     fn stop(&mut self) {
         for (key, client) in self.clients.iter_mut().enumerate() {
-            client.due = self.watches[key].items_in(self.shard.link(key).at_server());
+            let watch = &self.watches[key];
+            // Behind a response that was the last before the stop, nothing is read.
+            let is_over = watch.is_closing;
+            let items = watch.items_in(self.shard.link(key).at_server());
+            client.due = if is_over { 0 } else { items };
         }
         let before = self.shard.net.slots.len();
         self.shard.stop_accepting();
@@ -267,8 +272,7 @@ impl World {
             self.take_all(key);
             let (client, slot) = (&self.clients[key], &self.shard.net.slots[key]);
             let is_lost = slot.ended == Some(Ended::Cut) || slot.link.is_reset() || !is_done;
-            // Behind a response that says that it is the last, nothing is read.
-            let has_all = client.has_last() || client.responses() >= client.due;
+            let has_all = client.responses() >= client.due;
             assert!(is_lost || has_all, "client {key} has no response to a request: {slot:?}");
         }
     }
@@ -407,4 +411,13 @@ fn a_flood_behind_the_last_response_is_bounded() {
         assert!(slot.link.received() >= LINGER_BYTES_MAX, "the peer has no time to read");
         assert_eq!((slot.ended, world.shard.driver.cut()), (Some(Ended::Closed), 0));
     }
+}
+
+#[test]
+fn a_stop_takes_in_as_many_as_a_backlog_holds() {
+    let mut world = World::new(0);
+    let backlog = usize::from(BACKLOG);
+    (0..backlog + 10).for_each(|_| world.shard.net.backlog.push_back(Link::new()));
+    world.shard.stop_accepting();
+    assert_eq!((world.shard.net.slots.len(), world.shard.net.backlog.len()), (backlog, 10));
 }

@@ -172,67 +172,66 @@ fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
     bytes
 }
 
-/// Returns the expected counts.
-#[derive(Clone, Debug, Default)]
+/// The expected counts.
+#[derive(Debug)]
 pub struct Model {
-    total: u64,
-    sum: f64,
-    users: HashSet<String>,
+    /// What may have been counted: more than one while it is in doubt whether batches were counted before the last reset or after it.
+    possible: Vec<Counts>,
     pub resets: u64,
-    /// Batches that were counted before the last reset or after it.
-    doubts: Vec<Item>,
+}
+
+impl Default for Model {
+    fn default() -> Model {
+        Model { possible: vec![Counts::default()], resets: 0 }
+    }
 }
 
 impl Model {
     /// Applies an item that got this response, which must be right. `is_old` says that the work on it may have begun before the
     /// last reset.
     pub fn follow(&mut self, sent: &Sent, response: &Response, is_old: bool) {
-        let is_batch = matches!(sent.item, Item::Batch(_));
-        if is_old && is_batch && response.status == 200 {
-            return self.doubts.push(sent.item.clone());
-        }
-        let is_right = |model: &mut Model| {
-            let (status, body) = model.apply(&sent.item);
-            status == response.status && body.is_none_or(|body| body == response.body)
+        self.resets += u64::from(matches!(sent.item, Item::Reset));
+        let after = |counts: &Counts| {
+            let mut counts = counts.clone();
+            let (status, body) = counts.apply(&sent.item);
+            let is_right =
+                status == response.status && body.is_none_or(|body| body == response.body);
+            is_right.then_some(counts)
         };
-        assert!(self.decide(is_right), "{response:?} to {sent:?} after {self:?}");
+        if is_old && matches!(sent.item, Item::Batch(_)) && response.status == 200 {
+            let mut counted: Vec<_> = self.possible.iter().filter_map(after).collect();
+            return self.possible.append(&mut counted);
+        }
+        let right: Vec<_> = self.possible.iter().filter_map(after).collect();
+        assert!(!right.is_empty(), "{response:?} to {sent:?} after {:?}", self.possible);
+        self.possible = right;
     }
 
     /// Checks what was counted.
     pub fn check(&mut self, totals: &Totals) {
-        let is_right = |model: &mut Model| {
-            let users = model.users.len() as u64;
-            (model.total, users) == (totals.total_requests, totals.unique_users)
-                && model.sum == totals.sum
-        };
-        assert!(self.decide(is_right), "{totals:?} {self:?}");
-        self.doubts.clear();
-    }
-
-    /// Decides which of the batches in doubt were counted after the reset. Returns whether that can be right.
-    fn decide(&mut self, mut is_right: impl FnMut(&mut Model) -> bool) -> bool {
-        for counted in 0..1u32 << self.doubts.len() {
-            let mut model =
-                if self.doubts.is_empty() { std::mem::take(self) } else { self.clone() };
-            for (at, item) in self.doubts.iter().enumerate() {
-                if counted >> at & 1 == 1 {
-                    model.apply(item);
-                }
-            }
-            if is_right(&mut model) {
-                *self = model;
-                let mut at = 0;
-                self.doubts.retain(|_| {
-                    at += 1;
-                    counted >> (at - 1) & 1 == 0
-                });
-                return true;
-            }
-            if self.doubts.is_empty() {
-                *self = model;
+        let all = std::mem::take(&mut self.possible).into_iter();
+        let (right, wrong): (Vec<_>, Vec<_>) = all.partition(|counts| counts.is(totals));
+        assert!(!right.is_empty(), "{totals:?} of {wrong:?}");
+        for counts in right {
+            if !self.possible.contains(&counts) {
+                self.possible.push(counts);
             }
         }
-        false
+    }
+}
+
+/// What has been counted since the last reset.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counts {
+    total: u64,
+    sum: f64,
+    users: HashSet<String>,
+}
+
+impl Counts {
+    fn is(&self, totals: &Totals) -> bool {
+        (self.total, self.users.len() as u64, self.sum)
+            == (totals.total_requests, totals.unique_users, totals.sum)
     }
 
     /// Applies an item. Returns the status that its response must have, and the body if it is known.
@@ -274,7 +273,7 @@ impl Model {
                 (200, Some(body))
             }
             Item::Reset => {
-                *self = Model { resets: self.resets + 1, ..Model::default() };
+                *self = Counts::default();
                 (200, Some(r#"{"status":"reset"}"#.into()))
             }
         }

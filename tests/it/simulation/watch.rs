@@ -2,7 +2,7 @@
 
 use super::script::{Item, Model, Sent};
 use super::{QUIET_MS, TIMEOUTS};
-use crate::world::simulated::{Made, Slot};
+use crate::world::simulated::{Link, Made, Slot};
 use crate::world::{Response, split_responses};
 use ringtally::connection::{LINGER_MS, Moment, Next, Urgency};
 
@@ -102,7 +102,8 @@ impl Watch {
     }
 
     /// Applies what was made to the model.
-    pub fn follow(&mut self, made: &Made, received: usize, model: &mut Model, moment: &Moment) {
+    pub fn follow(&mut self, made: &Made, link: &Link, model: &mut Model, moment: &Moment) {
+        let received = link.received();
         for response in split_responses(&made.bytes) {
             let pending = received.saturating_sub(self.begins_at);
             assert!(!self.is_closing, "a response behind the last one: {response:?}");
@@ -127,8 +128,9 @@ impl Watch {
                 _ => sent.bytes.len(),
             };
             assert!(pending >= needed, "a response came early: {sent:?}");
+            let behind = link.at_server().saturating_sub(self.begins_at + sent.bytes.len());
             self.check_turns(made.works);
-            self.check_end(&response, moment, pending);
+            self.check_end(&response, moment, behind);
             self.begins_at += self.script[self.next].bytes.len();
             (self.next, self.responses) = (self.next + 1, self.responses + 1);
             (self.has_continued, self.has_responded) = (false, true);
@@ -148,17 +150,22 @@ impl Watch {
         }
     }
 
-    /// Checks that the last response says that it is the last, and no other.
-    fn check_end(&mut self, response: &Response, moment: &Moment, pending: usize) {
+    /// Checks that the last response announces the close, and only the last. `behind` bytes have arrived after its request.
+    fn check_end(&mut self, response: &Response, moment: &Moment, behind: usize) {
         let says_so = response.field("connection") == Some("close");
-        let is_last = matches!(self.script[self.next].item, Item::Last(..));
+        let sent = &self.script[self.next];
+        let is_last = matches!(sent.item, Item::Last(..));
         assert!(says_so || !is_last, "a close is announced: {response:?}");
         let is_draining = moment.urgency != Urgency::Serve;
         assert!(is_last || is_draining || !says_so, "it could go on: {response:?}");
-        let sent = &self.script[self.next];
+        // RFC 9112 section 9.6: what is behind it is not handled.
+        assert!(is_last || !says_so || behind == 0, "{behind} bytes are lost: {response:?}");
         let is_early = matches!(sent.item, Item::RefusedEarly(..));
-        let has_more = pending > sent.bytes.len() || is_early;
-        assert!(says_so || !is_draining || has_more, "it is the last one of a drain: {response:?}");
+        let may_go_on = behind > 0 || is_early;
+        assert!(
+            says_so || !is_draining || may_go_on,
+            "it is the last one of a drain: {response:?}"
+        );
         self.is_closing = says_so;
     }
 
@@ -247,7 +254,7 @@ impl Watch {
         // Input that has arrived is handled first.
         let is_seen = moment.urgency == Urgency::Serve || slot.link.unread() == 0;
         verdicts.map(|verdict| match verdict {
-            Verdict::Idle if !is_seen => Verdict::Nothing,
+            Verdict::Idle | Verdict::Refused if !is_seen => Verdict::Nothing,
             verdict => verdict,
         })
     }

@@ -9,7 +9,7 @@ use ringtally::http::Budget;
 use ringtally::metrics::ShardMetrics;
 use std::collections::VecDeque;
 
-/// What one request costs at most, in the units of a budget: that of the metrics, with room.
+/// The highest cost of one request, in the units of a budget: `GET /metrics`, with room.
 const REQUEST_UNITS_MAX: u32 = 60_000;
 
 /// The receive of a connection.
@@ -48,6 +48,11 @@ pub struct Slot {
 impl Slot {
     pub fn is_open(&self) -> bool {
         self.client.is_some()
+    }
+
+    /// Whether it has responses that the client's side has not got.
+    pub fn has_unsent(&self) -> bool {
+        !self.sending.is_empty() || !self.connection().unsent_bytes().is_empty()
     }
 
     /// The connection, which is open.
@@ -107,7 +112,7 @@ pub struct Net {
     pub(super) now_ms: u64,
     rng: Rng,
     touched: Option<Touched>,
-    /// What those in line have used in this iteration.
+    /// The cost of all turns in line of this iteration.
     units: u32,
 }
 
@@ -203,7 +208,6 @@ impl Sockets for Net {
 
     fn accept_now(&mut self, _: &ShardMetrics) -> Accepted<Link> {
         match self.backlog.pop_front() {
-            Some(_) if self.rng.u8(..) < 2 => Accepted::Elsewhere,
             Some(link) => Accepted::Here(link),
             None => Accepted::None,
         }
