@@ -6,8 +6,12 @@
 pub mod connection;
 pub mod engine {
     //! Nothing that does I/O.
+    pub mod driver;
     mod line;
+    mod waits;
+    pub use driver::BACKLOG;
     pub use line::Line;
+    pub use waits::Waits;
 }
 pub mod event;
 pub mod failure;

@@ -4,12 +4,16 @@
 //! the operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and
 //! the simulators with a network of their own, so their proofs hold for the shipped code.
 
-use super::{BACKLOG, Line, Waits};
+use super::{Line, Waits};
 use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
 use crate::http::Limits;
 use crate::metrics::{OfKinds, ShardMetrics};
 use crate::service::Service;
 use std::fmt;
+
+/// The number of connections of each shard that may wait to be accepted. The kernel cuts it to net.core.somaxconn. A stop
+/// serves at most as many.
+pub const BACKLOG: u16 = 4096;
 
 /// The number of consecutive receives that leave room in their buffer, after which a connection's receive is multishot.
 /// One multishot receive may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from

@@ -16,6 +16,7 @@ mod waits;
 
 pub use crate::connection::Urgency;
 pub use admission::{AcceptedConnection, Admission, Permit, REJECTED_MIN};
+pub use driver::BACKLOG;
 pub use line::Line;
 pub use waits::Waits;
 
@@ -57,10 +58,6 @@ pub enum Steer {
 
 /// The interval at which timeouts and the date are checked. Timeouts are late by this at most.
 pub const TICK: Duration = Duration::from_millis(100);
-
-/// Connections that may wait to be accepted, for each shard. The kernel cuts it to
-/// net.core.somaxconn. A stop takes in at most as many.
-pub const BACKLOG: u16 = 4096;
 
 /// Everything that a shard's engine needs.
 #[derive(Debug)]
