@@ -43,8 +43,10 @@ impl Connection {
         if moment.urgency == Urgency::Abort {
             return close;
         }
-        let has_settled = self.responses.is_holding()
-            && (self.sendable(service) > 0 || !self.responses.is_holding());
+        let has_settled = self.responses.is_holding() && {
+            self.sendable(service);
+            !self.responses.is_holding()
+        };
         if has_settled && self.sending == 0 {
             // The store has just settled them, and they are about to be sent, or their connection to be ended.
             self.deadline_ms = moment.now_ms.saturating_add(self.http.send_timeout_ms());

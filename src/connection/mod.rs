@@ -4,6 +4,8 @@
 //! time comes out. Both engines and every simulator drive it.
 
 mod deadlines;
+#[cfg(test)]
+mod tests;
 
 pub use deadlines::Due;
 

@@ -20,11 +20,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use watch::{Verdict, Watch};
 
-const TIMEOUTS: Timeouts = Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 };
+/// With them a response that nobody reads is late after the body of a request, or before.
+const TIMEOUTS: [Timeouts; 2] = [
+    Timeouts { header_ms: 300, body_ms: 500, idle_ms: 2000 },
+    Timeouts { header_ms: 900, body_ms: 2000, idle_ms: 400 },
+];
 const BODY_BYTES_MAX: usize = 400;
 const BATCH_BYTES_MAX: usize = 100_000;
-const LIMITS: Limits =
-    Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts: TIMEOUTS };
 const USERS_MAX: u64 = 6;
 const QUIET_MS: u64 = DRAIN_QUIET_MS;
 
@@ -69,6 +71,7 @@ struct World {
     rng: Rng,
     tally: Arc<Tally>,
     shard: Shard,
+    timeouts: Timeouts,
     model: Model,
     clients: Vec<Client>,
     watches: Vec<Watch>,
@@ -82,9 +85,12 @@ impl World {
         let (tally, mut writers) = Tally::new(1, USERS_MAX);
         let reporter = Reporter::for_shards(1, "none").remove(0);
         let service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
-        let shard = Shard::new(rng.fork(), service, LIMITS, None);
+        let timeouts = *rng.choice(&TIMEOUTS).unwrap();
+        let limits =
+            Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts };
+        let shard = Shard::new(rng.fork(), service, limits, None);
         let (clients, watches) = (Vec::new(), Vec::new());
-        World { rng, tally, shard, model: Model::default(), clients, watches, cut: 0 }
+        World { rng, tally, shard, timeouts, model: Model::default(), clients, watches, cut: 0 }
     }
 
     /// A client connects.
@@ -119,7 +125,7 @@ impl World {
             due: 0,
         });
         let is_rejected = self.rng.u8(..) < 5;
-        self.watches.push(Watch::new(script, is_rejected));
+        self.watches.push(Watch::new(script, is_rejected, self.timeouts));
         let link = if is_rejected { Link::rejected() } else { Link::new() };
         self.shard.net.backlog.push_back(link);
     }

@@ -1,10 +1,11 @@
 //! The expectations of one connection: the responses to its requests, and the time at which the clock ends it.
 
+use super::QUIET_MS;
 use super::script::{Item, Model, Sent};
-use super::{QUIET_MS, TIMEOUTS};
 use crate::world::simulated::{Link, Made, Slot};
 use crate::world::{Response, split_responses};
 use ringtally::connection::{LINGER_MS, Moment, Next, Urgency};
+use ringtally::http::Timeouts;
 
 /// The state of the received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Watch {
     script: Vec<Sent>,
+    timeouts: Timeouts,
     /// The first item without a response, and its start.
     next: usize,
     begins_at: usize,
@@ -58,9 +60,10 @@ pub struct Watch {
 const TURN_NS: u64 = 100_000;
 
 impl Watch {
-    pub fn new(script: Vec<Sent>, is_rejected: bool) -> Watch {
+    pub fn new(script: Vec<Sent>, is_rejected: bool, timeouts: Timeouts) -> Watch {
         Watch {
             script,
+            timeouts,
             next: 0,
             begins_at: 0,
             has_continued: false,
@@ -233,17 +236,17 @@ impl Watch {
             return [if is_late { Verdict::Idle } else { Verdict::Nothing }; 2];
         }
         if let Some(since_ms) = slot.sending_since_ms {
-            let is_late = now_ms >= since_ms + TIMEOUTS.idle_ms;
+            let is_late = now_ms >= since_ms + self.timeouts.idle_ms;
             return [if is_late { Verdict::Cut } else { Verdict::Nothing }; 2];
         }
         if slot.connection().has_work() || self.is_closing {
             return [Verdict::Nothing; 2];
         }
         let (timeout_ms, late) = match self.middle {
-            Middle::Nothing => (TIMEOUTS.idle_ms, Verdict::Idle),
-            Middle::Head => (TIMEOUTS.header_ms, Verdict::Refused),
-            Middle::Body => (TIMEOUTS.body_ms, Verdict::Refused),
-            Middle::Skipped => (TIMEOUTS.body_ms, Verdict::Idle),
+            Middle::Nothing => (self.timeouts.idle_ms, Verdict::Idle),
+            Middle::Head => (self.timeouts.header_ms, Verdict::Refused),
+            Middle::Body => (self.timeouts.body_ms, Verdict::Refused),
+            Middle::Skipped => (self.timeouts.body_ms, Verdict::Idle),
         };
         let quiet_since_ms = slot.received_ms.max(moment.drain_ms);
         let is_drained =

@@ -1,0 +1,117 @@
+//! The deadlines of a connection with a store that a test settles, at chosen times.
+
+use super::*;
+use crate::http::Timeouts;
+use crate::metrics::Reporter;
+use crate::service::Policy;
+use crate::store::{Durability, Settlement, Wakeups};
+use crate::tally::{State as Stored, Tally};
+use crate::uring::Wakeup;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+const SEND_TIMEOUT_MS: u64 = 400;
+const STORE_TIMEOUT_MS: u64 = 1000;
+
+const EVENT: &[u8] =
+    b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+
+struct Fixture {
+    connection: Connection,
+    service: Service,
+    settlement: Arc<Settlement>,
+    moment: Moment,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let (_, mut writers, _) = Tally::resume(1, 10, &Stored::default());
+        let reporter = Reporter::for_shards(1, "none").remove(0);
+        let mut service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
+        let totals = Stored::default().totals();
+        let settlement = Arc::new(Settlement::new(1, totals, true));
+        let shards = vec![Arc::new(Wakeup::new().unwrap())];
+        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
+        let of_shard = Durability::new(Arc::clone(&settlement), wakeups, 0, STORE_TIMEOUT_MS);
+        service.set_durability(of_shard);
+        let timeouts = Timeouts { header_ms: 9000, body_ms: 9000, idle_ms: SEND_TIMEOUT_MS };
+        let limits = Limits { body_bytes_max: 100, batch_bytes_max: 100, timeouts };
+        let connection = Connection::new(limits, true, 0);
+        Fixture { connection, service, settlement, moment: Moment::START }
+    }
+
+    fn set_time(&mut self, now_ms: u64) {
+        (self.moment.now_ms, self.moment.received_ms) = (now_ms, now_ms);
+    }
+
+    /// A request arrives. Returns what it leads to.
+    fn receive(&mut self, request: &[u8]) -> Action {
+        self.connection.receive(request, &self.moment, &mut self.service);
+        self.service.publish();
+        self.connection.action(&self.moment, &mut self.service)
+    }
+
+    /// The peer gets a response to a request at a time, and reads it at once.
+    fn respond(&mut self, now_ms: u64) {
+        self.set_time(now_ms);
+        let action = self.receive(HEALTH);
+        let sent = self.connection.take_responses(action.send, now_ms).len();
+        self.connection.note_sent(sent);
+    }
+
+    /// An event waits for the store from a time on. Returns the epoch that it waits for.
+    fn wait(&mut self, now_ms: u64) -> u64 {
+        self.set_time(now_ms);
+        let action = self.receive(EVENT);
+        action.settle.expect("an event waits for the store")
+    }
+
+    fn tick(&mut self, now_ms: u64) -> Due {
+        self.set_time(now_ms);
+        self.connection.tick(&self.moment, &mut self.service)
+    }
+}
+
+#[test]
+fn a_response_that_waits_for_the_store_is_late_after_the_time_of_the_store() {
+    let mut fixture = Fixture::new();
+    fixture.respond(0);
+    fixture.wait(500);
+    assert_eq!(fixture.connection.deadline_ms(), 500 + STORE_TIMEOUT_MS);
+    assert_eq!(fixture.tick(499 + STORE_TIMEOUT_MS), Due::Nothing);
+    assert_eq!(fixture.tick(500 + STORE_TIMEOUT_MS), Due::Cut);
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_late_even_if_later_responses_wait_for_the_store() {
+    for sent_ms in [0, STORE_TIMEOUT_MS - 1] {
+        let mut fixture = Fixture::new();
+        let action = fixture.receive(HEALTH);
+        fixture.wait(0);
+        fixture.connection.take_responses(action.send, sent_ms);
+        let deadline_ms = STORE_TIMEOUT_MS.min(sent_ms + SEND_TIMEOUT_MS);
+        assert_eq!(fixture.connection.deadline_ms(), deadline_ms);
+        assert_eq!(fixture.tick(deadline_ms - 1), Due::Nothing);
+        assert_eq!(fixture.tick(deadline_ms), Due::Cut);
+    }
+}
+
+/// The clock may be looked at between a commit and the turn of its connections.
+#[test]
+fn a_response_that_the_store_has_just_settled_is_not_late() {
+    for is_void in [false, true] {
+        let mut fixture = Fixture::new();
+        fixture.respond(0);
+        let epoch = fixture.wait(500);
+        if is_void {
+            fixture.settlement.void_before(1);
+        }
+        fixture.settlement.settle(epoch, None, |_| {});
+        let settled_ms = 499 + STORE_TIMEOUT_MS;
+        assert_eq!(fixture.tick(settled_ms), Due::Nothing, "void: {is_void}");
+        assert_eq!(fixture.connection.deadline_ms(), settled_ms + SEND_TIMEOUT_MS);
+        let action = fixture.connection.action(&fixture.moment, &mut fixture.service);
+        assert_eq!((action.send > 0, action.then == Next::Receive), (!is_void, !is_void));
+    }
+}
