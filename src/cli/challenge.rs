@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub(super) const LONG_ABOUT: &str = "\
-Run a server and a client on CPUs of their own and print one report
+Run a server and a client on separate CPUs and print one report
 
 Starts a server on a free port of 127.0.0.1, runs the client against it, checks
 the totals, and stops the server. The report adds the server's CPU time per
@@ -22,16 +22,18 @@ request and its peak memory. By default, the server gets half of the allowed
 cores, and the odd one; the client gets the others.
 
 With --server, the server is any command that listens on a port of 127.0.0.1: a
-server of the challenge in any language. It gets CPUs, a process group, and, if
-one can be made, a cgroup of its own; it is ready once /health or /stats responds
-with 200; and it is ended with SIGTERM, and with SIGKILL if it does not end within
-5 s, with everything that it started, however the challenge ends. With several
-servers, each round starts one after the other, warms it up, and sends each of
---rows; the order is reversed from round to round. The table has medians over the
-rounds, and ratios to the first server, round by round, with 95% intervals: a
-server is better or worse if a whole interval is more than 3% away from the
-first. A server that is not exact is in the table with what is wrong, and without
-a rank; figures of runs with errors, or that nothing saturated, are void.";
+server of the challenge in any language. It gets its own CPUs, process group,
+and, if possible, cgroup. It is ready once /health or /stats responds with 200.
+However the challenge ends, the server is stopped with SIGTERM, and with
+SIGKILL after 5 s, and so is everything that it started.
+
+With several servers, each round starts them one after the other, warms each
+one up, and sends it every load of --rows. The order is reversed in every other
+round. The table shows medians over the rounds, and ratios to the first server
+in the same round with 95% intervals. A server is better or worse if the whole
+interval is more than 3% away from the first server. A server that is not exact
+gets no rank, and the table shows what is wrong. Figures of runs that had
+errors or did not saturate the server are void.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -46,8 +48,8 @@ Examples:
   ringtally challenge --server mine='./mine {port}' --server ringtally
   ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7
 
-See ringtally challenge --help for all flags, and ringtally serve --help for what
-the server's flags do.";
+ringtally challenge --help lists all flags, and ringtally serve --help explains
+those of the server.";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]
@@ -128,8 +130,8 @@ struct JudgeArgs {
     /// MTU of loopback, in bytes
     ///
     /// The challenge then runs in its own network namespace. Packets of the usual loopback device have up to
-    /// 65536 bytes, a network card's up to 1500. This needs root or user namespaces, and the programs unshare
-    /// and ip.
+    /// 65536 bytes, a network card's up to 1500. This needs unshare, ip, and either root or
+    /// user namespaces.
     #[arg(long, value_name = "BYTES", value_parser = count::<u64>(MTU_MIN..=MTU_MAX))]
     mtu: Option<u64>,
 }

@@ -22,10 +22,10 @@ its mount options, the write caches of its devices, and the free space; or of a
 PostgreSQL its settings, its standbys, and the rights of the role. With --host,
 also whether the network card with that address lines up with the CPUs that
 `serve` would use: its queues and their interrupts, RPS, XPS, and its node, each
-with the commands that line them up, which are the lines that begin with $, and
-`commands` in the JSON. It changes nothing and does not need root. Reports of
-load and challenge hold its findings, apart from those of --store and --host, as
-`environment`.";
+with the commands that line them up (lines that begin with $, and `commands` in
+the JSON). It changes nothing and does not need root. Reports of load and
+challenge contain its findings as `environment`, except those of --store and
+--host.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ pub struct DoctorArgs {
     /// Print one JSON object, as the reports of load and challenge hold it
     #[arg(long)]
     json: bool,
-    /// Exit with 1 on a warning, or if --compare finds two machines
+    /// Exit with 1 on a warning, or if the machines differ
     #[arg(long)]
     strict: bool,
     /// Show the differences between two reports, or a report and this machine
@@ -52,7 +52,7 @@ pub struct DoctorArgs {
     /// Also check where a store is, or would be
     #[arg(long, value_name = "STORE", value_parser = location, conflicts_with = "compare")]
     store: Option<Location>,
-    /// Also check the network card that serve would listen on with this address
+    /// Also check the network card with this address, for serve to listen on
     ///
     /// With 0.0.0.0 or ::, each physical interface that is up. With --compare, this machine is compared
     /// together with its cards.

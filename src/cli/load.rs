@@ -21,14 +21,14 @@ Send the challenge's events to a server and check what it counted
 Works with any server of the challenge: it needs POST /event (with --batch, POST
 /events) and GET /stats, and uses POST /reset if the server has it.
 
-A run is judged by the totals that the server had before it (zero after a reset)
-and those that it has after it. Each event is sent once, and is acknowledged,
-refused, or, if its connection broke, unknown; what is pipelined behind a response
-of HTTP/1.1 with Connection: close is sent again. The totals must equal those
-before plus what was acknowledged; unknown events may be in them or not. They are
-read when the last request has ended, and must be right at once. They must stay
-right for half a second, or twice as long as the slowest response took, up to
-10 s, in which nothing is sent. The verdict is one of:
+A run is judged by the server's totals before it (zero after a reset) and after
+it. Each event is sent once. It is acknowledged, refused, or, if its connection
+broke, unknown. Requests pipelined behind an HTTP/1.1 response with Connection:
+close are sent again. The totals must equal those before plus the acknowledged
+events, with or without the unknown ones. They are read when the last request
+has ended, and must be right immediately. They must stay right for half a
+second, or for twice the time of the slowest response, up to 10 s, in which
+nothing is sent. The verdict is one of:
   exact      every acknowledged event was counted once
   wrong      it was not; the report says by how much, or that the totals became
              right only after the last acknowledgement, or did not stay right
@@ -38,10 +38,10 @@ connections were opened, no response was malformed, and no threshold failed.
 
 The client needs Linux 6.1 and io_uring. Its threads keep off the cores of a
 server on this machine if they can, and the report warns if they share. If a
-thread was busy for 90 % of the time, or an open loop was late by a millisecond
-at the 99th percentile, the client was the limit and not the server. What was due
-while the client did not run (a suspension, or other work on its CPU) is late
-because of the client.";
+thread was busy for 90% of the time, or an open loop was late by a millisecond
+at the 99th percentile, the client was the limit and not the server. Requests
+that were due while the client did not run (a suspension, or other work on its
+CPU) are late because of the client.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -59,11 +59,11 @@ Examples:
   ringtally load 100M 4 --batch 1000
   ringtally load 30M 3k --part 2/3 --start-at $start --json part-2.json
 
-The two with -c are load profiles that are published for the challenge: a ramp of
-connections from 100 to 5,000, and a spike from 100 to 5,000 and back.
+The two with -c are load profiles published for the challenge: a ramp from 100
+to 5,000 connections, and a spike from 100 to 5,000 and back.
 
-Exit codes: 0 as above, 1 the result is wrong, open, or not what was asked for, or
-a threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
+Exit codes: 0 as above, 1 the result is wrong, undecided, or incomplete, or a
+threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
 
 /// The flags of `load`.
 #[derive(Args, Debug)]
@@ -103,7 +103,7 @@ pub struct LoadArgs {
     part: Option<Part>,
     /// Common start of all parts
     ///
-    /// A time such as 2026-11-24T12:00:00Z, or seconds since 1970 as date +%s prints.
+    /// A time such as 2026-11-24T12:00:00Z, or seconds since 1970 (date +%s).
     #[arg(long, help_heading = DISTRIBUTED, value_name = "TIME", value_parser = time, requires = "part", conflicts_with = "start_in")]
     start_at: Option<SystemTime>,
     /// Time from launch to start, at least 3s
@@ -212,14 +212,14 @@ pub(super) struct LoadTuning {
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
     ///   connections_open  number of connections that were open. If it is not in a
-    ///       threshold, it must be the number that was asked for
+    ///       threshold, it must be the requested number
     ///   connect_failures, rejected
-    ///       connections that did not open, and that the server had no room for
+    ///       connections that failed to open, and that a full server refused
     ///   malformed
-    ///       responses that were malformed, or that nobody asked for
+    ///       responses that were malformed or unsolicited
     ///   client_cpu_us, client_poll_us, server_cpu_us
-    ///       CPU time per request in µs: of the client without polling, what it
-    ///       polled, and of the server (challenge only)
+    ///       CPU time per request in µs: of the client without polling, of its own
+    ///       polling, and of the server (challenge only)
     ///   verdict  exact, wrong, or undecided: verdict!=exact
     ///   client_limited  whether the client was the limit: true or false
     #[arg(long, help_heading = OUTPUT, value_name = "THRESHOLD", verbatim_doc_comment)]

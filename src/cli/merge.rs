@@ -39,7 +39,7 @@ pub struct MergeArgs {
     /// File with the server's totals after the run, as GET /stats responds [default: ask it]
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     server_totals: Option<PathBuf>,
-    /// URL of the server to ask [default: that of the parts]
+    /// URL of the server [default: as in the parts]
     ///
     /// Parts that went to different URLs are merged only with it, or with --server-totals: pass one
     /// of them if all are one server, or servers that share a store.
@@ -55,7 +55,7 @@ pub struct MergeArgs {
     /// Exit with 1 if this holds, such as p99>5ms: see load --help
     #[arg(long, value_name = "THRESHOLD")]
     fail_if: Vec<Threshold>,
-    /// How long the server may take to respond
+    /// Time limit for a response
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     timeout: Duration,
     #[command(flatten)]

@@ -78,7 +78,7 @@ pub enum Command {
     /// Compare runs with other runs, from their reports
     #[command(long_about = compare::LONG_ABOUT, after_help = compare::EXAMPLES)]
     Compare(CompareArgs),
-    /// Run a server and a client on CPUs of their own and print one report
+    /// Run a server and a client on separate CPUs and print a report
     #[command(long_about = challenge::LONG_ABOUT, after_help = challenge::EXAMPLES, allow_negative_numbers = true)]
     #[command(mut_args = challenge::present)]
     Challenge(ChallengeArgs),
@@ -112,7 +112,7 @@ pub enum Command {
     /// Print the manual page of ringtally or of a command
     #[command(after_help = man::EXAMPLES)]
     Man {
-        /// Command to describe, such as store-inspect [default: ringtally itself]
+        /// Command, such as store-inspect [default: ringtally itself]
         command: Option<String>,
     },
 }

@@ -58,7 +58,7 @@ Examples:
 pub struct ServeArgs {
     /// Address to bind
     ///
-    /// An IPv4 or IPv6 address of this machine, or localhost, which is 127.0.0.1.
+    /// An IPv4 or IPv6 address of this machine, or localhost (127.0.0.1).
     #[arg(long, help_heading = LISTENING, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = host)]
     host: IpAddr,
     /// Port; 0 picks a free one
@@ -200,8 +200,8 @@ pub(super) struct ServerTuning {
     store: Option<Location>,
     /// Time to wait for the store
     ///
-    /// An acknowledgement that waits longer is given up: its connection is closed without a response, and
-    /// further events get 503 until the store responds.
+    /// If an acknowledgement waits longer, its connection is closed without a response. Further events get
+    /// status 503 until the store responds.
     #[arg(long, help_heading = STORE, default_value = "5s", value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     store_timeout: Duration,
     /// Time for the head of a request

@@ -37,7 +37,7 @@ pub(super) struct ShapeArgs {
     /// A ramp such as 100:5000 goes evenly from the first number to the second, over --duration or --stages. Stages have
     /// their own times, as in 10s@100,1s@100:5000,30s@5000,1s@5000:100: the run ends with the last one, and
     /// in a closed loop sends until then. Connections open one by one, and close once they have all their
-    /// responses, so that no event becomes unknown. A client has no more threads than the fewest connections.
+    /// responses, so that no event becomes unknown. A client has at most one thread per connection.
     #[arg(short = 'c', long = "connections", help_heading = WORKLOAD, value_name = "N", value_parser = connections)]
     connections: Option<Profile>,
     /// Time to send for, instead of REQUESTS

@@ -27,10 +27,10 @@ Print the totals and the number of users in a store as JSON
 
 The totals are those that /stats would report after a start on this store, and
 `users` counts the users in its lists: if the two disagree, the store is refused
-as damaged. A file that a server uses is refused, too: its /stats has the same
-totals. What is in PostgreSQL is that of one moment, whether servers use it or
-not. Of several hosts, the first that can be written is read; if there is none, a
-standby is, and a warning says which.";
+as damaged. A file in use by a server is refused too, because its /stats has the
+same totals. A database is read at one moment, even while servers use it. If
+there are several hosts, the first one that can be written is read; without one,
+a standby is read, and a warning names it.";
 
 /// The arguments of `store`.
 #[derive(Args, Debug)]

@@ -406,11 +406,20 @@ fn a_token_file_must_hold_one_token() {
 }
 
 #[test]
-fn the_help_fits_80_columns_and_says_what_it_must() {
+fn the_help_fits_80_columns_without_lines_of_one_word() {
     for command in [""].into_iter().chain(COMMANDS) {
         for flag in ["-h", "--help"] {
-            for line in help(command, flag).lines() {
+            let indentation = |line: &str| line.len() - line.trim_start().len();
+            let mut before = "";
+            let help = help(command, flag);
+            for line in help.lines() {
                 assert!(line.chars().count() <= 80, "{command} {flag}: {line}");
+                let goes_on = before.len() > 60
+                    && indentation(line) >= indentation(before)
+                    && !line.trim_start().starts_with('-');
+                let is_one_word = line.split_whitespace().count() == 1;
+                assert!(!is_one_word || !goes_on, "{command} {flag}, a line of one word: {line}");
+                before = line;
             }
         }
     }
