@@ -166,7 +166,9 @@ impl Target {
             Some(text) => match text.parse() {
                 Ok(0) => Ok(default),
                 Ok(seconds) => Ok(Duration::from_secs(seconds)),
-                Err(_) => Err(format!("has a {name} that is no number of seconds")),
+                Err(_) => Err(format!(
+                    "has a {name} that is not a number of seconds: use one such as {name}=10"
+                )),
             },
         };
         let count = get("keepalives_count").map_or(Ok(KEEPALIVE_COUNT), |text| text.parse());
@@ -174,7 +176,7 @@ impl Target {
             None | Some(Ok(0)) => TCP_USER_TIMEOUT,
             Some(Ok(ms)) => Duration::from_millis(ms),
             Some(Err(_)) => {
-                return Err("has a tcp_user_timeout that is no number of milliseconds".into());
+                return Err("has a tcp_user_timeout that is not a number of milliseconds: use one such as 10000".into());
             }
         };
         let root_of_home = home.as_ref().map(|home| home.join(".postgresql/root.crt"));
@@ -196,7 +198,7 @@ impl Target {
                 Some("require") => ChannelBinding::Require,
                 Some(_) => {
                     return Err(
-                        "has a channel_binding other than disable, prefer, and require".into()
+                        "has an unknown channel_binding: use disable, prefer, or require".into()
                     );
                 }
             },
@@ -205,7 +207,9 @@ impl Target {
                 keepalives: get("keepalives").as_deref() != Some("0"),
                 idle: seconds("keepalives_idle", KEEPALIVE_IDLE)?,
                 interval: seconds("keepalives_interval", KEEPALIVE_INTERVAL)?,
-                count: count.map_err(|_| "has a keepalives_count that is no number")?,
+                count: count.map_err(
+                    |_| "has a keepalives_count that is not a number: use one such as 3",
+                )?,
                 user_timeout: tcp_user_timeout,
             },
             options: get("options"),
@@ -348,7 +352,10 @@ fn decode(text: &str) -> Result<String, String> {
     }
     match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err("is not text once its percent-encoding is decoded".into()),
+        _ => Err(
+            "is not text after percent-decoding: encode each byte of its UTF-8 as %XX, without NUL"
+                .into(),
+        ),
     }
 }
 
@@ -369,20 +376,30 @@ fn hosts(
         };
     }
     if !addresses.is_empty() && addresses.len() != names.len() {
-        return Err("has another number of hostaddr than of hosts".into());
+        return Err(
+            "has a different number of hosts and of hostaddr: give one hostaddr per host".into()
+        );
     }
     if ports.len() > 1 && ports.len() != names.len() {
-        return Err("has another number of ports than of hosts".into());
+        return Err("has a different number of hosts and ports: give one port for all hosts, or one per host".into());
     }
     let host = |(at, name): (usize, String)| {
         let address = match addresses.get(at).filter(|address| !address.is_empty()) {
-            Some(text) => Some(text.parse().map_err(|_| "has a hostaddr that is no IP address")?),
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| "has a hostaddr that is not an IP address: pass names as host")?,
+            ),
             None => None,
         };
         let port = match ports.get(at).or(ports.first()).filter(|port| !port.is_empty()) {
             Some(text) => match text.parse() {
                 Ok(port) if port > 0 => port,
-                _ => return Err("has a port that is no number from 1 to 65535".to_owned()),
+                _ => {
+                    return Err(
+                        "has a port that is not a number from 1 to 65535: use one such as 5432"
+                            .to_owned(),
+                    );
+                }
             },
             None => PORT,
         };
@@ -397,7 +414,7 @@ fn check_session(attributes: Option<&str>) -> Result<(), String> {
     match attributes {
         None | Some("any" | "read-write" | "primary") => Ok(()),
         Some(_) => {
-            Err("has target_session_attrs of sessions that cannot write: use read-write".into())
+            Err("has a target_session_attrs that allows read-only sessions: use read-write".into())
         }
     }
 }
@@ -507,9 +524,9 @@ mod tests {
             ("postgres://ana@db?s3cret=1", "unknown parameter"),
             ("postgres://ana@[::1", "its ]"),
             ("postgres://ana@db:0/", "port"),
-            ("postgres://ana@a,b,c/x?port=1,2", "number of ports"),
-            ("postgres://ana@a,b/x?hostaddr=1.1.1.1", "number of hostaddr"),
-            ("postgres://ana@a/x?hostaddr=s3cret", "no IP address"),
+            ("postgres://ana@a,b,c/x?port=1,2", "hosts and ports"),
+            ("postgres://ana@a,b/x?hostaddr=1.1.1.1", "of hostaddr"),
+            ("postgres://ana@a/x?hostaddr=s3cret", "not an IP address"),
             ("postgres://ana@a/x?sslmode=s3cret", "sslmode"),
             ("postgres://ana@a/x?channel_binding=s3cret", "channel_binding"),
             ("postgres://ana@a/x?target_session_attrs=standby", "read-write"),
