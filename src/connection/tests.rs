@@ -4,11 +4,9 @@ use super::*;
 use crate::http::Timeouts;
 use crate::metrics::Reporter;
 use crate::service::Policy;
-use crate::store::{Durability, Settlement, Wakeups};
+use crate::store::{Durability, Settlement};
 use crate::tally::{State as Stored, Tally};
-use crate::uring::Wakeup;
 use std::sync::Arc;
-use tokio::sync::Notify;
 
 const SEND_TIMEOUT_MS: u64 = 400;
 const STORE_TIMEOUT_MS: u64 = 1000;
@@ -29,12 +27,8 @@ impl Fixture {
         let (_, mut writers, _) = Tally::resume(1, 10, &Stored::default());
         let reporter = Reporter::for_shards(1, "none").remove(0);
         let mut service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
-        let totals = Stored::default().totals();
-        let settlement = Arc::new(Settlement::new(1, totals, true));
-        let shards = vec![Arc::new(Wakeup::new().unwrap())];
-        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
-        let of_shard = Durability::new(Arc::clone(&settlement), wakeups, 0, STORE_TIMEOUT_MS);
-        service.set_durability(of_shard);
+        let (durability, settlement) = Durability::for_test(STORE_TIMEOUT_MS);
+        service.set_durability(durability);
         let timeouts = Timeouts { header_ms: 9000, body_ms: 9000, idle_ms: SEND_TIMEOUT_MS };
         let limits = Limits { body_bytes_max: 100, batch_bytes_max: 100, timeouts };
         let connection = Connection::new(limits, true, 0);

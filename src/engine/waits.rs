@@ -118,6 +118,7 @@ impl<K: Clone> Waits<K> {
 mod tests {
     use super::*;
     use crate::connection::Next;
+    use crate::tally::State;
 
     #[test]
     fn the_store_has_to_be_asked_a_while_after_the_first_has_come_to_wait() {
@@ -131,5 +132,43 @@ mod tests {
         assert_eq!(waits.len(), 3);
         assert!(waits.has_unasked() && !waits.must_ask(99 + COMMIT_AFTER_MS));
         assert!(waits.must_ask(100 + COMMIT_AFTER_MS), "from the first that waits");
+    }
+    /// Nothing wakes the shard for what has come before it asks.
+    #[test]
+    fn asking_reports_either_of_what_has_come_meanwhile() {
+        for (totals, settle, read, has_come) in [
+            (false, Some(5), None, true),
+            (false, Some(5), Some(5), true),
+            (true, None, Some(5), true),
+            (true, Some(6), Some(5), true),
+            (false, None, Some(5), false),
+            (true, Some(6), Some(6), false),
+        ] {
+            let (durability, settlement) = Durability::for_test(1000);
+            let mut waits = Waits::default();
+            let action = Action { send: 0, then: Next::Receive, settle, read, has_work: false };
+            waits.join(&1, &action, 100);
+            settlement.settle(5, totals.then(|| State::default().totals()), |_| {});
+            assert_eq!(waits.ask(&durability), has_come, "{settle:?} {read:?}");
+            assert!(!waits.ask(&durability), "nothing new waits");
+        }
+    }
+
+    #[test]
+    fn the_store_is_late_with_the_last_that_has_waited_too_long() {
+        let (durability, settlement) = Durability::for_test(1000);
+        let mut waits = Waits::default();
+        for (epoch, since_ms) in [(5, 100), (6, 200)] {
+            let settle = Some(epoch);
+            let action =
+                Action { send: 0, then: Next::Receive, settle, read: None, has_work: false };
+            waits.join(&1, &action, since_ms);
+        }
+        waits.note_late(&durability, 1099);
+        assert!(!settlement.is_late());
+        waits.note_late(&durability, 1100);
+        assert!(settlement.is_late());
+        settlement.settle(5, None, |_| {});
+        assert!(!settlement.is_late(), "the second is not late yet");
     }
 }

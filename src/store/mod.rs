@@ -183,6 +183,17 @@ pub struct Durability {
     timeout_ms: u64,
 }
 
+#[cfg(test)]
+impl Durability {
+    /// Creates it for a shard over a shared store, with the settlement by which a test settles epochs.
+    pub(crate) fn for_test(timeout_ms: u64) -> (Durability, Arc<Settlement>) {
+        let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
+        let shards = vec![Arc::new(Wakeup::new().unwrap())];
+        let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
+        (Durability::new(Arc::clone(&settlement), wakeups, 0, timeout_ms), settlement)
+    }
+}
+
 impl Durability {
     /// Creates it for one of the shards, whose acknowledgements wait at most `timeout_ms` milliseconds.
     pub fn new(
