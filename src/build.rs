@@ -1,5 +1,5 @@
 //! Names the revision that the program is built from: the working tree's, or in a published crate the one that cargo notes
-//! beside the sources.
+//! next to the sources.
 
 use std::path::Path;
 use std::process::Command;

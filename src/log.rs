@@ -1,6 +1,6 @@
 //! Log lines on standard error, as text or as JSON.
 //!
-//! Standard error can be a pipe that nobody reads. So a thread of its own writes a server's lines: logging only puts a
+//! Standard error can be a pipe that nobody reads. So a separate thread writes a server's lines: logging only puts a
 //! line into a queue, which drops lines that do not fit and reports their number.
 
 use rustix::event::{PollFd, PollFlags, poll};

@@ -66,7 +66,7 @@ pub struct Config {
     pub policy: Policy,
     /// The format of the log.
     pub log: Log,
-    /// The file that gets the address, on a line of its own, once every shard listens.
+    /// The file that gets the address, on its own line, once every shard listens.
     pub ready: Option<Arc<File>>,
 }
 

@@ -429,7 +429,7 @@ impl Service {
     }
 }
 
-/// Drops users on a thread of its own: ten million take about a second, and a shard's connections must not wait for
+/// Drops users on a separate thread: ten million take about a second, and a shard's connections must not wait for
 /// that.
 fn drop_elsewhere(stale: StaleUsers) {
     // If no thread can be started, they are dropped here.

@@ -135,7 +135,7 @@ fn compare(entries: &[Entry], options: &Options) -> Option<Value> {
     for entry in entries {
         challenge.args(["--server", &entry.server()]);
     }
-    // Cargo adds a flag of its own.
+    // Cargo adds its own flag.
     let flags: Vec<&String> = options.challenge.iter().filter(|flag| *flag != "--bench").collect();
     // Rows that every entry takes, in as many rounds as the published tables have.
     for (flag, value) in [("--rounds", "3"), ("--rows", "saturated,stats")] {

@@ -3,7 +3,7 @@
 //!
 //! The servers are compared in blocks A B B A on their own CPUs, with the same client for both. The
 //! server's CPU time per million events decides, because it is meaningful even if the client is the
-//! limit; requests/s and p99 are reported beside it. Each block gives one ratio, head to base. Blocks
+//! limit; requests/s and p99 are reported next to it. Each block gives one ratio, head to base. Blocks
 //! that compare the base with itself are spread between them, and show what the setup makes of no
 //! change: the noise floor. The rules are in the module `verdict`.
 

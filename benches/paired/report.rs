@@ -21,7 +21,7 @@ struct Measure {
     decimals: usize,
 }
 
-/// The first decides; the others are reported beside it.
+/// The first decides; the others are reported next to it.
 const MEASURES: [Measure; 3] = [
     Measure {
         key: "server_cpu_s_per_million_events",

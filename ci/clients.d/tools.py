@@ -41,7 +41,7 @@ class Client:
     connections: int = CONNECTIONS
     # How many requests it may leave without having read their responses.
     left: int = 0
-    # The sum of the values that it says were acknowledged, for events of its own.
+    # The sum of the values that it says were acknowledged, for its own events.
     values: Callable[[str], float] | None = None
 
     def expected(self, output, counted):

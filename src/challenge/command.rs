@@ -85,7 +85,7 @@ impl ServerCommand {
         self.words[0] == OWN
     }
 
-    /// Reports whether it is this program's own server with a store of its own.
+    /// Reports whether it is this program's own server with its own store.
     pub fn names_store(&self) -> bool {
         let is_store = |word: &String| word == "--store" || word.starts_with("--store=");
         self.is_own() && self.words.iter().any(is_store)

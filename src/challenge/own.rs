@@ -1,4 +1,4 @@
-//! The challenge with this program's own server: a process of its own, and the report of [`load`].
+//! The challenge with this program's own server: its own process, and the report of [`load`].
 
 use super::usage::{self, CpuTime};
 use crate::failure::Failure;

@@ -105,7 +105,7 @@ struct JudgeArgs {
     /// {port}, {host}, {threads}, and {cpus} in COMMAND are replaced by the port and the address to listen on,
     /// the number of CPUs, and their list; the environment has them as PORT, HOST, THREADS, and CPUS. Words are
     /// split as in a shell, with its quotes, and nothing is expanded: for more, write sh -c 'exec ...'.
-    /// ringtally is this program's own server, with the server options below and flags of its own after it.
+    /// ringtally is this program's own server, with the server options below and its own flags after it.
     #[arg(long, value_name = "[NAME=]COMMAND")]
     server: Vec<ServerCommand>,
     /// Rows of a comparison
@@ -257,7 +257,7 @@ fn quiet(config: JudgeConfig) -> JudgeConfig {
     JudgeConfig { load, ..config }
 }
 
-/// Checks that there are not too many servers, and that each has a name of its own.
+/// Checks that there are not too many servers, and that each has its own name.
 fn check_names(servers: &[ServerCommand]) -> Result<(), Failure> {
     if servers.len() > SERVERS_MAX {
         return Err(Failure::Usage(format!(

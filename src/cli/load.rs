@@ -118,7 +118,7 @@ pub struct LoadArgs {
     ///
     /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000 requests/s, doubles until
     /// the condition does not hold, and is then narrowed down to 2%. Each rate is tried in 3 to 5
-    /// windows, each an open loop of its own after a warm-up, and both rates at the end in 5 to 12. A
+    /// windows, each its own open loop after a warm-up, and both rates at the end in 5 to 12. A
     /// rate holds if 99% of it is sent, every request is acknowledged, and the backlog does not grow: over the
     /// windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
     /// fails while the client was the limit is repeated. The search ends if totals are wrong or responses

@@ -90,7 +90,7 @@ pub struct ServeArgs {
     /// Process to end with; `challenge` starts its server with it
     #[arg(long, hide = true, value_name = "PID")]
     parent: Option<u32>,
-    /// Descriptor that the address is written to, on a line of its own, once the server is ready
+    /// Descriptor that the address is written to, on its own line, once the server is ready
     #[arg(long, hide = true, value_name = "FD")]
     ready_fd: Option<u32>,
 }
@@ -122,7 +122,7 @@ pub(super) struct ServerTuning {
     dialect: Dialect,
     /// Data plane: ring or streams [default: auto]
     ///
-    /// ring gives each shard an io_uring of its own and needs Linux 6.1; streams uses the TCP streams of
+    /// ring gives each shard its own io_uring and needs Linux 6.1; streams uses the TCP streams of
     /// glommio. With auto, the server probes for what the ring engine needs, and if something is missing,
     /// it logs what and uses streams.
     #[arg(long, help_heading = PERFORMANCE, value_enum, default_value = "auto", hide_default_value = true, hide_possible_values = true)]

@@ -363,7 +363,7 @@ impl<S: Sockets> Driver<S> {
     /// Looks at the deadlines of all connections. Returns the next deadline, and the connections that have to be
     /// closed.
     fn look_at_all(&mut self, sockets: &mut S) -> (u64, Vec<(S::Key, Ended)>) {
-        // This includes ended ones: if each request has a connection of its own, few are open at any moment.
+        // This includes ended ones: if each request has its own connection, few are open at any moment.
         let mut active = std::mem::take(&mut self.ended);
         let mut in_flight = OfKinds::default();
         let (mut due_ms, mut to_close) = (u64::MAX, Vec::new());

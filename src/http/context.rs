@@ -17,7 +17,7 @@ pub struct Context {
 
 impl Context {
     /// The context of connections to a server that is bound to `bound_host` and takes batches at `batch_path`, at a Unix
-    /// time in seconds. The body of a batch is received into memory of its own (see [`Step`](super::Step)).
+    /// time in seconds. The body of a batch is received into its own memory (see [`Step`](super::Step)).
     pub fn new(bound_host: &str, batch_path: &'static [u8], unix_seconds: u64) -> Self {
         Context {
             date: Date::from_unix(unix_seconds),

@@ -327,7 +327,7 @@ fn settle(
         (false, true) => return None,
     };
     while !quiet::is_right(evidence) && !interrupt::is_asked() {
-        // If this process is suspended, it asks once more afterwards.
+        // If this process is suspended, it asks again afterwards.
         let is_last = sent.ended.elapsed() > patience;
         thread::sleep(SETTLE_EVERY);
         evidence.after = totals(config, control);

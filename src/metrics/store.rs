@@ -180,7 +180,7 @@ impl StoreMetrics {
     }
 }
 
-/// Servers by their names, as they are some time after they were read. A server that was started anew has the
+/// Servers by their names, as they are some time after they were read. A restarted server has the
 /// name of the one before it, and what both have contributed: a series has one value.
 fn by_name(servers: &[ServerShare], ago: Duration) -> Vec<ServerShare> {
     let mut names: BTreeMap<&str, ServerShare> = BTreeMap::new();

@@ -109,7 +109,7 @@ pub(super) fn restore(
     Ok(Start::Restored(tally, writers, restored))
 }
 
-/// Opens a store on a thread of its own, so that a signal immediately ends the wait for a database or the check of a
+/// Opens a store on a separate thread, so that a signal immediately ends the wait for a database or the check of a
 /// large file. Returns `None` if a signal comes first; then the process ends, which harms a store no more than a crash.
 fn open(
     config: &StoreConfig,

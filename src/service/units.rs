@@ -40,7 +40,7 @@ pub(super) fn of_bytes(bytes: usize, each: u32) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX).saturating_mul(each)
 }
 
-/// The cost of usual lines of a batch, apart from their bytes.
+/// The cost of usual lines of a batch, except for their bytes.
 pub(super) fn of_lines(lines: u64) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX).saturating_mul(LINE)
 }

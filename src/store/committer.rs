@@ -181,7 +181,7 @@ mod tests {
         /// The outcomes of the next commits; those after them are durable.
         outcomes: Arc<Mutex<VecDeque<Result<Outcome, Failure>>>>,
         shared: Option<Totals>,
-        /// Whether it has a reason of its own for a commit, once.
+        /// Whether it has its own reason for a commit, once.
         is_due: Arc<AtomicBool>,
     }
 

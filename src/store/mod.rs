@@ -58,7 +58,7 @@ pub trait Store: Send {
     }
 
     /// Waits before a cut is taken. If a commit is wanted, only until the store is ready for one; otherwise until it is
-    /// woken, or has a reason of its own for a commit. Returns whether it has one: although nothing has changed, the
+    /// woken, or has its own reason for a commit. Returns whether it has one: although nothing has changed, the
     /// servers that share the store must learn of this one, or this one of their reset.
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
         if !is_wanted {

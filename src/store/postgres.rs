@@ -1,4 +1,4 @@
-//! A store that any number of servers share: PostgreSQL, where each process has a row of its own with its totals in
+//! A store that any number of servers share: PostgreSQL, where each process has its own row with its totals in
 //! full, and the totals of the group are the sum over the rows.
 //!
 //! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database,
@@ -59,7 +59,7 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects, creates the tables if they are missing, and joins the group of servers with a row of its own. Returns
+    /// Connects, creates the tables if they are missing, and joins the group of servers with its own row. Returns
     /// also what the group has counted.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What is counted, exactly: one writer per shard, merged on read.
 //!
-//! A [`Writer`] counts into memory of its own and publishes once per batch; [`Tally::totals`]
+//! A [`Writer`] counts into its own memory and publishes once per batch; [`Tally::totals`]
 //! merges what the shards have published into one consistent cut (see `snapshot`). The value of
 //! every event goes into an exact accumulator (`sum`); a user is counted by the shard that is first
 //! to put it into the shared set (`users`), in the same publication as the event.
@@ -106,7 +106,7 @@ pub struct UsersFull;
 pub struct Tally {
     /// Raised by every reader, before it reads.
     epoch: CachePadded<AtomicU64>,
-    /// Raised by every reset. Compared before every event, so it has a cache line of its own.
+    /// Raised by every reset. Compared before every event, so it has its own cache line.
     generation: CachePadded<AtomicU64>,
     /// Held during a read or a reset, so that there is one at a time. Neither waits for a writer
     /// while it holds the lock, so it is held briefly.

@@ -180,7 +180,7 @@ impl Table {
         }
     }
 
-    /// A function of its own, so that the lookup of a short id saves no registers.
+    /// A separate function, so that the lookup of a short id saves no registers.
     #[inline(never)]
     fn find_long(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
         let (_, id) = self.long.find(hash, |(held, id)| *held == hash && **id == *user)?;

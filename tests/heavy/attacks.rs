@@ -324,7 +324,7 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
     let events = || {
         load(&server, 200_000, 64);
     };
-    // The CPU time of events beside pollers: of both together, less what as many polls cost by themselves.
+    // The CPU time of events next to pollers: of both together, less what as many polls cost by themselves.
     let beside = |path: &str| {
         polls.store(0, Ordering::Relaxed);
         let polling = cost(&|| beside_polls(path, &|| std::thread::sleep(Duration::from_secs(1))));
@@ -486,7 +486,7 @@ fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
 
 /// Connections that all want as much as they can get.
 const HOSTILE: usize = 100;
-/// The longest that another client may wait beside them: promise 10 of the contract, and half as much again for the rest of the
+/// The longest that another client may wait during them: promise 10 of the contract, and half as much again for the rest of the
 /// server and the machine.
 const WAIT_MAX: Duration = Duration::from_millis(15);
 
@@ -541,7 +541,7 @@ fn waits(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
     waits
 }
 
-/// The waits of such a client beside an attack, which yields to it on the CPU that they share.
+/// The waits of such a client during an attack, which yields to it on the CPU that they share.
 fn waits_beside(server: &Server, attack: impl FnOnce() + Send) -> Vec<Duration> {
     let stop = AtomicBool::new(false);
     scope(|scope| {
@@ -693,7 +693,7 @@ fn a_machine_that_lacks_something_makes_others_wait_for_15_ms_at_most() {
     let without_socket = || {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server::start_on(&listener, "", 2);
-        // The shard with a socket of its own continues.
+        // The shard with its own socket continues.
         let shut = || SockRef::from(&listener).shutdown(Shutdown::Read).unwrap();
         wait_beside(&server, &shut)
     };

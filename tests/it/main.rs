@@ -1,5 +1,5 @@
 //! The tests of everything that `cargo test` shows: a directory per promise or part, a file per theme. What they share is in
-//! `world`. They run at the same time: a test takes port 0 and names of its own, and what changes a whole process, it
+//! `world`. They run at the same time: a test takes port 0 and its own names, and what changes a whole process, it
 //! does to one that it starts. The tests that a busy machine would make wrong take turns: `world::alone`.
 
 #![allow(

@@ -138,7 +138,7 @@ fn totals_have_what_any_server_acknowledged_before_the_request() {
             let mut early = connect(address);
             early.write_all(STATS).unwrap();
             shared.wait_for_read();
-            // What comes after the read has begun needs one of its own, on whatever connection.
+            // What comes after the read has begun needs its own, on whatever connection.
             shared.set(|flow| flow.others = 50);
             early.write_all(&[STATS, HEALTH, STATS].concat()).unwrap();
             let mut late = connect(address);

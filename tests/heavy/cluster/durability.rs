@@ -143,7 +143,7 @@ fn a_session_whose_durability_somebody_else_lowers_acknowledges_nothing() {
     {
         let session = database.sql(of_server);
         injector.inject(&format!("SET {setting}"));
-        // As a pooler does that runs it on another session. It is noticed, and a session of its own follows.
+        // As a pooler does that runs it on another session. It is noticed, and a separate session follows.
         server.client().event("a", 1.0);
         assert_ne!(database.sql(of_server), session, "{setting}");
         assert_eq!(server.stats().total, 2 + round as u64);

@@ -23,7 +23,7 @@ fn report(output: &Output) -> (Option<i32>, Value) {
     (output.status.code(), report.unwrap_or_else(|_| panic!("{}", said())))
 }
 
-/// Copies the program, in a process of its own: what another test starts in this moment would inherit a file that is open for
+/// Copies the program, in a separate process: what another test starts in this moment would inherit a file that is open for
 /// writing here, and such a file cannot be executed.
 fn copy_program(to: &Path) {
     let copied = Command::new("cp").arg(ringtally().get_program()).arg(to).status().unwrap();

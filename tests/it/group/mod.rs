@@ -1,6 +1,6 @@
 //! Servers that share a store, in one process: the services, committers, and members of each, clients, and one database
 //! in memory, on a schedule that a seed decides. Between any two steps of a commit others act: they count,
-//! commit, read, and reset; a server may be slow, or killed and started anew; connections are lost; and the standby of
+//! commit, read, and reset; a server may be slow, or killed and started again; connections are lost; and the standby of
 //! the database may be promoted. Every event has a power of two as its value, so each sum says which events it has, and
 //! each response is compared with what the database held while its request was served, and what no failure takes back.
 //!

@@ -214,7 +214,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
     }
 }
 
-/// A run, a search, and a comparison, in every form that other tools read. What each form has is tested beside it.
+/// A run, a search, and a comparison, in every form that other tools read. What each form has is tested next to it.
 #[test]
 fn results_are_exported_in_every_form_and_a_run_can_be_made_again() {
     let server = Server::start(&["--shards", "1"]);

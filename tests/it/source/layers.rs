@@ -194,7 +194,7 @@ fn path_from_crate(room: &Path) -> String {
     format!("crate::{}", names.collect::<String>())
 }
 
-/// The modules of one directory, each with those beside it that it or anything in it names with `super::` or from the crate.
+/// The modules of one directory, each with those next to it that it or anything in it names with `super::` or from the crate.
 fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut modules = BTreeMap::new();
     let from_crate = path_from_crate(room);

@@ -23,7 +23,7 @@ pub use responses::{Response, Totals, post, split_responses, text};
 pub use terminal::terminal;
 
 /// Lets a test that judges how long something took wait for the others that do, or that stop or crowd out what they start.
-/// These tests are next to each other in their modules, so that nothing else runs beside most of them.
+/// These tests are next to each other in their modules, so that nothing else runs during most of them.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
