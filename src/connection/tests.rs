@@ -1,8 +1,9 @@
 //! The deadlines of a connection with a store that a test settles, at chosen times.
 
 use super::*;
+use crate::http::Method;
 use crate::http::Timeouts;
-use crate::metrics::Reporter;
+use crate::metrics::{Endpoint, Reporter};
 use crate::service::Policy;
 use crate::store::{Durability, Settlement};
 use crate::tally::{State as Stored, Tally};
@@ -108,4 +109,88 @@ fn a_response_that_the_store_has_just_settled_is_not_late() {
         let action = fixture.connection.action(&fixture.moment, &mut fixture.service);
         assert_eq!((action.send > 0, action.then == Next::Receive), (!is_void, !is_void));
     }
+}
+
+#[test]
+fn a_connection_stops_receiving_at_the_limit_of_unsent_responses() {
+    let mut fixture = Fixture::new();
+    let action = fixture.receive(&HEALTH.repeat(100));
+    fixture.connection.take_responses(action.send, 0);
+    let _ = fixture.receive(&HEALTH.repeat(60));
+    let connection = &mut fixture.connection;
+    connection.note_sent(connection.unsent() - (http::UNSENT_BYTES_MAX + 1));
+    for next in [Next::Pause, Next::Pause, Next::Receive] {
+        assert_eq!(connection.next(), next, "{} unsent", connection.unsent());
+        connection.note_sent(1);
+    }
+}
+
+#[test]
+fn requests_that_wait_for_the_peer_to_read_go_on_below_the_limit_of_unsent_responses() {
+    let mut fixture = Fixture::new();
+    let action = fixture.receive(&HEALTH.repeat(200));
+    assert!(action.send >= http::UNSENT_BYTES_MAX && action.then == Next::Pause);
+    fixture.connection.take_responses(action.send, 0);
+    fixture.connection.note_sent(action.send - http::UNSENT_BYTES_MAX);
+    for is_below in [false, true] {
+        let action = fixture.connection.action(&fixture.moment, &mut fixture.service);
+        assert_eq!(action.send > 0, is_below, "{} unsent", fixture.connection.unsent());
+        fixture.connection.note_sent(usize::from(!is_below));
+    }
+}
+
+#[test]
+fn what_arrives_behind_totals_that_are_read_is_bounded() {
+    let mut fixture = Fixture::new();
+    let action = fixture.receive(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST");
+    assert!(action.read.is_some() && action.then == Next::Receive);
+    let mut kept = 4;
+    let limit = http::UNSENT_BYTES_MAX;
+    for (bytes, next) in [
+        (limit - 1, Next::Receive),
+        (limit, Next::Pause),
+        (KEPT_BYTES_MAX, Next::Pause),
+        (KEPT_BYTES_MAX + 1, Next::Close),
+    ] {
+        let action = fixture.receive(&vec![b'x'; bytes - kept]);
+        assert_eq!(action.then, next, "{bytes} bytes");
+        kept = bytes;
+    }
+    let mut fixture = Fixture::new();
+    let _ = fixture.receive(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST");
+    fixture.connection.note_peer_closed();
+    assert_eq!(fixture.connection.next(), Next::Pause, "nothing more can come");
+}
+
+#[test]
+fn the_kind_of_a_request_in_flight_is_known_once_its_head_is_here() {
+    let health = Kind { endpoint: Endpoint::Health, method: Method::Get };
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.connection.in_flight(), None);
+    assert!(!fixture.connection.take_activity());
+    let _ = fixture.receive(&EVENT[..20]);
+    assert_eq!(fixture.connection.in_flight(), Some(Kind::OTHER));
+    let _ = fixture.receive(&EVENT[20..EVENT.len() - 1]);
+    assert_eq!(fixture.connection.in_flight(), Some(Kind::EVENT));
+    assert!(fixture.connection.take_activity() && !fixture.connection.take_activity());
+    let mut fixture = Fixture::new();
+    let action = fixture.receive(HEALTH);
+    assert_eq!(fixture.connection.in_flight(), Some(health), "its response is not sent");
+    fixture.connection.take_responses(action.send, 0);
+    assert_eq!(fixture.connection.in_flight(), Some(health));
+    assert!(!fixture.connection.is_idle());
+    fixture.connection.note_sent(action.send);
+    assert_eq!(fixture.connection.in_flight(), None);
+}
+
+#[test]
+fn the_cost_of_a_turn_counts_from_the_turn_of_others() {
+    let mut fixture = Fixture::new();
+    let _ = fixture.receive(HEALTH);
+    let one = fixture.connection.renew();
+    assert_eq!((one > 1, fixture.connection.used()), (true, 0));
+    let _ = fixture.receive(&HEALTH.repeat(2));
+    assert!(fixture.connection.used() > one);
+    // One that has nothing to work on pays nothing.
+    assert_eq!(fixture.connection.work(&fixture.moment, &mut fixture.service), 0);
 }
