@@ -1,4 +1,4 @@
-//! What a request costs except for the kernel: parse, decode, count, publish, merge. Each benchmark
+//! The cost of a request without the kernel: parse, decode, count, publish, merge. Each benchmark
 //! checks its own result. Run by `cargo bench --bench micro`; `.ci/run` runs each once, with fewer
 //! users: `cargo bench --bench micro -- --test`.
 

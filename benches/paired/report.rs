@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
-/// What is measured of a leg.
+/// The measurements of a leg.
 struct Measure {
     key: &'static str,
     /// As the figures of reports are named.

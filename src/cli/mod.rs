@@ -58,12 +58,12 @@ Exit codes:
 #[command(version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 80)]
 #[command(args_override_self = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Count events over HTTP and report exact totals

@@ -40,7 +40,7 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     })
 }
 
-/// Where a store is.
+/// Parses the location of a store.
 pub(super) fn location(text: &str) -> Result<Location, String> {
     match text.split_once("://") {
         None if text.is_empty() => Err("the name of the file is empty".into()),

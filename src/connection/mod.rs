@@ -51,7 +51,7 @@ pub struct Moment {
     pub received_ms: u64,
     /// The urgency of a stop.
     pub urgency: Urgency,
-    /// When draining began.
+    /// The time at which draining began.
     pub drain_ms: u64,
 }
 
@@ -61,7 +61,7 @@ impl Moment {
         Moment { now_ms: 0, received_ms: 0, urgency: Urgency::Serve, drain_ms: 0 };
 }
 
-/// Where a connection stands.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// It handles requests as they come.

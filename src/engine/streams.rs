@@ -359,7 +359,7 @@ struct Task {
     _permit: Permit,
 }
 
-/// What ends a wait.
+/// The event that ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     /// Something was received, sent, settled, or read.

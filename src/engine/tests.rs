@@ -38,7 +38,7 @@ enum Engine {
 const RING: Engine =
     Engine::Ring { submissions: 64, completions: 256, buffers: 64, coalesces: false };
 
-/// How long an engine waits for more, where this kernel can.
+/// The time for which an engine waits for more, if this kernel can.
 fn coalesce(engine: Engine) -> Duration {
     let coalesces = matches!(engine, Engine::Ring { coalesces: true, .. }) && uring::gathers();
     Duration::from_micros(if coalesces { 200 } else { 0 })
@@ -227,7 +227,7 @@ fn connections_are_spread_evenly_over_shards() {
     }
 }
 
-/// What one client does.
+/// The actions of one client.
 #[derive(Clone, Debug)]
 struct Script {
     requests: usize,

@@ -34,7 +34,7 @@ fn preference(accept: &[u8], media_type: MediaType) -> Preference {
     }
 }
 
-/// What a range says about a media type; `None` if that is not in it, or it is malformed.
+/// Returns the preference of a range for a media type; `None` if that is not in it, or it is malformed.
 fn of_range(range: &[u8], media_type: MediaType) -> Option<Preference> {
     let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let name = parts.next()?;

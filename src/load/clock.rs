@@ -26,7 +26,7 @@ impl ClockOffset {
         }
     }
 
-    /// What both tell. If they contradict each other, a clock was set, and the later one counts.
+    /// The time of both. If they contradict each other, a clock was set, and the later one counts.
     pub(super) fn and(self, later: ClockOffset) -> ClockOffset {
         let both = ClockOffset {
             least_ms: self.least_ms.max(later.least_ms),

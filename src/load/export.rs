@@ -16,9 +16,9 @@ use std::str::FromStr;
 pub struct Findings {
     /// The command, such as `ringtally load`.
     pub name: String,
-    /// What was measured.
+    /// The measured figures.
     pub values: Vec<Finding>,
-    /// What was checked.
+    /// The conditions that were checked.
     pub cases: Vec<Case>,
     /// The heads of a table: of a run, what each of its seconds has.
     pub heads: Vec<&'static str>,
@@ -68,7 +68,7 @@ impl Finding {
 /// Something that passed, or why it did not.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it is.
+    /// Its name.
     pub name: String,
     /// Why it did not pass.
     pub failure: Option<String>,

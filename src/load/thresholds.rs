@@ -168,7 +168,7 @@ impl Threshold {
         }
     }
 
-    /// How many requests it takes until its percentile is not just the longest latency.
+    /// The number of requests from which its percentile is not just the longest latency.
     pub(super) fn requests_to_tell(&self) -> f64 {
         match self.figure.share_above() {
             share if share > 0.0 && share < 0.5 => (1.0 / share).round(),

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How many seconds of histograms are kept for threads that report late.
+/// The number of seconds whose histograms are kept for threads that report late.
 const OPEN_SECONDS: u64 = 10;
 
 /// One second of a run. Its latencies are `None` if no request ended in it.
@@ -24,12 +24,12 @@ pub(super) struct Second {
     /// The keys above whose values may be more, because requests were given up; left out if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) lower_bounds: Vec<&'static str>,
-    /// How many requests took how long.
+    /// The numbers of requests by latency.
     #[serde(skip)]
     pub(super) heat: Heat,
 }
 
-/// How many requests took how long, coarsely: ten steps from a time to ten times as long. It is small,
+/// The numbers of requests by latency, coarsely: ten steps from a time to ten times as long. It is small,
 /// because a run has one for each second.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Heat(Vec<(u8, u32)>);

@@ -54,7 +54,7 @@ pub(super) struct Findings {
     pub(super) gave_up: bool,
     /// An interrupt, or a threshold that can no longer pass, ended it before it was over.
     pub(super) was_cut: bool,
-    /// When the last request had ended and nothing was left to send.
+    /// The time at which the last request had ended and nothing was left to send.
     pub(super) ended: Instant,
     /// The reason why the ring failed, if it did.
     pub(super) failure: Option<String>,
@@ -99,7 +99,7 @@ pub(super) struct Worker<'a> {
     /// Waits that began before count from then on: this thread did not run for a while.
     patience_from_ns: u64,
     is_running: bool,
-    /// From when on nothing was in flight and nothing was left to send: only connections of a ramp were waited for.
+    /// The time from which nothing was in flight and nothing was left to send, while a ramp still opened connections.
     idle_from_ns: Option<u64>,
     /// The warm-up is over.
     is_measured: bool,

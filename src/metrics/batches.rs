@@ -1,4 +1,4 @@
-//! What a shard counts of batches.
+//! The batch counters of a shard.
 
 use super::{Counter, Text, bucket_of, canonical};
 

@@ -1,4 +1,4 @@
-//! What the committer counts.
+//! The counters of the committer.
 
 use super::{Counter, Text, bucket_of, canonical, nanoseconds};
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ const COMMIT_US: [u64; 13] = [
 /// Upper bounds of the events that a commit carries.
 const COMMIT_EVENTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
-/// What one of the servers that share a store has contributed to the totals.
+/// The contribution of one server to the totals of a shared store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerShare {
     /// Its name: a host and a port.
@@ -23,7 +23,7 @@ pub struct ServerShare {
     pub events: u64,
     /// Users that it was the first to make durable.
     pub users: u64,
-    /// How long ago it made its last commit.
+    /// The time since its last commit.
     pub age: Duration,
     /// It is this server.
     pub is_this: bool,
@@ -42,13 +42,13 @@ pub struct StoreMetrics {
     pub superseded: Counter,
     /// Totals read over all servers.
     reads: Counter,
-    /// What each server has contributed to the totals that were read last, and when that was; `None` where no
+    /// The contributions of the servers to the totals that were read last, and the time of that; `None` where no
     /// other server shares the store, or nothing was read yet.
     group: Mutex<Option<(Vec<ServerShare>, Instant)>>,
     started: Instant,
-    /// When the last commit was durable, in nanoseconds since `started`.
+    /// The time at which the last commit became durable, in nanoseconds since `started`.
     settled_ns: AtomicU64,
-    /// When the commit under way began, in the same way; zero when there is none.
+    /// The start of the commit under way, in the same way; zero if there is none.
     begun_ns: AtomicU64,
 }
 
@@ -96,7 +96,7 @@ impl StoreMetrics {
             Some((servers, Instant::now()));
     }
 
-    /// How long ago a time was that was noted, in seconds.
+    /// Returns the time since a noted time, in seconds.
     fn age(&self, noted_ns: u64) -> f64 {
         self.started.elapsed().saturating_sub(Duration::from_nanos(noted_ns)).as_secs_f64()
     }

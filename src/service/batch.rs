@@ -64,7 +64,7 @@ pub struct Work {
     body: Vec<u8>,
     /// The sum so far; none before the first slice.
     batch: Option<Batch>,
-    /// What was read.
+    /// The line that was read.
     read: Line,
     /// The number of marked lines.
     marked: u64,

@@ -93,7 +93,7 @@ impl Held {
         self.unpublished = self.unpublished.map(|(from, generation)| (from - bytes, generation));
     }
 
-    /// When what has waited longest has waited too long.
+    /// Returns the deadline of the bytes that have waited longest.
     pub fn deadline_ms(&self) -> Option<u64> {
         self.marks.front().map(|mark| mark.deadline_ms)
     }

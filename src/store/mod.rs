@@ -99,7 +99,7 @@ pub struct Group {
     pub servers: Vec<ServerShare>,
 }
 
-/// Where a store is.
+/// The location of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A file.

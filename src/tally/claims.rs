@@ -17,7 +17,7 @@ use super::id::Id;
 use crate::primitives::{Mutex, MutexGuard};
 use std::sync::Arc;
 
-/// How batches end.
+/// The end of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Counted,

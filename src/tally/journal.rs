@@ -1,4 +1,4 @@
-//! What a committer takes from the shards: a state of one moment, and the users that are new in it.
+//! The cuts that a committer takes of the shards: a state of one moment, and the users that are new in it.
 
 use super::{State, Tally, UserIds, Writer};
 use crate::primitives::{Mutex, MutexGuard};
@@ -59,7 +59,7 @@ pub struct Journal {
     shards: Vec<Source>,
 }
 
-/// What the journal knows of one shard.
+/// The journal's knowledge of one shard.
 #[derive(Debug)]
 struct Source {
     new_users: Arc<Mutex<NewUsers>>,

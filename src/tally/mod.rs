@@ -1,4 +1,4 @@
-//! What is counted, exactly: one writer per shard, merged on read.
+//! Exact counters: one writer per shard, merged on read.
 //!
 //! A [`Writer`] counts into its own memory and publishes once per batch; [`Tally::totals`]
 //! merges what the shards have published into one consistent cut (see `snapshot`). The value of

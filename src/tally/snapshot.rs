@@ -1,4 +1,4 @@
-//! What one shard has published: a sequence lock over a few slots, with one writer.
+//! The published counts of one shard: a sequence lock over a few slots, with one writer.
 //!
 //! A slot holds the count of events, their sum, and the number of new users together, so a
 //! reader that copies a whole slot cannot mix moments of one shard. To belong together across

@@ -205,7 +205,7 @@ struct Slot<T> {
     operations: u32,
 }
 
-/// What a slot sends.
+/// The bytes that a slot sends.
 enum Sending {
     /// Nothing.
     No,

@@ -285,7 +285,7 @@ fn a_dropped_ring_ends_everything_that_is_under_way() {
     }
 }
 
-/// What a wait that gathers has brought: how many completions, and how long it took.
+/// The result of a wait that gathers: the number of completions, and the time that it took.
 fn gather(ring: &mut Uring<usize>, time: Duration) -> (usize, Duration) {
     let started = Instant::now();
     let completions = ring.iterate(Wait::Gather(time)).unwrap();

@@ -1,4 +1,4 @@
-//! How connections end whose client has said that a request is its last, in both engines, on real sockets.
+//! The end of connections whose client has announced its last request, in both engines, on real sockets.
 
 use super::super::streams::INPUT_BYTES;
 use super::durable::{read_all, statuses, with_valve};

@@ -1,4 +1,4 @@
-//! What a stop meets that the ring has not reported yet: a thread is held while clients act, so that it finds that afterwards.
+//! Stops that meet what the ring has not reported yet: a thread is held while clients act.
 
 use super::closing::padded;
 use super::*;

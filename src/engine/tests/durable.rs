@@ -8,7 +8,7 @@ use crate::tally::{State, UserIds};
 use std::sync::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-/// How long nothing must come.
+/// The time for which nothing must arrive.
 const QUIET: Duration = Duration::from_millis(150);
 
 pub(super) const STATS: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -23,7 +23,7 @@ pub(super) struct Valve(Arc<(Mutex<Flow>, Condvar)>);
 #[derive(Default)]
 struct Flow {
     is_open: bool,
-    /// What the store holds.
+    /// The content of the store.
     state: State,
 }
 

@@ -8,7 +8,7 @@ use crate::http::Budget;
 use crate::metrics::Format;
 use crate::uring::BUFFER_BYTES;
 
-/// What a shard may spend on one connection between two looks at the others, and on one request, in nanoseconds.
+/// The most nanoseconds that a shard may spend on one connection before it serves the others, and on one request.
 const TURN_NS: u64 = 100_000;
 const REQUEST_NS: u64 = 300_000;
 /// Buffers that a multishot receive may fill before anybody can cancel it.
@@ -16,7 +16,7 @@ const BUFFERS_PER_TURN: usize = 32;
 /// Lines of a batch.
 const LINES: usize = 20_000;
 
-/// What a hostile client sends without end.
+/// The request that a hostile client sends without end.
 struct Attack {
     name: &'static str,
     /// One request, the n-th.
@@ -124,7 +124,7 @@ fn large(_: usize) -> Vec<u8> {
 struct Hostile {
     connection: Connection,
     is_in_line: bool,
-    /// What it sends next, and how much of that was sent.
+    /// Its next request, and the number of bytes of it that were sent.
     input: Vec<u8>,
     sent: usize,
     requests: usize,
@@ -240,7 +240,7 @@ fn hostile_clients_delay_others_by_a_turn_each_at_most() {
     }
 }
 
-/// What is charged for a batch is at least what its lines were measured to cost, so a slice is as short as it is meant to be.
+/// The charge for a batch is at least the measured cost of its lines, so a slice is as short as intended.
 #[test]
 fn slices_of_batches_are_short() {
     let is_of_lines = |attack: &&Attack| attack.is_batch && attack.name != CHUNKED_BATCHES;

@@ -50,7 +50,7 @@ fn users(store: &mut FileStore) -> Result<Vec<Vec<u8>>, Failure> {
     Ok(users)
 }
 
-/// What a failure says.
+/// Returns the text of a failure.
 fn said<T>(result: Result<T, Failure>) -> String {
     match result {
         Err(Failure::Environment(sentence)) => sentence,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// The time that a database may take to respond.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What a store holds.
+/// The content of a store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspection {
     /// The totals over all servers.

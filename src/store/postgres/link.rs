@@ -59,7 +59,7 @@ pub struct Write<'a> {
     pub users: &'a [&'a [u8]],
 }
 
-/// How a write stands to a row.
+/// The relation of a write to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It was made already.

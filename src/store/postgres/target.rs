@@ -230,7 +230,7 @@ pub fn without_password(text: &str) -> Result<Option<(String, String)>, String> 
     Ok(password.map(|password| (shown, password.clone())))
 }
 
-/// What a URL says.
+/// The parts of a URL.
 struct Parts {
     parameters: BTreeMap<&'static str, String>,
     /// The URL without its password.

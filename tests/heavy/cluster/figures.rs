@@ -1,4 +1,4 @@
-//! What a group on PostgreSQL costs, on this machine: measured with the released program, which
+//! The cost of a group on PostgreSQL, on this machine: measured with the released program, which
 //! `RINGTALLY_PROGRAM` names, and written to the file that `RINGTALLY_FIGURES` names.
 
 use super::postgres::Postgres;

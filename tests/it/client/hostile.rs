@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a server does with the connection of an event. It has sent nothing yet.
+/// The server's behavior on the connection of an event, before it has sent anything.
 type Answer = fn(&mut TcpStream, &Told);
 
-/// What a server tells the test.
+/// The server's messages to the test.
 #[derive(Default)]
 struct Told {
     events: AtomicU64,

@@ -310,8 +310,8 @@ impl Cluster {
         None
     }
 
-    /// How a commit stands to a row: a reset is made in steps by the server, and any other in one statement, whose condition is
-    /// evaluated.
+    /// Returns the relation of a commit to a row. The server makes a reset in steps, and any other commit in one
+    /// statement, whose condition is evaluated.
     fn standing(&self, write: &OwnedWrite, row_sequence: i64, generation: i64) -> Standing {
         let &OwnedWrite { ref id, sequence, is_repeat, is_reset, ref state, .. } = write;
         if is_reset {

@@ -31,7 +31,7 @@ const EVENTS_MAX: usize = 52;
 /// Steps after which everything must have come to its end.
 const STEPS_TO_THE_END: usize = 2000;
 
-/// What a client asks.
+/// A client's request.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Event(usize),
@@ -176,7 +176,7 @@ struct World {
     rng: Rng,
     database: Database,
     fault: Fault,
-    /// How fast the standby is, of 256.
+    /// The chance of 256 that the standby gets a transaction in a step.
     shipping: u8,
     servers: Vec<Life>,
     /// Lives so far.

@@ -1,4 +1,4 @@
-//! What `load` and `challenge` tell: on the terminal while a run goes on, and in its reports.
+//! The output of `load` and `challenge`: on the terminal during a run, and in its reports.
 
 use crate::world::fake::{Fake, GOOD, Habits, load};
 use crate::world::{Directory, PATIENCE, Server, ringtally, run, terminal, text};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What ends the part of the page that people write.
+/// The line that ends the handwritten part of the page.
 const MARK: &str = "<!-- What follows is made from the schemas: RINGTALLY_WRITE=1 cargo test --test it schemas -->\n";
 
 #[test]

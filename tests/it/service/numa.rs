@@ -10,7 +10,7 @@ use std::fs::{read_dir, read_to_string};
 
 /// The receive buffers of a shard: 2,048 of 4 KiB.
 const BUFFER_BYTES: u64 = 2048 * 4096;
-/// How much of a shard's memory may be on another node. There is what the main thread allocates, less than 1 MiB of more
+/// The share of a shard's memory that may be on another node: what the main thread allocates, less than 1 MiB of more
 /// than 10.
 const ELSEWHERE_MAX: f64 = 0.1;
 

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What systemd listens on for reports.
+/// The socket on which systemd listens for reports.
 struct Reports {
     socket: UnixDatagram,
     path: std::path::PathBuf,

@@ -175,7 +175,7 @@ fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
 /// The expected counts.
 #[derive(Debug)]
 pub struct Model {
-    /// What may have been counted: more than one while it is in doubt whether batches were counted before the last reset or after it.
+    /// The possible counts: several while it is unknown whether batches were counted before or after the last reset.
     possible: Vec<Counts>,
     pub resets: u64,
 }
@@ -220,7 +220,7 @@ impl Model {
     }
 }
 
-/// What has been counted since the last reset.
+/// The counts since the last reset.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counts {
     total: u64,

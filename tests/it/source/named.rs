@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
-/// What is read as prose and commands, and what only its comments are read of.
+/// The files that are read as prose and commands, and those of which only comments are read.
 const DOCUMENTS: [&str; 6] =
     ["README.md", "benches", "ci", "ci/deploy", "ci/deploy/cluster", ".github"];
 const COMMENTED: [&str; 1] = [".github/workflows"];

@@ -1,4 +1,4 @@
-//! How `ringtally serve` stops: what is in flight is finished, what was acknowledged is printed, and neither
+//! Stops of `ringtally serve`: requests in flight are finished, acknowledged events are printed, and neither
 //! a stalled client nor a flood of connections holds it up.
 
 use crate::world::{

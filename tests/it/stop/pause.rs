@@ -71,7 +71,7 @@ struct Scheduler {
 
 struct Watch {
     woken: Instant,
-    /// From when to when the thread was due and did not run.
+    /// The times between which the thread was due and did not run.
     stalls: Vec<(Instant, Instant)>,
 }
 
@@ -153,7 +153,7 @@ impl Held {
     }
 }
 
-/// What was timed.
+/// The results of timing.
 #[derive(Default)]
 struct Findings {
     count: usize,

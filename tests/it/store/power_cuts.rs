@@ -22,7 +22,7 @@ const USERS: usize = 12;
 const FIRST_EXPONENT: i32 = -1000;
 const EVENTS_MAX: usize = 1900;
 
-/// What a client asks.
+/// A client's request.
 #[derive(Clone, Debug)]
 enum Request {
     Event(usize),

@@ -682,7 +682,7 @@ fn a_draining_connection_responds_to_all_that_arrived_and_announces_the_close_la
     assert_eq!(close, [None, Some("close")]);
 }
 
-/// What a web page of another site can make a browser send, with any path, and with a simple media
+/// The requests that a web page of another site can make a browser send, with any path, and with a simple media
 /// type, for which browsers ask nobody.
 #[test]
 fn a_page_of_another_site_changes_nothing() {

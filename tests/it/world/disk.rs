@@ -15,7 +15,7 @@ pub struct Disk(Arc<Mutex<State>>);
 struct State {
     /// The content that a power failure cannot take.
     synced: Vec<u8>,
-    /// What a reader sees.
+    /// The content for a reader.
     current: Vec<u8>,
     /// The changes between the two, except for what is lost.
     unsynced: Vec<Change>,

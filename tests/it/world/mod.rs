@@ -1,4 +1,4 @@
-//! What the tests share: the real program and clients of it, fake servers, a disk, a simulated network, and seeds.
+//! Helpers of all tests: the real program and clients of it, fake servers, a disk, a simulated network, and seeds.
 
 pub mod agreement;
 pub mod description;

@@ -417,7 +417,7 @@ fn the_merged_report_has_each_client_and_their_sums() {
     assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
 }
 
-/// How many events a client sends until a time is known only to that client.
+/// Only the client itself knows the number of events that it sends until a time.
 #[test]
 fn a_lost_part_of_a_run_by_the_clock_is_in_no_count_and_leaves_the_verdict_open() {
     let workload = Workload { events: EVENTS_MAX, users: 70, values: Values::Half, batch: None };

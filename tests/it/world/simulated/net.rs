@@ -95,7 +95,7 @@ impl Stream {
 /// A connection that the driver is busy with.
 struct Touched {
     key: usize,
-    /// What it had used of its budget, and whether it was in line.
+    /// The part of its budget that it had used, and whether it was in line.
     used: u32,
     was_in_line: bool,
 }

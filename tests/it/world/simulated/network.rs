@@ -28,7 +28,7 @@ pub struct Link {
     /// The end of the client's bytes is in the server's socket.
     has_end_arrived: bool,
     server: Side,
-    /// Whatever was on its way is lost.
+    /// Everything on its way is lost.
     is_reset: bool,
     /// Bytes that the server has received.
     received: usize,
