@@ -353,7 +353,9 @@ impl Connection {
     /// Handles received bytes until all are handled, the budget is spent, or the connection has to wait. Works on a
     /// batch only if it `may_work`, because many of them may become whole in one iteration.
     fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
-        self.http.set_draining(self.is_draining(moment));
+        if moment.urgency != Urgency::Serve {
+            self.http.set_draining(self.is_draining(moment));
+        }
         self.http.budget.charge_receive();
         if self.input.is_empty() {
             let mut rest = received;
