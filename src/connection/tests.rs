@@ -1,8 +1,7 @@
-//! The deadlines of a connection with a store that a test settles, at chosen times.
+//! The limits and deadlines of a connection with a store, which a test settles at chosen times.
 
 use super::*;
-use crate::http::Method;
-use crate::http::Timeouts;
+use crate::http::{Method, Timeouts};
 use crate::metrics::{Endpoint, Reporter};
 use crate::service::Policy;
 use crate::store::{Durability, Settlement};
@@ -14,6 +13,8 @@ const STORE_TIMEOUT_MS: u64 = 1000;
 
 const EVENT: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
+/// Totals, and the start of a request behind them.
+const STATS_AND_MORE: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST";
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 
 struct Fixture {
@@ -40,14 +41,14 @@ impl Fixture {
         (self.moment.now_ms, self.moment.received_ms) = (now_ms, now_ms);
     }
 
-    /// A request arrives. Returns what it leads to.
+    /// Lets bytes arrive. Returns the action that follows.
     fn receive(&mut self, request: &[u8]) -> Action {
         self.connection.receive(request, &self.moment, &mut self.service);
         self.service.publish();
         self.connection.action(&self.moment, &mut self.service)
     }
 
-    /// The peer gets a response to a request at a time, and reads it at once.
+    /// Lets the peer get a response at a time, and read it immediately.
     fn respond(&mut self, now_ms: u64) {
         self.set_time(now_ms);
         let action = self.receive(HEALTH);
@@ -55,7 +56,7 @@ impl Fixture {
         self.connection.note_sent(sent);
     }
 
-    /// An event waits for the store from a time on. Returns the epoch that it waits for.
+    /// Lets an event arrive that waits for the store from a time on. Returns its epoch.
     fn wait(&mut self, now_ms: u64) -> u64 {
         self.set_time(now_ms);
         let action = self.receive(EVENT);
@@ -92,7 +93,7 @@ fn a_peer_that_does_not_read_is_late_even_if_later_responses_wait_for_the_store(
     }
 }
 
-/// The clock may be looked at between a commit and the turn of its connections.
+/// A tick may come between a commit and the turn of its connections.
 #[test]
 fn a_response_that_the_store_has_just_settled_is_not_late() {
     for is_void in [false, true] {
@@ -142,7 +143,7 @@ fn requests_that_wait_for_the_peer_to_read_go_on_below_the_limit_of_unsent_respo
 #[test]
 fn what_arrives_behind_totals_that_are_read_is_bounded() {
     let mut fixture = Fixture::new();
-    let action = fixture.receive(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST");
+    let action = fixture.receive(STATS_AND_MORE);
     assert!(action.read.is_some() && action.then == Next::Receive);
     let mut kept = 4;
     let limit = http::UNSENT_BYTES_MAX;
@@ -157,7 +158,7 @@ fn what_arrives_behind_totals_that_are_read_is_bounded() {
         kept = bytes;
     }
     let mut fixture = Fixture::new();
-    let _ = fixture.receive(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST");
+    let _ = fixture.receive(STATS_AND_MORE);
     fixture.connection.note_peer_closed();
     assert_eq!(fixture.connection.next(), Next::Pause, "nothing more can come");
 }
@@ -191,6 +192,6 @@ fn the_cost_of_a_turn_counts_from_the_turn_of_others() {
     assert_eq!((one > 1, fixture.connection.used()), (true, 0));
     let _ = fixture.receive(&HEALTH.repeat(2));
     assert!(fixture.connection.used() > one);
-    // One that has nothing to work on pays nothing.
+    // Without work, a turn is free.
     assert_eq!(fixture.connection.work(&fixture.moment, &mut fixture.service), 0);
 }

@@ -120,15 +120,18 @@ mod tests {
     use crate::connection::Next;
     use crate::tally::State;
 
+    /// An action that waits for these epochs.
+    fn action(settle: Option<u64>, read: Option<u64>) -> Action {
+        Action { send: 0, then: Next::Receive, settle, read, has_work: false }
+    }
+
     #[test]
     fn the_store_has_to_be_asked_a_while_after_the_first_has_come_to_wait() {
-        let action =
-            Action { send: 0, then: Next::Receive, settle: None, read: None, has_work: false };
         let mut waits = Waits::default();
-        waits.join(&1, &action, 100);
+        waits.join(&1, &action(None, None), 100);
         assert!(waits.is_empty() && !waits.has_unasked() && !waits.must_ask(u64::MAX));
-        waits.join(&1, &Action { settle: Some(5), ..action }, 100);
-        waits.join(&2, &Action { settle: Some(6), read: Some(6), ..action }, 102);
+        waits.join(&1, &action(Some(5), None), 100);
+        waits.join(&2, &action(Some(6), Some(6)), 102);
         assert_eq!(waits.len(), 3);
         assert!(waits.has_unasked() && !waits.must_ask(99 + COMMIT_AFTER_MS));
         assert!(waits.must_ask(100 + COMMIT_AFTER_MS), "from the first that waits");
@@ -146,8 +149,7 @@ mod tests {
         ] {
             let (durability, settlement) = Durability::for_test(1000);
             let mut waits = Waits::default();
-            let action = Action { send: 0, then: Next::Receive, settle, read, has_work: false };
-            waits.join(&1, &action, 100);
+            waits.join(&1, &action(settle, read), 100);
             settlement.settle(5, totals.then(|| State::default().totals()), |_| {});
             assert_eq!(waits.ask(&durability), has_come, "{settle:?} {read:?}");
             assert!(!waits.ask(&durability), "nothing new waits");
@@ -159,10 +161,7 @@ mod tests {
         let (durability, settlement) = Durability::for_test(1000);
         let mut waits = Waits::default();
         for (epoch, since_ms) in [(5, 100), (6, 200)] {
-            let settle = Some(epoch);
-            let action =
-                Action { send: 0, then: Next::Receive, settle, read: None, has_work: false };
-            waits.join(&1, &action, since_ms);
+            waits.join(&1, &action(Some(epoch), None), since_ms);
         }
         waits.note_late(&durability, 1099);
         assert!(!settlement.is_late());

@@ -42,7 +42,7 @@ pub struct StoreMetrics {
     pub superseded: Counter,
     /// Totals read over all servers.
     reads: Counter,
-    /// The contributions of the servers to the totals that were read last, and the time of that; `None` where no
+    /// The contributions of the servers to the totals that were read last, and the time of that; `None` if no
     /// other server shares the store, or nothing was read yet.
     group: Mutex<Option<(Vec<ServerShare>, Instant)>>,
     started: Instant,

@@ -1,5 +1,5 @@
-//! A store that any number of servers share: PostgreSQL, where each process has its own row with its totals in
-//! full, and the totals of the group are the sum over the rows.
+//! A store that any number of servers share: PostgreSQL, in which each process has its own row with all of
+//! its totals. The totals of the group are the sum over the rows.
 //!
 //! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database,
 //! or for something to commit. So a reset by another server is noticed immediately.

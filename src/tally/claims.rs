@@ -1,8 +1,8 @@
 //! Users that a batch will be the first to count.
 //!
-//! A batch with new users takes many turns, and must become visible in one publication. Until then its users are not
-//! counted, and after it they are, all of them at once: so it *claims* them, one after the other, in a table next to
-//! the known users of each stripe, and the claims share one [`Claim`] that says how the batch has ended. Whoever finds
+//! A batch with new users takes many turns, and must become visible in one publication, which counts all of its users
+//! together. Until then it *claims* them, one after the other, in a table next to the known users of each stripe. The
+//! claims share one [`Claim`], which holds the end of the batch. Whoever finds
 //! a claimed user asks it, with the stripe locked:
 //!
 //! - The batch is counted: the user is known.

@@ -486,7 +486,7 @@ fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
 
 /// Connections that all want as much as they can get.
 const HOSTILE: usize = 100;
-/// The longest that another client may wait during them: promise 10 of the contract, and half as much again for the rest of the
+/// The longest that another client may wait next to them: promise 10 of the contract, and half as much again for the rest of the
 /// server and the machine.
 const WAIT_MAX: Duration = Duration::from_millis(15);
 

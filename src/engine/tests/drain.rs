@@ -89,6 +89,18 @@ fn with_held(client: impl FnOnce(SocketAddr, Hold) -> Vec<TcpStream>) -> u64 {
     tally.totals().total_requests
 }
 
+/// A connection that has served an event, on a thread that is held once its drain has begun.
+fn connect_before_drain(address: SocketAddr, hold: &Hold) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(EVENT).unwrap();
+    read_responses(&mut stream, 1);
+    hold.hold();
+    hold.stop.escalate_to(Urgency::Drain);
+    // The drain begins here.
+    hold.step();
+    stream
+}
+
 #[test]
 fn a_stop_takes_in_who_has_connected_before() {
     let events = with_held(|address, hold| {
@@ -107,13 +119,7 @@ fn a_stop_takes_in_who_has_connected_before() {
 #[test]
 fn a_drain_sees_what_has_arrived_before_it_closes_a_connection() {
     let events = with_held(|address, hold| {
-        let mut stream = connect(address);
-        stream.write_all(EVENT).unwrap();
-        read_responses(&mut stream, 1);
-        hold.hold();
-        hold.stop.escalate_to(Urgency::Drain);
-        // The drain begins here.
-        hold.step();
+        let mut stream = connect_before_drain(address, &hold);
         stream.write_all(EVENT).unwrap();
         std::thread::sleep(Duration::from_millis(2 * DRAIN_QUIET_MS));
         // It looks at the clock before it looks at the ring.
@@ -126,13 +132,7 @@ fn a_drain_sees_what_has_arrived_before_it_closes_a_connection() {
 #[test]
 fn a_drain_responds_to_what_is_still_in_the_socket() {
     let events = with_held(|address, hold| {
-        let mut stream = connect(address);
-        stream.write_all(EVENT).unwrap();
-        read_responses(&mut stream, 1);
-        hold.hold();
-        hold.stop.escalate_to(Urgency::Drain);
-        // The drain begins here.
-        hold.step();
+        let mut stream = connect_before_drain(address, &hold);
         // What is received first ends with a request.
         stream.write_all(&[&padded(EVENT, BUFFER_BYTES), EVENT].concat()).unwrap();
         drop(hold);

@@ -50,6 +50,11 @@ impl Shared {
         self.flow.1.wait_while(flow, |flow| holds(flow)).unwrap()
     }
 
+    /// Stops every read that begins from here on, until `are_reads_stopped` is cleared.
+    fn stop_reads(&self) {
+        self.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+    }
+
     /// Waits until a read has begun.
     fn wait_for_read(&self) {
         drop(self.wait_while(|flow| flow.reads == 0));
@@ -134,7 +139,7 @@ fn totals_have_what_any_server_acknowledged_before_the_request() {
                 shared.set(|flow| flow.others = others);
                 assert_eq!(shown(&ask(address, STATS)), others, "{engine:?}");
             }
-            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            shared.stop_reads();
             let mut early = connect(address);
             early.write_all(STATS).unwrap();
             shared.wait_for_read();
@@ -210,7 +215,7 @@ fn past_the_timeout_totals_are_refused_and_metrics_leave_them_out() {
 fn responses_whose_totals_were_read_are_all_made_before_the_request_behind_them() {
     for engine in [RING, Engine::Streams] {
         with_shared(engine, PATIENCE, |address, shared, _| {
-            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            shared.stop_reads();
             let mut stream = connect(address);
             stream.write_all(&[&METRICS.repeat(20), EVENT, STATS].concat()).unwrap();
             shared.wait_for_read();
@@ -245,7 +250,7 @@ fn the_end_of_a_connection_waits_for_its_totals() {
                 let mut stream = connect(address);
                 stream.write_all(EVENT).unwrap();
                 assert_eq!(statuses(&read_all(&mut stream, 1)), [200], "{engine:?}");
-                shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+                shared.stop_reads();
                 stream.write_all(&[STATS, EVENT].concat()).unwrap();
                 shared.wait_for_read();
                 match is_drain {
@@ -266,7 +271,7 @@ fn the_end_of_a_connection_waits_for_its_totals() {
 fn a_response_that_has_waited_since_before_a_stop_says_that_it_is_the_last() {
     for engine in [RING, Engine::Streams] {
         with_shared(engine, PATIENCE, |address, shared, stop| {
-            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            shared.stop_reads();
             let mut stream = connect(address);
             stream.write_all(&[STATS, STATS].concat()).unwrap();
             shared.wait_for_read();
@@ -286,7 +291,7 @@ fn a_response_that_has_waited_since_before_a_stop_says_that_it_is_the_last() {
 fn peers_that_leave_while_they_wait_hold_up_nobody() {
     for engine in [RING, Engine::Streams] {
         with_shared(engine, PATIENCE, |address, shared, stop| {
-            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            shared.stop_reads();
             for _ in 0..20 {
                 let mut stream = connect(address);
                 stream.write_all(&[STATS, STATS].concat()).unwrap();
@@ -299,7 +304,7 @@ fn peers_that_leave_while_they_wait_hold_up_nobody() {
             shared.set(|flow| flow.are_reads_stopped = false);
             assert_eq!(statuses(&read_all(&mut stays, 1)), [200], "{engine:?}");
             // A stop that aborts waits for no read.
-            shared.set(|flow| (flow.are_reads_stopped, flow.reads) = (true, 0));
+            shared.stop_reads();
             stays.write_all(STATS).unwrap();
             shared.wait_for_read();
             stop.escalate_to(Urgency::Abort);

@@ -176,7 +176,9 @@ impl Target {
             None | Some(Ok(0)) => TCP_USER_TIMEOUT,
             Some(Ok(ms)) => Duration::from_millis(ms),
             Some(Err(_)) => {
-                return Err("has a tcp_user_timeout that is not a number of milliseconds: use one such as 10000".into());
+                return Err("has a tcp_user_timeout that is not a number of milliseconds: \
+                            use one such as 10000"
+                    .into());
             }
         };
         let root_of_home = home.as_ref().map(|home| home.join(".postgresql/root.crt"));
@@ -381,7 +383,11 @@ fn hosts(
         );
     }
     if ports.len() > 1 && ports.len() != names.len() {
-        return Err("has a different number of hosts and ports: give one port for all hosts, or one per host".into());
+        return Err(
+            "has a different number of hosts and ports: give one port for all hosts, or one \
+                    per host"
+                .into(),
+        );
     }
     let host = |(at, name): (usize, String)| {
         let address = match addresses.get(at).filter(|address| !address.is_empty()) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
-/// The files that are read as prose and commands, and those of which only comments are read.
+/// The files in which everything is read as prose and commands, and those in which only comments are.
 const DOCUMENTS: [&str; 6] =
     ["README.md", "benches", "ci", "ci/deploy", "ci/deploy/cluster", ".github"];
 const COMMENTED: [&str; 1] = [".github/workflows"];

@@ -46,8 +46,8 @@ pub struct Habits {
     /// Whether it has `POST /events`, and whether it says how many events it accepted.
     pub takes_batches: bool,
     pub tells_accepted: bool,
-    /// Of so many batches, one is counted except for its last event, acknowledged as one event less, or its
-    /// connection closed before all of it was read; 0 is none.
+    /// Every nth batch is counted without its last event, is acknowledged with one event less, or has its connection
+    /// closed before all of it was read; 0 is never.
     pub cuts: u64,
     pub misstates: u64,
     pub stops_reading: u64,
