@@ -28,6 +28,8 @@ pub enum Format {
     Doctor,
     /// Differences that doctor --compare found
     DoctorCompare,
+    /// Comparison of two servers by ci/perf
+    Perf,
 }
 
 impl Format {
@@ -55,6 +57,7 @@ impl Format {
         match self {
             Format::FindRate => "ringtally load --find-rate".into(),
             Format::Servers => "ringtally challenge".into(),
+            Format::Perf => "ci/perf".into(),
             _ => format!("ringtally {}", self.name()),
         }
     }

@@ -1,7 +1,7 @@
 //! One block: two servers, started for it and loaded alike in the order A B B A.
 
-use crate::Options;
-use crate::verdict::log_ratio;
+use super::options::Options;
+use super::verdict::log_ratio;
 use ringtally::failure::Failure;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -83,7 +83,10 @@ impl Server {
             }
             words.push(line);
         }
-        let words = words.join("; ");
+        let words = match words.is_empty() {
+            true => "it said nothing".into(),
+            false => words.join("; "),
+        };
         Err(Failure::Environment(format!("{} did not start: {words}", server.name)))
     }
 

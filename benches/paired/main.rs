@@ -10,99 +10,19 @@
 #![allow(missing_docs, reason = "a benchmark")]
 
 mod blocks;
+mod options;
 mod report;
 mod verdict;
 
 use blocks::{Block, Places};
 use clap::Parser;
-use report::Comparison;
+use options::Options;
+use report::{Comparison, Report};
 use ringtally::failure::Failure;
-use ringtally::load::{self, Case, Export};
-use ringtally::topology;
-use std::path::{Path, PathBuf};
+use ringtally::{load, topology};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use verdict::{Evidence, Pair, Verdict};
-
-/// The server of this build: a run without arguments measures the machine's noise.
-const THIS_BUILD: &str = env!("CARGO_BIN_EXE_ringtally");
-
-/// Compares the CPU time of two ringtally servers, pair by pair
-#[derive(Parser)]
-#[command(
-    max_term_width = 80,
-    after_help = "\
-Exit codes:
-  0  same or faster
-  1  slower, or a server counted incorrectly
-  2  bad usage
-  3  the environment cannot run it
-  4  inconclusive: no decision within the time limit"
-)]
-pub(crate) struct Options {
-    /// The server to compare with [default: this build]
-    #[arg(long, value_name = "BIN", default_value = THIS_BUILD, hide_default_value = true)]
-    base: PathBuf,
-    /// The server that may be slower [default: this build]
-    #[arg(long, value_name = "BIN", default_value = THIS_BUILD, hide_default_value = true)]
-    head: PathBuf,
-    /// The client for both servers [default: the head]
-    #[arg(long, value_name = "BIN")]
-    client: Option<PathBuf>,
-    /// Events per leg; a block has four legs. Short legs make many blocks, most of them undisturbed
-    #[arg(long, value_name = "N", default_value_t = 20_000,
-        value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
-    requests: u64,
-    /// Keep-alive connections
-    #[arg(long, value_name = "N", default_value_t = 64,
-        value_parser = clap::value_parser!(u64).range(1..=1_000))]
-    connections: u64,
-    /// Requests in flight per connection
-    #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u64).range(1..=1_000))]
-    pipeline: u64,
-    /// Start no block that would end after this time
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
-    time_limit: Duration,
-    /// Seed of the bootstrap
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// Write everything as JSON; - is standard output
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a summary as Markdown; - is standard output
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Write a file for another tool, such as junit=paired.xml, as ringtally load does; may be given
-    /// more than once
-    #[arg(long, value_name = "FORMAT=FILE")]
-    export: Vec<Export>,
-    /// Result of a check that was made elsewhere, for the exports: its name, and =REASON if it failed
-    #[arg(long, value_name = "NAME[=REASON]", value_parser = checked)]
-    checked: Vec<Case>,
-    /// Cargo passes this
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-fn checked(text: &str) -> Result<Case, String> {
-    let (name, failure) = match text.split_once('=') {
-        Some((name, reason)) => (name, Some(reason.to_owned())),
-        None => (text, None),
-    };
-    Ok(Case { name: name.to_owned(), failure })
-}
-
-impl Options {
-    fn client(&self) -> &Path {
-        self.client.as_deref().unwrap_or(&self.head)
-    }
-
-    /// The share of events with a new user is that of the challenge: 75,000 per million.
-    fn users(&self) -> u64 {
-        self.requests * 75_000 / 1_000_000
-    }
-}
 
 /// Server and client get separate CPUs: on a shared one, each would also measure the other.
 fn places() -> Result<Places, Failure> {
@@ -143,25 +63,26 @@ fn compare(options: &Options) -> Result<Comparison, Failure> {
     }
 }
 
-fn run(options: &Options) -> Result<Verdict, Failure> {
-    let comparison = load::export(&options.export, || {
-        let comparison = compare(options)?;
-        let findings = comparison.findings(options);
-        Ok((comparison, findings))
+/// Compares, and writes the reports, which say so if nothing could be compared.
+fn run(options: &Options) -> Result<u8, Failure> {
+    let report = load::export(&options.export, || {
+        let report = Report { options, outcome: compare(options) };
+        let findings = report.findings();
+        Ok((report, findings))
     })?;
-    eprint!("{}", comparison.line(options.seed));
+    eprint!("{}", report.line());
     if let Some(file) = &options.markdown {
-        report::write(file, &comparison.markdown(options))?;
+        report::write(file, &report.markdown())?;
     }
     if let Some(file) = &options.json {
-        report::write(file, &format!("{:#}\n", comparison.json(options)))?;
+        report::write(file, &report.record().json())?;
     }
-    Ok(comparison.verdict)
+    Ok(report.exit_code())
 }
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
-        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("error: {failure}");
             ExitCode::from(failure.exit_code())

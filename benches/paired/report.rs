@@ -1,13 +1,13 @@
 //! A finished comparison: as one line, as Markdown for people, and as JSON for everything else.
 
-use crate::Options;
-use crate::blocks::{Block, Leg, Places};
-use crate::verdict::{CHANGE, HALF_WIDTH_MAX, Verdict};
+use super::blocks::{Block, Leg, Places};
+use super::options::Options;
+use super::verdict::{CHANGE, HALF_WIDTH_MAX, Verdict};
+use ringtally::compare::{Counted, Instructions, Paired, PairedFigure, Perf, Ratio};
 use ringtally::doctor::Environment;
 use ringtally::failure::Failure;
 use ringtally::load::{Case, Finding, Findings, cell};
 use ringtally::statistics::{Interval, median};
-use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Comparison {
         )
     }
 
-    pub(crate) fn markdown(&self, options: &Options) -> String {
+    fn markdown(&self, options: &Options) -> String {
         let mut text = format!(
             "### Paired servers: {}\n\n{}\n\
              | | base | head | head to base | base to itself |\n|---|---|---|---|---|\n",
@@ -110,12 +110,12 @@ impl Comparison {
         text
     }
 
-    /// Returns the head's figures, with the interval of the change from the base, as exporters need them.
-    pub(crate) fn findings(&self, options: &Options) -> Findings {
+    /// Returns the figures of the head, each with the interval that the change from the base gives it, and a row per figure.
+    fn figures(&self, seed: u64) -> (Vec<Finding>, Vec<Vec<String>>) {
         let (mut values, mut rows) = (Vec::new(), Vec::new());
         for measure in &MEASURES {
             let [base, head] = [BASE_LEGS, HEAD_LEGS].map(|legs| self.middle(measure, legs));
-            let change = interval(&self.head, measure, options.seed);
+            let change = interval(&self.head, measure, seed);
             let ends = change.map(|change| [change.low, change.high]);
             let range = base.zip(ends).map(|(base, ends)| ends.map(|end| base * end.exp()));
             let finding = head.map(|head| Finding::new(measure.figure, head, range));
@@ -133,55 +133,40 @@ impl Comparison {
             let name = std::iter::once(measure.figure.to_owned());
             rows.push(name.chain(numbers.into_iter().map(cell)).collect());
         }
-        let line = self.line(options.seed).trim_end().to_owned();
-        let is_slower = self.verdict.exit_code() != 0;
-        let own = Case { name: "paired servers".into(), failure: is_slower.then(|| line.clone()) };
-        Findings {
-            name: "ci/perf".into(),
-            values,
-            cases: std::iter::once(own).chain(options.checked.iter().cloned()).collect(),
-            heads: vec!["figure", "base", "head", "change_percent", "low_percent", "high_percent"],
-            rows,
-            lines: vec![line],
-        }
+        (values, rows)
     }
 
-    pub(crate) fn json(&self, options: &Options) -> Value {
-        let figures: serde_json::Map<String, Value> = MEASURES
-            .iter()
-            .map(|measure| {
-                let value = json!({
-                    "base": self.middle(measure, BASE_LEGS),
-                    "head": self.middle(measure, HEAD_LEGS),
-                    "head_to_base": ratio(interval(&self.head, measure, options.seed)),
-                    "base_to_itself": ratio(interval(&self.floor, measure, options.seed)),
-                });
-                (measure.key.to_owned(), value)
-            })
-            .collect();
-        json!({
-            "verdict": self.verdict.word(),
-            "exit_code": self.verdict.exit_code(),
-            "base": options.base,
-            "head": options.head,
-            "client": options.client(),
-            "requests": options.requests,
-            "connections": options.connections,
-            "pipeline": options.pipeline,
-            "users": options.users(),
-            "seed": options.seed,
-            "server_cpus": self.places.server_cpus,
-            "client_cpus": self.places.client_cpus,
-            "time_limit_s": options.time_limit.as_secs_f64(),
-            "elapsed_s": self.elapsed.as_secs_f64(),
-            "change": CHANGE,
-            "half_width_max": HALF_WIDTH_MAX,
-            "client_limited_legs": self.client_limited(),
-            "environment": Environment::here(Duration::from_millis(100)),
-            "figures": figures,
-            "head_blocks": raw(&self.head),
-            "floor_blocks": raw(&self.floor),
-        })
+    fn record(&self, options: &Options) -> Paired {
+        let figure = |measure: &Measure| PairedFigure {
+            base: self.middle(measure, BASE_LEGS),
+            head: self.middle(measure, HEAD_LEGS),
+            head_to_base: interval(&self.head, measure, options.seed).map(ratio),
+            base_to_itself: interval(&self.floor, measure, options.seed).map(ratio),
+        };
+        Paired {
+            verdict: self.verdict.word().into(),
+            exit_code: self.verdict.exit_code(),
+            base: options.base.display().to_string(),
+            head: options.head.display().to_string(),
+            client: options.client().display().to_string(),
+            requests: options.requests,
+            connections: options.connections,
+            pipeline: options.pipeline,
+            users: options.users(),
+            seed: options.seed,
+            server_cpus: self.places.server_cpus.clone(),
+            client_cpus: self.places.client_cpus.clone(),
+            time_limit_s: options.time_limit.as_secs_f64(),
+            elapsed_s: self.elapsed.as_secs_f64(),
+            change: CHANGE,
+            half_width_max: HALF_WIDTH_MAX,
+            client_limited_legs: self.client_limited(),
+            environment: Environment::here(Duration::from_millis(100)),
+            figures: MEASURES.iter().map(|each| (each.key.to_owned(), figure(each))).collect(),
+            head_blocks: raw(&self.head),
+            floor_blocks: raw(&self.floor),
+            measures: MEASURES.iter().map(|measure| measure.key.to_owned()).collect(),
+        }
     }
 
     /// The median over blocks of one side's mean.
@@ -216,25 +201,117 @@ fn percent(interval: Option<Interval>) -> String {
     format!("{:+.1} % [{:+.1}, {:+.1}]", change(median), change(low), change(high))
 }
 
-fn ratio(interval: Option<Interval>) -> Value {
-    interval.map_or(Value::Null, |interval| {
-        json!({
-            "ratio": interval.median.exp(),
-            "low": interval.low.exp(),
-            "high": interval.high.exp(),
-            "half_width": interval.half_width(),
-        })
-    })
+fn ratio(interval: Interval) -> Ratio {
+    Ratio {
+        ratio: interval.median.exp(),
+        low: interval.low.exp(),
+        high: interval.high.exp(),
+        half_width: interval.half_width(),
+    }
 }
 
 /// Every measurement, leg by leg in the order A B B A.
-fn raw(blocks: &[Block]) -> Value {
-    let leg = |leg: &Leg| MEASURES.iter().map(|measure| (measure.of)(leg)).collect::<Vec<_>>();
-    blocks
-        .iter()
-        .map(|block| block.0.iter().map(leg).collect::<Vec<_>>())
-        .collect::<Vec<_>>()
-        .into()
+fn raw(blocks: &[Block]) -> Vec<Vec<Vec<f64>>> {
+    let leg = |leg: &Leg| MEASURES.iter().map(|measure| (measure.of)(leg)).collect();
+    blocks.iter().map(|block| block.0.iter().map(leg).collect()).collect()
+}
+
+/// What is said of two servers: the instructions that were counted before, and the comparison, or why there is none.
+pub(crate) struct Report<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) outcome: Result<Comparison, Failure>,
+}
+
+impl Report<'_> {
+    /// The exit code of the process: instructions that failed do, whatever the comparison says.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let instructions = self.options.instructions.as_ref();
+        match &self.outcome {
+            _ if instructions.is_some_and(|of| of.verdict == Counted::Failed) => 1,
+            Ok(comparison) => comparison.verdict.exit_code(),
+            Err(failure) => failure.exit_code(),
+        }
+    }
+
+    /// What came of the comparison, on one line.
+    pub(crate) fn line(&self) -> String {
+        match &self.outcome {
+            Ok(comparison) => comparison.line(self.options.seed),
+            Err(failure) => format!("error: {failure}\n"),
+        }
+    }
+
+    pub(crate) fn markdown(&self) -> String {
+        let verdict = match self.exit_code() {
+            0 => "not slower",
+            1 => "FAILED",
+            4 => "inconclusive",
+            _ => "could not be measured",
+        };
+        let [base, head] = self.options.names();
+        let counted = self.options.instructions.as_ref().map(counted).unwrap_or_default();
+        let compared = match &self.outcome {
+            Ok(comparison) => comparison.markdown(self.options),
+            Err(_) => format!("### Paired servers: no result\n\n{}", self.line()),
+        };
+        format!("## Performance: {verdict}\n\nHead `{head}`, base `{base}`.\n\n{counted}{compared}")
+    }
+
+    /// Returns the findings as exporters need them.
+    pub(crate) fn findings(&self) -> Findings {
+        let line = self.line().trim_end().to_owned();
+        let is_passed = matches!(&self.outcome, Ok(of) if of.verdict.exit_code() == 0);
+        let own =
+            Case { name: "paired servers".into(), failure: (!is_passed).then(|| line.clone()) };
+        let counted = self.options.instructions.as_ref().and_then(|of| {
+            let failure = match of.verdict {
+                Counted::Passed => None,
+                Counted::Failed => Some(of.reason.clone()),
+                Counted::Skipped | Counted::NotCompared => return None,
+            };
+            Some(Case { name: "instructions".into(), failure })
+        });
+        let figures = self.outcome.as_ref().map(|of| of.figures(self.options.seed));
+        let (values, rows) = figures.unwrap_or_default();
+        Findings {
+            name: "ci/perf".into(),
+            values,
+            cases: std::iter::once(own).chain(counted).collect(),
+            heads: vec!["figure", "base", "head", "change_percent", "low_percent", "high_percent"],
+            rows,
+            lines: vec![line],
+        }
+    }
+
+    pub(crate) fn record(&self) -> Perf {
+        let [base, head] = self.options.names();
+        let paired = self.outcome.as_ref().ok().map(|of| of.record(self.options));
+        let instructions = self.options.instructions.clone();
+        Perf { base, head, exit_code: self.exit_code(), instructions, paired }
+    }
+}
+
+/// The instructions as Markdown.
+fn counted(instructions: &Instructions) -> String {
+    let verdict = match instructions.verdict {
+        Counted::Passed => "passed",
+        Counted::Failed => "FAILED",
+        Counted::Skipped => "SKIPPED",
+        Counted::NotCompared => "not compared",
+    };
+    let mut text = format!("### Instructions: {verdict} ({})\n\n", instructions.reason);
+    if !instructions.counts.is_empty() {
+        text += "| | base | head | change |\n|---|---|---|---|\n";
+        for of in &instructions.counts {
+            let count = |count: Option<u64>| count.map_or("none".into(), |n| n.to_string());
+            let change = of.ratio.map(|ratio| format!("{:+.2} %", (ratio - 1.0) * 100.0));
+            let change = change.unwrap_or_else(|| "not compared".into());
+            text +=
+                &format!("| {} | {} | {} | {change} |\n", of.name, count(of.base), count(of.head));
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Writes a report to a file, or to standard output for `-`.

@@ -4,6 +4,7 @@
 mod change;
 mod gate;
 mod page;
+mod perf;
 mod render;
 
 use crate::doctor::{self, Difference};
@@ -16,6 +17,7 @@ use change::Beyond;
 pub use change::ChangeLimit;
 use clap::ValueEnum;
 use gate::Gate;
+pub use perf::{Counted, Counts, Instructions, Paired, PairedFigure, Perf, Ratio};
 pub use render::schema;
 use serde_json::Value;
 use std::io::Write;

@@ -1,6 +1,7 @@
 //! A comparison as a table, as Markdown, and as JSON.
 
 use super::gate::{CheckedChange, Decision};
+use super::perf::Perf;
 use super::{Compared, Comparison, RUNS_MIN};
 use crate::doctor::Difference;
 use crate::document::{Document, Format};
@@ -155,9 +156,13 @@ struct Change {
     lower_bounds: usize,
 }
 
-/// Returns the JSON Schema of a comparison.
-pub fn schema() -> Schema {
-    Format::Compare.schema::<Json>()
+/// Returns the JSON Schema of a comparison, if the format is one.
+pub fn schema(format: Format) -> Option<Schema> {
+    match format {
+        Format::Compare => Some(format.schema::<Json>()),
+        Format::Perf => Some(format.schema::<Perf>()),
+        _ => None,
+    }
 }
 
 impl Compared {

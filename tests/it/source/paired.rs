@@ -1,12 +1,25 @@
-//! The verdict of `benches/paired` on synthetic ratios whose true value is known. Its source is included
+//! The verdict of `benches/paired` on synthetic ratios whose true value is known, and its reports. Its source is included
 //! here, and tested on simulated machines that are noisy, drift, and are disturbed from time to time.
 
-#[allow(dead_code, unreachable_pub, reason = "the bench uses the rest of it")]
-#[path = "../../../benches/paired/verdict.rs"]
-mod verdict;
+#[allow(dead_code, reason = "the bench uses the rest of it")]
+#[path = "../../../benches/paired"]
+mod bench {
+    pub(super) mod blocks;
+    pub(super) mod options;
+    pub(super) mod report;
+    pub(super) mod verdict;
+}
 
+use crate::world::{Directory, schema};
+use bench::blocks::{Block, Leg, Places};
+use bench::options::Options;
+use bench::report::{Comparison, Report};
+use bench::verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict, log_ratio};
+use clap::Parser;
+use ringtally::failure::Failure;
+use ringtally::load::export;
 use ringtally::statistics::{Interval, median};
-use verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict, log_ratio};
+use serde_json::Value;
 
 /// A simulated machine, which adds noise to the cost of each leg.
 struct Machine {
@@ -201,4 +214,82 @@ fn each_verdict_has_its_word_and_only_faster_and_same_pass() {
     let verdicts = [Verdict::Faster, Verdict::Same, Verdict::Slower, Verdict::Inconclusive];
     assert_eq!(verdicts.map(Verdict::word), ["faster", "same", "slower", "inconclusive"]);
     assert_eq!(verdicts.map(Verdict::exit_code), [0, 0, 1, 4]);
+}
+
+/// A comparison of servers of which the head costs `times` as much.
+fn compared(times: f64) -> Comparison {
+    let places = Places { server_cpus: "0".into(), client_cpus: "1".into() };
+    let leg = |cpu| Leg { cpu, requests_per_s: 1e6 / cpu, p99_us: 90.0, client_limited: true };
+    let block = |times| Block([1.0, times, times, 1.0].map(leg));
+    let mut comparison = Comparison::new(places);
+    comparison.head = (0..HEAD_BLOCKS_MIN).map(|_| block(times)).collect();
+    comparison.floor = (0..FLOOR_BLOCKS_MIN).map(|_| block(1.0)).collect();
+    let ratios = |blocks: &[Block]| blocks.iter().map(|of| of.log_ratio(|leg| leg.cpu)).collect();
+    let evidence = Evidence { head: ratios(&comparison.head), floor: ratios(&comparison.floor) };
+    comparison.verdict = evidence.verdict(1);
+    comparison
+}
+
+#[test]
+fn a_comparison_is_reported_in_every_form() {
+    let counts = |verdict: &str| {
+        let counts = r#"[{"name": "answer/one", "base": 100, "head": 102, "ratio": 1.02},
+            {"name": "new", "base": null, "head": 7, "ratio": null}]"#;
+        format!(r#"{{"verdict": "{verdict}", "reason": "at most 1 %", "counts": {counts}}}"#)
+    };
+    let no_server = || Err(Failure::Environment("no server".into()));
+    for (outcome, counted, code, word, failures) in [
+        (Ok(compared(1.0)), "passed", 0, "not slower", 0),
+        (Ok(compared(1.0)), "failed", 1, "FAILED", 1),
+        (Ok(compared(1.1)), "passed", 1, "FAILED", 1),
+        (Ok(compared(1.1)), "skipped", 1, "FAILED", 1),
+        (Ok(compared(1.03)), "not compared", 4, "inconclusive", 1),
+        (no_server(), "passed", 3, "could not be measured", 1),
+        (no_server(), "failed", 1, "FAILED", 2),
+    ] {
+        let directory = Directory::new("paired");
+        let file = |name: &str| directory.file(name);
+        let [junit, bmf] = ["junit", "bmf"].map(|form| format!("{form}={}", file(form)));
+        let options = Options::parse_from([
+            "paired",
+            "--base-name=abc",
+            "--head=/server",
+            &format!("--instructions={}", counts(counted)),
+            &format!("--export={junit}"),
+            &format!("--export={bmf}"),
+        ]);
+        let report = Report { options: &options, outcome };
+        export(&options.export, || Ok(((), report.findings()))).unwrap();
+        let json: Value = serde_json::from_str(&report.record().json()).unwrap();
+        assert_eq!(schema::check(&json), Ok(()));
+        assert_eq!((&json["base"], &json["head"]), (&"abc".into(), &"/server".into()));
+        assert_eq!((report.exit_code(), &json["exit_code"]), (code, &code.into()));
+        assert_eq!(json["instructions"]["counts"][1]["head"], 7);
+        let markdown = report.markdown();
+        let told = [
+            &format!("## Performance: {word}\n"),
+            "Head `/server`, base `abc`.",
+            "| answer/one | 100 | 102 | +2.00 % |",
+            "| new | none | 7 | not compared |",
+        ];
+        assert!(told.iter().all(|line| markdown.contains(*line)), "{markdown}");
+        let [junit, bmf] =
+            ["junit", "bmf"].map(|form| std::fs::read_to_string(file(form)).unwrap());
+        assert!(junit.contains(&format!("failures=\"{failures}\"")), "{junit}");
+        let bmf: Value = serde_json::from_str(&bmf).unwrap();
+        let Ok(comparison) = &report.outcome else {
+            assert!(
+                json["paired"].is_null() && markdown.contains("error: no server"),
+                "{markdown}"
+            );
+            continue;
+        };
+        let paired = &json["paired"];
+        assert_eq!(paired["verdict"], comparison.verdict.word());
+        let cpu = &paired["figures"]["server_cpu_s_per_million_events"];
+        assert_eq!(cpu["head"], bmf["ci/perf"]["server-cpu-us"]["value"]);
+        let ratio = cpu["head_to_base"]["ratio"].as_f64().unwrap();
+        assert!((ratio - cpu["head"].as_f64().unwrap()).abs() < 1e-9, "{paired}");
+        assert_eq!(cpu["base_to_itself"]["ratio"], 1.0);
+    }
 }

@@ -55,6 +55,7 @@ impl<'a> Schema<'a> {
                 "const" => told == value,
                 "enum" => told.as_array().unwrap().contains(value),
                 "minimum" => value.as_f64().is_none_or(|number| number >= told.as_f64().unwrap()),
+                "maximum" => value.as_f64().is_none_or(|number| number <= told.as_f64().unwrap()),
                 "minItems" => items(value).is_none_or(|n| n.len() as u64 >= told.as_u64().unwrap()),
                 "maxItems" => items(value).is_none_or(|n| n.len() as u64 <= told.as_u64().unwrap()),
                 "oneOf" => {
