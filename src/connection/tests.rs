@@ -114,6 +114,7 @@ fn a_response_that_the_store_has_just_settled_is_not_late() {
 
 #[test]
 fn a_connection_stops_receiving_at_the_limit_of_unsent_responses() {
+    assert_eq!(http::UNSENT_BYTES_MAX, 16 << 10, "as the help of --idle-timeout says");
     let mut fixture = Fixture::new();
     let action = fixture.receive(&HEALTH.repeat(100));
     fixture.connection.take_responses(action.send, 0);

@@ -77,3 +77,28 @@ pub(super) mod units {
     /// Bytes that are moved within a buffer or discarded, per unit.
     pub(in crate::http) const MOVED_BYTES: usize = 16;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_spent_by_what_it_is_charged() {
+        let mut budget = Budget::FULL;
+        assert_eq!((budget.used(), budget.is_spent()), (0, false));
+        budget.charge_receive();
+        assert_eq!(budget.used(), units::RECEIVE);
+        budget.charge_bytes(99, 10);
+        assert_eq!(budget.used(), units::RECEIVE + 9, "a part of a unit is free");
+        budget.charge_moved(units::MOVED_BYTES * 5);
+        assert_eq!(budget.used(), units::RECEIVE + 14);
+        let left = Budget::UNITS - budget.used();
+        assert_eq!(budget.room(3), left as usize * 3);
+        budget.charge(left - 1);
+        assert_eq!((budget.room(1), budget.is_spent()), (1, false), "one unit is left");
+        budget.charge(1);
+        assert_eq!((budget.room(1), budget.is_spent()), (0, true));
+        budget.charge(7);
+        assert_eq!((budget.room(1), budget.used()), (0, Budget::UNITS + 7));
+    }
+}
