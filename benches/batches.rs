@@ -1,8 +1,8 @@
 //! The cost of batches, against a program that only receives them and against single requests: `cargo bench --bench
 //! batches`.
 //!
-//! Each round measures everything once, one after the other on the same two CPUs, so that a disturbance affects all of
-//! it. The server has one CPU, and the clients the other.
+//! Each round measures everything once, one after the other on the same two CPUs, so that a disturbance affects the whole
+//! round. The server has one CPU, and the clients have the other.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -29,7 +29,7 @@ const USERS: usize = 75_000;
 const SINGLE_CONNECTIONS: usize = 64;
 /// Connections that send batches.
 const BATCH_CONNECTIONS: usize = 4;
-/// The numbers of events of a batch, and of one that is nearly as large as `--max-batch` allows.
+/// The number of events in a batch, and in a batch that is nearly as large as `--max-batch` allows.
 const BATCH: usize = 1_000;
 const LARGE_BATCH: usize = 220_000;
 
@@ -97,10 +97,10 @@ impl Server {
         Server::start(command)
     }
 
-    /// Returns the CPU time so far in nanoseconds, including ended threads', in steps of 10 ms.
+    /// Returns the CPU time used by the process in nanoseconds, including ended threads, in steps of 10 ms.
     fn cpu_ns(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // Behind the name, which may have spaces: fields 14 and 15 of proc_pid_stat(5).
+        // These are behind the name, which may have spaces: fields 14 and 15 of proc_pid_stat(5).
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
         ticks * 1e9 / rustix::param::clock_ticks_per_second() as f64
@@ -114,7 +114,7 @@ impl Drop for Server {
     }
 }
 
-/// Receives requests of known length and responds to each, after it has counted the lines of the body.
+/// Receives requests of known length. Responds to each after counting the lines of its body.
 fn be_the_floor() -> ! {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     eprintln!("listening on http://{} ", listener.local_addr().unwrap());
@@ -130,7 +130,7 @@ fn be_the_floor() -> ! {
                 }
                 let mut body = &buffer[..received];
                 if left == 0 {
-                    // The head of a request comes whole: its sender waits for the response to the one before.
+                    // The head of a request arrives in one piece, because its sender waits for the previous response.
                     let end = memchr::memmem::find(body, b"\r\n\r\n").unwrap() + 4;
                     let head = std::str::from_utf8(&body[..end]).unwrap();
                     let length = head.split("Content-Length: ").nth(1).unwrap();
@@ -155,7 +155,7 @@ fn line(event: usize) -> String {
     format!("{{\"userId\":\"user_{}\",\"value\":{}.5}}\n", event % USERS, event % 1000)
 }
 
-/// A batch of the published workload, as a request.
+/// Returns a batch of the published workload, as a request.
 fn batch(first: usize, events: usize) -> Vec<u8> {
     let body: String = (first..first + events).map(line).collect();
     let head = format!(
@@ -165,7 +165,7 @@ fn batch(first: usize, events: usize) -> Vec<u8> {
     (head + &body).into_bytes()
 }
 
-/// Batches that together have every user.
+/// Returns batches that together have every user.
 fn batches(events: usize) -> Vec<Vec<u8>> {
     (0..USERS.div_ceil(events)).map(|index| batch(index * events, events)).collect()
 }
@@ -195,7 +195,7 @@ fn pin(cpu: usize) {
     assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu}");
 }
 
-/// Sends batches on some connections for as long as `during` takes. Returns how many events were accepted.
+/// Sends batches on some connections for as long as `during` takes. Returns the number of accepted events.
 fn send_batches<T>(
     address: SocketAddr,
     cpu: usize,
@@ -224,10 +224,10 @@ fn send_batches<T>(
     })
 }
 
-/// CPU time of a server per event in nanoseconds, and events per second, of batches without pause.
+/// Returns a server's CPU time per event in nanoseconds, and its events per second, for batches without pause.
 fn cost_of_batches(server: &Server, options: &Options, requests: &[Vec<u8>]) -> (f64, f64) {
     let measured = || {
-        // Past the start.
+        // The measurement begins after the start.
         thread::sleep(Duration::from_secs_f64(options.seconds / 4.0));
         (server.cpu_ns(), Instant::now())
     };
@@ -238,11 +238,11 @@ fn cost_of_batches(server: &Server, options: &Options, requests: &[Vec<u8>]) -> 
     let pause = || thread::sleep(Duration::from_secs_f64(options.seconds));
     let (accepted, ()) = send_batches(server.address, options.client_cpu, requests, events, pause);
     let seconds = start.elapsed().as_secs_f64();
-    // Few were on their way at the end.
+    // Few events were on their way at the end.
     ((server.cpu_ns() - before) / accepted as f64, accepted as f64 / seconds)
 }
 
-/// The same for single events on many connections, each with one in flight.
+/// Returns the same for single events on many connections, each with one in flight.
 fn cost_of_singles(server: &Server, options: &Options) -> (f64, f64) {
     let requests: Vec<Vec<u8>> = (0..USERS)
         .map(|event| {
@@ -278,7 +278,7 @@ fn cost_of_singles(server: &Server, options: &Options) -> (f64, f64) {
     sending.unwrap()
 }
 
-/// The 99th percentile of the latency of single events in microseconds.
+/// Returns the 99th percentile of the latency of single events in microseconds.
 fn p99_us(server: &Server, options: &Options) -> f64 {
     let output = Command::new("taskset")
         .args(["-c", &options.client_cpu.to_string()])
@@ -294,7 +294,7 @@ fn p99_us(server: &Server, options: &Options) -> f64 {
     report["latency_us"]["p99"].as_f64().unwrap()
 }
 
-/// Nanoseconds per event of decoding and counting in memory: one by one, and in batches through a connection.
+/// Returns the nanoseconds per event of decoding and counting in memory: one by one, and in batches through a connection.
 fn costs_in_memory() -> (f64, f64) {
     let bodies: Vec<String> = (0..USERS).map(|event| line(event).trim_end().to_owned()).collect();
     let (tally, mut writers) = Tally::new(1, USERS as u64);
@@ -341,7 +341,7 @@ fn costs_in_memory() -> (f64, f64) {
     (single, batched)
 }
 
-/// Bytes of an event in a batch, on average.
+/// Returns the average number of bytes of an event in a batch.
 fn bytes_per_event() -> f64 {
     (0..USERS).map(|event| line(event).len()).sum::<usize>() as f64 / USERS as f64
 }

@@ -1,8 +1,7 @@
 //! The server over real sockets, with the engines side by side: `cargo bench --bench macro`.
 //!
-//! Each round runs `challenge` once with every engine, in alternating order, and every run must be exact. The server's
-//! CPU time per request is compared pair by pair: it is meaningful even if the client is the limit, when requests/s
-//! reveals little.
+//! Each round runs `challenge` once with every engine, in alternating order, and every run must be exact. The server's CPU time
+//! per request is compared pair by pair. It is meaningful even if the client is the limit, when requests/s reveals little.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 
@@ -58,7 +57,7 @@ fn run(engine: &str, requests: usize, connections: usize, pipeline: usize) -> Ru
     }
 }
 
-/// The median, the lowest, and the highest value.
+/// Returns the median, the lowest, and the highest value.
 fn summary(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[values.len() / 2], values[0], values[values.len() - 1])

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the checks share. Each begins with: source "$(dirname "$0")/lib.sh"
+# The part that the checks share. Each begins with: source "$(dirname "$0")/lib.sh"
 #
-# It goes to the root of the repository and makes a temporary folder, $work. When the check ends, or is
-# told to end by SIGINT or SIGTERM, everything it started is stopped and the folder is removed.
+# It goes to the root of the repository and makes a temporary directory, $work. When the check ends, or gets SIGINT or SIGTERM,
+# everything that it started is stopped and the directory is removed.
 
 # A script that a shell starts in the background ignores SIGINT, and so would everything that it
 # starts. Tests and servers need the default disposition.
@@ -27,7 +27,7 @@ fail() {
     exit 1
 }
 
-# Whether this is the runner of .github/workflows/ci.yml.
+# Reports whether this is the runner of .github/workflows/ci.yml.
 on_runner() {
     [ "${CI:-}" = true ] && [ "${GITHUB_ACTIONS:-}" = true ]
 }
@@ -40,7 +40,7 @@ skip() {
     exit 0
 }
 
-# install_packages PACKAGE...: from the distribution, as root, or with sudo on the runner.
+# install_packages PACKAGE...: installs from the distribution, as root, or with sudo on the runner.
 install_packages() {
     local as_root=()
     if [ "$(id -u)" != 0 ]; then
@@ -100,8 +100,8 @@ python_tool() {
         skip "$* cannot be installed from PyPI"
 }
 
-# bounded SECONDS COMMAND...: a command that must end by then. It runs in the background so that a
-# signal to the check does not have to wait for it.
+# bounded SECONDS COMMAND...: runs a command that must end within this time. It runs in the background so that a signal to the
+# check does not have to wait for it.
 bounded() {
     local seconds=$1 status=0
     shift
@@ -119,7 +119,7 @@ build() {
     bounded 1500 cargo build --quiet --release || fail "the program does not build"
 }
 
-# The CPUs that this process may use, one per line.
+# Prints the CPUs that this process may use, one per line.
 allowed_cpus() {
     taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' |
         awk -F- '{ for (cpu = $1; cpu <= ($2 == "" ? $1 : $2); cpu++) print cpu }'
@@ -130,7 +130,7 @@ allowed_cpus() {
 start() {
     local log=$1
     shift
-    # What an earlier command has said there is not taken for what this one says.
+    # An earlier command's output must not be mistaken for this command's.
     : >"$log"
     env --default-signal=INT,QUIT "$@" </dev/null >"$log.out" 2>"$log" &
     pid=$!
@@ -151,7 +151,7 @@ serve() {
     fail "the server did not start: $(tail -n 5 "$log")"
 }
 
-# stop PID: ends something that `start` started.
+# stop PID: ends a process that `start` started.
 stop() {
     kill "$1" 2>/dev/null || return 0
     if ! timeout 15 tail --pid="$1" -s 0.1 -f /dev/null; then

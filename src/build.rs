@@ -1,5 +1,5 @@
-//! Names the revision that the program is built from: the working tree's, or in a published crate the one that cargo notes
-//! next to the sources.
+//! Records the revision that the program is built from: the revision of the working tree or, in a published crate, the revision
+//! that cargo notes next to the sources.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ fn main() {
     println!("cargo::rustc-env=RINGTALLY_IS_DIRTY={is_dirty}");
 }
 
-/// Returns what `cargo package` has noted.
+/// Returns the revision that `cargo package` has noted, and whether its sources were modified.
 fn of_crate() -> Option<(String, bool)> {
     let noted = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let (_, rest) = noted.split_once("\"sha1\"")?;
@@ -19,8 +19,8 @@ fn of_crate() -> Option<(String, bool)> {
     Some((revision, noted.contains("\"dirty\": true")))
 }
 
-/// Returns what git says of a release build. A debug build names none, because it would have to be built
-/// again after each commit.
+/// Returns the revision that git reports, and whether the sources are modified, in a release build. A debug build does not name
+/// a revision, because it would have to be rebuilt after each commit.
 fn of_tree() -> Option<(String, bool)> {
     if std::env::var("PROFILE").as_deref() != Ok("release") {
         return None;
@@ -29,13 +29,13 @@ fn of_tree() -> Option<(String, bool)> {
         let output = Command::new("git").args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    // Sources that lie within the repository of something else are not its revision.
+    // If the repository of another project contains the sources, its revision is not theirs.
     if Path::new(&git(&["rev-parse", "--show-toplevel"])?).canonicalize().ok()
         != std::env::current_dir().ok()?.canonicalize().ok()
     {
         return None;
     }
-    // Any change of the sources, and any commit.
+    // Run again after any change to the sources, and after any commit.
     for place in ["HEAD", "index"] {
         println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", place])?);
     }

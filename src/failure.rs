@@ -1,21 +1,21 @@
-//! Why a command failed, and the exit code that says whose fault it is.
+//! The failures of a command, and the exit codes that show who is at fault.
 
 use std::fmt;
 
-/// A failure, by who can fix it. Each holds one sentence: what happened, and what to do. Modules convert their own
+/// A failure, classified by who can fix it. Each holds one sentence: what happened, and what to do. Modules convert their own
 /// errors to this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The result is wrong, or a part of the program failed.
     Wrong(String),
-    /// The command line, or a file that it names, has to change.
+    /// The command line, or a file that it names, must change.
     Usage(String),
-    /// The machine, its kernel, its limits, or the server has to change.
+    /// The machine, its kernel, its limits, or the server must change.
     Environment(String),
 }
 
 impl Failure {
-    /// The process's exit code: the only place that assigns one.
+    /// Returns the process's exit code. Only this function assigns one.
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Wrong(_) => 1,
@@ -24,7 +24,7 @@ impl Failure {
         }
     }
 
-    /// Fails if any of the results is a failure, as the first of these does, with a line for each.
+    /// Fails if any of the results is a failure: with the kind of the first failure, and a line for each.
     pub fn all(results: impl IntoIterator<Item = Result<(), Failure>>) -> Result<(), Failure> {
         let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
         let all = failures.iter().map(Failure::to_string).collect::<Vec<_>>().join("\n");

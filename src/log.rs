@@ -1,7 +1,7 @@
 //! Log lines on standard error, as text or as JSON.
 //!
-//! Standard error can be a pipe that nobody reads. So a separate thread writes a server's lines: logging only puts a
-//! line into a queue, which drops lines that do not fit and reports their number.
+//! Standard error can be a pipe that nobody reads, so a separate thread writes a server's lines. Logging only puts a line into
+//! a queue, which drops lines that do not fit and reports their number.
 
 use rustix::event::{PollFd, PollFlags, poll};
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -22,24 +22,24 @@ pub enum Log {
     Json,
 }
 
-/// The most lines that wait to be written; further ones are dropped.
+/// The most lines that wait to be written; further lines are dropped.
 const LINES_MAX: usize = 1000;
 
-/// The time that the end of the program waits for its log to be written.
+/// The longest time that the program waits for its log to be written before it ends.
 const FINISH: Duration = Duration::from_secs(1);
 
 /// The lines of this process, once it has a thread that writes them.
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
 impl Log {
-    /// Starts a thread that writes whatever this process logs after this, including panics.
+    /// Starts a thread that writes everything that this process logs from then on, including panics.
     ///
     /// # Errors
     ///
-    /// The system is out of threads.
+    /// If the system is out of threads.
     pub fn start(self) -> io::Result<()> {
         let queue = Queue::start(self, io::stderr())?;
-        // Whoever came first has a thread that does the same.
+        // The first caller already has a thread that does the same.
         let _ = QUEUE.set(queue);
         // By default, a thread that panics writes to standard error itself.
         std::panic::set_hook(Box::new(move |panic| self.panicked(panic)));
@@ -97,16 +97,15 @@ impl Log {
     }
 }
 
-/// Waits until everything is written that was logged, or until it has taken too long. Called at the end of the
-/// program.
+/// Waits until everything that was logged has been written, or until that has taken too long. Called at the end of the program.
 pub fn finish() {
     if let Some(queue) = QUEUE.get() {
         queue.finish(FINISH);
     }
 }
 
-/// Writes bytes, however long that takes. Standard error does not block if another process has made it so, such as a
-/// parent that shares it; then whatever fits is taken, and the rest is written once there is room.
+/// Writes bytes, however long that takes. Standard error is nonblocking if another process, such as a parent that shares it,
+/// has made it so; then whatever fits is written first, and the rest once there is room.
 fn write_all(output: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match output.write(bytes) {
@@ -123,26 +122,25 @@ fn write_all(output: &mut (impl Write + AsFd), mut bytes: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// A count of something that can happen often, about which a line is logged the first time, and then once per
-/// interval.
+/// A count of something that can happen often. A line about it is logged the first time, and then once per interval.
 #[derive(Debug)]
 pub struct Seldom {
     interval: Duration,
     started: Instant,
     /// The number of times that it has happened since the last line.
     count: AtomicU64,
-    /// Milliseconds since the start before which no line is logged again.
+    /// The time, in milliseconds since the start, before which another line is not logged.
     silent_until_ms: AtomicU64,
 }
 
 impl Seldom {
-    /// Something that has not happened yet.
+    /// Returns the count of something that has not happened yet.
     pub fn new(interval: Duration) -> Seldom {
         let (count, silent_until_ms) = (AtomicU64::new(0), AtomicU64::new(0));
         Seldom { interval, started: Instant::now(), count, silent_until_ms }
     }
 
-    /// Notes that it has happened. Returns the number of times since the last line, if a line is due.
+    /// Records that it has happened. Returns the number of times since the last line, if a line is due.
     pub fn note(&self) -> Option<u64> {
         self.note_at(self.started.elapsed())
     }
@@ -161,7 +159,7 @@ impl Seldom {
     }
 }
 
-/// The lines between the threads that log and the one that writes.
+/// The queue between the threads that log lines and the thread that writes them.
 #[derive(Debug, Default)]
 struct Queue {
     pending: Mutex<Pending>,
@@ -171,9 +169,9 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Pending {
     lines: VecDeque<String>,
-    /// Lines that were dropped because too many waited: all that came after those.
+    /// The number of lines that were dropped because too many waited. All of them came after `lines`.
     dropped: u64,
-    /// The thread is writing lines that it has taken.
+    /// Whether the thread is writing lines that it has taken.
     is_writing: bool,
 }
 
@@ -192,7 +190,7 @@ impl Queue {
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        // It is whole at every moment, also when a holder of the lock panicked.
+        // It is consistent at every moment, even if a holder of the lock panicked.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -207,9 +205,9 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Writes lines as they come, for as long as the process lives.
+    /// Writes lines as they arrive, for as long as the process lives.
     fn write(&self, log: Log, mut output: impl Write + AsFd) {
-        // Lines that were dropped or could not be written, and are not reported yet.
+        // The number of lines that were dropped or could not be written, and have not been reported yet.
         let mut lost = 0;
         loop {
             let waiting = self.pending();
@@ -227,7 +225,7 @@ impl Queue {
                 let message =
                     format!("{lost} log line{plural} dropped: standard error took no more");
                 let line = log.format("warning", &message);
-                // If not even this can be written, they are reported after a later line.
+                // If not even this line can be written, they are reported after a later line.
                 if write_all(&mut output, line.as_bytes()).is_ok() {
                     lost = 0;
                 }
@@ -251,7 +249,7 @@ mod tests {
     use std::process::{Command, Stdio};
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-    /// Standard error whose reader takes its time.
+    /// Standard error with a slow reader.
     struct Output(SyncSender<String>);
 
     impl Write for Output {
@@ -341,7 +339,7 @@ mod tests {
         let (read, write) = io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&write, true).unwrap();
         let queue = Queue::start(Log::Text, write).unwrap();
-        // Together they are more than the pipe takes.
+        // Together, they exceed the capacity of the pipe.
         let line = |number| format!("{number} {}", "x".repeat(1000));
         (0..LINES_MAX).for_each(|number| queue.push(line(number) + "\n"));
         let mut lines = BufReader::new(read).lines();
@@ -350,7 +348,7 @@ mod tests {
         }
     }
 
-    /// An output that refuses one of the lines, like a full disk.
+    /// An output that refuses a certain line, as a full disk would.
     struct Full(PipeWriter);
 
     impl Write for Full {
@@ -381,7 +379,7 @@ mod tests {
         queue.finish(Duration::from_secs(60));
         let mut text = [0; 1000];
         let len = read.read(&mut text).unwrap();
-        // The count comes after the first, or after both.
+        // The warning comes before or after the second line.
         let mut lines: Vec<&str> = str::from_utf8(&text[..len]).unwrap().lines().collect();
         lines.sort_unstable();
         assert_eq!(
@@ -408,12 +406,12 @@ mod tests {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
         let mut child = command.stdout(Stdio::piped()).stderr(full).spawn().unwrap();
-        // It holds the other end of the pipe.
+        // The command keeps the other end of the pipe open.
         drop(command);
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(said.any(|line| line.unwrap() == "panicking"));
         std::thread::sleep(Duration::from_millis(50));
-        // Only now is there room.
+        // The pipe was full until this read.
         let mut text = String::new();
         errors.read_to_string(&mut text).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(101));

@@ -19,12 +19,12 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 pub use store::{ServerShare, StoreMetrics};
 
-/// A number that one thread writes and every thread may read.
+/// A number that one thread writes and any thread may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds to it. Only for the thread that the counter belongs to: it is not a read-modify-write.
+    /// Adds to the counter. Only the thread that owns the counter may call this, because it is not an atomic read-modify-write.
     #[inline]
     pub fn add(&self, more: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl Counter {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// Subtracts from a gauge. Only for the thread that it belongs to.
+    /// Subtracts from a gauge. Only the thread that owns it may call this.
     pub fn subtract(&self, less: u64) {
         self.add(less.wrapping_neg());
     }
@@ -45,8 +45,7 @@ impl Counter {
     }
 }
 
-/// Declares an enum with the label of each variant, so that a counter's index and its label cannot
-/// disagree.
+/// Declares an enum with the label of each variant, so that a counter's index and its label cannot disagree.
 macro_rules! labeled {
     ($(#[$about:meta])* $visibility:vis enum $name:ident {
         $($(#[$about_variant:meta])* $variant:ident = $label:literal,)*
@@ -83,7 +82,7 @@ labeled! {
         Description = "/openapi.json",
         /// `/`
         Page = "/",
-        /// Any other path, no path, or a request that was refused before it had one.
+        /// Any other path, no path, or a request that was refused before its path was known.
         Other = "other",
     }
 }
@@ -109,7 +108,7 @@ labeled! {
         LongUser = "long_user",
         /// A line of a batch that is longer than the body of one event may be.
         LongLine = "long_line",
-        /// `--max-users` are held.
+        /// `--max-users` users are already held.
         UsersFull = "users_full",
     }
 }
@@ -130,7 +129,7 @@ impl From<event::Refusal> for Failure {
 }
 
 labeled! {
-    /// The thing that a peer was too slow to do: send something, or read responses.
+    /// The step that a peer was too slow to complete: sending something, or reading responses.
     enum Slowness {
         Idle = "idle",
         Header = "header",
@@ -168,16 +167,17 @@ const _: () = {
     }
 };
 
-/// Upper bounds of the duration histogram, in microseconds.
+/// The upper bounds of the duration histogram, in microseconds.
 const BUCKETS_US: [u64; 14] =
     [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 1_000_000];
 
-/// Nanoseconds of a time, which fits for five centuries.
+/// Converts a duration to nanoseconds, which fit for five centuries.
 pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The bucket that a value belongs to, behind the last bound if it is above all of them.
+/// Returns the index of the bucket that a value belongs to. A value above all bounds belongs to the
+/// bucket after the last bound.
 #[inline]
 fn bucket_of(bounds: &[u64], value: u64) -> usize {
     bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len())
@@ -186,9 +186,9 @@ fn bucket_of(bounds: &[u64], value: u64) -> usize {
 /// The kind of a request in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// Its endpoint.
+    /// The endpoint of the request.
     pub endpoint: Endpoint,
-    /// Its method.
+    /// The method of the request.
     pub method: Method,
 }
 
@@ -198,10 +198,11 @@ impl Kind {
     /// A batch.
     pub const BATCH: Kind = Kind { endpoint: Endpoint::Batch, method: Method::Post };
 
-    /// Not known yet.
+    /// A request whose kind is not known yet.
     pub const OTHER: Kind = Kind { endpoint: Endpoint::Other, method: Method::Other };
 
-    /// Whether usual requests to an endpoint have this method: their series are there before the first of them.
+    /// Returns whether requests to an endpoint usually have this method. The series of usual requests exist
+    /// before the first of them.
     fn is_usual(endpoint: usize, method: usize) -> bool {
         const WRITTEN: [usize; 3] =
             [Endpoint::Event as usize, Endpoint::Batch as usize, Endpoint::Reset as usize];
@@ -231,9 +232,9 @@ pub struct ShardMetrics {
     failures: [Counter; Failure::LABELS.len()],
     durations: OfKinds<Durations>,
     timeouts: [Counter; Slowness::LABELS.len()],
-    /// CPU time of the shard's thread in nanoseconds, as of its last tick.
+    /// The CPU time of the shard's thread at its last tick, in nanoseconds.
     cpu_ns: Counter,
-    /// Requests in progress, or with unsent responses, as of the last tick.
+    /// Requests in progress or with unsent responses, at the last tick.
     in_flight: OfKinds<Counter>,
     /// The counters of batches.
     pub batches: BatchMetrics,
@@ -251,7 +252,7 @@ pub struct ShardMetrics {
     pub received_bytes: Counter,
     /// Bytes of responses.
     pub sent_bytes: Counter,
-    /// Turns: in each, received bytes were handled before responses left.
+    /// Turns. In each turn, received bytes were handled before responses were sent.
     pub turns: Counter,
     /// Calls of io_uring_enter by the ring engine.
     pub enters: Counter,
@@ -259,11 +260,11 @@ pub struct ShardMetrics {
     pub completions: Counter,
     /// Times that the ring engine went to sleep.
     pub sleeps: Counter,
-    /// Nanoseconds that it has polled.
+    /// The time that the ring engine has polled, in nanoseconds.
     pub polled_ns: Counter,
     /// Receives without a free buffer.
     pub exhausted: Counter,
-    /// Connections closed because another server's reset voided the events that they waited for.
+    /// Connections that were closed because another server's reset voided their unsettled events.
     pub voided: Counter,
 }
 
@@ -274,17 +275,17 @@ impl ShardMetrics {
         self.requests[endpoint as usize][method as usize][status as usize].add(1);
     }
 
-    /// Counts an event that was not counted.
+    /// Counts a reason why an event was not counted.
     pub fn note_failure(&self, failure: Failure) {
         self.failures[failure as usize].add(1);
     }
 
-    /// Counts a peer that was too slow to send something or, with `None`, to take its responses.
+    /// Counts a peer that was too slow to send something or, with `None`, to read its responses.
     pub fn note_timeout(&self, waited: Option<Waited>) {
         self.timeouts[Slowness::from(waited) as usize].add(1);
     }
 
-    /// Counts requests that were received together, events and others, whose responses were queued `took` later.
+    /// Counts events and other requests that were received together, and whose responses were queued `took` later.
     #[inline]
     pub fn note_iteration(&self, events: u64, others: &[Kind], took: Duration) {
         let ns = nanoseconds(took);
@@ -306,8 +307,8 @@ impl ShardMetrics {
         }
     }
 
-    /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own CPU clock, because
-    /// reading another thread's takes a file per thread.
+    /// Notes the CPU time of the calling thread, which must be the shard's. Each shard reads its own CPU clock, because reading
+    /// another thread's clock takes a file per thread.
     pub fn note_cpu_time(&self) {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         // A CPU clock starts at zero.
@@ -319,14 +320,14 @@ impl ShardMetrics {
 #[derive(Debug)]
 struct Metrics {
     engine: &'static str,
-    /// The start of the process in seconds of the Unix epoch, if known.
+    /// The start of the process in seconds since the Unix epoch, if known.
     start_seconds: Option<f64>,
     shards: Vec<CachePadded<ShardMetrics>>,
     /// The metrics of the store, if there is one.
     store: OnceLock<Arc<StoreMetrics>>,
 }
 
-/// The metrics of one shard, for the thread that writes them, with a way to report the metrics of all shards.
+/// The metrics of one shard, for the thread that writes them. Can also report the metrics of all shards.
 #[derive(Debug)]
 pub struct Reporter {
     metrics: Arc<Metrics>,
@@ -343,7 +344,7 @@ impl Deref for Reporter {
 }
 
 impl Reporter {
-    /// One for each of `shards` shards on an engine, with all counters at zero.
+    /// Creates a reporter for each of `shards` shards of an engine, with all counters at zero.
     pub fn for_shards(shards: usize, engine: &'static str) -> Vec<Reporter> {
         let of_shards = (0..shards).map(|_| CachePadded::new(ShardMetrics::default())).collect();
         let start_seconds = *START_SECONDS;
@@ -357,14 +358,14 @@ impl Reporter {
         u32::try_from(self.metrics.shards.len()).unwrap_or(u32::MAX)
     }
 
-    /// Reports the metrics of a store too. To be called once.
+    /// Adds the metrics of a store to the report. Call this at most once.
     pub fn report_store(&self, store: Arc<StoreMetrics>) {
         assert!(self.metrics.store.set(store).is_ok(), "a server has one store");
     }
 
-    /// The metrics of all shards, and of the memory that batches take. `totals` belong to one moment, and are left out
-    /// if they are unknown; the other numbers are read one by one. The cost grows with the number of shards, not with
-    /// the number of connections: it is paid by a shard, whose connections wait meanwhile.
+    /// Returns the metrics of all shards, and of the memory that batches use. `totals` belong to one moment, and are left out
+    /// if they are unknown; the other numbers are read one by one. The cost grows with the number of shards, not with the
+    /// number of connections. The calling shard pays it, and its connections wait for that long.
     pub fn text(&self, totals: Option<&Totals>, batch_memory_bytes: u64, format: Format) -> String {
         self.metrics.text(totals, batch_memory_bytes, format)
     }
@@ -488,8 +489,8 @@ impl Metrics {
                 text.sample(name, "", value);
             }
         }
-        // Listing the descriptors would take time that grows with the connections. Since Linux 6.2,
-        // the size of the folder is their number; before, it is zero.
+        // Listing the descriptors would take time that grows with the number of connections. Since
+        // Linux 6.2, the size of the directory is the number of descriptors; before, it is zero.
         let open_fds = std::fs::metadata("/proc/self/fd").map_or(0, |folder| folder.len());
         if open_fds > 0 {
             text.family("process_open_fds", "gauge", "Open file descriptors.");
@@ -515,7 +516,7 @@ struct KindSums {
 }
 
 impl KindSums {
-    /// Reads the shards one after the other, each in the order of its memory: these are two thousand counters per shard.
+    /// Reads one shard after another, each in memory order, because there are two thousand counters per shard.
     fn of(shards: &[CachePadded<ShardMetrics>]) -> Box<KindSums> {
         let mut sums = Box::new(KindSums {
             requests: Default::default(),
@@ -546,7 +547,7 @@ impl KindSums {
         sums
     }
 
-    /// Returns the kinds that had requests, and the usual ones.
+    /// Returns the kinds that had requests, and the usual kinds.
     fn kinds(of_kinds: &OfKinds<u64>) -> impl Iterator<Item = (usize, usize, u64)> {
         of_kinds.iter().enumerate().flat_map(|(endpoint, of_methods)| {
             let of_methods = of_methods.iter().enumerate();
@@ -595,8 +596,8 @@ fn write_totals(text: &mut Text, totals: &Totals) {
     text.sample("unique_users_total", "", totals.unique_users);
 }
 
-/// Returns the start of this process in seconds of the Unix epoch. Determined once, at startup, because reading the
-/// time of boot takes time that grows with the CPUs and interrupts of the machine.
+/// The start of this process in seconds since the Unix epoch. It is determined once, at startup, because reading the boot time
+/// takes longer the more CPUs and interrupts the machine has.
 static START_SECONDS: LazyLock<Option<f64>> = LazyLock::new(|| {
     let stat = Process::myself().and_then(|process| process.stat()).ok()?;
     let boot_seconds = boot_time_secs().ok()?;
@@ -612,13 +613,13 @@ pub enum Format {
     OpenMetrics,
 }
 
-/// The units that OpenMetrics declares: they end the name of a family.
+/// The units that OpenMetrics declares, which are the last part of a family's name.
 const UNITS: [&str; 2] = ["seconds", "bytes"];
 
-/// A number as OpenMetrics writes it in a label, so that both formats have the same series.
+/// Formats a number as OpenMetrics requires in a label, so that both formats have the same series.
 fn canonical(number: f64) -> String {
     match number < 1e-4 {
-        // With two digits of the exponent, unlike in Rust.
+        // The exponent has two digits, unlike in Rust.
         true => format!("{number:e}").replace("e-", "e-0"),
         false => format!("{number:?}"),
     }
@@ -648,14 +649,14 @@ fn push_series(text: &mut String, name: &str, suffix: &str, labels: &str) {
     [name, suffix, open, labels, close].iter().for_each(|part| text.push_str(part));
 }
 
-/// The metrics in a text format, line by line. Long lists of lines are put together without a formatter: many shards
-/// have more than a thousand.
+/// The metrics in a text format, line by line. Long lists of lines are built without a formatter, because with many shards
+/// there are more than a thousand lines.
 struct Text {
     text: String,
     format: Format,
-    /// Since when counters count, in seconds of the Unix epoch, if that is known.
+    /// The time when counters began to count, in seconds since the Unix epoch, if known.
     start_seconds: Option<String>,
-    /// Whether the samples of this family count since then.
+    /// Whether the samples of this family count since that time.
     counts_since_start: bool,
 }
 
@@ -666,10 +667,10 @@ impl Text {
         Text { text, format, start_seconds, counts_since_start: false }
     }
 
-    /// Starts a family. Its kind is one of OpenMetrics, or:
-    /// - `total`: a counter of the tally, which a reset or a store makes younger or older than the process;
-    /// - `sum`: the same of numbers that may be negative. It is a counter by its name, and Prometheus accepts
-    ///   it as one, but OpenMetrics does not allow a counter to decrease.
+    /// Starts a family. Its kind is an OpenMetrics kind, or:
+    /// - `total`: a counter of the tally. A reset makes it younger than the process, and a store may make it older;
+    /// - `sum`: like `total`, for numbers that may be negative. By its name it is a counter, and Prometheus accepts it as a
+    ///   counter, but OpenMetrics does not allow a counter to decrease.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.counts_since_start = kind == "counter";
         let (name, kind) = match (self.format, kind) {
@@ -690,8 +691,8 @@ impl Text {
         }
     }
 
-    /// The samples of a histogram: `counts` are those of each bucket, the last one above all bounds, which are written as
-    /// [`canonical`] does.
+    /// Appends the samples of a histogram. `counts` has a count for each bucket, and the last bucket is above all bounds.
+    /// `bounds` are formatted by [`canonical`].
     fn histogram(&mut self, name: &str, labels: &str, bounds: &[String], counts: &[u64], sum: f64) {
         let mut count = 0;
         let comma = if labels.is_empty() { "" } else { "," };
@@ -735,7 +736,8 @@ impl Text {
         }
     }
 
-    /// Says since when the last counter, or a histogram that ends here, counts. Only OpenMetrics has that.
+    /// Appends the time when the last counter, or the histogram that ends here, began to count. Only
+    /// OpenMetrics has such samples.
     fn created(&mut self, family: &str, labels: &str) {
         if let (Format::OpenMetrics, Some(seconds)) = (self.format, &self.start_seconds) {
             push_series(&mut self.text, family, "_created", labels);

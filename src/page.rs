@@ -1,5 +1,5 @@
-//! The live page: one file from memory, under a policy that lets it use its own script and style,
-//! connect to its own server, and do nothing else.
+//! The live page: one file, served from memory with a policy that lets it use its own script and
+//! style, connect to its own server, and do nothing else.
 
 use crate::http::{Reply, Status};
 use base64::Engine;
@@ -8,14 +8,14 @@ use sha2::{Digest, Sha256};
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page, and the policy that is sent with it.
+/// The page and the policy that is sent with it.
 #[derive(Debug)]
 pub(crate) struct Page {
     policy: String,
 }
 
 impl Page {
-    /// Bytes of the page.
+    /// The size of the page in bytes.
     pub(crate) const BYTES: usize = PAGE.len();
 
     pub(crate) fn new() -> Page {
@@ -40,7 +40,7 @@ impl Page {
     }
 }
 
-/// The content of the page's only element of this name.
+/// Returns the content of the page's only element with this name.
 fn element(name: &str) -> &'static str {
     let (start, end) = (format!("<{name}>"), format!("</{name}>"));
     let inner = PAGE.split_once(start.as_str()).and_then(|(_, rest)| rest.split_once(end.as_str()));
@@ -48,7 +48,7 @@ fn element(name: &str) -> &'static str {
     inner
 }
 
-/// A source expression that allows exactly this text (CSP Level 3, section 2.3.1).
+/// Returns a source expression that allows exactly this text (CSP Level 3, section 2.3.1).
 fn source(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_hash_is_the_one_in_the_standard() {
-        // The example of CSP Level 3, section 8.4 (hash usage for script elements).
+        // The example in CSP Level 3, section 8.4 (hash usage for script elements).
         let expected = "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng=";
         assert_eq!(source("alert('Hello, world.');"), expected);
     }

@@ -44,29 +44,29 @@ pub struct Config {
     pub placement: Vec<usize>,
     /// The data plane.
     pub engine: Engine,
-    /// The polling of an idle shard before it sleeps.
+    /// The time that an idle shard polls before it sleeps.
     pub spin: Spin,
-    /// The time that a shard waits for more completions after the first; zero for none.
+    /// The time that a shard waits for more completions after the first; zero if it does not wait.
     pub coalesce: Duration,
-    /// The choice of a shard for a connection.
+    /// The method of choosing a shard for a connection.
     pub steer: Steer,
-    /// The time that a waiting shard polls its network devices; zero for none.
+    /// The time that a waiting shard polls its network devices; zero if it does not poll.
     pub busy_poll: Duration,
-    /// The limit of connections over all shards; `None` for as many as the file limit allows.
+    /// The maximum number of connections across all shards; `None` for as many as the file limit allows.
     pub connections_max: Option<u64>,
     /// The limits of a connection.
     pub limits: Limits,
-    /// The limit of distinct users.
+    /// The maximum number of distinct users.
     pub users_max: u64,
-    /// The store of the totals; without one, they end with the process.
+    /// The store of the totals. Without a store, the totals end with the process.
     pub store: Option<StoreConfig>,
-    /// The time that connections have to finish at the end.
+    /// The time that connections have to finish when the server stops.
     pub drain_timeout: Duration,
     /// The policy of the service.
     pub policy: Policy,
     /// The format of the log.
     pub log: Log,
-    /// The file that gets the address, on its own line, once every shard listens.
+    /// The file that receives the address, on its own line, once every shard listens.
     pub ready: Option<Arc<File>>,
 }
 
@@ -84,15 +84,15 @@ pub enum Engine {
 /// Messages to the main thread.
 #[derive(Debug)]
 enum Lifecycle {
-    /// The store was opened, or cannot be.
+    /// The store was opened, or cannot be opened.
     StoreOpened(Result<Box<Opened>, Failure>),
     /// A shard listens.
     Ready,
     /// A shard has ended.
     Ended(usize, Result<Drained, String>),
-    /// The operating system asks the server to stop.
+    /// A signal asks the server to stop.
     Signal(i32),
-    /// The committer has ended. If it ends before the shards, it has failed, and nothing can be acknowledged anymore.
+    /// The committer has ended. If it ends before the shards do, it has failed, and nothing can be acknowledged anymore.
     StoreEnded(Result<(), Failure>),
 }
 
@@ -113,20 +113,20 @@ impl ExitGuard {
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let result = std::mem::replace(&mut self.result, Ok(Drained::default()));
-        // Fails only if the main thread has already ended.
+        // This fails only if the main thread has already ended.
         let _ = self.lifecycle.send(Lifecycle::Ended(self.shard, result));
     }
 }
 
-/// Serves until a signal comes, then prints the final totals as one JSON line.
+/// Serves until a signal arrives, then prints the final totals as one JSON line.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`] if the machine cannot run it; [`Failure::Wrong`] if a shard died, or a second signal cut
-/// the drain short.
+/// [`Failure::Environment`] if the machine cannot run the server; [`Failure::Wrong`] if a shard died, or a second signal
+/// cut the drain short.
 pub fn run(config: Config) -> Result<(), Failure> {
     let (connections_max, rejected_max) = environment::check_descriptors(&config)?;
-    // This comes before the ring, which may need the limit that it raises.
+    // This raises a limit that the ring may need, so it comes first.
     environment::check_locked_memory(&config)?;
     environment::check_ring()?;
     let engine = environment::choose_engine(&config)?;
@@ -136,9 +136,9 @@ pub fn run(config: Config) -> Result<(), Failure> {
     let shards = config.placement.len();
     let (sender, lifecycle) = channel();
     listen_for_signals(sender.clone()).map_err(cannot_start)?;
-    // Its thread is not interrupted by signals either, and runs on no shard's CPU.
+    // Signals do not interrupt the thread of the log, either, and it does not run on the CPU of a shard.
     config.log.start().map_err(cannot_start)?;
-    // This comes before the server listens: a client is served or refused immediately.
+    // This comes before the server listens, so that every client is served or refused immediately.
     let (tally, writers, restored) = match &config.store {
         Some(store) => {
             let ends = (&sender, &lifecycle);
@@ -239,7 +239,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     config.log.info(&listening);
     systemd::report_ready(config.log, &listening);
     if let Some(mut ready) = config.ready.as_deref() {
-        // If the reader is gone, nobody waits for the address. One write gives a reader all of it.
+        // If the reader is gone, nobody waits for the address. A single write ensures that a reader gets the whole line.
         let _ = ready.write_all(format!("{address}\n").as_bytes());
     }
     let drained =
@@ -253,7 +253,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
         wait_until_free(address);
     }
     match durable {
-        // The printed totals are durable, however the store ended.
+        // The printed totals are durable, whether or not the store ended well.
         Some(durable) => {
             let finished = durable.finish(&lifecycle, &mut stopping);
             print_totals(&durable.totals());
@@ -269,7 +269,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
 /// The listening sockets that this process was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inherited {
-    /// None.
+    /// There are none.
     No,
     /// The first shard's socket; the others opened their own on the same address.
     First,
@@ -277,7 +277,7 @@ enum Inherited {
     All,
 }
 
-/// Makes this process stop, as on SIGTERM, when its parent ends for whatever reason.
+/// Makes this process stop, as on SIGTERM, when its parent ends for any reason.
 ///
 /// # Errors
 ///
@@ -297,8 +297,8 @@ fn cannot_start(error: impl std::fmt::Display) -> Failure {
     Failure::Environment(format!("cannot start a shard: {error}"))
 }
 
-/// Returns the server's name for others that share its store: its address, or the machine's name if it listens on all
-/// addresses.
+/// Returns the server's name for other servers that share its store: its address, or the machine's name if it
+/// listens on all addresses.
 fn name_of(address: SocketAddr) -> String {
     let system = rustix::system::uname();
     match system.nodename().to_str() {
@@ -311,8 +311,8 @@ fn service(config: &Config, writer: Writer, metrics: Reporter) -> Service {
     Service::new(writer, metrics, config.policy.clone(), unix_seconds())
 }
 
-/// Reports the signals that stop the server: SIGTERM, and SIGINT and SIGHUP unless they were ignored when it started,
-/// as by nohup or for a script's background job. After this, they interrupt no other thread.
+/// Reports the signals that stop the server: SIGTERM, and SIGINT and SIGHUP unless they were ignored when it started, as by
+/// nohup or for a script's background job. After this, they do not interrupt other threads.
 fn listen_for_signals(lifecycle: Sender<Lifecycle>) -> io::Result<()> {
     let ignored = procfs::process::Process::myself()
         .and_then(|process| process.status())
@@ -338,9 +338,9 @@ struct Stopping {
     log: Log,
     /// The start of the drain.
     since: Option<Instant>,
-    /// Whether a second signal came.
+    /// Whether a second signal has arrived.
     is_forced: bool,
-    /// The shards that have ended, with their results.
+    /// The number of shards that have ended, and their combined results.
     ended: usize,
     drained: Drained,
 }
@@ -367,13 +367,13 @@ impl Stopping {
         }
     }
 
-    /// Notes that a shard has ended well.
+    /// Notes that a shard has ended without a failure.
     fn note_end(&mut self, drained: Drained) {
         self.ended += 1;
         self.drained.cut += drained.cut;
     }
 
-    /// Logs how the stop went.
+    /// Logs the outcome of the stop.
     fn conclude(&self, drained: Drained) -> Result<(), Failure> {
         if self.since.is_none() {
             return Err(Failure::Environment(
@@ -401,12 +401,12 @@ impl Stopping {
     }
 }
 
-/// Returns a number of connections in words.
+/// Returns a number of connections with its noun.
 fn connections(count: usize) -> String {
     counted(count as u64, "connection")
 }
 
-/// Returns a number of things in words.
+/// Returns a number with its noun.
 fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
@@ -423,7 +423,7 @@ fn start_shard(
         lifecycle: lifecycle.clone(),
         result: Err("its thread ended before it was done; an error above may say why".into()),
     };
-    // The ring engine polls by itself; glommio polls for the streams engine, for which `auto` gained nothing.
+    // The ring engine polls by itself. glommio polls for the streams engine, which did not gain anything from `auto`.
     let glommio_spin = match (engine, shard.spin) {
         (Engine::Streams, Spin::Fixed(spin)) => spin,
         _ => Duration::ZERO,
@@ -432,7 +432,7 @@ fn start_shard(
         .name(&format!("shard-{index}"))
         .spin_before_park(glommio_spin)
         .spawn(move || async move {
-            // The executor has pinned this thread already.
+            // The executor has already pinned this thread.
             shard.service.move_here();
             let ready = || {
                 let _ = lifecycle.send(Lifecycle::Ready);
@@ -457,7 +457,7 @@ fn wait_until_ready(
         match lifecycle.recv() {
             Ok(Lifecycle::Ready) => ready += 1,
             Ok(Lifecycle::Signal(signal)) => stopping.heed(signal),
-            // A signal came while other shards were still starting.
+            // A signal arrived while other shards were still starting.
             Ok(Lifecycle::StoreEnded(result)) => result?,
             Ok(Lifecycle::StoreOpened(_)) => unreachable!("it was opened before"),
             Ok(Lifecycle::Ended(_, Ok(drained))) => stopping.note_end(drained),
@@ -476,7 +476,7 @@ fn wait_until_ready(
     Ok(())
 }
 
-/// Waits for every shard to end well. The first one that fails ends the process.
+/// Waits until every shard has ended without a failure. The first failure ends the process.
 fn wait_for_the_end(
     lifecycle: &Receiver<Lifecycle>,
     placement: &[usize],
@@ -515,7 +515,7 @@ fn wait_for_the_end(
 }
 
 fn print_totals(totals: &Totals) {
-    // The reader of the output may have exited, and the totals have no other place to go.
+    // If the reader of the output has exited, the totals cannot be reported anywhere else.
     let _ = writeln!(io::stdout(), "{}", stats_json(totals));
 }
 
@@ -537,7 +537,7 @@ mod tests {
         }
     }
 
-    /// A shard's thread that ends with a given result.
+    /// Starts a shard's thread, which ends with a given result.
     fn shard(lifecycle: &Sender<Lifecycle>, end: impl FnOnce(ExitGuard) + Send + 'static) {
         let exit_guard = ExitGuard {
             shard: 1,

@@ -1,4 +1,4 @@
-//! Method and path to action: the only place that knows both `http` and `tally`.
+//! Maps method and path to an action: the only module that knows both `http` and `tally`.
 
 mod batch;
 mod responses;
@@ -39,7 +39,7 @@ pub struct Policy {
     pub admin_token: Option<Arc<[u8]>>,
     /// The host that the server binds, which a `Host` may name in addition to loopback.
     pub host: String,
-    /// The longest line of a batch in bytes, without its ending: as long as the body of one event.
+    /// The maximum length of a line of a batch in bytes, without its ending: the same as for the body of one event.
     pub line_bytes_max: usize,
     /// The memory that the batches of all shards share.
     pub batch_memory: Arc<BatchMemory>,
@@ -58,7 +58,7 @@ impl Policy {
     }
 }
 
-/// The totals as one JSON object.
+/// Returns the totals as one JSON object.
 pub fn stats_json(totals: &Totals) -> String {
     serde_json::to_string(totals).expect("finite numbers have a JSON form")
 }
@@ -66,7 +66,7 @@ pub fn stats_json(totals: &Totals) -> String {
 /// The path of batches.
 const BATCH_PATH: &[u8] = b"/events";
 
-/// The resource that a target names.
+/// Returns the resource that a target names.
 #[inline]
 fn endpoint_of(target: &Target<'_>) -> Endpoint {
     match target {
@@ -75,7 +75,7 @@ fn endpoint_of(target: &Target<'_>) -> Endpoint {
     }
 }
 
-/// The resource at a path.
+/// Returns the resource at a path.
 #[inline]
 fn endpoint_at(path: &[u8]) -> Endpoint {
     match path {
@@ -91,7 +91,7 @@ fn endpoint_at(path: &[u8]) -> Endpoint {
     }
 }
 
-/// The value of `Allow` for a resource.
+/// Returns the value of `Allow` for a resource.
 fn methods(endpoint: Endpoint) -> &'static str {
     match endpoint {
         Endpoint::Event | Endpoint::Batch | Endpoint::Reset => WRITING,
@@ -116,7 +116,7 @@ const OPEN_METRICS: MediaType =
 const USERS_FULL: &str =
     "reset the totals, or start the server with a larger --max-users: no more users can be held";
 
-/// The values of `Allow` for a resource to read, and for one to write.
+/// The values of `Allow` for a resource to read, and for a resource to write.
 const READING: &str = "GET, HEAD, OPTIONS";
 const WRITING: &str = "POST, OPTIONS";
 
@@ -131,13 +131,13 @@ pub struct Service {
     endpoints: Endpoints,
 }
 
-/// The part of the service that responds, without HTTP.
+/// The part of the service that responds to requests, without the state of HTTP.
 #[derive(Debug)]
 struct Endpoints {
     writer: Writer,
     metrics: Reporter,
     scratch: batch::Scratch,
-    /// Events responded to since the last iteration was noted, and the other requests.
+    /// The number of events, and the other requests, that got responses since the last iteration was noted.
     events: u64,
     others: Vec<Kind>,
     /// The kind of the last request.
@@ -152,13 +152,13 @@ struct Endpoints {
 #[derive(Debug)]
 struct DurableState {
     durability: Durability,
-    /// The epoch that settles everything handled so far, except for unpublished events.
+    /// The epoch that settles everything already handled, except for unpublished events.
     settles_at: u64,
 }
 
 impl DurableState {
-    /// Makes a response wait until an epoch and everything handled so far are settled, and with it all later ones on
-    /// its connection. Its events were counted in a generation.
+    /// Makes a response, and all later responses on its connection, wait until an epoch and everything already handled are
+    /// settled. Its events were counted in `generation`.
     #[inline]
     fn hold(&mut self, held: &mut Held, reply: &Reply<'_>, epoch: u64, generation: u64) {
         self.settles_at = self.settles_at.max(epoch);
@@ -170,22 +170,22 @@ impl DurableState {
 enum Answer {
     /// A response with this status.
     Sent(Status),
-    /// Totals have to be read before there is one.
+    /// Totals must be read before there is a response.
     Later(Shows),
 }
 
 /// The progress of responses that wait for totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The rest wait for totals, or until the peer has received others.
+    /// The remaining responses wait for totals, or until the peer has read earlier responses.
     Waits,
     /// Some could be made, but the budget is spent.
     BudgetSpent,
-    /// The last one announces that the connection closes.
+    /// The last response announces that the connection closes.
     Ends,
 }
 
-/// The place of a response, and the budget that pays for it.
+/// The destination of a response, and the budget that pays for it.
 struct To<'a> {
     reply: Reply<'a>,
     /// The earlier responses that wait for the store.
@@ -194,7 +194,7 @@ struct To<'a> {
 }
 
 impl Service {
-    /// A service that counts with `writer` and reports to `metrics`, at a Unix time in seconds.
+    /// Creates a service that counts with `writer` and reports to `metrics`, at a Unix time in seconds.
     pub fn new(writer: Writer, metrics: Reporter, policy: Policy, unix_seconds: u64) -> Self {
         let acknowledgement = match policy.dialect {
             Dialect::Original => Prepared::new(Status::Ok, None, ""),
@@ -218,13 +218,13 @@ impl Service {
         Service { context, endpoints }
     }
 
-    /// Acknowledges events and resets only once they are durable.
+    /// Makes the service acknowledge events and resets only once they are durable.
     pub fn set_durability(&mut self, durability: Durability) {
         self.endpoints.durable = Some(DurableState { durability, settles_at: 0 });
     }
 
-    /// Allocates the state that only this shard uses on the calling thread, which must be the shard's: see
-    /// [`Writer::move_here`].
+    /// Allocates the state that only this shard uses, on the calling thread, which must be the
+    /// shard's: see [`Writer::move_here`].
     pub fn move_here(&mut self) {
         self.endpoints.writer.move_here();
     }
@@ -235,13 +235,13 @@ impl Service {
         &mut self.context
     }
 
-    /// The shard's side of the store, if there is one.
+    /// Returns the shard's side of the store, if there is one.
     #[inline]
     pub fn durability(&self) -> Option<&Durability> {
         self.endpoints.durable.as_ref().map(|durable| &durable.durability)
     }
 
-    /// Responds to a complete request, now or once totals were read.
+    /// Responds to a complete request, now or once totals are read.
     #[inline]
     pub fn respond(
         &mut self,
@@ -261,8 +261,8 @@ impl Service {
         }
     }
 
-    /// Responds to a request whose body is larger than it may be: because of its target or its method, if no request with them
-    /// could have a smaller one.
+    /// Responds to a request whose body is too large. If the target or the method is wrong for a body of any size, the response
+    /// states that instead.
     #[cold]
     pub fn respond_to_large(
         &mut self,
@@ -276,7 +276,7 @@ impl Service {
         }
     }
 
-    /// Responds to what is not a request.
+    /// Responds to input that is not a request.
     #[cold]
     pub fn refuse(&mut self, refused: Refused, responses: &mut Responses) {
         let status = refused.respond(&mut responses.bytes, &self.context);
@@ -292,7 +292,7 @@ impl Service {
         self.endpoints.metrics.note_response(Method::Unknown, Endpoint::Other, status);
     }
 
-    /// Whether a client that waits for `100 Continue` should send the body of its request.
+    /// Returns whether a client that waits for `100 Continue` should send the body of its request.
     pub fn wants_body(&self, request: &Request<'_>) -> bool {
         request.method() == Method::Post
             && endpoint_of(&request.target) == Endpoint::Event
@@ -300,7 +300,7 @@ impl Service {
             && !request.is_encoded()
     }
 
-    /// Takes a batch with a body of at most `bytes` bytes and returns its memory, or responds.
+    /// Admits a batch with a body of at most `bytes` bytes and returns its memory, or responds.
     pub fn admit_batch(
         &mut self,
         request: &Request<'_>,
@@ -311,7 +311,7 @@ impl Service {
         self.endpoints.admit_batch(request, bytes, reply)
     }
 
-    /// Works on a batch until that is done or the budget is spent. Returns whether it has responded, and the work is done.
+    /// Works on a batch until it is done or the budget is spent. Returns whether the batch is done and has its response.
     pub fn work(
         &mut self,
         work: &mut Work,
@@ -328,8 +328,8 @@ impl Service {
         true
     }
 
-    /// Makes the responses whose totals were read, or not in time, until the budget is spent or too much is unsent. If
-    /// they `are_last`, the last of them announces that the connection closes, unless others follow it.
+    /// Makes the responses whose totals were read or are late, until the budget is spent or too many bytes are unsent. If they
+    /// `are_last`, the last of them announces that the connection closes, unless other responses follow it.
     pub fn make_parked(
         &mut self,
         budget: &mut Budget,
@@ -362,7 +362,7 @@ impl Service {
         Progress::Waits
     }
 
-    /// The kind of a request that is under way.
+    /// Returns the kind of a request that is under way.
     pub fn kind_of(under_way: UnderWay<'_>) -> Option<Kind> {
         match under_way {
             UnderWay::Nothing => None,
@@ -373,7 +373,7 @@ impl Service {
         }
     }
 
-    /// Returns the epoch of a cut after which totals include everything that was acknowledged so far, and everything
+    /// Returns the epoch of a cut such that totals read after it include everything already acknowledged, and everything
     /// handled before the last [`Service::publish`].
     pub fn next_epoch(&self) -> u64 {
         self.endpoints.writer.tally().next_epoch()
@@ -386,8 +386,8 @@ impl Service {
         durable.map_or(published, |durable| durable.settles_at.max(published))
     }
 
-    /// Sets the date of responses to a Unix time in seconds, and does what is due from time to time.
-    /// Must be called at least once per second, by the shard's thread.
+    /// Sets the date of responses to a Unix time in seconds, and does periodic work. The shard's thread must call this at
+    /// least once per second.
     pub fn set_time(&mut self, unix_seconds: u64) {
         self.context.set_date(unix_seconds);
         self.endpoints.metrics.note_cpu_time();
@@ -399,25 +399,25 @@ impl Service {
         }
     }
 
-    /// Makes everything counted so far visible. Must be called before the responses to it leave.
+    /// Makes everything already counted visible. Call this before its responses are sent.
     #[inline]
     pub fn publish(&mut self) {
         self.endpoints.writer.publish();
     }
 
-    /// The kind of the last request.
+    /// Returns the kind of the last request.
     #[inline]
     pub fn last(&self) -> Kind {
         self.endpoints.last
     }
 
-    /// The metrics of this shard.
+    /// Returns the metrics of this shard.
     #[inline]
     pub fn metrics(&self) -> &Reporter {
         &self.endpoints.metrics
     }
 
-    /// Notes how long after they were received the requests of an iteration were responded to.
+    /// Notes the time from receiving the requests of an iteration to responding to them.
     #[inline]
     pub fn note_iteration(&mut self, took: Duration) {
         let Endpoints { events, others, metrics, .. } = &mut self.endpoints;
@@ -429,8 +429,7 @@ impl Service {
     }
 }
 
-/// Drops users on a separate thread: ten million take about a second, and a shard's connections must not wait for
-/// that.
+/// Drops users on a separate thread, because ten million take about a second, and a shard's connections must not wait for that.
 fn drop_elsewhere(stale: StaleUsers) {
     // If no thread can be started, they are dropped here.
     let _ = std::thread::Builder::new().name("drop-stale-users".into()).spawn(|| drop(stale));
@@ -468,7 +467,7 @@ impl Endpoints {
                     to.budget.charge(units::UNSEEN);
                 }
                 if let Some(durable) = &mut self.durable {
-                    // It is settled with what is published next.
+                    // It will be settled with the next publication.
                     durable.hold(to.held, &to.reply, 0, self.writer.generation());
                 }
                 to.reply.send_prepared(&self.acknowledgement)
@@ -481,13 +480,13 @@ impl Endpoints {
         }
     }
 
-    /// Whether the store has not settled an event within its time.
+    /// Returns whether the store did not settle an event in time.
     #[inline]
     fn is_store_late(&self) -> bool {
         self.durable.as_ref().is_some_and(|durable| durable.durability.is_late())
     }
 
-    /// Responds with totals, or reports that they have to be read first.
+    /// Responds with totals, or reports that they must be read first.
     fn respond_with_totals(&mut self, shows: Shows, to: To<'_>) -> Answer {
         let totals = match &mut self.durable {
             Some(durable) if durable.durability.is_shared() => {
@@ -496,10 +495,10 @@ impl Endpoints {
                 }
                 None
             }
-            // Acknowledged events are durable. Nothing that is not may be shown.
+            // Acknowledged events are durable, and events that are not durable must not be shown.
             Some(durable) if to.held.is_empty() => Some(durable.durability.totals()),
-            // Events before this request on the same connection are part of the response, which waits for
-            // them in any case.
+            // Events before this request on the same connection are part of the response, which has to wait
+            // for them in any case.
             durable => {
                 self.writer.publish();
                 let (epoch, totals) = self.writer.tally().totals_with_epoch();
@@ -529,7 +528,7 @@ impl Endpoints {
                 budget.charge(units::ERROR);
                 send_store_is_late(reply)
             }
-            // The other metrics tell what is wrong.
+            // Without totals, the other metrics still show what is wrong.
             (Shows::Metrics(format), totals) => {
                 budget.charge(units::METRICS + units::METRICS_SHARD * self.metrics.shards());
                 self.metrics.note_cpu_time();
@@ -548,7 +547,7 @@ impl Endpoints {
     }
 
     fn report(&mut self, request: &Request<'_>, to: To<'_>) -> Answer {
-        // To find out which format it asks for.
+        // The cost of finding out which format it requests.
         to.budget.charge(units::of_bytes(request.head_bytes(), units::ACCEPT_BYTE));
         let format = format_for(request);
         match request.method() {
@@ -570,7 +569,7 @@ impl Endpoints {
             None if !request.peer_is_loopback => Some(
                 "send the reset from the server's own machine, or start the server with --admin-token-file",
             ),
-            // To the server, everybody behind a proxy on this machine is a loopback peer.
+            // To the server, every client behind a proxy on this machine is a loopback peer.
             None if request.may_be_forwarded() => Some(
                 "send the reset over HTTP/1.1 and not through a proxy, or start the server with --admin-token-file",
             ),
@@ -587,17 +586,17 @@ impl Endpoints {
         }
         let settles_at = self.writer.tally().reset();
         if let Some(durable) = &mut self.durable {
-            // At least the generation of the reset.
+            // This is at least the generation of the reset.
             durable.hold(to.held, &to.reply, settles_at, self.writer.tally().generation());
         }
         to.reply.send_json(Status::Ok, br#"{"status":"reset"}"#)
     }
 }
 
-/// The field of `/metrics` that names what its format depends on.
+/// The field of a `/metrics` response that names what its format depends on.
 const VARY: [(&str, &str); 1] = [("Vary", "Accept")];
 
-/// The format of `/metrics` that a request asks for.
+/// Returns the format of `/metrics` that a request prefers.
 fn format_for(request: &Request<'_>) -> Format {
     match request.prefers(OPEN_METRICS, PROMETHEUS) {
         true => Format::OpenMetrics,
@@ -605,7 +604,7 @@ fn format_for(request: &Request<'_>) -> Format {
     }
 }
 
-/// The content type of a format of `/metrics`.
+/// Returns the content type of a format of `/metrics`.
 fn content_type(format: Format) -> &'static str {
     match format {
         Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -613,8 +612,8 @@ fn content_type(format: Format) -> &'static str {
     }
 }
 
-/// Whether `authorization` is `Bearer` with the token, in time that does not reveal how much of it is
-/// right.
+/// Returns whether `authorization` is `Bearer` with the token. The time that this takes does not reveal how much
+/// of the token is right.
 fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
     const SCHEME: &[u8] = b"bearer ";
     authorization.is_some_and(|value| {
@@ -631,7 +630,7 @@ fn decode_unusual<'a>(body: &'a [u8], budget: &mut Budget) -> Result<Event<'a>, 
     event::decode_unusual(body)
 }
 
-/// Refuses what the store would have to settle, or read.
+/// Refuses a request that the store would have to settle, or read totals for.
 #[cold]
 fn refuse_for_store(to: To<'_>) -> Status {
     to.budget.charge(units::ERROR);
@@ -643,8 +642,7 @@ fn send_store_is_late(reply: Reply<'_>) -> Status {
     reply.send_error(Status::ServiceUnavailable, &[("Retry-After", "1")], sentence)
 }
 
-/// Whether there is something at the target of a request that its method can be used on. If not, its body does not
-/// matter, however large it is.
+/// Returns whether the target of a request exists and allows its method. If not, the size of its body does not matter.
 fn knows(request: &Request<'_>) -> bool {
     match (&request.target, request.method()) {
         (Target::Path(path), Method::Options) => endpoint_at(path) != Endpoint::Other,
@@ -655,7 +653,7 @@ fn knows(request: &Request<'_>) -> bool {
     }
 }
 
-/// Refuses what a page of another site could have made a browser send.
+/// Refuses a request that a page of another site could have made a browser send.
 fn refuse_cross_site(reply: Reply<'_>) -> Status {
     let sentence = "send this from a page of this server, or from a client that is not a browser";
     reply.send_error(Status::Forbidden, &[], sentence)
@@ -669,7 +667,7 @@ fn refuse_encoded(reply: Reply<'_>) -> Status {
 }
 
 impl Endpoints {
-    /// Responds to a request, or reports that totals have to be read first.
+    /// Responds to a request, or reports that totals must be read first.
     #[inline]
     fn respond(&mut self, request: &Request<'_>, endpoint: Endpoint, to: To<'_>) -> Answer {
         match (request.method(), endpoint) {
@@ -690,13 +688,13 @@ impl Endpoints {
         }
     }
 
-    /// Notes a response to what is not an event.
+    /// Notes a response to a request that is not an event.
     fn note_other(&mut self, kind: Kind) {
         self.last = kind;
         self.others.push(kind);
     }
 
-    /// Responds to what is not an event.
+    /// Responds to a request that is not an event.
     #[inline(never)]
     fn respond_otherwise(
         &mut self,
@@ -704,7 +702,7 @@ impl Endpoints {
         endpoint: Endpoint,
         to: To<'_>,
     ) -> Answer {
-        // Most of what follows responds with an error, or costs about as much.
+        // Most responses below are errors, or cost about as much.
         to.budget.charge(units::ERROR);
         let reply = to.reply;
         Answer::Sent(match (request.method(), endpoint) {

@@ -1,5 +1,5 @@
-//! The center of noisy figures and ratios, and how precisely it is known. Ratios are natural logarithms, so that twice
-//! as much and half as much are equally far from no change.
+//! The center of noisy figures and ratios, and its precision. Ratios are natural logarithms, so that twice as much and half as
+//! much are equally far from no change.
 
 /// The number of resamples. With 2,000 resamples, 50 medians lie beyond each bound.
 const RESAMPLES: usize = 2_000;
@@ -18,9 +18,9 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Percentile bootstrap of the median of `log_ratios`. It assumes nothing about their distribution, and a value
-    /// that something else on the machine disturbed moves it little. The order of the values does not change the
-    /// interval. Returns `None` if there are no values.
+    /// Returns the percentile bootstrap of the median of `log_ratios`. It assumes nothing about their distribution, and a value
+    /// that something else on the machine disturbed barely moves it. The order of the values does not change the interval.
+    /// Returns `None` without values.
     pub fn of(log_ratios: &[f64], seed: u64) -> Option<Interval> {
         let mut sample = Sample::new(log_ratios);
         Interval::bootstrap(seed, |random| match random {
@@ -29,8 +29,8 @@ impl Interval {
         })
     }
 
-    /// Returns the ratio of two medians, `head` to `base`, from positive figures that were not measured in pairs: both
-    /// sides are resampled. Returns `None` if either has no values, or one that is not positive.
+    /// Returns the ratio of two medians, `head` to `base`, from positive figures that were not measured in pairs: both sides
+    /// are resampled. Returns `None` if either side is empty or contains a value that is not positive and finite.
     pub fn between(base: &[f64], head: &[f64], seed: u64) -> Option<Interval> {
         if base.iter().chain(head).any(|value| *value <= 0.0 || !value.is_finite()) {
             return None;
@@ -44,7 +44,7 @@ impl Interval {
         })
     }
 
-    /// From a statistic of the values as they are, and of values that are drawn from them.
+    /// Returns the interval of a statistic, which is called for the values as they are, and for values drawn from them.
     fn bootstrap(
         seed: u64,
         mut statistic: impl FnMut(Option<&mut fastrand::Rng>) -> Option<f64>,
@@ -59,7 +59,7 @@ impl Interval {
         Some(Interval { low: drawn[beyond], median, high: drawn[RESAMPLES - 1 - beyond] })
     }
 
-    /// Half the distance between the bounds.
+    /// Returns half the distance between the bounds.
     pub fn half_width(&self) -> f64 {
         (self.high - self.low) / 2.0
     }
@@ -70,7 +70,7 @@ impl Interval {
     }
 }
 
-/// Values, and room for as many that are drawn from them.
+/// Values, and space for an equal number of values drawn from them.
 struct Sample {
     sorted: Vec<f64>,
     drawn: Vec<f64>,
@@ -97,7 +97,7 @@ impl Sample {
     }
 }
 
-/// The middle value, or the mean of the two in the middle. Reorders `values`.
+/// Returns the middle value, or the mean of the two in the middle. Reorders `values`.
 pub fn median(values: &mut [f64]) -> Option<f64> {
     if values.is_empty() {
         return None;
@@ -115,7 +115,7 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
 mod tests {
     use super::*;
 
-    /// Values around one with a tail, as latencies have.
+    /// Returns values around one with a tail, like latencies.
     fn runs(random: &mut fastrand::Rng, times: f64, count: usize) -> Vec<f64> {
         (0..count).map(|_| times * (0.1 * random.f64() * random.f64()).exp()).collect()
     }

@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 /// The indentation of a continued line if the columns before it take over half of the terminal.
 const NARROW_INDENT: usize = 2;
 
-/// Prints text on standard output, without colors if that is not a terminal. A pipe that was closed by a reader who has
-/// read enough is not a failure.
+/// Prints text on standard output, without colors if that is not a terminal. It is not a failure if the reader of a pipe has
+/// read enough and closed it.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     // Strips colors if standard output is not a terminal or NO_COLOR is set.
     let mut stdout = anstream::stdout();
@@ -43,14 +43,14 @@ pub(crate) fn fit(text: &str, output: impl IsTerminal + AsFd) -> String {
         false => 0,
     };
     match columns {
-        // Not a terminal, or one that does not tell its width.
+        // Not a terminal, or a terminal that does not report its width.
         0 => text.to_owned(),
         columns => fit_columns(text, columns),
     }
 }
 
 /// Breaks lines that are longer than `columns`. The text after the last gap of two or more spaces continues below its
-/// beginning, so that columns of text stay columns. A word that is longer is not broken.
+/// beginning, so that columns of text stay columns. A longer word is not broken.
 fn fit_columns(text: &str, columns: usize) -> String {
     let mut fitted = String::with_capacity(text.len());
     for line in text.lines() {
@@ -80,7 +80,7 @@ fn fit_columns(text: &str, columns: usize) -> String {
     fitted
 }
 
-/// Returns the width of a text in columns; colors take none.
+/// Returns the width of a text in columns, without colors.
 fn width(text: &str) -> usize {
     strip_str(text).map(|part| part.chars().count()).sum()
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 /// The highest CPU number accepted: glibc's affinity mask has 1,024 bits.
 const CPU_MAX: usize = 1023;
 
-/// A CPU list that cannot be used. All are the user's to correct.
+/// A reason why a CPU list cannot be used. The user can correct any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The list is not in taskset's syntax.
@@ -72,19 +72,19 @@ impl From<Error> for Failure {
     }
 }
 
-/// The CPUs in this process's affinity mask (as set by taskset, numactl, or a cpuset), in ascending
-/// order. Empty if it cannot be read: [`choose`] makes that an error.
+/// Returns the CPUs in this process's affinity mask (as set by taskset, numactl, or a cpuset), in ascending order. The list is
+/// empty if the mask cannot be read: [`choose`] makes that an error.
 pub fn allowed_cpus() -> Vec<usize> {
     let mask = core_affinity::get_core_ids().unwrap_or_default();
     let mask: Vec<usize> = mask.iter().map(|core| core.id).collect();
     if !mask.is_empty() {
         return distinct(mask);
     }
-    // With more than 1,024 CPUs the mask does not fit the system call, and a filter may forbid it.
+    // With more than 1,024 CPUs, the mask does not fit the system call. A filter may also forbid the call.
     allowed_in(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
-/// The CPUs that a process may use and be pinned to, from its status (proc_pid_status(5)).
+/// Returns the CPUs that a process may use and be pinned to, from its status (proc_pid_status(5)).
 fn allowed_in(status: &str) -> Vec<usize> {
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     let ranges = list.unwrap_or_default().trim().split(',').filter_map(|range| {
@@ -127,7 +127,7 @@ pub fn parse_cpu_list(list: &str) -> Result<Vec<usize>, Error> {
     Ok(distinct(cpus))
 }
 
-/// The CPUs, each once, in ascending order.
+/// Returns the CPUs, each once, in ascending order.
 pub fn distinct(cpus: impl IntoIterator<Item = usize>) -> Vec<usize> {
     let mut cpus: Vec<usize> = cpus.into_iter().collect();
     cpus.sort_unstable();
@@ -163,7 +163,7 @@ pub fn choose(wanted: Option<&[usize]>, allowed: &[usize]) -> Result<Vec<usize>,
     }
 }
 
-/// The CPU of each shard: one shard per CPU, or `shards` of them, assigned to the CPUs in turn.
+/// Returns the CPU of each shard: one shard per CPU, or `shards` of them, assigned to the CPUs in turn.
 pub fn place(cpus: &[usize], shards: Option<usize>) -> Vec<usize> {
     cpus.iter().copied().cycle().take(shards.unwrap_or(cpus.len())).collect()
 }
@@ -178,12 +178,12 @@ pub fn siblings(cpu: usize) -> Vec<usize> {
 /// The devices that list the CPUs of each kind of core on Intel's hybrid processors.
 const KINDS: [&str; 3] = ["cpu_core", "cpu_atom", "cpu_lowpower"];
 
-/// The kind of core that a CPU belongs to, as a number that CPUs of one kind have in common.
+/// Returns the kind of core that a CPU belongs to, as a number that CPUs of one kind share.
 pub fn core_kind(cpu: usize) -> u32 {
     kind_of("/sys/devices".as_ref(), cpu)
 }
 
-/// Returns the kind of core of each CPU, as a directory of devices lists them.
+/// Returns the kind of core of a CPU, as a directory of devices lists it.
 pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
     let read = |path: String| std::fs::read_to_string(devices.join(path)).unwrap_or_default();
     let is_in = |kind: &str| {
@@ -197,7 +197,7 @@ pub(crate) fn kind_of(devices: &Path, cpu: usize) -> u32 {
     }
 }
 
-/// Returns the CPUs whose kind of core is among those of `others`, or all if none is.
+/// Returns the CPUs that have the same kind of core as any of `others`, or all CPUs if none has.
 pub fn alike(cpus: &[usize], others: &[usize], kind: &dyn Fn(usize) -> u32) -> Vec<usize> {
     let kinds: Vec<u32> = others.iter().map(|cpu| kind(*cpu)).collect();
     let alike: Vec<usize> =
@@ -205,9 +205,8 @@ pub fn alike(cpus: &[usize], others: &[usize], kind: &dyn Fn(usize) -> u32) -> V
     if alike.is_empty() { cpus.to_vec() } else { alike }
 }
 
-/// Divides CPUs between a server and its client: each gets half of the cores of each kind, and the server
-/// the odd one. A kind with one core only is left out if others have more. With a single core, each gets
-/// half of its CPUs; a single CPU is shared.
+/// Divides CPUs between a server and its client: each gets half of the cores of each kind, and the server the odd one. A kind
+/// with only one core is left out if others have more. With a single core, each gets half of its CPUs; a single CPU is shared.
 pub fn divide(
     cpus: &[usize],
     siblings: impl Fn(usize) -> Vec<usize>,

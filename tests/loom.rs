@@ -125,7 +125,7 @@ fn a_reset_is_one_point_in_time_for_two_shards_and_a_user() {
         assert_eq!(totals.unique_users, totals.total_requests.min(1));
         resetting.join().unwrap();
         let mut b = counting.join().unwrap();
-        // The event in flight fell on either side; what was sent after the reset is there.
+        // The event in flight fell on either side. The event that was sent after the reset is there.
         let after = tally.totals();
         assert!((1..=2).contains(&after.total_requests), "{after:?}");
         assert_eq!(after.unique_users, 1);
@@ -164,15 +164,15 @@ fn readers_that_race_both_get_a_cut() {
     });
 }
 
-/// Two publications that overlap a read can overwrite the slot with the last publication from before
-/// it, while the reader examines the slots one after the other.
+/// Two publications that overlap a read can overwrite the slot with the last publication from before the read, while the reader
+/// examines the slots one after the other.
 #[test]
 fn a_read_has_every_earlier_event_although_two_publications_overlap_it() {
     model(3, || {
         let (tally, mut writers) = Tally::new(1, 100);
         let mut writer = writers.pop().expect("one writer");
-        // Each round starts an epoch. After two, the reader examines the slot that is written next
-        // before the one that was written last.
+        // Each round starts an epoch. After two rounds, the reader examines the next slot to be written before the slot that
+        // was written last.
         for round in 0..2 {
             assert_eq!(tally.totals().total_requests, round);
             writer.count(b"u", 1.0).unwrap();
@@ -210,7 +210,7 @@ fn forgotten_users_are_taken_while_others_count() {
         resetting.join().unwrap();
         let mut a = counting.join().unwrap();
         let taken = taken + b.take_stale().map_or(0, |stale| stale.users());
-        // The copy of `b`, and the shared one unless `a` dropped it first.
+        // The copy of `b`, and the shared copy unless `a` dropped it first.
         assert!((1..=2).contains(&taken), "{taken}");
         a.count(b"u", 1.0).unwrap();
         a.publish();
@@ -352,7 +352,7 @@ impl Wakeup {
         self.changed.notify_one();
     }
 
-    /// Waits for it and clears it.
+    /// Waits for the wake-up and clears it.
     fn wait(&self) {
         let mut is_pending = self.is_pending.lock().expect("nobody panics");
         while !*is_pending {
@@ -387,14 +387,14 @@ fn a_cut_has_the_id_of_every_user_that_it_counts() {
 
 #[test]
 fn no_response_leaves_early_and_none_waits_for_ever() {
-    // The shard's turn: count, publish, note what waits, ask, and wait until it is settled. The committer's:
-    // wait until somebody asks, cut, make durable, settle.
+    // The shard's turn is to count, publish, note what waits, make a request, and wait until it is settled. The committer's
+    // turn is to wait for a request, cut, make durable, and settle.
     model(2, || {
         let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
         let mut writer = writers.remove(0);
         let settlement = Arc::new(Settlement::new(1, State::default().totals(), false));
         let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
-        // Events that are durable.
+        // The number of durable events.
         let durable = Arc::new(AtomicU64::new(0));
         const EVENTS: u64 = 2;
         let shard = loom::thread::spawn({
@@ -454,7 +454,7 @@ fn a_cut_that_another_shard_has_asked_for_does_not_settle_what_is_published_afte
                 }
             }
         });
-        // The committer is under way because of another shard.
+        // The committer is at work because of another shard.
         for _ in 0..2 {
             let cut = journal.cut();
             durable.store(cut.state.events, Ordering::Release);
@@ -466,16 +466,16 @@ fn a_cut_that_another_shard_has_asked_for_does_not_settle_what_is_published_afte
 
 #[test]
 fn around_the_reset_of_another_server_a_response_leaves_only_if_its_event_counts() {
-    // The shard counts one event at any time around the reset. The committer's first commit meets it, or does
-    // not: then the reset comes after it. An event that the first commit has counted may be void nevertheless: then its
-    // outcome is unknown, and it must not count after the reset.
+    // The shard counts one event at any time around the reset. The committer's first commit either meets the reset or comes
+    // before it. An event that the first commit has counted may be void nevertheless: its outcome is then unknown, and it must
+    // not count after the reset.
     for meets_reset in [true, false] {
         model(2, move || {
             let (_, mut writers, mut journal) = Tally::resume(1, 100, &State::default());
             let mut writer = writers.remove(0);
             let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
             let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
-            // Events that the group counted until it was reset, and after that; and whether the shard is done.
+            // The events that the group counted before it was reset and after that, and whether the shard is done.
             let counted = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
             let done = Arc::new(AtomicU64::new(0));
             let shard = loom::thread::spawn({
@@ -494,7 +494,7 @@ fn around_the_reset_of_another_server_a_response_leaves_only_if_its_event_counts
                     let [before, after] = [0, 1].map(|at| counted[at].load(Ordering::Acquire));
                     match is_void {
                         true => assert_eq!(after, 0, "a void event of generation {generation}"),
-                        false => assert_eq!(before + after, 1, "one of generation {generation}"),
+                        false => assert_eq!(before + after, 1, "event of generation {generation}"),
                     }
                     done.store(1, Ordering::Release);
                     wakeups.0.wake();
@@ -530,7 +530,7 @@ fn totals_that_were_read_for_a_request_have_what_came_before_it() {
         let mut writer = writers.remove(0);
         let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
         let wakeups = Arc::new((Wakeup::default(), Wakeup::default()));
-        // Events that are durable at this or another server.
+        // The number of durable events at this server and at another one.
         let durable = Arc::new(AtomicU64::new(0));
         let shard = loom::thread::spawn({
             let (settlement, wakeups, durable) =
@@ -538,7 +538,7 @@ fn totals_that_were_read_for_a_request_have_what_came_before_it() {
             move || {
                 writer.count(b"u", 1.0).unwrap();
                 writer.publish();
-                // Another server acknowledges one.
+                // Another server acknowledges an event.
                 durable.fetch_add(1, Ordering::AcqRel);
                 let epoch = tally.next_epoch();
                 assert!(epoch >= writer.settles_at());
@@ -584,7 +584,7 @@ fn two_shards_that_ask_for_the_same_epoch_are_both_woken() {
                 })
             })
             .collect();
-        // Whoever asked first woke the committer; if both found it settled, nobody did.
+        // The first shard that asked woke the committer. If both found it settled, neither did.
         wakeups[2].wait();
         settlement.settle(1, Some(State::default().totals()), |waker| match waker {
             Waker::Committer => unreachable!("the committer does not wake itself"),

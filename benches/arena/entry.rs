@@ -1,4 +1,4 @@
-//! The servers that are compared: ours, and those in `peers/`, each with its scripts.
+//! The servers under comparison: ours, and the servers in `peers/`, each with its scripts.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 /// The exit code of a `build` script whose toolchain is missing.
 const TOOLCHAIN_IS_MISSING: i32 = 3;
 
-/// The flags of our entry that coalesces completions.
+/// The flags of the entry of ours that coalesces completions.
 const COALESCED: &str = "--engine ring --coalesce-us 50";
 
 /// A server for the challenge.
@@ -61,8 +61,8 @@ pub(crate) fn all() -> Vec<Entry> {
 }
 
 impl Entry {
-    /// Returns whether it counts events at all: the floor responds without reading them, and so does what only serves static
-    /// responses.
+    /// Returns whether it counts events at all: the floor responds without reading them, and so does a server of
+    /// static responses.
     pub(crate) fn counts(&self) -> bool {
         !["floor", "statico"].contains(&self.name.as_str())
     }
@@ -94,7 +94,7 @@ impl Entry {
         }
     }
 
-    /// Returns it as `challenge --server` takes it.
+    /// Returns its argument for `challenge --server`.
     pub(crate) fn server(&self) -> String {
         let name = &self.name;
         match &self.kind {

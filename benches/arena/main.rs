@@ -1,6 +1,6 @@
-//! Every known server for the challenge side by side: `cargo bench --bench arena`.
+//! Every known server for the challenge, side by side: `cargo bench --bench arena`.
 //!
-//! It builds the entries, and has `ringtally challenge` compare them. `ci/arena` installs what the entries need.
+//! It builds the entries and lets `ringtally challenge` compare them. `ci/arena` installs what the entries need.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark; a panic is a failure")]
 #![allow(
@@ -45,7 +45,7 @@ struct Options {
     challenge: Vec<String>,
 }
 
-/// An entry that is missing from the tables, and why.
+/// An entry that is missing from the tables, and the reason.
 struct Absent {
     name: String,
     reason: String,
@@ -109,7 +109,7 @@ fn chosen(options: &Options) -> Result<Vec<Entry>, String> {
     Ok(entries.into_iter().filter(is_chosen).collect())
 }
 
-/// Builds the entries. Returns those that were built, and the others.
+/// Builds the entries. Returns the built entries and the others.
 fn build(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Absent>) {
     let (mut there, mut absent) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -127,7 +127,7 @@ fn build(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Absent>) {
     (there, absent)
 }
 
-/// Has `ringtally challenge` compare the entries. Returns its comparison; `None` if there is none.
+/// Lets `ringtally challenge` compare the entries. Returns its comparison, or `None` if it did not make one.
 fn compare(entries: &[Entry], options: &Options) -> Option<Value> {
     let file = std::env::temp_dir().join(format!("ringtally-arena-{}.json", std::process::id()));
     let mut challenge = Command::new(env!("CARGO_BIN_EXE_ringtally"));
@@ -144,14 +144,14 @@ fn compare(entries: &[Entry], options: &Options) -> Option<Value> {
         }
     }
     challenge.args(flags).arg("--json").arg(&file);
-    // Entries that count nothing make it fail, so what it found decides, and not its exit code.
+    // Entries that do not count make it fail, so its findings decide, and not its exit code.
     challenge.status().ok()?;
     let text = std::fs::read(&file).ok()?;
     let _ = std::fs::remove_file(&file);
     serde_json::from_slice(&text).ok()
 }
 
-/// Returns why entries that count are not exact, or gave up, a line each.
+/// Returns the reasons, one per line, that entries that count are not exact, or that entries gave up.
 fn failures(found: &Value, entries: &[Entry]) -> Vec<String> {
     let servers = found["servers"].as_array().into_iter().flatten();
     let failed = servers.filter_map(|server| {

@@ -11,7 +11,7 @@ const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const TEXT: RGBColor = RGBColor(0x22, 0x26, 0x2b);
 
-/// Returns bars for the first row in which requests per second are not given: those, and CPU time per request.
+/// Returns bars for the first row that does not fix the requests per second: requests per second, and CPU time per request.
 pub(crate) fn svg(found: &Value) -> String {
     let rows = || found["rows"].as_array().into_iter().flatten();
     let is_open = |row: &&Value| {
@@ -71,7 +71,7 @@ fn draw(
             &plain,
             (left + 6 + (share * 300.0) as i32, top + 3),
         )?;
-        // The bars begin at a tenth of the width, so that the cheapest entry has one too.
+        // The bars begin at a tenth of the width, so that the cheapest entry has one, too.
         let scale = (dearest / cheapest).ln().max(1e-9);
         let share = 0.1 + 0.9 * (cpu_us.max(0.1) / cheapest).ln() / scale;
         area.draw(&bar(right, share, SECOND_INK))?;

@@ -1,7 +1,6 @@
-//! The instructions of a request without the kernel: parse, decode, count, publish, merge, encode. valgrind counts
-//! them, so they are the same on a busy machine as on an idle one. `cargo bench --bench instructions` needs valgrind
-//! and gungraun-runner; `ci/perf` compares the counts of two commits. The result of each benchmark is checked after it
-//! was counted.
+//! The instructions of a request without the kernel: parse, decode, count, publish, merge, encode. valgrind counts them, so
+//! they are the same on a busy machine as on an idle one. `cargo bench --bench instructions` needs valgrind and
+//! gungraun-runner; `ci/perf` compares the counts of two commits. The result of each benchmark is checked after it was counted.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "gungraun's macros; a panic is a failure")]
 
@@ -16,8 +15,8 @@ use ringtally::tally::{Tally, Totals, Writer};
 use std::hint::black_box;
 use std::sync::Arc;
 
-/// Repetitions of an operation of few instructions. The hasher has a new seed in every process, so that
-/// the search for one user may be longer or shorter; the mean over many is stable.
+/// Repetitions of an operation that takes few instructions. The hasher has a new seed in every process, so the search for one
+/// user may be longer or shorter, but the mean over many is stable.
 const REPEATED: usize = 1_000;
 const USERS: usize = 10_000;
 const SHARDS: usize = 8;
@@ -70,7 +69,7 @@ fn parser() -> Parser {
     }
 }
 
-/// The head of the request is cached, as on every connection but the first.
+/// Returns a parser that has the head of the request in its cache, as on every connection except the first.
 fn experienced_parser() -> Parser {
     let mut parser = parser();
     parser.parse();
@@ -101,7 +100,7 @@ fn decode(body: &str) -> f64 {
     event::decode(black_box(body.as_bytes())).unwrap().value
 }
 
-/// A writer that has seen its users and has published everything.
+/// Returns a writer that has seen its users and has published everything.
 fn writer() -> (Arc<Tally>, Writer, Vec<String>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let mut writer = writers.remove(0);
@@ -149,7 +148,7 @@ fn publish((tally, mut writer): (Arc<Tally>, Writer)) -> (Arc<Tally>, Writer) {
     (tally, writer)
 }
 
-/// Every user on every shard, as after a long run.
+/// Returns shards that each have every user, as after a long run.
 fn shards() -> Arc<Tally> {
     let (tally, mut writers) = Tally::new(SHARDS, 10_000_000);
     for writer in &mut writers {
@@ -200,7 +199,7 @@ impl Receiver {
         self.service.publish();
     }
 
-    /// Works until nothing is left to do. Returns the units that were charged.
+    /// Works until nothing is left. Returns the units that were charged.
     fn work(&mut self) -> u32 {
         let Receiver { connection, service, .. } = self;
         let mut units = 0;
@@ -219,7 +218,7 @@ impl Receiver {
     }
 }
 
-/// A service that has handled the same requests before. It is boxed, so that to move it costs nothing.
+/// Returns a service that has handled the same requests before. It is boxed, so that moving it costs nothing.
 fn service(requests: usize) -> (Arc<Tally>, Box<Receiver>) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let policy = Policy::new("127.0.0.1");
@@ -249,7 +248,7 @@ fn answer((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally>, Bo
     (tally, receiver)
 }
 
-/// A service whose shard has seen the users of a batch, one for each event.
+/// Returns a service whose shard has seen the users of a batch, one for each event.
 fn batch(events: usize) -> (Arc<Tally>, Box<Receiver>) {
     let (tally, mut receiver) = service(1);
     let line = |event| format!("{{\"userId\":\"user_{}\",\"value\":{event}.5}}\n", USERS + event);
@@ -257,7 +256,7 @@ fn batch(events: usize) -> (Arc<Tally>, Box<Receiver>) {
     let length = body.len();
     let head = format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
     receiver.input = (head + &body).into_bytes();
-    // The first time, they are claimed, and the second time, they are found.
+    // The users are claimed the first time, and found the second time.
     for _ in 0..2 {
         receiver.receive();
         receiver.work();
@@ -266,7 +265,7 @@ fn batch(events: usize) -> (Arc<Tally>, Box<Receiver>) {
 }
 
 fn counted_three_batches((tally, _): (Arc<Tally>, Box<Receiver>)) {
-    // And the event that every service has counted.
+    // This includes the event that every service has counted.
     assert_eq!(tally.totals().total_requests, 1 + 3 * REPEATED as u64);
 }
 
@@ -281,7 +280,7 @@ fn count_batch((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) -> (Arc<Tally
 /// A service, inputs that are each received on a new connection, and the units that were charged for them.
 type Attacked = (Box<Receiver>, Vec<Vec<u8>>, u32);
 
-/// Returns the inputs of one kind that the search of `ci/fuzz` for the costliest one has found
+/// Returns the inputs of one kind that `ci/fuzz` has found in its search for the costliest input
 /// (`ci/fuzzing/targets/cost.rs`).
 fn costliest(kind: u8) -> Attacked {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ci/fuzzing/corpus/cost");
@@ -307,14 +306,14 @@ fn costliest(kind: u8) -> Attacked {
     (receiver, found.into_iter().filter_map(wire).collect(), 0)
 }
 
-/// Says what the inputs are charged: with the bound of their benchmark, that is the most instructions per unit.
+/// Prints the charge for the inputs. With the bound of their benchmark, this gives the most instructions per unit.
 fn is_charged((_, inputs, units): Attacked) {
     assert!(units > 0);
     let bytes: usize = inputs.iter().map(Vec::len).sum();
     println!("{} inputs of {bytes} bytes are charged {units} units", inputs.len());
 }
 
-/// A bound on the instructions of a benchmark, which fails if it takes more.
+/// Returns a bound on the instructions of a benchmark, which fails if it takes more.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     let mut tool = Callgrind::default();
     tool.hard_limits([(EventKind::Ir, instructions)]);
@@ -323,7 +322,7 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-// The bounds are about a tenth more than what each took on 2026-11-29.
+// The bounds are about a tenth above the counts of 2026-11-29.
 #[library_benchmark(teardown = is_charged)]
 #[bench::requests(args = (costliest(0)), config = at_most(8_300_000))]
 #[bench::events(args = (costliest(1)), config = at_most(2_300_000))]

@@ -1,6 +1,6 @@
-//! The cost of a request without the kernel: parse, decode, count, publish, merge. Each benchmark
-//! checks its own result. Run by `cargo bench --bench micro`; `.ci/run` runs each once, with fewer
-//! users: `cargo bench --bench micro -- --test`.
+//! The cost of a request without the kernel: parse, decode, count, publish, merge. Each benchmark checks its own result.
+//! `cargo bench --bench micro` runs them; `.ci/run` runs each once, with fewer users:
+//! `cargo bench --bench micro -- --test`.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a panic is a failure")]
 
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const USERS: usize = 75_000;
-/// Users whose table is larger than any cache.
+/// The number of users whose table is larger than any cache.
 const MANY_USERS: usize = 5_000_000;
 /// Events of the challenge, decoded and counted.
 const EVENTS: usize = 1_000_000;
@@ -56,12 +56,12 @@ fn feed(connection: &mut Connection, service: &mut Service, input: &[u8]) -> (Ve
     (sent, action.then)
 }
 
-/// Whether each benchmark is to run once, as a test.
+/// Returns whether each benchmark must run once, as a test.
 fn is_test() -> bool {
     std::env::args().any(|argument| argument == "--test")
 }
 
-/// Every user on every shard, as after a long run.
+/// Returns shards that each have every user, as after a long run.
 fn full() -> (Arc<Tally>, Vec<Writer>) {
     let (tally, mut writers) = Tally::new(SHARDS, 10_000_000);
     for writer in &mut writers {
@@ -86,7 +86,7 @@ fn requests(c: &mut Criterion) {
                 b.iter(|| {
                     let (sent, next) = feed(&mut connection, &mut service, &input);
                     assert_eq!(next, Next::Receive);
-                    // The memory is used again, as an engine does.
+                    // The memory is reused, as in an engine.
                     let mut spare = black_box(sent);
                     spare.clear();
                     connection.responses().reuse(spare);
@@ -102,7 +102,7 @@ fn requests(c: &mut Criterion) {
     group.bench_function("parse and respond 404", |b| {
         b.iter(|| feed(&mut connection, &mut service, &input));
     });
-    // Also where a filter has left it out.
+    // This holds even if a filter has skipped the benchmark.
     let (out, _) = feed(&mut connection, &mut service, &input);
     assert!(out.starts_with(b"HTTP/1.1 404 "));
     group.finish();
@@ -160,10 +160,10 @@ fn counting(c: &mut Criterion) {
     assert_eq!(tally.totals().unique_users, counted);
 }
 
-/// The ids of many users in an order that is unlike that in which they were added, one after the other, as a
-/// batch of events would have them.
+/// Returns the ids of many users, one after the other as a batch of events would have them, in an order unlike the order in
+/// which they were added.
 fn many_ids(users: usize) -> Vec<String> {
-    // A step that divides no number of users here visits each once.
+    // A step that is coprime to the number of users visits each once.
     (0..users).map(|i| format!("user_{}", i * 2_654_435_761 % users)).collect()
 }
 
@@ -190,7 +190,7 @@ fn counting_many(c: &mut Criterion) {
     );
 }
 
-/// Bodies of the published workload, decoded and counted one after the other, without input or output.
+/// Decodes and counts bodies of the published workload one after the other, without input or output.
 fn decoding_and_counting(c: &mut Criterion) {
     let (tally, mut writers) = Tally::new(1, 10_000_000);
     let events = if is_test() { 1_000 } else { EVENTS };
@@ -228,7 +228,7 @@ fn merging(c: &mut Criterion) {
     percentiles(&tally, writers);
 }
 
-/// The tail of the cost of a `/stats` response while shards count, which a mean does not show.
+/// Measures the tail of the cost of a `/stats` response while shards count, which a mean does not show.
 fn percentiles(tally: &Tally, mut writers: Vec<Writer>) {
     // The constructor accepts these constant bounds.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).unwrap();

@@ -15,7 +15,7 @@ import urllib.request
 from playwright.sync_api import sync_playwright
 
 BINARY, BROWSER, PICTURES = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
-# What the page says.
+# The texts that the page shows.
 LIVE = "live"
 LATE = "no response"
 UNKNOWN = "–"
@@ -30,7 +30,7 @@ BROWSER_FLAGS = [
     "--remote-debugging-port=0",
 ]
 
-# The text elements whose contrast with the nearest painted background is below that of WCAG 2, level AA.
+# The text elements with less contrast to the nearest painted background than WCAG 2, level AA, requires.
 POOR_CONTRASTS = r"""() => {
     const channels = (color) => color.match(/[\d.]+/g).map(Number);
     const luminance = (color) => channels(color).slice(0, 3).map((part) => part / 255)
@@ -76,7 +76,7 @@ class Processes(contextlib.ExitStack):
         if process.poll() is not None:
             return
         process.terminate()
-        # A process that a check stopped takes the signal once it continues.
+        # A process that a check stopped handles the signal after it continues.
         process.send_signal(signal.SIGCONT)
         try:
             process.wait(STOP_S)
@@ -272,7 +272,7 @@ def check_reset(page, url):
 def check_quiet(page):
     before = len(page.requested)
     page.wait(5)
-    # Two in each of five seconds, and two more where the first and the last second are cut.
+    # Two requests in each of five seconds, and two more if the first and the last second are cut.
     count = len(page.requested) - before
     check(f"the page sends two requests per second at most: {count} in 5 s", 4 <= count <= 12)
     check("the console is silent", page.console, [])
@@ -302,7 +302,7 @@ def check_own_script_only(page):
 
 
 def main():
-    # Without this, SIGTERM would leave behind what was started.
+    # Without this, SIGTERM would leave the started processes behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with Processes() as processes, sync_playwright() as playwright:
         server, url = processes.serve(0)

@@ -12,7 +12,7 @@ class Client {
         var url = URI.create(texts[0]);
         int events = Integer.parseInt(texts[1]);
         int connections = Integer.parseInt(texts[2]);
-        // Each request asks for HTTP/2 with an Upgrade, which is its default and which a server may ignore.
+        // Each request asks for HTTP/2 with an Upgrade. This is the client's default, and a server may ignore it.
         var client = HttpClient.newHttpClient();
         var acknowledged = new AtomicInteger();
         var threads = Executors.newFixedThreadPool(connections);

@@ -1,5 +1,5 @@
-// k6: a ramp of users, each of which waits for its response, and then a spike of the rate of arrivals. Prints how many
-// events were acknowledged, and the sum of their values.
+// k6: a ramp of users, who each wait for a response, and then a spike of the arrival rate. Prints the number of acknowledged
+// events, and the sum of their values.
 import exec from 'k6/execution';
 import http from 'k6/http';
 import { Counter } from 'k6/metrics';

@@ -1,5 +1,4 @@
-// Go's net/http, with its default transport: goroutines that share its connections. Prints how many events were
-// acknowledged.
+// Go's net/http, with its default transport: goroutines that share its connections. Prints the number of acknowledged events.
 package main
 
 import (

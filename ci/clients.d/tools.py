@@ -8,7 +8,7 @@ from typing import Callable
 
 EVENTS = 2000
 CONNECTIONS = 8
-# What clients that can send only one body send.
+# The body that is sent by clients that can send only one.
 BODY = '{"userId":"user_1","value":1.5}'
 
 HERE = Path(__file__).parent
@@ -28,20 +28,20 @@ def last_number(output):
 @dataclass
 class Client:
     name: str
-    # "system" is the distribution's, and the others are the registries': "go", "npm", and "pypi".
+    # "system" is the distribution, and the others are registries: "go", "npm", and "pypi".
     source: str
-    # From the URL of /event, the directory of its tools, and one for its files.
+    # Made from the URL of /event, the directory of its tools, and a directory for its files.
     command: Callable[[str, Path, Path], list]
     acknowledged: Callable[[str], int] = last_number
-    # How many events it sends; not every client has a number that is known before.
+    # The number of events that it sends, or None if that is not known in advance.
     events: int | None = EVENTS
-    # Whether it sends BODY again and again, and not the challenge's events.
+    # True if it sends BODY again and again, and not the challenge's events.
     repeats: bool = False
-    # At most so many connections.
+    # The most connections that it may use.
     connections: int = CONNECTIONS
-    # How many requests it may leave without having read their responses.
+    # The number of requests whose responses it may leave unread.
     left: int = 0
-    # The sum of the values that it says were acknowledged, for its own events.
+    # The sum of the values that it reports as acknowledged, if it sends its own events.
     values: Callable[[str], float] | None = None
 
     def expected(self, output, counted):
@@ -146,14 +146,15 @@ def of_vegeta(output):
 
 CLIENTS = [
     Client("ab", "system", ab, found(r"Complete requests: +(\d+)", r"Non-2xx|Failed requests: +[1-9]"), repeats=True),
-    # It opens a connection more, to try the address, and stops without waiting for responses.
+    # It opens one more connection to try the address, and stops without waiting for responses.
     Client(
         "wrk", "system", wrk, found(r"(\d+) requests in", r"Non-2xx|Socket errors"), None, True,
         connections=CONNECTIONS + 1, left=CONNECTIONS,
     ),
     Client("h2load", "system", h2load, found(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx"), repeats=True),
     Client("siege", "system", siege, found(r'"successful_transactions":\s+(\d+)'), repeats=True),
-    # Go's transport may open a connection and then use one that has become free in the meantime.
+    # Go's transport may open a connection and then use another that has become free in
+    # the meantime.
     Client("hey", "go", hey, found(r"\[20[01]\]\s+(\d+) responses"), repeats=True, connections=2 * CONNECTIONS),
     Client(
         "vegeta", "go", vegeta, of_vegeta, None, True, connections=2 * CONNECTIONS
@@ -172,7 +173,7 @@ CLIENTS = [
     Client("net/http", "system", program("go", "run", "{here}/nethttp.go"), connections=2 * CONNECTIONS),
     Client("HttpClient", "system", program("java", "{here}/Client.java")),
     Client("curl -0", "system", curl("-0"), statuses, CURL_EVENTS, True, CURL_EVENTS),
-    # Without an interim response it would wait for a minute for each.
+    # Without an interim response it would wait a minute for each.
     Client(
         "curl, Expect", "system", curl("--expect100-timeout", "60", "-H", "Expect: 100-continue"), statuses,
         CURL_EVENTS, True, 1,

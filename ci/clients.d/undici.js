@@ -1,4 +1,4 @@
-// undici: a pool of connections. Prints how many events were acknowledged.
+// undici: a pool of connections. Prints the number of acknowledged events.
 const { Pool } = require('undici');
 
 const [url, events, connections] = process.argv.slice(2);

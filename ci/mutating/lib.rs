@@ -1,5 +1,5 @@
-//! The modules whose mutants `ci/mutants` tests, what they need, and the tests of them that need no socket, as one crate: a
-//! change of one function is compiled and linked once. It takes the place of `src/lib.rs` in a copy of the source.
+//! The modules whose mutants `ci/mutants` tests, the modules that they need, and their tests that run without a socket, as one
+//! crate: a change of one function is compiled and linked once. It takes the place of `src/lib.rs` in a copy of the source.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "this is a part of a program")]
 
@@ -29,7 +29,7 @@ pub mod uring {
     pub use wakeup::Wakeup;
 }
 
-/// What the tests call this crate.
+/// The name that the tests use for this crate.
 #[cfg(test)]
 extern crate self as ringtally;
 

@@ -1,5 +1,5 @@
-//! `without-io-uring ERRNO COMMAND...`: runs a command under a seccomp profile that refuses io_uring with an error
-//! number, as container runtimes do: 1 (EPERM) or 38 (ENOSYS). For `ci/kernels`.
+//! `without-io-uring ERRNO COMMAND...`: runs a command under a seccomp profile that refuses io_uring with an error number, as
+//! container runtimes do: 1 (EPERM) or 38 (ENOSYS). For `ci/kernels`.
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use std::collections::BTreeMap;

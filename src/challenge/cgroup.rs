@@ -1,4 +1,4 @@
-//! A cgroup (v2) for one server: what it holds cannot leave it, and its CPU time includes processes that have ended.
+//! A cgroup (v2) for one server. Processes cannot leave it, and its CPU time includes ended processes.
 
 use super::usage::CpuTime;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// The longest time that the kernel may take to remove killed processes from a group.
 const EMPTY_MAX: Duration = Duration::from_secs(5);
 
-/// A group. Dropped, it is emptied by force and removed.
+/// A group. Dropping it kills its processes and removes it.
 #[derive(Debug)]
 pub(super) struct Group {
     path: PathBuf,
@@ -24,7 +24,7 @@ impl Group {
         let path = own()?.join(format!("ringtally-{}-{number}", std::process::id()));
         fs::create_dir(&path).ok()?;
         let group = Group { path };
-        // A group that cannot be read or emptied is of no use.
+        // A group that cannot be read or emptied is useless.
         let is_usable = group.cpu().is_some() && group.path.join("cgroup.kill").exists();
         is_usable.then_some(group)
     }
@@ -74,10 +74,10 @@ pub(super) fn kill(path: &Path) -> io::Result<()> {
     fs::write(path.join("cgroup.kill"), "1")
 }
 
-/// Runs `start` while this process is in the group, so that what it starts is there from its beginning on.
+/// Runs `start` while this process is in the group, so that whatever it starts is in the group from the beginning.
 pub(super) fn within<T>(path: &Path, start: impl FnOnce() -> T) -> io::Result<T> {
     let home = own().ok_or(io::ErrorKind::NotFound)?;
-    // Zero is the process that writes.
+    // Zero stands for the process that writes it.
     fs::write(path.join("cgroup.procs"), "0")?;
     let started = start();
     fs::write(home.join("cgroup.procs"), "0")?;
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_group_that_was_made_is_empty_and_gone_at_the_end() {
-        // Without cgroups, the tests of whole challenges show the replacement.
+        // Without cgroups, the tests of whole challenges cover the fallback.
         let Some(group) = Group::make() else { return };
         let path = group.path().to_owned();
         assert!(path.is_dir() && !group.has_processes());

@@ -1,13 +1,13 @@
-//! The command of a server that is judged: its words, and what is put in place of `{port}` and the like.
+//! The command of a server under test: its words, and the values of placeholders such as `{port}`.
 
 use crate::topology::format_cpu_list;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// Characters of a server's name.
+/// The most characters in a server's name.
 const NAME_MAX: usize = 32;
-/// Characters of a server's command.
+/// The most characters in a server's command.
 const COMMAND_MAX: usize = 4096;
 /// The command that stands for this program's own server.
 const OWN: &str = "ringtally";
@@ -15,8 +15,8 @@ const OWN: &str = "ringtally";
 /// A server that `--server` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerCommand {
-    /// Its name in reports: the one in the flag, or else the last part of the program's path, with a hyphen for each
-    /// character that a name cannot have.
+    /// Its name in reports: the name in the flag, or otherwise the last component of the program's path, with a hyphen in place
+    /// of each character that a name cannot contain.
     pub name: String,
     /// The command as it was typed.
     text: String,
@@ -72,7 +72,7 @@ impl FromStr for ServerCommand {
     }
 }
 
-/// The form that `--server` takes.
+/// Formats the command as `--server` accepts it.
 impl fmt::Display for ServerCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.name, self.text)
@@ -91,8 +91,8 @@ impl ServerCommand {
         self.is_own() && self.words.iter().any(is_store)
     }
 
-    /// Returns the program and its arguments for a place. If it is this program's own server, that gets `tuning` too;
-    /// flags in the command come last, so that they win.
+    /// Returns the program and its arguments for a place. This program's own server also gets `tuning`; flags in the command
+    /// come last, so that they win.
     pub(super) fn at(&self, place: &Place, tuning: &[String]) -> Vec<String> {
         let own = ["serve", "--host", "{host}", "--port", "{port}", "--cpus", "{cpus}"];
         let words: Vec<String> = match self.words.get(1).map(String::as_str) {
@@ -121,21 +121,21 @@ impl ServerCommand {
         &self.text
     }
 
-    /// Reports whether the command has the port, and not only the environment.
+    /// Reports whether the command itself contains the port, in addition to the environment.
     pub(super) fn names_port(&self) -> bool {
         self.is_own() || self.words.iter().any(|word| word.contains("{port}"))
     }
 }
 
-/// Splits a command into words as a shell does: spaces separate them, quotes and backslashes keep them together.
-/// Nothing is expanded, so that the same command means the same on every machine.
+/// Splits a command into words as a shell does: spaces separate them, quotes and backslashes keep them together. Nothing is
+/// expanded, so that a command means the same on every machine.
 fn split(command: &str) -> Result<Vec<String>, String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut characters = command.chars();
     while let Some(c) = characters.next() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
-            // Within single quotes, a backslash is one.
+            // Within single quotes, a backslash is literal.
             (None | Some('"'), '\\') => {
                 let next = characters.next().ok_or("the command ends with a backslash")?;
                 let is_plain = quote.is_some() && !matches!(next, '"' | '\\' | '$' | '`');

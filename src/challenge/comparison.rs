@@ -13,11 +13,11 @@ use serde::Serialize;
 
 /// The seed of the bootstrap: the same runs always give the same intervals.
 const SEED: u64 = 1;
-/// Servers are the same if their ratio may be within this of one, which is less than what differs between two runs of one
-/// server on a machine that others use, too.
+/// Two servers count as the same if their ratio may be within this factor of 1. Two runs of one server differ by more than this
+/// on a machine that others use, too.
 const CHANGE: f64 = 1.03;
 
-/// Several runs of a figure.
+/// The spread of a figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "ServerSpread")]
 pub(super) struct Spread {
@@ -71,9 +71,9 @@ impl Outcome {
 pub(super) struct Ratio {
     /// The median over the rounds.
     pub(super) median: f64,
-    /// The bounds of its 95% interval; null with too few rounds.
+    /// The lower bound of its 95% interval; null with too few rounds.
     pub(super) low: Option<f64>,
-    /// The upper bound.
+    /// The upper bound of that interval.
     pub(super) high: Option<f64>,
     /// Its meaning.
     pub(super) outcome: Outcome,
@@ -106,11 +106,12 @@ impl Ratio {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ServerInRow")]
 pub(super) struct InRow {
-    /// The number of the server, from 0 on.
+    /// The number of the server, counted from 0.
     pub(super) server: usize,
-    /// Its place by CPU time per request, from 1 on; null if it is not exact, or if its figures are void.
+    /// Its place by CPU time per request, from 1 on, or by `p99_us` if the CPU time of a ranked server is unknown; null if it is not
+    /// exact, or if its figures are void.
     pub(super) rank: Option<usize>,
-    /// Acknowledged requests per second, with batches events.
+    /// Acknowledged requests per second; with batches, acknowledged events per second.
     pub(super) requests_per_s: Option<Spread>,
     /// The mean latency in microseconds.
     pub(super) mean_us: Option<Spread>,
@@ -128,11 +129,11 @@ pub(super) struct InRow {
     pub(super) cpu_ratio: Option<Ratio>,
     /// The 99th percentile as a ratio to the first server's.
     pub(super) p99_ratio: Option<Ratio>,
-    /// The verdict of its runs: the worst of them; null if none was checked.
+    /// The worst verdict of its runs; null if none was checked.
     pub(super) verdict: Option<String>,
-    /// The first reason why it is not exact or void; null without one.
+    /// The first reason why it is inexact or void; null if it is neither.
     pub(super) why: Option<String>,
-    /// The number of its void runs, which are in no figure.
+    /// The number of its void runs, which no figure includes.
     pub(super) void_runs: usize,
     /// The number of its runs in the row.
     pub(super) runs: usize,
@@ -213,7 +214,7 @@ pub(super) struct ServerFound {
     pub(super) start_up_ms: Option<Spread>,
     /// The most memory that its processes held in bytes: the sum of their peaks.
     pub(super) peak_rss_bytes: Option<u64>,
-    /// Its capacity in requests per second, for rows at a share of it; null without such a row.
+    /// Its capacity in requests per second, which is measured only for rows at a share of it; null without such rows.
     pub(super) capacity_per_s: Option<f64>,
     /// Whether the client was the limit of that capacity.
     pub(super) capacity_is_clients: bool,
@@ -223,8 +224,8 @@ pub(super) struct ServerFound {
     pub(super) kills: u32,
     /// The reason why it was given up; null if it was not.
     pub(super) failure: Option<String>,
-    /// Whether it is better or worse than the first server in a row, or the same in all; null for the first server, with too few
-    /// rounds, or if it is better in one figure and worse in another.
+    /// Its outcome against the first server: better or worse in at least one row, or the same in all; null for the first
+    /// server, with too few rounds, or if it is better in one figure and worse in another.
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -320,14 +321,14 @@ fn in_row(number: usize, row: Row, servers: usize, runs: &[Run]) -> Vec<InRow> {
     all
 }
 
-/// Returns a figure of two servers in each round in which both runs count.
+/// Returns the figure of both servers for each round whose two runs count.
 fn pairs(base: &[&Run], head: &[&Run], figure: fn(&Run) -> Option<f64>) -> Vec<(f64, f64)> {
     let value = |run: &Run| figure(run).filter(|_| run.void.is_none());
     let in_round = |round| base.iter().find(|run| run.round == round);
     head.iter().filter_map(|run| Some((value(in_round(run.round)?)?, value(run)?))).collect()
 }
 
-/// Orders the servers by CPU time per request, or if it is unknown for one of them, all by the 99th percentile.
+/// Orders the servers by CPU time per request, or all by the 99th percentile if the CPU time of a ranked server is unknown.
 fn rank(all: &mut [InRow]) {
     let may_rank = |one: &InRow| one.is_exact() && !one.is_void();
     let has_cpu = all.iter().filter(|one| may_rank(one)).all(|one| one.cpu_us.is_some());
@@ -345,7 +346,7 @@ fn rank(all: &mut [InRow]) {
     }
 }
 
-/// Gives those that are ranked their scores.
+/// Sets the scores of the ranked servers.
 fn score(all: &mut [InRow], runs: &[Run], row: usize) {
     let held = |server: usize| {
         let own =
@@ -373,7 +374,7 @@ pub(super) mod tests {
     use super::*;
     use crate::challenge::measured::Seen;
 
-    /// A run that counts, with such figures.
+    /// Returns a run that counts, with the given figures.
     pub(in crate::challenge) fn run(server: usize, round: u32, per_s: f64, cpu_us: f64) -> Run {
         let empty = Run::new((server, 0, round), Row::Saturated, &Seen::Nothing(String::new()), 1);
         Run {
@@ -460,7 +461,7 @@ pub(super) mod tests {
             .flat_map(|round| [run(0, round, 100.0, 25.0), run(1, round, 100.0, 15.0)])
             .collect();
         for run in runs.iter_mut().filter(|run| run.server == 1) {
-            // Too little to be known, and a p99 that is a greater number than the other's CPU time.
+            // Too little CPU time to be known, and a p99 that is numerically greater than the other server's CPU time.
             (run.cpu_us, run.p99_us) = (None, Some(100.0));
         }
         runs.iter_mut().filter(|run| run.server == 0).for_each(|run| run.p99_us = Some(200.0));

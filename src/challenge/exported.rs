@@ -1,4 +1,4 @@
-//! A comparison of servers as exporters need it: what was found of each server in each row.
+//! A comparison of servers in the form that exporters need: the findings for each server in each row.
 
 use super::Compared;
 use super::comparison::{InRow, RowFound, Spread};
@@ -16,7 +16,7 @@ const EXPORTED: [Exported; 6] = [
 ];
 
 impl Compared {
-    /// Returns what must hold: each server was ready, and exact in each row.
+    /// Returns the conditions that must hold: each server was ready, and exact in each row.
     pub(super) fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         let mut case = |name: String, failure| cases.push(Case { name, failure });
@@ -40,7 +40,7 @@ impl Compared {
         cases
     }
 
-    /// Returns a set of findings per server and row, and in the first of them what was checked.
+    /// Returns a set of findings per server and row; the first of them also holds the checks.
     pub(super) fn exported(&self) -> Vec<Findings> {
         let mut all: Vec<Findings> = Vec::new();
         for row in &self.rows {

@@ -1,8 +1,8 @@
-//! The process between a challenge and a server of somebody else: it starts the server, writes its log, and ends it with
-//! everything that it started, also when the challenge is killed. Whatever the server starts stays below this process,
-//! because it adopts what loses its parent.
+//! The process between a challenge and a server that `--server` names. It starts the server, writes its log, and ends it with
+//! everything that it started, even if the challenge is killed. Whatever the server starts remains a descendant of this
+//! process, because this process adopts orphans.
 //!
-//! It gets commands on standard input (`stop`, or its end) and reports events on standard output, a line each.
+//! It reads commands from standard input (`stop`, or end of file) and reports events on standard output, one per line.
 
 use super::cgroup;
 use super::log::BoundedLog;
@@ -48,7 +48,7 @@ enum Event {
     Ended(String),
     /// No process is left.
     Empty,
-    /// The challenge wants the end.
+    /// The challenge asks it to stop the server.
     Stop,
     /// The challenge has ended.
     Orphaned,
@@ -110,11 +110,11 @@ fn start(config: &Config, output: io::PipeWriter) -> io::Result<Pid> {
         None => command.spawn(),
     };
     sched_setaffinity(None, &ours)?;
-    // `reap` waits for it, with all others.
+    // `reap` waits for it, as it does for all others.
     spawned.map(|child| Pid::from_child(&child))
 }
 
-/// Waits for every process that ends, so that its CPU time is added to this process's.
+/// Reaps every process that ends, so that its CPU time is added to this process's.
 fn reap(server: Pid, events: &Sender<Event>) {
     loop {
         let event = match wait(WaitOptions::empty()) {
@@ -147,12 +147,12 @@ fn listen(events: &Sender<Event>) {
     if events.send(event).is_err() || !is_stop {
         return;
     }
-    // Whatever follows is the end of the challenge.
+    // Any further input is discarded until end of file, which marks the end of the challenge.
     let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     let _ = events.send(Event::Orphaned);
 }
 
-/// Waits for the order to end the server, and ends it. Returns what that took.
+/// Waits for the command to end the server, and ends it. Returns how it ended: `ended` or `killed`.
 fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static str {
     let mut is_empty = false;
     loop {
@@ -166,7 +166,7 @@ fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static 
             }
         }
     }
-    // The number of an empty group may be another's.
+    // The ID of an empty process group may have been reused.
     if !is_empty {
         let _ = kill_process_group(server, Signal::TERM);
     }
@@ -208,7 +208,7 @@ fn kill_all(config: &Config) {
     }
 }
 
-/// Writes a line to the challenge. If that has ended, nobody reads it.
+/// Writes a line to the challenge. If the challenge has ended, nobody reads it.
 fn tell(line: &str) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "{}", line.replace('\n', " ")).and_then(|()| stdout.flush());

@@ -1,4 +1,4 @@
-//! The listeners on a port: of a server that shares its port with an older one, nobody knows which of them responds.
+//! The listeners on a port. If a server shares its port with an older one, it is unknown which of them responds.
 
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 use procfs::process::{FDTarget, Process};
@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 pub(super) enum Listeners {
     /// Only processes of the server.
     Own,
-    /// The server and somebody else, or somebody else alone.
+    /// The server and somebody else.
     Shared,
+    /// Somebody else alone.
     Foreign,
-    /// That is unknown.
+    /// It cannot be determined.
     Unknown,
 }
 

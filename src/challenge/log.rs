@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// Bytes of a server's output that are kept from its beginning, and from its end.
+/// The bytes of a server's output that are kept from its beginning, and from its end.
 pub(super) const HEAD_MAX: usize = 1 << 20;
 pub(super) const TAIL_MAX: usize = 1 << 16;
-/// Lines and characters of a log that an error quotes.
+/// The lines of a log that an error quotes, and the characters of each.
 const LINES_QUOTED: usize = 8;
 const COLUMNS_QUOTED: usize = 200;
 
-/// A log that is written.
+/// A log that is being written.
 pub(super) struct BoundedLog {
     file: File,
     written: usize,
@@ -27,7 +27,7 @@ impl BoundedLog {
         Ok(BoundedLog { file, written: 0, tail: VecDeque::new(), left_out: 0 })
     }
 
-    /// Reads output to its end, so that a server never waits for its log. A file that is full loses what follows.
+    /// Reads output to its end, so that a server never waits for its log. Output that cannot be written to the file is lost.
     pub(super) fn drain(&mut self, mut output: impl Read) {
         let mut bytes = [0; 1 << 14];
         loop {
@@ -51,7 +51,7 @@ impl BoundedLog {
         self.left_out += over as u64;
     }
 
-    /// Writes the end of the output behind its beginning.
+    /// Appends the end of the output to its beginning.
     fn finish(&mut self) {
         if self.left_out > 0 {
             let _ = write!(self.file, "\n[{} bytes are left out here]\n", self.left_out);
@@ -61,7 +61,7 @@ impl BoundedLog {
     }
 }
 
-/// Returns the last lines of a log in one line; `None` without any.
+/// Returns the last lines of a log joined into one line; `None` if it does not have any.
 pub(super) fn quote(path: &Path) -> Option<String> {
     let bytes = std::fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_MAX)..]).into_owned();

@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
 
-/// The share of a rate that has to be reached.
+/// The share of a rate that must be reached.
 const HELD_MIN: f64 = 0.98;
-/// A server whose processes use this share of its CPUs, or of one, is its own limit.
+/// If a server's processes use this share of its CPUs, or of one CPU, the server is the limit.
 const BUSY_MIN: f64 = 0.9;
-/// If they use less of one CPU than this, and the client was not the limit either, nothing was saturated.
+/// If they use less than this of one CPU, and the client was not the limit either, nothing was saturated.
 const SATURATED_MIN: f64 = 0.5;
-/// The shortest CPU time of a server that is worth stating.
+/// The shortest CPU time of a server that is worth reporting.
 const CPU_MIN: Duration = Duration::from_millis(20);
 
 /// The result of a run.
@@ -68,11 +68,11 @@ pub(super) enum Limit {
     Client,
     /// The server's CPUs.
     Server,
-    /// One of the server's threads.
+    /// A single thread of the server.
     Thread,
     /// The requested rate.
     Rate,
-    /// Waiting, of the server or of the few connections.
+    /// Waiting, by the server or because there are few connections.
     Waiting,
 }
 
@@ -93,13 +93,13 @@ impl Limit {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ServerRun")]
 pub(super) struct Run {
-    /// The number of the server, from 0 on.
+    /// The number of the server, counted from 0.
     pub(super) server: usize,
-    /// The number of the row, from 0 on.
+    /// The number of the row, counted from 0.
     pub(super) row: usize,
-    /// The number of the round, from 0 on.
+    /// The number of the round, counted from 0.
     pub(super) round: u32,
-    /// Acknowledged requests per second, with batches events.
+    /// Acknowledged requests per second; with batches, acknowledged events per second.
     pub(super) requests_per_s: Option<f64>,
     /// The mean latency in microseconds.
     pub(super) mean_us: Option<f64>,
@@ -111,7 +111,7 @@ pub(super) struct Run {
     pub(super) p99_9_us: Option<f64>,
     /// CPU time per request of the server and its children in microseconds; null if the run was too short.
     pub(super) cpu_us: Option<f64>,
-    /// The part of it in user mode.
+    /// CPU time per request in user mode, in microseconds.
     pub(super) user_us: Option<f64>,
     /// Requests that were acknowledged.
     pub(super) acknowledged: Option<f64>,
@@ -119,13 +119,13 @@ pub(super) struct Run {
     pub(super) held: Option<f64>,
     /// Whether the server counted what it acknowledged: `exact`, `wrong`, or `undecided`; null if that was not checked.
     pub(super) verdict: Option<String>,
-    /// The reasons for the verdict, a sentence each.
+    /// The reasons for the verdict, one sentence each.
     pub(super) reasons: Vec<String>,
     /// The limit of its figures; null if nothing was measured.
     pub(super) limit: Option<Limit>,
     /// The reason why its figures are void; null if they are not.
     pub(super) void: Option<String>,
-    /// Responses of `/stats` during the run; null if it was not polled.
+    /// The number of responses to `/stats` during the run; null if it was not polled.
     pub(super) stats_responses: Option<u64>,
 }
 
@@ -153,7 +153,7 @@ impl Run {
             stats_responses: None,
         };
         match seen {
-            // Not every server takes batches. Whatever else prevents a report leaves the server unjudged.
+            // Not every server accepts batches. In any other row, a missing report leaves the verdict undecided.
             Seen::Nothing(why) if row.batch().is_some() => Run { void: Some(why.clone()), ..empty },
             Seen::Nothing(why) => Run {
                 verdict: Some("undecided".into()),
@@ -238,7 +238,7 @@ fn void(row: Row, load: &SeenLoad, used: Option<f64>) -> Option<String> {
         return Some("it ignores Connection: close".into());
     }
     let connections = load.number("/setup/connections");
-    // No connection was opened after another one, so none is known to have been closed.
+    // No connection was opened to replace another, so none is known to have been closed.
     if row == Row::Close && load.number("/acknowledged") <= connections {
         return Some("it has not sent enough responses to show that it closes connections".into());
     }

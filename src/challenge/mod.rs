@@ -2,8 +2,8 @@
 //! one report. The server is this program's own, or any command; several are compared in rounds.
 //!
 //! - `own`: this program's server, with the report of [`load`].
-//! - `command`: the value of `--server`. `process`, `keeper`, `cgroup`, `usage`, `listeners`, `log`: a server of somebody else
-//!   from its start to its end, and the resources that it used.
+//! - `command`: the value of `--server`. `process`, `keeper`, `cgroup`, `usage`, `listeners`, `log`: a server that it names,
+//!   from start to end, and the resources that it used.
 //! - `rows`, `rounds`, `pause`: the loads, and the order in which servers get them. `measured`: the figures of one run.
 //! - `comparison`, `score`: the result of all runs. `table`, `page`, `exported`: its forms.
 //! - `network`: a network namespace with its own loopback device.
@@ -48,24 +48,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 use usage::CpuTime;
 
-/// The most servers of a comparison.
+/// The most servers in a comparison.
 pub const SERVERS_MAX: usize = 64;
 /// The most rounds.
 pub const ROUNDS_MAX: u64 = 1000;
-/// The time for which a comparison observes the machine before it starts.
+/// The time that a comparison spends observing the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
 
 /// A checked configuration.
 pub enum Config {
     /// This program's own server, and one report.
     Own(Box<own::Config>),
-    /// One server of a command, and one report.
+    /// One server that `--server` names, and one report.
     One(Box<JudgeConfig>, Output),
     /// Servers, compared row by row.
     Several(Box<JudgeConfig>, Several),
 }
 
-/// The servers of commands, and the load that all of them get.
+/// The servers that `--server` names, and the load that all of them get.
 pub struct JudgeConfig {
     /// The servers, at least one.
     pub servers: Vec<ServerCommand>,
@@ -87,11 +87,11 @@ pub struct Several {
     pub rows: Vec<Row>,
     /// The number of rounds.
     pub rounds: u32,
-    /// The places that it is written to.
+    /// The destinations of its reports.
     pub output: Places,
 }
 
-/// The places that a comparison of servers is written to.
+/// The destinations of the reports of a comparison.
 #[derive(Debug)]
 pub struct Places {
     places: [Option<Destination>; 2],
@@ -100,12 +100,12 @@ pub struct Places {
 }
 
 impl Places {
-    /// Opens the places that `--json`, `--html`, and `--export` name; `-` is standard output, and `quiet` is
-    /// whether `--quiet` was given.
+    /// Opens the destinations that `--json`, `--html`, and `--export` name; `-` is standard output. `quiet` is true if
+    /// `--quiet` was given.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    /// [`Failure::Usage`] if two of them are the same, and [`Failure::Environment`] if one cannot be written.
     pub fn open(
         json: Option<PathBuf>,
         html: Option<PathBuf>,
@@ -136,18 +136,18 @@ impl Places {
 /// A comparison of servers.
 #[derive(Serialize, JsonSchema)]
 struct Compared {
-    /// The command that makes the comparison again, secrets excluded.
+    /// The command that repeats the comparison, without secrets.
     command: Vec<String>,
-    /// Rounds.
+    /// The number of rounds.
     rounds: u32,
     /// The servers' CPUs.
     server_cpus: String,
     /// The client's CPUs.
     client_cpus: String,
-    /// Connections.
+    /// The number of connections.
     connections: usize,
-    /// Bytes of a packet on the loopback device; null if that cannot be read. The usual 65,536 hide how responses are cut into
-    /// packets.
+    /// The MTU of the loopback device in bytes; null if it cannot be read. The usual 65,536 hides how responses are split
+    /// into packets.
     loopback_mtu: Option<u64>,
     /// Whether the user ended it early.
     interrupted: bool,
@@ -170,8 +170,8 @@ pub fn schema(format: Format) -> Option<Schema> {
 ///
 /// # Errors
 ///
-/// The errors of a server at its start and its end, of [`load::run`], and of the report's files; and [`Failure::Wrong`]
-/// if a server is not exact.
+/// The errors of starting and stopping a server, of [`load::run`], and of writing the report's files; and [`Failure::Wrong`] if
+/// a server is not exact.
 pub fn run(config: Config) -> Result<(), Failure> {
     match config {
         Config::Own(config) => own::run(*config),

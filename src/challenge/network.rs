@@ -1,4 +1,4 @@
-//! A network namespace with its own loopback device, whose packets may be as short as the packets of a network card.
+//! A network namespace with its own loopback device, whose packets can be as small as a network card's.
 
 use crate::failure::Failure;
 use rustix::process::geteuid;
@@ -6,16 +6,16 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Bytes of a packet on the loopback device.
+/// The smallest MTU of the loopback device, in bytes.
 pub const MTU_MIN: u64 = 576;
-/// The most, which is Linux's default.
+/// The largest MTU, which is Linux's default.
 pub const MTU_MAX: u64 = 65_536;
 
-/// Tells the process in the namespace that it is there, and which MTU it has.
+/// The environment variable that marks the process in the namespace and holds its MTU.
 const INSIDE: &str = "RINGTALLY_LOOPBACK_MTU";
 
-/// Moves this process into a new network namespace with a loopback device of this MTU: as root, or else in a user
-/// namespace. The process is replaced by itself there, with the same arguments, so the function returns only there.
+/// Moves this process into a new network namespace with a loopback device of this MTU: as root, or else in a user namespace.
+/// The process executes itself again there with the same arguments, so the function returns only in the namespace.
 ///
 /// # Errors
 ///
@@ -35,7 +35,7 @@ pub fn enter(mtu: u64) -> Result<(), Failure> {
         false => &["--user", "--map-root-user", "--net"],
     };
     let set_up = format!("ip link set lo mtu {mtu} && ip link set lo up");
-    // It is tried first, because the process that does it for real cannot tell why it did not work.
+    // Try the setup first: after the `exec` below, nothing could report why it failed.
     let tried = Command::new("unshare").args(flags).args(["sh", "-c", &set_up]).output();
     let tried = tried.map_err(|error| cannot(format!("unshare: {error}")))?;
     if !tried.status.success() {

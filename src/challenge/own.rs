@@ -1,4 +1,4 @@
-//! The challenge with this program's own server: its own process, and the report of [`load`].
+//! The challenge with this program's own server, which runs as a separate process, and the report of [`load`].
 
 use super::usage::{self, CpuTime};
 use crate::failure::Failure;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const START_MAX: Duration = Duration::from_secs(30);
 /// The time that the server may take to stop, in addition to its drain timeout.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// The interval at which to check whether it has stopped.
+/// The time between checks of whether it has stopped.
 const STOP_TICK: Duration = Duration::from_millis(2);
 
 /// The command of the server, which listens on a free port.
@@ -29,7 +29,7 @@ const ADDRESS: [&str; 5] = ["serve", "--host", "127.0.0.1", "--port", "0"];
 
 /// A checked configuration.
 pub struct Config {
-    /// Flags for `serve`, other than its address and CPUs.
+    /// Flags for `serve`, except its address and CPUs.
     pub server_flags: Vec<OsString>,
     /// The server's CPUs.
     pub server_cpus: Vec<usize>,
@@ -37,7 +37,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Makes the client's configuration, once the server's address is known.
     pub load: Box<dyn FnOnce(Server) -> load::Config>,
-    /// The places of the report.
+    /// The destinations of the report.
     pub output: Output,
 }
 
@@ -98,8 +98,8 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 ///
-/// The errors of the server at its start and its end, of [`load::run`], and of the report's files; and
-/// [`Failure::Wrong`] if the report says so.
+/// The errors of starting and stopping the server, of [`load::run`], and of writing the report's files; and [`Failure::Wrong`]
+/// if the report does not pass.
 pub(super) fn run(config: Config) -> Result<(), Failure> {
     let server_cpus = format_cpu_list(&config.server_cpus);
     let server = ServerProcess::start(&config.server_flags, &server_cpus)?;
@@ -135,11 +135,11 @@ fn command(flags: &[OsString], cpus: &str) -> Vec<String> {
 /// A server that this process started. Dropped, it is killed.
 struct ServerProcess {
     child: Child,
-    /// As the server reported it: host and port.
+    /// The host and port that the server reported.
     address: String,
     /// The address comes first, and the final totals last.
     stdout: BufReader<ChildStdout>,
-    /// Ends with the server's log, and returns its last error.
+    /// The thread that relays the server's log. It ends with the log, and returns the last error.
     log: Option<JoinHandle<Option<String>>>,
 }
 
@@ -197,7 +197,7 @@ impl ServerProcess {
         Process::new(Pid::from_child(&self.child).as_raw_nonzero().get()).ok()
     }
 
-    /// Returns user and system time so far.
+    /// Returns the user and system time used so far.
     fn cpu_time(&self) -> Option<CpuTime> {
         let stat = self.process()?.stat().ok()?;
         let time =
@@ -205,7 +205,7 @@ impl ServerProcess {
         Some(CpuTime { user: time(stat.utime), system: time(stat.stime) })
     }
 
-    /// The most memory that the process has held.
+    /// Returns the most memory that the process has held.
     fn peak_rss_bytes(&self) -> Option<u64> {
         Some(self.process()?.status().ok()?.vmhwm? * 1024)
     }
@@ -231,7 +231,7 @@ impl ServerProcess {
         }
     }
 
-    /// The last error in the log of a server that has ended.
+    /// Returns the last error in the log of a server that has ended.
     fn last_error(&mut self) -> Option<String> {
         self.log.take()?.join().ok()?
     }
@@ -245,15 +245,15 @@ impl Drop for ServerProcess {
     }
 }
 
-/// A line of the server's log, as far as it matters here.
+/// The parts of a line of the server's log that matter here.
 #[derive(Deserialize)]
 struct LogLine {
     level: String,
     message: String,
 }
 
-/// Passes on the warnings in the server's log, and other output, such as a panic's message. Returns its last error,
-/// which whoever waits for the server's end reports.
+/// Relays the warnings in the server's log, and other output such as a panic message. Returns the log's last error, which is
+/// reported by the code that waits for the server's end.
 fn relay_log(stderr: ChildStderr) -> Option<String> {
     let mut last_error = None;
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {

@@ -5,7 +5,7 @@ use super::table::HEADS;
 use crate::load::{escape, html};
 
 impl Compared {
-    /// Returns it as a page without outside assets and without scripts.
+    /// Returns it as a page without external assets or scripts.
     pub(super) fn html(&self) -> String {
         let mut body = String::new();
         for row in &self.rows {

@@ -7,12 +7,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Pauses, on a logarithmic scale.
+/// The pauses, on a logarithmic scale.
 const PAUSES_MS: [u64; 5] = [20, 36, 63, 112, 200];
-/// Responses that are timed, half of them on new connections.
+/// The number of responses that are timed, half of them on new connections.
 pub(super) const RESPONSES: usize = 50;
 const _: () = assert!(RESPONSES.is_multiple_of(2 * PAUSES_MS.len()));
-/// Connections that are held.
+/// The number of connections that are held.
 const HELD: usize = 4;
 /// The longest time that a response may take before the server is given up.
 const RESPONSE_MAX: Duration = Duration::from_secs(10);
@@ -21,7 +21,8 @@ const EVENT: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
     Content-Length: 29\r\n\r\n{\"userId\":\"user_1\",\"value\":1}";
 
-/// Returns the median, the 99th percentile, and the mean of the first responses after a pause in µs. The client runs on `cpu`.
+/// Returns the median, the 99th percentile, and the mean, in µs, of the first responses after a pause. The client runs
+/// on `cpu`.
 ///
 /// # Errors
 ///
@@ -74,7 +75,7 @@ fn connect_and_respond(address: SocketAddr) -> io::Result<TcpStream> {
 /// Sends an event, and waits for the beginning of its response.
 fn respond(connection: &mut TcpStream) -> io::Result<()> {
     let mut bytes = [0; 4096];
-    // The rest of the response before.
+    // Discard the rest of the previous response.
     connection.set_nonblocking(true)?;
     let rest = connection.read(&mut bytes);
     connection.set_nonblocking(false)?;

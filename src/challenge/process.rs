@@ -1,4 +1,4 @@
-//! A server of somebody else while it runs: its keeper, its port, its readiness, its log, and its end.
+//! A running server that `--server` names: its keeper, its port, its readiness, its log, and its end.
 
 use super::cgroup::Group;
 use super::command::{Place, ServerCommand};
@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 /// The longest time that a server may take to end after SIGTERM.
 pub(super) const STOP_MAX: Duration = Duration::from_secs(5);
-/// The longest time that its keeper may take besides.
+/// The longest additional time that its keeper may take.
 const KEEPER_MAX: Duration = Duration::from_secs(15);
-/// The time between two questions to a server that starts whether it is ready.
+/// The time between readiness checks of a server that is starting.
 const READY_EVERY: Duration = Duration::from_millis(2);
-/// The longest time that it may take to respond to one.
+/// The longest time that it may take to respond to a check.
 const RESPONSE_MAX: Duration = Duration::from_secs(1);
 /// The number of ports that are tried before one must be free.
 const PORTS_TRIED: u32 = 20;
@@ -38,7 +38,7 @@ pub(super) enum Error {
     NotStarted(String),
     /// It was not ready in time.
     StartTimedOut { after: Duration, names_port: bool },
-    /// Its port is somebody else's, too or alone.
+    /// Somebody else listens on its port, alone or in addition to it.
     Port(u16, Listeners),
     /// It ended while it was measured.
     Ended(String),
@@ -114,10 +114,10 @@ impl Conditions {
     }
 }
 
-/// A server that runs. Dropped, it is killed with everything that it started.
+/// A running server. Dropping it kills the server and everything that it started.
 pub(super) struct Judged {
     keeper: Child,
-    /// Closed, it tells the keeper to kill everything.
+    /// The keeper's standard input. Closing it makes the keeper kill everything.
     orders: Option<ChildStdin>,
     /// The lines that the keeper has written.
     said: Receiver<String>,
@@ -265,10 +265,10 @@ impl Judged {
         usage::peak_rss_bytes(self.keeper_pid())
     }
 
-    /// Ends it with SIGTERM, and what does not end with SIGKILL. Returns whether that was needed.
+    /// Ends it with SIGTERM, and kills whatever remains. Returns whether SIGKILL was needed.
     pub(super) fn stop(mut self) -> bool {
         if let Some(orders) = &mut self.orders {
-            // Fails if the keeper has ended, which is found below.
+            // Fails if the keeper has ended, which is detected below.
             let _ = orders.write_all(b"stop\n").and_then(|()| orders.flush());
         }
         let deadline = Instant::now() + STOP_MAX + KEEPER_MAX;
@@ -307,7 +307,7 @@ fn free_port() -> io::Result<u16> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Asks a server whether it is ready: it responds to `/health` with 200 or, because some lack it, to `/stats`.
+/// Reports whether a server is ready: whether it responds with 200 to `/health`, or to `/stats` because some lack `/health`.
 fn is_ready(address: SocketAddr) -> bool {
     let ask = |path: &str| -> io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, RESPONSE_MAX)?;
@@ -322,7 +322,7 @@ fn is_ready(address: SocketAddr) -> bool {
     ask("/health").unwrap_or(false) || ask("/stats").unwrap_or(false)
 }
 
-/// The directory of the logs of a challenge. Dropped, it is removed, unless an error has named one of them.
+/// The directory of the logs of a challenge. Dropping it removes the directory, unless an error message has named a log.
 pub(super) struct Logs {
     pub(super) path: PathBuf,
     pub(super) are_kept: bool,

@@ -1,5 +1,5 @@
-//! Servers in turns: in each round every server is started, warmed up, measured in each row, and stopped. The order is
-//! reversed from round to round (A B B A), so that changes of the machine affect all servers.
+//! Servers take turns: in each round, every server is started, warmed up, measured in each row, and stopped. The order is
+//! reversed from round to round (A B B A), so that changes in the machine affect all servers.
 
 use super::command::ServerCommand;
 use super::measured::{Run, Seen};
@@ -14,15 +14,15 @@ use serde_json::Value;
 use std::io::Write;
 use std::time::Duration;
 
-/// A warm-up ends once its parts no longer get faster by this share, or after as many as a JVM needs.
+/// A warm-up ends when a part is not faster than the fastest one by this factor, or after as many parts as a JVM needs.
 const WARM_UP_GAIN: f64 = 1.05;
 const WARM_UP_PARTS: std::ops::RangeInclusive<u32> = 2..=8;
 const WARM_UP_PART: Duration = Duration::from_millis(500);
-/// The number of runs whose median is a capacity, and their length.
+/// The number of runs whose median is a capacity, and the length of each.
 const CAPACITY_RUNS: usize = 3;
 const CAPACITY_RUN: Duration = Duration::from_secs(1);
 
-/// A comparison before it is made.
+/// The plan of a comparison.
 pub(super) struct Plan {
     pub(super) servers: Vec<ServerCommand>,
     pub(super) rows: Vec<Row>,
@@ -31,18 +31,18 @@ pub(super) struct Plan {
     /// The load that all rows share.
     pub(super) load: load::Config,
     pub(super) client_cpus: Vec<usize>,
-    /// Whether to show no progress.
+    /// Whether to suppress progress messages.
     pub(super) is_quiet: bool,
 }
 
-/// A server, and its figures other than its runs.
+/// The facts known about a server, except its runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Its whole command, in the first round.
     pub(super) command: Vec<String>,
     pub(super) start_ups_ms: Vec<f64>,
     pub(super) peak_rss_bytes: Option<u64>,
-    /// Requests per second at which it is saturated, and whether the client was the limit of that.
+    /// The requests per second that saturate it, and whether the client was the limit of that figure.
     pub(super) capacity_per_s: Option<f64>,
     pub(super) capacity_is_clients: bool,
     pub(super) cpu_source: Option<CpuSource>,
@@ -54,7 +54,7 @@ pub(super) struct Known {
 
 /// The result of all rounds.
 pub(super) struct Found {
-    /// A server each, in the order of the flags.
+    /// One entry per server, in the order of the flags.
     pub(super) known: Vec<Known>,
     pub(super) runs: Vec<Run>,
     pub(super) is_interrupted: bool,
@@ -64,7 +64,7 @@ pub(super) struct Found {
 enum Stop {
     /// It failed, for this reason.
     Failed(Error),
-    /// The user wants the end.
+    /// The user interrupted the challenge.
     Interrupted,
 }
 
@@ -75,7 +75,7 @@ impl From<Error> for Stop {
 }
 
 impl Plan {
-    /// Runs all rounds. A server that fails is given up, and the others go on.
+    /// Runs all rounds. A server that fails is given up, and the others continue.
     pub(super) fn run(&self) -> Found {
         let mut found = Found {
             known: vec![Known::default(); self.servers.len()],
@@ -105,7 +105,7 @@ impl Plan {
         found
     }
 
-    /// One server in one round.
+    /// Starts, measures, and stops one server in one round.
     fn visit(&self, index: usize, round: u32, found: &mut Found) -> Result<(), Stop> {
         let server = &self.servers[index];
         self.say(&format!("round {} of {}: {}", round + 1, self.rounds, server.name));
@@ -135,8 +135,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Measures a server in a row. A row in which the client was the limit is repeated with more client threads, if there are
-    /// CPUs for them.
+    /// Measures a server in a row. If the client was the limit, the row is repeated with more client threads, provided that
+    /// there are CPUs for them.
     fn ask(&self, judged: &mut Judged, row: Row, capacity: f64) -> Result<Seen, Stop> {
         if row == Row::Pause {
             let cpu = self.client_cpus.first().copied().unwrap_or(0);
@@ -155,14 +155,14 @@ impl Plan {
         self.load(judged, &config)
     }
 
-    /// Sends a load, and reads what it cost the server.
+    /// Runs a load, and measures what it cost the server.
     fn load(&self, judged: &mut Judged, config: &load::Config) -> Result<Seen, Stop> {
         let server = load::Server::parse(&format!("http://{}", judged.address));
         let server = server.map_err(|error| Stop::Failed(Error::Spawn(error.to_string())))?;
         let config = load::Config { server, ..config.clone() };
         let (report, used) = usage::run(&config, || judged.cpu());
         judged.check()?;
-        // A run that had nothing left to send does not report it.
+        // A run that had nothing left to send does not report an interruption.
         if load::was_interrupted() {
             return Err(Stop::Interrupted);
         }
@@ -223,13 +223,13 @@ impl Plan {
 
     fn say(&self, line: &str) {
         if !self.is_quiet {
-            // If standard error is closed, nobody waits for it.
+            // If standard error is closed, nobody is waiting for the line.
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 }
 
-/// Reports whether the client has more CPUs than threads. Without a number, it has one per CPU.
+/// Reports whether the client has more CPUs than threads. Without a number, it has one thread per CPU.
 fn has_idle_cpus(threads: Option<usize>, cpus: usize) -> bool {
     threads.is_some_and(|threads| threads < cpus)
 }

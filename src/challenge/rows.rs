@@ -5,9 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Requests in flight per connection, at most.
+/// The most requests in flight per connection.
 const PIPELINE_MAX: u64 = 1024;
-/// The share of a server's own capacity, in percent, that a row may have: above it, the backlog grows without end.
+/// The largest share of a server's own capacity, in percent, for a row: above it, the backlog grows without bound.
 const SHARE_MAX: u64 = 99;
 
 /// A load that servers are compared under.
@@ -17,7 +17,7 @@ pub enum Row {
     Saturated,
     /// A fixed rate.
     Rate(u64),
-    /// A share of its own capacity, in percent.
+    /// A percentage of the server's own capacity.
     Near(u64),
     /// A connection for each request.
     Close,
@@ -31,7 +31,7 @@ pub enum Row {
     Pause,
 }
 
-/// The rows if none are named: they distinguish servers within a minute for each.
+/// The rows if none are named: they distinguish servers within a minute per server.
 pub const DEFAULT: [Row; 4] = [Row::Saturated, Row::Near(80), Row::Near(90), Row::Stats];
 
 impl FromStr for Row {
@@ -119,8 +119,8 @@ impl Row {
         matches!(self, Row::Rate(_) | Row::Near(_))
     }
 
-    /// Returns the load of the row, from the load that all rows share. `capacity` is the server's own in
-    /// requests per second.
+    /// Returns the load of the row, derived from the load that all rows share. `capacity` is the server's own, in requests
+    /// per second.
     pub(super) fn load(self, base: &load::Config, capacity: f64) -> load::Config {
         let mut load = base.clone();
         match self {

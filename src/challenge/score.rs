@@ -1,14 +1,14 @@
-//! The score that the live board of HttpArena gives servers in a row with a fixed rate, as of November 2026.
+//! The score that HttpArena's live board gives servers in a row with a fixed rate (November 2026).
 
 /// The shares of CPU time, of the 99th percentile, and of the mean.
 const CPU_SHARE: f64 = 0.50;
 const P99_SHARE: f64 = 0.25;
 const MEAN_SHARE: f64 = 0.25;
 const _: () = assert!(CPU_SHARE + P99_SHARE + MEAN_SHARE == 1.0);
-/// A latency that is higher than the best one by this many powers of ten is worth nothing.
+/// A latency that exceeds the best one by this many powers of ten is worth nothing.
 const DECADES: f64 = 3.0;
 
-/// The figures that a score is made from.
+/// The figures that determine a score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scored {
     /// The share of the rate that was reached.
@@ -18,7 +18,7 @@ pub(super) struct Scored {
     pub(super) mean_us: f64,
 }
 
-/// Returns the score of each server, from 0 to 1, from the figures of all that count.
+/// Returns the score of each server, from 0 to 1, given the figures of all servers that count.
 pub(super) fn scores(all: &[Scored]) -> Vec<f64> {
     let best = |of: fn(&Scored) -> f64| all.iter().map(of).fold(f64::INFINITY, f64::min);
     let (cpu, p99, mean) =

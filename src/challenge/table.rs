@@ -1,11 +1,11 @@
-//! A comparison of servers in words: the tables for a terminal, and the cells that a page and Markdown have, too.
+//! A comparison of servers as text: the tables for a terminal, and the cells that the page and Markdown share.
 
 use super::Compared;
 use super::comparison::{InRow, Ratio, RowFound, Spread};
 use crate::load::{grouped, rounded};
 use std::fmt::Write as _;
 
-/// Bytes of a MiB.
+/// Bytes per MiB.
 const MIB: f64 = 1048576.0;
 
 /// The heads of a row's table.
@@ -75,7 +75,7 @@ impl Compared {
         text.push('\n');
     }
 
-    /// The cells of a server in a row, one for each of [`HEADS`].
+    /// Returns the cells of a server in a row, one for each of [`HEADS`].
     pub(super) fn cells(&self, server: &InRow) -> [String; 11] {
         let own = &self.servers[server.server];
         let number = |spread: Option<Spread>, digits: usize| match spread {
@@ -107,7 +107,7 @@ impl Compared {
         ]
     }
 
-    /// Returns the lines that readers need besides the tables.
+    /// Returns the lines that readers need in addition to the tables.
     pub(super) fn remarks(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for server in &self.servers {
@@ -151,7 +151,7 @@ impl Compared {
     }
 }
 
-/// The ratios of a server to the first in words.
+/// Returns the ratios of a server to the first one, in words.
 fn ratios(server: &InRow) -> String {
     let named = [
         ("requests/s", server.requests_ratio, true),

@@ -7,7 +7,7 @@ use procfs::process::{Process, all_processes};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Generations of processes that are followed up from one to the keeper.
+/// The most generations of processes that are followed from a process up to the keeper.
 const GENERATIONS_MAX: usize = 64;
 
 /// CPU time.
@@ -22,7 +22,7 @@ impl CpuTime {
         self.user + self.system
     }
 
-    /// The time since an earlier moment.
+    /// Returns the time since an earlier moment.
     pub(super) fn since(self, earlier: CpuTime) -> CpuTime {
         CpuTime {
             user: self.user.saturating_sub(earlier.user),
@@ -31,7 +31,8 @@ impl CpuTime {
     }
 }
 
-/// Runs a load, and returns its report with the CPU time that the server took meanwhile. `cpu` reads its CPU time so far.
+/// Runs a load, and returns its report with the CPU time that the server used during it. `cpu` reads the server's CPU time
+/// so far.
 pub(super) fn run(
     config: &load::Config,
     mut cpu: impl FnMut() -> Option<CpuTime>,
@@ -45,8 +46,8 @@ pub(super) fn run(
     (report, used)
 }
 
-/// Returns the CPU time so far of all processes that a keeper has started, from `/proc`. Every ended process was waited
-/// for by its parent or by the keeper, to whom its time was added.
+/// Returns the CPU time so far of all processes that a keeper has started, from `/proc`. Every ended process was reaped by its
+/// parent or by the keeper, and its time was added to theirs.
 pub(super) fn cpu(keeper: i32) -> Option<CpuTime> {
     let tick = Duration::from_secs(1) / u32::try_from(procfs::ticks_per_second()).ok()?;
     let ticks = |count: i64| tick * u32::try_from(count).unwrap_or(0);
@@ -55,7 +56,7 @@ pub(super) fn cpu(keeper: i32) -> Option<CpuTime> {
     for process in descendants(keeper) {
         let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(process.pid));
         let (Ok(stat), Ok(time)) = (process.stat(), clock.and_then(ClockId::now)) else { continue };
-        // The kernel counts the sum in nanoseconds and its parts in ticks: they are in proportion.
+        // The kernel counts the sum in nanoseconds and its parts in ticks, so the sum is divided in proportion to them.
         let user = stat.utime as f64 / (stat.utime + stat.stime).max(1) as f64;
         let time = Duration::from(time);
         used.user += time.mul_f64(user) + ticks(stat.cutime);
@@ -64,15 +65,15 @@ pub(super) fn cpu(keeper: i32) -> Option<CpuTime> {
     Some(used)
 }
 
-/// Returns the peak memory of a keeper's processes in bytes: the sum of their peaks; shared memory counts for each.
-/// `None` if none can be read.
+/// Returns the peak memory of a keeper's processes in bytes: the sum of their peaks, so shared memory counts once per process.
+/// Returns `None` if none can be read.
 pub(super) fn peak_rss_bytes(keeper: i32) -> Option<u64> {
     let peak = |process: &Process| process.status().ok()?.vmhwm;
     let peaks: Vec<u64> = descendants(keeper).iter().filter_map(peak).collect();
     (!peaks.is_empty()).then(|| peaks.iter().sum::<u64>() * 1024)
 }
 
-/// Returns every process below a keeper. None can leave: one whose parent has ended becomes the keeper's own child.
+/// Returns every process below a keeper. None can leave: an orphan becomes the keeper's own child.
 pub(super) fn descendants(keeper: i32) -> Vec<Process> {
     let mut parents: HashMap<i32, i32> = HashMap::new();
     let mut all: Vec<Process> = Vec::new();

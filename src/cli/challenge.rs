@@ -73,7 +73,7 @@ pub struct ChallengeArgs {
     server: ServerTuning,
 }
 
-/// The client's flags in the short help: the ones that a newcomer uses.
+/// The client's flags that a newcomer uses. The short help hides all other flags of the client.
 const NEWCOMERS: [&str; 9] = [
     "requests_flag",
     "connections",
@@ -136,14 +136,14 @@ struct JudgeArgs {
     mtu: Option<u64>,
 }
 
-/// The length of a run, and the connections, of a comparison that does not say them.
+/// The default length of a run, and the default number of connections, in a comparison.
 const RUN: Duration = Duration::from_secs(2);
 const CONNECTIONS: u64 = 64;
-/// Rounds of a comparison: the fewest with an interval.
+/// The default number of rounds in a comparison, which is the fewest that give an interval.
 const ROUNDS: u32 = 5;
 
 impl ChallengeArgs {
-    /// Checks the flags against the machine. With `--mtu`, the process goes on in a network namespace.
+    /// Checks the flags against the machine. With `--mtu`, the process continues in a network namespace.
     pub fn into_config(self) -> Result<Config, Failure> {
         if let Some(mtu) = self.judge.mtu {
             challenge::enter_network(mtu)?;
@@ -154,7 +154,7 @@ impl ChallengeArgs {
         }
     }
 
-    /// The challenge of other servers.
+    /// Returns the challenge of other servers.
     fn into_judge(mut self) -> Result<Config, Failure> {
         let judge = &self.judge;
         let is_one = judge.server.len() == 1 && judge.rows.is_empty() && judge.rounds.is_none();
@@ -199,7 +199,7 @@ impl ChallengeArgs {
         })
     }
 
-    /// The command that makes a challenge of other servers again.
+    /// Returns the command that repeats a challenge of other servers.
     fn judge_command(&self, cpus: [&[usize]; 2]) -> Vec<String> {
         let mut command = command(&self.load, &self.server, cpus);
         let JudgeArgs { server, rows, rounds, start_timeout, mtu } = &self.judge;
@@ -215,8 +215,8 @@ impl ChallengeArgs {
         command
     }
 
-    /// The challenge of this program's own server. The client's configuration is complete once the
-    /// server has reported its address.
+    /// Returns the challenge of this program's own server. The client's configuration is complete once the server has reported
+    /// its address.
     fn into_own(self) -> Result<OwnConfig, Failure> {
         let output = self.load.output()?;
         let shape = self.load.shape()?;
@@ -251,7 +251,7 @@ impl ChallengeArgs {
     }
 }
 
-/// The runs of a comparison show no progress of their own.
+/// Turns off the progress output of each run in a comparison.
 fn quiet(config: JudgeConfig) -> JudgeConfig {
     let load = load::Config { progress: load::Show::Nothing, ..config.load };
     JudgeConfig { load, ..config }
@@ -282,8 +282,8 @@ fn check_names(servers: &[ServerCommand]) -> Result<(), Failure> {
     }
 }
 
-/// The command that makes a run again, on the same CPUs. A password of a store is not in it: it is in the
-/// environment.
+/// Returns the command that repeats a run on the same CPUs. The password of a store is not in the command, but in
+/// the environment.
 fn command(load: &LoadTuning, server: &ServerTuning, cpus: [&[usize]; 2]) -> Vec<String> {
     let mut command = vec!["ringtally".to_owned(), "challenge".to_owned()];
     command.extend(load.to_flags());
@@ -295,8 +295,8 @@ fn command(load: &LoadTuning, server: &ServerTuning, cpus: [&[usize]; 2]) -> Vec
     command
 }
 
-/// Returns the server's CPUs and the client's: the named ones, or for a side without a list, the CPUs that the other
-/// side does not use.
+/// Returns the server's CPUs and the client's: the named ones or, for a side without a list, the CPUs that the other side does
+/// not use.
 fn divide_cpus(
     server: Option<CpuList>,
     client: Option<CpuList>,

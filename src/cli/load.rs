@@ -148,7 +148,7 @@ const SEARCH: &str = "Search";
 const OUTPUT: &str = "Output";
 pub(super) const HEADINGS: [&str; 6] = [TARGET, WORKLOAD, PACING, DISTRIBUTED, SEARCH, OUTPUT];
 
-/// The client's flags other than the server's address.
+/// The client's flags, except the server's address.
 #[derive(Args, Debug)]
 pub(super) struct LoadTuning {
     #[command(flatten)]
@@ -250,7 +250,7 @@ pub(super) struct LoadTuning {
     quiet: bool,
 }
 
-/// The places of a report, other than the terminal.
+/// The destinations of a report, except the terminal.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReportFiles {
     /// JSON report; - is standard output
@@ -273,7 +273,7 @@ pub(super) struct ReportFiles {
 }
 
 impl ReportFiles {
-    /// Opens every requested place.
+    /// Opens every requested destination.
     pub(super) fn output(&self, quiet: bool) -> Result<Output, Failure> {
         let ReportFiles { json, hdr, html, export } = self.clone();
         Output::open(json, hdr, html, export, quiet)
@@ -282,12 +282,12 @@ impl ReportFiles {
 
 /// The most requests in flight per connection.
 const PIPELINE_MAX: u64 = 1024;
-/// The most bytes of batches in flight: four times what a ringtally server takes by default.
+/// The most bytes of batches in flight: four times the default limit of a ringtally server.
 const BATCHES_BYTES_MAX: u64 = 1 << 30;
 /// The most client threads.
 const THREADS_MAX: u64 = 1024;
 
-/// The shortest time before a common start, and the part of it that each preparation gets.
+/// The shortest time before a common start, and the part of that time for each preparation.
 const START_IN_MIN: Duration = Duration::from_secs(3);
 const GUARD: Duration = Duration::from_secs(1);
 const _: () = assert!(START_IN_MIN.as_nanos() == 3 * GUARD.as_nanos());
@@ -295,9 +295,9 @@ const _: () = assert!(START_IN_MIN.as_nanos() == 3 * GUARD.as_nanos());
 /// The task of `load`.
 #[derive(Debug)]
 pub enum LoadCommand {
-    /// All of it.
+    /// The whole run.
     Whole(load::Config, Output),
-    /// One part, with other clients.
+    /// One part of a run that other clients share.
     Part(load::Config, Participation, Output),
     /// A search for the highest rate.
     FindRate(FindConfig, Output),
@@ -369,7 +369,7 @@ impl LoadArgs {
         Ok(Some(Participation { part, start, guard, run_id }))
     }
 
-    /// The command that makes this run again, without the places of its reports.
+    /// Returns the command that repeats this run, without the destinations of its reports.
     fn command(&self) -> Vec<String> {
         let mut command = vec!["ringtally".to_owned(), "load".to_owned()];
         command.extend(self.tuning.to_flags());
@@ -406,7 +406,7 @@ impl LoadArgs {
 }
 
 impl LoadTuning {
-    /// Opens every place of the report.
+    /// Opens every destination of the report.
     pub(super) fn output(&self) -> Result<Output, Failure> {
         if self.tui && !(std::io::stderr().is_terminal() && load::has_escapes()) {
             let message = "--tui needs a terminal on standard error, and not TERM=dumb";
@@ -415,7 +415,7 @@ impl LoadTuning {
         self.report.output(self.quiet)
     }
 
-    /// Opens every place where a comparison of servers goes.
+    /// Opens every destination of a comparison of servers.
     pub(super) fn places(&self) -> Result<Places, Failure> {
         let ReportFiles { json, hdr, html, export } = self.report.clone();
         if hdr.is_some() || self.tui {
@@ -426,12 +426,12 @@ impl LoadTuning {
         Places::open(json, html, export, self.quiet)
     }
 
-    /// Gives the run a length and connections unless the flags say them.
+    /// Sets the run's duration and connections unless the flags set them.
     pub(super) fn default_shape(&mut self, duration: Duration, connections: u64) {
         self.shape.default_to(duration, connections);
     }
 
-    /// Refuses what rows decide, or what a comparison has no place for.
+    /// Refuses flags that rows decide, and flags that a comparison does not support.
     pub(super) fn check_comparable(&self, shape: &Shape) -> Result<(), Failure> {
         let refused = [
             ("--rate and --stages", shape.rate.is_some(), "--rows rate:N"),
@@ -458,7 +458,7 @@ impl LoadTuning {
         }
     }
 
-    /// The arguments that make this run again.
+    /// Returns the arguments that repeat this run.
     pub(super) fn to_flags(&self) -> Vec<String> {
         let mut flags = self.shape.to_flags();
         let mut add = |flag: &str, value: Option<String>| {
@@ -493,7 +493,7 @@ impl LoadTuning {
         }
     }
 
-    /// The most bytes of a batch; 0 without batches.
+    /// Returns the most bytes of a batch; 0 without batches.
     pub(super) fn batch_bytes_max(&self, shape: &Shape) -> u64 {
         self.bytes_max(self.workload(shape))
     }
@@ -528,7 +528,7 @@ impl LoadTuning {
         Ok(())
     }
 
-    /// The configuration of a run that may reset the server.
+    /// Returns the configuration of a run that may reset the server.
     pub(super) fn into_config(
         self,
         shape: Shape,
@@ -586,7 +586,7 @@ mod tests {
         args: LoadArgs,
     }
 
-    /// Flags about the report of a run, and not about the run itself.
+    /// Flags that affect only the report of a run, and not the run itself.
     const NOT_OF_THE_RUN: [&str; 6] = ["--json", "--hdr", "--html", "--export", "--tui", "--quiet"];
 
     #[test]

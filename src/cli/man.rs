@@ -10,12 +10,13 @@ Examples:
   ringtally man | man -l -
   ringtally man serve > ringtally-serve.1";
 
-/// The command of a name such as `store-inspect`: its names from the top, joined as its manual page is called.
+/// Returns the command with a name such as `store-inspect`: as in the name of its manual page, hyphens join the names of its
+/// parents and its own.
 fn find<'a>(program: &'a clap::Command, name: &str) -> Option<&'a clap::Command> {
     name.split('-').try_fold(program, |command, name| command.find_subcommand(name))
 }
 
-/// Prints a manual page in roff on standard output: of `command`, or of the whole program.
+/// Prints the manual page of `command`, or of the whole program, in roff on standard output.
 pub fn print_man(command: Option<&str>) -> Result<(), Failure> {
     let program = Cli::command();
     let page = match command {

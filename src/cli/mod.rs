@@ -117,14 +117,14 @@ pub enum Command {
     },
 }
 
-/// Reads the command line. Prints help, or why it cannot be read, and ends the process. If an argument has the
-/// password of a database, the process is replaced by itself without it.
+/// Reads the command line. If it cannot be read or asks for help, prints the error or the help and ends the process. If an
+/// argument contains the password of a database, the process executes itself again without it.
 pub fn parse() -> Cli {
     if !crate::load::has_escapes() {
-        // The libraries that print colors take any terminal of a CI job for one that can show them.
+        // The libraries that print colors assume that any terminal of a CI job can show them.
         anstream::ColorChoice::Never.write_global();
     }
-    // The arguments after those of `keep` are another program's, and not ours to change.
+    // The arguments after `keep`'s own belong to another program, so they must not be changed.
     let is_keeper = std::env::args_os().nth(1).is_some_and(|name| name == "keep");
     if !is_keeper && let Err(failure) = passwords::hide() {
         Log::Text.error(&failure.to_string());

@@ -7,15 +7,15 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// The variable that gets the password: only the user of a process and root can read its environment.
+/// The environment variable for the password: only the user of a process and root can read its environment.
 const VARIABLE: &str = "PGPASSWORD";
 
-/// If an argument is a URL with a password, replaces this process by itself with the password in its environment
-/// instead, and does not return.
+/// If an argument is a URL with a password, executes this program again with the password in the environment instead, and does
+/// not return.
 ///
 /// # Errors
 ///
-/// Such a URL cannot be read, or the process cannot be replaced.
+/// If such a URL cannot be read, or the program cannot be executed again.
 pub(super) fn hide() -> Result<(), Failure> {
     let Some((arguments, password)) = split(std::env::args_os())? else { return Ok(()) };
     let mut arguments = arguments.into_iter();
@@ -31,14 +31,14 @@ pub(super) fn hide() -> Result<(), Failure> {
     )))
 }
 
-/// Returns the arguments without the password in one of them, and that password.
+/// Returns the arguments, with the password removed from one of them, and the password.
 fn split(
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<Option<(Vec<OsString>, String)>, Failure> {
     let mut found = None;
     let mut hidden = Vec::new();
     for argument in arguments {
-        // As `URL` or `--store=URL`.
+        // The URL is the whole argument, or follows a flag, as in `--store=URL`.
         let text = argument.to_str().unwrap_or_default();
         let (flag, url) = match text.split_once('=') {
             Some((flag, url)) if Target::is_url(url) => (Some(flag), url),
@@ -48,7 +48,7 @@ fn split(
             hidden.push(argument);
             continue;
         }
-        // Whoever parses the arguments would repeat it in an error.
+        // The argument parser would repeat an invalid URL in its error.
         let parts = Target::parse(url).and_then(|_| without_password(url));
         match parts.map_err(|why| Failure::Usage(format!("the URL of the store {why}")))? {
             None => hidden.push(argument),

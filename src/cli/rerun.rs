@@ -23,14 +23,14 @@ Examples:
   ringtally rerun report.json
   ringtally rerun report.json | sh";
 
-/// Flags that name files to write: the command in a report has none of them.
+/// Flags that name output files, which the command in a report never contains.
 const PLACES: [&str; 4] = ["--json", "--hdr", "--html", "--export"];
 
-/// Prints the command that makes the run of a report again.
+/// Prints the command that repeats the run of a report.
 ///
 /// # Errors
 ///
-/// [`Failure::Usage`]: the file is not a report with a command.
+/// [`Failure::Usage`] if the file is not a report with a command.
 pub fn rerun(report: &Path) -> Result<(), Failure> {
     let unusable = |why: String| {
         Failure::Usage(format!(
@@ -44,11 +44,11 @@ pub fn rerun(report: &Path) -> Result<(), Failure> {
     terminal::print(&load::commands(&json, check).map_err(unusable)?)
 }
 
-/// Checks that a command is one that `load` or `challenge` has written into a report.
+/// Checks that a command looks like one from a report of `load` or `challenge`.
 ///
 /// # Errors
 ///
-/// If it is not: a report may come from anywhere, and its command goes to a shell.
+/// If it does not: a report may come from anywhere, and its command is passed to a shell.
 fn check(words: &[String]) -> Result<(), String> {
     let not_ours = |why: &str| Err(format!("its command is not one that ringtally writes ({why})"));
     if words.first().is_none_or(|word| word != "ringtally") {

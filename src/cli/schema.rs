@@ -16,7 +16,7 @@ benches/REPORTS.md describes every key.";
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: standard output cannot be written.
+/// [`Failure::Environment`] if standard output cannot be written.
 pub fn print_schema(format: Format) -> Result<(), Failure> {
     let schema = serde_json::to_string_pretty(&schema(format));
     let schema = schema.unwrap_or_else(|error| unreachable!("its keys are text: {error}"));

@@ -105,7 +105,7 @@ const OPERATIONS: &str = "Operations";
 pub(super) const HEADINGS: [&str; 6] =
     [LISTENING, PERFORMANCE, LIMITS, TIMEOUTS, STORE, OPERATIONS];
 
-/// The server's flags other than its address and CPUs.
+/// The server's flags, except its address and CPUs.
 #[derive(Args, Debug)]
 pub(super) struct ServerTuning {
     /// Number of shards [default: one per CPU]
@@ -250,7 +250,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 impl ServeArgs {
-    /// The log's format.
+    /// Returns the log's format.
     pub fn log(&self) -> Log {
         self.log
     }
@@ -324,8 +324,8 @@ impl ServeArgs {
 }
 
 impl ServerTuning {
-    /// Returns every flag without its dashes, with its value; `None` if the flag was not given and lacks a default. A
-    /// store is without its password.
+    /// Returns every flag, without its dashes, and its value; `None` if it was not given and lacks a default. The password of a
+    /// store is left out.
     pub(super) fn settings(&self) -> Vec<(&'static str, Option<String>)> {
         let number = |value: u64| Some(value.to_string());
         let bytes = |value: usize| Some(value.to_string());
@@ -357,7 +357,7 @@ impl ServerTuning {
         ]
     }
 
-    /// The flags that give another process the same settings.
+    /// Returns the flags that give another process the same settings.
     pub(super) fn to_flags(&self) -> Vec<OsString> {
         let mut flags: Vec<OsString> = Vec::new();
         for (name, value) in self.settings() {
@@ -372,10 +372,10 @@ impl ServerTuning {
         flags
     }
 
-    /// Refuses a store with events, for a command that begins with a reset.
+    /// Refuses a store that contains events, for a command that begins with a reset.
     pub(super) fn check_store_is_empty(&self) -> Result<(), Failure> {
         let Some(location) = &self.store else { return Ok(()) };
-        // A missing or empty file holds nothing.
+        // A missing or empty file does not contain events.
         let (events, advice) = match location {
             Location::File(path) => {
                 let holds_something = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
@@ -405,7 +405,7 @@ impl ServerTuning {
     }
 }
 
-/// Opens a descriptor that this process has inherited, for writing.
+/// Opens an inherited descriptor for writing.
 fn open_descriptor(descriptor: u32) -> Result<Arc<File>, Failure> {
     let opened = File::options().write(true).open(format!("/proc/self/fd/{descriptor}"));
     opened.map(Arc::new).map_err(|error| {

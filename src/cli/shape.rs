@@ -71,14 +71,14 @@ pub(super) struct ShapeArgs {
 /// The shape that the flags describe.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
-    /// Events, or the most that there can be if they are those that are sent in a time.
+    /// The number of events, or the most possible if the run sends as many as fit in its time.
     pub(super) events: u64,
     pub(super) duration: Option<Duration>,
     pub(super) rate: Option<Profile>,
-    /// Connections: the most and the fewest at any time.
+    /// The most and the fewest connections at any time.
     pub(super) connections: usize,
     pub(super) connections_least: usize,
-    /// Their number over time, if it changes.
+    /// The number of connections over time, if it changes.
     pub(super) connections_over_time: Option<Profile>,
 }
 
@@ -140,7 +140,7 @@ impl ShapeArgs {
         self.rate.as_ref().map(begins).transpose()
     }
 
-    /// Gives a run a length and connections unless flags say them.
+    /// Sets a run's duration and connections unless flags set them.
     pub(super) fn default_to(&mut self, duration: Duration, connections: u64) {
         let is_over_time = self.over_time().is_some_and(|it| it.lasts().is_some());
         let requests = self.requests.or(self.requests_flag);
@@ -157,7 +157,7 @@ impl ShapeArgs {
         self.connections.as_ref().filter(|connections| connections.as_whole().is_none())
     }
 
-    /// Checks that the flags go together, and computes the rest.
+    /// Checks that the flags are compatible, and computes the rest.
     pub(super) fn check(&self) -> Result<Shape, Failure> {
         let usage = |why: String| Err(Failure::Usage(why));
         let events = match (self.requests, self.requests_flag) {
@@ -214,7 +214,7 @@ impl ShapeArgs {
         })
     }
 
-    /// Returns the arguments that make the same run again.
+    /// Returns the arguments that repeat this run.
     pub(super) fn to_flags(&self) -> Vec<String> {
         let mut flags = Vec::new();
         let mut add = |flag: &str, value: Option<String>| {

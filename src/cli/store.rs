@@ -63,7 +63,7 @@ struct Inspection {
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: the store cannot be read, or standard output cannot be written.
+/// [`Failure::Environment`] if the store cannot be read, or standard output cannot be written.
 pub fn run_store(args: StoreArgs) -> Result<(), Failure> {
     let StoreCommand::Inspect { store } = args.command;
     let inspection = match store {

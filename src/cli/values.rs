@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 pub(super) struct CpuList(pub(super) Vec<usize>);
 
 impl CpuList {
-    /// The CPUs of a list that was typed, or all that are allowed.
+    /// Returns the CPUs of a list that was typed, or all allowed CPUs.
     pub(super) fn choose(list: Option<&CpuList>) -> Result<Vec<usize>, topology::Error> {
         topology::choose(list.map(|list| list.0.as_slice()), &topology::allowed_cpus())
     }
@@ -24,7 +24,7 @@ pub(super) fn cpu_list(text: &str) -> Result<CpuList, topology::Error> {
     topology::parse_cpu_list(text).map(CpuList)
 }
 
-/// The address to bind. A name other than `localhost` could resolve to several addresses, or to
+/// Parses the address to bind. Any name except `localhost` is refused, because it could resolve to several addresses, or to
 /// another machine's.
 pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     if text == "localhost" {
@@ -55,8 +55,8 @@ pub(super) fn location(text: &str) -> Result<Location, String> {
     }
 }
 
-/// A whole number in `range`: digits, digits with a suffix (`75k`, `1.5M`, `2G`), or in scientific
-/// notation (`1e6`). `range` must fit `T`.
+/// Returns a parser of whole numbers in `range`: digits, digits with a suffix (`75k`, `1.5M`, `2G`), or scientific notation
+/// (`1e6`). `range` must fit `T`.
 pub(super) fn count<T: TryFrom<u64>>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<T, String> + Clone {
@@ -83,7 +83,7 @@ fn whole_number(text: &str) -> Option<u64> {
 /// Units of a size in bytes, each with its name.
 const SIZE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// Returns a parser of sizes in bytes: a whole number as [`count`] reads it, or one of KiB, MiB, or GiB.
+/// Returns a parser of sizes in bytes: a whole number as [`count`] reads it, or a whole number of KiB, MiB, or GiB.
 pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> + Clone {
     move |text| {
         let unit =
@@ -124,7 +124,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a time from 1ms to 24h with its unit, such as 10s or 500ms".into())
 }
 
-/// A point in time: RFC 3339, or seconds since 1970 as `date +%s` prints them.
+/// Parses a point in time: RFC 3339, or seconds since 1970 as `date +%s` prints them.
 pub(super) fn time(text: &str) -> Result<SystemTime, String> {
     let seconds = text.parse::<f64>().ok();
     let since_1970 = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());

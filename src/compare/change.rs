@@ -9,15 +9,15 @@ use std::str::FromStr;
 /// A condition on the change of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChangeLimit {
-    /// As it was typed.
+    /// The text, as it was typed.
     text: String,
     pub(super) figure: Figure,
     is_upper: bool,
-    /// The logarithm of the ratio at which it begins to hold.
+    /// The logarithm of the ratio beyond which it holds.
     log_ratio: f64,
 }
 
-/// To which sides the true value may lie beyond a measured one.
+/// The possible positions of a true value relative to the measured one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beyond {
     pub(super) below: bool,
@@ -25,22 +25,22 @@ pub(super) struct Beyond {
 }
 
 impl Beyond {
-    /// Of one value or the other.
+    /// Returns the positions that are possible for either value.
     pub(super) fn or(self, other: Beyond) -> Beyond {
         Beyond { below: self.below || other.below, above: self.above || other.above }
     }
 
-    /// The kind of divisor.
+    /// Returns the positions that are possible for the reciprocal.
     pub(super) fn inverted(self) -> Beyond {
         Beyond { below: self.above, above: self.below }
     }
 }
 
-/// Whether a condition holds.
+/// The verdict on whether a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Holds {
-    /// For the whole interval.
+    /// It holds for the whole interval.
     Yes,
     /// It holds for no part of the interval.
     No,
@@ -48,7 +48,7 @@ pub(super) enum Holds {
     Undecided,
     /// There are too few runs for an interval.
     Inconclusive,
-    /// It may, because the figure of a run is only a bound.
+    /// It may hold, because the figure of a run is only a bound.
     Bound,
     /// A run lacks the figure, or it is zero.
     Unknown,
@@ -83,13 +83,13 @@ impl FromStr for ChangeLimit {
 }
 
 impl ChangeLimit {
-    /// As it was typed.
+    /// Returns the text, as it was typed.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether it holds for a change, which is `None` if there are too few runs for an interval. `beyond` names the
-    /// sides on which the true change may lie beyond the measured one.
+    /// Returns whether it holds for a change, which is `None` if there are too few runs for an interval. `beyond` shows whether
+    /// the true change may lie below or above the measured one.
     pub(super) fn check(&self, change: Option<&Interval>, beyond: Beyond) -> Holds {
         let is_beyond = |value: f64| match self.is_upper {
             true => value > self.log_ratio,
@@ -97,7 +97,7 @@ impl ChangeLimit {
         };
         let Some(change) = change else { return Holds::Inconclusive };
         let [below, above] = [is_beyond(change.low), is_beyond(change.high)];
-        // A greater change than was measured can only make an upper condition hold, and end a lower one.
+        // A change greater than measured can only make an upper condition hold, and a lower condition stop holding.
         let (may_begin, may_end) = match self.is_upper {
             true => (beyond.above, beyond.below),
             false => (beyond.below, beyond.above),

@@ -1,5 +1,5 @@
-//! Whether the head passes the conditions of `--fail-if`: their verdict on each change, and the obstacles that keep a
-//! run from passing whatever its figures are.
+//! Decides whether the head passes the conditions of `--fail-if`: checks them against each change, and finds the obstacles that
+//! keep a run from passing whatever its figures are.
 
 use super::change::{ChangeLimit, Holds};
 use super::{Compared, RUNS_MIN, Run, too_few};
@@ -28,10 +28,10 @@ pub(super) struct CheckedChange {
     pub(super) holds: Holds,
 }
 
-/// The conditions, and what was found.
+/// The checked conditions, and the obstacles that were found.
 pub(super) struct Gate {
     pub(super) checks: Vec<CheckedChange>,
-    /// The reasons why runs cannot pass, a sentence each.
+    /// The reasons why runs cannot pass, one sentence each.
     pub(super) obstacles: Vec<String>,
     runs: [usize; 2],
 }
@@ -56,7 +56,7 @@ impl Gate {
         Gate { checks, obstacles, runs: [base.len(), head.len()] }
     }
 
-    /// `None` without conditions.
+    /// Returns the outcome of all conditions together; `None` without conditions.
     pub(super) fn outcome(&self) -> Option<Decision> {
         let mut holds = self.checks.iter().map(|check| check.holds);
         let fails = |holds| matches!(holds, Holds::Yes | Holds::Bound | Holds::Unknown);
@@ -71,7 +71,7 @@ impl Gate {
         }
     }
 
-    /// A failure with a line for each obstacle and each condition that was not passed.
+    /// Fails with a line for each obstacle and each condition that was not passed.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let lines = || {
             let checks = self.checks.iter().filter_map(|CheckedChange { fail_if, holds }| {
@@ -89,8 +89,8 @@ impl Gate {
     }
 }
 
-/// Returns the reason why a condition was not passed, unless it was. An undecided condition passes, so that noise does
-/// not fail anything.
+/// Returns the reason why a condition was not passed, unless it was. An undecided condition passes, so that noise alone never
+/// causes a failure.
 fn why_not_passed(holds: Holds) -> Option<&'static str> {
     match holds {
         Holds::No | Holds::Undecided => None,
@@ -102,13 +102,13 @@ fn why_not_passed(holds: Holds) -> Option<&'static str> {
 }
 
 impl CheckedChange {
-    /// As exporters need it.
+    /// Returns it as a case for exporters.
     pub(super) fn case(&self) -> Case {
         let name = format!("--fail-if {}", self.fail_if);
         Case { name, failure: why_not_passed(self.holds).map(str::to_owned) }
     }
 
-    /// As a line for a reader.
+    /// Returns it as a line for a reader.
     pub(super) fn line(&self) -> String {
         let fail_if = &self.fail_if;
         match (self.holds, why_not_passed(self.holds)) {
@@ -136,7 +136,7 @@ fn obstacles(base: &[Run], head: &[Run]) -> Vec<String> {
     let is_interrupted =
         |run: &Run| run.report.get("interrupted") == Some(&true.into()) || has(run, "/aborted_by");
     let is_short = |run: &Run| {
-        // A run that ended before the peak of a ramp needed fewer; `load` itself fails if it did not get those.
+        // A run that ended before the peak of a ramp needed fewer connections; `load` itself fails if it did not get those.
         if has(run, "/setup/connections_over_time") {
             return false;
         }
@@ -194,7 +194,7 @@ mod tests {
 
     const LIMITS: [&str; 2] = ["p99>+5%", "rps<-3%"];
 
-    /// Returns the exit code and the message if all heads, or one of them, are changed.
+    /// Returns the exit code and the message after a change to all heads, or only to the first.
     fn judged(change: impl Fn(&mut Value), is_one: bool) -> (u8, String) {
         let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
         let changed = if is_one { 1 } else { head.len() };
@@ -295,7 +295,7 @@ mod tests {
         base[2].report["client_limited"] = true.into();
         let said = compare(&base, &head, &LIMITS).gate.check().unwrap_err().to_string();
         assert_eq!(said.matches("only a bound").count(), 2, "{said}");
-        // It took this or more, so that a head that takes no more has not gained.
+        // The base took at least this rate, so a head that does not take more has not gained.
         assert_eq!(compare(&base, &head, &["rps>+5%"]).gate.check(), Ok(()));
         base[2].report["client_limited"] = false.into();
         base[2].report["verdict"] = "wrong".into();
@@ -330,15 +330,15 @@ mod tests {
                 assert!(found.json().contains("\"low_percent\": null"));
             }
         }
-        // A wrong head is wrong, however few there are.
+        // A wrong head is wrong, however few runs there are.
         let (base, mut head) = (group(10_000.0, 1000.0), group(10_000.0, 1000.0));
         head.truncate(1);
         head[0].report["verdict"] = "wrong".into();
         assert_eq!(compare(&base, &head, &LIMITS).gate.check().unwrap_err().exit_code(), 1);
     }
 
-    /// Runs that differ by noise alone: by a normal distribution or by one with a tail, and some of them by a
-    /// disturbance. A condition that holds as soon as there is a change fails one in 20 of them at most, on each side.
+    /// Runs differ by noise alone, which is normally distributed or has a tail, and some runs are disturbed. A condition that
+    /// holds as soon as there is a change fails at most one in 20 comparisons on each side.
     #[test]
     fn noise_fails_one_comparison_in_twenty_at_most_and_planted_changes_are_found() {
         let comparisons = 300;

@@ -1,5 +1,5 @@
-//! Whether some runs differ from others, from their reports: medians, and bootstrap intervals of their
-//! ratios. Runs are compared only if nothing else differs than what the user names.
+//! Determines from their reports whether some runs differ from others: medians, and bootstrap intervals of their ratios. Runs
+//! are compared only if nothing differs except what the user names.
 
 mod change;
 mod gate;
@@ -38,15 +38,15 @@ pub struct Config {
     pub head: Vec<PathBuf>,
     /// The intended differences between them.
     pub differences: Vec<String>,
-    /// The required likeness of their machines.
+    /// The required similarity of their machines.
     pub same: Same,
     /// Changes that are failures.
     pub fail_if: Vec<ChangeLimit>,
-    /// The places that the comparison is written to.
+    /// The destinations of the comparison.
     pub output: Output,
 }
 
-/// The required likeness of the machines of runs.
+/// The required similarity of the machines of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Same {
     /// Everything: they are one machine
@@ -65,23 +65,23 @@ impl Same {
     }
 }
 
-/// The places that a comparison is written to.
+/// The destinations of a comparison.
 #[derive(Debug)]
 pub struct Output {
-    /// As JSON, Markdown, and a page.
+    /// The destinations as JSON, as Markdown, and as a page.
     places: [Option<Destination>; 3],
     exports: (Vec<Export>, Vec<Destination>),
-    /// Whether to print no table.
+    /// Whether to suppress the table.
     quiet: bool,
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--markdown`, `--html`, and `--export` name; `-` is standard output, and `quiet` is
-    /// whether `--quiet` was given.
+    /// Opens the destinations that `--json`, `--markdown`, `--html`, and `--export` name; `-` is standard output. `quiet` is
+    /// true if `--quiet` was given.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    /// [`Failure::Usage`] if two of them are the same, and [`Failure::Environment`] if one cannot be written.
     pub fn open(
         json: Option<PathBuf>,
         markdown: Option<PathBuf>,
@@ -96,7 +96,7 @@ impl Output {
     }
 }
 
-/// A report, and the file that it is in.
+/// A report, and the file that contains it.
 struct Run {
     file: String,
     report: Value,
@@ -116,7 +116,7 @@ impl Run {
         Ok(Run { file, report })
     }
 
-    /// `None` if the run does not have it.
+    /// Returns a figure of the run; `None` if the run does not have it.
     fn figure(&self, figure: &Figure) -> Option<Bound> {
         match figure.of(&self.report) {
             Measured::Number(bound) => Some(bound),
@@ -124,12 +124,12 @@ impl Run {
         }
     }
 
-    /// Whether a latency is only known to be this or more.
+    /// Reports whether a latency is known only to be this value or more.
     fn is_lower_bound(&self, figure: &Figure) -> bool {
         self.figure(figure).is_some_and(|bound| bound.is_at_least)
     }
 
-    /// The number at a place of the report.
+    /// Returns the number at a place in the report.
     fn number(&self, pointer: &str) -> Option<f64> {
         self.report.pointer(pointer)?.as_f64()
     }
@@ -138,8 +138,8 @@ impl Run {
         self.report.get("client_limited") == Some(&true.into())
     }
 
-    /// To which sides of a figure what it would be of the server alone may lie. A client that is the limit sends less
-    /// than the server takes, and adds its own lateness to latencies.
+    /// Returns whether the figure of the server alone may lie below or above the measured one. A client that is the limit sends
+    /// less than the server can take, and adds its own lateness to latencies.
     fn beyond(&self, figure: &Figure) -> Beyond {
         let is_limited = self.is_client_limited();
         match figure.quantity {
@@ -152,7 +152,7 @@ impl Run {
         }
     }
 
-    /// Whether a latency may come from requests that were due while the client did not run.
+    /// Reports whether a latency may come from requests that were due while the client did not run.
     fn has_own_stall_in(&self, figure: &Figure) -> bool {
         let late = self.number("/open_loop/due_in_stalls").unwrap_or(0.0);
         // The maximum and the mean may depend on a single request.
@@ -167,17 +167,17 @@ struct Compared {
     /// The medians.
     base: f64,
     head: f64,
-    /// Whether a figure of a run is zero, so that there is no ratio.
+    /// Whether a figure of a run is zero, so that a ratio is undefined.
     has_zero: bool,
     /// The logarithm of their ratio; `None` with a zero, or with too few runs.
     change: Option<Interval>,
-    /// The sides on which the true change may lie outside the interval.
+    /// Whether the true change may lie below or above the interval.
     beyond: Beyond,
-    /// The number of runs in which it is a lower bound.
+    /// The number of runs whose figure is a lower bound.
     lower_bounds: usize,
 }
 
-/// What was found.
+/// The findings of a comparison.
 struct Comparison {
     base: Vec<String>,
     head: Vec<String>,
@@ -271,7 +271,7 @@ impl Comparison {
 }
 
 impl Compared {
-    /// `None` if a run does not have the figure.
+    /// Returns a figure of both groups; `None` if a run does not have the figure.
     fn of(figure: Figure, base: &[Run], head: &[Run]) -> Option<Compared> {
         let values = |runs: &[Run]| -> Option<Vec<f64>> {
             runs.iter().map(|run| Some(run.figure(&figure)?.micros)).collect()
@@ -294,13 +294,13 @@ impl Compared {
         })
     }
 
-    /// The logarithm of the ratio of the medians; `None` with a zero.
+    /// Returns the logarithm of the ratio of the medians; `None` with a zero.
     fn log_ratio(&self) -> Option<f64> {
         (!self.has_zero).then(|| (self.head / self.base).ln())
     }
 }
 
-/// Returns the differences between any of the runs and the first, each once.
+/// Returns each difference between the first run and any other run once.
 fn differences(base: &[Run], head: &[Run]) -> Result<Vec<Difference>, Failure> {
     let mut found: Vec<Difference> = Vec::new();
     let Some(first) = base.first() else { return Ok(found) };
@@ -318,12 +318,12 @@ fn differences(base: &[Run], head: &[Run]) -> Result<Vec<Difference>, Failure> {
     Ok(found)
 }
 
-/// Says that a difference was ignored.
+/// Returns the note that a difference was ignored.
 fn ignoring(Difference { what, values: [a, b] }: &Difference) -> String {
     format!("--same class ignored that the machines differ in {what}: {a} and {b}")
 }
 
-/// Returns the number of runs, and the required number.
+/// Returns the message that there are too few runs, with the required number.
 fn too_few(base: usize, head: usize) -> String {
     format!(
         "inconclusive: an interval needs {RUNS_MIN} runs per side, and there are {base} and {head}: make more runs"
@@ -417,7 +417,7 @@ mod tests {
         );
         let page = found.html(&base, &head).unwrap();
         assert!(page.contains("+19.9 % [") && !page.contains("<script"), "{page}");
-        // A line per run, of the percentiles that it has.
+        // One line per run, through the percentiles that it has.
         assert_eq!(
             page.matches("<polyline fill=\"none\" opacity=\"1\" stroke=\"#B25A1F\"").count(),
             7
@@ -447,7 +447,7 @@ mod tests {
         let said = refused(&["engine"]).unwrap();
         assert!(said.contains("host: a | b") && !said.contains("engine: ring"), "{said}");
         assert_eq!(refused(&["engine", "host"]), None);
-        // Also within a group.
+        // A difference within a group is refused, too.
         let said = Comparison::of(&head, &head, &[], Same::Machine, &[]).err().unwrap().to_string();
         assert!(said.contains("host: a | b"), "{said}");
     }

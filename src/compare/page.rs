@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::load::{FIGURES, Figure, chart, escape, html};
 
 impl Comparison {
-    /// As a page without outside assets and without scripts.
+    /// Returns it as a page without external assets or scripts.
     pub(super) fn html(&self, base: &[Run], head: &[Run]) -> Result<String, Failure> {
         let [of_base, of_head] = self.heads();
         let heads = ["", &of_base, &of_head, "change (95 % interval)"];
@@ -30,7 +30,7 @@ impl Comparison {
     }
 }
 
-/// The quantiles of a run, and their latencies in microseconds.
+/// Returns the quantiles of a run, and their latencies in microseconds.
 fn points(run: &Run) -> Vec<(f64, f64)> {
     let point = |figure: &Figure| {
         let us = run.figure(figure).map(|bound| bound.micros).filter(|us| *us > 0.0)?;

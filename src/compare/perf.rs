@@ -1,4 +1,4 @@
-//! What `ci/perf` writes: whether the server of one commit is slower than that of another.
+//! The document that `ci/perf` writes: whether the server of one commit is slower than the server of another.
 
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
@@ -6,14 +6,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Whether a server is slower than another.
+/// The comparison that decides whether a server is slower than another.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Perf {
     /// The commit, or the file of the server, that is compared with.
     pub base: String,
     /// The commit, or the file of the server, that may be slower.
     pub head: String,
-    /// 0 not slower, 1 a threshold was exceeded or a server counted incorrectly, 3 the environment cannot run it, 4 inconclusive.
+    /// 0 not slower, 1 a threshold was exceeded or a server counted incorrectly, 3 the environment cannot run it,
+    /// 4 inconclusive.
     pub exit_code: u8,
     /// The instructions of the core's operations; null if nobody counted any.
     pub instructions: Option<Instructions>,
@@ -31,7 +32,7 @@ impl Perf {
 /// The instructions that the operations of both sides take.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Instructions {
-    /// Whether one of them takes more than it may.
+    /// The verdict on whether any of them takes more than allowed.
     pub verdict: Counted,
     /// The reason for the verdict.
     pub reason: String,
@@ -39,17 +40,17 @@ pub struct Instructions {
     pub counts: Vec<Counts>,
 }
 
-/// What came of counting instructions.
+/// The outcome of counting instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Counted {
-    /// None takes more than it may.
+    /// None takes more than allowed.
     Passed,
-    /// One takes more than it may.
+    /// At least one takes more than allowed.
     Failed,
     /// They could not be counted here.
     Skipped,
-    /// There is nothing to compare.
+    /// A comparison is not possible.
     #[serde(rename = "not compared")]
     NotCompared,
 }
@@ -60,11 +61,11 @@ pub enum Counted {
 pub struct Counts {
     /// The function and the case.
     pub name: String,
-    /// The instructions of the base; null if it has no such benchmark.
+    /// The instructions of the base; null if it lacks this benchmark.
     pub base: Option<u64>,
-    /// The instructions of the head; null if it has no such benchmark.
+    /// The instructions of the head; null if it lacks this benchmark.
     pub head: Option<u64>,
-    /// Head to base; null if one of them is.
+    /// The ratio of head to base; null if either of them is.
     pub ratio: Option<f64>,
 }
 
@@ -95,7 +96,7 @@ pub struct Paired {
     pub server_cpus: String,
     /// The CPUs of the client.
     pub client_cpus: String,
-    /// No block starts that would end after so many seconds.
+    /// A block does not start if it would end after this number of seconds.
     pub time_limit_s: f64,
     /// Seconds from the first block to the end of the last.
     pub elapsed_s: f64,
@@ -103,30 +104,32 @@ pub struct Paired {
     pub change: f64,
     /// Nothing is decided while the half-width of the interval of the change in CPU time, as a logarithm, exceeds this.
     pub half_width_max: f64,
-    /// Loads in which the client limited the result.
+    /// The number of loads whose result the client limited.
     pub client_limited_legs: usize,
     /// The machine.
     pub environment: Environment,
-    /// Each figure of both sides, with its unit in the name: the CPU time of the server, which decides, throughput, and latency.
+    /// Each figure of both sides, with its unit in the name: the CPU time of the server, which decides, throughput,
+    /// and latency.
     pub figures: BTreeMap<String, PairedFigure>,
-    /// The loads of each block of base and head: the figures of the four, in their order and in that of `measures`.
+    /// The figures of the four loads in each block of base and head. The loads are in their order, and the figures of each are
+    /// in the order of `measures`.
     pub head_blocks: Vec<Vec<Vec<f64>>>,
-    /// The loads of each block of the base and itself, likewise.
+    /// The figures of the loads in each block of the base and itself, likewise.
     pub floor_blocks: Vec<Vec<Vec<f64>>>,
-    /// The names of the figures in the order that the blocks have.
+    /// The names of the figures, in the order that the blocks use.
     pub measures: Vec<String>,
 }
 
 /// A figure of two servers.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct PairedFigure {
-    /// The median of the base over all blocks; null if there is no block.
+    /// The median of the base over all blocks; null without blocks.
     pub base: Option<f64>,
-    /// The median of the head over all blocks; null if there is no block.
+    /// The median of the head over all blocks; null without blocks.
     pub head: Option<f64>,
-    /// The change from base to head; null if there is no block.
+    /// The change from base to head; null without blocks.
     pub head_to_base: Option<Ratio>,
-    /// What the same comparison makes of no change; null if there is no block.
+    /// The change that the same comparison finds between the base and itself; null without blocks.
     pub base_to_itself: Option<Ratio>,
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 impl Comparison {
-    /// As a table for a terminal.
+    /// Returns it as a table for a terminal.
     pub(super) fn table(&self) -> String {
         let [base, head] = self.heads();
         let mut text = format!("{:<14}{base:>14}{head:>14}  change (95 % interval)\n", "");
@@ -25,7 +25,7 @@ impl Comparison {
         text
     }
 
-    /// As Markdown.
+    /// Returns it as Markdown.
     pub(super) fn markdown(&self) -> String {
         let [base, head] = self.heads();
         let mut text =
@@ -43,13 +43,13 @@ impl Comparison {
         text
     }
 
-    /// The two groups, with their numbers of runs.
+    /// Returns the names of the two groups, with their numbers of runs.
     pub(super) fn heads(&self) -> [String; 2] {
         [("base", self.base.len()), ("head", self.head.len())]
             .map(|(name, runs)| format!("{name}, {runs} run{}", if runs == 1 { "" } else { "s" }))
     }
 
-    /// Each figure with both medians and the change.
+    /// Returns each figure with both medians and the change.
     pub(super) fn rows(&self) -> impl Iterator<Item = [String; 4]> + '_ {
         self.figures.iter().map(|compared| {
             let [base, head] = compared.values();
@@ -57,7 +57,7 @@ impl Comparison {
         })
     }
 
-    /// The context of the figures.
+    /// Returns the context of the figures.
     pub(super) fn remarks(&self) -> Vec<String> {
         let differences =
             self.differences.iter().map(|Difference { what, values: [base, head] }| {
@@ -69,7 +69,7 @@ impl Comparison {
         differences.chain(obstacles).chain(checks).chain(notes).collect()
     }
 
-    /// Returns the figures of the head, with the interval of the change from the base, and what was checked.
+    /// Returns the figures of the head, with the interval of the change from the base, and the checked conditions.
     pub(super) fn exported(&self) -> Findings {
         let value = |compared: &Compared| {
             let end = |log_ratio: f64| compared.base * log_ratio.exp();
@@ -97,7 +97,7 @@ impl Comparison {
         }
     }
 
-    /// As one JSON object.
+    /// Returns it as one JSON object.
     pub(super) fn json(&self) -> String {
         let figures =
             self.figures.iter().map(|compared| (compared.figure.name.to_owned(), compared.json()));
@@ -116,10 +116,10 @@ impl Comparison {
     }
 }
 
-/// A comparison as JSON has it.
+/// The JSON form of a comparison.
 #[derive(Serialize, JsonSchema)]
 struct Json {
-    /// The files of the runs that were compared with, and of those that may differ from them.
+    /// The files of the runs that were compared with.
     base: Vec<String>,
     /// The files of the runs that may differ.
     head: Vec<String>,
@@ -129,13 +129,13 @@ struct Json {
     figures: BTreeMap<String, Change>,
     /// The conditions of `--fail-if`, and whether each holds.
     checks: Vec<CheckedChange>,
-    /// The reasons why the head cannot pass whatever its figures are, a sentence each.
+    /// The reasons why the head cannot pass whatever its figures are, one sentence each.
     obstacles: Vec<String>,
     /// The outcome of all conditions together; null without conditions.
     outcome: Option<Decision>,
     /// The least number of runs per side for an interval.
     runs_needed: usize,
-    /// Warnings for the reader, a sentence each.
+    /// Warnings for the reader, one sentence each.
     notes: Vec<String>,
 }
 
@@ -146,13 +146,13 @@ struct Change {
     base: f64,
     /// The median of the head, in the unit of the figure.
     head: f64,
-    /// The change from one to the other in percent; null if one of them is zero.
+    /// The change from base to head in percent; null if either of them is zero.
     change_percent: Option<f64>,
     /// The lower end of the 95% interval of the change in percent; null with too few runs.
     low_percent: Option<f64>,
     /// The upper end of the 95% interval of the change in percent; null with too few runs.
     high_percent: Option<f64>,
-    /// The number of runs in which it is a lower bound.
+    /// The number of runs whose figure is a lower bound.
     lower_bounds: usize,
 }
 
@@ -166,7 +166,7 @@ pub fn schema(format: Format) -> Option<Schema> {
 }
 
 impl Compared {
-    /// Both medians, with their unit.
+    /// Returns both medians, with their unit.
     fn values(&self) -> [String; 2] {
         [self.base, self.head].map(|value| in_words(&self.figure, value))
     }
@@ -194,14 +194,14 @@ impl Compared {
     }
 }
 
-/// The change in percent that a logarithm of a ratio stands for.
+/// Returns the change in percent that a logarithm of a ratio represents.
 fn percent(log_ratio: f64) -> f64 {
     log_ratio.exp_m1() * 100.0
 }
 
 fn in_words(figure: &Figure, value: f64) -> String {
     match figure.quantity {
-        // Three decimals of a microsecond are more than a median of runs is worth.
+        // Three decimals of a microsecond would overstate the precision of a median of runs.
         Quantity::Latency => time_in_full(value.round()),
         Quantity::CpuTime => format!("{value:.2} µs"),
         _ => rounded(value),

@@ -3,18 +3,18 @@
 use super::{Connection, DRAIN_QUIET_MS, Moment, State, Urgency};
 use crate::service::Service;
 
-/// The result of a look at the clock.
+/// The result of checking a connection's deadlines.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Nothing.
     Nothing,
-    /// It has something to send, as its last response or in place of what was not read in time: ask for its
-    /// [`Action`](super::Action).
+    /// The connection has something to send, as its last response or in place of totals that were not read in time: ask
+    /// for its [`Action`](super::Action).
     Act,
-    /// It has to be closed, and nothing is in flight.
+    /// The connection must be closed, and nothing is in flight.
     CloseIdle,
-    /// It has to be closed, and requests or responses are lost with it.
+    /// The connection must be closed, and requests or responses are lost with it.
     Cut,
 }
 
@@ -23,7 +23,7 @@ impl Connection {
     pub fn deadline_ms(&self) -> u64 {
         match self.responses.store_deadline_ms() {
             None if self.waits_for_peer() => self.http.deadline_ms(),
-            // It waits for nobody.
+            // It is not waiting for anybody.
             None if self.has_work() && self.sending == 0 => u64::MAX,
             None => self.deadline_ms,
             // Nothing is on its way to the peer.
@@ -32,12 +32,12 @@ impl Connection {
         }
     }
 
-    /// Whether it is the peer's turn to send.
+    /// Returns whether it is the peer's turn to send.
     fn waits_for_peer(&self) -> bool {
         matches!(self.state, State::Serving | State::Full) && self.unsent() == 0
     }
 
-    /// Reports what is late, and while the server drains, a connection with nothing in flight.
+    /// Reports missed deadlines and, while the server drains, a connection with nothing in flight.
     pub fn tick(&mut self, moment: &Moment, service: &mut Service) -> Due {
         let close = if self.is_idle() { Due::CloseIdle } else { Due::Cut };
         if moment.urgency == Urgency::Abort {
@@ -48,7 +48,7 @@ impl Connection {
             !self.responses.is_holding()
         };
         if has_settled && self.sending == 0 {
-            // The store has just settled them, and they are about to be sent, or their connection to be ended.
+            // The store has just settled the responses: they are about to be sent, or the connection is about to end.
             self.deadline_ms = moment.now_ms.saturating_add(self.http.send_timeout_ms());
         }
         if let Some(durability) = service.durability() {
@@ -57,13 +57,13 @@ impl Connection {
         let is_late = moment.now_ms >= self.deadline_ms();
         if is_late && self.waits_for_peer() {
             return match self.has_unread {
-                // It is not the peer who is late.
+                // It is not the peer that is late.
                 true => Due::Nothing,
                 false => self.expire(moment.now_ms, service),
             };
         }
         if is_late && self.responses.is_store_late(moment.now_ms) {
-            // Without a response: whether the store has it is unknown.
+            // No response is sent, because it is unknown whether the store has what it would acknowledge.
             return Due::Cut;
         }
         if self.responses.give_up_late_totals(moment.now_ms) {

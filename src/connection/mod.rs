@@ -1,7 +1,7 @@
 //! One connection above HTTP: what it owes its peer, what it does next, and how it ends.
 //!
-//! It does not know sockets: bytes, time, and the epochs that the store has settled come in, and one [`Action`] at a
-//! time comes out. Both engines and every simulator drive it.
+//! It does not know about sockets. Its inputs are bytes, time, and the epochs that the store has settled; its output is one
+//! [`Action`] at a time. Both engines and every simulator drive it.
 
 mod deadlines;
 #[cfg(test)]
@@ -14,44 +14,45 @@ use crate::metrics::Kind;
 use crate::service::{Progress, Responses, Service, Work};
 use crate::store::Release;
 
-/// The time for which a closing connection's input is read and discarded, so that the peer can read the last response
+/// The maximum time that a closing connection reads and discards input, so that the peer can read the last response
 /// (RFC 9112 section 9.6).
 pub const LINGER_MS: u64 = 2_000;
-/// The most bytes that are discarded.
+/// The maximum number of bytes that are discarded.
 pub const LINGER_BYTES_MAX: usize = 4 << 20;
 
-/// The time for which a connection with nothing in flight must have been quiet before a stop closes it. A request that
-/// its peer sent before it could know of the stop has arrived by then.
+/// The minimum time that a connection with nothing in flight must have been quiet before a stop closes it. Within that time,
+/// any request that the peer sent before it could know about the stop will have arrived.
 pub const DRAIN_QUIET_MS: u64 = 20;
 
-/// The most bytes that a connection keeps which must not receive. This is twice the number that a multishot receive
-/// brings before it can be canceled: if a cancel fails and the peer keeps sending, the connection is closed.
+/// The maximum number of bytes that a connection keeps while it must not receive. This is twice as many as a multishot receive
+/// delivers before it can be canceled: if a cancel fails and the peer keeps sending, the connection is closed.
 pub const KEPT_BYTES_MAX: usize = 256 * 1024;
 
-/// The fewest missing bytes of a batch that are taken from the socket without a buffer in between.
+/// If at least this many bytes of a batch are missing, they are received directly into the batch,
+/// without an intermediate buffer.
 const FILL_BYTES_MIN: usize = 4096;
 
 /// The urgency of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// Not at all.
+    /// No stop was requested.
     Serve,
     /// Finish what is in flight.
     Drain,
-    /// At once.
+    /// Close every connection immediately.
     Abort,
 }
 
-/// The moment at which something happens to a connection, in milliseconds since the start of its shard.
+/// The time of an event on a connection, in milliseconds since the start of its shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// The time at the last reading of the clock.
     pub now_ms: u64,
-    /// The time at which the input being handled was received; waiting for the store counts from here.
+    /// The time when the input being handled was received; store timeouts count from here.
     pub received_ms: u64,
     /// The urgency of a stop.
     pub urgency: Urgency,
-    /// The time at which draining began.
+    /// The time when draining began.
     pub drain_ms: u64,
 }
 
@@ -64,15 +65,15 @@ impl Moment {
 /// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It handles requests as they come.
+    /// It handles requests as they arrive.
     Serving,
-    /// Requests are here that wait until the peer has taken responses.
+    /// Received requests wait until the peer has read some responses.
     Full,
-    /// Requests are here that wait for a response whose totals have to be read first.
+    /// Received requests wait for an earlier response, whose totals must be read first.
     Behind,
-    /// Bytes of a batch are in the socket that can be taken once others have had their turn.
+    /// The socket may hold bytes of a batch, which can be received once other connections have had their turn.
     Filling,
-    /// There is work to do, on a batch or on requests, once others have had their turn.
+    /// There is work to do, on a batch or on requests, once other connections have had their turn.
     Working,
     /// The last responses are on their way.
     Finishing,
@@ -81,36 +82,37 @@ enum State {
     Lingering { discarded: usize },
 }
 
-/// The next operation on the socket of a connection, other than sending.
+/// The next operation on a connection's socket, not counting sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// To receive.
+    /// Receive.
     Receive,
-    /// Not to receive.
+    /// Do not receive.
     Pause,
-    /// To shut down the write half: then [`Connection::linger`].
+    /// Shut down the write half, then call [`Connection::linger`].
     ShutDownWrite,
-    /// To be closed.
+    /// Close the connection.
     Close,
 }
 
-/// The things that an engine has to do for a connection, in this order.
+/// The things that an engine must do for a connection, in this order.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     /// Send this many bytes, unless a send is under way: see [`Connection::take_responses`].
     pub send: usize,
-    /// And then this.
+    /// Then do this.
     pub then: Next,
-    /// Responses now wait until this epoch is settled: ask the store for it, and come back once it is.
+    /// Responses now wait until this epoch is settled: request it from the store, and call
+    /// [`Connection::action`] again once it is.
     pub settle: Option<u64>,
-    /// Responses have come to wait until totals are read after a cut of this epoch: in the same way.
+    /// Responses now wait until totals are read after a cut of this epoch: request the read in the same way.
     pub read: Option<u64>,
-    /// Once others have had their turn, call [`Connection::work`].
+    /// Once other connections have had their turn, call [`Connection::work`].
     pub has_work: bool,
 }
 
-/// A connection that is served.
+/// A connection that is being served.
 #[derive(Debug)]
 pub struct Connection {
     http: http::Connection,
@@ -121,13 +123,13 @@ pub struct Connection {
     batch: Option<Box<Work>>,
     /// Responses that were not given to the engine.
     responses: Responses,
-    /// Bytes that were given to the engine and, as far as is known, not taken by the kernel.
+    /// The number of bytes that were given to the engine and, as far as is known, were not taken by the kernel.
     sending: usize,
-    /// The peer sends nothing more: it has shut down its write half, or announced that.
+    /// Whether the peer will send nothing more: it has shut down its write half, or announced its last request.
     has_peer_finished: bool,
-    /// More bytes had arrived than were received at the last look at the socket.
+    /// Whether the last check of the socket found bytes that had not been received.
     has_unread: bool,
-    /// Something was received since the last look.
+    /// Whether something was received since [`Connection::take_activity`] was last called.
     is_active: bool,
     /// The kind of the last request with a response.
     last: Kind,
@@ -138,7 +140,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that is accepted now.
+    /// Creates a connection that was just accepted.
     pub fn new(limits: Limits, peer_is_loopback: bool, now_ms: u64) -> Connection {
         Connection {
             http: http::Connection::new(limits, peer_is_loopback, now_ms),
@@ -156,7 +158,7 @@ impl Connection {
         }
     }
 
-    /// Tells the peer that the server has no room for it.
+    /// Responds that the server is full, and finishes the connection.
     pub fn reject(&mut self, service: &mut Service) {
         service.reject(&mut self.responses);
         self.http.end();
@@ -171,7 +173,7 @@ impl Connection {
             State::Serving if moment.urgency == Urgency::Serve => {
                 self.handle(input, false, moment, service);
             }
-            // The last request is known once everything that has arrived was received.
+            // The last request is known only after everything that has arrived was received.
             State::Serving => {
                 self.input.extend_from_slice(input);
                 self.state = State::Working;
@@ -193,9 +195,9 @@ impl Connection {
         self.has_peer_finished = true;
     }
 
-    /// Notes whether more bytes have arrived than were received. While the server drains, this must be known before
-    /// [`Connection::work`], [`Connection::action`], and [`Connection::tick`]: the last response announces that the
-    /// connection closes, and no request behind it is handled (RFC 9112 section 9.6).
+    /// Notes whether the socket holds bytes that were not received. While the server drains, call this before
+    /// [`Connection::work`], [`Connection::action`], and [`Connection::tick`]: the last response announces that the connection
+    /// closes, and no request after it is handled (RFC 9112 section 9.6).
     #[inline]
     pub fn note_unread(&mut self, has_unread: bool) {
         self.has_unread = has_unread;
@@ -206,24 +208,24 @@ impl Connection {
         self.has_peer_finished
     }
 
-    /// Reports whether enough of a batch is missing to receive it into the batch's own memory. If so after a receive,
-    /// and nothing is receiving there now, call [`Connection::begin_filling`].
+    /// Reports whether enough of a batch is missing to receive it into the batch's own memory. If so after a receive, call
+    /// [`Connection::begin_filling`] unless another receive is under way.
     #[inline]
     pub fn wants_filling(&self) -> bool {
         self.state == State::Serving && self.http.missing() >= FILL_BYTES_MIN
     }
 
-    /// Requests a call of [`Connection::fill`] after others had their turn.
+    /// Requests a call of [`Connection::fill`] after other connections have had their turn.
     pub fn begin_filling(&mut self) {
         self.state = State::Filling;
     }
 
-    /// Whether there are bytes to take from the socket, instead of [`Connection::work`].
+    /// Returns whether to call [`Connection::fill`] instead of [`Connection::work`].
     pub fn is_filling(&self) -> bool {
         self.state == State::Filling
     }
 
-    /// Lets `receive` append bytes of a batch to the given buffer, up to the given number, and return their number.
+    /// Calls `receive` to append bytes of a batch to the given buffer, up to the given number, and return how many it appended.
     /// Returns the cost, in units of a [`Budget`].
     pub fn fill(
         &mut self,
@@ -240,7 +242,7 @@ impl Connection {
         if self.http.missing() == 0 {
             self.handle(&[], false, moment, service);
         } else if has_taken_all {
-            // The next receive reports what has gone wrong, and the end of the stream.
+            // The next receive reports any failure, or the end of the stream.
             self.state = State::Serving;
         }
         self.used().saturating_sub(before)
@@ -256,7 +258,7 @@ impl Connection {
         self.used().saturating_sub(before)
     }
 
-    /// Notes that others have their turn now. Returns the cost since they had it before, in units of a [`Budget`].
+    /// Notes that other connections get their turn now. Returns the cost since their previous turn, in units of a [`Budget`].
     #[inline]
     pub fn renew(&mut self) -> u32 {
         let used = self.used();
@@ -264,18 +266,17 @@ impl Connection {
         used
     }
 
-    /// The cost since others had their turn, in units of a [`Budget`].
+    /// Returns the cost since other connections last had their turn, in units of a [`Budget`].
     pub fn used(&self) -> u32 {
         self.http.budget.used()
     }
 
-    /// Whether there is work to do once others have had their turn.
+    /// Returns whether there is work to do once other connections have had their turn.
     pub fn has_work(&self) -> bool {
         matches!(self.state, State::Working | State::Filling)
     }
 
-    /// Says what to do now. Before that, continues with requests that waited, if the peer has read enough or totals
-    /// were read.
+    /// Returns what to do now. First continues with waiting requests, if the peer has read enough or totals were read.
     #[inline]
     pub fn action(&mut self, moment: &Moment, service: &mut Service) -> Action {
         let mut can_make_more = false;
@@ -297,10 +298,11 @@ impl Connection {
         action
     }
 
-    /// Goes on with what waited, if it can. Returns whether responses are left whose totals were read.
+    /// Continues with waiting requests and responses, if it can. Returns whether there are responses left to make
+    /// whose totals were read.
     fn resume(&mut self, moment: &Moment, service: &mut Service) -> bool {
         if self.responses.has_parked() {
-            // If what comes before them is void, so are they.
+            // If earlier responses are void, the parked responses are void, too.
             self.sendable(service);
             let is_all =
                 self.is_draining(moment) && self.input.is_empty() && !self.http.has_begun();
@@ -330,12 +332,12 @@ impl Connection {
         false
     }
 
-    /// Reports whether a request without another one behind it is the last.
+    /// Reports whether a request is the last unless another request follows it.
     fn is_draining(&self, moment: &Moment) -> bool {
         moment.urgency != Urgency::Serve && !self.has_unread
     }
 
-    /// Notes what responses have come to wait for.
+    /// Notes what new responses wait for.
     fn wait_for_store(&mut self, action: &mut Action, moment: &Moment, service: &Service) {
         let Some(durability) = service.durability() else { return };
         let deadline_ms = moment.received_ms.saturating_add(durability.timeout_ms());
@@ -350,8 +352,8 @@ impl Connection {
         }
     }
 
-    /// Handles received bytes until all are handled, the budget is spent, or the connection has to wait. Works on a
-    /// batch only if it `may_work`, because many of them may become whole in one iteration.
+    /// Handles received bytes until all are handled, the budget is spent, or the connection must wait. Works on a batch only if
+    /// it `may_work`, because many batches may become complete in one iteration.
     fn handle(&mut self, received: &[u8], may_work: bool, moment: &Moment, service: &mut Service) {
         if moment.urgency != Urgency::Serve {
             self.http.set_draining(self.is_draining(moment));
@@ -381,7 +383,7 @@ impl Connection {
         self.last = service.last();
     }
 
-    /// Takes steps with `rest`, and leaves there what has to be kept. Returns the new state.
+    /// Handles the bytes in `rest`, and leaves there those that must be kept. Returns the new state.
     #[inline]
     fn serve(
         &mut self,
@@ -427,7 +429,7 @@ impl Connection {
         }
     }
 
-    /// Acts on a step other than a request.
+    /// Handles the steps that are rare.
     #[cold]
     fn take_unusual(&mut self, step: Step<'_>, service: &mut Service) {
         let Connection { http, responses, batch, .. } = self;
@@ -467,7 +469,7 @@ impl Connection {
         }
     }
 
-    /// Works on the batch that is whole. Returns whether that is done.
+    /// Works on the complete batch. Returns whether it is done.
     fn work_on_batch(&mut self, has_more: bool, now_ms: u64, service: &mut Service) -> bool {
         let Connection { http, responses, batch, .. } = self;
         let Some(work) = batch else { return true };
@@ -480,7 +482,7 @@ impl Connection {
         is_done
     }
 
-    /// Returns the number of bytes of responses that may leave now. If those behind them never may, they are the last.
+    /// Returns the number of bytes of responses that may be sent now. If the responses after them are void, these are the last.
     #[inline]
     fn sendable(&mut self, service: &Service) -> usize {
         let Some(durability) = service.durability() else { return self.responses.bytes().len() };
@@ -489,7 +491,7 @@ impl Connection {
             Release::Void(bytes) => {
                 self.http.end();
                 self.state = State::Finishing;
-                // A batch in progress keeps others from claiming users.
+                // A batch in progress would keep others from claiming users.
                 (self.batch, self.input) = (None, Vec::new());
                 service.metrics().voided.add(1);
                 bytes
@@ -497,8 +499,8 @@ impl Connection {
         }
     }
 
-    /// Takes the responses to send now, in the number of bytes that an [`Action`] names, while no other send is under
-    /// way. They are late after the send timeout.
+    /// Takes the responses to send now, as many bytes as [`Action::send`] specifies. No other send may be under way. They are
+    /// late after the send timeout.
     #[inline]
     pub fn take_responses(&mut self, count: usize, now_ms: u64) -> Vec<u8> {
         debug_assert_eq!(self.sending, 0);
@@ -513,27 +515,27 @@ impl Connection {
         self.sending -= count;
     }
 
-    /// Whether a send is under way.
+    /// Returns whether a send is under way.
     #[inline]
     pub fn is_sending(&self) -> bool {
         self.sending > 0
     }
 
-    /// The responses that were not taken.
+    /// Returns the responses that were not taken.
     pub fn responses(&mut self) -> &mut Responses {
         &mut self.responses
     }
 
-    /// The bytes of responses that were made and not taken.
+    /// Returns the bytes of responses that were made but not taken.
     pub fn unsent_bytes(&self) -> &[u8] {
         self.responses.bytes()
     }
 
-    /// Returns its state, given that the peer may have finished.
+    /// Returns the state, taking into account that the peer may have finished.
     #[inline]
     fn standing(&self) -> State {
         match self.state {
-            // It has its responses coming.
+            // Its responses are still to be sent.
             State::Serving if self.has_peer_finished => State::Finishing,
             state => state,
         }
@@ -546,7 +548,7 @@ impl Connection {
         let kept = || self.input.len().saturating_sub(self.http.body_bytes_kept());
         match self.standing() {
             State::Serving if unsent < http::UNSENT_BYTES_MAX => Next::Receive,
-            // It is over soon: until then a little may come.
+            // This ends soon, so a limited amount of input may arrive until then.
             State::Behind if kept() < http::UNSENT_BYTES_MAX && !self.has_peer_finished => {
                 Next::Receive
             }
@@ -566,36 +568,38 @@ impl Connection {
         }
     }
 
-    /// Whether the responses that it has are its last.
+    /// Returns whether its present responses are its last.
     #[inline]
     pub fn is_finishing(&self) -> bool {
         self.standing() == State::Finishing
     }
 
-    /// Whether what arrives is discarded.
+    /// Returns whether input is discarded.
     pub fn is_lingering(&self) -> bool {
         matches!(self.state, State::Lingering { .. })
     }
 
-    /// Discards input from here on, also from a peer that has sent more than it announced: the write half is shut down.
+    /// Discards input from here on, because the write half is shut down. This includes input from a peer that has sent
+    /// more than it announced.
     pub fn linger(&mut self, now_ms: u64) {
         self.has_peer_finished = false;
         self.state = State::Lingering { discarded: 0 };
         self.deadline_ms = now_ms.saturating_add(LINGER_MS);
     }
 
-    /// Bytes of responses that the peer has not taken.
+    /// Returns the number of bytes of responses that are not known to be sent.
     #[inline]
     fn unsent(&self) -> usize {
         self.responses.len() + self.sending
     }
 
-    /// Whether no part of a request is here, nor of a response.
+    /// Returns whether neither a request nor a response is in flight, not even a part of one.
     pub fn is_idle(&self) -> bool {
         !self.http.has_begun() && self.input.is_empty() && self.unsent() == 0
     }
 
-    /// The kind of the request that is in flight, or of the request whose response is: at most one is counted per connection.
+    /// Returns the kind of the request in flight, or of the request whose response is in flight. At most one per
+    /// connection is counted.
     pub fn in_flight(&self) -> Option<Kind> {
         let before_head = if self.unsent() > 0 { self.last } else { Kind::OTHER };
         let under_way = || Service::kind_of(self.http.under_way(&self.input));
@@ -603,7 +607,7 @@ impl Connection {
         (!self.is_idle()).then(kind)
     }
 
-    /// Whether something was received since this was last called.
+    /// Returns whether something was received since the last call.
     pub fn take_activity(&mut self) -> bool {
         std::mem::take(&mut self.is_active)
     }

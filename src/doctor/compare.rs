@@ -1,4 +1,4 @@
-//! Whether two results were obtained on the same machine in the same way, and what differs.
+//! Compares two results: whether they were obtained on the same machine in the same way, and what differs.
 
 use super::Environment;
 use crate::document::{self, Document, Format};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The parts of a report that describe how its run was set up, other than the members of `setup`: name and place.
+/// The parts of a report that describe how its run was set up, except the members of `setup`: name and place.
 const SETUP_ELSEWHERE: [(&str, &str); 3] = [
     ("requests", "/requests"),
     ("warm-up requests", "/warm_up/requests"),
@@ -23,17 +23,17 @@ const FIGURES: [(&str, &str); 4] = [
     ("server_cpu_us_per_request", "/server_cpu_us_per_request"),
 ];
 
-/// Something that is not the same on both sides.
+/// Something that differs between the two sides.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Difference {
     /// Its name: a part of the environment, or of the setup of a run.
     pub what: String,
-    /// Its value on either side.
+    /// Its value on each side.
     pub values: [String; 2],
 }
 
 impl Difference {
-    /// The difference between two values, if there is one.
+    /// Returns the difference between two values, if there is one.
     fn between(what: &str, values: [String; 2]) -> Option<Difference> {
         (values[0] != values[1]).then(|| Difference { what: what.into(), values })
     }
@@ -44,7 +44,7 @@ impl Difference {
 struct Figure {
     /// Its name.
     what: &'static str,
-    /// Its value on either side.
+    /// Its value on each side.
     values: [f64; 2],
     /// The second divided by the first, unless that is zero.
     ratio: Option<f64>,
@@ -59,9 +59,9 @@ pub(super) struct Comparison {
     machine: Vec<Difference>,
     /// Differences in configuration, or in what runs on the machine.
     settings: Vec<Difference>,
-    /// Differences in what was requested for the runs.
+    /// Differences in the requested setup of the runs.
     setup: Vec<Difference>,
-    /// What was measured.
+    /// The measured figures.
     figures: Vec<Figure>,
 }
 
@@ -100,14 +100,14 @@ impl Side {
 ///
 /// # Errors
 ///
-/// One of them is not a report; the error is one sentence.
+/// If either is not a report; the error is one sentence.
 pub fn differences(a: &Value, b: &Value) -> Result<Vec<Difference>, String> {
     let Comparison { machine, settings, setup, .. } =
         Comparison::of(&Side::of(a.clone())?, &Side::of(b.clone())?);
     Ok([machine, settings, setup].concat())
 }
 
-/// Compares two reports, or one with this machine as it is, which `here` checks.
+/// Compares two reports, or one report with the current state of this machine, which `here` checks.
 ///
 /// # Errors
 ///
@@ -138,17 +138,17 @@ impl Comparison {
         }
     }
 
-    /// Whether nothing shows that these are two machines.
+    /// Reports whether nothing shows that these are two machines.
     pub(super) fn is_same_machine(&self) -> bool {
         self.is_same_machine
     }
 
-    /// As one JSON object.
+    /// Returns it as one JSON object.
     pub(super) fn json(&self) -> String {
         Document::new(Format::DoctorCompare, self).json()
     }
 
-    /// As text: a verdict, then one line per difference and per figure.
+    /// Returns it as text: a verdict, then one line per difference and per figure.
     pub(super) fn lines(&self) -> String {
         let has_differences = !self.settings.is_empty() || !self.setup.is_empty();
         let mut text = match (self.is_same_machine, has_differences) {
@@ -195,7 +195,7 @@ fn differing_settings(a: &Environment, b: &Environment) -> Vec<Difference> {
     .into_iter()
     .flatten()
     .collect();
-    // The kernel is named above.
+    // The kernel is already listed above.
     let lasting = |e: &Environment| {
         let checks = e.checks.iter().filter(|check| !check.is_momentary && check.name != "kernel");
         checks.map(|check| (check.name.clone(), check.value.clone())).collect::<Vec<_>>()
@@ -223,14 +223,14 @@ fn differing_setup(a: &Value, b: &Value) -> Vec<Difference> {
         .collect()
 }
 
-/// Returns the setup of a report's run, as far as its version records it.
+/// Returns the setup of a report's run, to the extent that the report's version records it.
 fn setup(report: &Value) -> Map<String, Value> {
     let mut setup = report.get("setup").and_then(Value::as_object).cloned().unwrap_or_default();
-    // Its content is in the other members, with the defaults that were used.
+    // The other members contain the same settings, including the defaults that were used.
     let command = setup.remove("command");
     let words = command.as_ref().and_then(Value::as_array).into_iter().flatten();
     if !words.into_iter().any(|word| word == "--user-prefix") {
-        // The client chose it, and chooses another for each run on a server that cannot be reset.
+        // The client chose the prefix, and chooses another one for each run on a server that cannot be reset.
         setup.remove("user_prefix");
     }
     if let Some(Value::Object(flags)) = setup.remove("server") {
@@ -239,12 +239,12 @@ fn setup(report: &Value) -> Map<String, Value> {
     if let Some(Value::String(store)) = setup.get_mut("server_store")
         && !store.contains("://")
     {
-        // Each run has a new file. The directory decides which disk it is on.
+        // Each run has a new file. Its directory determines the disk.
         let directory = Path::new(store.as_str()).parent().filter(|path| *path != Path::new(""));
         *store = format!("a file in {}", directory.unwrap_or(Path::new(".")).display());
     }
     if report.get("server_cpus").is_some() {
-        // The server of a challenge is its own, on a port that happened to be free.
+        // A challenge has its own server, on a port that happened to be free.
         setup.remove("url");
     }
     let of = |key: &str| setup.get(key).filter(|value| !value.is_null());
@@ -346,7 +346,7 @@ mod tests {
         assert!(lines.contains("turbo: not checked | on"), "{lines}");
     }
 
-    /// A report with this setup, made on the same machine as all others.
+    /// Returns a report with this setup, made on the same machine as all others.
     fn report(setup: Value) -> Side {
         Side { report: Some(json!({"requests": 1000, "setup": setup})), ..side(|_| {}) }
     }

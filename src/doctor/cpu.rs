@@ -1,5 +1,4 @@
-//! The CPUs: which ones this process may use, what they share, how fast they run, and what else uses
-//! them.
+//! The CPUs: which of them this process may use, what they share, how fast they run, and what else uses them.
 
 use super::Check;
 use super::machine::Machine;
@@ -11,12 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The share of CPU time from which other work makes results noisy.
+/// The share of CPU time above which other work makes results noisy.
 const BUSY_SHARE_MAX: f64 = 0.05;
-/// The same for time that the host gives to other virtual machines.
+/// The share of CPU time, given by the host to other virtual machines, above which results are noisy.
 const STEAL_SHARE_MAX: f64 = 0.01;
-/// An idle state that takes longer to leave than this, in microseconds, shows in latencies over
-/// loopback.
+/// An idle state that takes longer to leave than this, in microseconds, affects latencies over loopback.
 const IDLE_EXIT_US_MAX: u64 = 10;
 
 pub(super) fn checks(machine: &Machine, sample: Duration) -> Vec<Check> {
@@ -131,7 +129,7 @@ fn kinds(machine: &Machine, cpus: &[usize]) -> Check {
     Check::warn_if(lists.len() > 1, name, value, fix)
 }
 
-/// The nodes of the machine, and the CPUs of each.
+/// Returns the nodes of the machine, and the CPUs of each.
 pub(super) fn nodes_with_cpus(machine: &Machine) -> Vec<(usize, Vec<usize>)> {
     const FOLDER: &str = "sys/devices/system/node";
     let number = |name: &String| name.strip_prefix("node")?.parse::<usize>().ok();
@@ -153,7 +151,7 @@ fn nodes(machine: &Machine, cpus: &[usize]) -> Check {
     Check::warn_if(used > 1, "NUMA", value, fix)
 }
 
-/// The distinct values of a file over the CPUs.
+/// Returns the distinct values of a file over the CPUs.
 fn of_each(machine: &Machine, cpus: &[usize], file: &str) -> BTreeSet<String> {
     let path = |cpu| format!("sys/devices/system/cpu/cpu{cpu}/{file}");
     cpus.iter().filter_map(|cpu| machine.text(&path(cpu))).collect()
@@ -241,7 +239,7 @@ fn isolation(machine: &Machine, name: &str, path: &str, cpus: &[usize]) -> Check
     Check::warn_if(used == 0, name, value, &fix)
 }
 
-/// Whether irqbalance runs, which moves interrupts between CPUs.
+/// Reports whether irqbalance is running, which moves interrupts between CPUs.
 pub(super) fn runs_irqbalance(machine: &Machine) -> bool {
     let is_it = |pid: &String| {
         pid.bytes().all(|b| b.is_ascii_digit())
@@ -279,7 +277,7 @@ fn clock_source(machine: &Machine) -> Check {
     }
 }
 
-/// The CPU time that other virtual machines, and all processes here, took during `sample`.
+/// Checks the CPU time that other virtual machines, and all processes here, used during `sample`.
 fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2] {
     let (steal, load) = ("steal time", "load now");
     let before = machine.stat();
@@ -310,7 +308,7 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
     ]
 }
 
-/// The time of CPUs between two readings by use, as shares from 0 to 1.
+/// The use of CPU time between two readings, as shares from 0 to 1.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CpuUse {
     /// Given by the host to other virtual machines.
@@ -322,10 +320,10 @@ pub struct CpuUse {
 }
 
 impl CpuUse {
-    /// From two readings of proc/stat. The shares are 0 if no time has passed.
+    /// Returns the use between two readings of proc/stat. The shares are 0 if no time has passed.
     pub(crate) fn between(before: &KernelStats, after: &KernelStats, cpus: &[usize]) -> CpuUse {
         let of = |stat: &[CpuTime], part: fn(&CpuTime) -> u64| -> u64 {
-            // If CPUs are offline, the indices of the others shift; then all CPUs count.
+            // If CPUs are offline, the indices of the others shift; in that case, all CPUs count.
             let is_ours =
                 |index: &usize| cpus.contains(index) || cpus.iter().any(|c| *c >= stat.len());
             stat.iter().enumerate().filter(|(i, _)| is_ours(i)).map(|(_, time)| part(time)).sum()
@@ -344,7 +342,7 @@ fn idle(time: &CpuTime) -> u64 {
     time.idle + time.iowait.unwrap_or(0)
 }
 
-/// All time of a CPU. The time of guests is part of `user` (proc_stat(5)).
+/// Returns all time of a CPU. The time of guests is part of `user` (proc_stat(5)).
 fn all(time: &CpuTime) -> u64 {
     let of_interrupts = time.irq.unwrap_or(0) + time.softirq.unwrap_or(0);
     time.user + time.nice + time.system + idle(time) + of_interrupts + time.steal.unwrap_or(0)

@@ -1,10 +1,10 @@
-//! Checks of what a store in PostgreSQL depends on: the connection, the durability of a commit, and the rights of the
-//! role.
+//! Checks of the things that a store in PostgreSQL depends on: the connection, the durability of a commit, and the rights of
+//! the role.
 
 use super::Check;
 use crate::store::postgres::{Database, RIGHTS, Target, examine};
 
-/// The checks of a store in the database of `target`.
+/// Checks a store in the database of `target`.
 pub(super) fn checks(target: &Target) -> Vec<Check> {
     match examine(target) {
         Ok(database) => of_database(&database),

@@ -1,10 +1,10 @@
-//! The kernel: its version, memory, limits, and what it runs in.
+//! The kernel: its version, its memory, its limits, and the environment that it runs in.
 
 use super::Check;
 use super::machine::{Machine, limit};
 use super::ring::KERNEL_FOR_RING;
 
-/// Enough for the connections of the challenge on both sides, and for what else is open.
+/// Enough for the connections of the challenge on both sides, and for other open files.
 const DESCRIPTORS: u64 = 2304;
 /// Enough for a server with a million users and its client.
 const MEMORY_BYTES: u64 = 512 * 1024 * 1024;
@@ -97,8 +97,8 @@ fn mitigations(machine: &Machine) -> Check {
         [] => "none".to_owned(),
         names => names.join(" "),
     };
-    // Not a fault, because production servers have them too. But they make system calls slower, so
-    // they must be the same wherever results are compared.
+    // Not a fault, because production servers have them, too. But they make system calls slower, so they must be the same on
+    // all machines whose results are compared.
     Check::ok("mitigations", format!("on: {}; vulnerable: {}", listed(&on), listed(&open)))
 }
 
@@ -140,7 +140,7 @@ mod tests {
     use super::super::machine::fixture::{Fixture, limits};
     use super::*;
 
-    /// The verdict of `check` on a machine with these files.
+    /// Returns the verdict of `check` on a machine with these files.
     fn verdict(check: fn(&Machine) -> Check, files: &[(&str, &str)]) -> Verdict {
         let check = check(&Fixture::new(files).machine());
         assert_eq!(check.fix.is_some(), check.verdict == Verdict::Warn);

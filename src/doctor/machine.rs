@@ -1,9 +1,8 @@
-//! The files in which the kernel describes a machine: below `/`, or below a directory that stands for an unusual
-//! machine in a test.
+//! The files that the kernel uses to describe a machine: below `/`, or below a directory that stands for an unusual machine in
+//! a test.
 //!
-//! Some files are split by hand because the parsers of `procfs` refuse them in part: its `Status`, `Meminfo`, and
-//! `CpuInfo` require fields that other architectures, sandboxes, and fixtures lack, and its `KernelVersion` requires
-//! three numbers.
+//! Some files are parsed by hand because the parsers of `procfs` reject some of them: its `Status`, `Meminfo`, and `CpuInfo`
+//! require fields that other architectures, sandboxes, and fixtures lack, and its `KernelVersion` requires three numbers.
 
 use crate::topology::{kind_of, parse_cpu_list};
 use procfs::process::{LimitValue, Limits, MountInfo};
@@ -24,7 +23,7 @@ impl Machine {
         Machine { root: "/".into() }
     }
 
-    /// The text of a file without surrounding white space, empty or not; `None` if it cannot be read.
+    /// Returns the text of a file without surrounding white space, even if it is empty; `None` if it cannot be read.
     pub(super) fn text(&self, path: &str) -> Option<String> {
         Some(read_to_string(self.root.join(path)).ok()?.trim().to_owned())
     }
@@ -37,7 +36,7 @@ impl Machine {
         self.root.join(path).exists()
     }
 
-    /// The names in a folder, sorted; none if it cannot be read.
+    /// Returns the names in a directory, sorted; the list is empty if it cannot be read.
     pub(super) fn names(&self, folder: &str) -> Vec<String> {
         let entries = read_dir(self.root.join(folder)).into_iter().flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -46,53 +45,53 @@ impl Machine {
         names
     }
 
-    /// The last name of a path once all links in it are followed; `None` if it does not exist.
+    /// Returns the last name of a path once all links in it are followed; `None` if it does not exist.
     pub(super) fn final_name(&self, path: &str) -> Option<String> {
         self.root.join(path).canonicalize().ok()?.file_name()?.to_str().map(str::to_owned)
     }
 
-    /// The mount with a number (proc_pid_mountinfo(5)).
+    /// Returns the mount with this number (proc_pid_mountinfo(5)).
     pub(super) fn mount(&self, id: u64) -> Option<MountInfo> {
         let mounts = self.text("proc/self/mountinfo")?;
         let start = format!("{id} ");
         MountInfo::from_line(mounts.lines().find(|line| line.starts_with(&start))?).ok()
     }
 
-    /// A file with a list of CPUs.
+    /// Returns the CPUs in a file with a list of CPUs.
     pub(super) fn cpus(&self, path: &str) -> Option<Vec<usize>> {
         parse_cpu_list(&self.text(path)?).ok()
     }
 
-    /// The kind of core that a CPU belongs to.
+    /// Returns the kind of core that a CPU belongs to.
     pub(super) fn core_kind(&self, cpu: usize) -> u32 {
         kind_of(&self.root.join("sys/devices"), cpu)
     }
 
-    /// A field of this process's status (proc_pid_status(5)).
+    /// Returns a field of this process's status (proc_pid_status(5)).
     pub(super) fn status(&self, name: &str) -> Option<String> {
         let status = self.text("proc/self/status")?;
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(line.trim().to_owned())
     }
 
-    /// Whether this process has a capability in effect, given its number (capabilities(7)).
+    /// Reports whether this process has a capability in effect, given its number (capabilities(7)).
     pub(super) fn has_capability(&self, number: u32) -> bool {
         let mask = self.status("CapEff").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
         mask.is_some_and(|mask| mask >> number & 1 == 1)
     }
 
-    /// The release of the kernel.
+    /// Returns the release of the kernel.
     pub(super) fn release(&self) -> Option<Release> {
         Machine::parse_release(&self.text("proc/sys/kernel/osrelease")?)
     }
 
-    /// The first two numbers in a text such as `6.12.9-amd64` or `6.1`.
+    /// Returns the first two numbers in a text such as `6.12.9-amd64` or `6.1`.
     pub(super) fn parse_release(text: &str) -> Option<Release> {
         let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
         Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
-    /// The CPUs that this process may use, as the kernel writes them.
+    /// Returns the CPUs that this process may use, in the kernel's format.
     pub(super) fn cpus_allowed_text(&self) -> String {
         self.status("Cpus_allowed_list").unwrap_or_else(|| "unknown".into())
     }
@@ -101,14 +100,14 @@ impl Machine {
         parse_cpu_list(&self.status("Cpus_allowed_list")?).ok()
     }
 
-    /// The first field with this name in proc/cpuinfo.
+    /// Returns the first field with this name in proc/cpuinfo.
     pub(super) fn cpu_field(&self, name: &str) -> Option<String> {
         let info = self.text("proc/cpuinfo")?;
         let is_it = |line: &&str| line.split(':').next().is_some_and(|key| key.trim() == name);
         Some(info.lines().find(is_it)?.split_once(':')?.1.trim().to_owned())
     }
 
-    /// The size of the memory.
+    /// Returns the size of the memory.
     pub(super) fn memory_bytes(&self) -> Option<u64> {
         let info = self.text("proc/meminfo")?;
         let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -155,7 +154,7 @@ impl Machine {
     }
 }
 
-/// A limit as a number; `None` if it is unlimited.
+/// Returns a limit as a number; `None` if it is unlimited.
 pub(super) fn limit(value: LimitValue) -> Option<u64> {
     match value {
         LimitValue::Unlimited => None,
@@ -169,7 +168,7 @@ pub(super) mod fixture {
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// A folder with the files of a machine. Dropped, it is removed.
+    /// A directory with the files of a machine. Dropping it removes the directory.
     pub(in crate::doctor) struct Fixture(PathBuf);
 
     impl Fixture {
@@ -202,7 +201,7 @@ pub(super) mod fixture {
         }
     }
 
-    /// A proc/self/limits with this hard limit of open files and this limit of locked memory.
+    /// Returns a proc/self/limits with this hard limit on open files and this limit on locked memory.
     pub(in crate::doctor) fn limits(open: &str, locked: &str) -> String {
         format!(
             "Limit                     Soft Limit           Hard Limit           Units     \n\

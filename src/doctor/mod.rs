@@ -1,5 +1,5 @@
-//! Checks of everything that a benchmark on this machine depends on: a value, a verdict, and a fix for each. Nothing is
-//! changed, and nothing needs root.
+//! Checks of everything that a benchmark on this machine depends on: a value, a verdict, and a fix for each. The checks do not
+//! change anything, and do not need root.
 
 mod compare;
 mod cpu;
@@ -29,7 +29,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The time for which the doctor watches the CPUs.
+/// The time that the doctor spends observing the CPUs.
 const SAMPLE: Duration = Duration::from_millis(250);
 
 /// The start of a line with a command. Such a line is not wrapped, so that it can be copied.
@@ -38,15 +38,15 @@ const COMMAND_INDENT: &str = "      $ ";
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Print one JSON object instead of lines.
+    /// Whether to print one JSON object instead of lines.
     pub json: bool,
-    /// Fail on a warning, or when the compared machines differ.
+    /// Whether to fail on a warning, or if the compared machines differ.
     pub strict: bool,
     /// Two reports to compare with each other, or one to compare with this machine.
     pub compare: Vec<PathBuf>,
-    /// A store, whose file system and device, or database, are checked as well.
+    /// A store whose file system and device, or whose database, are checked as well.
     pub store: Option<Location>,
-    /// The address of a server, whose network cards are checked as well.
+    /// The address of a server whose network cards are checked as well.
     pub listener: Option<Listener>,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Verdict {
 /// One thing that a benchmark depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
-    /// What was checked.
+    /// The subject of the check.
     pub name: String,
     /// Whether it is good for a benchmark.
     pub verdict: Verdict,
@@ -84,7 +84,7 @@ pub struct Check {
     pub value: String,
     /// The fix of a warning.
     pub fix: Option<String>,
-    /// The shell commands of the fix, in order, if it has any that need no thought.
+    /// The shell commands of the fix, in order; empty unless it has commands that can be run as they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
     /// Whether it changes from moment to moment and so does not distinguish machines.
@@ -109,7 +109,7 @@ impl Check {
         Check::new(name, Verdict::Warn, value, Some(fix.into()))
     }
 
-    /// A warning with its fix if `is_bad`.
+    /// Returns a warning with its fix if `is_bad`.
     fn warn_if(is_bad: bool, name: &str, value: impl Into<String>, fix: &str) -> Check {
         match is_bad {
             true => Check::warn(name, value, fix),
@@ -161,7 +161,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Checks this machine. Takes at least `sample`, because it watches the CPUs for that time.
+    /// Checks this machine. Takes at least `sample`, because it observes the CPUs for that time.
     pub fn here(sample: Duration) -> Environment {
         Environment::of(&Machine::here(), sample)
     }
@@ -197,18 +197,18 @@ impl Environment {
         }
     }
 
-    /// The number of warnings.
+    /// Returns the number of warnings.
     pub fn warnings(&self) -> usize {
         self.checks.iter().filter(|check| check.verdict == Verdict::Warn).count()
     }
 
-    /// As one JSON object.
+    /// Returns it as one JSON object.
     pub fn json(&self) -> String {
         Document::new(Format::Doctor, self).json()
     }
 
-    /// One line per check, and one per command of its fix, in color; `print` removes colors if the output is not a
-    /// terminal.
+    /// Returns one line per check, and one per command of its fix, in color; `print` removes colors if the output is not
+    /// a terminal.
     fn lines(&self) -> String {
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -248,13 +248,13 @@ fn topology() -> String {
     cores.join(" ")
 }
 
-/// Explains an error from setting up or using an io_uring, with what to do about it on this machine, in one sentence
-/// for the operator.
+/// Explains, in one sentence for the operator, an error from setting up or using an io_uring, and what to do about it on
+/// this machine.
 pub fn explain_ring_error(error: &io::Error) -> String {
     ring::explain_error(&Machine::here(), error)
 }
 
-/// Whether this process may lock the memory that `shards` shards need. One sentence with what to do.
+/// Checks whether this process may lock the memory that `shards` shards need. The error is one sentence with what to do.
 pub fn check_memlock(shards: usize) -> Result<(), String> {
     ring::check_memlock(&Machine::here(), shards)
 }
@@ -301,7 +301,7 @@ pub fn run(config: Config) -> Result<(), Failure> {
     }
 }
 
-/// Returns the JSON Schema of a document that the doctor writes; `None` if another module does.
+/// Returns the JSON Schema of a document that the doctor writes; `None` if another module writes it.
 pub fn schema(format: Format) -> Option<Schema> {
     match format {
         Format::Doctor => Some(format.schema::<Environment>()),
@@ -363,7 +363,7 @@ mod tests {
     fn what_cannot_be_read_is_skipped() {
         let nothing = Environment::of(&Fixture::new(&[]).machine(), Duration::ZERO);
         for check in &nothing.checks {
-            // The ring is tried, not read, and a missing file can prove that all is well.
+            // The ring is tried, not read, and a missing file can prove that everything is fine.
             let may_be_known = check.name.starts_with("ring ")
                 || ["conntrack", "irqbalance", "container"].contains(&check.name.as_str());
             assert!(may_be_known || check.verdict == Verdict::Skip, "{check:?}");

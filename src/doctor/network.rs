@@ -1,4 +1,4 @@
-//! The network: loopback, queues, ports, and what inspects each packet.
+//! The network: loopback, queues, ports, and anything that inspects each packet.
 
 use super::Check;
 use super::machine::Machine;
@@ -46,7 +46,7 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     ]
 }
 
-/// Whether the loopback interface is up. If it is not, connections over it fail or time out.
+/// Checks whether the loopback interface is up. If it is not, connections over it fail or time out.
 fn loopback(machine: &Machine) -> Check {
     let name = "loopback";
     let path = "sys/class/net/lo/flags";
@@ -108,7 +108,7 @@ fn conntrack(machine: &Machine) -> Check {
     let name = "conntrack";
     match machine.number("proc/sys/net/netfilter/nf_conntrack_count") {
         None => Check::ok(name, "not loaded"),
-        // It tracks connections only if a rule needs it.
+        // It tracks connections only if a rule needs that.
         Some(0) => Check::ok(name, "loaded, tracks nothing"),
         Some(count) => Check::warn_if(
             true,
@@ -120,7 +120,7 @@ fn conntrack(machine: &Machine) -> Check {
     }
 }
 
-/// Checks which CPUs handle the interrupts of network cards. A run over loopback causes none, but other traffic does.
+/// Checks which CPUs handle the interrupts of network cards. A run over loopback does not cause any, but other traffic does.
 fn interrupts(machine: &Machine) -> Check {
     let name = "NIC interrupts";
     let mut numbers = Vec::new();

@@ -1,7 +1,7 @@
-//! Whether packets arrive on the CPUs of the shards: how the queues, interrupts, and node of a server's network card
-//! relate to the CPUs that it would use, and the commands that line them up.
+//! Checks whether packets arrive on the CPUs of the shards: how the queues, interrupts, and node of a server's network card
+//! relate to the CPUs that it would use, and the commands that align them.
 //!
-//! The interrupt of a queue picks the CPU that receives its packets, unless RPS hands them to others (see
+//! The interrupt of a queue determines the CPU that receives its packets, unless RPS passes them to other CPUs (see
 //! Documentation/networking/scaling.rst of the kernel). `serve --steer cpu` gives a connection to the shard on that CPU.
 
 mod card;
@@ -17,7 +17,7 @@ use card::{Card, Line, format_mask};
 use nix::ifaddrs::getifaddrs;
 use std::net::IpAddr;
 
-/// The most interfaces on top of each other; the kernel's limit is 8 (MAX_NEST_DEV).
+/// The most interfaces stacked on top of each other; the kernel's limit is 8 (MAX_NEST_DEV).
 const NESTED_MAX: usize = 8;
 /// The flag of an interface that is up (netdevice(7)).
 const IFF_UP: u64 = 1;
@@ -71,7 +71,7 @@ fn of_listener(machine: &Machine, listener: &Listener, addresses: &[Address]) ->
     let holder = addresses.iter().find(|(_, address)| *address == host);
     let interface = match holder {
         Some((interface, _)) => interface.as_str(),
-        // All of 127.0.0.0/8 is local, whatever the interface lists.
+        // All of 127.0.0.0/8 is local, whatever addresses the interface lists.
         None if host.is_loopback() => "lo",
         None => {
             return vec![Check::warn(
@@ -108,14 +108,14 @@ fn of_interface(machine: &Machine, interface: &str, listener: &Listener) -> Vec<
     }
 }
 
-/// The kind of interface, such as vlan or bond.
+/// Returns the kind of interface, such as vlan or bond.
 fn kind(machine: &Machine, folder: &str) -> String {
     let uevent = machine.text(&format!("{folder}/uevent")).unwrap_or_default();
     let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
     kind.unwrap_or("a virtual interface").into()
 }
 
-/// The physical interfaces that an interface sends and receives through.
+/// Returns the physical interfaces that an interface sends and receives through.
 fn cards_below(machine: &Machine, interface: &str, nested_max: usize) -> Vec<String> {
     let folder = format!("sys/class/net/{interface}");
     if machine.exists(&format!("{folder}/device")) {
@@ -140,7 +140,7 @@ fn cards_that_are_up(machine: &Machine) -> Vec<String> {
         let flags = flags.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok());
         machine.exists(&format!("sys/class/net/{interface}/device"))
             && flags.is_some_and(|flags| flags & IFF_UP != 0)
-            // One without a cable is up too.
+            // An interface without a cable has that flag, too.
             && file("operstate").is_none_or(|state| state != "down")
     };
     machine.names("sys/class/net").into_iter().filter(is_up).collect()
@@ -167,7 +167,7 @@ struct Relation<'a> {
     card: &'a Card,
     /// The CPUs with shards, in ascending order.
     cpus: &'a [usize],
-    /// The wanted CPU of each queue's interrupt.
+    /// The planned CPU for each queue's interrupt.
     assigned: Vec<usize>,
 }
 
@@ -266,7 +266,7 @@ impl Relation<'_> {
         Check::warn(&name, problems.join("; "), fix).commands(commands)
     }
 
-    /// Returns the queues whose transmit interrupt is not on the CPU of the plan.
+    /// Returns the queues whose transmit interrupt is not on the planned CPU.
     fn sends_elsewhere(&self, lines: &[Line]) -> Vec<usize> {
         let is_elsewhere =
             |(line, cpu): (&Line, &usize)| line.tx.as_ref().is_some_and(|tx| tx.cpus != [*cpu]);
@@ -274,7 +274,7 @@ impl Relation<'_> {
         planned.filter(|(_, planned)| is_elsewhere(*planned)).map(|(queue, _)| queue).collect()
     }
 
-    /// Returns the receive interrupts that are not on the CPU of the plan, in words.
+    /// Describes the receive interrupts that are not on the planned CPU.
     fn receive_problems(&self, lines: &[Line]) -> Vec<String> {
         let mut problems = Vec::new();
         let queues_with = |is_so: &dyn Fn(&Line) -> bool| -> Vec<usize> {
@@ -436,12 +436,12 @@ impl Relation<'_> {
     }
 }
 
-/// A number of things, in words.
+/// Returns a number of things, in words.
 fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Things with numbers, in words: CPUs 0-3,8.
+/// Returns things with their numbers, in words: CPUs 0-3,8.
 fn named(noun: &str, numbers: &[usize]) -> String {
     format!("{noun}{} {}", if numbers.len() == 1 { "" } else { "s" }, format_cpu_ranges(numbers))
 }

@@ -1,4 +1,4 @@
-//! io_uring: which of its features work here, what blocks it, and what to do about that.
+//! io_uring: which of its features work here, what blocks it, and what to do about it.
 
 use super::Check;
 use super::machine::{Machine, Release, limit};
@@ -8,11 +8,11 @@ use rustix::io::Errno;
 use std::io;
 use std::ops::Range;
 
-/// The first version of Linux on which the ring engine and the client work, because of DEFER_TASKRUN.
+/// The first version of Linux that supports the ring engine and the client, because of DEFER_TASKRUN.
 pub(super) const KERNEL_FOR_RING: Release = (6, 1);
 
-/// The limit of locked memory that glommio requires for each executor, whatever the kernel does with it. Enough locked
-/// memory per shard on kernels that count rings against the limit: a shard's rings take 280 KiB, the buffers that
+/// The limit of locked memory that glommio requires for each executor, regardless of the kernel's own accounting. It is enough
+/// locked memory per shard on kernels that count rings against the limit: a shard's rings take 280 KiB, the buffers that
 /// glommio registers 192 KiB, and a client thread 164 KiB.
 const MEMLOCK_BYTES_PER_SHARD: u64 = 512 * 1024;
 
@@ -36,7 +36,7 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     checks
 }
 
-/// Whether a sysctl, a seccomp filter, or a security module may have refused the system call.
+/// Reports whether a sysctl, a seccomp filter, or a security module may have refused the system call.
 fn is_refused_by_policy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied || is(error, Errno::NOSYS)
 }
@@ -55,7 +55,7 @@ struct Obstacle {
 fn obstacle(machine: &Machine, error: &io::Error) -> Option<Obstacle> {
     let found = |cause, fix: &str| Some(Obstacle { cause, fix: fix.into() });
     let is_filtered = machine.status("Seccomp").is_some_and(|mode| mode != "0");
-    // The sysctl came with Linux 6.6 and does not exist before.
+    // Linux 6.6 introduced the sysctl.
     let is_disabled = machine.number(IO_URING_DISABLED).is_some_and(|value| value != 0);
     match error.kind() {
         io::ErrorKind::PermissionDenied if is_disabled => found(
@@ -82,7 +82,7 @@ fn obstacle(machine: &Machine, error: &io::Error) -> Option<Obstacle> {
     }
 }
 
-/// See `doctor::explain_ring_error`.
+/// Implements `doctor::explain_ring_error`.
 pub(super) fn explain_error(machine: &Machine, error: &io::Error) -> String {
     match obstacle(machine, error) {
         Some(Obstacle { cause, fix }) => format!("{cause}: {fix} ({error})"),
@@ -90,7 +90,7 @@ pub(super) fn explain_error(machine: &Machine, error: &io::Error) -> String {
     }
 }
 
-/// The outcome of trying a feature of the ring.
+/// Returns the outcome of trying a feature of the ring.
 fn of_feature(machine: &Machine, Feature { name, since, result }: &Feature) -> Check {
     let name = format!("ring {name}");
     let error = match result {
@@ -114,7 +114,7 @@ fn of_feature(machine: &Machine, Feature { name, since, result }: &Feature) -> C
     Check::warn(&name, error.to_string(), fix)
 }
 
-/// Whether a thread that waits in a ring counts as idle. Not a fault: it affects monitoring only.
+/// Checks whether a thread that waits in a ring counts as idle. Not a fault: it affects monitoring only.
 fn iowait() -> Check {
     let name = "ring iowait";
     match IoUring::new(2) {
@@ -161,12 +161,12 @@ fn shards_by_default(machine: &Machine) -> usize {
     machine.cpus_allowed().map_or(1, |cpus| cpus.len().max(1))
 }
 
-/// The limit of locked memory that `shards` shards need, in bytes.
+/// Returns the limit of locked memory that `shards` shards need, in bytes.
 fn memlock_bytes(machine: &Machine, shards: usize) -> u64 {
     let is_counted = machine.release().is_none_or(|own| !KERNELS_WITHOUT_MEMLOCK.contains(&own));
     match is_counted && !machine.has_capability(CAP_IPC_LOCK) {
         true => MEMLOCK_BYTES_PER_SHARD.saturating_mul(shards as u64),
-        // The kernel does not ask, but glommio does.
+        // The kernel does not require more, but glommio requires this.
         false => MEMLOCK_BYTES_PER_SHARD,
     }
 }
@@ -176,9 +176,9 @@ fn memlock_fix(machine: &Machine, shards: usize) -> String {
     format!("raise the limit with ulimit -l {kib}, or LimitMEMLOCK={kib}K in a systemd unit")
 }
 
-/// See `doctor::check_memlock`.
+/// Implements `doctor::check_memlock`.
 pub(super) fn check_memlock(machine: &Machine, shards: usize) -> Result<(), String> {
-    // Above this the kernel decides: it may need less than `memlock_bytes`.
+    // Above this, the kernel decides: it may need less than `memlock_bytes`.
     let limit = machine.limits().and_then(|limits| limit(limits.max_locked_memory.soft_limit));
     match limit {
         Some(bytes) if bytes < MEMLOCK_BYTES_PER_SHARD => Err(format!(
@@ -186,7 +186,7 @@ pub(super) fn check_memlock(machine: &Machine, shards: usize) -> Result<(), Stri
             bytes / 1024,
             memlock_fix(machine, shards)
         )),
-        // Unlimited, enough, or not readable: if it is too little after all, the shard reports that.
+        // Unlimited, enough, or unreadable: if it turns out to be too little, the shard reports that.
         _ => Ok(()),
     }
 }
@@ -196,7 +196,7 @@ fn memlock(machine: &Machine) -> Check {
     let Some(limits) = machine.limits() else {
         return Check::skip(name, "/proc/self/limits cannot be read");
     };
-    // The server raises its limit as far as it goes.
+    // The server raises its soft limit to the hard limit.
     let Some(bytes) = limit(limits.max_locked_memory.hard_limit) else {
         return Check::ok(name, "unlimited");
     };
@@ -241,7 +241,7 @@ mod tests {
         let filter = (STATUS, "Seccomp:\t2\n");
         let no_filter = (STATUS, "Seccomp:\t0\n");
         let sysctl = "sysctl -w kernel.io_uring_disabled=0";
-        // Linux 6.6 or later has the sysctl; it blocks, or something else does.
+        // Linux 6.6 and later have the sysctl. Either it blocks the call, or something else does.
         let said = advice(&[(DISABLED, "2\n"), no_filter], Errno::PERM);
         assert!(said.contains(sysctl) && !said.contains("seccomp"), "{said}");
         for files in [&[(DISABLED, "0\n"), filter] as &[_], &[filter]] {
@@ -272,7 +272,7 @@ mod tests {
         assert!(fix.contains("serve works with --engine streams only"), "{fix}");
         assert!(fix.contains("load and challenge not at all"), "{fix}");
         assert!(on("6.0.0", Errno::INVAL).starts_with("use another kernel"));
-        // Without permission, no engine works.
+        // Without permission, neither engine works.
         assert!(!on("6.0.0", Errno::PERM).contains("streams"));
     }
 
@@ -299,7 +299,7 @@ mod tests {
             ("6.14", one, 524_288),
             ("6.14", four, 4 * 524_288),
             ("odd", four, 4 * 524_288),
-            // Exempt from the kernel's limit, not from glommio's check.
+            // This release is exempt from the kernel's limit, but not from glommio's check.
             ("6.14", root, 524_288),
         ] {
             let verdict = |bytes: u64| memlock_on(release, status, &bytes.to_string()).0;

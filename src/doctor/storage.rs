@@ -1,5 +1,5 @@
-//! Checks of what a store depends on: the file system and the device of its file, and whether they keep the promise of
-//! fsync(2).
+//! Checks of the things that a store depends on: the file system and the device of its file, and whether they keep the promise
+//! of fsync(2).
 
 use super::Check;
 use super::machine::Machine;
@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statvfs, statx};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Room for as many users as --max-users allows by default, with ids of 100 bytes.
+/// Space for as many users as --max-users allows by default, with ids of 100 bytes.
 const FREE_BYTES: u64 = 1024 * 1024 * 1024;
 /// The most layers of devices, such as encryption over RAID, below a file system.
 const LAYERS_MAX: usize = 8;
@@ -18,8 +18,8 @@ const NETWORK: [&str; 12] = [
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "lustre", "nfs", "nfs4", "orangefs", "smb3",
     "smbfs",
 ];
-/// Mount options that omit the cache flushes on which fsync(2) relies, with a value if they take one: ext4(5), xfs(5)
-/// before Linux 4.19, btrfs(5), f2fs, and reiserfs. A volatile overlay leaves out all of fsync.
+/// Mount options that omit the cache flushes that fsync(2) relies on, with a value if they take one: ext4(5), xfs(5) before
+/// Linux 4.19, btrfs(5), f2fs, and reiserfs. A volatile overlay omits all of fsync.
 const WITHOUT_BARRIERS: [(&str, Option<&str>); 5] = [
     ("nobarrier", None),
     ("barrier", Some("0")),
@@ -28,16 +28,16 @@ const WITHOUT_BARRIERS: [(&str, Option<&str>); 5] = [
     ("volatile", None),
 ];
 
-/// The file system of a store, or of one to be created.
+/// The file system of a store that exists or would be created.
 pub(super) struct Place {
-    /// The file if it exists, else its folder.
+    /// The file if it exists; otherwise, its directory.
     path: PathBuf,
     /// The number of its mount, if known.
     mount_id: Option<u64>,
     space: io::Result<Space>,
 }
 
-/// The space and files left for this user.
+/// The space and the number of files left for this user.
 struct Space {
     free_bytes: u64,
     /// `None` if the number of files is not limited.
@@ -45,7 +45,7 @@ struct Space {
 }
 
 impl Place {
-    /// The place of a store at `file`. The error is of a folder that cannot be examined.
+    /// Returns the place of a store at `file`. Fails if its directory cannot be examined.
     pub(super) fn of(file: &Path) -> io::Result<Place> {
         let path = match file.canonicalize() {
             Ok(path) => path,
@@ -64,7 +64,7 @@ impl Place {
     }
 }
 
-/// The checks of a store at `file`.
+/// Checks a store at `file`.
 pub(super) fn checks(machine: &Machine, file: &Path) -> Vec<Check> {
     match Place::of(file) {
         Ok(place) => of_place(machine, &place),
@@ -118,7 +118,7 @@ fn file_system(mount: &MountInfo) -> Check {
     Check::ok(name, on)
 }
 
-/// Whether the file system can be written to, and whether it passes on what fsync asks for.
+/// Checks whether the file system is writable, and whether it passes on the flushes that fsync requests.
 fn options(mount: &MountInfo) -> Check {
     let name = "store mount options";
     let has = |option: &str, value: Option<&str>| {
@@ -141,8 +141,8 @@ fn options(mount: &MountInfo) -> Check {
             "zfs get sync tells whether fsync is obeyed, the kernel does not",
         );
     }
-    // A file that grew just before a crash may then hold the data of deleted files. A store is not affected,
-    // because fsync(2) still writes data before the journal refers to it.
+    // A file that grew just before a crash may then contain the data of deleted files. A store is not affected, because
+    // fsync(2) still writes data before the journal refers to it.
     let value = match has("data", Some("writeback")) {
         true => "read-write, nothing drops barriers; data=writeback, with which fsync still holds",
         false => "read-write, nothing drops barriers",
@@ -150,7 +150,7 @@ fn options(mount: &MountInfo) -> Check {
     Check::ok(name, value)
 }
 
-/// Whether the kernel flushes the caches of the devices below a file system.
+/// Checks whether the kernel flushes the caches of the devices below a file system.
 fn device(machine: &Machine, mount: &MountInfo) -> Check {
     let name = "store device";
     let Some(top) = BlockDevice::of(machine, mount) else {
@@ -176,19 +176,19 @@ fn device(machine: &Machine, mount: &MountInfo) -> Check {
     }
 }
 
-/// A disk, or what looks like one.
+/// A disk, or something that looks like one.
 #[derive(Clone)]
 struct BlockDevice<'a> {
     machine: &'a Machine,
-    /// Its folder in sysfs.
+    /// Its directory in sysfs.
     folder: String,
     name: String,
 }
 
 impl<'a> BlockDevice<'a> {
-    /// The device of a mount.
+    /// Returns the device of a mount.
     fn of(machine: &'a Machine, mount: &MountInfo) -> Option<BlockDevice<'a>> {
-        // A file system over several devices, such as btrfs, has its own number and names one of the devices.
+        // A file system over several devices, such as btrfs, has its own number, and its mount names a single device.
         let folder = match mount.majmin.starts_with("0:") {
             false => format!("sys/dev/block/{}", mount.majmin),
             true => {
@@ -210,7 +210,7 @@ impl<'a> BlockDevice<'a> {
         Some(BlockDevice { machine, folder, name })
     }
 
-    /// This device, and those that it is made of, such as the disks of a RAID.
+    /// Returns this device and the devices that it is made of, such as the disks of a RAID.
     fn with_those_below(&self) -> Vec<BlockDevice<'a>> {
         let mut found = vec![self.clone()];
         let mut layer = vec![self.clone()];
@@ -241,15 +241,15 @@ impl<'a> BlockDevice<'a> {
         number("ram").or_else(|| number("zram")).is_some()
     }
 
-    /// Whether the device reports a volatile cache although the kernel was told that it has none (`queue/write_cache`
-    /// in Documentation/ABI/stable/sysfs-block), so that fsync flushes nothing.
+    /// Reports whether the device reports a volatile cache although the kernel has been instructed to assume that it does not
+    /// have one (`queue/write_cache` in Documentation/ABI/stable/sysfs-block), so that fsync does not flush it.
     fn has_unflushed_cache(&self) -> bool {
         if self.text("queue/write_cache").as_deref() != Some("write through") {
             return false;
         }
         // Linux uses FUA, which writes past the cache, only with devices that have a cache.
         let has_fua = self.text("queue/fua").as_deref() == Some("1");
-        // The cache modes that virtio and SCSI disks report.
+        // The cache modes that virtio and SCSI disks report are in these files.
         let scsi = format!("{}/device/scsi_disk", self.folder);
         let of_scsi =
             self.machine.names(&scsi).into_iter().map(|id| format!("{scsi}/{id}/cache_type"));
@@ -257,7 +257,7 @@ impl<'a> BlockDevice<'a> {
         has_fua || files.any(|file| self.machine.text(&file).as_deref() == Some("write back"))
     }
 
-    /// The device and its cache; `None` if that is unknown.
+    /// Describes the device and its cache; `None` if that is unknown.
     fn describe(&self) -> Option<String> {
         let cache = match self.text("queue/write_cache")?.as_str() {
             "write back" => "its write cache is flushed",
@@ -309,7 +309,7 @@ mod tests {
     const MOUNTS: &str = "proc/self/mountinfo";
     const ROOM: Space = Space { free_bytes: FREE_BYTES, free_inodes: Some(1) };
 
-    /// The checks of a store whose mount, with the number 7, is described by `mount` from its device on.
+    /// Returns the checks of a store whose mount, with the number 7, is described by `mount` from its device on.
     fn on(mount: &str, files: &[(&str, &str)]) -> Vec<Check> {
         let mounts = format!("1 0 8:1 / / rw - ext4 /dev/sda1 rw,nobarrier\nodd\n7 1 {mount}\n");
         let fixture = Fixture::new(&[&[(MOUNTS, mounts.as_str())], files].concat());
@@ -321,7 +321,7 @@ mod tests {
         checks
     }
 
-    /// The checks that are warnings: their names and what was found.
+    /// Returns the names and the findings of the checks that are warnings.
     fn warnings(checks: &[Check]) -> Vec<(&str, &str)> {
         let warnings = checks.iter().filter(|check| check.verdict == Verdict::Warn);
         warnings.map(|check| (check.name.as_str(), check.value.as_str())).collect()

@@ -1,5 +1,5 @@
-//! Admits connections: up to a limit over all shards, and to the shard that has the fewest, unless they are
-//! steered by CPU.
+//! Admits connections, up to a limit across all shards, to the shard with the fewest connections, unless
+//! they are steered by CPU.
 
 use super::{Steer, Stop, Urgency};
 use crate::log::{Log, Seldom};
@@ -14,26 +14,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The number of connections over the limit for which there are always descriptors. They are open until their peers
-/// have read why, or two seconds have passed. Beyond that number, a connection gets its 503 as well and is closed
-/// immediately.
+/// The number of connections over the limit that always have descriptors reserved. Each stays open until its peer has read why
+/// it was rejected, or two seconds have passed. Beyond that number, a connection also gets its 503, but is closed immediately.
 pub const REJECTED_MIN: usize = 32;
 
-/// The response to a connection that is closed immediately. A response of the 5xx class needs no date (RFC 9110 section 6.6.1).
+/// The response to a connection that is closed immediately. A 5xx response does not need a Date field (RFC 9110 section 6.6.1).
 const REJECTION: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 76\r\n\
     Content-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
     {\"error\":\"try again later: the server has as many connections as it allows\"}";
 
-/// The number of reads, of 4 KiB each, before such a connection gets its response: enough for any request that the
-/// server accepts, and an end to a peer that never stops sending.
+/// The maximum number of reads, of 4 KiB each, before such a connection gets its response: enough for any request that the
+/// server accepts, and a limit for a peer that keeps sending.
 const REJECTED_READS_MAX: usize = 16;
 
-/// Accepted connections between two looks at how many have ended. If half as many have, turnover is high.
+/// The number of accepted connections between two checks of how many have ended. If half as many have, turnover is high.
 const TURNOVER_WINDOW: usize = 16;
 /// The surplus of connections over the emptiest shard that is not worth a handoff while turnover is high.
 const TURNOVER_SLACK: usize = 4;
 
-/// Time between two log lines about refused connections, and about accepts that fail.
+/// The minimum time between two log lines about refused connections, and about failed accepts.
 const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(10);
 const ACCEPT_ERRORS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
@@ -42,8 +41,8 @@ const ACCEPT_ERRORS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 pub struct Admission {
     open: AtomicUsize,
     connections_max: usize,
-    /// Connections that were rejected and are still open. They count apart: if they took the place of others, the server
-    /// would refuse for as long as somebody tries.
+    /// The number of rejected connections that are still open. They are counted separately: if they took the place of others,
+    /// the server would refuse connections for as long as clients keep trying.
     rejected: AtomicUsize,
     rejected_max: usize,
     inboxes: Vec<Inbox>,
@@ -51,7 +50,7 @@ pub struct Admission {
     log: Log,
     refused: Seldom,
     accept_errors: Seldom,
-    /// Shards whose socket listens.
+    /// The number of shards whose socket listens.
     listening: AtomicUsize,
 }
 
@@ -60,14 +59,14 @@ pub struct Admission {
 struct Inbox {
     open: CachePadded<AtomicUsize>,
     turnover: CachePadded<Turnover>,
-    /// The shard takes no more connections and is skipped.
+    /// The shard does not take connections anymore, and is skipped.
     is_closed: AtomicBool,
-    /// Connections that other shards have accepted for this one; `None` once it takes no more.
+    /// Connections that other shards have accepted for this shard; `None` once it does not take any more.
     waiting: Mutex<Option<Vec<AcceptedConnection>>>,
     wakeup: Arc<Wakeup>,
 }
 
-/// Whether the connections of a shard end as fast as they come.
+/// Whether the connections of a shard end as fast as they arrive.
 #[derive(Debug, Default)]
 struct Turnover {
     /// The numbers of accepted and closed connections since the last check.
@@ -77,7 +76,7 @@ struct Turnover {
 }
 
 impl Turnover {
-    /// Only the shard's own thread calls it.
+    /// Counts an accepted connection. Only the shard's own thread calls this.
     fn note_accepted(&self) {
         let accepted = self.accepted.load(Ordering::Relaxed) + 1;
         self.accepted.store(accepted % TURNOVER_WINDOW, Ordering::Relaxed);
@@ -97,21 +96,21 @@ impl Turnover {
 pub struct AcceptedConnection {
     /// The accepted socket.
     pub socket: Socket,
-    /// The right to it.
+    /// The permit for this connection.
     pub permit: Permit,
     /// The server is full: the connection gets a 503 and is closed.
     pub is_rejected: bool,
 }
 
 impl AcceptedConnection {
-    /// Whether the peer's address is a loopback address.
+    /// Returns whether the peer's address is a loopback address.
     pub fn peer_is_loopback(&self) -> bool {
         let address = self.socket.peer_addr().ok().and_then(|address| address.as_socket());
         address.is_some_and(|address| address.ip().to_canonical().is_loopback())
     }
 }
 
-/// The right to an open connection, given back when it is dropped.
+/// The right to an open connection. Dropping it gives the right back.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
@@ -151,8 +150,8 @@ impl Drop for Permit {
 }
 
 impl Admission {
-    /// Admits at most `connections_max` connections, to as many shards as there are wake-ups, and logs
-    /// what it refuses. As many as `rejected_max` of those are open at the same time.
+    /// Creates an admission of at most `connections_max` connections, to as many shards as there are wake-ups. It logs
+    /// refusals, and keeps at most `rejected_max` refused connections open at the same time.
     pub fn new(
         connections_max: usize,
         rejected_max: usize,
@@ -181,13 +180,13 @@ impl Admission {
         })
     }
 
-    /// Admits what `shard` has accepted. Returns it if this shard should serve it; `None` if another one has fewer
-    /// connections and got it, or if it was closed.
+    /// Admits a connection that `shard` has accepted. Returns it if this shard should serve it, and `None` if it went to a
+    /// shard with fewer connections or was closed.
     ///
-    /// SO_REUSEPORT spreads connections by hash. With this, shards differ by at most one connection after each that is
-    /// accepted, plus what several shards accept in the same instant. If connections end as fast as they come, a shard
-    /// keeps what it accepts until it has twice the emptiest shard's number and a few more: a handoff would cost more
-    /// than a short connection gains. Steered by CPU, a connection stays with the shard that has accepted it.
+    /// SO_REUSEPORT spreads connections by hash. With handoffs, shards differ by at most one connection after each accept, plus
+    /// the connections that several shards accept in the same instant. If connections end as fast as they arrive, a shard keeps
+    /// what it accepts until it has a few more than twice as many connections as the emptiest shard, because a handoff would
+    /// cost more than a short connection gains. If connections are steered by CPU, each stays with the shard that accepted it.
     pub fn admit(
         self: &Arc<Self>,
         shard: usize,
@@ -219,13 +218,13 @@ impl Admission {
                 waiting.push(accepted);
                 waiting.len() == 1
             }
-            // It has ended in the meantime.
+            // The other shard has ended in the meantime.
             None => {
                 accepted.permit.move_to(shard);
                 return Some(accepted);
             }
         };
-        // Whoever put the first one there wakes it.
+        // The shard that queues the first connection wakes it.
         if is_first {
             inbox.wakeup.wake();
         }
@@ -233,14 +232,15 @@ impl Admission {
         None
     }
 
-    /// Rejects a connection: returns it for its shard to respond, or responds and closes it immediately if too many others are open for that.
+    /// Rejects a connection: returns it so that its shard responds, or responds and closes it immediately if too many rejected
+    /// connections are open.
     fn reject(self: &Arc<Self>, shard: usize, socket: Socket) -> Option<AcceptedConnection> {
         let permit = Permit::new(self, shard, true);
         if self.rejected.load(Ordering::Relaxed) <= self.rejected_max {
             return Some(AcceptedConnection { socket, permit, is_rejected: true });
         }
-        // Bytes from the peer are read first; otherwise a reset could overtake the response (RFC 9112 section 9.6). A
-        // failure here has failed for the peer, too.
+        // The peer's bytes are read first; otherwise a reset could overtake the response (RFC 9112 section 9.6). If an
+        // operation fails here, the connection has failed for the peer, too.
         let mut request = [0; 4096];
         for _ in 0..REJECTED_READS_MAX {
             match rustix::net::recv(&socket, &mut request, RecvFlags::DONTWAIT) {
@@ -253,8 +253,8 @@ impl Admission {
         None
     }
 
-    /// Notes that a shard could not accept a connection, and logs it, but not always. Returns whether its socket still
-    /// listens; once none does, all shards are told to stop.
+    /// Notes that a shard could not accept a connection, and logs that at a limited rate. Returns whether its socket still
+    /// listens. Once no socket does, all shards stop.
     pub fn note_accept_error(
         &self,
         shard: usize,
@@ -283,7 +283,7 @@ impl Admission {
         true
     }
 
-    /// Logs that connections are refused, but not always.
+    /// Logs at a limited rate that connections are refused.
     fn log_refusal(&self) {
         if let Some(refused) = self.refused.note() {
             let plural = if refused == 1 { "" } else { "s" };
@@ -295,8 +295,7 @@ impl Admission {
         }
     }
 
-    /// The shard with the fewest connections; Returns `shard` itself if no other has few enough to make a handoff
-    /// worthwhile.
+    /// Returns the shard with the fewest connections, or `shard` itself if a handoff is not worthwhile.
     fn emptiest(&self, shard: usize) -> usize {
         let open = |shard: usize| self.inboxes[shard].open.load(Ordering::Relaxed);
         let takes_more = |shard: &usize| !self.inboxes[*shard].is_closed.load(Ordering::Relaxed);
@@ -306,29 +305,29 @@ impl Admission {
         if open(emptiest) + self.slack(shard) < open(shard) { emptiest } else { shard }
     }
 
-    /// Returns the number of connections by which a shard may exceed another before it hands off what it accepts.
+    /// Returns how many more connections than the emptiest shard a shard may have before it hands off those that it accepts.
     fn slack(&self, shard: usize) -> usize {
         let Inbox { open, turnover, .. } = &self.inboxes[shard];
         if turnover.is_high() { open.load(Ordering::Relaxed) / 2 + TURNOVER_SLACK } else { 0 }
     }
 
-    /// Connections that are open now.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Connections of each shard.
+    /// Returns the number of open connections of each shard.
     #[cfg(test)]
     pub(super) fn open_by_shard(&self) -> Vec<usize> {
         self.inboxes.iter().map(|inbox| inbox.open.load(Ordering::Relaxed)).collect()
     }
 
-    /// Takes what other shards have accepted for `shard`. Call this after the shard's wake-up.
+    /// Takes the connections that other shards have accepted for `shard`. Call this after the shard's wake-up.
     pub fn collect(&self, shard: usize) -> Vec<AcceptedConnection> {
         self.inboxes[shard].waiting().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Takes it for the last time: from here on others keep what they accept.
+    /// Takes those connections for the last time. From then on, the other shards keep what they accept.
     pub fn close(&self, shard: usize) -> Vec<AcceptedConnection> {
         let inbox = &self.inboxes[shard];
         inbox.is_closed.store(true, Ordering::Relaxed);
@@ -336,7 +335,7 @@ impl Admission {
     }
 }
 
-/// Whether an error of accept(2) is about the new connection and not about the listener.
+/// Returns whether an error of accept(2) is about the new connection and not about the listener.
 pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, Interrupted, NetworkDown, NetworkUnreachable, TimedOut,
@@ -349,7 +348,7 @@ pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
 
 impl Inbox {
     fn waiting(&self) -> MutexGuard<'_, Option<Vec<AcceptedConnection>>> {
-        // A list is whole at every moment, also when a holder of the lock panicked.
+        // The list is valid at every moment, even if a holder of the lock panicked.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -443,7 +442,7 @@ mod tests {
     fn a_shard_that_closes_during_a_handoff_leaves_the_connection_to_the_giver() {
         let admission = admission(100, 2);
         let _first = admission.admit(0, socket(), &ShardMetrics::default());
-        // Ended after it was found to be the emptiest.
+        // Shard 1 ends after it was found to be the emptiest.
         *admission.inboxes[1].waiting() = None;
         let second =
             admission.admit(0, socket(), &ShardMetrics::default()).expect("the giver serves it");
@@ -477,7 +476,7 @@ mod tests {
         };
         let _: usize = (0..20).map(|_| admit(20)).sum();
         assert_eq!(admission.open_by_shard(), [10, 10]);
-        // Each ends when another comes. Those of shard 1 end as well, and it accepts none.
+        // Each connection ends when another arrives. Connections of shard 1 end as well, although it does not accept any.
         let handed_off: usize = (0..1000).map(|_| admit(20)).sum();
         assert!(handed_off < 400, "{handed_off}");
         let open = admission.open_by_shard();
@@ -485,13 +484,13 @@ mod tests {
         let handed_off: usize = (0..1000).map(|_| admit(TURNOVER_SLACK)).sum();
         assert_eq!(handed_off, 0);
         let _: usize = (0..20).map(|_| admit(20)).sum();
-        // From now on they stay.
+        // From here on, connections stay open.
         let _: usize = (0..100).map(|_| admit(usize::MAX)).sum();
         assert_eq!(admission.open_by_shard(), [60, 60]);
     }
 
     proptest! {
-        /// Whichever shard accepts: the connection goes to a shard that had the fewest.
+        /// Whichever shard accepts a connection, it goes to a shard that had the fewest connections.
         #[test]
         fn arrivals_go_where_the_fewest_are(
             shards in 1..9usize,

@@ -1,8 +1,8 @@
-//! The loop of a shard: the order in which connections are served, whatever moves their bytes.
+//! The loop of a shard. It decides the order of work on connections, independently of how their bytes are moved.
 //!
-//! A [`Driver`] does not know sockets or clocks: operations that have completed come in, one call per completion, and
-//! the operations that a connection needs next go to [`Sockets`]. The ring engine implements these with io_uring, and
-//! the simulators with a network of their own, so their proofs hold for the shipped code.
+//! A [`Driver`] does not know about sockets or clocks: it is called once per completed operation, and passes the operations
+//! that a connection needs next to [`Sockets`]. The ring engine implements [`Sockets`] with io_uring, and the simulators
+//! implement it with a simulated network, so their results hold for the shipped code.
 
 use super::{Line, Waits};
 use crate::connection::{Action, Connection, Due, Moment, Next, Urgency};
@@ -11,43 +11,43 @@ use crate::metrics::{OfKinds, ShardMetrics};
 use crate::service::Service;
 use std::fmt;
 
-/// The number of connections of each shard that may wait to be accepted. The kernel cuts it to net.core.somaxconn. A stop
-/// serves at most as many.
+/// The number of connections of each shard that may wait to be accepted. The kernel limits it to net.core.somaxconn. A stop
+/// serves at most this many.
 pub const BACKLOG: u16 = 4096;
 
-/// The number of consecutive receives that leave room in their buffer, after which a connection's receive is multishot.
-/// One multishot receive may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from
-/// one buffer at a time. If it never reads its responses, it holds little memory.
+/// The number of consecutive receives that must leave room in their buffer before a connection's receives become multishot. One
+/// multishot receive may fill 32 buffers before it can be canceled, so a peer that sends in bulk is received from one buffer at
+/// a time. If it never reads its responses, it ties up little memory.
 const SMALL_BEFORE_MULTISHOT: u8 = 4;
 
-/// Buffers for responses that are kept for reuse, and the largest that is kept, in bytes.
+/// The maximum number of response buffers that are kept for reuse, and the maximum size of each in bytes.
 const SPARE_BUFFERS_MAX: usize = 2048;
 const SPARE_BUFFER_BYTES_MAX: usize = 4096;
 
-/// A connection, and its place in its shard.
+/// A connection, and the driver's data about it.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    /// Its action is executed at the end of the iteration.
+    /// Whether its action will be executed at the end of the iteration.
     is_queued: bool,
     /// Whether it is in the line of connections with work.
     is_in_line: bool,
-    /// Receives in a row that left room in their buffer.
+    /// The number of consecutive receives that left room in their buffer.
     small_receives: u8,
 }
 
 impl Client {
-    /// The connection itself.
+    /// Returns the connection itself.
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// Whether its action is executed at the end of the iteration.
+    /// Returns whether its action will be executed at the end of the iteration.
     pub fn is_queued(&self) -> bool {
         self.is_queued
     }
 
-    /// Whether it is in the line of connections with work.
+    /// Returns whether it is in the line of connections with work.
     pub fn is_in_line(&self) -> bool {
         self.is_in_line
     }
@@ -60,29 +60,28 @@ pub struct Open<'a, S> {
     pub client: &'a mut Client,
     /// Its socket.
     pub socket: S,
-    /// A receive is under way, or was canceled and has not ended.
+    /// Whether a receive is under way, or was canceled and has not ended.
     pub is_receiving: bool,
 }
 
-/// A socket, for operations without a completion.
+/// A socket, with the operations that do not have a completion.
 pub trait Socket {
-    /// Appends what has arrived to `bytes`, at most `bytes_max` bytes. Returns how many these are: none as well at the end, or
-    /// if the connection has failed, which the next receive reports. Nothing may be receiving.
+    /// Appends at most `bytes_max` bytes that have arrived to `bytes`, and returns their number. Returns 0 also at the end of
+    /// the stream, or if the connection has failed; the next receive reports either. No receive may be under way.
     fn receive_now(&mut self, bytes: &mut Vec<u8>, bytes_max: usize) -> usize;
-    /// Sends what the socket takes immediately, and returns the number of bytes. A failure is reported by the next
-    /// send.
+    /// Sends as much as the socket takes immediately, and returns the number of bytes. The next send reports a failure.
     fn send_now(&mut self, bytes: &[u8]) -> usize;
-    /// Shuts down the write half. Returns whether the connection is still there.
+    /// Shuts down the write half. Returns whether the connection still exists.
     fn shut_down_sending(&mut self) -> bool;
-    /// Whether bytes have arrived that were not received.
+    /// Returns whether bytes have arrived that were not received.
     fn has_unread(&self) -> bool;
 }
 
 /// A connection that was accepted.
 pub trait Newcomer {
-    /// Whether the peer's address is a loopback address.
+    /// Returns whether the peer's address is a loopback address.
     fn peer_is_loopback(&self) -> bool;
-    /// Whether the server is full: the connection gets a 503 and is closed.
+    /// Returns whether the server is full: the connection gets a 503 and is closed.
     fn is_rejected(&self) -> bool;
 }
 
@@ -91,7 +90,7 @@ pub trait Newcomer {
 pub enum Accepted<A> {
     /// No connection waits to be accepted.
     None,
-    /// A connection for another shard, or for none.
+    /// A connection that was accepted for another shard, or was closed.
     Elsewhere,
     /// A connection for this shard.
     Here(A),
@@ -100,25 +99,25 @@ pub enum Accepted<A> {
 /// The end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// In order: its last response was sent, or its peer has left.
+    /// The connection ended in order: its last response was sent, or its peer has left.
     Closed,
     /// An operation has failed.
     Failed,
-    /// The clock has ended it, with nothing in flight.
+    /// A deadline ended it, with nothing in flight.
     Idle,
-    /// The clock has ended it, and something is lost.
+    /// A deadline ended it, and something is lost.
     Cut,
 }
 
 /// The sockets of one shard, and the operations on them.
 pub trait Sockets {
-    /// Names a connection. An ended connection may be named until the operations on it have ended.
+    /// The key of a connection. The key of an ended connection may occur until the operations on it have ended.
     type Key: Copy;
     /// A socket of an open connection.
     type Socket<'a>: Socket
     where
         Self: 'a;
-    /// Bytes that were received, in a buffer that has to be given back.
+    /// Received bytes, in a buffer that must be given back.
     type Filled;
     /// A connection that was accepted.
     type Accepted: Newcomer;
@@ -128,9 +127,9 @@ pub trait Sockets {
 
     /// Returns a connection, unless it was closed.
     fn get(&mut self, key: Self::Key) -> Option<Open<'_, Self::Socket<'_>>>;
-    /// Calls `visit` with every connection that is open.
+    /// Calls `visit` with every open connection.
     fn visit(&mut self, visit: impl FnMut(Self::Key, Open<'_, Self::Socket<'_>>));
-    /// Returns a connection, unless it was closed, and what was received on it.
+    /// Returns a connection and what was received on it, unless it was closed.
     fn received<'a>(
         &'a mut self,
         key: Self::Key,
@@ -138,7 +137,7 @@ pub trait Sockets {
     ) -> Option<(&'a mut Client, &'a [u8])>;
     /// Gives a buffer back.
     fn give_back(&mut self, filled: Self::Filled);
-    /// Accepts a connection that waits for it, without waiting for one.
+    /// Accepts a waiting connection, if any, without blocking.
     fn accept_now(&mut self, metrics: &ShardMetrics) -> Accepted<Self::Accepted>;
     /// Keeps a connection that was accepted.
     fn insert(&mut self, accepted: Self::Accepted, client: Client) -> Self::Key;
@@ -146,9 +145,9 @@ pub trait Sockets {
     fn receive(&mut self, key: Self::Key, is_multishot: bool);
     /// Stops receiving. Bytes that arrived before may still be received.
     fn stop_receiving(&mut self, key: Self::Key);
-    /// Sends all of these bytes. If it `skips_completion`, nothing waits for its end, unless that is a failure.
+    /// Sends all of these bytes. If it `skips_completion`, its end is not reported, unless it fails.
     fn send(&mut self, key: Self::Key, bytes: Vec<u8>, skips_completion: bool);
-    /// Closes a connection, whose operations then end without being reported.
+    /// Closes a connection. The operations on it then end without being reported.
     fn close(&mut self, key: Self::Key, how: Ended);
 }
 
@@ -159,20 +158,20 @@ pub struct Driver<S: Sockets> {
     moment: Moment,
     /// Connections whose actions are executed at the end of the iteration.
     queue: Vec<S::Key>,
-    /// Connections with work to do: each iteration uses up one budget for the first of them.
+    /// Connections with work to do. Each iteration spends one budget on the first of them.
     line: Line<S::Key>,
     waits: Waits<S::Key>,
     spare: Vec<Vec<u8>>,
-    /// Connections that the stop has closed with something in flight.
+    /// The number of connections that the stop has closed with something in flight.
     cut: usize,
-    /// Connections with input, between the last two ticks.
+    /// The number of connections with input between the last two ticks.
     active: usize,
-    /// Active connections that have ended since the last tick.
+    /// The number of active connections that have ended since the last tick.
     ended: usize,
 }
 
 impl<S: Sockets> Driver<S> {
-    /// A shard without connections, at the start of its time.
+    /// Creates a shard without connections, at time zero.
     pub fn new(service: Service, limits: Limits) -> Driver<S> {
         const { assert!(crate::connection::KEPT_BYTES_MAX >= 64 * S::BUFFER_BYTES) };
         Driver {
@@ -189,59 +188,59 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// The service that responds to its requests.
+    /// Returns the service that responds to its requests.
     #[inline]
     pub fn service(&mut self) -> &mut Service {
         &mut self.service
     }
 
-    /// The present moment.
+    /// Returns the current moment.
     #[inline]
     pub fn moment(&self) -> &Moment {
         &self.moment
     }
 
-    /// Connections that wait for the store.
+    /// Returns the connections that wait for the store.
     pub fn waits(&self) -> &Waits<S::Key> {
         &self.waits
     }
 
-    /// Connections that the stop has closed with something in flight.
+    /// Returns the number of connections that the stop has closed with something in flight.
     pub fn cut(&self) -> usize {
         self.cut
     }
 
-    /// Connections with input lately.
+    /// Returns the number of connections with recent input.
     #[inline]
     pub fn active(&self) -> usize {
         self.active
     }
 
-    /// Notes the time, in milliseconds since the start of the shard.
+    /// Sets the time, in milliseconds since the start of the shard.
     #[inline]
     pub fn set_time(&mut self, now_ms: u64) {
         self.moment.now_ms = now_ms;
     }
 
-    /// Begins an iteration in which everything was received at this time.
+    /// Begins an iteration whose input was all received at this time.
     #[inline]
     pub fn begin_iteration(&mut self, received_ms: u64) {
         self.moment.received_ms = received_ms;
     }
 
-    /// Whether something is left of the last iteration, so that the next one must not wait for anything.
+    /// Returns whether work is left from the last iteration, so that the next one must not wait.
     #[inline]
     pub fn has_work(&self) -> bool {
         !self.queue.is_empty() || !self.line.is_empty()
     }
 
-    /// Whether there is work for more than an iteration.
+    /// Returns whether there is work for more than one iteration.
     #[inline]
     pub fn is_in_line(&self) -> bool {
         !self.line.is_empty()
     }
 
-    /// Starts to serve a connection.
+    /// Starts serving a connection.
     pub fn take_in(&mut self, sockets: &mut S, accepted: S::Accepted) {
         let now_ms = self.moment.now_ms;
         let mut connection = Connection::new(self.limits, accepted.peer_is_loopback(), now_ms);
@@ -273,7 +272,7 @@ impl<S: Sockets> Driver<S> {
         }
         sockets.give_back(filled);
         let Some(Open { client, is_receiving, .. }) = sockets.get(key) else { return };
-        // Once per receive: the next one reports the end of the stream, and what has gone wrong.
+        // Once per receive: the next one reports the end of the stream or a failure.
         if !is_receiving && client.connection.wants_filling() {
             client.connection.begin_filling();
         }
@@ -311,15 +310,15 @@ impl<S: Sockets> Driver<S> {
         self.close(sockets, key, Ended::Failed);
     }
 
-    /// Ends an iteration with this many completions: connections in line have their turn, everything is published, and
-    /// the actions of all connections with an event are executed. Returns whether there was anything to do.
+    /// Ends an iteration with this many completions: connections in line get their turn, everything is published, and the
+    /// actions of all connections with an event are executed. Returns whether there was anything to do.
     pub fn end_iteration(&mut self, sockets: &mut S, completions: usize) -> bool {
         self.work_through_line(sockets);
         self.release_settled(sockets);
         if completions == 0 && self.queue.is_empty() {
             return false;
         }
-        // Nothing is acknowledged before it can be read.
+        // No event is acknowledged before it can be read.
         self.service.publish();
         self.act_on_queued(sockets);
         if self.waits.must_ask(self.moment.received_ms) {
@@ -331,8 +330,8 @@ impl<S: Sockets> Driver<S> {
         true
     }
 
-    /// Asks the store for what connections wait for. Call this before the shard waits: until then, every iteration adds to
-    /// one commit.
+    /// Requests from the store what connections wait for. Call this before the shard waits: until then, every iteration
+    /// adds to the same commit.
     pub fn ask_for_commit(&mut self, sockets: &mut S) {
         if let Some(durability) = self.service.durability()
             && self.waits.ask(durability)
@@ -341,8 +340,8 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Ends connections that have waited too long, and while the server drains, connections with nothing in flight.
-    /// Returns the next time at which that is due, in milliseconds.
+    /// Ends connections that have waited too long and, while the server drains, connections with nothing in flight. Returns
+    /// when that is next due, in milliseconds.
     pub fn tick(&mut self, sockets: &mut S) -> u64 {
         self.moment.received_ms = self.moment.now_ms;
         self.release_settled(sockets);
@@ -360,10 +359,9 @@ impl<S: Sockets> Driver<S> {
         due_ms
     }
 
-    /// Looks at the deadlines of all connections. Returns the next deadline, and the connections that have to be
-    /// closed.
+    /// Checks the deadlines of all connections. Returns the next deadline, and the connections that must be closed.
     fn look_at_all(&mut self, sockets: &mut S) -> (u64, Vec<(S::Key, Ended)>) {
-        // This includes ended ones: if each request has its own connection, few are open at any moment.
+        // Ended connections are included: if each request has its own connection, few are open at any moment.
         let mut active = std::mem::take(&mut self.ended);
         let mut in_flight = OfKinds::default();
         let (mut due_ms, mut to_close) = (u64::MAX, Vec::new());
@@ -391,8 +389,8 @@ impl<S: Sockets> Driver<S> {
         (due_ms, to_close)
     }
 
-    /// Begins to drain, together with the connections that were established before and wait to be accepted, as many as a backlog
-    /// holds: a flood of them does not hold up the stop.
+    /// Begins to drain. Accepts the connections that were already established and wait to be accepted, but no more than a
+    /// backlog holds, so that a flood of them does not delay the stop.
     pub fn begin_drain(&mut self, sockets: &mut S) {
         self.moment.urgency = Urgency::Drain;
         self.moment.drain_ms = self.moment.now_ms;
@@ -405,7 +403,7 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Lets the next tick end everything.
+    /// Makes the next tick end everything.
     pub fn abort(&mut self) {
         self.moment.urgency = Urgency::Abort;
     }
@@ -416,12 +414,12 @@ impl<S: Sockets> Driver<S> {
         line.advance(|key| {
             let Some(Open { client, mut socket, .. }) = sockets.get(key) else { return 0 };
             client.is_in_line = false;
-            // At the end of the iteration it gets in line again.
+            // At the end of the iteration, it gets in line again.
             queue_up(queue, client, key);
             let connection = &mut client.connection;
             look_for_unread(moment, connection, &socket);
             match connection.is_filling() {
-                // The next receive reports what has gone wrong.
+                // The next receive reports any failure.
                 true => connection.fill(
                     |body, bytes_max| socket.receive_now(body, bytes_max),
                     moment,
@@ -432,7 +430,7 @@ impl<S: Sockets> Driver<S> {
         });
     }
 
-    /// Queues the connections whose responses the store has settled, or for which totals were read.
+    /// Queues the connections whose responses the store has settled, or whose totals were read.
     fn release_settled(&mut self, sockets: &mut S) {
         if self.waits.is_empty() {
             return;
@@ -447,12 +445,12 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Does what each connection that had an event needs.
+    /// Executes the actions of the connections that had an event.
     fn act_on_queued(&mut self, sockets: &mut S) {
         let mut queue = std::mem::take(&mut self.queue);
         queue.drain(..).for_each(|key| self.act(sockets, key));
         debug_assert!(self.queue.is_empty(), "nothing is queued by what acts");
-        // The room is kept.
+        // The allocation is kept.
         self.queue = queue;
     }
 
@@ -465,7 +463,7 @@ impl<S: Sockets> Driver<S> {
         match responses {
             Some(sent) if sent.is_empty() => self.recycle(sent),
             Some(responses) => {
-                // If only the peer can act next, no completion is needed.
+                // If only the peer can act next, the completion is not needed.
                 let skips_completion =
                     then == Next::Receive && self.moment.urgency == Urgency::Serve;
                 sockets.send(key, responses, skips_completion);
@@ -480,8 +478,8 @@ impl<S: Sockets> Driver<S> {
         }
     }
 
-    /// Notes what a connection waits for, and does what does not need a completion. Returns the responses to send, and
-    /// what its socket does then.
+    /// Notes what a connection waits for, and performs the operations that do not have a completion. Returns the responses to
+    /// send, and the next operation on its socket.
     #[inline]
     fn begin_action(
         &mut self,
@@ -493,7 +491,7 @@ impl<S: Sockets> Driver<S> {
         let connection = &mut client.connection;
         look_for_unread(&self.moment, connection, &socket);
         let action = connection.action(&self.moment, &mut self.service);
-        // All others are served before it works again.
+        // All other connections are served before it works again.
         connection.renew();
         if action.has_work && !std::mem::replace(&mut client.is_in_line, true) {
             self.line.join(key);
@@ -504,8 +502,7 @@ impl<S: Sockets> Driver<S> {
         if send > 0 && !connection.is_sending() {
             let mut taken = connection.take_responses(send, self.moment.now_ms);
             if connection.is_finishing() {
-                // For the last responses: if the socket takes them immediately, the write half is shut down in the same
-                // iteration.
+                // If the socket takes the last responses immediately, the write half is shut down in the same iteration.
                 let sent = socket.send_now(&taken);
                 self.service.metrics().sent_bytes.add(sent as u64);
                 taken.drain(..sent);
@@ -515,7 +512,7 @@ impl<S: Sockets> Driver<S> {
             responses = Some(taken);
         }
         if then == Next::Close && connection.is_finishing() && socket.has_unread() {
-            // Closed now, it would be reset under its response.
+            // If it were closed now, a reset could overtake its response.
             then = Next::ShutDownWrite;
         }
         if then == Next::ShutDownWrite {
@@ -537,7 +534,7 @@ impl<S: Sockets> Driver<S> {
         sockets.close(key, how);
     }
 
-    /// Keeps a buffer whose responses were sent for others.
+    /// Keeps the buffer of responses that were sent, for reuse.
     fn recycle(&mut self, mut sent: Vec<u8>) {
         sent.clear();
         if sent.capacity() <= SPARE_BUFFER_BYTES_MAX && self.spare.len() < SPARE_BUFFERS_MAX {
@@ -560,7 +557,7 @@ fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
     }
 }
 
-/// While the server drains, tells a connection whether more has arrived on its socket.
+/// Tells a connection, while the server drains, whether more has arrived on its socket.
 #[inline]
 fn look_for_unread(moment: &Moment, connection: &mut Connection, socket: &impl Socket) {
     if moment.urgency == Urgency::Drain {

@@ -16,23 +16,23 @@ impl<K> Default for Line<K> {
 }
 
 impl<K> Line<K> {
-    /// A line without anybody in it.
+    /// Creates an empty line.
     pub fn new() -> Line<K> {
         Line { keys: VecDeque::new() }
     }
 
-    /// Whether nobody is in line.
+    /// Returns whether no connection is in line.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Puts a connection at the end.
+    /// Puts a connection at the end of the line.
     pub fn join(&mut self, key: K) {
         self.keys.push_back(key);
     }
 
-    /// Calls `work` with the connections in line, one after the other, until all of them together have used up one budget. Then it
-    /// is the others' turn. `work` returns the cost, in units of a budget. Returns whether there was anybody in line.
+    /// Calls `work` with the connections in line, one after another, until all of them together have spent one budget; then the
+    /// others get their turn. `work` returns the cost, in units of a budget. Returns whether any connection was in line.
     pub fn advance(&mut self, mut work: impl FnMut(K) -> u32) -> bool {
         let (mut turn, mut has_worked) = (Budget::FULL, false);
         while !turn.is_spent()

@@ -1,8 +1,7 @@
 //! Moves bytes between sockets and connections, and does nothing else.
 //!
-//! Two engines drive the same [`Connection`](crate::connection::Connection): [`ring`] on an io_uring
-//! of its own, with the [`driver`] that the simulators have too; and [`streams`] on glommio's streams, with a task per
-//! connection.
+//! Two engines drive the same [`Connection`](crate::connection::Connection): [`ring`] on its own io_uring, with the [`driver`]
+//! that the simulators also use, and [`streams`] on glommio's streams, with one task per connection.
 
 mod admission;
 pub mod driver;
@@ -28,17 +27,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Seconds of the Unix epoch, for dates.
+/// Returns the seconds since the Unix epoch, for dates.
 pub fn unix_seconds() -> u64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
 
-/// Milliseconds of a time since the start, which fits for half a billion years.
+/// Converts the time since the start to milliseconds, which fit for half a billion years.
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The polling of an idle shard before it sleeps.
+/// The time that an idle shard polls before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// As long as it seems to pay.
@@ -56,7 +55,7 @@ pub enum Steer {
     Cpu,
 }
 
-/// The interval at which timeouts and the date are checked. Timeouts are late by this at most.
+/// The interval between checks of timeouts and the date. Timeouts are late by at most this much.
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// Everything that a shard's engine needs.
@@ -68,27 +67,27 @@ pub struct Shard {
     pub listener: Socket,
     /// Whether other shards share the listening socket, which then keeps listening without this shard.
     pub is_listener_shared: bool,
-    /// Answers its requests.
+    /// The service that responds to its requests.
     pub service: Service,
     /// The limits of a connection.
     pub limits: Limits,
-    /// The wake-up for news from the following two.
+    /// The wake-up for news from `admission` and `stop`.
     pub wakeup: Arc<Wakeup>,
-    /// Says which shard serves a connection.
+    /// Decides which shard serves a connection.
     pub admission: Arc<Admission>,
-    /// Says when to stop.
+    /// Reports when to stop.
     pub stop: Arc<Stop>,
-    /// The time that connections have to finish once it does.
+    /// The time that connections have to finish after the stop begins.
     pub drain_timeout: Duration,
-    /// The polling before it sleeps.
+    /// The time that it polls before it sleeps.
     pub spin: Spin,
-    /// The time that it waits for more completions after the first, while it is not asleep. Zero for not at all, and
+    /// The time that it waits for more completions after the first, while it is not asleep. Zero if it does not wait, and
     /// for the streams engine.
     pub coalesce: Duration,
-    /// The time that it polls its network devices whenever it waits; zero for none. Only the ring does.
+    /// The time that it polls its network devices whenever it waits; zero if it does not poll. Only the ring engine does.
     pub busy_poll: Duration,
-    /// Milliseconds since the shard's start, as of its last reading of the clock: at least once per second while it is
-    /// alive.
+    /// The time when it last read the clock, in milliseconds since its start. It reads the clock at least once per
+    /// second while it is alive.
     pub heartbeat: Arc<AtomicU64>,
 }
 
@@ -107,12 +106,12 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// One for as many shards as there are wake-ups.
+    /// Creates a stop for as many shards as there are wake-ups.
     pub fn new(wakeups: Vec<Arc<Wakeup>>) -> Arc<Stop> {
         Arc::new(Stop { urgency: AtomicU8::new(Urgency::Serve as u8), wakeups })
     }
 
-    /// The last message.
+    /// Returns the current urgency.
     pub fn urgency(&self) -> Urgency {
         const DRAIN: u8 = Urgency::Drain as u8;
         match self.urgency.load(Ordering::Acquire) {
@@ -122,7 +121,7 @@ impl Stop {
         }
     }
 
-    /// Drains, or aborts. It never becomes less urgent.
+    /// Raises the urgency, to drain or to abort. It is never lowered.
     pub fn escalate_to(&self, urgency: Urgency) {
         self.urgency.fetch_max(urgency as u8, Ordering::AcqRel);
         self.wakeups.iter().for_each(|wakeup| wakeup.wake());

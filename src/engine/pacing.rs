@@ -1,24 +1,23 @@
-//! The pacing of a shard of the ring engine: what it does without work, how long it polls, when it reads the clock, and
-//! when it yields the thread.
+//! The pacing of a shard of the ring engine: what it does when it does not have work, how long it polls, when it reads the
+//! clock, and when it yields the thread.
 
 use super::{Spin, TICK, milliseconds};
 use crate::uring::Wait;
 use std::time::{Duration, Instant};
 
-/// A shard without work for one to two of these goes to sleep; until then it waits without a
-/// timeout. One timer per idle period costs nothing per request; a timeout per wait would make the kernel
-/// program a timer each time.
+/// A shard without work for one to two times this duration goes to sleep; until then it waits without a timeout. One timer per
+/// idle period costs nothing per request; a timeout per wait would make the kernel program a timer each time.
 pub(super) const IDLE_AFTER: Duration = Duration::from_millis(10);
 
-/// The interval at which a sleeping shard checks the clock while nothing falls due.
+/// The interval between clock checks of a sleeping shard while nothing is due.
 const IDLE_TICK: Duration = Duration::from_secs(1);
-/// Iterations and completions after which glommio's other tasks get their turn.
+/// The number of iterations, and of completions, before glommio's other tasks get their turn.
 const ITERATIONS_BEFORE_YIELD: u32 = 128;
 const COMPLETIONS_BEFORE_YIELD: usize = 1024;
 
-/// The most that `--spin-us auto` polls, and the most connections with input since the last tick
-/// for it to poll at all: with more, a wake-up is shared by so many requests that polling would
-/// cost more than it gains.
+/// The maximum time that `--spin-us auto` polls, and the maximum number of connections with input
+/// since the last tick for it to poll at all: with more connections, a wake-up serves enough
+/// requests that polling would cost more than it gains.
 const AUTO_SPIN_MAX: Duration = Duration::from_micros(50);
 const AUTO_SPIN_CONNECTIONS_MAX: usize = 16;
 
@@ -39,24 +38,24 @@ enum IdlePeriod {
 #[derive(Debug)]
 pub(super) struct Pacing {
     polling: Polling,
-    /// The way in which it waits for work while it is not asleep.
+    /// The kind of wait for work while it is not asleep.
     pub(super) wait: Wait,
     idle_period: IdlePeriod,
-    /// The rest of the turn before others have theirs; zero once it was interrupted.
+    /// The iterations and completions left in this turn on the thread; zero iterations after an interruption.
     iterations_left: u32,
     completions_left: usize,
     started: Instant,
-    /// The times at which the last iteration had received its input, and had handled it.
+    /// The times when the last iteration had received its input, and had handled it.
     received_at: Instant,
     handled_at: Instant,
-    /// The time at which the clock was last checked for all connections, and the next such time, in milliseconds since
-    /// the start.
+    /// The time of the last check of all connections' deadlines, and of the next, in milliseconds since the start.
     ticked_ms: u64,
     next_tick_ms: u64,
 }
 
 impl Pacing {
-    /// The pacing of a shard that starts now. If it gathers completions, it does so for `gather`, asleep, and polls for none.
+    /// Creates the pacing of a shard that starts now. If `gather` is not zero, the shard gathers completions for that time,
+    /// blocked in the kernel, and does not poll.
     pub(super) fn new(spin: Spin, gather: Duration, now: Instant) -> Pacing {
         let gathers = !gather.is_zero();
         Pacing {
@@ -73,7 +72,7 @@ impl Pacing {
         }
     }
 
-    /// Milliseconds from the start of the shard to a time.
+    /// Converts a time to milliseconds since the start of the shard.
     pub(super) fn ms_at(&self, time: Instant) -> u64 {
         milliseconds(time - self.started)
     }
@@ -84,7 +83,7 @@ impl Pacing {
         self.completions_left = COMPLETIONS_BEFORE_YIELD;
     }
 
-    /// Begins an iteration. Returns whether the turn on the thread has room for it.
+    /// Begins an iteration. Returns whether the turn on the thread allows it.
     pub(super) fn begin_iteration(&mut self) -> bool {
         if self.iterations_left == 0 || self.completions_left == 0 {
             return false;
@@ -93,17 +92,17 @@ impl Pacing {
         true
     }
 
-    /// Ends the turn on the thread: others must have theirs.
+    /// Ends the turn on the thread, because other tasks must have theirs.
     pub(super) fn interrupt(&mut self) {
         self.iterations_left = 0;
     }
 
-    /// Whether the turn on the thread was ended.
+    /// Returns whether the turn on the thread has ended.
     pub(super) fn is_interrupted(&self) -> bool {
         self.iterations_left == 0
     }
 
-    /// Begins an idle period, unless one has begun. Returns whether the idle timer has to be set, to [`IDLE_AFTER`].
+    /// Begins an idle period, unless it has already begun. Returns whether the idle timer must be set to [`IDLE_AFTER`].
     pub(super) fn begin_idle_period(&mut self) -> bool {
         let begins = self.idle_period == IdlePeriod::Unmeasured;
         if begins {
@@ -125,11 +124,11 @@ impl Pacing {
             IdlePeriod::Unmeasured | IdlePeriod::Asleep => IdlePeriod::Unmeasured,
             IdlePeriod::Quiet | IdlePeriod::Busy => IdlePeriod::Busy,
         };
-        // Deadlines are new.
+        // There may be new deadlines.
         self.next_tick_ms = self.next_tick_ms.min(self.ticked_ms + milliseconds(TICK));
     }
 
-    /// Whether the shard sleeps.
+    /// Returns whether the shard sleeps.
     pub(super) fn is_asleep(&self) -> bool {
         self.idle_period == IdlePeriod::Asleep
     }
@@ -146,34 +145,34 @@ impl Pacing {
         self.handled_at - self.received_at
     }
 
-    /// Since when the shard waits for work.
+    /// Returns the time when the shard began to wait for work.
     pub(super) fn waiting_since(&self) -> Instant {
         self.handled_at
     }
 
-    /// Returns the time to poll before a wait, if this many connections were active lately.
+    /// Returns how long to poll before a wait if this many connections were recently active.
     pub(super) fn polls_for(&self, active_connections: usize) -> Duration {
         self.polling.duration(active_connections)
     }
 
-    /// Learns from a wait for work, which began at a time and has ended.
+    /// Learns from a wait for work that began at this time and has ended.
     pub(super) fn learn(&mut self, waiting_since: Instant) {
         if !self.is_asleep() {
             self.polling.learn(self.received_at - waiting_since);
         }
     }
 
-    /// Whether all connections have to be checked.
+    /// Returns whether all connections must be checked.
     pub(super) fn is_tick_due(&self, now_ms: u64) -> bool {
         now_ms >= self.next_tick_ms
     }
 
-    /// Returns the time for which a sleeping shard may wait for work.
+    /// Returns how long a sleeping shard may wait for work.
     pub(super) fn sleeps_for(&self, now_ms: u64) -> Duration {
         Duration::from_millis(self.next_tick_ms.saturating_sub(now_ms))
     }
 
-    /// Notes a tick, and when the next deadline is. The next tick is at least [`TICK`] away.
+    /// Notes a tick and the next deadline. The next tick is at least [`TICK`] away.
     pub(super) fn note_tick(&mut self, now_ms: u64, due_ms: u64) {
         self.ticked_ms = now_ms;
         self.next_tick_ms =
@@ -194,8 +193,8 @@ impl Polling {
         Polling { spin, gap: AUTO_SPIN_MAX * 2 }
     }
 
-    /// Returns the time to poll now. `auto` polls while few connections are active and completions come soon enough for
-    /// it to pay: up to twice the usual gap.
+    /// Returns how long to poll now. `auto` polls, for up to twice the usual gap, while few connections are active and
+    /// completions arrive soon enough for polling to pay off.
     pub(super) fn duration(&self, active_connections: usize) -> Duration {
         match self.spin {
             Spin::Fixed(spin) => spin,
@@ -205,9 +204,9 @@ impl Polling {
         }
     }
 
-    /// Learns from a wait that a completion has ended.
+    /// Learns from a wait that ended with a completion.
     pub(super) fn learn(&mut self, gap: Duration) {
-        // Long gaps are capped, so that the average recovers soon.
+        // Long gaps are capped so that the average recovers quickly.
         self.gap = (7 * self.gap + gap.min(4 * AUTO_SPIN_MAX)) / 8;
     }
 }
@@ -281,7 +280,7 @@ mod tests {
         pacing.note_tick(1_000, 1_001);
         assert_eq!(pacing.sleeps_for(1_000), TICK);
         assert!(!pacing.is_tick_due(999 + tick_ms) && pacing.is_tick_due(1_000 + tick_ms));
-        // Work brings deadlines that are not known yet.
+        // Work creates deadlines that are not known yet.
         pacing.note_tick(2_000, u64::MAX);
         pacing.note_work();
         assert_eq!(pacing.sleeps_for(2_000), TICK);

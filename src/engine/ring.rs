@@ -1,11 +1,11 @@
-//! The data plane on an io_uring of our own, inside the shard's glommio executor: it gives completions to the shard's
-//! [`Driver`], and its operations to the kernel.
+//! The data plane on our own io_uring, inside the shard's glommio executor: it passes completions to the shard's [`Driver`],
+//! and the driver's operations to the kernel.
 //!
-//! One ring carries accept, receive, and send. An iteration submits what the last one queued and collects
-//! what has completed, in one `io_uring_enter`; handles all completions; publishes; and queues the
-//! responses. The shard always waits in that ring, asleep or not. Whatever wakes it from outside, the
-//! stop or a connection that another shard hands off, comes through its [`Wakeup`](crate::uring::Wakeup),
-//! which the ring watches. glommio gets its turn between waits; nothing here waits for it.
+//! One ring carries accepts, receives, and sends. An iteration submits the operations that the last iteration queued and
+//! collects completions, in one `io_uring_enter`; handles all completions; publishes; and queues the responses. The shard
+//! always waits in that ring, asleep or not. Wake-ups from outside, for a stop or for a connection that another shard hands
+//! off, arrive through its [`Wakeup`](crate::uring::Wakeup), which the ring watches. glommio gets its turn between waits;
+//! nothing here waits for it.
 
 use super::driver::{Accepted, Client, Driver, Ended, Newcomer, Open, Sockets};
 use super::pacing::{IDLE_AFTER, Pacing};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 const SIZES: Sizes = Sizes { submissions: 1024, completions: 8192, buffers: 2048 };
 
-/// The longest single wait during a drain, so that the deadline is checked.
+/// The maximum duration of a wait during a drain, so that the deadline is checked.
 const DRAIN_WAIT: Duration = Duration::from_millis(2);
 
 /// A connection on the ring.
@@ -48,22 +48,22 @@ struct Reactor {
     stop: Arc<Stop>,
     heartbeat: Arc<AtomicU64>,
     pacing: Pacing,
-    /// Whether accepting has worked since it failed last.
+    /// Whether an accept has succeeded since the last failure.
     has_accepted: bool,
-    /// Calls of `io_uring_enter` that the metrics know of.
+    /// The number of `io_uring_enter` calls that the metrics already include.
     enters: u64,
 }
 
-/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+/// Serves on the calling executor until the shard is stopped. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
-/// The ring cannot be made, or has failed.
+/// The ring cannot be created, or has failed.
 pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     run_with(&SIZES, shard, ready).await
 }
 
-/// Serves with a ring of other sizes.
+/// Serves with a ring of the given sizes.
 pub(super) async fn run_with(
     sizes: &Sizes,
     shard: Shard,
@@ -101,7 +101,7 @@ pub(super) async fn run_with(
         reactor.tick();
         let ring = &reactor.sockets.ring;
         if is_late || ring.is_empty() && !ring.is_accepting() {
-            // Dropping the ring ends what is still under way.
+            // Dropping the ring ends the operations that are still under way.
             return Ok(Drained { cut: reactor.driver.cut() });
         }
         reactor.iterate(Wait::For(DRAIN_WAIT))?;
@@ -110,8 +110,8 @@ pub(super) async fn run_with(
 }
 
 impl Reactor {
-    /// Works until there is nothing to do, then polls, waits, and sleeps until there is. Returns when other tasks must
-    /// have a turn.
+    /// Works while there is something to do; then polls, waits, and sleeps until there is again. Returns when other
+    /// tasks must have a turn.
     fn serve(&mut self) -> io::Result<()> {
         if self.pacing.is_asleep() {
             self.sleep()?;
@@ -152,7 +152,7 @@ impl Reactor {
                     }
                 }
             }
-            // The idle timer may have come while polling: nothing then ends a wait without a timeout.
+            // The idle timer may have fired while polling; a wait without a timeout might then never end.
             if done == 0 && !self.pacing.is_interrupted() {
                 self.iterate(self.pacing.wait)?;
             }
@@ -161,7 +161,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Waits for work, at most until the clock has to be checked.
+    /// Waits for work, at most until the clock must be checked.
     fn sleep(&mut self) -> io::Result<()> {
         self.ask_for_commit();
         self.driver.service().metrics().sleeps.add(1);
@@ -174,13 +174,13 @@ impl Reactor {
         self.driver.ask_for_commit(&mut self.sockets);
     }
 
-    /// One iteration: submits, waits, handles what has completed, and queues the responses. Returns the number of
-    /// completions, without the idle timer's.
+    /// Runs one iteration: submits, waits, handles completions, and queues the responses. Returns the number of completions,
+    /// not counting the idle timer's.
     fn iterate(&mut self, wait: Wait) -> io::Result<usize> {
         let wait = if self.driver.has_work() { Wait::No } else { wait };
         let mut done = self.sockets.ring.iterate(wait)?;
         if matches!(wait, Wait::For(_)) {
-            // After a long wait, the input gets the time at which it arrived.
+            // After a long wait, the input must be timed by when it arrived.
             self.read_clocks();
         }
         let received_at = Instant::now();
@@ -206,7 +206,7 @@ impl Reactor {
         match event {
             Event::Received(key, filled) => driver.handle_received(sockets, key, filled),
             Event::Sent(key, sent) => driver.note_sent(sockets, key, sent),
-            // All buffers are back at the end of this iteration.
+            // All buffers are available again at the end of this iteration.
             Event::ReceiveStopped(key, NoBuffers(is_so)) => {
                 driver.service().metrics().exhausted.add(u64::from(is_so));
                 driver.note_receive_stopped(sockets, key);
@@ -236,7 +236,7 @@ impl Reactor {
         }
     }
 
-    /// Continues to accept immediately if that has worked since the last failure, and otherwise after the next tick.
+    /// Resumes accepting: immediately if an accept has succeeded since the last failure, and otherwise after the next tick.
     fn note_accept_error(&mut self, error: &io::Error) {
         let RingSockets { ring, shard, admission } = &mut self.sockets;
         let Some(listener) = ring.listener() else { return };
@@ -254,7 +254,7 @@ impl Reactor {
         self.driver.service().set_time(unix_seconds());
     }
 
-    /// Reads the clocks, and ends what has waited too long.
+    /// Reads the clocks, and ends connections that have waited too long.
     fn tick(&mut self) {
         self.read_clocks();
         let due_ms = self.driver.tick(&mut self.sockets);
@@ -275,7 +275,7 @@ impl Reactor {
 }
 
 impl RingSockets {
-    /// Admits what was accepted.
+    /// Admits an accepted connection.
     fn admit(&self, socket: Socket, metrics: &ShardMetrics) -> Accepted<AcceptedConnection> {
         match self.admission.admit(self.shard, socket, metrics) {
             Some(accepted) => Accepted::Here(accepted),

@@ -1,8 +1,8 @@
 //! The data plane on glommio's own TCP streams: one task per connection, which executes its actions.
 //!
-//! glommio's rings have none of the flags that make a registered eventfd go silent (DEFER_TASKRUN), and
-//! glommio registers none: it waits for its wake-ups, and this shard's, by polling their descriptors in
-//! the ring that it sleeps in.
+//! glommio's rings do not use flags that keep a registered eventfd from being signaled (DEFER_TASKRUN), and glommio
+//! does not register an eventfd: it waits for its own wake-ups and this shard's by polling their descriptors in the
+//! ring that it sleeps in.
 
 use super::admission::is_about_one_connection;
 use super::{
@@ -30,56 +30,56 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Bytes that one read takes at most. All connections of a shard share the buffer.
+/// The maximum number of bytes per read. All connections of a shard share the buffer.
 pub(super) const INPUT_BYTES: usize = 16 * 1024;
 
-/// Connections accepted in a row before others get their turn.
+/// The number of connections accepted in a row before other tasks get their turn.
 const ACCEPTS_BEFORE_YIELD: usize = 64;
 
-/// The pause of accepting when the kernel is out of descriptors or memory: at first, and at most after doubling.
+/// The pause in accepting when the kernel is out of descriptors or memory: the first pause, and the maximum after doubling.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// Reads in a row for one connection while the server drains, half as many as it may keep unhandled.
+/// The maximum number of reads in a row for one connection while the server drains: enough for half the bytes that it may keep.
 const RESTS_MAX: usize = KEPT_BYTES_MAX / INPUT_BYTES / 2;
 
-/// The interval at which a draining shard checks whether its connections have ended.
+/// The interval between a draining shard's checks of whether its connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
-/// Its ticks during which a receive must have waited before its connection counts as idle.
+/// The number of these ticks during which a receive must have waited before its connection counts as idle.
 const DRAIN_TICKS_BEFORE_IDLE: u64 = 3;
 
 /// The state that the tasks of one shard share.
 struct Hub {
     service: RefCell<Service>,
     input: RefCell<Vec<u8>>,
-    /// Is always readable, as glommio finds out when it looks at its ring: see [`Hub::look_around`].
+    /// A descriptor that is always readable, which glommio learns only by checking its ring: see [`Hub::look_around`].
     look: PollableFd<Wakeup>,
-    /// The cost that all tasks together may still cause before the ring is checked.
+    /// The cost that all tasks together may still incur before the ring is checked.
     budget: Cell<Budget>,
     limits: Limits,
     started: Instant,
-    /// The moment, as of the last tick.
+    /// The moment of the last tick.
     moment: Cell<Moment>,
     heartbeat: Arc<AtomicU64>,
-    /// Ticks while it drains. Between two of them glommio's ring was submitted and collected.
+    /// The number of ticks of the drain. Between two of them, glommio has submitted its ring and collected completions.
     drain_ticks: Cell<u64>,
-    /// Connections that the stop has closed with something in flight.
+    /// The number of connections that the stop has closed with something in flight.
     cut: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
     /// Tasks with responses that wait for the store.
     waits: RefCell<Waits<Weak<Watch>>>,
 }
 
-/// The events other than its socket's that can end a task's wait.
+/// The events, in addition to socket events, that can end a task's wait.
 struct Watch {
     deadline_ms: Cell<u64>,
     waker: Cell<Option<Waker>>,
 }
 
 impl Hub {
-    /// Lets others have their turn: all tasks that can go on, and once these have used up a budget together, those that the ring
-    /// has news for. For the latter, to yield would not suffice: glommio looks at its ring only when no task can go on, or every
-    /// 100 ms.
+    /// Lets other tasks have their turn: all tasks that can run and, once these have spent a budget together, also the tasks
+    /// that the ring has completions for. Yielding would not suffice for the latter, because glommio checks its ring only when
+    /// no task can run, or every 100 ms.
     async fn look_around(&self) {
         if !self.budget.get().is_spent() {
             return glommio::executor().yield_now().await;
@@ -97,15 +97,15 @@ impl Hub {
         self.budget.set(budget);
     }
 
-    /// Changes the moment.
+    /// Updates the moment.
     fn change_moment(&self, change: impl FnOnce(&mut Moment)) {
         let mut moment = self.moment.get();
         change(&mut moment);
         self.moment.set(moment);
     }
 
-    /// The moment, for something that was received now: what comes to wait for a store is timed by the clock, since the last tick
-    /// may be long ago.
+    /// Returns the moment for input that was received now. With a store, reads the clock, because store timeouts count from
+    /// this moment and the last tick may be long ago.
     fn now(&self, service: &Service) -> Moment {
         let mut moment = self.moment.get();
         moment.received_ms = match service.durability() {
@@ -115,7 +115,7 @@ impl Hub {
         moment
     }
 
-    /// Reads the clocks and wakes the tasks that have something to look at.
+    /// Reads the clocks and wakes the tasks that have a deadline or a stop to check.
     fn tick(&self) {
         let now_ms = milliseconds(self.started.elapsed());
         self.change_moment(|moment| moment.now_ms = now_ms);
@@ -138,25 +138,25 @@ impl Hub {
         });
     }
 
-    /// The epoch up to which everything is durable, and the one of the last cut after which totals were read.
+    /// Returns the last durable epoch, and the epoch of the last cut whose totals were read.
     fn reached(&self) -> (u64, u64) {
         let service = self.service.borrow();
         let reached = |durability: &Durability| (durability.settled(), durability.read());
         service.durability().map_or((u64::MAX, u64::MAX), reached)
     }
 
-    /// Arranges to wake a task when the store has what its responses wait for, and requests that.
+    /// Requests what a task's responses wait for from the store, and arranges to wake the task when the store has it.
     fn wake_after(&self, action: &Action, received_ms: u64, watch: &Rc<Watch>) {
         let service = self.service.borrow();
         let Some(durability) = service.durability() else { return };
         let mut waits = self.waits.borrow_mut();
         waits.join(&Rc::downgrade(watch), action, received_ms);
-        // If it has arrived meanwhile, the task sees that before it waits.
+        // If it has already arrived, the task sees that before it waits.
         waits.ask(durability);
         service.metrics().waiting.set(waits.len() as u64);
     }
 
-    /// Wakes the tasks whose responses the store has settled, or for which totals were read.
+    /// Wakes the tasks whose responses the store has settled, or whose totals were read.
     fn wake_settled(&self) {
         let service = self.service.borrow();
         let Some(durability) = service.durability() else { return };
@@ -176,7 +176,7 @@ impl Hub {
     }
 }
 
-/// Serves on the calling executor until told to stop. `ready` is called once it listens.
+/// Serves on the calling executor until the shard is stopped. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
@@ -237,15 +237,15 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
     ticking.cancel().await;
     stop_accepting(&hub, &door).await;
     if !shard.is_listener_shared {
-        // Ends listening now: a poll that the ring still holds would keep the port for a moment.
+        // Stop listening now: a poll that the ring still holds would keep the port open for a moment.
         let _ = door.listener.get_ref().shutdown(Shutdown::Read);
     }
     drop(door);
     drain(&hub, &shard.stop, shard.drain_timeout).await
 }
 
-/// Takes in who has connected before the server stopped, as many as a backlog holds: a flood of connections does not hold up the
-/// stop.
+/// Serves the clients that connected before the server stopped, but no more than a backlog holds, so that a flood of
+/// connections does not delay the stop.
 async fn stop_accepting(hub: &Rc<Hub>, door: &Door) {
     door.admission.close(door.shard).into_iter().for_each(|accepted| serve(hub, accepted));
     hub.tick();
@@ -255,7 +255,7 @@ async fn stop_accepting(hub: &Rc<Hub>, door: &Door) {
     accept_all(door, usize::from(BACKLOG)).await;
 }
 
-/// Waits until all connections have ended, or closes them at the end of the timeout.
+/// Waits until all connections have ended, and closes those that are left at the timeout.
 async fn drain(hub: &Rc<Hub>, stop: &Stop, timeout: Duration) -> io::Result<Drained> {
     let end = Instant::now() + timeout;
     loop {
@@ -295,9 +295,9 @@ async fn accept_all(door: &Door, accepts_max: usize) -> bool {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            // The peer left meanwhile, or a signal came: the next connection may be there.
+            // The peer has left in the meantime, or a signal arrived: another connection may be waiting.
             Err(error) if is_about_one_connection(&error) && !has_failed => has_failed = true,
-            // Out of descriptors or memory: the queue keeps who waits until some are free.
+            // Out of descriptors or memory: waiting connections stay in the queue until some are free.
             Err(error) => {
                 if hub.moment.get().urgency != Urgency::Serve {
                     return true;
@@ -346,7 +346,7 @@ struct Task {
     watch: Rc<Watch>,
     stream: TcpStream,
     connection: Connection,
-    /// The responses that are being sent, and how many bytes of them were.
+    /// The responses that are being sent, and how many of their bytes were sent.
     sending: Vec<u8>,
     sent: usize,
     /// The last epochs that responses wait for.
@@ -354,7 +354,7 @@ struct Task {
     read: Option<u64>,
     /// The epochs that were reached at the connection's last action.
     reached: (u64, u64),
-    /// The drain's tick at which the current receive was first seen to wait.
+    /// The tick of the drain when the current receive was first seen waiting.
     waits_since_tick: Option<u64>,
     _permit: Permit,
 }
@@ -364,9 +364,9 @@ struct Task {
 enum Ended {
     /// Something was received, sent, settled, or read.
     Advanced,
-    /// There was no wait, since there is work.
+    /// The connection has work, so it did not wait.
     Works,
-    /// The connection has to be closed.
+    /// The connection must be closed.
     Closed,
 }
 
@@ -376,7 +376,7 @@ impl Task {
             let (then, has_work) = self.act();
             match then {
                 Next::Close if self.connection.is_finishing() && self.has_unread().await => {
-                    // Closed now, it would be reset under its response.
+                    // If it were closed now, a reset could overtake its response.
                     self.shut_down_write().await;
                     continue;
                 }
@@ -400,17 +400,17 @@ impl Task {
                     self.connection.work(&moment, &mut service);
                     service.publish();
                 }
-                // A peer that never stops sending does not keep the others waiting.
+                // A peer that never stops sending must not keep the others waiting.
                 Ended::Advanced if !waited => self.hub.look_around().await,
                 Ended::Advanced => {}
             }
         }
-        // Before the descriptor closes: a poll in flight would hold back the FIN.
+        // This comes before the descriptor closes, because a poll in flight would hold back the FIN.
         let _ = self.stream.shutdown(Shutdown::Both).await;
         self.hub.service.borrow().metrics().connections.subtract(1);
     }
 
-    /// Begins what the connection needs. Returns what it wants of its socket, and whether it has work.
+    /// Begins the connection's action. Returns the next operation on its socket, and whether it has work.
     fn act(&mut self) -> (Next, bool) {
         let Task { hub, watch, connection, .. } = self;
         self.reached = hub.reached();
@@ -434,13 +434,13 @@ impl Task {
     async fn shut_down_write(&mut self) {
         self.connection.linger(self.hub.moment.get().now_ms);
         if self.stream.shutdown(Shutdown::Write).await.is_err() {
-            // There is nobody to wait for.
+            // The peer is gone.
             self.connection.note_peer_closed();
         }
     }
 
-    /// Sends and receives until there is a result, the store has news, or the clock ends the connection. Does not wait
-    /// if there is work.
+    /// Sends and receives until there is a result, the store has news, or a deadline ends the connection. Does not
+    /// wait if there is work.
     async fn wait(&mut self, then: Next, has_work: bool, waited: &mut bool) -> Ended {
         self.watch.deadline_ms.set(self.connection.deadline_ms());
         self.waits_since_tick = None;
@@ -467,7 +467,7 @@ impl Task {
         .await
     }
 
-    /// Sends and receives what the socket takes and has. Returns the result.
+    /// Sends what the socket takes and receives what has arrived. Returns the result.
     fn transfer(&mut self, then: Next, cx: &mut Context<'_>) -> Option<Ended> {
         let Task { hub, stream, connection, sending, sent, .. } = self;
         while *sent < sending.len() {
@@ -501,7 +501,7 @@ impl Task {
                 let mut service = hub.service.borrow_mut();
                 let moment = hub.now(&service);
                 connection.receive(&input[..received], &moment, &mut service);
-                // Nothing is acknowledged before it can be read.
+                // No event is acknowledged before it can be read.
                 service.publish();
                 service.metrics().received_bytes.add(received as u64);
                 service.note_iteration(received_at.elapsed());
@@ -510,7 +510,7 @@ impl Task {
         }
     }
 
-    /// Whether the store has settled or read something since the last action that responses may wait for.
+    /// Returns whether, since the last action, the store has settled or read something that responses may wait for.
     fn is_released(&mut self) -> bool {
         if self.settle.is_none() && self.read.is_none() {
             return false;
@@ -523,7 +523,7 @@ impl Task {
         is_released
     }
 
-    /// Looks at the clock and at the stop. Returns the result.
+    /// Checks the deadline and the stop. Returns the result.
     fn tick(&mut self) -> Option<Ended> {
         let Task { hub, connection, .. } = self;
         let moment = hub.moment.get();
@@ -534,7 +534,7 @@ impl Task {
         match due {
             Due::Nothing => None,
             Due::Act => Some(Ended::Advanced),
-            // glommio's ring has had time to report what has arrived unseen.
+            // It is closed only once glommio's ring has had time to report bytes that arrived unseen.
             Due::CloseIdle if moment.urgency == Urgency::Drain && !connection.is_lingering() => {
                 let tick = hub.drain_ticks.get();
                 let since = *self.waits_since_tick.get_or_insert(tick);
@@ -556,7 +556,7 @@ impl Task {
         }
     }
 
-    /// While the server drains, receives everything that has arrived, before the last response is made. Reports whether the
+    /// Receives everything that has arrived before the last response is made, if the server drains. Reports whether the
     /// connection is still open.
     async fn take_rest(&mut self) -> bool {
         let Task { hub, connection, .. } = self;
@@ -566,7 +566,7 @@ impl Task {
         }
         let mut is_new = true;
         for _ in 0..RESTS_MAX {
-            // Once glommio's ring has had time to report what has arrived.
+            // It is the last read once glommio's ring has had time to report what has arrived.
             let is_last = !is_new && self.hub.look.readable().await.is_ok();
             let received = poll_fn(|cx| Poll::Ready(self.transfer(Next::Receive, cx))).await;
             if received == Some(Ended::Closed) {
@@ -582,7 +582,7 @@ impl Task {
         true
     }
 
-    /// Whether more has arrived than was read. Input is discarded.
+    /// Returns whether bytes have arrived that were not read, and discards them.
     async fn has_unread(&mut self) -> bool {
         let Task { hub, stream, .. } = self;
         poll_fn(|cx| {

@@ -1,12 +1,12 @@
-//! Connections whose responses wait for the store, and the time at which the store is asked.
+//! Connections whose responses wait for the store, and when to send the store requests for them.
 
 use crate::connection::Action;
 use crate::store::Durability;
 use std::collections::VecDeque;
 
-/// The time in milliseconds for which a busy shard lets responses wait before it asks for a commit. With 1,000
-/// connections, asking after every iteration takes a quarter of the throughput; with 4 ms instead of 2, commits take
-/// half as much CPU time.
+/// The time that a busy shard lets responses wait before it requests a commit, in milliseconds. With 1,000
+/// connections, a request after every iteration costs a quarter of the throughput; with 4 ms instead of 2 ms, commits
+/// take half as much CPU time.
 const COMMIT_AFTER_MS: u64 = 4;
 
 /// One connection that waits for an epoch.
@@ -17,14 +17,14 @@ struct Waiting<K> {
     since_ms: u64,
 }
 
-/// The connections of a shard that wait, each list in the order of its epochs.
+/// The waiting connections of a shard, with each list in the order of its epochs.
 #[derive(Debug)]
 pub struct Waits<K> {
     /// Connections whose responses wait until an epoch is settled.
     settling: VecDeque<Waiting<K>>,
-    /// Connections whose responses wait until totals were read after the cut of an epoch.
+    /// Connections whose responses wait until totals are read after the cut of an epoch.
     reading: VecDeque<Waiting<K>>,
-    /// Since when some wait without the store having been asked.
+    /// The time when the first connection that still needs a request to the store began to wait.
     unasked_since_ms: Option<u64>,
 }
 
@@ -35,7 +35,7 @@ impl<K> Default for Waits<K> {
 }
 
 impl<K: Clone> Waits<K> {
-    /// Notes what a connection has come to wait for with an action, if anything.
+    /// Notes what a connection waits for after an action, if anything.
     #[inline]
     pub fn join(&mut self, key: &K, action: &Action, since_ms: u64) {
         for (epoch, list) in [(action.settle, &mut self.settling), (action.read, &mut self.reading)]
@@ -47,7 +47,7 @@ impl<K: Clone> Waits<K> {
         }
     }
 
-    /// Whether nobody waits.
+    /// Returns whether no connection waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.settling.is_empty() && self.reading.is_empty()
@@ -58,32 +58,31 @@ impl<K: Clone> Waits<K> {
         self.settling.len() + self.reading.len()
     }
 
-    /// Whether some wait for something that was not requested yet.
+    /// Returns whether some connections wait for something that was not requested yet.
     #[inline]
     pub fn has_unasked(&self) -> bool {
         self.unasked_since_ms.is_some()
     }
 
-    /// Whether the store has to be asked now, although the shard has work.
+    /// Returns whether the store must be asked now, although the shard has work.
     #[inline]
     pub fn must_ask(&self, now_ms: u64) -> bool {
         self.unasked_since_ms.is_some_and(|since_ms| now_ms >= since_ms + COMMIT_AFTER_MS)
     }
 
-    /// Requests from the store what was not requested yet. Returns whether some of it has arrived meanwhile: then
-    /// nothing will wake this shard for it.
+    /// Requests from the store what was not requested yet. Returns whether some of it has already arrived; nothing will wake
+    /// this shard for that.
     pub fn ask(&mut self, durability: &Durability) -> bool {
         if self.unasked_since_ms.take().is_none() {
             return false;
         }
-        // First, so that one commit does both.
+        // The read is requested first, so that one commit does both.
         let read = self.reading.back().is_some_and(|last| durability.request_read(last.epoch));
         let settled = self.settling.back().is_some_and(|last| durability.request(last.epoch));
         read || settled
     }
 
-    /// Calls `each` with the connections for which the store has settled the epoch or read the totals, and forgets
-    /// them.
+    /// Calls `each` with the connections whose epoch the store has settled or whose totals it has read, and forgets them.
     pub fn release(&mut self, durability: &Durability, mut each: impl FnMut(K)) {
         let reached =
             [(&mut self.settling, durability.settled()), (&mut self.reading, durability.read())];
@@ -96,7 +95,7 @@ impl<K: Clone> Waits<K> {
         }
     }
 
-    /// Notes that the store is late with what some connections wait for, or waited for until they ended.
+    /// Notes if the store is late with something that connections, including ended ones, have been waiting for.
     pub fn note_late(&self, durability: &Durability, now_ms: u64) {
         for list in [&self.settling, &self.reading] {
             let is_late = |waiting: &Waiting<K>| {
@@ -108,7 +107,7 @@ impl<K: Clone> Waits<K> {
         }
     }
 
-    /// Lists the connections that wait for totals, each with the epoch of the cut that is read.
+    /// Lists the connections that wait for totals, each with the epoch of the cut that they wait for.
     pub fn reading(&self) -> impl Iterator<Item = (&K, u64)> {
         self.reading.iter().map(|waiting| (&waiting.key, waiting.epoch))
     }
@@ -120,7 +119,7 @@ mod tests {
     use crate::connection::Next;
     use crate::tally::State;
 
-    /// An action that waits for these epochs.
+    /// Returns an action that waits for these epochs.
     fn action(settle: Option<u64>, read: Option<u64>) -> Action {
         Action { send: 0, then: Next::Receive, settle, read, has_work: false }
     }
@@ -136,7 +135,7 @@ mod tests {
         assert!(waits.has_unasked() && !waits.must_ask(99 + COMMIT_AFTER_MS));
         assert!(waits.must_ask(100 + COMMIT_AFTER_MS), "from the first that waits");
     }
-    /// Nothing wakes the shard for what has come before it asks.
+    /// Nothing wakes the shard for what has arrived before it asks.
     #[test]
     fn asking_reports_either_of_what_has_come_meanwhile() {
         for (totals, settle, read, has_come) in [

@@ -1,14 +1,14 @@
-//! Reads the usual shape of an event without a general parser: an object with only `userId` and `value`, in any order
-//! and with any white space, and an id without escapes.
+//! Reads the usual shape of an event without a general parser: an object with only `userId` and `value`, in any order, with any
+//! white space, and with an id that does not contain escapes.
 //!
-//! An event read here has the value that [`super::decode`] would find with serde_json, to the bit. Nothing is refused
-//! here: what has another shape, valid or not, is left to the general parser.
+//! An event read here has bit for bit the value that [`super::decode`] would find with serde_json. Nothing is refused here:
+//! bodies of any other shape, valid or not, are left to the general parser.
 
 use super::decimal::DIGITS_MAX;
 use super::{Event, USER_ID_BYTES_MAX};
 use std::borrow::Cow;
 
-/// The largest integer up to which an `f64` holds every integer.
+/// The largest integer such that an `f64` holds it and every smaller natural number exactly.
 const EXACT_INTEGER_MAX: u64 = 1 << f64::MANTISSA_DIGITS;
 
 /// The powers of ten that an `f64` holds exactly.
@@ -17,7 +17,7 @@ pub(super) const EXACT_POWERS: [f64; 23] = [
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
-/// Reads a body of the canonical shape; `None` for any other.
+/// Reads a body of the canonical shape. Returns `None` for any other body.
 #[inline(always)]
 pub(super) fn read(body: &[u8]) -> Option<Event<'_>> {
     let rest = token(body, b"{")?;
@@ -28,7 +28,7 @@ pub(super) fn read(body: &[u8]) -> Option<Event<'_>> {
     Some(Event { user: Cow::Borrowed(user), value })
 }
 
-/// Reads what follows the opening brace of a body that has `value` first.
+/// Reads the rest of a body after its opening brace, if `value` comes first.
 #[inline(never)]
 fn read_value_first(rest: &[u8]) -> Option<Event<'_>> {
     let (value, rest) = number(skip_space(name(rest, b"\"value\"")?))?;
@@ -37,7 +37,7 @@ fn read_value_first(rest: &[u8]) -> Option<Event<'_>> {
     Some(Event { user: Cow::Borrowed(user), value })
 }
 
-/// Whether only the closing brace is left.
+/// Returns `Some` if only the closing brace is left.
 #[inline(always)]
 fn end(rest: &[u8]) -> Option<()> {
     skip_space(token(rest, b"}")?).is_empty().then_some(())
@@ -46,7 +46,7 @@ fn end(rest: &[u8]) -> Option<()> {
 /// Returns the bytes after the white space at the start of `bytes`.
 #[inline(always)]
 fn skip_space(bytes: &[u8]) -> &[u8] {
-    // Most clients send none.
+    // Most clients do not send white space.
     if bytes.first().is_some_and(|byte| *byte > b' ') { bytes } else { skip_some_space(bytes) }
 }
 
@@ -61,7 +61,7 @@ fn skip_some_space(mut bytes: &[u8]) -> &[u8] {
 /// Returns the bytes after a token, which may have white space before it.
 #[inline(always)]
 fn token<'a, const N: usize>(bytes: &'a [u8], token: &[u8; N]) -> Option<&'a [u8]> {
-    // Most clients send none, so that is tried first.
+    // Most clients do not send white space, so that is tried first.
     bytes.strip_prefix(token).or_else(|| skip_space(bytes).strip_prefix(token))
 }
 
@@ -71,15 +71,16 @@ fn name<'a, const N: usize>(bytes: &'a [u8], quoted: &[u8; N]) -> Option<&'a [u8
     token(token(bytes, quoted)?, b":")
 }
 
-/// The id at the start of `bytes`, after white space, and what follows its closing quote. As for [`id`].
+/// Returns the id at the start of `bytes`, after white space, and the bytes after its closing quote. Returns `None` in the
+/// same cases as [`id`].
 #[inline(always)]
 fn string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (id, rest) = id(token(bytes, b"\"")?)?;
     Some((id, &rest[1..]))
 }
 
-/// The id at the start of `bytes`, and what follows it from its closing quote on. `None` where it has an escape, is not UTF-8, or
-/// has a length or a character that the general parser refuses.
+/// Returns the id at the start of `bytes`, and the bytes from its closing quote on. Returns `None` if the id has an escape, is
+/// not UTF-8, or has a length or a character that the general parser refuses.
 #[inline(always)]
 fn id(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, is_ascii) = plain_length(bytes)?;
@@ -89,7 +90,7 @@ fn id(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     is_id.then_some((id, rest))
 }
 
-/// A byte in all eight places of a word.
+/// Returns a word with this byte in all eight places.
 const fn eight(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
@@ -102,16 +103,17 @@ const HIGHS: u64 = eight(0x80);
 #[inline(always)]
 fn plain_length(bytes: &[u8]) -> Option<(usize, bool)> {
     let (mut at, mut seen) = (0, 0);
-    // Eight bytes at once, after S. Anderson, "Bit Twiddling Hacks" (a word has a byte less than n). The lowest bit that
-    // is set is always right; a borrow can set only higher ones.
+    // Eight bytes at a time, after S. Anderson, "Bit Twiddling Hacks" (determine if a word has a byte less than n). The lowest
+    // bit that is set is always right; a borrow can set only higher bits.
     while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let word = u64::from_le_bytes(*word);
-        // With this bit changed, the quote (0x22) follows the control characters (0x00 to 0x1f), and nothing else does so.
+        // With this bit flipped, the quote (0x22) becomes 0x20, directly after the control characters (0x00 to 0x1f), so one
+        // comparison finds exactly these.
         let quote_or_control = (word ^ eight(0x02)).wrapping_sub(eight(0x21));
         let escape = (word ^ eight(b'\\')).wrapping_sub(eight(1));
         let ends = (quote_or_control | escape) & !word & HIGHS;
         if ends != 0 {
-            // Bytes before the one that was found.
+            // Only the bytes before this byte count.
             seen |= word & ((ends & ends.wrapping_neg()) - 1);
             at += (ends.trailing_zeros() / 8) as usize;
             return (bytes[at] == b'"').then_some((at, seen & HIGHS == 0));
@@ -125,7 +127,8 @@ fn plain_length(bytes: &[u8]) -> Option<(usize, bool)> {
     (tail[end] == b'"').then_some((at + end, is_ascii))
 }
 
-/// The number at the start of `bytes`, and what follows it. `None` if there is none, or if it is not finite.
+/// Returns the number at the start of `bytes`, and the bytes after it. Returns `None` if there is not a number, or
+/// if it is not finite.
 #[inline(always)]
 pub(super) fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
     let (is_negative, magnitude) = match bytes {
@@ -134,7 +137,7 @@ pub(super) fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
     };
     let mut digits = Digits::default();
     let mut rest = digits.take(magnitude);
-    // JSON has no number that starts with a zero and goes on with a digit.
+    // A JSON number cannot start with a zero that another digit follows.
     if digits.count == 0 || (digits.count > 1 && magnitude[0] == b'0') {
         return None;
     }
@@ -146,7 +149,7 @@ pub(super) fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
         }
     }
     if digits.count > DIGITS_MAX {
-        // Anything longer is unusual.
+        // Longer numbers are unusual.
         return None;
     }
     if matches!(rest, [b'e' | b'E', ..]) {
@@ -156,9 +159,8 @@ pub(super) fn number(bytes: &[u8]) -> Option<(f64, &[u8])> {
     if digits.value > EXACT_INTEGER_MAX && places > 0 {
         return any_number(bytes);
     }
-    // One operation on exact operands is rounded once: the result is the nearest value, ties to even
-    // (W. Clinger, "How to Read Floating Point Numbers Accurately", 1990). So is the conversion of an
-    // integer that has no exact value.
+    // One operation on exact operands is rounded once: the result is the nearest value, ties to even (W. Clinger, "How to Read
+    // Floating Point Numbers Accurately", 1990). The conversion of an integer that an `f64` cannot hold is also rounded once.
     let mut value = digits.value as f64;
     if places > 0 {
         value /= EXACT_POWERS[places];
@@ -188,15 +190,15 @@ impl Digits {
     }
 }
 
-/// Like [`number`], for a number of at most 19 digits that has an exponent or is inexact, which the standard library
-/// reads fast: see [`decimal`](super::decimal).
+/// Reads a number like [`number`], for at most 19 digits with an exponent or without an exact value. The standard library reads
+/// these fast: see [`decimal`](super::decimal).
 #[cold]
 fn any_number(bytes: &[u8]) -> Option<(f64, &[u8])> {
     let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     let end = bytes.iter().position(|byte| !is_part(byte)).unwrap_or(bytes.len());
     let (number, rest) = bytes.split_at(end);
-    // It accepts what JSON does not: an integer part or a fraction without digits, a sign, and leading zeros. The
-    // caller has ruled these out.
+    // `parse` accepts numbers that JSON does not: without digits before or after the point, with a plus sign, or with leading
+    // zeros. The caller has ruled these out.
     let value: f64 = std::str::from_utf8(number).ok()?.parse().ok()?;
     value.is_finite().then_some((value, rest))
 }
@@ -209,7 +211,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::{Index, select};
 
-    /// The result with the bits of the value, so that signs of zeros count.
+    /// Returns the result with the bits of the value, so that signs of zeros count.
     fn bits(result: Result<Event<'_>, Refusal>) -> Result<(Vec<u8>, u64), Refusal> {
         result.map(|event| (event.user.into_owned(), event.value.to_bits()))
     }
@@ -283,7 +285,7 @@ mod tests {
         ]
     }
 
-    /// A body in the canonical shape, or nearly.
+    /// Generates a body in the canonical shape, or nearly so.
     fn body() -> impl Strategy<Value = Vec<u8>> {
         let names = prop_oneof![
             10 => Just(["userId", "value"]),
@@ -344,7 +346,7 @@ mod tests {
         }
     }
 
-    /// Whether more than 19 digits of a number follow a colon.
+    /// Returns whether more than 19 digits of a number follow a colon.
     fn has_long_number(body: &[u8]) -> bool {
         let text = String::from_utf8_lossy(body);
         text.split(':').any(|part| {
@@ -380,7 +382,7 @@ mod tests {
                 batch.splice(0..0, [&body[..], b"\n"].concat());
             }
             mutations.iter().for_each(|mutation| mutation.apply(&mut batch));
-            // Otherwise the last lines are left to the general parser.
+            // Without this, the last lines would be left to the general parser.
             batch.extend_from_slice(&[b' '; 64]);
             let mut naive = Vec::new();
             let mut at = 0;
@@ -405,8 +407,7 @@ mod tests {
         fn plain_events_are_canonical_whatever_their_white_space(
             body in body(), id in "[ !#-\\[\\]-~é😀]{1,64}", number in any::<f64>()
         ) {
-            // Everything of this shape that the general parser accepts is read here, unless it has an escape or a long
-            // number.
+            // Everything of this shape that the general parser accepts is read here, unless it has an escape or a long number.
             let is_other = body.contains(&b'\\') || has_long_number(&body);
             let is_accepted = decode_unusual(&body).is_ok();
             prop_assert_eq!(read(&body).is_some(), is_accepted && !is_other);

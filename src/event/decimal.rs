@@ -1,24 +1,25 @@
-//! Numbers in the grammar of JSON, read as the nearest `f64`, ties to even, whatever their length.
+//! Reads numbers of any length in the grammar of JSON as the nearest `f64`, ties to even.
 //!
-//! The standard library reads every decimal of up to 19 digits fast. A longer number lies between two such numbers,
-//! which usually have the same nearest value. If not, it decides by shifting up to 768 digits hundreds of times, which
-//! takes it 14 to 17 µs per number, however short that is. Here, the number is compared with the middle between the two
-//! values instead, once, as integers (W. Clinger, "How to Read Floating Point Numbers Accurately", 1990).
+//! The standard library reads every decimal of up to 19 digits fast. A longer number lies between two such numbers, which
+//! usually have the same nearest value. If they do not, the standard library decides by shifting up to 768 digits hundreds of
+//! times, which takes 14 to 17 µs per number, however short it is. Here, the number is instead compared once, using integers,
+//! with the midpoint between the two values (W. Clinger, "How to Read Floating Point Numbers Accurately", 1990).
 
 use std::cmp::Ordering;
 use std::io::Write as _;
 
-/// The most digits that a `u64` is sure to hold.
+/// The largest number of digits that always fits in a `u64`.
 pub(super) const DIGITS_MAX: usize = 19;
 
-/// Digits that are compared. The middle between two neighboring values has at most 767, so what is behind these decides only
-/// whether the number is above it.
+/// The maximum number of digits that are compared. The midpoint between two neighboring values has at most 767 digits, so the
+/// digits after these decide only whether the number is above it.
 const COMPARED_DIGITS_MAX: usize = 768;
 
-/// Exponents beyond this one give zero or infinity, whatever the digits of a number shorter than 2^60 bytes are.
+/// Exponents beyond this limit give zero or infinity, whatever the digits, for any number shorter than 2^60 bytes.
 const EXPONENT_MAX: i64 = 1 << 61;
 
-/// The nearest value to the number that all of `text` is, infinite if it is too large. `None` if that is not a JSON number.
+/// Returns the value nearest to the number in `text`, or infinity if it is too large. Returns `None` if `text` as a whole
+/// is not a JSON number.
 pub(super) fn read(text: &[u8]) -> Option<f64> {
     let (is_negative, magnitude) = match text {
         [b'-', rest @ ..] => (true, rest),
@@ -41,20 +42,21 @@ pub(super) fn read(text: &[u8]) -> Option<f64> {
         _ => return None,
     };
     if whole.len() + fraction.len() <= DIGITS_MAX {
-        // Everything that the standard library accepts and JSON does not was refused above.
+        // Everything that the standard library accepts but JSON does not was refused above.
         return std::str::from_utf8(text).ok()?.parse().ok();
     }
     let magnitude = Decimal::new(whole, fraction, exponent).nearest();
     Some(if is_negative { -magnitude } else { magnitude })
 }
 
-/// The digits at the start of `bytes`, and what follows them.
+/// Returns the digits at the start of `bytes`, and the bytes after them.
 fn split_digits(bytes: &[u8]) -> (&[u8], &[u8]) {
     let end = bytes.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(bytes.len());
     bytes.split_at(end)
 }
 
-/// The exponent that all of `text` is, behind its letter, at most [`EXPONENT_MAX`] away from zero.
+/// Returns the exponent in `text`, which is everything after the letter `e`, limited to a distance of
+/// [`EXPONENT_MAX`] from zero.
 fn exponent(text: &[u8]) -> Option<i64> {
     let (is_negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
@@ -72,7 +74,7 @@ fn exponent(text: &[u8]) -> Option<i64> {
     Some(if is_negative { -magnitude } else { magnitude })
 }
 
-/// The digits of two parts of a number, one after the other.
+/// The digits of two consecutive parts of a number.
 #[derive(Clone, Copy)]
 struct Digits<'a>(&'a [u8], &'a [u8]);
 
@@ -85,7 +87,7 @@ impl<'a> Digits<'a> {
         self.0.iter().chain(self.1).map(|digit| u64::from(digit - b'0'))
     }
 
-    /// The digits without the first `first` and the last `last`.
+    /// Returns the digits without the first `first` and the last `last` digits.
     fn without(self, first: usize, last: usize) -> Digits<'a> {
         let Digits(one, two) = self;
         let (from_one, from_two) = (first.min(one.len()), first.saturating_sub(one.len()));
@@ -95,7 +97,7 @@ impl<'a> Digits<'a> {
     }
 }
 
-/// A decimal: the integer that the digits are, times a power of ten. There are no leading or trailing zeros.
+/// A decimal: the integer that the digits represent, times a power of ten, without leading or trailing zeros.
 struct Decimal<'a> {
     digits: Digits<'a>,
     exponent: i64,
@@ -112,24 +114,24 @@ impl<'a> Decimal<'a> {
         Decimal { digits: digits.without(first, last), exponent }
     }
 
-    /// The nearest value.
+    /// Returns the nearest value.
     fn nearest(&self) -> f64 {
         let head = self.digits.iter().take(DIGITS_MAX).fold(0, |head, digit| head * 10 + digit);
         let Some(cut @ 1..) = self.digits.len().checked_sub(DIGITS_MAX) else {
             return nearest_short(head, self.exponent);
         };
-        // The number is above this one and below the one with the next higher digits.
+        // The number is above the decimal with these digits, and below the decimal with the next higher digits.
         let exponent = self.exponent.saturating_add(i64::try_from(cut).unwrap_or(EXPONENT_MAX));
         let below = nearest_short(head, exponent);
         let above = match head + 1 {
-            // One digit more.
+            // The sum has one more digit.
             10_000_000_000_000_000_000 => nearest_short(1_000_000_000_000_000_000, exponent + 1),
             next => nearest_short(next, exponent),
         };
         if below.to_bits() == above.to_bits() {
             return below;
         }
-        // They are neighbors, because numbers of 19 digits are closer to each other than values of `f64`.
+        // The two values are neighbors, because the 19-digit decimals are closer together than the values of `f64`.
         match self.compare_with_middle_above(below) {
             Ordering::Less => below,
             Ordering::Equal if below.to_bits() & 1 == 0 => below,
@@ -137,10 +139,10 @@ impl<'a> Decimal<'a> {
         }
     }
 
-    /// Compares the number with the midpoint between a finite value and the next one, whose exponent is in the range of
-    /// `f64`.
+    /// Compares the number with the midpoint between a finite value and the next value, whose exponent is
+    /// in the range of `f64`.
     fn compare_with_middle_above(&self, value: f64) -> Ordering {
-        // In units of half of the distance between the two, the value is even, and the middle is one more.
+        // In units of half the distance between the two, the value is even, and the midpoint is one more.
         let bits = value.to_bits();
         let (binary_exponent, fraction) = ((bits >> 52) as i64, bits & ((1 << 52) - 1));
         let value = if binary_exponent == 0 { fraction } else { fraction | 1 << 52 };
@@ -151,12 +153,12 @@ impl<'a> Decimal<'a> {
         let mut number = Integer::from_digits(compared.iter(), compared.len());
         let mut exponent = self.exponent + i64::try_from(cut).unwrap_or(EXPONENT_MAX);
         if cut > 0 {
-            // Whatever the digits behind these are, the last of them is not zero.
+            // Whatever the remaining digits are, the last is not zero.
             number.multiply_and_add(10, 1);
             exponent -= 1;
         }
         let mut middle = Integer::from(middle);
-        // The tens are fives and twos. Negative powers on one side are positive ones on the other.
+        // Powers of ten are split into fives and twos. Negative powers on one side become positive powers on the other.
         if exponent >= 0 {
             number.multiply_by_power_of_five(exponent);
         } else {
@@ -172,21 +174,22 @@ impl<'a> Decimal<'a> {
     }
 }
 
-/// The nearest value to a number of at most 19 digits, which the standard library finds without comparing digits (N.
+/// Returns the value nearest to a number of at most 19 digits. The standard library finds it without comparing digits (N.
 /// Mushtak and D. Lemire, "Fast Number Parsing Without Fallback", 2023).
 fn nearest_short(digits: u64, exponent: i64) -> f64 {
     let mut text = [0; 48];
     let mut rest = &mut text[..];
-    // Both numbers have at most 20 characters. Otherwise it would not be read as a number.
+    // Both numbers have at most 20 characters, so the text fits. Truncated text would not be read as a number.
     let _ = write!(rest, "{digits}e{exponent}");
     let unused = rest.len();
     let text = std::str::from_utf8(&text[..48 - unused]);
     text.ok().and_then(|text| text.parse().ok()).expect("digits and an exponent are a number")
 }
 
-/// A natural number: 64 bits per limb, the lowest first, and no zeros at the end.
+/// A natural number: 64 bits per limb, the lowest limb first, without zero limbs at the end.
 ///
-/// The compared numbers have fewer than 3,000 bits: 769 digits have 2,555, and the two differ by less than a factor of two.
+/// The compared numbers have fewer than 3,000 bits: 769 digits take 2,555 bits, and the two numbers differ by less
+/// than a factor of two.
 struct Integer(Vec<u64>);
 
 impl Integer {

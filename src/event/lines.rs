@@ -1,45 +1,45 @@
-//! The lines of a batch in the usual shape: an object with `userId` first, then `value`, and no white space, or one
-//! space after each colon and the comma.
+//! Reads the lines of a batch that have the usual shape: an object with `userId` first, then `value`, either without white
+//! space or with one space after each colon and the comma.
 //!
-//! First, vectors find the ends of many lines; then each line is read on its own. The processor then works on several
-//! lines together, because no line has to wait for the end of the line before it. A line read here has the value that
-//! [`super::decode`] would find, to the bit. Nothing is refused here: other lines are left to that.
+//! First, vector instructions find the ends of many lines; then each line is read on its own. The processor can work on several
+//! lines concurrently, because reading a line does not have to wait for the end of the line before it. A line read here has bit
+//! for bit the value that [`super::decode`] would find. Nothing is refused here: other lines are left to that function.
 
 use super::USER_ID_BYTES_MAX;
 use super::canonical::{EXACT_POWERS, number};
 use std::ops::Range;
 use wide::u8x16;
 
-/// The part of a batch that is searched for lines in one step, in bytes. It has about as many lines as a block has events.
+/// The part of a batch that is searched for line ends in one step, in bytes. It has about as many lines as a block has events.
 pub(super) const WINDOW_BYTES: usize = 2048;
 
-/// The number of bytes that vectors compare together, one bit of a word for each.
+/// The number of bytes that vector instructions compare in one step, with one bit of a word for each.
 const CHUNK: usize = 64;
 const _: () = assert!(WINDOW_BYTES == 2 << 10, "a comment names it");
 
-/// Lines that are noted for each chunk, whether they are there or not.
+/// The number of line ends that are noted for each chunk, even if it has fewer.
 const NOTED: usize = 2;
 
-/// The length in which most lines end.
+/// The number of bytes that most lines fit in.
 const HEAD: usize = 64;
 
-/// The lines at the start of a batch.
+/// The ends of the lines at the start of a batch.
 #[derive(Debug)]
 pub struct Lines {
-    /// The place of the line feed of each.
+    /// The position of each line feed.
     ends: Box<[u32; WINDOW_BYTES + NOTED]>,
 }
 
 impl Default for Lines {
-    /// No lines.
+    /// Creates an empty set of lines.
     fn default() -> Self {
         Lines { ends: Box::new([0; WINDOW_BYTES + NOTED]) }
     }
 }
 
 impl Lines {
-    /// Finds the lines at the start of `batch` that end in a line feed within its first 2 KiB. Returns the place of each, without
-    /// its line feed.
+    /// Finds the lines at the start of `batch` that end in a line feed within its first 2 KiB. Returns the position of each
+    /// line, without its line feed.
     #[inline(always)]
     pub fn find(&mut self, batch: &[u8]) -> impl Iterator<Item = Range<usize>> {
         let len = self.note_all(&batch[..batch.len().min(WINDOW_BYTES)]);
@@ -51,7 +51,7 @@ impl Lines {
         })
     }
 
-    /// Notes the line feeds of a window. Returns how many there are.
+    /// Notes the line feeds of a window. Returns their number.
     #[inline(never)]
     fn note_all(&mut self, window: &[u8]) -> usize {
         let (chunks, rest) = window.as_chunks();
@@ -67,12 +67,12 @@ impl Lines {
         len
     }
 
-    /// Notes the line feeds of the chunk at `at` behind the first `len`. Returns how many there are then.
+    /// Notes the line feeds of the chunk at `at` after the first `len` line feeds. Returns the new number.
     #[inline(always)]
     fn note(&mut self, mut len: usize, at: usize, mut feeds: u64) -> usize {
         #[expect(clippy::cast_possible_truncation, reason = "a window has few bytes")]
         let at = at as u32;
-        // Nearly always these suffice, and nothing depends on how many there are.
+        // This is nearly always enough, and does not branch on how many there are.
         for _ in 0..NOTED {
             self.ends[len] = at + feeds.trailing_zeros();
             len += usize::from(feeds != 0);
@@ -97,22 +97,22 @@ fn line_feeds(chunk: &[u8; CHUNK]) -> u64 {
     })
 }
 
-/// The text before the id, and between id and number.
+/// The text before the id, and the text between the id and the number.
 const OPENING: &[u8; 11] = b"{\"userId\":\"";
 const BETWEEN: &[u8; 10] = b"\",\"value\":";
 
-/// Reads the event on a line of a batch. `line` is its place, without its line feed. Returns the user and the value;
-/// Returns `None` for a line of another shape, and if the batch ends soon after it.
+/// Reads the event on a line of a batch. `line` is the position of the line, without its line feed. Returns the user and the
+/// value, or `None` for a line of another shape, and if the batch ends soon after the line.
 #[inline(always)]
 pub fn decode_usual_line(batch: &[u8], line: Range<usize>) -> Option<(&[u8], f64)> {
     let (rest, length) = (batch.get(line.start..)?, line.end.checked_sub(line.start)?);
     read_short(rest, length).or_else(|| read_other(rest, length))
 }
 
-/// Reads a line without spaces that has at most 15 bytes of id and eight of number.
+/// Reads a line without spaces whose id has at most 15 bytes and whose number has at most eight.
 #[inline(always)]
 fn read_short(rest: &[u8], length: usize) -> Option<(&[u8], f64)> {
-    // Whatever is read of it, no place has to be compared with its length again.
+    // With a fixed length, no further bounds checks are needed.
     let head: &[u8; HEAD] = rest.first_chunk()?;
     let id = plain_length(head[OPENING.len()..].first_chunk()?);
     if !head.starts_with(OPENING) || id == 16 {
@@ -122,7 +122,7 @@ fn read_short(rest: &[u8], length: usize) -> Option<(&[u8], f64)> {
     Some((user, short_number(head, number)?))
 }
 
-/// Reads a line with spaces, with a long id, or with another number.
+/// Reads a line with spaces, with a long id, or with any other number.
 #[inline(never)]
 fn read_other(rest: &[u8], length: usize) -> Option<(&[u8], f64)> {
     let (user, number) = if rest.starts_with(OPENING) {
@@ -136,8 +136,8 @@ fn read_other(rest: &[u8], length: usize) -> Option<(&[u8], f64)> {
     Some((user, value?))
 }
 
-/// Splits a line of `length` bytes at the start of `bytes`. `between` must come after the id. Returns the id, and the place of
-/// the number.
+/// Splits a line of `length` bytes at the start of `bytes`. `between` must follow the id. Returns the id, and the
+/// position of the number.
 #[inline(always)]
 fn split<'a, const N: usize>(
     bytes: &'a [u8],
@@ -146,7 +146,7 @@ fn split<'a, const N: usize>(
     between: &[u8; N],
 ) -> Option<(&'a [u8], Range<usize>)> {
     let number = id.end + N;
-    // The id ends in a quote, or in something that is not compared equal here.
+    // The id ends at a quote, or at a byte that makes this comparison fail.
     if bytes.get(id.end..number)? != between || id.is_empty() {
         return None;
     }
@@ -155,7 +155,7 @@ fn split<'a, const N: usize>(
     (*bytes.get(brace)? == b'}').then_some((&bytes[id], number..brace))
 }
 
-/// The place of a usual id that begins at `start`, if it is not too long.
+/// Returns the position of a usual id that begins at `start`, if it is not too long.
 #[inline(always)]
 fn id_at(bytes: &[u8], start: usize) -> Option<Range<usize>> {
     let mut length = 0;
@@ -177,12 +177,12 @@ fn plain_length(bytes: &[u8; 16]) -> usize {
     let bytes = u8x16::new(*bytes);
     let is = |byte| bytes.cmp_eq(u8x16::splat(byte));
     let is_control = bytes.min(u8x16::splat(0x1f)).cmp_eq(bytes);
-    // The mask has the highest bit of each byte.
+    // The mask consists of the highest bit of each byte.
     let ends = (is(b'"') | is(b'\\') | is_control | bytes).move_mask();
     (ends | 1 << 16).trailing_zeros() as usize
 }
 
-/// A byte in all eight places of a word.
+/// Returns a word with this byte in all eight places.
 const fn eight(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
@@ -190,7 +190,7 @@ const fn eight(byte: u8) -> u64 {
 /// The highest bit of each byte of a word.
 const HIGHS: u64 = eight(0x80);
 
-/// Reads a number of at most eight characters, without a sign and an exponent. Returns `None` for any other number, and for text
+/// Reads a number of at most eight characters, without a sign or an exponent. Returns `None` for any other number, and for text
 /// that is not a number.
 #[inline(always)]
 fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
@@ -198,7 +198,8 @@ fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     if !(1..=8).contains(&length) {
         return None;
     }
-    // Its characters are the last of the word, so that they are the highest. Zeros take the place of what comes before them.
+    // The characters of the number are the last bytes of the word, so they are the highest. Zeros replace
+    // the bytes before them.
     let word = u64::from_le_bytes(*bytes.get(..place.end)?.last_chunk()?);
     let first = 64 - 8 * length;
     let digits = (word ^ eight(b'0')) & u64::MAX << first;
@@ -215,14 +216,14 @@ fn short_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     if !is_point || places == 0 || whole == 0 || starts_with_zero && whole > 1 {
         return None;
     }
-    // Without the point.
+    // Remove the point.
     let below = (1 << point) - 1;
     let digits = digits & !(below << 8 | 0xff) | (digits & below) << 8;
     // One operation on exact operands is rounded once, as in `number`.
     Some(eight_digits(digits) as f64 / EXACT_POWERS[places])
 }
 
-/// The longest number that is read here: longer ones cost more per byte than a usual line is charged.
+/// The maximum length of a number that is read here. Longer numbers cost more per byte than a usual line is charged.
 const NUMBER_BYTES_MAX: usize = 40;
 
 /// Reads any other number.
@@ -235,8 +236,8 @@ fn other_number(bytes: &[u8], place: Range<usize>) -> Option<f64> {
     }
 }
 
-/// The integer that eight decimal digits are, the first of them in the lowest byte. Neighbors are put together: digits, pairs, and
-/// fours (D. Lemire, "Number Parsing at a Gigabyte per Second", 2021).
+/// Returns the integer that eight decimal digits represent, with the first digit in the lowest byte. Combines neighboring
+/// digits, then pairs, then fours (D. Lemire, "Number Parsing at a Gigabyte per Second", 2021).
 #[inline(always)]
 fn eight_digits(digits: u64) -> u64 {
     const PAIRS: u64 = 0x0000_00ff_0000_00ff;

@@ -1,8 +1,8 @@
 //! One event from its JSON: `{"userId": string, "value": number}`.
 //!
-//! The shape that clients send is read directly (`canonical`, and `lines` for batches), and everything else by
-//! serde_json. The things that serde_json does not check in ignored members (invalid UTF-8, lone surrogates) are
-//! checked here first, and numbers are read from their digits (`decimal`).
+//! The shape that clients usually send is read directly (`canonical`, and `lines` for batches), and everything else with
+//! serde_json. serde_json does not check ignored members for invalid UTF-8 and lone surrogates, so these are checked here
+//! first. Numbers are read from their digits (`decimal`).
 
 mod canonical;
 mod decimal;
@@ -15,15 +15,15 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// The longest user id in bytes of UTF-8, after string escapes are resolved.
+/// The maximum length of a user id in bytes of UTF-8, after string escapes are resolved.
 pub const USER_ID_BYTES_MAX: usize = 256;
 
 /// An event as it was sent.
 #[derive(Debug, PartialEq)]
 pub struct Event<'a> {
-    /// UTF-8: not empty, and at most [`USER_ID_BYTES_MAX`] bytes. Borrowed unless it has escapes.
+    /// The user id in UTF-8: not empty, at most [`USER_ID_BYTES_MAX`] bytes, and borrowed unless it has escapes.
     pub user: Cow<'a, [u8]>,
-    /// Finite: the nearest `f64`, ties to even.
+    /// The value: finite, and the nearest `f64`, ties to even.
     pub value: f64,
 }
 
@@ -34,22 +34,22 @@ pub enum Refusal {
     NotUtf8,
     /// Half of a surrogate pair.
     LoneSurrogate,
-    /// Malformed, truncated, followed by something, or with a number that does not fit an `f64`.
+    /// Malformed, truncated, or followed by other bytes, or a number does not fit in an `f64`.
     NotJson,
-    /// Not an object, or a member of the wrong type.
+    /// Not an object, or a member has the wrong type.
     WrongType,
-    /// A member that occurs twice.
+    /// A member occurs twice.
     Repeated,
     /// A member is missing.
     Missing,
-    /// An empty `userId`.
+    /// `userId` is empty.
     EmptyUser,
-    /// A `userId` of more than [`USER_ID_BYTES_MAX`] bytes.
+    /// `userId` has more than [`USER_ID_BYTES_MAX`] bytes.
     LongUser,
 }
 
 impl Refusal {
-    /// Returns one sentence with what to do.
+    /// Returns one sentence that states what to do.
     pub fn sentence(self) -> &'static str {
         match self {
             Refusal::NotUtf8 => "send the body as UTF-8",
@@ -67,7 +67,7 @@ impl Refusal {
 }
 const _: () = assert!(USER_ID_BYTES_MAX == 256, "a sentence names the limit");
 
-/// Reads one event from a whole body, or from a line of a batch without its line ending.
+/// Reads one event from a complete body, or from a line of a batch without its line ending.
 #[inline]
 pub fn decode(body: &[u8]) -> Result<Event<'_>, Refusal> {
     decode_usual(body).map_or_else(|| decode_unusual(body), Ok)
@@ -84,28 +84,28 @@ pub fn decode_usual(body: &[u8]) -> Option<Event<'_>> {
 pub struct Line<'a> {
     /// Its event; `None` on an empty line.
     pub event: Option<Result<Event<'a>, LineRefusal>>,
-    /// The number of its bytes, with its ending.
+    /// The number of bytes in the line, including its ending.
     pub bytes: usize,
 }
 
 /// The reason why a line of a batch is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineRefusal {
-    /// It is longer than lines may be.
+    /// The line is longer than allowed.
     Long,
     /// The line is not an event.
     Event(Refusal),
 }
 
-/// Returns the part of a batch that can belong to a line of at most `line_bytes_max` bytes without its ending, LF or
-/// CRLF.
+/// Returns the part of a batch that can belong to a line of at most `line_bytes_max` bytes, not counting
+/// its ending, LF or CRLF.
 #[inline(always)]
 fn window(batch: &[u8], line_bytes_max: usize) -> &[u8] {
     &batch[..batch.len().min(line_bytes_max.saturating_add(2))]
 }
 
-/// Reads the line at the start of a batch, of any shape. It ends in LF or CRLF, or with the batch, and may have
-/// `line_bytes_max` bytes without that.
+/// Reads a line of any shape at the start of a batch. The line ends in LF or CRLF, or with the batch, and may have
+/// `line_bytes_max` bytes, not counting its ending.
 #[inline(never)]
 pub fn decode_line(batch: &[u8], line_bytes_max: usize) -> Line<'_> {
     let window = window(batch, line_bytes_max);
@@ -127,7 +127,7 @@ pub fn decode_line(batch: &[u8], line_bytes_max: usize) -> Line<'_> {
 ///
 /// # Errors
 ///
-/// It is none.
+/// The body is not an event.
 #[cold]
 pub fn decode_unusual(body: &[u8]) -> Result<Event<'_>, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| Refusal::NotUtf8)?;
@@ -155,7 +155,7 @@ pub fn decode_unusual(body: &[u8]) -> Result<Event<'_>, Refusal> {
     }
 }
 
-/// The bytes of a text, borrowed if the text is.
+/// Returns the bytes of a text, borrowed if the text is.
 fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
@@ -163,8 +163,8 @@ fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether a `\u` escape is one half of a surrogate pair without the other. In valid JSON, a
-/// backslash occurs only in strings; any other body is refused by the parser afterwards.
+/// Returns whether a `\u` escape is one half of a surrogate pair without the other half. In valid
+/// JSON, a backslash occurs only in strings; the parser will refuse any other body.
 fn has_lone_surrogate(body: &[u8]) -> bool {
     let mut at = 0;
     while let Some(offset) = memchr::memchr(b'\\', &body[at..]) {
@@ -176,14 +176,14 @@ fn has_lone_surrogate(body: &[u8]) -> bool {
             },
             Some(0xdc00..=0xdfff) => return true,
             Some(_) => at += 6,
-            // An escape of two bytes; the second one may itself be a backslash.
+            // An escape has two bytes, and the second may itself be a backslash.
             None => at = (at + 2).min(body.len()),
         }
     }
     false
 }
 
-/// The code unit of a `\uXXXX` at the start of `bytes`.
+/// Returns the code unit of a `\uXXXX` at the start of `bytes`.
 fn unicode_escape(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     digits.iter().try_fold(0, |unit, digit| {
@@ -197,11 +197,11 @@ struct Members<'a> {
     user: Option<Cow<'a, str>>,
     value: Option<f64>,
     repeated: bool,
-    /// The value does not fit a finite `f64`.
+    /// Whether the value does not fit in a finite `f64`.
     overflowed: bool,
 }
 
-/// Reads the members of an object in their order. A derived struct would accept an array as well.
+/// Reads the members of an object in order. A derived struct would also accept an array.
 struct MembersReader<'m, 'a> {
     members: &'m mut Members<'a>,
 }
@@ -248,8 +248,8 @@ impl<'de> Visitor<'de> for MembersReader<'_, 'de> {
     }
 }
 
-/// Reads a number from its digits. serde_json rounds a tie up if it has more than 768 digits, even if the others are zeros
-/// (`float_roundtrip` in serde_json 1.0).
+/// Reads a number from its digits. serde_json rounds a tie up if it has more than 768 digits, even if the digits after those
+/// are zeros (`float_roundtrip` in serde_json 1.0).
 fn number<E: serde::de::Error>(json: &RawValue) -> Result<f64, E> {
     // This may be a JSON value of any type.
     decimal::read(json.get().as_bytes()).ok_or_else(|| E::custom("not a number"))
@@ -284,7 +284,7 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// A string, borrowed if it has no escapes: serde's own `Cow` always copies.
+/// A string that is borrowed unless it has escapes. serde's own `Cow` always copies.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -416,7 +416,7 @@ mod tests {
         }
     }
 
-    /// The bits of the value that a body has, checked to be the same whether the body has the canonical shape.
+    /// Returns the bits of a body's value. Checks that they do not depend on whether the body has the canonical shape.
     fn bits_of(value: &str) -> Result<u64, Refusal> {
         let read = |body: String| decode(body.as_bytes()).map(|event| event.value.to_bits());
         let bits = read(format!(r#"{{"userId":"u","value":{value}}}"#));
@@ -476,7 +476,7 @@ mod tests {
             ("[1]", Err(Refusal::WrongType)),
             ("{}", Err(Refusal::WrongType)),
             ("1,\"value\":1", Err(Refusal::Repeated)),
-            // The first error decides.
+            // The first error counts.
             ("1e999,\"userId\":1", Err(Refusal::NotJson)),
             ("null,\"x\":}", Err(Refusal::WrongType)),
         ] {
@@ -484,15 +484,15 @@ mod tests {
         }
     }
 
-    /// The nearest value to `digits * 10^exponent`, ties to even, by comparison of big integers.
+    /// Returns the value nearest to `digits * 10^exponent`, ties to even, by comparing big integers.
     fn nearest(digits: &BigUint, exponent: i32) -> f64 {
-        // As a fraction of integers.
+        // The number as a fraction of two integers.
         let scale = BigUint::from(10u8).pow(exponent.unsigned_abs());
         let (numerator, denominator) = match exponent {
             0.. => (digits * scale, BigUint::from(1u8)),
             _ => (digits.clone(), scale),
         };
-        // Values in the order of their bits: find the last that is not above the fraction.
+        // Values are in the order of their bits: find the last value that is not above the fraction.
         let units = |bits: u64| match bits >> 52 {
             0 => BigUint::from(bits),
             exponent => BigUint::from(bits & ((1 << 52) - 1) | 1 << 52) << (exponent - 1),
@@ -507,7 +507,7 @@ mod tests {
                 false => high = middle,
             }
         }
-        // Infinity stands for 2^1024 here, as IEEE 754 has it.
+        // Infinity stands for 2^1024 here, as in IEEE 754.
         let twice_middle = (units(low) + units(low + 1)) * &denominator;
         let above = match (wanted << 1u32).cmp(&twice_middle) {
             Ordering::Less => 0,
@@ -517,7 +517,7 @@ mod tests {
         f64::from_bits(low + above)
     }
 
-    /// The exact decimal digits of the middle between a finite value and the next, and the exponent.
+    /// Returns the exact decimal digits and the exponent of the midpoint between a finite value and the next value.
     fn middle_above(bits: u64) -> (BigUint, i32) {
         let units = |bits: u64| match bits >> 52 {
             0 => BigUint::from(bits),
@@ -527,7 +527,7 @@ mod tests {
         ((units(bits) + units(bits + 1)) * BigUint::from(5u8).pow(1075), -1075)
     }
 
-    /// Writes `digits * 10^exponent` with further zeros in front and behind, and the point anywhere.
+    /// Writes `digits * 10^exponent` with extra zeros in front and behind, and the point anywhere.
     fn write(digits: &BigUint, exponent: i32, front: usize, behind: usize, point: usize) -> String {
         let digits = format!("{}{digits}{}", "0".repeat(front), "0".repeat(behind));
         let point = point % digits.len();
@@ -580,14 +580,14 @@ mod tests {
             point in any::<usize>(),
         ) {
             let (mut digits, mut exponent) = middle_above(bits);
-            // A tie, or one that is cut off, which is next to it for a long way.
+            // A tie, or a truncated tie, which is very close to the tie.
             let text = digits.to_string();
             if digits_kept < text.len() {
                 digits = BigUint::parse_bytes(&text.as_bytes()[..digits_kept], 10).unwrap();
                 exponent += (text.len() - digits_kept) as i32;
             }
             if nudge != 0 {
-                // One more or one less, after many zeros or nines.
+                // The last digit plus or minus one, after many zeros or nines.
                 digits *= BigUint::from(10u8).pow(gap as u32);
                 exponent -= gap as i32;
                 match nudge {

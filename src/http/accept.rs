@@ -1,4 +1,4 @@
-//! Chooses the one of two media types that a client prefers (RFC 9110 section 12.5.1).
+//! Determines which of two media types a client prefers (RFC 9110 section 12.5.1).
 
 use super::head::list;
 
@@ -14,17 +14,17 @@ pub struct MediaType {
 /// A client's preference for a media type: by weight, then by how specific the range is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
-    /// In thousandths.
+    /// The weight in thousandths.
     weight: u16,
     exactness: u8,
 }
 
-/// Whether the client that sent `accept` wants `one` more than `other`.
+/// Returns whether the client that sent `accept` prefers `one` to `other`.
 pub(super) fn prefers(accept: &[u8], one: MediaType, other: MediaType) -> bool {
     preference(accept, one) > preference(accept, other)
 }
 
-/// Returns the preference of the most specific range that a media type is in.
+/// Returns the preference of the most specific range that includes a media type.
 fn preference(accept: &[u8], media_type: MediaType) -> Preference {
     let ranges = list(accept).filter_map(|range| of_range(range, media_type));
     let decisive = ranges.max_by_key(|found| found.exactness).unwrap_or_default();
@@ -34,7 +34,7 @@ fn preference(accept: &[u8], media_type: MediaType) -> Preference {
     }
 }
 
-/// Returns the preference of a range for a media type; `None` if that is not in it, or it is malformed.
+/// Returns the preference of a range for a media type, or `None` if the range does not include it or is malformed.
 fn of_range(range: &[u8], media_type: MediaType) -> Option<Preference> {
     let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let name = parts.next()?;
@@ -57,12 +57,12 @@ fn of_range(range: &[u8], media_type: MediaType) -> Option<Preference> {
             }
             exactness += 1;
         }
-        // Others, such as charset, do not distinguish the types of this server.
+        // Other parameters, such as charset, do not distinguish the types of this server.
     }
     Some(Preference { weight, exactness })
 }
 
-/// A weight: 0 to 1 with at most three decimals (RFC 9110 section 12.4.2).
+/// Parses a weight: 0 to 1 with at most three decimals (RFC 9110 section 12.4.2).
 fn thousandths(value: &[u8]) -> Option<u16> {
     let (whole, decimals) = match value {
         [whole] | [whole, b'.'] => (whole, &[][..]),
@@ -104,7 +104,7 @@ mod tests {
             ("application/one, text/plain", false),
             ("application/one;version=1.0.0, text/plain", true),
             ("*/*, text/plain;q=0", true),
-            // The most exact range decides, not the first or the heaviest.
+            // The most specific range decides, not the first range or the range with the highest weight.
             ("application/*, application/one;q=0.1, text/plain;q=0.2", false),
             ("application/one;q=0.1, application/one;version=1.0.0;q=0.3, text/plain;q=0.2", true),
             // A malformed range does not count.
@@ -117,7 +117,7 @@ mod tests {
             ("application/one;q=1.000", true),
             ("application/one;q=1.", true),
             (";q=1,,;", false),
-            // The fields of Prometheus 3, with and without OpenMetrics.
+            // The fields that Prometheus 3 sends, with and without OpenMetrics.
             (
                 "application/one;version=1.0.0;escaping=allow-utf-8;q=0.5,\
                  application/one;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,\

@@ -1,9 +1,10 @@
-//! Hosts with an optional port, as in `Host` and in absolute-form targets: their grammar, and which
-//! of them mean this server.
+//! Hosts with an optional port, as in `Host` and in absolute-form targets: their grammar, and
+//! whether they mean this server.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Whether `value` is `uri-host [":" port]` (RFC 3986 section 3.2.2). An empty value is legal.
+/// Returns whether `value` is `uri-host [":" port]` (RFC 3986 section 3.2.2). An
+/// empty value is legal.
 pub(super) fn is_valid(value: &[u8]) -> bool {
     let (name, port) = match value.first() {
         Some(b'[') => {
@@ -25,12 +26,12 @@ pub(super) fn is_valid(value: &[u8]) -> bool {
         [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
         _ => false,
     };
-    // A port without a name names nothing.
+    // A port without a name does not name anything.
     has_valid_name && has_valid_port && (!name.is_empty() || port.is_empty() || value[0] == b'[')
 }
 
-/// Whether a valid `value` means this server: a loopback address, `localhost`, or the host that the
-/// server is bound to. The port does not matter. An empty value names no server.
+/// Returns whether a valid `value` means this server: a loopback address, `localhost`, or the host
+/// that the server is bound to. The port does not matter. An empty value does not name a server.
 pub(super) fn names_server(value: &[u8], bound_host: &str) -> bool {
     // A valid authority is ASCII.
     let Ok(value) = std::str::from_utf8(value) else {

@@ -58,7 +58,7 @@ impl Budget {
     }
 }
 
-/// The costs of HTTP itself, in units of a nanosecond. `what_attacks_cost` in `engine/tests/stalls.rs` made the
+/// The costs of HTTP itself, in units of a nanosecond. `what_attacks_cost` in `tests/it/simulation/stalls.rs` made the
 /// measurements, on an EPYC of family 26; each number has room for a slower machine and cold caches.
 pub(super) mod units {
     /// A receive, or another turn of what waits, with the kernel's part: its completion, its copy, and a send.

@@ -13,31 +13,31 @@ enum State {
     SizeStart,
     /// After a digit of a size.
     Size,
-    /// Behind the `;` of an extension, before its name.
+    /// After the `;` of an extension, before its name.
     ExtensionStart,
     /// In the name of an extension.
     ExtensionName,
-    /// In white space behind the name: only `=` or `;` may follow.
+    /// In white space after the name: only `=` or `;` may follow.
     ExtensionNameEnd,
-    /// Behind the `=`, before a value.
+    /// After the `=`, before a value.
     ValueStart,
     /// In a value that is a token.
     Value,
     /// In a value that is a quoted string.
     Quoted,
-    /// Behind a backslash in a quoted string.
+    /// After a backslash in a quoted string.
     QuotedPair,
-    /// Behind the closing quote.
+    /// After the closing quote.
     QuotedEnd,
-    /// In white space behind a value: only `;` may follow.
+    /// In white space after a value: only `;` may follow.
     ValueEnd,
-    /// At the LF behind a size.
+    /// At the LF after a size.
     SizeEnd,
     /// In the data.
     Data,
-    /// At the CR behind the data.
+    /// At the CR after the data.
     DataEnd,
-    /// At the LF behind the data.
+    /// At the LF after the data.
     DataEndLf,
     /// At the start of a trailer line.
     TrailerStart,
@@ -49,7 +49,7 @@ enum State {
     TrailerEnd,
     /// At the LF of the last, empty line.
     LastLf,
-    /// Behind the body.
+    /// After the body.
     Done,
 }
 
@@ -57,19 +57,19 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunked {
     state: State,
-    /// The size of the chunk, then the rest of it.
+    /// While a size is being read, its value; in the data, the number of bytes that are left.
     left: u64,
     decoded: usize,
-    /// Bytes of framing that may still come.
+    /// The number of framing bytes that may still arrive.
     framing_left: usize,
 }
 
-/// The content of a piece of input.
+/// The progress made with a piece of input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All of it was consumed, and the body continues.
+    /// The whole piece was consumed, and the body continues.
     More,
-    /// The body ends after this number of its bytes.
+    /// The body ends after this number of bytes of the piece.
     Done(usize),
 }
 
@@ -79,7 +79,7 @@ impl Chunked {
         Chunked { state: State::SizeStart, left: 0, decoded: 0, framing_left: framing_bytes_max }
     }
 
-    /// Decodes `input` and appends the data to `body`, at most `body_bytes_max` bytes in all.
+    /// Decodes `input` and appends the data to `body`. A body may have at most `body_bytes_max` bytes in all.
     pub(super) fn feed(
         &mut self,
         input: &[u8],
@@ -109,10 +109,10 @@ impl Chunked {
         Ok(Progress::More)
     }
 
-    /// The state after one byte of framing.
+    /// Returns the state after one byte of framing.
     fn step(&mut self, byte: u8, body_bytes_max: usize) -> Result<State, Refusal> {
         if let (State::SizeStart | State::Size, Some(digit)) = (self.state, hex_digit(byte)) {
-            // Leading zeros are digits like any other, but no digit may be lost.
+            // Leading zeros are digits like any others, but no digit may be lost.
             if self.left >> 60 != 0 {
                 return Err(Refusal::Chunk);
             }
@@ -133,7 +133,7 @@ impl Chunked {
                 b';',
             ) => State::ExtensionStart,
             (State::ExtensionName | State::ExtensionNameEnd, b'=') => State::ValueStart,
-            // Bad white space, which RFC 9112 section 7.1.1 lets nobody send, but everybody read.
+            // Bad white space, which senders must not send but recipients must accept (RFC 9112 section 7.1.1).
             (State::ExtensionStart | State::ValueStart, b' ' | b'\t') => self.state,
             (State::ExtensionName | State::ExtensionNameEnd, b' ' | b'\t') => {
                 State::ExtensionNameEnd
@@ -173,7 +173,7 @@ impl Chunked {
     }
 }
 
-/// `tchar` of RFC 9110 section 5.6.2.
+/// Returns whether a byte is a `tchar` of RFC 9110 section 5.6.2.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(decode(b"5\r\nhello\r\n0\r\n\r\n", 99, 4), Err(Refusal::LargeBody));
         assert_eq!(decode(b"3\r\nhel\r\n3\r\n", 99, 5), Err(Refusal::LargeBody));
         assert_eq!(decode(b"ffffffffffffffff\r\n", 99, 5), Err(Refusal::LargeBody));
-        // "1;" and CR LF, then CR LF behind the data, then "0" and twice CR LF: 11 bytes of framing.
+        // "1;" and CR LF, CR LF after the data, and "0" with two CR LF: 11 bytes of framing.
         for (extra, fits) in [(0, true), (1, false)] {
             let extension = "x".repeat(CHUNK_FRAMING_BYTES_MAX - 11 + extra);
             let wire = format!("1;{extension}\r\na\r\n0\r\n\r\n");

@@ -1,8 +1,8 @@
 //! One connection: received bytes in, one step at a time out.
 //!
-//! A caller gives [`Connection::step`] what was received, acts on what it returns, and calls it again with the bytes
-//! that it has left. The bytes of an incomplete request are left as well: the caller keeps them and passes them again,
-//! before the bytes that arrive next. There is no socket and no clock in here, and nothing that responds to a request.
+//! The caller passes received bytes to [`Connection::step`], acts on the step that it returns, and calls it again with the
+//! bytes that it did not take. The bytes of an incomplete request are not taken: the caller keeps them and passes them again,
+//! before the bytes that arrive next. This module does not contain a socket or a clock, and does not respond to requests.
 
 use super::budget::{Budget, units};
 use super::chunked::{Chunked, Progress};
@@ -21,19 +21,19 @@ use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Limits};
 pub enum Step<'a> {
     /// A complete request, to respond to.
     Request(Request<'a>),
-    /// The head of a request whose client waits before it sends the body (RFC 9110 section 10.1.1): append [`CONTINUE`]
+    /// The head of a request whose client waits before it sends the body (RFC 9110 section 10.1.1): either append [`CONTINUE`]
     /// to the output, or call [`Connection::decline`] and respond.
     Expects(Request<'a>),
-    /// The head of a request whose body is larger than it may be. The response to it is the last of the connection.
+    /// The head of a request whose body is too large. The response to it is the last of the connection.
     TooLarge(Request<'a>),
-    /// The head of a batch: call [`Connection::accept_batch`] with memory for the body, or [`Connection::decline`] and
-    /// respond.
+    /// The head of a batch: either call [`Connection::accept_batch`] with memory for the body, or call
+    /// [`Connection::decline`] and respond.
     Batch {
-        /// Its head.
+        /// The head of the batch.
         request: Request<'a>,
-        /// The most bytes that its body can have.
+        /// The maximum number of bytes that its body can have.
         bytes: usize,
-        /// The client waits for [`CONTINUE`].
+        /// Whether the client waits for [`CONTINUE`].
         expects: bool,
     },
     /// The body of the batch has arrived: respond to [`Connection::batch_reply_to`] and call
@@ -45,17 +45,17 @@ pub enum Step<'a> {
     Advanced,
     /// The remaining input is incomplete.
     NeedsMore,
-    /// The last response was due before this: what is left, and what comes, is not read.
+    /// The last response was already due: the remaining input, and any further input, is not read.
     Ended(End),
 }
 
-/// The way in which a connection ends after its last response.
+/// The end of a connection after its last response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With a shutdown of the write half; then incoming bytes are discarded for a bounded time (RFC 9112 section 9.6).
+    /// The write half is shut down; then incoming bytes are discarded for a bounded time (RFC 9112 section 9.6).
     Lingers,
-    /// Immediately: the client has announced that the request was its last, and all of it has arrived. It must send
-    /// nothing more (RFC 9112 section 9.6).
+    /// The connection closes immediately: the client has announced that the request was its last, and the entire request has
+    /// arrived. The client must not send anything more (RFC 9112 section 9.6).
     ClosesAtOnce,
 }
 
@@ -70,10 +70,10 @@ pub enum Waited {
     Body,
 }
 
-/// The part of a request that has arrived without a response.
+/// The request that has begun to arrive and does not have a response yet.
 #[derive(Debug)]
 pub enum UnderWay<'a> {
-    /// Not even a head.
+    /// Not even a head has arrived.
     Nothing,
     /// A head, with this method and target.
     Request(Method, Target<'a>),
@@ -84,7 +84,7 @@ pub enum UnderWay<'a> {
 /// Tells a client to send its body.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Bytes of chunks that are read in one step: with one byte per chunk, they take 14 µs.
+/// The maximum number of bytes of chunks that are read in one step. With one byte per chunk, they take 14 µs.
 const CHUNKED_BYTES_AT_ONCE: usize = 4096;
 
 /// The stage of a connection.
@@ -94,11 +94,11 @@ enum Stage {
     Idle { empty_lines: usize },
     /// The head of a request.
     Head { scan: Scan },
-    /// A body of known length, behind its head in what the caller keeps.
+    /// A body of known length. The caller keeps it, after its head.
     Body { head: Head, length: usize },
     /// A chunked body.
     Chunked(Box<ChunkedRequest>),
-    /// The body of a batch; without memory for it, it has not been accepted.
+    /// The body of a batch. Until it has memory, it has not been accepted.
     Batch(Box<BatchRequest>),
     /// A batch with this head that has arrived completely.
     WholeBatch(Box<Head>),
@@ -124,9 +124,9 @@ struct ChunkedRequest {
 #[derive(Debug)]
 struct BatchRequest {
     head: Head,
-    /// The end of the body, as far as it is known.
+    /// The rest of the body, as far as it is known.
     end: BodyEnd,
-    /// The decoded body. It has room for the whole body, so bytes are copied once.
+    /// The decoded body. Its memory has room for the whole body, so bytes are copied only once.
     body: Vec<u8>,
     /// Whether the connection continues after a refusal of the batch.
     if_declined: Persistence,
@@ -144,17 +144,17 @@ enum BodyEnd {
 pub struct Connection {
     limits: Limits,
     stage: Stage,
-    /// The rest of its budget before others have their turn.
+    /// The rest of its budget until other connections have their turn.
     pub budget: Budget,
-    /// The start of the stage, in the engine's milliseconds.
+    /// The time when the stage started, in the engine's milliseconds.
     since_ms: u64,
-    /// The next response without another request behind it is the last.
+    /// Whether the next response is the last unless another request follows.
     is_draining: bool,
     peer_is_loopback: bool,
 }
 
 impl Connection {
-    /// A connection accepted at `now_ms`.
+    /// Creates the state of a connection that was accepted at `now_ms`.
     pub fn new(limits: Limits, peer_is_loopback: bool, now_ms: u64) -> Self {
         Connection {
             limits,
@@ -166,8 +166,8 @@ impl Connection {
         }
     }
 
-    /// Takes one step with what was received, `input`, and leaves there what it has not taken. `decoded` holds the bytes of a
-    /// request that did not arrive in one piece.
+    /// Takes one step with the received bytes in `input`, and leaves there the bytes that it has not taken. `decoded` holds the
+    /// bytes of a request that did not arrive in one piece.
     #[inline]
     pub fn step<'d, 'i: 'd>(
         &mut self,
@@ -223,7 +223,7 @@ impl Connection {
             }
             Stage::Chunked(_) => self.read_chunks(input, decoded, now_ms),
             Stage::Batch(_) => self.read_batch(input),
-            // The caller finishes it first.
+            // The caller must finish it first.
             Stage::WholeBatch(_) => Step::NeedsMore,
             Stage::Skip { left } => {
                 let taken = data.len().min(*left);
@@ -238,7 +238,7 @@ impl Connection {
         }
     }
 
-    /// Goes on with the head of a request.
+    /// Continues with the head of a request.
     fn parse_head<'i>(
         &mut self,
         mut scan: Scan,
@@ -286,7 +286,7 @@ impl Connection {
         }
     }
 
-    /// Hands out a request whose body has a known length once it is whole.
+    /// Returns a request whose body has a known length once it is complete.
     #[inline]
     fn finish_body<'i>(
         &mut self,
@@ -307,7 +307,7 @@ impl Connection {
         self.give(head, bytes, !rest.is_empty(), now_ms)
     }
 
-    /// Continues after the head of a request whose body is too large, chunked, or announced.
+    /// Continues after the head of a request whose body is too large, chunked, or announced with `Expect`.
     #[cold]
     fn begin_unusual_body<'i>(
         &mut self,
@@ -357,7 +357,7 @@ impl Connection {
         }
     }
 
-    /// Reads a part of a chunked body, and hands out the request once it is whole.
+    /// Reads a part of a chunked body, and returns the request once it is complete.
     fn read_chunks<'d>(
         &mut self,
         input: &mut &[u8],
@@ -365,7 +365,7 @@ impl Connection {
         now_ms: u64,
     ) -> Step<'d> {
         let Stage::Chunked(request) = &mut self.stage else { return Step::NeedsMore };
-        // The budget is checked between two of them.
+        // The budget is checked between steps.
         let data = &input[..input.len().min(CHUNKED_BYTES_AT_ONCE)];
         let progress = request.chunked.feed(data, self.limits.body_bytes_max, &mut request.bytes);
         let head = request.head;
@@ -388,10 +388,10 @@ impl Connection {
         self.give(head, decoded, !input.is_empty(), now_ms)
     }
 
-    /// Returns the head of a request whose chunked body turned out to be too large.
+    /// Returns the head of a request with a chunked body that is too large.
     fn give_too_large<'d>(&mut self, head: Head, bytes: &'d [u8]) -> Step<'d> {
         self.stage = Stage::ENDED;
-        // It was read before.
+        // The target was read before.
         let Ok(target) = head.target(bytes) else {
             return Step::Refused(Refused { refusal: Refusal::Target, is_head: false });
         };
@@ -400,8 +400,8 @@ impl Connection {
         Step::TooLarge(Request { head, bytes, target, peer_is_loopback, reply_to })
     }
 
-    /// Hands out a complete request. `bytes` are its head and its decoded body; `has_more` tells whether something has
-    /// arrived after it.
+    /// Returns a complete request. `bytes` are its head and its decoded body; `has_more` is whether anything
+    /// has arrived after it.
     #[inline]
     fn give<'d>(&mut self, head: Head, bytes: &'d [u8], has_more: bool, now_ms: u64) -> Step<'d> {
         let target = match head.target(bytes) {
@@ -409,14 +409,14 @@ impl Connection {
             Err(refusal) => return self.refuse(refusal, bytes),
         };
         let persistence = match target {
-            // Bytes behind a request for a tunnel are not requests.
+            // Bytes after a request for a tunnel are not requests.
             Target::Tunnel => Persistence::Close,
             _ => self.persistence(&head, has_more),
         };
         self.answer(&head, persistence);
         self.since_ms = now_ms;
         if !head.has_plain_path {
-            // It is decoded for each request.
+            // The path is decoded for each request.
             self.budget.charge(units::HEAD_BYTE * u32::from(head.length()));
         }
         self.budget.charge_bytes(bytes.len(), units::READ_BYTES);
@@ -425,7 +425,7 @@ impl Connection {
         Step::Request(Request { head, bytes, target, peer_is_loopback, reply_to })
     }
 
-    /// Goes to what comes after a response.
+    /// Moves to the stage after a response.
     #[inline]
     fn answer(&mut self, head: &Head, persistence: Persistence) {
         self.stage = match persistence {
@@ -434,8 +434,8 @@ impl Connection {
         };
     }
 
-    /// Whether the connection continues after the response to a request. `has_more` tells whether something has arrived
-    /// after the request.
+    /// Returns whether the connection continues after the response to a request. `has_more` is whether anything has
+    /// arrived after the request.
     #[inline]
     fn persistence(&self, head: &Head, has_more: bool) -> Persistence {
         let is_last = self.is_draining && !has_more;
@@ -446,7 +446,7 @@ impl Connection {
         }
     }
 
-    /// Hands out the head of a batch at the start of `input`.
+    /// Returns the head of a batch at the start of `input`.
     fn offer_batch<'i>(&mut self, head: Head, input: &mut &'i [u8], now_ms: u64) -> Step<'i> {
         let data = *input;
         let bytes_max = self.limits.batch_bytes_max;
@@ -456,7 +456,7 @@ impl Connection {
                 let Some(length) = length else { return self.refuse(Refusal::LargeBatch, data) };
                 (length, BodyEnd::Length(length))
             }
-            // The same number of bytes for framing as for data.
+            // The framing may take as many bytes as the data.
             Framing::Chunked => {
                 let framing_bytes_max = bytes_max.max(CHUNK_FRAMING_BYTES_MAX);
                 (bytes_max, BodyEnd::Chunked(Chunked::new(framing_bytes_max)))
@@ -467,7 +467,7 @@ impl Connection {
             Err(refusal) => return self.refuse(refusal, data),
         };
         let expects = head.expects_continue && data.len() == head.bytes && bytes > 0;
-        // If it is refused, the connection continues after a body that comes in any case and whose end is known.
+        // If the batch is refused, the connection continues only if the body will arrive in any case and its end is known.
         let persistence = match expects || matches!(end, BodyEnd::Chunked(_)) {
             true => Persistence::Close,
             false => self.persistence(&head, true),
@@ -484,14 +484,14 @@ impl Connection {
         Step::Batch { request, bytes, expects }
     }
 
-    /// Accepts the batch whose head was returned, with memory for its body.
+    /// Accepts the batch whose head was returned, and provides memory for its body.
     pub fn accept_batch(&mut self, memory: Vec<u8>) {
         if let Stage::Batch(batch) = &mut self.stage {
             batch.body = memory;
         }
     }
 
-    /// Declines the body of a request whose head was returned, and that gets its response separately.
+    /// Declines the body of a request whose head was returned. The caller responds to it separately.
     pub fn decline(&mut self) {
         self.stage = match &self.stage {
             Stage::Batch(batch) => match (batch.if_declined, &batch.end) {
@@ -541,8 +541,7 @@ impl Connection {
         Step::BatchBody(body)
     }
 
-    /// Returns how the response to the complete batch has to be sent. `has_more` tells whether something has arrived
-    /// after it.
+    /// Returns the form that the response to the complete batch must have. `has_more` is whether anything has arrived after it.
     pub fn batch_reply_to(&self, has_more: bool) -> ReplyTo {
         match &self.stage {
             Stage::WholeBatch(head) => {
@@ -561,7 +560,7 @@ impl Connection {
         }
     }
 
-    /// Returns the number of bytes of a batch that have yet to arrive, if [`Connection::fill`] can take them.
+    /// Returns the number of bytes of a batch that have not arrived yet, if [`Connection::fill`] can receive them.
     #[inline]
     pub fn missing(&self) -> usize {
         match &self.stage {
@@ -573,8 +572,8 @@ impl Connection {
         }
     }
 
-    /// Has `receive` append bytes of a batch to those that are here, at most as many as it is told, so that no buffer
-    /// comes in between.
+    /// Calls `receive` to append bytes of a batch to those that have arrived, up to the number that it is given, without
+    /// an intermediate buffer.
     pub fn fill<R>(&mut self, receive: impl FnOnce(&mut Vec<u8>, usize) -> R) -> Option<R> {
         let room = self.budget.room(units::COPIED_BYTES);
         let Stage::Batch(batch) = &mut self.stage else { return None };
@@ -600,7 +599,8 @@ impl Connection {
         })
     }
 
-    /// Returns the part of a request that has arrived without a response; `kept` holds its bytes that the caller keeps.
+    /// Returns the request that has begun to arrive and does not have a response yet. `kept` are its bytes
+    /// that the caller keeps.
     pub fn under_way<'a>(&'a self, kept: &'a [u8]) -> UnderWay<'a> {
         let (head, bytes) = match &self.stage {
             Stage::Batch(_) | Stage::WholeBatch(_) => return UnderWay::Batch,
@@ -616,7 +616,7 @@ impl Connection {
         }
     }
 
-    /// Returns the number of bytes that the caller keeps for the request whose body is on its way.
+    /// Returns the number of bytes that the caller must keep for the request whose body is arriving.
     pub fn body_bytes_kept(&self) -> usize {
         match &self.stage {
             Stage::Body { head, length } => head.bytes + length,
@@ -633,15 +633,15 @@ impl Connection {
         }
     }
 
-    /// Whether what comes next can be taken while an earlier request waits for its response: the next request has a safe
-    /// method, so it may be handled before that response is made (RFC 9112 section 9.3.2).
+    /// Returns whether the next request can be taken while an earlier one waits for its response: it has a safe method, so it
+    /// may be handled before that response is made (RFC 9112 section 9.3.2).
     pub fn may_overtake(&self, data: &[u8]) -> bool {
         matches!(self.stage, Stage::Idle { .. })
             && (data.starts_with(b"GET ") || data.starts_with(b"HEAD "))
     }
 
-    /// Ends a connection whose deadline has passed. Returns the refusal of the request that is incomplete, if there is
-    /// one; `kept` holds its bytes that the caller keeps.
+    /// Ends a connection whose deadline has passed. Returns the refusal of the incomplete request, if any. `kept` are its bytes
+    /// that the caller keeps.
     pub fn expire(&mut self, kept: &[u8]) -> Option<Refused> {
         let is_refused =
             !matches!(self.stage, Stage::Idle { .. } | Stage::Skip { .. } | Stage::Ended { .. });
@@ -650,18 +650,18 @@ impl Connection {
         refused
     }
 
-    /// Ends the connection: nothing that arrives is read anymore.
+    /// Ends the connection: further input is not read.
     pub fn end(&mut self) {
         self.stage = Stage::ENDED;
     }
 
-    /// Sets whether the response to the last request that has arrived is the last.
+    /// Sets whether the connection ends with the response to the last request that has arrived.
     #[inline]
     pub fn set_draining(&mut self, is_draining: bool) {
         self.is_draining = is_draining;
     }
 
-    /// Whether the next step needs more bytes than are left, if none are.
+    /// Returns whether the next step would need bytes if none are left.
     #[inline]
     pub fn needs_bytes(&self) -> bool {
         match &self.stage {
@@ -671,19 +671,19 @@ impl Connection {
         }
     }
 
-    /// Whether its last response was made or is due, and nothing more is read.
+    /// Returns whether the last response was made or is due, and no more input is read.
     #[inline]
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Ended { .. })
     }
 
-    /// Whether there is a batch to work on.
+    /// Returns whether there is a batch to work on.
     #[inline]
     pub fn has_batch(&self) -> bool {
         matches!(self.stage, Stage::WholeBatch(_))
     }
 
-    /// Whether a request has begun that was not responded to.
+    /// Returns whether a request has begun and does not have a response yet.
     pub fn has_begun(&self) -> bool {
         !matches!(self.stage, Stage::Idle { .. } | Stage::Ended { .. })
     }
@@ -700,7 +700,7 @@ impl Connection {
         }
     }
 
-    /// Refuses the part of a request that has arrived; its end cannot be known afterwards.
+    /// Refuses the part of a request that has arrived. The end of the request cannot be known afterwards.
     #[cold]
     fn refuse<'d>(&mut self, refusal: Refusal, data: &[u8]) -> Step<'d> {
         let refused = self.refused(refusal, data);
@@ -713,8 +713,8 @@ impl Connection {
         Refused { refusal, is_head: self.is_head(data) }
     }
 
-    /// Whether the request that starts or continues with `data` is a HEAD request, or could become
-    /// one. No response to HEAD has a body (RFC 9110 section 9.3.2).
+    /// Returns whether the request that starts or continues with `data` is a HEAD request, or could
+    /// become one. No response to HEAD has a body (RFC 9110 section 9.3.2).
     fn is_head(&self, data: &[u8]) -> bool {
         const START: &[u8] = b"HEAD ";
         match &self.stage {
@@ -732,13 +732,13 @@ impl Connection {
 }
 
 impl BatchRequest {
-    /// Whether everything of its body has arrived.
+    /// Returns whether the entire body has arrived.
     fn is_whole(&self) -> bool {
         matches!(self.end, BodyEnd::Length(0))
     }
 }
 
-/// The cost of reading bytes of a chunked body.
+/// Returns the cost of reading bytes of a chunked body.
 fn chunked_units(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX).saturating_mul(units::CHUNKED_BYTE)
 }

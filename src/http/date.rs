@@ -2,15 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Bytes of a date in the preferred format of RFC 9110 section 5.6.7, IMF-fixdate.
+/// The number of bytes of a date in IMF-fixdate, the preferred format of RFC 9110 section 5.6.7.
 pub(super) const DATE_BYTES: usize = 29;
 
-/// The value of the `Date` field. Made once per second, so that no response formats anything.
+/// The value of the `Date` field. It is formatted once per second rather than per response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Date(pub(super) [u8; DATE_BYTES]);
 
 impl Date {
-    /// The date of a Unix time in seconds, up to the end of the year 9999.
+    /// Returns the date of a Unix time in seconds. Later times give the end of the year 9999.
     pub(super) fn from_unix(seconds: u64) -> Date {
         const END_OF_9999: u64 = 253_402_300_799;
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(END_OF_9999));

@@ -34,14 +34,14 @@ impl Span {
     }
 }
 
-/// The way in which the end of a body is known.
+/// The rule that determines the end of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Length(u64),
     Chunked,
 }
 
-/// A field that may be sent once.
+/// A field that may be sent at most once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Field<T> {
     #[default]
@@ -58,7 +58,7 @@ impl<T: Copy> Field<T> {
         };
     }
 
-    /// Whether the field is absent or has a value that `accepts` does.
+    /// Returns whether the field is absent or has a value that `accepts` returns true for.
     fn is_none_or(self, accepts: impl Fn(T) -> bool) -> bool {
         match self {
             Field::Absent => true,
@@ -73,48 +73,48 @@ impl<T: Copy> Field<T> {
 pub(super) struct Head {
     pub(super) method: Method,
     pub(super) target: Span,
-    /// Determined here, so that a head that is not parsed again spares its target, too.
+    /// Determined here, so that a head that is not parsed again does not need its target parsed, either.
     pub(super) has_plain_path: bool,
-    /// HTTP/1.1 or later.
+    /// Whether the version is HTTP/1.1 or later.
     pub(super) is_1_1: bool,
     pub(super) is_persistent: bool,
     pub(super) framing: Framing,
     /// The value of `Content-Length`.
     pub(super) length: Option<Span>,
     pub(super) expects_continue: bool,
-    /// The host that the request is for: `Host`, unless an absolute-form target names another.
+    /// The host that the request is for: `Host`, unless an absolute-form target names a different host.
     pub(super) host: Span,
-    /// A browser sent this, and may have done so for a page of another site.
+    /// Whether a browser sent this, possibly for a page of another site.
     pub(super) is_cross_site: bool,
-    /// It has a field that proxies add.
+    /// Whether it has a field that proxies add.
     pub(super) is_forwarded: bool,
-    /// The body has a content coding.
+    /// Whether the body has a content coding.
     pub(super) is_encoded: bool,
-    /// The handler takes the body as a batch. Determined with the head, so that a head found in the cache saves this,
-    /// too.
+    /// Whether the handler takes the body as a batch. Determined with the head, so that a head found in the cache
+    /// saves this check, too.
     pub(super) is_batch: bool,
-    /// `Authorization`; an empty span if it is repeated.
+    /// The value of `Authorization`; an empty span if the field is repeated.
     pub(super) authorization: Option<Span>,
-    /// `Accept`, unless it is repeated: whatever a server sends is allowed then, too.
+    /// The value of `Accept`, unless the field is repeated: the server may then send any type.
     pub(super) accept: Option<Span>,
-    /// Bytes of the head, including its empty line.
+    /// The number of bytes of the head, including its empty line.
     pub(super) bytes: usize,
 }
 
 impl Head {
-    /// Bytes of the head, which are fewer than 2^16.
+    /// Returns the number of bytes of the head, which is less than 2^16.
     pub(super) fn length(&self) -> u16 {
         u16::try_from(self.bytes).unwrap_or(u16::MAX)
     }
 
-    /// Whether the client sends nothing after the request: it has announced that, or HTTP/1.0 implies it (RFC 9112
-    /// section 9.6), and neither an optional body nor the data of a tunnel can follow.
+    /// Returns whether the client will not send anything after the request: it has announced that, or HTTP/1.0 implies it (RFC
+    /// 9112 section 9.6), and neither an optional body nor the data of a tunnel can follow.
     #[inline]
     pub(super) fn is_last(&self) -> bool {
         !self.is_persistent && !self.expects_continue && self.method != Method::Connect
     }
 
-    /// The target of the request. `bytes` start with the head.
+    /// Returns the target of the request. `bytes` must start with the head.
     #[inline]
     pub(super) fn target<'a>(&self, bytes: &'a [u8]) -> Result<Target<'a>, Refusal> {
         let raw = &bytes[self.target.range()];
@@ -126,22 +126,22 @@ impl Head {
     }
 }
 
-/// The progress of the search for the end of a head, so that no byte is examined twice.
+/// The progress of the search for the end of a head. It ensures that no byte is examined twice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
     searched: usize,
     request_line_ended: bool,
-    /// The length at which an incomplete head is next checked for early refusal. It doubles, so that
-    /// a head that arrives byte by byte costs linear time.
+    /// The length that an incomplete head must reach before it is next checked for early refusal. It doubles, so that a head
+    /// that arrives byte by byte costs linear time.
     next_check: usize,
 }
 
 impl Scan {
-    /// Before the first byte.
+    /// The state before the first byte.
     pub(super) const START: Scan = Scan { searched: 0, request_line_ended: false, next_check: 0 };
 
-    /// Finds the length of the head at the start of `input`, which repeats what earlier calls were
-    /// given; or what is wrong with its lines, and how many bytes precede that.
+    /// Finds the length of the head at the start of `input`, which begins with the input of earlier
+    /// calls. If a line is invalid, returns the reason and the number of bytes before it.
     fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, (usize, Refusal)> {
         for line_feed in memchr::memchr_iter(b'\n', &input[self.searched..]) {
             let at = self.searched + line_feed;
@@ -162,7 +162,7 @@ impl Scan {
             }
         }
         self.searched = input.len();
-        // One more byte may be the CR that ends a line of exactly the maximum length.
+        // An additional byte may be the CR that ends a line of exactly the maximum length.
         if !self.request_line_ended && input.len() > REQUEST_LINE_BYTES_MAX + 1 {
             return Err((REQUEST_LINE_BYTES_MAX, Refusal::LongRequestLine));
         }
@@ -183,7 +183,7 @@ impl Scan {
             Ok(Some(end)) => return parse(&input[..end], bound_host).map(Some),
             Ok(None) => {}
             Err((before, refusal)) => {
-                // The first error decides, however the bytes were split.
+                // The first error counts, however the bytes were split.
                 refuse_early(&input[..before])?;
                 return Err(refusal);
             }
@@ -196,7 +196,7 @@ impl Scan {
     }
 }
 
-/// Refuses what cannot become a request, such as a TLS handshake, without waiting for its end.
+/// Refuses input that cannot become a request, such as a TLS handshake, without waiting for its end.
 fn refuse_early(input: &[u8]) -> Result<(), Refusal> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
@@ -229,7 +229,7 @@ fn parse(head: &[u8], bound_host: &str) -> Result<Head, Refusal> {
     }
 }
 
-/// The start of the preface of HTTP/2, up to the bytes that look like the end of a head (RFC 9113 section 3.4).
+/// The start of the HTTP/2 connection preface, up to the bytes that look like the end of a head (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// Parses a later minor version as 1.1 (RFC 9110 section 2.5), and distinguishes an unsupported version from a
@@ -363,9 +363,9 @@ fn interpret(
     })
 }
 
-/// Whether a browser sent a request, and may have done so for a page of another site. Only browsers send `Origin` and
-/// `Sec-Fetch-Site`. A request with either field is trusted if both name this server's own page as its source, and if
-/// the host is not a name that was made to point here.
+/// Returns whether a browser sent a request, possibly for a page of another site. Only browsers send `Origin` and
+/// `Sec-Fetch-Site`. A request with either field is trusted if both name this server's own page as its source, and if the host
+/// is not a name that somebody else has pointed at this server.
 fn is_cross_site(
     origin: Field<&[u8]>,
     fetch_site: Field<&[u8]>,
@@ -381,12 +381,12 @@ fn is_cross_site(
     !(is_same_origin && authority::names_server(host, bound_host))
 }
 
-/// The elements of a comma-separated list (RFC 9110 section 5.6.1).
+/// Returns the elements of a comma-separated list (RFC 9110 section 5.6.1).
 pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// The value of `Content-Length`: decimal digits and nothing else. `str::parse` would accept a sign.
+/// Returns the value of `Content-Length`: decimal digits and nothing else. `str::parse` would accept a sign.
 pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() {
         return Err(Refusal::Length);
@@ -400,7 +400,7 @@ pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
         .ok_or(Refusal::Length)
 }
 
-/// The framing rules of RFC 9112 section 6.3, without any of its leniencies.
+/// Applies the framing rules of RFC 9112 section 6.3, without any of its leniencies.
 fn framing(length: Field<&[u8]>, codings: Field<&[u8]>, is_1_1: bool) -> Result<Framing, Refusal> {
     match (length, codings) {
         (Field::Absent, Field::Absent) => Ok(Framing::Length(0)),
@@ -411,7 +411,7 @@ fn framing(length: Field<&[u8]>, codings: Field<&[u8]>, is_1_1: bool) -> Result<
     }
 }
 
-/// The framing that a list of transfer codings means.
+/// Returns the framing that a list of transfer codings specifies.
 fn chunked(codings: &[u8], is_1_1: bool) -> Result<Framing, Refusal> {
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
     let is_last_chunked = list(codings).last().is_some_and(is_chunked);

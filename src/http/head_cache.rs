@@ -1,21 +1,20 @@
-//! Request heads seen recently: a keep-alive client repeats its head, so equal bytes need no second
-//! parse.
+//! Recent request heads. A keep-alive client repeats its head, so equal bytes are not parsed again.
 
 use super::head::{Framing, Head};
 
-/// The number of heads that are kept: one for each kind of client that takes turns on a shard.
+/// The maximum number of heads that are kept: one for each kind of client that takes turns on a shard.
 const KEPT_MAX: usize = 4;
-/// The longest head that is kept, in bytes.
+/// The maximum length of a head that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 1024;
 
-/// The heads that connections of one shard sent recently, with their content. A request that starts with one of them,
-/// except for the digits of its Content-Length, is not parsed again.
+/// The heads that connections of one shard sent recently, with their content. If a request starts with a cached head, except
+/// for the digits of its Content-Length, its head is not parsed again.
 #[derive(Debug, Default)]
 pub(super) struct HeadCache {
     kept: Vec<Kept>,
-    /// The index of the head that was found last.
+    /// The index of the most recently found head.
     last: usize,
-    /// The index of the head that is replaced next.
+    /// The index of the head that will be replaced next.
     oldest: usize,
 }
 
@@ -26,7 +25,7 @@ struct Kept {
 }
 
 impl HeadCache {
-    /// Returns the content of the head at the start of `input`, if it is kept.
+    /// Returns the content of the head at the start of `input`, if it is cached.
     #[inline]
     pub(super) fn find(&mut self, input: &[u8]) -> Option<Head> {
         let last = self.kept.get(self.last)?;
@@ -39,8 +38,8 @@ impl HeadCache {
         Some(head)
     }
 
-    /// Keeps a head that was not found. A head with a secret is not kept, so that it is never
-    /// compared with what others send.
+    /// Caches a head that was not found. A head with a secret is not cached, so that it is never
+    /// compared with what other clients send.
     pub(super) fn keep(&mut self, head: &Head, bytes: &[u8]) {
         if bytes.len() > KEPT_BYTES_MAX || head.authorization.is_some() {
             return;
@@ -58,8 +57,8 @@ impl HeadCache {
 }
 
 impl Kept {
-    /// The head at the start of `input`, with the length that it gives, if it is this one. Both end
-    /// with the first empty line, so no head is a prefix of another.
+    /// Returns the head at the start of `input`, with the Content-Length that it states, if it is
+    /// this head. Both end with the first empty line, so no head is a prefix of another.
     #[inline]
     fn matches(&self, input: &[u8]) -> Option<Head> {
         let input = input.get(..self.bytes.len())?;

@@ -15,7 +15,7 @@ pub enum Method {
     Connect,
     /// PUT, DELETE, PATCH, TRACE, or QUERY: known, but not used here.
     Other,
-    /// Any other.
+    /// Any other method.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! The reasons why input is not a request, and what its client should do.
+//! The reasons why input is not a request, and what the client should do.
 
 use super::status::Status;
 use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
@@ -6,9 +6,9 @@ use super::{FIELDS_MAX, HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
 /// The reason why the protocol refuses a request, before its path matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// Not in the grammar of RFC 9112.
+    /// The request does not match the grammar of RFC 9112.
     Malformed,
-    /// A line that ends in LF without CR.
+    /// A line ends in LF without CR.
     BareLineFeed,
     /// `Host` is missing, repeated, or malformed in HTTP/1.1.
     Host,
@@ -16,7 +16,7 @@ pub(super) enum Refusal {
     Length,
     /// `Transfer-Encoding` does not end in exactly one `chunked`, or came with HTTP/1.0.
     TransferEncoding,
-    /// A transfer coding other than `chunked`.
+    /// A transfer coding that is not `chunked`.
     UnknownCoding,
     /// A malformed chunk size, extension, or line.
     Chunk,
@@ -30,20 +30,20 @@ pub(super) enum Refusal {
     ManyFields,
     /// The body is larger than the limit.
     LargeBody,
-    /// The same for a batch.
+    /// The batch is larger than the limit.
     LargeBatch,
-    /// A version other than HTTP/1.x.
+    /// A version that is not HTTP/1.x.
     Version,
     /// The connection preface of HTTP/2.
     Http2,
-    /// `Expect` with anything but `100-continue`.
+    /// `Expect` has a value that is not `100-continue`.
     Expectation,
     /// The request did not arrive in time.
     Timeout,
 }
 
 impl Refusal {
-    /// Returns the status, and one sentence with what to do.
+    /// Returns the status, and one sentence that states what to do.
     pub(super) fn response(self) -> (Status, &'static str) {
         match self {
             Refusal::Malformed => {

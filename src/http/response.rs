@@ -9,50 +9,50 @@ use super::status::Status;
 /// The content of the `Connection` field of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
-    /// Nothing: HTTP/1.1 stays open.
+    /// The field is omitted: an HTTP/1.1 connection stays open.
     Implied,
-    /// The connection stays open, for an HTTP/1.0 client that asked for that.
+    /// The connection stays open, because an HTTP/1.0 client requested that.
     KeepAlive,
-    /// That it closes.
+    /// The connection closes.
     Close,
 }
 
-/// The form of a response, which its request decides.
+/// The form of a response, which depends on its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
     pub(super) persistence: Persistence,
-    /// The request is a HEAD request: everything but the body (RFC 9110 section 9.3.2).
+    /// Whether the request is a HEAD request: the response does not have a body (RFC 9110 section 9.3.2).
     pub(super) is_head: bool,
 }
 
 impl ReplyTo {
-    /// As the last response of its connection.
+    /// The form of the last response of a connection.
     pub const LAST: ReplyTo = ReplyTo { persistence: Persistence::Close, is_head: false };
 
-    /// The same, as the last response of its connection.
+    /// Returns the same form for the last response of its connection.
     pub fn as_last(self) -> ReplyTo {
         ReplyTo { persistence: Persistence::Close, ..self }
     }
 
-    /// As the last response of its connection, to a request with this method.
+    /// Returns the form of the last response of a connection, to a request with this method.
     pub(super) fn last(method: Method) -> ReplyTo {
         ReplyTo { is_head: method == Method::Head, ..ReplyTo::LAST }
     }
 }
 
-/// Tells a client that speaks HTTP/2 to use HTTP/1.1 (RFC 9113 section 7): an empty SETTINGS frame, with which a server
-/// has to begin, and GOAWAY with HTTP_1_1_REQUIRED.
+/// Asks an HTTP/2 client to use HTTP/1.1 (RFC 9113 section 7): an empty SETTINGS frame, which a server must send first, and
+/// GOAWAY with HTTP_1_1_REQUIRED.
 const GO_AWAY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
     \x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d";
 
-/// The bytes of a response in which only the date changes.
+/// The bytes of a response that are always the same except for the date.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     status: Status,
     content_type: Option<&'static str>,
     body: &'static str,
     bytes: Vec<u8>,
-    /// The place of the date in the bytes.
+    /// The position of the date in the bytes.
     date_at: usize,
 }
 
@@ -74,7 +74,8 @@ impl Prepared {
     }
 }
 
-/// The output for the response to one request. Each of its methods writes the whole response and returns its status.
+/// The output for the response to one request. Each method named `send` or `send_*` writes the whole response
+/// and returns its status.
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: &'a mut Vec<u8>,
@@ -83,13 +84,13 @@ pub struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// Appends the response to `out`.
+    /// Prepares to append the response to `out`.
     #[inline]
     pub fn new(out: &'a mut Vec<u8>, context: &'a Context, to: ReplyTo) -> Self {
         Reply { out, date: &context.date, to }
     }
 
-    /// The start of the response in the connection's unsent bytes.
+    /// Returns the position of the response in the connection's unsent bytes.
     #[inline]
     pub fn position(&self) -> usize {
         self.out.len()
@@ -131,7 +132,7 @@ impl<'a> Reply<'a> {
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
         let code = digits.format(status.code()).as_bytes();
         put(&[b"HTTP/1.1 ", code, b" ", status.reason().as_bytes(), b"\r\nDate: ", &self.date.0]);
-        // RFC 9110 section 8.6: a 204 has no Content-Length.
+        // A 204 must not have a Content-Length (RFC 9110 section 8.6).
         if let Some(body) = body.filter(|_| status != Status::NoContent) {
             put(&[b"\r\nContent-Length: ", digits.format(body.len()).as_bytes()]);
         }
@@ -153,8 +154,8 @@ impl<'a> Reply<'a> {
         status
     }
 
-    /// Sends a status and fields in response to a HEAD request whose body is not made: without its length, which is known only
-    /// then (RFC 9110 section 9.3.2).
+    /// Sends a status and fields in response to a HEAD request, without making the body. The length is omitted, because it is
+    /// known only once the body is made (RFC 9110 section 9.3.2).
     pub fn send_head(self, status: Status, content_type: &str, fields: &[(&str, &str)]) -> Status {
         self.send_parts(status, Some(content_type), fields, None)
     }
@@ -171,17 +172,17 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// Input that is not a request, or ends before it is one. The response to it is the last of its connection, because the
+/// Input that is not a request, or ends before it is complete. The response to it is the last of its connection, because the
 /// start of the next request is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub(super) refusal: Refusal,
-    /// It begins like a HEAD request.
+    /// Whether it begins like a HEAD request.
     pub(super) is_head: bool,
 }
 
 impl Refused {
-    /// The refusal of a body that is too large, of a request with this method.
+    /// Returns the refusal of a request with this method whose body is too large.
     pub fn large_body(method: Method) -> Refused {
         Refused { refusal: Refusal::LargeBody, is_head: method == Method::Head }
     }
@@ -209,7 +210,7 @@ mod tests {
             for persistence in [Persistence::Implied, Persistence::KeepAlive, Persistence::Close] {
                 for seconds in [0, 1] {
                     let date = Date::from_unix(seconds);
-                    // Earlier bytes stay as they are.
+                    // Earlier bytes must remain unchanged.
                     let (mut direct, mut from_prepared) = (b"before".to_vec(), b"before".to_vec());
                     let to = ReplyTo { persistence, is_head };
                     Reply { out: &mut direct, date: &date, to }.send_json(Status::Created, b"{}");

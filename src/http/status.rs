@@ -10,10 +10,10 @@ macro_rules! statuses {
         }
 
         impl Status {
-            /// All of them, in the order of their codes, so that `status as usize` is an index.
+            /// All statuses in the order of their codes, so that `status as usize` is an index.
             pub const ALL: [Status; [$($code),*].len()] = [$(Status::$name),*];
 
-            /// The status code.
+            /// Returns the status code.
             pub fn code(self) -> u16 {
                 match self { $(Status::$name => $code,)* }
             }

@@ -1,4 +1,4 @@
-//! The request target of RFC 9112 section 3.2: which path a request is for.
+//! The request target (RFC 9112 section 3.2).
 
 use super::authority;
 use super::hex_digit;
@@ -17,13 +17,15 @@ pub enum Target<'a> {
     Tunnel,
 }
 
-/// Whether a target is a path as it is: with nothing to decode, and no query.
+/// Returns whether a target is already a plain path, without a query and
+/// without anything to decode.
 pub(super) fn is_plain_path(raw: &[u8]) -> bool {
     raw.starts_with(b"/")
         && raw.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'?' | b'#'))
 }
 
-/// The target of a request and, in absolute-form, the host that it names, which overrides `Host`.
+/// Returns the target of a request and, for a target in absolute form, the host that it names,
+/// which overrides `Host`.
 pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[u8]>), Refusal> {
     if !raw.iter().all(u8::is_ascii_graphic) || raw.contains(&b'#') {
         return Err(Refusal::Target);
@@ -54,7 +56,7 @@ pub(super) fn parse(method: Method, raw: &[u8]) -> Result<(Target<'_>, Option<&[
         return Err(Refusal::Target);
     }
     let path = match without_query(path) {
-        // RFC 9112 section 3.2.4: OPTIONS without a path means the server.
+        // OPTIONS without a path means the server as a whole (RFC 9112 section 3.2.4).
         b"" if method == Method::Options => return Ok((Target::Server, Some(host))),
         b"" => b"/",
         path => path,

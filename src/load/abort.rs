@@ -1,7 +1,7 @@
-//! Ends a run once a threshold can no longer pass, whatever the rest of the run brings.
+//! Ends a run once a threshold can no longer pass, no matter how the rest of the run goes.
 //!
-//! The rest of a run can only add to a count, and slow requests remain, even if all further ones take no time. So the
-//! run so far bounds each figure.
+//! The rest of a run can only add to a count, and slow requests remain slow even if all further requests take no time.
+//! Each figure at the end of the run is therefore bounded by the measurements that have been made.
 
 use super::latency::Latencies;
 use super::shared::{Progress, Run};
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The thresholds that end a run.
 pub(super) struct Abort<'a> {
     thresholds: &'a [Threshold],
-    /// The size of the run; `None` if it has as many requests as it sends in its time.
+    /// The size of the run; `None` if the run has as many requests as it can send within its duration.
     of: Option<Whole>,
 }
 
@@ -23,7 +23,7 @@ struct Whole {
     requests: u64,
 }
 
-/// The measurements so far.
+/// The measurements at the time of a check.
 struct SoFar<'a> {
     latency: &'a Latencies,
     elapsed: Duration,
@@ -50,12 +50,12 @@ impl<'a> Abort<'a> {
         };
         let so_far = SoFar { latency, elapsed, progress: &progress };
         if let Some(threshold) = self.thresholds.iter().find(|it| self.is_lost(it, &so_far)) {
-            // The first one stays.
+            // Only the first such threshold is kept.
             let _ = run.aborted_by.set(threshold.clone());
         }
     }
 
-    /// Reports whether a threshold fails, whatever the rest of the run is.
+    /// Reports whether a threshold will fail, no matter how the rest of the run goes.
     fn is_lost(&self, threshold: &Threshold, so_far: &SoFar<'_>) -> bool {
         let name = threshold.figure().name;
         let (least, most) = (self.least(name, so_far), self.most(name, so_far));
@@ -63,7 +63,8 @@ impl<'a> Abort<'a> {
             || most.is_some_and(|most| threshold.fails_up_to(most))
     }
 
-    /// Returns a lower bound of a figure at the end of the run, in microseconds if it is a time; `None` without one.
+    /// Returns a lower bound on a figure at the end of the run, in microseconds if the figure is a time; `None` if a
+    /// bound is not known.
     fn least(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let SoFar { latency, progress, .. } = so_far;
         let count = |of: fn(&Progress) -> &AtomicU64| Some(progress(of) as f64);
@@ -87,7 +88,7 @@ impl<'a> Abort<'a> {
         }
     }
 
-    /// Returns an upper bound of a figure at the end of the run; `None` without one.
+    /// Returns an upper bound on a figure at the end of the run; `None` if a bound is not known.
     fn most(&self, name: &str, so_far: &SoFar<'_>) -> Option<f64> {
         let Whole { events, .. } = self.of?;
         match name {
@@ -118,7 +119,7 @@ mod tests {
     fn a_run_is_lost_as_soon_as_nothing_can_save_it() {
         let slow = |count: usize| vec![9000; count];
         for (threshold, so_far, requests, lost) in [
-            // Of 1,000 requests, the 99th percentile leaves out 10.
+            // The 99th percentile of 1,000 requests leaves out the slowest 10.
             ("p99>5ms", slow(10), Some(1000), false),
             ("p99>5ms", slow(11), Some(1000), true),
             ("p50>5ms", slow(500), Some(1000), false),
@@ -130,10 +131,10 @@ mod tests {
             ("mean>5us", vec![5000], Some(1000), false),
             ("mean>5us", vec![5100], Some(1000), true),
             ("mean!=5us", vec![5100], Some(1000), true),
-            // Their final number is unknown.
+            // The final number of requests is unknown.
             ("p99>5ms", slow(1000), None, false),
             ("mean>5us", slow(1000), None, false),
-            // Any count may grow, and none shrinks.
+            // A count may grow, but it never shrinks.
             ("refused>2", vec![1; 2], None, false),
             ("refused>2", vec![1; 3], None, true),
             ("timeouts>=3", vec![1; 3], None, true),
@@ -141,13 +142,13 @@ mod tests {
             ("unknown!=2", vec![1; 3], None, true),
             ("malformed==3", vec![1; 3], None, false),
             ("reconnects<3", vec![1; 2], None, false),
-            // 1,000 events in 2 s and more.
+            // 1,000 events take 2 s or more.
             ("rps<501", vec![], Some(1000), true),
             ("rps<500", vec![], Some(1000), false),
             ("acked_per_s<=500", vec![], Some(1000), true),
             ("rps<501", vec![], None, false),
             ("rps>1", vec![], Some(1000), false),
-            // These are known at the end.
+            // These figures are known only at the end.
             ("unsent>0", slow(9), Some(1000), false),
             ("verdict!=exact", slow(9), Some(1000), false),
             ("client_cpu_us>0", slow(9), Some(1000), false),
@@ -156,7 +157,7 @@ mod tests {
         }
     }
 
-    /// Whatever the rest of a run is, and wherever it is cut off: a threshold that was lost fails.
+    /// A threshold that was reported as lost fails, no matter how the run continues or at what point it is cut off.
     #[test]
     fn what_is_lost_fails_whatever_follows() {
         let mut random = fastrand::Rng::with_seed(41);

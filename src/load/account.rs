@@ -1,22 +1,22 @@
-//! The totals that a run's events add up to, from the outcome of each.
+//! Adds up the totals that a run must lead to, from the outcome of each event.
 
 use super::event_set::UserSet;
 use super::ledger::Ledger;
 use super::verdict::{Evidence, Users};
 use super::workload::{Totals, Workload};
 
-/// Whether a server can know users of a run from before it.
+/// The client's knowledge of whether the server may have had some of the run's users before the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Novelty {
-    /// It may know some.
+    /// The server may have had some of them.
     Unknown,
-    /// The user who chose the prefix of their ids promises that.
+    /// All users are new, as promised by the person who chose the prefix of their ids.
     Claimed,
-    /// The client chose a unique prefix.
+    /// All users are new, because the client chose a unique prefix.
     Certain,
 }
 
-/// The knowledge about the events of a run, of one client or of all.
+/// Everything known about the events of a run, from one client or from all clients.
 pub(super) struct Account<'a> {
     /// The events.
     pub(super) workload: Workload,
@@ -26,34 +26,34 @@ pub(super) struct Account<'a> {
     pub(super) first: Totals,
     /// The server's totals before the run.
     pub(super) before: Totals,
-    /// Whether it was reset in between.
+    /// Whether the server was reset between these two readings.
     pub(super) was_reset: bool,
-    /// Whether the server can know users of the run from before it.
+    /// The knowledge of whether the server may have had some of the run's users before the run.
     pub(super) novelty: Novelty,
     /// The outcomes of the events, and of the warm-up's events.
     pub(super) ledger: &'a Ledger,
     pub(super) warm_up_ledger: &'a Ledger,
-    /// Whether clients that are lost may have sent any number of events.
+    /// Whether lost clients may have sent any number of events.
     pub(super) is_unbounded: bool,
     /// The server's totals after the run, or the reason why they are unknown.
     pub(super) after: Result<Totals, String>,
 }
 
 impl Account<'_> {
-    /// The expectations for the totals.
+    /// Returns the evidence for a verdict: the totals that are expected and the totals that the server reported.
     pub(super) fn evidence(self) -> Evidence {
         let workload = &self.workload;
         let Ledger { refused, unknown, unsent, .. } = self.ledger;
         let (without, possible) = ([refused, unsent, unknown], [refused, unsent]);
         let ours = [workload.users_without(&without), workload.users_without(&possible)];
-        // The expectations for the warm-up.
+        // The events of the warm-up and their outcomes.
         let earlier = Workload { events: self.warm_up, ..*workload };
         let Ledger { acknowledged, refused, unknown, unsent, .. } = self.warm_up_ledger;
         let late = earlier.share_of(unknown);
-        // The server's users that cannot be users of the run.
+        // The number of the server's users that cannot be users of the run.
         let (mut apart, before) = (0, self.before.unique_users);
         let known = if self.was_reset {
-            // An event of the warm-up that got no response may be counted at any time.
+            // A warm-up event that got no response may be counted at any time.
             let is_ours = self.before.total_requests <= late.events;
             is_ours.then(|| [UserSet::default(), unknown.users(&earlier)])
         } else {

@@ -1,33 +1,34 @@
-//! The load of the client itself, and whether that limited a run.
+//! Measures the load on the client itself and decides whether it limited a run.
 
 use super::placement::Rivals;
 use procfs::process::Process;
 use rustix::thread::gettid;
 use std::time::Duration;
 
-/// From this share of its time on, a thread that computes limits the run.
+/// A thread that computes for at least this share of its time limits the run.
 const BUSY_MAX: f64 = 0.9;
-/// From this share of its time on, a thread that is ready and waits for a CPU, or is stopped, limits the run.
+/// A thread that is ready but waits for a CPU, or is stopped, for at least this share of its time limits the run.
 const WAITING_MAX: f64 = 0.1;
-/// The length of a run from which such a wait is more than an accident of the scheduler.
+/// In a run that is shorter than this, a long wait may be an accident of scheduling.
 const WAITING_FROM: Duration = Duration::from_millis(100);
-/// The share from which CPUs have no time left for the client, if it wants this share of its time or more.
+/// The client's CPUs limit the run if they are busy for at least the first share of the time and the client needs a CPU
+/// for at least the second share.
 const CPUS_BUSY_MAX: f64 = 0.97;
 const WANTED_MIN: f64 = 0.5;
-/// From this lag at the 99th percentile on, an open loop's client was too slow.
+/// The client of an open loop was too slow if its lag at the 99th percentile was at least this long.
 const LAG_US_MAX: f64 = 1000.0;
 
-/// Time that a thread has spent so far.
+/// The time that a thread has spent since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ThreadTime {
-    /// On a CPU.
+    /// Time on a CPU.
     pub(super) cpu: Duration,
-    /// Ready, and waiting for a CPU.
+    /// Time when the thread was ready but had to wait for a CPU.
     pub(super) waiting: Duration,
 }
 
 impl ThreadTime {
-    /// Returns the time of the calling thread. Waiting is zero if the kernel does not count it.
+    /// Returns the time of the calling thread. The waiting time is zero if the kernel does not count it.
     pub(super) fn now() -> ThreadTime {
         let schedstat = Process::myself()
             .and_then(|process| process.task_from_tid(gettid().as_raw_nonzero().get()))
@@ -44,7 +45,7 @@ impl ThreadTime {
     }
 }
 
-/// CPU time that the calling thread has used.
+/// Returns the CPU time that the calling thread has used.
 pub(super) fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     // A clock that counts from zero is never negative.
@@ -52,30 +53,30 @@ pub(super) fn thread_cpu() -> Duration {
     Duration::from_secs(seconds) + Duration::from_nanos(nanos)
 }
 
-/// The load of the client in a run, as shares of its time.
+/// The load on the client in a run, as shares of the length of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ClientLoad {
     /// The length of the run.
     pub(super) elapsed: Duration,
-    /// The busiest thread on a CPU, without polling.
+    /// The time that the busiest thread was on a CPU, polling excluded.
     pub(super) busy: f64,
-    /// The thread that waited most for a CPU.
+    /// The time that the most delayed thread waited for a CPU.
     pub(super) waiting: f64,
-    /// The share of their time that these CPUs handled network packets, which nobody else may have caused.
+    /// The time that the client's CPUs handled network packets, which may all have been the client's.
     pub(super) softirq: f64,
-    /// The share of its time in which a thread wanted to run and did not, in long stretches.
+    /// The time that a thread wanted to run but did not, in long stretches.
     pub(super) suspended: f64,
-    /// Other work that may have run on them.
+    /// Other work that may have run on the client's CPUs.
     pub(super) rivals: Rivals,
-    /// The CPUs that the threads may use, whoever used them, without the client's polling.
+    /// The use of the CPUs that the threads may run on, by any process, with the client's polling excluded.
     pub(super) cpus_busy: Option<f64>,
-    /// The lateness of the threads of an open loop at the 99th percentile, in microseconds.
+    /// The lag of the threads of an open loop at the 99th percentile, in microseconds.
     pub(super) lag_p99_us: Option<f64>,
 }
 
 impl ClientLoad {
-    /// Returns the share of its time in which the client needed a CPU. Other work on CPUs that it leaves idle does not
-    /// limit it.
+    /// Returns the share of the time that the client needed a CPU. Other work on CPUs that the client leaves idle does
+    /// not limit the client.
     fn wanted(&self) -> f64 {
         self.busy + self.waiting + self.softirq
     }
@@ -145,7 +146,7 @@ mod tests {
         }
     }
 
-    /// Other work may use all of the CPUs on which a client is idle.
+    /// If a client is mostly idle, other work may use all of its CPUs.
     #[test]
     fn busy_cpus_limit_only_a_client_that_wants_them() {
         let idle = ClientLoad {
@@ -183,7 +184,7 @@ mod tests {
         assert_eq!(short.limits(), Vec::<String>::new());
     }
 
-    /// A thread on a CPU uses it; one that sleeps neither uses it nor waits for it.
+    /// A thread that runs uses its CPU, and a thread that sleeps neither uses it nor waits for it.
     #[test]
     fn the_time_of_a_thread_is_its_own() {
         let before = ThreadTime::now();

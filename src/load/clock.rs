@@ -1,24 +1,24 @@
-//! The difference of two clients' clocks, as far as the server's `Date` reveals it.
+//! Estimates the difference between two clients' clocks from the server's `Date` fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 
-/// The delay of a `Date` behind its clock: it does not have fractions of a second, and many servers make it once per
-/// second.
+/// The longest delay of a `Date` behind the server's clock. A `Date` does not have fractions of a second, and many
+/// servers update it once per second.
 const DATE_BEHIND_MAX: Duration = Duration::from_secs(2);
 
 /// The lead of this machine's clock over the server's: between `least_ms` and `most_ms`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct ClockOffset {
-    /// At least, in milliseconds.
+    /// The least possible lead, in milliseconds.
     least_ms: f64,
-    /// At most, in milliseconds.
+    /// The greatest possible lead, in milliseconds.
     most_ms: f64,
 }
 
 impl ClockOffset {
-    /// Returns what a response reveals, given the times of its request and of its receipt.
+    /// Returns the offset that a response reveals, given the time when its request was sent and the time when it was received.
     pub(super) fn of(sent: SystemTime, received: SystemTime, date: SystemTime) -> ClockOffset {
         ClockOffset {
             least_ms: ms_between(date + DATE_BEHIND_MAX, sent),
@@ -26,7 +26,7 @@ impl ClockOffset {
         }
     }
 
-    /// The time of both. If they contradict each other, a clock was set, and the later one counts.
+    /// Combines two observations. If they contradict each other, a clock was set in between, and the later one counts.
     pub(super) fn and(self, later: ClockOffset) -> ClockOffset {
         let both = ClockOffset {
             least_ms: self.least_ms.max(later.least_ms),
@@ -35,14 +35,15 @@ impl ClockOffset {
         if both.least_ms <= both.most_ms { both } else { later }
     }
 
-    /// Returns the least lead of this clock over another client's; negative if it is behind; zero if they may agree.
+    /// Returns the least possible lead of this clock over another client's: negative if it is behind, and zero if the
+    /// clocks may agree.
     pub(super) fn ahead_of_ms(self, other: ClockOffset) -> f64 {
         let (least, most) = (self.least_ms - other.most_ms, self.most_ms - other.least_ms);
         least.max(0.0) + most.min(0.0)
     }
 }
 
-/// Milliseconds from a time to another, which may be earlier.
+/// Returns the milliseconds from one time to another, which may be earlier.
 pub(super) fn ms_between(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(after) => after.as_secs_f64() * 1e3,
@@ -54,8 +55,8 @@ pub(super) fn ms_between(from: SystemTime, to: SystemTime) -> f64 {
 mod tests {
     use super::*;
 
-    /// The server's clock is exact, this one is ahead by `ahead_ms`, and there is a request every
-    /// `every_ms` for three seconds, which takes 5 ms.
+    /// Returns the offset that is found if the server's clock is exact, this clock is ahead by `ahead_ms`, and a
+    /// request that takes 5 ms is sent every `every_ms` for three seconds.
     fn found(ahead_ms: i64, every_ms: u64) -> ClockOffset {
         let at = |ms: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
         (0..3000 / every_ms)

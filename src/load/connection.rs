@@ -1,43 +1,43 @@
-//! One connection of a client thread: its state, the requests in flight on it, and the responses to
-//! them. No socket is in here.
+//! One connection of a client thread: its state, the requests in flight on it, and the responses to them. The socket
+//! is elsewhere.
 
 use super::response::{Malformed, Reader, Response, join_chunks};
 use std::collections::VecDeque;
 
-/// Bytes of a response.
+/// The most bytes of a response.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
-/// The status with which a full server refuses a connection.
+/// The status that a full server sends to refuse a connection.
 const NO_ROOM: u16 = 503;
 
-/// A request that waits for its response.
+/// A request that is waiting for its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flight {
     pub(super) request: u64,
-    /// The times at which it was due and was sent.
+    /// The times when the request was due and when it was sent.
     pub(super) due_ns: u64,
     pub(super) sent_ns: u64,
-    /// The start of the request in the bytes of its connection.
+    /// The start of the request in the byte stream of its connection.
     offset: u64,
 }
 
-/// Whether a connection takes requests. Times are on the clock of the phase.
+/// The state of a connection. Times are on the clock of the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Closed; to be opened from then on, if it is needed.
+    /// Closed; may be opened from `until_ns` on, if it is needed.
     Down { until_ns: u64 },
-    /// The server was full; opens from then on, unless others do the work.
+    /// Refused by a full server; may be opened from `until_ns` on, unless another connection is open.
     TurnedAway { until_ns: u64 },
-    /// This machine was out of ports or descriptors; opens from then on, if it is needed.
+    /// Not opened because this machine was out of ports or descriptors; may be opened from `until_ns` on, if it is needed.
     Lacking { until_ns: u64 },
     /// Being opened.
     Connecting { since_ns: u64 },
     /// Open.
     Open { since_ns: u64 },
-    /// It had its last response; the server is expected to close it.
+    /// The last response has arrived, and the server is expected to close the connection.
     Closing { since_ns: u64 },
 }
 
-/// The content of the bytes that arrived.
+/// The next item in the bytes that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// A whole response, and its request.
@@ -53,21 +53,21 @@ pub(super) enum Next {
 pub(super) struct Connection {
     pub(super) state: State,
     flights: VecDeque<Flight>,
-    /// Bytes of the requests that were made.
+    /// The number of bytes in all requests that were made.
     made_bytes: u64,
-    /// Bytes that arrived; those before `read` were parsed.
+    /// The bytes that arrived; those before `read` have been parsed.
     input: Vec<u8>,
     read: usize,
     answered: u64,
     says_close: bool,
     excludes_rest: bool,
     was_turned_away: bool,
-    /// It is among the free ones.
+    /// Whether the connection is in the list of free connections.
     pub(super) is_listed: bool,
 }
 
 impl Connection {
-    /// A connection with nothing in flight.
+    /// Creates a connection with nothing in flight.
     pub(super) fn new(state: State) -> Self {
         Connection {
             state,
@@ -87,20 +87,20 @@ impl Connection {
         matches!(self.state, State::Open { .. })
     }
 
-    /// Whether it takes another request now, with at most `depth` in flight.
+    /// Reports whether the connection takes another request, with at most `depth` in flight.
     pub(super) fn takes_more(&self, depth: usize, one_shot: bool) -> bool {
         let is_spent = one_shot && self.answered > 0;
         self.is_open() && self.flights.len() < depth && !self.says_close && !is_spent
     }
 
-    /// Notes a request of this number of bytes that was given to it.
+    /// Records a request of this number of bytes that was given to the connection.
     pub(super) fn push(&mut self, request: u64, due_ns: u64, sent_ns: u64, bytes: u64) {
         debug_assert!(self.is_open(), "requests are given to open connections only");
         self.flights.push_back(Flight { request, due_ns, sent_ns, offset: self.made_bytes });
         self.made_bytes += bytes;
     }
 
-    /// The request that has waited longest.
+    /// Returns the request that has waited longest.
     pub(super) fn oldest(&self) -> Option<&Flight> {
         self.flights.front()
     }
@@ -109,7 +109,7 @@ impl Connection {
         !self.flights.is_empty()
     }
 
-    /// Takes the requests without a response, oldest first, each with whether the kernel got any of its bytes.
+    /// Takes the requests without a response, oldest first, each with a flag that is set if the kernel got any of its bytes.
     pub(super) fn take_flights(
         &mut self,
         handed_over: u64,
@@ -118,47 +118,47 @@ impl Connection {
         flights.into_iter().map(move |flight| (flight, flight.offset < handed_over))
     }
 
-    /// Whether a request without a response was handed to the kernel, at least in part.
+    /// Reports whether a request without a response was handed to the kernel, at least in part.
     pub(super) fn owes_response(&self, handed_over: u64) -> bool {
         self.oldest().is_some_and(|flight| flight.offset < handed_over)
     }
 
-    /// Whole responses that were read.
+    /// Returns the number of complete responses that were read.
     pub(super) fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// The server announced that it will close the connection.
+    /// Reports whether the server announced that it will close the connection.
     pub(super) fn says_close(&self) -> bool {
         self.says_close
     }
 
-    /// The server must not process the requests behind those that it has responded to.
+    /// Reports whether the server must not process any requests after the last one that it has responded to.
     pub(super) fn excludes_rest(&self) -> bool {
         self.excludes_rest
     }
 
-    /// The server refused it for lack of room.
+    /// Reports whether the server refused the connection for lack of room.
     pub(super) fn was_turned_away(&self) -> bool {
         self.was_turned_away
     }
 
-    /// Whether an incomplete response has arrived.
+    /// Reports whether an incomplete response has arrived.
     pub(super) fn has_part(&self) -> bool {
         self.read < self.input.len()
     }
 
-    /// Takes bytes that arrived.
+    /// Appends bytes that arrived.
     pub(super) fn receive(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next response among the bytes that arrived. At the end of the connection, that ends a
-    /// response which nothing else ends.
+    /// Returns the next response among the bytes that arrived. If `at_end` is set, the connection has ended, and a
+    /// response that nothing else delimits ends with it.
     ///
     /// # Errors
     ///
-    /// The bytes are not a response, or there is no request for them.
+    /// Fails if the bytes are not a response, or if they do not belong to a request.
     pub(super) fn next(&mut self, reader: &mut Reader, at_end: bool) -> Result<Next, Malformed> {
         debug_assert!(self.read <= self.input.len());
         let arrived = &self.input[self.read..];
@@ -166,7 +166,7 @@ impl Connection {
         let Some(response) = found else {
             self.input.drain(..self.read);
             self.read = 0;
-            // Only a refusal for lack of room may come without a request, and alone.
+            // Only a refusal for lack of room may arrive without a request, and only if nothing else has arrived.
             let is_stray = self.flights.is_empty() && (self.answered > 0 || self.was_turned_away);
             return match self.input.len() {
                 0 => Ok(Next::Nothing),
@@ -187,7 +187,7 @@ impl Connection {
         Ok(Next::Response(flight, response))
     }
 
-    /// Returns the number of accepted events in the response that [`Connection::next`] has just read.
+    /// Returns the number of events reported as accepted in the response that [`Connection::next`] has just read.
     pub(super) fn accepted(&self, response: &Response) -> Option<u64> {
         let body_bytes = response.end - response.body_start;
         let body = &self.input[self.read - body_bytes..self.read];
@@ -272,13 +272,13 @@ mod tests {
             ));
             assert_eq!(connection.next(&mut Reader::default(), false), Err(Malformed), "{stray:?}");
         }
-        // Before any response they may be the start of a refusal.
+        // Before the first response, the bytes may be the start of a refusal.
         let mut connection = open();
         connection.receive(&OK[..9]);
         assert_eq!(connection.next(&mut Reader::default(), false), Ok(Next::Nothing));
     }
 
-    /// The server promises that by an explicit `Connection: close` in HTTP/1.1, and by nothing else.
+    /// The server promises this only by an explicit `Connection: close` in HTTP/1.1.
     #[test]
     fn what_is_behind_the_last_response_is_excluded_only_by_an_explicit_close() {
         for (head, at_end, is_excluded) in [
@@ -305,7 +305,7 @@ mod tests {
         let mut connection = open();
         (0..3).for_each(|event| connection.push(event, 0, 0, 10));
         assert!(!connection.owes_response(0) && connection.owes_response(1));
-        // One byte of the second request was handed over, and none of the third.
+        // The kernel got one byte of the second request and nothing of the third.
         let flights: Vec<(u64, bool)> =
             connection.take_flights(11).map(|(flight, left)| (flight.request, left)).collect();
         assert_eq!(flights, [(0, true), (1, true), (2, false)]);
@@ -320,8 +320,8 @@ mod tests {
         connection.receive(full);
         assert_eq!(connection.next(&mut Reader::default(), false), Ok(Next::TurnedAway));
         assert!(connection.was_turned_away() && !connection.takes_more(9, false));
-        // After a request it is that request's response; later on the connection it does not mean that the server is
-        // full.
+        // After a request, it is the response to that request. Later on the connection, it does not mean that the
+        // server is full.
         let mut connection = open();
         connection.push(7, 0, 0, 10);
         connection.receive(full);

@@ -1,4 +1,4 @@
-//! The few requests around a run: what the server has counted, and its reset.
+//! The few requests around a run, which read the server's totals and reset them.
 
 use super::clock::ClockOffset;
 use super::response::{self, join_chunks};
@@ -10,26 +10,26 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The time in which a server may still close a connection that it promised to keep.
+/// The time to wait for a server to close a connection despite its promise to keep it.
 const FALSE_KEEP_ALIVE_WAIT: Duration = Duration::from_millis(50);
-/// Bytes of a response to a control request.
+/// The most bytes of a response to a control request.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
-/// The time that a server may take to name its engine, on which the run does not depend.
+/// The time that a server may take to name its engine. The run does not depend on the answer.
 const ENGINE_WAIT: Duration = Duration::from_secs(1);
-/// The shortest wait for a socket: what has arrived is read, even if the time is over.
+/// The shortest wait for a socket. It lets bytes that have arrived be read even after the deadline.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
 /// A server, as named by `--url`.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// The addresses of its name, at least one: they are tried in this order until one listens.
+    /// The addresses that its name resolves to, at least one. They are tried in this order until one listens.
     pub addresses: Vec<SocketAddr>,
-    /// The `Host` field.
+    /// The value of the `Host` field.
     pub host: String,
 }
 
 impl Server {
-    /// Parses `http://host:port` and resolves the host. Without a port, it is 80.
+    /// Parses `http://host:port` and resolves the host. The default port is 80.
     pub fn parse(url: &str) -> Result<Server, Failure> {
         let wrong = |why: &str| Failure::Usage(format!("--url {url}: {why}"));
         let rest = url
@@ -81,7 +81,7 @@ impl Server {
         }
     }
 
-    /// The addresses that its name stands for, if there are several.
+    /// Returns a list of the server's addresses for a message, or an empty string if there is only one.
     fn tried(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
         match addresses.len() {
@@ -90,8 +90,8 @@ impl Server {
         }
     }
 
-    /// Connects to the first of its addresses that listens. If none does, a refusal is the best error: the machine is
-    /// there.
+    /// Connects to the first of the server's addresses that listens. If none does, a refusal is the most useful error,
+    /// because it shows that the machine exists.
     fn connect(&self, timeout: Duration) -> io::Result<TcpStream> {
         let mut failed = io::Error::from(ErrorKind::NotFound);
         for address in &self.addresses {
@@ -110,15 +110,15 @@ impl Server {
 pub(super) enum ControlError {
     /// The connection could not be opened, or it broke.
     Io(io::Error),
-    /// No response within the time.
+    /// No response arrived within this time.
     Silent(Duration),
-    /// The connection ended before a whole response.
+    /// The connection ended before the response was complete.
     Closed,
     /// The response is not HTTP/1.1.
     Garbled,
     /// The server refused the request with 503.
     Unavailable(&'static str),
-    /// A response to `GET /stats` without the four totals, for this reason.
+    /// The response to `GET /stats` has this status and lacks the four totals for this reason.
     NoTotals(u16, String),
 }
 
@@ -129,7 +129,7 @@ impl From<io::Error> for ControlError {
 }
 
 impl ControlError {
-    /// Returns what happened, and what to do.
+    /// Describes what happened and what to do about it.
     pub(super) fn sentence(&self, server: &Server) -> String {
         let host = &server.host;
         match self {
@@ -166,7 +166,7 @@ impl ControlError {
         }
     }
 
-    /// As the reason why a command ends.
+    /// Converts the error into the reason why a command ends.
     pub(super) fn into_failure(self, server: &Server) -> Failure {
         Failure::Environment(self.sentence(server))
     }
@@ -177,9 +177,9 @@ impl ControlError {
 pub(super) enum Reset {
     /// The totals are zero.
     Done,
-    /// The server does not have a reset.
+    /// The server does not offer a reset.
     Missing,
-    /// The server did not do it, and responded with this status.
+    /// The server refused to reset, with this status.
     Refused(u16),
 }
 
@@ -196,45 +196,45 @@ pub(super) struct Control<'a> {
     timeout: Duration,
     /// The token of `POST /reset`.
     token: Option<Arc<[u8]>>,
-    /// Whether to keep the connection: a server may have room for none when it is needed. A server
-    /// that serves one connection at a time needs it to be closed.
+    /// Whether to keep the connection, because a full server may not accept a new one when it is needed. If the server
+    /// serves only one connection at a time, the connection must be closed instead.
     keeps: bool,
     kept: Option<TcpStream>,
-    /// The address that listened first, which is the only one used from then on.
+    /// The first address that listened. All later requests use only this address.
     address: Option<SocketAddr>,
-    /// The difference of the clocks, as far as responses reveal it.
+    /// The difference between the clocks, as far as responses reveal it.
     clock: Option<ClockOffset>,
 }
 
 impl<'a> Control<'a> {
-    /// Creates it for a server that may take this long to respond.
+    /// Creates a client for a server that may take this long to respond.
     pub(super) fn new(server: &'a Server, timeout: Duration, keeps: bool) -> Control<'a> {
         Control { server, timeout, token: None, keeps, kept: None, address: None, clock: None }
     }
 
-    /// With a token for `POST /reset`.
+    /// Sets the token for `POST /reset`.
     pub(super) fn with_token(mut self, token: Option<Arc<[u8]>>) -> Control<'a> {
         self.token = token;
         self
     }
 
-    /// Uses only one of the server's addresses.
+    /// Restricts the client to a single address of the server.
     pub(super) fn at(mut self, address: SocketAddr) -> Control<'a> {
         self.address = Some(address);
         self
     }
 
-    /// Returns the server's totals, and whether a connection takes more than one request: a server that closes gets a
-    /// connection per request, whether or not it announces that.
+    /// Returns the server's totals, and whether a connection takes more than one request. A server that closes
+    /// connections gets a new connection for each request, whether or not it announces the close.
     pub(super) fn first_totals(&mut self) -> Result<(Totals, bool), ControlError> {
         let (response, keeps_alive) = self.probe()?;
         let totals = read_totals(&response)?;
-        // One connection that ends may have been a mishap.
+        // A single connection that ends may have been an accident.
         let keeps_alive = keeps_alive || (!response.says_close && self.probe()?.1);
         Ok((totals, keeps_alive))
     }
 
-    /// Asks for the totals on a new connection, and whether the server keeps it afterwards.
+    /// Requests the totals on a new connection, and reports whether the server keeps it open afterwards.
     fn probe(&mut self) -> Result<(Response, bool), ControlError> {
         let mut stream = self.connect()?;
         let response = self.exchange(&mut stream, "GET", "/stats")?;
@@ -243,7 +243,7 @@ impl<'a> Control<'a> {
         Ok((response, keeps_alive))
     }
 
-    /// The server's totals.
+    /// Returns the server's totals.
     pub(super) fn totals(&mut self) -> Result<Totals, ControlError> {
         read_totals(&self.ask("GET", "/stats")?)
     }
@@ -253,15 +253,15 @@ impl<'a> Control<'a> {
         self.clock
     }
 
-    /// Returns the status with which the server refuses an unknown path, if it does. The request does not have a body,
-    /// so it changes nothing.
+    /// Returns the status if the server refuses a `POST` to `path` because it does not know the path. The request does
+    /// not have a body, so it does not change anything.
     pub(super) fn lacks(&mut self, path: &'static str) -> Option<u16> {
-        // If it does not respond, the run will show why.
+        // If the server does not respond, the run will show why.
         let status = self.ask("POST", path).ok()?.status;
         matches!(status, 404 | 405 | 501).then_some(status)
     }
 
-    /// The engine and the version that the server names in its metrics, as ringtally does; `None` for any other server.
+    /// Returns the engine and the version that a ringtally server names in its metrics; `None` for any other server.
     pub(super) fn build_info(&mut self) -> [Option<String>; 2] {
         let timeout = self.timeout;
         self.timeout = timeout.min(ENGINE_WAIT);
@@ -281,11 +281,11 @@ impl<'a> Control<'a> {
         })
     }
 
-    /// Makes a request that may be repeated, on the connection that was kept or on a new one.
+    /// Sends a request that may be repeated, on the connection that was kept or on a new one.
     fn ask(&mut self, method: &str, path: &str) -> Result<Response, ControlError> {
         if let Some(mut stream) = self.kept.take() {
             match self.exchange(&mut stream, method, path) {
-                // The server may have closed it meanwhile.
+                // The server may have closed it since the last request.
                 Err(ControlError::Io(_) | ControlError::Closed) => {}
                 answered => return self.keep(stream, answered?),
             }
@@ -304,7 +304,7 @@ impl<'a> Control<'a> {
         Ok(stream)
     }
 
-    /// Returns the address in use: the first one until one has listened.
+    /// Returns the address in use. Until an address has listened, this is the first in the list.
     pub(super) fn address(&self) -> SocketAddr {
         self.address.unwrap_or(self.server.addresses[0])
     }
@@ -332,7 +332,7 @@ impl<'a> Control<'a> {
         stream.write_all(&request)?;
         let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
-            // If this process was suspended the time may be over, with a response to be read.
+            // If this process was suspended, the deadline may have passed although a response is ready to be read.
             let left = deadline.saturating_duration_since(Instant::now()).max(WAIT_MIN);
             stream.set_read_timeout(Some(left))?;
             let received = match stream.read(&mut buffer) {
@@ -363,7 +363,8 @@ impl<'a> Control<'a> {
                 }
                 None if received == 0 => return Err(ControlError::Closed),
                 None if input.len() > RESPONSE_BYTES_MAX => return Err(ControlError::Garbled),
-                // It drips. What arrived while this process was suspended has had its chance.
+                // The response arrives in drips. Any bytes that arrived while this process was suspended have had a
+                // chance to be read.
                 None if Instant::now() >= deadline + self.timeout => {
                     return Err(ControlError::Silent(self.timeout));
                 }
@@ -373,7 +374,7 @@ impl<'a> Control<'a> {
     }
 }
 
-/// The `Date` of a response.
+/// Returns the `Date` of a response.
 fn date_of(head: &[u8]) -> Option<SystemTime> {
     let field = std::str::from_utf8(head).ok()?.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -386,14 +387,14 @@ fn is_time_out(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// Whether the peer ends an idle connection within a time.
+/// Reports whether the peer ends an idle connection within this time.
 fn ends_within(mut stream: &TcpStream, wait: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + wait;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         stream.set_read_timeout(Some(left.max(WAIT_MIN)))?;
         match stream.read(&mut [0]) {
-            // A signal, a debugger, or a suspended machine ends a read, which tells nothing about the server.
+            // A signal, a debugger, or a suspended machine can interrupt a read. This reveals nothing about the server.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_time_out(&error) => {
                 if Instant::now() >= deadline {
@@ -413,7 +414,7 @@ fn read_totals(response: &Response) -> Result<Totals, ControlError> {
     }
 }
 
-/// A label of `ringtally_build_info` among Prometheus metrics.
+/// Returns a label of `ringtally_build_info` from Prometheus metrics.
 fn label_of(metrics: &[u8], label: &str) -> Option<String> {
     let metrics = std::str::from_utf8(metrics).ok()?;
     let line = metrics.lines().find_map(|line| line.strip_prefix("ringtally_build_info{"))?;
@@ -421,7 +422,7 @@ fn label_of(metrics: &[u8], label: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The totals in the body of a response to `GET /stats`, or what it lacks.
+/// Returns the totals in the body of a response to `GET /stats`, or the reason why it does not have them.
 pub(super) fn parse_totals(body: &[u8]) -> Result<Totals, String> {
     let json: serde_json::Value =
         serde_json::from_slice(body).map_err(|_| "it is not JSON".to_owned())?;
@@ -524,7 +525,7 @@ mod tests {
         }
     }
 
-    /// A server that sends a byte of an endless response from time to time.
+    /// The server sends an endless response, one byte at a time.
     #[test]
     fn a_response_that_drips_is_waited_for_no_longer_than_twice_the_timeout() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -548,7 +549,7 @@ mod tests {
         assert!(failure.to_string().contains("nowhere.invalid has no address"), "{failure}");
     }
 
-    /// Nothing listens at the first address; the second is used for all requests from then on, and named.
+    /// Nothing listens at the first address. The second is used for all later requests, and is the address that is reported.
     #[test]
     fn every_address_of_a_name_is_tried() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -573,7 +574,7 @@ mod tests {
         assert_eq!(control.address(), open);
         assert_eq!(control.totals().unwrap(), Totals::ZERO);
         serving.join().unwrap();
-        // The broadcast address cannot be connected to: that fails, and is not a refusal.
+        // A connection to the broadcast address fails, but it is not refused.
         let broadcast = "255.255.255.255:1".parse().unwrap();
         for addresses in [[closed, closed], [closed, broadcast], [broadcast, closed]] {
             let none = Server { addresses: addresses.to_vec(), host: "name:1".into() };
@@ -584,7 +585,7 @@ mod tests {
         }
     }
 
-    /// Against a server that closes the first connections after a response, without announcing it.
+    /// The server closes its first connections after one response without announcing it.
     #[test]
     fn a_server_closes_each_connection_if_it_closes_two() {
         for (closes, keeps_alive) in [(0, true), (1, true), (2, false)] {

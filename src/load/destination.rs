@@ -1,7 +1,8 @@
-//! The places that reports are written to: files, standard output, or both.
+//! The destinations of reports: files, standard output, or both.
 //!
-//! Every file is opened before there is anything to write, so that an unwritable file is found before a run and not
-//! after it. It replaces an older file of its name once it is whole, so a run that fails leaves that file as it was.
+//! Every file is opened before there is anything to write, so that an unwritable file is found before a run rather than
+//! after it. A file replaces an older file of the same name only once it is complete, so a run that fails leaves the
+//! older file unchanged.
 
 use crate::failure::Failure;
 use crate::terminal;
@@ -12,10 +13,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// Names that are tried for a temporary file before its directory counts as unusable.
+/// The number of names to try for a temporary file before its directory counts as unusable.
 const NAMES_MAX: u32 = 100;
 
-/// Writes a text, if there is a place for it.
+/// Writes a text to its destination, if it has one.
 pub(crate) fn put(
     place: Option<Destination>,
     text: impl FnOnce() -> Result<String, Failure>,
@@ -23,10 +24,10 @@ pub(crate) fn put(
     place.map_or(Ok(()), |place| place.write(&text()?))
 }
 
-/// A place for a text, which is known to be writable before there is a text.
+/// A place for a text. It is known to be writable before the text exists.
 #[derive(Debug)]
 pub(crate) struct Destination {
-    /// As it was named.
+    /// The path as it was given.
     path: PathBuf,
     place: Place,
 }
@@ -34,18 +35,18 @@ pub(crate) struct Destination {
 #[derive(Debug)]
 enum Place {
     Stdout,
-    /// A file that will replace the one at `target`, if there is one.
+    /// A file that will replace any existing file at `target`.
     Beside {
         file: File,
         temporary: Temporary,
         target: PathBuf,
     },
-    /// A device, a pipe, or a file in a directory in which files cannot be created: it cannot be replaced.
+    /// A destination that cannot be replaced: a device, a pipe, or a file in a directory that does not allow new files.
     Itself,
 }
 
-/// The name of a file until it is whole. If the file system supports it, the file does not have a name until then, and a
-/// killed process does not leave it behind.
+/// The temporary name of a file that is incomplete. If the file system supports unnamed files, this is `None`, and a
+/// killed process does not leave the file behind.
 #[derive(Debug)]
 struct Temporary(Option<PathBuf>);
 
@@ -59,12 +60,12 @@ impl Drop for Temporary {
 }
 
 impl Destination {
-    /// Opens the places that some flags name, if they were given, and the places of `exports`, each with its flag.
-    /// Nothing is written.
+    /// Opens the places that were given for `flags`, and the places of `exports`, each with its flag. Does not write
+    /// anything yet.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    /// [`Failure::Usage`] if two of them are the same place, and [`Failure::Environment`] if a place cannot be written.
     pub(crate) fn open_all<const N: usize>(
         flags: [(&str, Option<PathBuf>); N],
         exports: Vec<(String, PathBuf)>,
@@ -96,7 +97,7 @@ impl Destination {
         Ok((places, of_exports))
     }
 
-    /// Opens one place.
+    /// Opens a place.
     fn open(path: PathBuf) -> Result<Destination, Failure> {
         let place = Place::open(&path).map_err(|error| cannot_write(&path, &error))?;
         Ok(Destination { path, place })
@@ -106,7 +107,7 @@ impl Destination {
         matches!(self.place, Place::Stdout)
     }
 
-    /// Writes all of a text there.
+    /// Writes a complete text to the place.
     pub(crate) fn write(self, text: &str) -> Result<(), Failure> {
         let Destination { path, place } = self;
         let written = match place {
@@ -117,7 +118,7 @@ impl Destination {
             Place::Itself => fs::write(&path, text),
         };
         match written {
-            // Whoever read it has read enough.
+            // The reader has read as much as it wants.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             written => written.map_err(|error| cannot_write(&path, &error)),
         }
@@ -135,14 +136,14 @@ fn cannot_write(path: &Path, error: &io::Error) -> Failure {
 #[derive(Debug, PartialEq)]
 enum Identity {
     Stdout,
-    /// Device and inode.
+    /// An existing file, by device and inode.
     File(u64, u64),
     /// A file that does not exist yet.
     Name(PathBuf),
 }
 
 impl Identity {
-    /// `None` for what several texts may go to, such as a device.
+    /// Returns the identity of a path; `None` for a place that several texts may go to, such as a device.
     fn of(path: &Path) -> Option<Identity> {
         if path.as_os_str() == "-" {
             return Some(Identity::Stdout);
@@ -177,7 +178,7 @@ impl Place {
             return Err(ErrorKind::IsADirectory.into());
         }
         access(path, Access::WRITE_OK)?;
-        // Paths below these directories are views of open files, which their owners continue to use.
+        // Paths below these directories are views of open files that their owners continue to use.
         let is_view = ["/dev", "/proc"].iter().any(|above| path.starts_with(above));
         if !found.is_file() || is_view {
             return Ok(Place::Itself);
@@ -186,7 +187,7 @@ impl Place {
             return Ok(Place::Itself);
         };
         if let Place::Beside { file, .. } = &place {
-            // As far as this process may: the file is written in any case.
+            // These may fail for lack of permission. The file is written in any case.
             let _ = fchown(file, Some(found.uid()), Some(found.gid()));
             let _ = file.set_permissions(Permissions::clone(&found.permissions()));
         }
@@ -237,7 +238,7 @@ fn with_free_name<T>(
     result
 }
 
-/// Returns the target of a link whose target does not exist yet, and any other path as it is.
+/// Returns the target of a symbolic link, which may not exist yet, and any other path as it is.
 fn followed(path: &Path) -> PathBuf {
     fs::read_link(path).map_or_else(|_| path.to_owned(), |to| directory_of(path).join(to))
 }
@@ -259,7 +260,7 @@ pub fn write_to(path: &Path, text: &str) -> Result<(), Failure> {
 pub(super) mod tests {
     use super::*;
 
-    /// A directory that is removed at the end.
+    /// A directory that is removed at the end of a test.
     pub(in crate::load) struct Directory(pub(in crate::load) PathBuf);
 
     impl Directory {
@@ -309,7 +310,7 @@ pub(super) mod tests {
             assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
         }
         assert!(link.is_symlink());
-        // A link to nothing yet, and a name that is free.
+        // The link's target does not exist yet, and its name is free.
         let later = directory.file("later");
         std::os::unix::fs::symlink("target", &later).unwrap();
         write_to(&later, "text").unwrap();
@@ -317,7 +318,7 @@ pub(super) mod tests {
         assert_eq!(directory.names(), ["later", "link", "report", "target"]);
     }
 
-    /// As on a file system without unnamed files.
+    /// Temporary files have names on a file system without unnamed files.
     #[test]
     fn a_temporary_file_with_a_name_is_gone_at_the_end() {
         let directory = Directory::new("named");
@@ -341,7 +342,7 @@ pub(super) mod tests {
     fn what_cannot_be_written_is_known_before_there_is_a_text() {
         let directory = Directory::new("unwritable");
         for path in [directory.file("none/report"), directory.0.clone(), "/proc/version".into()] {
-            // Root may write what nobody else can.
+            // Root may write files that other users cannot.
             if path.starts_with("/proc") && rustix::process::geteuid().is_root() {
                 continue;
             }
@@ -349,7 +350,7 @@ pub(super) mod tests {
             assert_eq!(why.exit_code(), 3, "{why}");
             assert!(why.to_string().starts_with("cannot write "), "{why}");
         }
-        // A place that can be opened and not written fails at the write.
+        // A place that can be opened but not written fails at the write.
         let full = Destination::open("/dev/full".into()).unwrap().write("text").unwrap_err();
         assert_eq!(full.exit_code(), 3);
     }

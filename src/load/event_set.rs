@@ -1,8 +1,8 @@
 //! Sets of events and of users, in memory that does not grow with the length of a run.
 //!
-//! Events that a server did not count are the exception, unless something is very wrong: then there
-//! can be a trillion of them. A set keeps what a verdict needs of them: how many there are, what
-//! their values add up to, and how many each user has.
+//! Events that a server did not count are the exception, unless something is very wrong: then there can be a trillion
+//! of them. A set keeps only what a verdict needs: the number of events, the sum of their values, and the number of
+//! events of each user.
 
 use super::part::Part;
 use super::workload::{Rest, Share, VALUE_IN_HALVES_MAX, Workload};
@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
-/// Users whose events a set counts one by one. Beyond it, a set knows the number of its events, but not their further
-/// users.
+/// The most users whose events a set counts separately. Beyond this limit, a set knows the number of its events but not
+/// their additional users.
 pub(super) const USERS_COUNTED_MAX: usize = 1 << 20;
 
 /// Some events of a workload, each added once.
@@ -21,11 +21,11 @@ pub(super) struct EventSet {
     singles: u64,
     /// Twice the sum of their values.
     singles_sum_in_halves: u64,
-    /// The number of single events of each user, by the number in its name.
+    /// The number of single events of each user, by the number in the user's name.
     by_user: HashMap<u64, u64>,
-    /// Single events that are not in `by_user`, which is full.
+    /// Single events that are not in `by_user` because it is full.
     unattributed: u64,
-    /// The rest of each share of the work, all with the same step, and each with its own remainder.
+    /// The rest of each share of the work. All have the same step, and each has its own remainder.
     rests: Vec<Rest>,
 }
 
@@ -46,17 +46,17 @@ impl EventSet {
         }
     }
 
-    /// The steps of its rests.
+    /// Returns the steps of its rests.
     pub(super) fn steps(&self) -> impl Iterator<Item = u64> {
         self.rests.iter().map(|rest| rest.step)
     }
 
-    /// Drops rests without a request, given the number of requests.
+    /// Drops rests that do not contain a request, given the number of requests.
     pub(super) fn drop_empty_rests(&mut self, requests: u64) {
         self.rests.retain(|rest| rest.len(requests) > 0);
     }
 
-    /// Writes its rests with another step, which must be a multiple of theirs.
+    /// Rewrites its rests with a new step, which must be a multiple of theirs.
     pub(super) fn widen(&mut self, step: u64) {
         let narrow = std::mem::take(&mut self.rests);
         self.rests = narrow
@@ -67,8 +67,8 @@ impl EventSet {
             .collect();
     }
 
-    /// Whether it can be what a client found of its part of a workload: for a set that was read from
-    /// a file.
+    /// Reports whether a client can have recorded this set for its part of a workload. This checks a set that was read
+    /// from a file.
     pub(super) fn is_possible(&self, workload: &Workload, part: Part) -> bool {
         let is_of_part = |rest: &Rest| {
             rest.step > 0
@@ -106,20 +106,20 @@ impl EventSet {
         }
     }
 
-    /// Returns the number of a workload's events in it.
+    /// Returns the number of a workload's events in the set.
     pub(super) fn len(&self, workload: &Workload) -> u64 {
         self.singles + self.rests.iter().map(|rest| workload.len_of(*rest)).sum::<u64>()
     }
 
-    /// Returns the number of events in it that are not in a rest.
+    /// Returns the number of events in the set that are not in a rest.
     pub(super) fn singles(&self) -> u64 {
         self.singles
     }
 
-    /// Returns the possible users of its events in a workload: the users of the single events, or all if it has the
-    /// rest of a lost part.
+    /// Returns the possible users of the set's events in a workload: the users of the single events, or all users if
+    /// the set has the rest of a lost part.
     pub(super) fn users(&self, workload: &Workload) -> UserSet {
-        // Each event that is not attributed may come from a user that is not among these.
+        // Each unattributed event may come from an additional user.
         let known = self.by_user.keys().copied();
         let has_rest = self.rests.iter().any(|rest| rest.len(workload.requests()) > 0);
         let below = if has_rest { workload.users.min(workload.events) } else { 0 };
@@ -128,8 +128,8 @@ impl EventSet {
     }
 }
 
-/// Users, by the number in their names: all below a limit except for some, and some beyond it. The true set may lack up
-/// to `lost` of them, and may have up to `unseen` more.
+/// Users, identified by the number in their names: all below a limit with some exceptions, and some beyond the limit.
+/// The true set may lack up to `lost` of them, and may have up to `unseen` more.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UserSet {
     below: u64,
@@ -144,12 +144,12 @@ impl UserSet {
         self.below - self.without.len() as u64 + self.beyond.len() as u64
     }
 
-    /// The least number of users that it can have.
+    /// Returns the least number of users that the true set can have.
     pub(super) fn least(&self) -> u64 {
         self.known().saturating_sub(self.lost)
     }
 
-    /// The greatest number of users that it can have.
+    /// Returns the greatest number of users that the true set can have.
     pub(super) fn most(&self) -> u64 {
         self.known() + self.unseen
     }
@@ -161,7 +161,7 @@ impl UserSet {
         }
     }
 
-    /// The users that are in either.
+    /// Returns the users that are in either set.
     pub(super) fn union(&self, other: &UserSet) -> UserSet {
         let below = self.below.max(other.below);
         let is_in_neither = |user: &&u64| !self.contains(**user) && !other.contains(**user);
@@ -177,15 +177,15 @@ impl UserSet {
 }
 
 impl Workload {
-    /// Returns the users of all events except for the sets', which are disjoint.
+    /// Returns the users of all events except for the events in `sets`, which are disjoint.
     ///
-    /// Takes time that grows with the single events in the sets, and, if threads of an open loop
-    /// stopped far from each other, with the users between.
+    /// The time grows with the number of single events in the sets. If threads of an open loop stopped far from each
+    /// other, it also grows with the number of users in between.
     pub(super) fn users_without(&self, sets: &[&EventSet]) -> UserSet {
         let rests = self.rests_of(sets);
         let starts = || rests.starts.values().map(|request| request * self.events_per_request());
-        // Every event below `first` was taken, except for single ones; none from `last` on was, if the rest of every
-        // remainder is there.
+        // Every event below `first` was taken, except for single events. If every remainder has a rest, no event from
+        // `last` on was taken.
         let first = starts().min().unwrap_or(self.events);
         let is_everywhere = rests.starts.len() as u64 == rests.step;
         let last = starts().max().filter(|_| is_everywhere).unwrap_or(self.events);
@@ -206,7 +206,7 @@ impl Workload {
         }
     }
 
-    /// The rests of sets that have an event.
+    /// Returns the rests in `sets` that contain an event.
     fn rests_of(&self, sets: &[&EventSet]) -> Rests {
         let all = sets.iter().flat_map(|set| set.rests.iter().copied());
         let mut rests = Rests { step: 1, starts: HashMap::new() };
@@ -217,17 +217,17 @@ impl Workload {
         rests
     }
 
-    /// Returns the number of a user's events in rests.
+    /// Returns the number of a user's events in the rests.
     fn events_of_user_in_rests(&self, user: u64, rests: &Rests) -> u64 {
         let batch = u128::from(self.events_per_request());
         let (user, users) = (u128::from(user), u128::from(self.users));
         let of_rest = |start: &u64| {
             let start = u128::from(*start) * batch;
-            // Its events from there on.
+            // The user's events from there on have the numbers `first..end`.
             let first = start.saturating_sub(user).div_ceil(users);
             let end = u128::from(self.events).saturating_sub(user).div_ceil(users);
             let behind = user + first * users - start;
-            // A rest is `batch` events, repeated every `period` events.
+            // A rest has `batch` events, repeated every `period` events.
             let period = batch * u128::from(rests.step);
             count_below(end.saturating_sub(first), users, behind, period, batch)
         };
@@ -244,7 +244,7 @@ impl Workload {
         }
     }
 
-    /// Returns the totals of all events except for the sets', which are disjoint.
+    /// Returns the totals of all events except for the events in `sets`, which are disjoint.
     pub(super) fn share_without(&self, sets: &[&EventSet]) -> Share {
         let mut share = self.whole();
         for set in sets {
@@ -258,28 +258,28 @@ impl Workload {
     }
 }
 
-/// Rests with one common step: the start of each, by its remainder.
+/// Rests with a common step. `starts` has the start of each rest by its remainder.
 struct Rests {
     step: u64,
     starts: HashMap<u64, u64>,
 }
 
-/// Returns how many of the `count` numbers `first`, `first + step`, `first + 2 * step` have a remainder below `limit`
-/// when divided by `divisor`, which is at least `limit`.
+/// Returns how many of the `count` numbers `first`, `first + step`, `first + 2 * step`, and so on have a remainder
+/// below `limit` when divided by `divisor`, which is at least `limit`.
 fn count_below(count: u128, step: u128, first: u128, divisor: u128, limit: u128) -> u128 {
-    // Such a number, less the limit, has a smaller quotient.
+    // A number with a remainder below the limit has a smaller quotient after the limit is subtracted.
     count + sum_of_quotients(count, step, first, divisor)
         - sum_of_quotients(count, step, first + divisor - limit, divisor)
 }
 
-/// Returns the sum of the quotients of `count` numbers divided by `divisor`, rounded down, in steps as in Euclid's
-/// algorithm.
+/// Returns the sum of the quotients of the `count` numbers `first`, `first + step`, and so on, divided by `divisor` and
+/// rounded down. The steps are similar to Euclid's algorithm.
 fn sum_of_quotients(mut count: u128, mut step: u128, mut first: u128, mut divisor: u128) -> u128 {
     let mut sum = 0;
     while count > 0 {
         sum += count * (count - 1) / 2 * (step / divisor) + count * (first / divisor);
         (step, first) = (step % divisor, first % divisor);
-        // The remaining points are below a line, and are counted from its other side.
+        // The remaining points are below a line, and are counted from the other side of the line.
         let last = step * count + first;
         (count, first) = (last / divisor, last % divisor);
         (step, divisor) = (divisor, step);
@@ -293,7 +293,7 @@ mod tests {
     use crate::load::workload::Values;
     use std::time::{Duration, Instant};
 
-    /// Returns the events of a workload in a set, for a small one that is listed.
+    /// Returns the events in a small set as a list of all events.
     fn list(workload: &Workload, singles: &[u64], rests: &[Rest]) -> HashSet<u64> {
         let rests = rests.iter().flat_map(|rest| {
             (rest.start..workload.requests()).step_by(usize::try_from(rest.step).unwrap())
@@ -309,8 +309,8 @@ mod tests {
         set
     }
 
-    /// Against a list of every event: workloads whose users are fewer and more than their events, one
-    /// thread or several that stopped at different places, and single events anywhere.
+    /// Compares with a list of every event, for workloads with fewer and with more users than events, for one thread or
+    /// several that stopped at different places, and for single events anywhere.
     #[test]
     fn closed_forms_agree_with_a_list_of_all_events() {
         let mut random = fastrand::Rng::with_seed(3);
@@ -347,13 +347,13 @@ mod tests {
             for user in 0..workload.users {
                 assert_eq!(found.contains(user), users.contains(&user), "{user}");
             }
-            // The same with a set that was filled in two parts.
+            // A set that was filled in two parts gives the same results.
             let mut merged = first;
             merged.merge(second);
             assert_eq!(workload.share_without(&[&merged]), expected);
             assert_eq!(merged.len(&workload), events - left.len() as u64);
             assert_eq!(workload.users_without(&[&merged]).most(), users.len() as u64);
-            // The union with the users of some others.
+            // The union with the users of some other events is correct, too.
             let (fewer, picked) = (random.u64(0..=events), random.f64());
             let fewer = Workload { events: fewer.max(1), ..workload };
             let out: Vec<u64> = (0..fewer.requests()).filter(|_| random.f64() < picked).collect();
@@ -402,7 +402,7 @@ mod tests {
         for (events, unattributed) in [(limit - 1, 0), (limit, 0), (limit + 1, 1)] {
             let mut set = EventSet::default();
             (0..events).for_each(|event| set.insert(&workload, event));
-            // A user that is in has room for another event.
+            // A user that is already in the set has room for another event.
             set.insert(&workload, workload.users);
             assert_eq!(set.len(&workload), events + 1);
             let users = set.users(&workload);

@@ -1,4 +1,4 @@
-//! The forms in which other tools read results, in one table: nothing else in the program knows them.
+//! The formats of results for other tools, in one table. The rest of the program does not know these formats.
 
 use super::destination::Destination;
 use super::figures::{Better, FIGURES, Figure, Quantity};
@@ -20,15 +20,15 @@ pub struct Findings {
     pub values: Vec<Finding>,
     /// The conditions that were checked.
     pub cases: Vec<Case>,
-    /// The heads of a table: of a run, what each of its seconds has.
+    /// The column heads of a table. The table of a run has a row for each second.
     pub heads: Vec<&'static str>,
     /// The rows of the table.
     pub rows: Vec<Vec<String>>,
-    /// Lines for people, below the table of values.
+    /// Lines for human readers, below the table of values.
     pub lines: Vec<String>,
 }
 
-/// The value of a figure, and between what it is with a certainty of 95%, if that is known.
+/// The value of a figure, and its 95% confidence interval if that is known.
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub(crate) figure: Figure,
@@ -37,17 +37,17 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Returns a value of the figure that conditions know by a name, with its interval.
+    /// Creates a finding for the figure with this name in conditions, with its interval.
     ///
     /// # Errors
     ///
-    /// If there is no such figure.
+    /// Fails if the figure does not exist.
     pub fn new(name: &str, value: f64, range: Option<[f64; 2]>) -> Result<Finding, String> {
         let figure = Figure::named(name, &FIGURES)?;
         Ok(Finding { figure, value: Bound::exactly(value), range })
     }
 
-    /// Returns the least that it can be and the most, as far as they are known.
+    /// Returns the least and the greatest possible value, as far as they are known.
     fn limits(&self) -> [Option<f64>; 2] {
         match self.range {
             Some(range) => range.map(Some),
@@ -55,7 +55,7 @@ impl Finding {
         }
     }
 
-    /// Returns these limits as text, each of which `write` makes; `None` if none is known.
+    /// Returns these limits as text, with each value formatted by `write`; `None` if neither limit is known.
     fn limits_in_words(&self, write: impl Fn(f64) -> String) -> Option<String> {
         Some(match self.limits() {
             [Some(low), Some(high)] => format!("{} to {}", write(low), write(high)),
@@ -65,16 +65,16 @@ impl Finding {
     }
 }
 
-/// Something that passed, or why it did not.
+/// A check, and the reason if it failed.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Its name.
     pub name: String,
-    /// Why it did not pass.
+    /// The reason why it did not pass.
     pub failure: Option<String>,
 }
 
-/// A form, by the name that `--export` knows it by.
+/// An export format, by its name in `--export`.
 type Exporter = (&'static str, fn(&[Findings]) -> String);
 
 const EXPORTERS: [Exporter; 6] = [
@@ -86,7 +86,7 @@ const EXPORTERS: [Exporter; 6] = [
     ("csv", csv),
 ];
 
-/// The request of `--export`.
+/// A value of `--export`.
 #[derive(Clone, Debug)]
 pub struct Export {
     exporter: Exporter,
@@ -115,11 +115,11 @@ impl Export {
     }
 }
 
-/// Opens the places that exports name, and writes there what `find` finds.
+/// Opens the places that `exports` name, and writes the findings of `find` to them.
 ///
 /// # Errors
 ///
-/// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+/// [`Failure::Usage`] if two of them are the same place, and [`Failure::Environment`] if a place cannot be written.
 pub fn export<T>(
     exports: &[Export],
     find: impl FnOnce() -> Result<(T, Findings), Failure>,
@@ -130,8 +130,8 @@ pub fn export<T>(
     Ok(found)
 }
 
-/// Writes what was found to the places that `exports` name, which were opened in this order. Of several findings, each is a
-/// benchmark, and all have the heads of the first.
+/// Writes findings to the places that `exports` name, which were opened in this order. If there are several findings,
+/// each is a benchmark, and all use the column heads of the first.
 pub(crate) fn write(
     exports: &[Export],
     places: Vec<Destination>,
@@ -141,7 +141,8 @@ pub(crate) fn write(
     pairs.map(|(export, place)| place.write(&export.exporter.1(all))).collect()
 }
 
-/// Bencher Metric Format: a measure per figure, with its interval. What may be more has no upper limit.
+/// Formats findings in Bencher Metric Format: a measure per figure, with its interval. A value that is a lower bound
+/// does not have an upper limit.
 fn bmf(all: &[Findings]) -> String {
     let benchmarks: Map<String, Value> =
         all.iter().map(|findings| (findings.name.clone(), measures(findings))).collect();
@@ -156,13 +157,13 @@ fn measures(findings: &Findings) -> Value {
                 measure[name] = limit.into();
             }
         }
-        // A measure is named by a slug.
+        // The name of a measure is a slug.
         (finding.figure.name.replace(['.', '_'], "-"), measure)
     });
     Value::Object(measures.collect())
 }
 
-/// An entry of github-action-benchmark's custom tools; each tool takes figures of one direction.
+/// An entry of a custom tool in github-action-benchmark. Each tool takes figures that improve in the same direction.
 #[derive(Serialize)]
 struct Entry {
     name: String,
@@ -202,7 +203,7 @@ fn pretty(value: &impl Serialize) -> String {
     json.unwrap_or_else(|error| unreachable!("its keys are text: {error}")) + "\n"
 }
 
-/// JUnit's XML, which the CI systems show: a test case per verdict and threshold.
+/// Formats findings as JUnit XML, which CI systems display: a test case per verdict and threshold.
 fn junit(all: &[Findings]) -> String {
     let counts = |cases: &[&Case]| {
         let failures = cases.iter().filter(|case| case.failure.is_some()).count();
@@ -236,7 +237,7 @@ fn suite(Findings { name, cases, .. }: &Findings, counts: &str) -> String {
     text + "  </testsuite>\n"
 }
 
-/// Text as XML 1.0 has it, without the characters that no document may have (section 2.2).
+/// Escapes text for XML 1.0, and drops the characters that a document must not contain (section 2.2).
 fn xml(text: &str) -> String {
     let is_allowed = |c: char| match c {
         '\n' | '\t' => true,
@@ -246,7 +247,7 @@ fn xml(text: &str) -> String {
     escape(&text.chars().filter(|c| is_allowed(*c)).collect::<String>())
 }
 
-/// Markdown for a summary of a job, or a comment.
+/// Formats findings as Markdown for a job summary or a comment.
 fn markdown(all: &[Findings]) -> String {
     all.iter().map(section).collect::<Vec<_>>().join("\n")
 }
@@ -278,7 +279,7 @@ fn section(findings: &Findings) -> String {
     text
 }
 
-/// Returns text on one line, in which nothing is mistaken for markup or for the end of a cell.
+/// Returns text on one line, escaped so that none of it is mistaken for markup or for the end of a cell.
 fn in_markdown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.lines().collect::<Vec<_>>().join("; ").chars() {
@@ -290,12 +291,12 @@ fn in_markdown(text: &str) -> String {
     escape(&shown)
 }
 
-/// Returns a number as a cell of a table; nothing if it is not known.
+/// Formats a number as a cell of a table, which is empty if the number is not known.
 pub fn cell(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }
 
-/// Comma-separated values (RFC 4180) that do not need quotes.
+/// Formats findings as comma-separated values (RFC 4180). None of the values needs quotes.
 fn csv(all: &[Findings]) -> String {
     let heads = all.first().map(|findings| findings.heads.join(","));
     let mut text = heads.unwrap_or_default() + "\r\n";
@@ -341,7 +342,7 @@ mod tests {
         export.exporter.1(&[findings()])
     }
 
-    /// Bencher's reference: an object per benchmark; each measure has a value, and may have both limits.
+    /// Bencher's reference describes an object per benchmark. Each measure has a value, and may have both limits.
     #[test]
     fn bmf_has_a_value_per_measure_and_the_limits_that_are_known() {
         let json: Value = serde_json::from_str(&exported("bmf")).unwrap();
@@ -368,7 +369,8 @@ mod tests {
         assert_eq!(json["ringtally <load>"]["max"], max);
     }
 
-    /// The tool's README: a list of entries with a name, a unit, a value, and perhaps a range and more, as text.
+    /// The tool's README describes a list of entries. Each has a name, a unit, a value, and optionally a range and
+    /// more, as text.
     #[test]
     fn each_tool_of_the_action_gets_the_figures_of_its_direction() {
         for (format, expected) in [
@@ -389,8 +391,8 @@ mod tests {
         }
     }
 
-    /// The rules of JUnit's XSD: suites have suites, these have cases, and these may have a failure; the required
-    /// attributes are there, and the counts match the elements.
+    /// JUnit's XSD allows suites in suites, cases in suites, and failures in cases. All required attributes must be
+    /// present, and the counts must match the elements.
     #[test]
     fn junit_is_well_formed_and_counts_what_it_has() {
         let text = exported("junit");

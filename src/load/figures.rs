@@ -1,5 +1,5 @@
-//! The figures of a run, in one table for thresholds, comparisons, searches, and exports: name, place in a report, and
-//! the direction in which it gets better.
+//! The figures of a run, in one table for thresholds, comparisons, searches, and exports. Each has a name, a place in a
+//! report, and a direction of improvement.
 
 use super::latency::Bound;
 use super::numbers::{grouped, time_in_full};
@@ -11,7 +11,7 @@ use std::borrow::Cow;
 /// A figure of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Figure {
-    /// As conditions name it.
+    /// Its name in conditions.
     pub(crate) name: &'static str,
     /// Its place in a report, as a JSON pointer.
     pub(crate) place: &'static str,
@@ -26,25 +26,25 @@ pub(crate) struct Figure {
 /// The quantity of a figure, with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quantity {
-    /// Microseconds that requests took.
+    /// Time that requests took, in microseconds.
     Latency,
-    /// Microseconds of CPU time per request.
+    /// CPU time per request, in microseconds.
     CpuTime,
-    /// Requests per second, with batches events.
+    /// Requests per second, or events per second with batches.
     Rate,
-    /// From 0 to 1.
+    /// A share from 0 to 1.
     Share,
     Count,
-    /// One of these words.
+    /// A word from this list.
     Word(&'static [&'static str]),
 }
 
-/// The direction in which a figure gets better.
+/// The direction of improvement of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Better {
     Lower,
     Higher,
-    /// It describes a run, and judges none.
+    /// The figure describes a run but does not judge it.
     Neither,
 }
 
@@ -110,20 +110,20 @@ pub(crate) const FIGURES: [Figure; 26] = [
     ),
 ];
 
-/// The figure of how many connections were open.
+/// The name of the figure that counts the connections that were open.
 pub(super) const CONNECTIONS_OPEN: &str = "connections_open";
 
 /// The value of a figure in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Measured {
-    /// A number, which may be a lower bound; microseconds for a time.
+    /// A number, which may be a lower bound. Times are in microseconds.
     Number(Bound),
     Word(&'static str),
     /// The run lacks the figure, for this reason.
     Unknown(&'static str),
 }
 
-/// As the number or the word alone; null if it is not known.
+/// Serializes the number or the word alone, or null if the value is not known.
 impl Serialize for Measured {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -159,11 +159,11 @@ impl Figure {
         self
     }
 
-    /// Returns the figure of a name.
+    /// Returns the figure with this name.
     ///
     /// # Errors
     ///
-    /// If none of `figures` has it: what to use instead.
+    /// Fails if none of `figures` has the name, with an error that lists the names to use instead.
     pub(crate) fn named(name: &str, figures: &[Figure]) -> Result<Figure, String> {
         figures.iter().find(|figure| figure.name == name).copied().ok_or_else(|| {
             let names: Vec<&str> = figures.iter().map(|figure| figure.name).collect();
@@ -179,7 +179,7 @@ impl Figure {
         figures
     }
 
-    /// Returns what the figure was in a run, from its report.
+    /// Returns the value of the figure in a run, from its report.
     pub(crate) fn of(&self, report: &Value) -> Measured {
         let word = |found: &str| match self.quantity {
             Quantity::Word(words) => words.iter().find(|word| **word == found),
@@ -199,7 +199,7 @@ impl Figure {
         found.unwrap_or(Measured::Unknown(self.absent))
     }
 
-    /// Whether a report lists it among the latencies that may be longer.
+    /// Reports whether a report lists the figure among the latencies that may be longer.
     fn is_lower_bound(&self, report: &Value) -> bool {
         let name = self.place.rsplit('/').next().unwrap_or_default();
         let bounds = report.pointer("/latency_us/lower_bounds").and_then(Value::as_array);
@@ -207,13 +207,14 @@ impl Figure {
             && bounds.is_some_and(|bounds| bounds.iter().any(|bound| bound == name))
     }
 
-    /// Returns the quantile that a percentile is, such as 0.99; `None` for any other figure.
+    /// Returns the quantile of a percentile, such as 0.99 for `p99`; `None` for any other figure.
     pub(crate) fn quantile(&self) -> Option<f64> {
         // A hundredth of the double nearest to 99.9 is not the double nearest to the quantile.
         Some((self.percent()? * 100.0).round() / 1e4)
     }
 
-    /// Returns the share of the requests whose latency it leaves out: of p99, 1%; of the mean and the maximum, none.
+    /// Returns the share of the requests whose latency the figure leaves out: 1% for p99, and none for the mean and
+    /// the maximum.
     pub(crate) fn share_above(&self) -> f64 {
         self.percent().map_or(0.0, |percent| (100.0 - percent) / 100.0)
     }
@@ -222,7 +223,7 @@ impl Figure {
         self.name.strip_prefix('p')?.parse().ok()
     }
 
-    /// Returns a value of it as text, with its unit.
+    /// Formats a value of the figure, with its unit.
     pub(super) fn in_words(&self, value: f64) -> String {
         match self.quantity {
             Quantity::Latency => time_in_full(value),
@@ -231,7 +232,7 @@ impl Figure {
     }
 }
 
-/// A number with up to four decimals, and its digits in groups of three.
+/// Formats a number with up to four decimals, with its digits in groups of three.
 fn number(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');

@@ -1,8 +1,7 @@
-//! Whether a server completes what it is sent: the acknowledged events over a window, and their meaning for the
-//! backlog.
+//! Decides whether a server completes the requests that it is sent, from the growth of the backlog over a window.
 //!
-//! Latencies alone do not show that a server falls behind: the window may end before the backlog has grown to the
-//! limit. So the backlog, which is what was due and is not acknowledged, must not grow.
+//! Latencies alone do not show that a server falls behind, because the window may end before the backlog has grown to
+//! the limit. The backlog, which consists of the events that were due and are not acknowledged, must therefore not grow.
 
 use super::shared::Progress;
 use crossbeam_utils::CachePadded;
@@ -11,31 +10,31 @@ use std::time::{Duration, Instant};
 
 /// The number of samples per window.
 pub(super) const SAMPLES: u32 = 64;
-/// Fewer samples do not make a trend: the thread that takes them did not get its CPU.
+/// The least number of samples for a trend. If there are fewer, the thread that takes them did not get its CPU.
 const SAMPLES_MIN: usize = 8;
-/// The least share of a window in which connections and caches get warm.
+/// The least share of a window that connections and caches get to warm up.
 const START_SHARE: f64 = 0.125;
-/// From this share of the rate on, the growth of the backlog fails a single window. Less may be chance, and is judged
-/// over several windows.
+/// The least growth of the backlog, as a share of the rate, that fails a single window. Less growth may be chance, and
+/// is judged over several windows.
 const GROWTH_MAX: f64 = 0.1;
-/// Up to this share of the rate, growth is what samples and whole events add.
+/// Growth up to this share of the rate is an artifact of sampling and of counting whole events.
 const GROWTH_NOISE: f64 = 0.002;
-/// A rate holds if the backlog grows by less than this share of it; the rest must be sent.
+/// A rate holds if the backlog grows by less than this share of the rate. The remaining share must be sent.
 pub(super) const GROWTH_HELD: f64 = 0.01;
 
-/// The 95% quantiles of Student's t distribution for 1 to 12 degrees of freedom. For more, the last one is used, which
-/// is slightly too great.
+/// The 95% quantiles of Student's t distribution for 1 to 12 degrees of freedom. The last quantile, which is slightly
+/// too great, is also used for more degrees of freedom.
 const T95: [f64; 12] =
     [6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782];
 
-/// The number of acknowledged events at some moments of a run: seconds since its start, and the number.
+/// The number of acknowledged events at some moments of a run, with the seconds since the start for each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flow {
     samples: Vec<(f64, u64)>,
 }
 
 impl Flow {
-    /// Samples the threads' progress until told to stop.
+    /// Samples the threads' progress until `is_over` is set.
     pub(super) fn watch(
         every: Duration,
         progress: &[CachePadded<Progress>],
@@ -53,15 +52,16 @@ impl Flow {
         flow
     }
 
-    /// Of such samples.
+    /// Creates a flow from samples.
     #[cfg(test)]
     pub(super) fn of(samples: Vec<(f64, u64)>) -> Flow {
         Flow { samples }
     }
 
-    /// By how much the backlog grew, as a share of the rate: the slope of a straight line through it, by least squares.
-    /// `None` if there are too few samples. The start of a window at `rate` events per second that lasts `window_s` is
-    /// left out: until a request has had its longest time, the backlog grows in any case.
+    /// Returns the growth of the backlog as a share of the rate: the slope of a straight line through it, by least
+    /// squares. Returns `None` if there are too few samples. The start of a window at `rate` events per second that
+    /// lasts `window_s` is left out, because the backlog grows in any case until requests have had the longest time
+    /// that they may take.
     pub(super) fn growth(&self, rate: f64, window_s: f64, limit_s: f64) -> Option<f64> {
         let start_s = limit_s.max(window_s * START_SHARE);
         let points: Vec<(f64, f64)> = self
@@ -84,12 +84,12 @@ impl Flow {
         Some(covariance / variance / rate)
     }
 
-    /// Whether this growth of the backlog fails a single window.
+    /// Reports whether this growth of the backlog fails a single window.
     pub(super) fn falls_behind(growth: Option<f64>) -> bool {
         growth.is_some_and(|growth| growth >= GROWTH_MAX)
     }
 
-    /// Returns the reason why the growth of its backlog fails a single window, if it does.
+    /// Returns the reason why this growth of the backlog fails a single window, if it does.
     pub(super) fn why_not(growth: Option<f64>) -> Option<String> {
         match growth {
             None => Some("too few samples of the backlog: the client was kept from its CPU".into()),
@@ -105,12 +105,12 @@ impl Flow {
 /// The trend of the backlog over several windows of one rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Trend {
-    /// It does not grow, or by less than [`GROWTH_HELD`].
+    /// The backlog does not grow, or grows by less than [`GROWTH_HELD`].
     Steady,
     Grows {
         share: f64,
     },
-    /// Neither is certain at 95%.
+    /// Neither case is certain at 95%.
     Unclear {
         share: f64,
         most: f64,
@@ -118,7 +118,8 @@ pub(super) enum Trend {
 }
 
 impl Trend {
-    /// From the growth in each window. The windows are independent of each other, as the samples of one are not.
+    /// Determines the trend from the growth in each window. The windows are independent of each other, unlike the
+    /// samples of a single window.
     pub(super) fn of(growths: &[f64]) -> Trend {
         let count = growths.len() as f64;
         let share = growths.iter().sum::<f64>() / count.max(1.0);
@@ -138,7 +139,7 @@ impl Trend {
         }
     }
 
-    /// Returns the reason why a rate with it does not hold.
+    /// Returns the reason why a rate with this trend does not hold.
     pub(super) fn why_not(self) -> Option<String> {
         let percent = |share: f64| share * 100.0;
         match self {
@@ -159,7 +160,7 @@ impl Trend {
 mod tests {
     use super::*;
 
-    /// A server that completes `capacity` events per second, after `latency_s`.
+    /// Returns the flow of a server that completes `capacity` events per second, after `latency_s`.
     fn flow(rate: f64, capacity: f64, latency_s: f64) -> Flow {
         #[allow(clippy::cast_possible_truncation, reason = "events of a test are few")]
         let acknowledged = |at_s: f64| (rate.min(capacity) * (at_s - latency_s).max(0.0)) as u64;
@@ -180,7 +181,7 @@ mod tests {
             assert!((growth - expected).abs() < 0.002, "{rate} of {capacity}: {growth}");
             assert_eq!(Flow::why_not(Some(growth)).is_some(), expected > 0.1);
         }
-        // All of the window is needed to fill the server.
+        // The server takes all of the window to fill up.
         let filling = flow(500.0, 500.0, 1.0).growth(500.0, 1.0, 0.5).unwrap();
         assert!(filling > 0.9, "{filling}");
         assert_eq!(Flow::of(vec![(0.5, 1); 7]).growth(1.0, 1.0, 0.1), None);
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!(Trend::of(&[0.001, 0.0, -0.001, 0.0]), Trend::Steady);
         assert!(matches!(Trend::of(&[0.02, 0.021, 0.019]), Trend::Grows { .. }));
         assert!(matches!(Trend::of(&[0.05, -0.04, 0.02]), Trend::Unclear { .. }));
-        // As much noise, and more windows.
+        // The noise is the same, but there are more windows.
         let many: Vec<f64> = [0.05, -0.05].repeat(100);
         assert_eq!(Trend::of(&many), Trend::Steady);
         assert!(matches!(Trend::of(&[0.5]), Trend::Unclear { .. }));

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM. During a run, the first one ends the sending, and the measurements so far are reported. At any
-//! other time, and the second time, it ends the process immediately.
+//! Handles Ctrl-C and SIGTERM. During a run, the first signal stops the sending, and the report has the measurements
+//! made until then. A second signal, or a signal at any other time, ends the process immediately.
 
 use super::taken_terminal;
 use procfs::process::Process;
@@ -9,10 +9,11 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// The exit code of a program that was interrupted, as shells have it for Ctrl-C.
+/// The exit code of a program that was interrupted, the same as shells use for Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// No run, a run, or a run that should end. Signals are the process's, and so is this.
+/// The state of the process: no run, a run, or a run that should end. It is global because signals are sent to the
+/// whole process.
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
@@ -36,17 +37,17 @@ impl Drop for Running {
     }
 }
 
-/// Whether a run of this process was to end, even if that came too late for it.
+/// Reports whether the user asked to end a run of this process, even if the request came too late for the run.
 pub(crate) fn was_asked() -> bool {
     WAS_ASKED.load(Ordering::Relaxed)
 }
 
-/// Whether the run should end.
+/// Reports whether the run should end.
 pub(super) fn is_asked() -> bool {
     STATE.load(Ordering::Relaxed) == ASKED
 }
 
-/// Asks for the end of the run; the second time, ends the process.
+/// Asks the run to end. A second call ends the process.
 pub(super) fn ask() {
     WAS_ASKED.store(true, Ordering::Relaxed);
     let asked =
@@ -57,12 +58,12 @@ pub(super) fn ask() {
     }
 }
 
-/// Starts to wait for signals, except for those that the process was started to ignore. It is done once for the whole
-/// life of the process: a handler that was removed would leave the signal ignored.
+/// Starts to wait for signals, except for those that the process was started to ignore. This is done only once in the
+/// life of the process, because removing a handler would leave its signal ignored.
 ///
 /// # Errors
 ///
-/// If no handler could be installed: then a signal ends the process without a report.
+/// Fails if a handler cannot be installed. In that case, a signal ends the process without a report.
 pub(super) fn listen() -> io::Result<()> {
     static LISTENING: OnceLock<()> = OnceLock::new();
     if LISTENING.get().is_some() {
@@ -74,12 +75,12 @@ pub(super) fn listen() -> io::Result<()> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || signals.forever().for_each(|_| ask()))?;
-    // Set only here, by the one thread that runs a load.
+    // This is the only place that sets it, on the only thread that runs a load.
     let _ = LISTENING.set(());
     Ok(())
 }
 
-/// The signals that this process ignores, a bit each, as proc_pid_status(5) has them.
+/// Returns the signals that this process ignores, one bit each, as in proc_pid_status(5).
 fn ignored_signals() -> u64 {
     Process::myself().and_then(|myself| myself.status()).map_or(0, |status| status.sigign)
 }

@@ -1,9 +1,9 @@
-//! Latencies, and what is known about requests that never ended.
+//! Latencies, including the knowledge about requests that never ended.
 //!
-//! A request that was given up took at least the time that the client waited for it. It is right-censored, as
-//! statisticians call it, and stays in the data. The k-th smallest recorded value is never above the k-th smallest true
-//! value, and equals it if it is below every censored value. From the first censored value on, a quantile is therefore
-//! known only as a lower bound.
+//! A request that was given up took at least as long as the client waited. In statistical terms, it is right-censored,
+//! and it stays in the data. The k-th smallest recorded value is never above the k-th smallest true value, and equals
+//! it if it is below every censored value. From the first censored value on, a quantile is therefore known only as a
+//! lower bound.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,26 +13,26 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 
-/// The longest latency that is distinguished, in nanoseconds: an hour.
+/// The longest latency that a histogram distinguishes, in nanoseconds: an hour.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 
-/// A figure, or the least that it can have been.
+/// The value of a figure, or a lower bound on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Bound {
-    /// Microseconds, if it is a latency.
+    /// The value, in microseconds if it is a latency.
     pub(crate) micros: f64,
-    /// It may have been more.
+    /// Whether the true value may be greater.
     pub(crate) is_at_least: bool,
 }
 
 impl Bound {
-    /// A figure that is known.
+    /// Creates a value that is known exactly.
     pub(super) fn exactly(micros: f64) -> Bound {
         Bound { micros, is_at_least: false }
     }
 }
 
-/// Returns the names of those of some figures that are lower bounds.
+/// Returns the names of the figures that are lower bounds.
 pub(super) fn lower_bounds<const N: usize>(
     figures: [(&'static str, Option<Bound>); N],
 ) -> Vec<&'static str> {
@@ -40,7 +40,7 @@ pub(super) fn lower_bounds<const N: usize>(
     figures.into_iter().filter(is_bound).map(|(name, _)| name).collect()
 }
 
-/// Written as the number alone, which programs expect; the report lists which numbers are bounds.
+/// Serializes only the number, which is what programs expect. The report lists the numbers that are bounds.
 impl Serialize for Bound {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.micros)
@@ -67,18 +67,19 @@ impl JsonSchema for Bound {
 pub(super) struct Latencies {
     histogram: Histogram<u64>,
     censored: u64,
-    /// The shortest time after which a request was given up, or that stands for a longer one.
+    /// The shortest recorded time that may stand for a longer one, because a request was given up or was too slow for
+    /// the histogram.
     least_censored_ns: Option<u64>,
 }
 
-/// Latencies as a file has them, without loss.
+/// Latencies as stored in a file, without loss.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Encoded {
-    /// The histogram, in nanoseconds, in HdrHistogram's compressed form (V2), in base64, as its log files have it.
+    /// The histogram, in nanoseconds, in HdrHistogram's compressed form (V2) and base64, as in its log files.
     histogram: String,
     /// The number of requests that were given up.
     censored: u64,
-    /// The shortest time in nanoseconds after which a request was given up; null if none were.
+    /// The shortest time in nanoseconds before a request was given up; null if none were.
     least_censored_ns: Option<u64>,
 }
 
@@ -144,7 +145,7 @@ impl Latencies {
     pub(super) fn record(&mut self, ns: u64) {
         self.histogram.saturating_record(ns.max(1));
         if ns > LATENCY_NS_MAX {
-            // It is recorded as the longest that is distinguished, which is a bound.
+            // It is recorded as the longest latency that the histogram distinguishes, which is a bound.
             self.note_censored(self.least_alike(ns));
         }
     }
@@ -158,11 +159,11 @@ impl Latencies {
     pub(super) fn record_many_at_least(&mut self, ns: u64, count: u64) {
         self.histogram.saturating_record_n(ns.max(1), count);
         self.censored += count;
-        // Rounded as the histogram rounds, so that no value in the same bucket counts as known.
+        // The time is rounded as in the histogram, so that no value in the same bucket counts as known.
         self.note_censored(self.least_alike(ns));
     }
 
-    /// Returns the least latency that the histogram does not distinguish from this one.
+    /// Returns the shortest latency that the histogram does not distinguish from this one.
     pub(super) fn least_alike(&self, ns: u64) -> u64 {
         self.histogram.lowest_equivalent(ns.clamp(1, LATENCY_NS_MAX))
     }
@@ -182,23 +183,23 @@ impl Latencies {
         }
     }
 
-    /// The number of requests recorded, those that were given up included.
+    /// Returns the number of requests recorded, including those that were given up.
     pub(super) fn len(&self) -> u64 {
         self.histogram.len()
     }
 
-    /// The number of requests that were given up.
+    /// Returns the number of requests that were given up.
     pub(super) fn censored(&self) -> u64 {
         self.censored
     }
 
-    /// A quantile from 0 to 1; `None` if nothing was recorded.
+    /// Returns a quantile, from 0 to 1; `None` if nothing was recorded.
     pub(super) fn quantile(&self, quantile: f64) -> Option<Bound> {
         self.bound(self.histogram.value_at_quantile(quantile))
     }
 
-    /// Returns a lower bound of a quantile over `requests` requests, in microseconds: the quantile if the unrecorded
-    /// ones take no time. Returns `None` without a bound.
+    /// Returns a lower bound on a quantile over `requests` requests, in microseconds: the quantile if all unrecorded
+    /// requests took zero time. Returns `None` if a bound is not known.
     pub(super) fn least_quantile_of(&self, quantile: f64, requests: u64) -> Option<f64> {
         #[allow(
             clippy::cast_possible_truncation,
@@ -216,12 +217,12 @@ impl Latencies {
         })
     }
 
-    /// The longest; `None` if nothing was recorded.
+    /// Returns the longest latency; `None` if nothing was recorded.
     pub(super) fn max(&self) -> Option<Bound> {
         self.bound(self.histogram.max())
     }
 
-    /// The mean; `None` if nothing was recorded.
+    /// Returns the mean; `None` if nothing was recorded.
     pub(super) fn mean(&self) -> Option<Bound> {
         let is_at_least = self.least_censored_ns.is_some();
         let mean = Bound { micros: self.histogram.mean() / 1e3, is_at_least };
@@ -233,12 +234,12 @@ impl Latencies {
         (self.len() > 0).then_some(Bound { micros: ns as f64 / 1e3, is_at_least })
     }
 
-    /// From this value on, all that the histogram has may be more; `None` if nothing may.
+    /// Returns the least recorded value that may be too low, as may all greater values; `None` if all values are known.
     pub(super) fn bounds_from_ns(&self) -> Option<u64> {
         self.least_censored_ns
     }
 
-    /// The histogram itself, in nanoseconds.
+    /// Returns the histogram itself, in nanoseconds.
     pub(super) fn histogram(&self) -> &Histogram<u64> {
         &self.histogram
     }
@@ -251,11 +252,11 @@ pub(super) struct Slice {
     pub(super) second: u64,
     /// Events of the requests that got a response.
     pub(super) events: u64,
-    /// From the intended send time, which in a closed loop is the actual one.
+    /// Latencies from the intended send time, which is the actual send time in a closed loop.
     pub(super) latency: Latencies,
-    /// In an open loop, from the actual send time.
+    /// Latencies from the actual send time, in an open loop.
     pub(super) from_send: Option<Latencies>,
-    /// The lateness with which the client sent requests of an open loop although a connection was free.
+    /// The lag of requests in an open loop, if a connection was free to send them.
     pub(super) lag: Option<Latencies>,
 }
 
@@ -271,7 +272,7 @@ impl Slice {
         }
     }
 
-    /// Adds all that `other` has, whatever its second.
+    /// Adds all latencies and events of `other`, regardless of its second.
     pub(super) fn merge(&mut self, other: &Slice) {
         self.events += other.events;
         self.latency.merge(&other.latency);
@@ -353,7 +354,7 @@ mod tests {
         assert_eq!(latencies.censored(), 0, "it was not given up");
     }
 
-    /// Whatever the true latencies are, a known quantile is right, and a bound is not above it.
+    /// Whatever the true latencies are, a known quantile is right, and a lower bound is not above the true quantile.
     #[test]
     fn a_quantile_is_right_or_a_lower_bound() {
         let mut random = fastrand::Rng::with_seed(7);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::AddAssign;
 
-/// The book of one thread, or of a run.
+/// The outcomes of the events of one thread, or of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Ledger {
     /// Events that the server acknowledged.
@@ -20,38 +20,38 @@ pub(super) struct Ledger {
     pub(super) refused: EventSet,
     /// The number of events that the server refused with each status.
     pub(super) refused_by_status: BTreeMap<u16, u64>,
-    /// Events that were sent at least in part, without a response.
+    /// Events that were sent, at least in part, but did not get a response.
     pub(super) unknown: EventSet,
     /// Events that were not sent at all.
     pub(super) unsent: EventSet,
-    /// Batches whose acknowledgement was of another number of events.
+    /// Batches whose acknowledgement was for a different number of events.
     pub(super) misstated: u64,
-    /// One of these acknowledgements.
+    /// An example of such an acknowledgement.
     pub(super) misstatement: Option<Misstatement>,
-    /// The troubles of connections.
+    /// The problems with connections.
     pub(super) trouble: Trouble,
-    /// Attempts to connect that failed, by the number of the error.
+    /// Attempts to connect that failed, by error number.
     #[serde(default)]
     pub(super) connect_errors: BTreeMap<i32, u64>,
 }
 
-/// An acknowledgement that contradicts what it acknowledges.
+/// An acknowledgement that contradicts its batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Misstatement {
-    /// The events of the batch.
+    /// The number of events in the batch.
     pub(super) sent: u64,
     /// The number that the server reports as accepted, if it reports one.
     pub(super) accepted: Option<u64>,
 }
 
-/// What servers did to connections.
+/// The problems with connections, by kind.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Trouble {
-    /// Connections opened in place of others.
+    /// Connections that were opened to replace others.
     pub(super) reconnects: u64,
     /// Attempts to connect that failed.
     pub(super) connect_failures: u64,
-    /// Connections that were open at no time, or only until the server turned them away.
+    /// Connections that were never open, or only until the server turned them away.
     #[serde(default)]
     pub(super) never_open: u64,
     /// Connections that a ramp had not reached when the run ended.
@@ -65,13 +65,13 @@ pub(super) struct Trouble {
     pub(super) broken_keep_alives: u64,
     /// Responses that were malformed, or that did not belong to a request.
     pub(super) malformed: u64,
-    /// Requests sent again, because they were pipelined behind a response with `Connection: close`.
+    /// Requests that were sent again because they were pipelined after a request whose response had `Connection: close`.
     #[serde(default)]
     pub(super) resent: u64,
 }
 
 impl Trouble {
-    /// Every count.
+    /// Returns a mutable reference to every count.
     fn counts_mut(&mut self) -> [&mut u64; 9] {
         let Trouble {
             reconnects,
@@ -107,7 +107,7 @@ impl AddAssign for Trouble {
 }
 
 impl Ledger {
-    /// Notes a response with `status` to a request.
+    /// Records a response with `status` to a request.
     #[inline]
     pub(super) fn note(&mut self, workload: &Workload, request: u64, status: u16) {
         let events = workload.size_of(request);
@@ -119,7 +119,7 @@ impl Ledger {
         }
     }
 
-    /// Notes the number of events that a server reports as accepted from an acknowledged batch.
+    /// Records the number of events that a server reports as accepted from an acknowledged batch.
     pub(super) fn note_accepted(&mut self, sent: u64, accepted: Option<u64>) {
         if accepted != Some(sent) {
             self.misstated += 1;
@@ -127,13 +127,13 @@ impl Ledger {
         }
     }
 
-    /// Adds the acknowledgements of another ledger that contradict what they acknowledge.
+    /// Adds the acknowledgements of another ledger that contradict their batches.
     pub(super) fn add_misstatements(&mut self, other: &Ledger) {
         self.misstated += other.misstated;
         self.misstatement = self.misstatement.or(other.misstatement);
     }
 
-    /// Returns the fault in the acknowledgements of batches, if there is one.
+    /// Returns a description of the acknowledgements that contradict their batches, if there are any.
     pub(super) fn contradiction(&self) -> Option<String> {
         let Misstatement { sent, accepted } = self.misstatement?;
         let said = match accepted {
@@ -146,15 +146,15 @@ impl Ledger {
         ))
     }
 
-    /// Notes a connection that failed to open.
+    /// Records a connection that failed to open.
     pub(super) fn note_failure_to_connect(&mut self, error: &io::Error) {
         self.trouble.connect_failures += 1;
-        // Only the kernel refuses to connect, and it always gives a reason.
+        // Only the kernel reports that a connection failed, and it always gives a reason.
         let number = error.raw_os_error().unwrap_or_default();
         *self.connect_errors.entry(number).or_default() += 1;
     }
 
-    /// Adds what connections of another ledger went through.
+    /// Adds the connection problems of another ledger.
     pub(super) fn add_trouble(&mut self, other: &Ledger) {
         self.trouble += other.trouble;
         for (number, count) in &other.connect_errors {
@@ -171,7 +171,7 @@ impl Ledger {
         self.connect_errors.iter().map(reason).collect()
     }
 
-    /// Returns why some of the connections were never open, and what to do about it; `None` if all were.
+    /// Returns the reason why some of the connections were never open, and what to do about it; `None` if all were open.
     pub(super) fn shortfall(&self, connections: u64) -> Option<String> {
         let missing = self.trouble.never_open;
         if missing == 0 {
@@ -199,8 +199,8 @@ impl Ledger {
         connections.saturating_sub(self.trouble.never_open + self.trouble.never_wanted)
     }
 
-    /// Returns the number of events in a run. A run that has as many as it sends takes them from an endless workload,
-    /// whose rest does not belong to the run; of a client that is lost, nobody knows how many it took.
+    /// Returns the number of events in a run. An open-ended run takes its events from an endless workload, and the rest
+    /// of the workload does not belong to the run. The number of events that a lost client took is unknown.
     pub(super) fn requested(&self, workload: &Workload, is_open_ended: bool) -> u64 {
         match is_open_ended {
             true => self.answered() + self.unknown.singles() + self.unsent.singles(),
@@ -232,17 +232,17 @@ impl Ledger {
         }
     }
 
-    /// Notes the requests that were left to send at the end.
+    /// Records the requests that were left to send at the end.
     pub(super) fn leave(&mut self, rest: Rest) {
         self.unsent.insert_rest(rest);
     }
 
-    /// Events that have a response.
+    /// Returns the number of events that have a response.
     pub(super) fn answered(&self) -> u64 {
         self.acknowledged + self.refused_by_status.values().sum::<u64>()
     }
 
-    /// Everything that is counted and is not events in a set.
+    /// Returns every count that is not part of an event set.
     pub(super) fn counts(&self) -> impl Iterator<Item = u64> {
         let mut trouble = self.trouble;
         let counts = trouble.counts_mut().map(|count| *count);
@@ -250,12 +250,12 @@ impl Ledger {
         [self.acknowledged, self.misstated].into_iter().chain(counts).chain(by_kind.copied())
     }
 
-    /// Returns the outcomes of events that were not acknowledged.
+    /// Returns the sets of events that were not acknowledged.
     pub(super) fn sets_mut(&mut self) -> [&mut EventSet; 3] {
         [&mut self.refused, &mut self.unknown, &mut self.unsent]
     }
 
-    /// Adds what another thread or client has. The rests of both must have one step.
+    /// Adds the ledger of another thread or client. The rests of both must have the same step.
     pub(super) fn merge(&mut self, other: Ledger) {
         self.acknowledged += other.acknowledged;
         self.add_misstatements(&other);
@@ -269,7 +269,7 @@ impl Ledger {
     }
 }
 
-/// Whether a response with this status acknowledges its request.
+/// Reports whether a response with this status acknowledges its request.
 #[inline]
 pub(super) fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
@@ -297,7 +297,7 @@ mod tests {
         unsent: Vec<u64>,
     }
 
-    /// Sends one part over some threads. Each reaches the end of the run, or gives up earlier.
+    /// Sends one part over several threads. Each thread reaches the end of the run, or gives up earlier.
     fn send(random: &mut Rng, part: Part, workload: &Workload, all: &mut Listed) -> Ledger {
         let (next, until_ns) = (AtomicU64::new(0), 1 + random.u64(0..300));
         let mut ledger = Ledger::default();
@@ -350,8 +350,8 @@ mod tests {
     }
 
     /// Compares with lists of all events: closed loops with a duration, in parts and threads that end at different
-    /// requests, on a server that is right, or has lost or doubled an event. The verdict is wrong if and only if no
-    /// outcome of the unknown events explains a total.
+    /// requests, on a server that is right, or has lost or doubled an event. The verdict must be wrong if and only if
+    /// no outcome of the unknown events explains a total.
     #[test]
     fn a_run_with_a_duration_is_judged_as_exactly_as_a_fixed_one() {
         let mut random = Rng::with_seed(31);

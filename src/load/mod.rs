@@ -1,42 +1,43 @@
 //! The client: sends the challenge's published events and checks what the server counted.
 //!
-//! It is an independent witness: it shares no HTTP, JSON or counting code with the server. It shares only the ring that
-//! moves bytes.
+//! It is an independent witness: it does not share HTTP, JSON, or counting code with the server. It shares only the
+//! ring that moves bytes.
 //!
 //! # How a run is judged
 //!
-//! In this order, from `run::run` on:
+//! A run goes through these steps, starting in `run::run`:
 //!
-//! 1. `control` reads the totals, resets the server, and reads them again: the run starts from those.
-//! 2. The threads send every event once, and note its outcome in a `ledger`: acknowledged, refused,
-//!    unknown (sent, without a response), or unsent. Beside them, `watch` looks for totals that cannot be.
-//! 3. `run::send_all` reads the totals as soon as the last request has ended. Every acknowledged event must
-//!    be in them, so `run::settle` asks again if they are wrong, only to tell late from never.
-//! 4. If they are right, `run::stay` asks for them throughout a quiet time, in which they must stay right.
-//! 5. `account` adds up what the totals must be, and what they may be with the unknown events;
-//!    `verdict::Evidence` compares: outside of that is wrong, and what leaves room is undecided.
-//! 6. `verdict::Judgement::with` adds what was seen besides: acknowledgements that contradict their batch,
-//!    totals that became right late or did not stay right, and what the watch saw.
-//! 7. `Report::check` decides the exit code: the verdict, what was not acknowledged, malformed responses,
-//!    connections that could not be opened, and thresholds.
+//! 1. `control` reads the totals, resets the server, and reads the totals again. The run starts from these.
+//! 2. The threads send every event once, and record its outcome in a `ledger`: acknowledged, refused, unknown (sent
+//!    without a response), or unsent. At the same time, `watch` looks for impossible totals.
+//! 3. `run::send_all` reads the totals as soon as the last request has ended. Every acknowledged event must be in them.
+//!    If they are wrong, `run::settle` reads them again, but only to learn whether the events are counted late or never.
+//! 4. If they are correct, `quiet::stay` reads them throughout a quiet time. They must stay correct.
+//! 5. `account` adds up the totals that the server must have, and the totals that it may have with the unknown events.
+//!    `verdict::Evidence` compares: totals outside of this range are wrong, and totals that leave room for doubt are undecided.
+//! 6. `verdict::Judgement::with` adds the other observations: acknowledgements that contradict their batch, totals that
+//!    became correct late or did not stay correct, and the findings of the watch.
+//! 7. `Report::check` decides the exit code from the verdict, the events that were not acknowledged, malformed
+//!    responses, connections that could not be opened, and thresholds.
 //!
 //! # The modules
 //!
 //! - `run`: a run from its first request to its report.
 //! - `abort`: ends a run early if a threshold can no longer pass.
 //! - `profile`: a rate, or a number of connections, that changes over time.
-//! - `shared`: what all client threads know. `worker`, `connection`, `transport`, `schedule`,
-//!   `workload`, `response`: one thread, which sends events and reads responses.
+//! - `shared`: the state that all client threads share. `worker`, `connection`, `transport`, `schedule`, `workload`,
+//!   `response`: one thread, which sends events and reads responses.
 //! - `control`: the few requests around a run. `interrupt`: Ctrl-C and SIGTERM. `taken_terminal`: the terminal while a
-//!   screen has it.
-//! - `part`: which requests a client sends of a run in parts. `parts`: clients on several machines send parts of one workload, whose reports are merged.
-//! - `find`: the highest rate at which a latency stays below a limit. `flow`: whether the server completes what it is sent.
+//!   screen uses it.
+//! - `part`: the requests that a client sends in a run in parts. `parts`: clients on several machines send parts of one
+//!   workload, and their reports are merged.
+//! - `find`: the highest rate that keeps a latency below a limit. `flow`: whether the server completes what it is sent.
 //! - `ledger`, `event_set`, `account`, `verdict`, `watch`: judge what the server counted.
-//! - `latency`, `timeline`, `client_load`, `placement`: what was measured, and by whom. `run_record`: all of it, as one
-//!   record per client, which can be merged.
-//! - `figures`: the table of figures. `export`: the table of forms that other tools read. `report`, `thresholds`,
-//!   `view`: tell the user. `numbers`, `markup`: how they are written. `output`, `destination`: where to. `origin`: what
-//!   repeats a run. `clock`: how far the clocks of clients are apart.
+//! - `latency`, `timeline`, `client_load`, `placement`: the measurements, and the client that makes them. `run_record`:
+//!   all of these as one record per client. Records can be merged.
+//! - `figures`: the table of figures. `export`: the table of formats for other tools. `report`, `thresholds`, `view`:
+//!   present the results. `numbers`, `markup`: format them. `output`, `destination`: the places that they are written
+//!   to. `origin`: the command that repeats a run. `clock`: the difference between the clocks of clients.
 
 mod abort;
 mod account;
@@ -118,15 +119,16 @@ pub struct Config {
     pub workload: Workload,
     /// The prefix of the users' ids.
     pub users: Users,
-    /// Events to send before, which are not measured.
+    /// The number of events to send before the run, which are not measured.
     pub warm_up: u64,
-    /// Connections, at least one; no more than requests are used. If their number changes, the most of them.
+    /// The number of connections, at least one. Only as many as there are requests are used. If the number changes over
+    /// time, this is the maximum.
     pub connections: usize,
-    /// The number of connections over time; `None` is constant.
+    /// The number of connections over time; `None` if it is constant.
     pub connections_over_time: Option<Profile>,
-    /// Client threads, at least one and at most as many as connections; `None` is one per CPU.
+    /// The number of client threads, at least one and at most the number of connections; `None` for one per CPU.
     pub threads: Option<usize>,
-    /// The CPUs that threads are pinned to, in turn; `None` is those that keep off the server's.
+    /// The CPUs that threads are pinned to, in turn; `None` to choose CPUs away from the server's.
     pub cpus: Option<Vec<usize>>,
     /// The CPUs of the server, if the caller knows them.
     pub server_cpus: Option<Vec<usize>>,
@@ -134,30 +136,30 @@ pub struct Config {
     pub one_request_per_connection: bool,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Events per second of an open loop, at most [`RATE_MAX`]; `None` is a closed loop.
+    /// Events per second of an open loop, at most [`RATE_MAX`]; `None` for a closed loop.
     pub rate: Option<Profile>,
     /// The time during which requests are sent; `None` if the workload has a fixed number of events. The events of an
-    /// open loop are those that are due in that time; a closed loop has as many as it sends.
+    /// open loop are the events that are due in that time. A closed loop has as many as it sends.
     pub duration: Option<Duration>,
-    /// The time that a response, a connection, or a server that is gone may take.
+    /// The time limit for a response, for a connection, and for a server that is gone.
     pub timeout: Duration,
-    /// The least time for which totals must stay the same after the last response; zero requests them once.
+    /// The least time that totals must stay the same after the last response; zero requests them once.
     pub quiet: Duration,
-    /// Whether to reset the server before.
+    /// Whether to reset the server before the run.
     pub reset: bool,
-    /// The token that `POST /reset` is sent with.
+    /// The token for `POST /reset`.
     pub reset_token: Option<Arc<[u8]>>,
-    /// This client's share: each part has events and connections.
+    /// This client's part of the run. Each part has its share of the events and the connections.
     pub part: Part,
     /// Whether to poll the totals during the run.
     pub watch: bool,
-    /// The conditions under which the run fails.
+    /// The conditions that make the run fail.
     pub thresholds: Vec<Threshold>,
-    /// Further thresholds. The conditions that end the run once one can no longer pass.
+    /// Further thresholds. The run ends once one can no longer pass.
     pub abort_if: Vec<Threshold>,
-    /// The interval at which the number of acknowledged events is sampled, for a search.
+    /// The interval between samples of the number of acknowledged events, for a search.
     pub sample_every: Option<Duration>,
-    /// The command that makes the run again, for the report.
+    /// The command that repeats the run, for the report.
     pub command: Vec<String>,
     /// The command of the server, for the report, if the caller has started it.
     pub server_command: Vec<String>,
@@ -170,16 +172,16 @@ pub struct Config {
 /// The prefix of the ids of a run's users.
 #[derive(Clone, Debug)]
 pub enum Users {
-    /// As published. If the server has users and cannot be reset, the prefix is unique to the run.
+    /// The published prefix. If the server has users and cannot be reset, the prefix is unique to the run.
     Published,
-    /// With this. The server may know some of the users.
+    /// This prefix. The server may know some of the users.
     Known(UserPrefix),
-    /// With this. No user was sent to the server since its totals were zero.
+    /// This prefix. No user with this prefix was sent to the server since its totals were zero.
     New(UserPrefix),
 }
 
 impl Users {
-    /// The prefix, if one was chosen.
+    /// Returns the prefix, if one was chosen.
     fn prefix(&self) -> Option<&UserPrefix> {
         match self {
             Users::Published => None,
@@ -188,33 +190,34 @@ impl Users {
     }
 }
 
-/// Flags without their dashes, with underscores, and their values; `None` if a flag was not given and lacks a default.
+/// Flags, with underscores and without their leading dashes, and their values. A value is `None` if the flag was not
+/// given and does not have a default.
 pub type Settings = BTreeMap<String, Option<String>>;
 
 /// The display of the progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
-    /// Not at all.
+    /// No progress is shown.
     Nothing,
-    /// One line, on a terminal.
+    /// Progress on one line, on a terminal.
     Line,
-    /// The whole screen.
+    /// Progress on the whole screen.
     Screen,
 }
 
 /// The default of [`Config::quiet`].
 pub const QUIET: Duration = Duration::from_millis(500);
 
-/// A moment of a run at which `challenge` reads its server's CPU time.
+/// A moment of a run when `challenge` reads its server's CPU time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// All threads are connected and warm, and nothing of what is measured is sent.
+    /// All threads are connected and warm, and no measured request has been sent.
     Start,
     /// Every request has ended.
     End,
 }
 
-/// Returns the JSON Schema of a document that the client writes; `None` if another module does.
+/// Returns the JSON Schema of a document that the client writes; `None` if another module writes it.
 pub fn schema(format: Format) -> Option<Schema> {
     match format {
         Format::Load | Format::Merge | Format::Challenge => Some(report::schema(format)),

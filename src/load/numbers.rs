@@ -2,7 +2,7 @@
 
 use super::latency::Bound;
 
-/// A number with its digits in groups of three.
+/// Formats a number with its digits in groups of three.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -15,7 +15,7 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// A rate, rounded, with its digits in groups of three; one below 10, with up to two decimals.
+/// Formats a rounded rate with its digits in groups of three. A rate below 10 has up to two decimals.
 pub(crate) fn rounded(rate: f64) -> String {
     if rate < 9.995 {
         let text = format!("{rate:.2}");
@@ -29,12 +29,12 @@ pub(crate) fn rounded(rate: f64) -> String {
     grouped(whole)
 }
 
-/// A count with its noun.
+/// Formats a count with its noun.
 pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(count), if count == 1 { one } else { many })
 }
 
-/// A time with its unit, marked if it is a lower bound.
+/// Formats a time with its unit, marked if it is a lower bound.
 pub(super) fn time(Bound { micros, is_at_least }: Bound) -> String {
     let sign = if is_at_least { ">= " } else { "" };
     match micros {
@@ -44,7 +44,7 @@ pub(super) fn time(Bound { micros, is_at_least }: Bound) -> String {
     }
 }
 
-/// A time with its unit and every digit down to a nanosecond.
+/// Formats a time with its unit and every digit down to a nanosecond.
 pub(crate) fn time_in_full(micros: f64) -> String {
     let (text, unit) = match micros {
         ..1e3 => (format!("{micros:.3}"), "µs"),

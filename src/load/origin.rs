@@ -1,4 +1,4 @@
-//! The origin of the figures of a report, and the command that makes them again.
+//! The origin of the figures of a report, and the command that repeats their run.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,15 +41,16 @@ impl TryFrom<String> for Time {
     }
 }
 
-/// The variable in which a shell has the time at which all parts start.
+/// The shell variable that has the start time of all parts.
 const START: &str = "start";
 
-/// Returns the commands that make a run again, from its report: one, or one per client, each after a comment that names
-/// its machine. Each is printed if `check` accepts its words.
+/// Returns the commands that repeat a run, from its report: either one, or one per client, each after a comment that
+/// names its machine. Each command is printed only if `check` accepts its words.
 ///
 /// # Errors
 ///
-/// If the report has none, or one that is not accepted, or that a terminal would not show as it is.
+/// Fails if the report does not have a command, or if a command is not accepted or would not be shown by a terminal as
+/// it is.
 pub fn commands(
     report: &Value,
     check: impl Fn(&[String]) -> Result<(), String>,
@@ -57,7 +58,7 @@ pub fn commands(
     let clients = report.get("clients").and_then(Value::as_array).into_iter().flatten();
     let mut commands: Vec<(String, Vec<String>)> = Vec::new();
     for client in clients {
-        // A comment ends with its line, and what follows would be a command.
+        // A comment ends at the end of its line, and the text after that would be a command.
         let of = |key: &str| -> String {
             let text = client.get(key).and_then(Value::as_str).unwrap_or("unknown");
             text.chars().filter(|c| is_shown(*c)).collect()
@@ -100,15 +101,15 @@ fn value_of<'a>(words: &'a [String], flag: &str) -> Option<&'a str> {
     words.get(at + 1).map(String::as_str)
 }
 
-/// Returns a comment about what a command needs.
+/// Returns a comment about the requirements of a command, if it has any.
 fn remark(words: &[String]) -> Option<String> {
     let is_challenge = words.get(1).is_some_and(|name| name == "challenge");
     let store = value_of(words, "--store").filter(|_| is_challenge)?;
     Some(format!("# begins with an empty store: {store} must not hold events\n"))
 }
 
-/// Returns a command as a shell reads it. The command of a part gets a place for its report, and takes the time at which
-/// all parts start from a variable, because the time that it was given has passed.
+/// Returns a command as a shell reads it. The command of a part gets a new place for its report. It also takes the
+/// common start time from a variable, because the original start time has passed.
 fn line(words: &[String]) -> String {
     let is_start = |at: usize| at > 0 && words[at - 1] == "--start-at";
     let word = |(at, word): (usize, &String)| match is_start(at) {
@@ -122,8 +123,8 @@ fn line(words: &[String]) -> String {
     line.join(" ")
 }
 
-/// Reports whether a character is shown as itself, and does not change how those around it are shown. No argument of this
-/// program needs others.
+/// Reports whether a character is shown as itself, and does not change how its neighbors are shown. No argument of this
+/// program needs other characters.
 fn is_shown(c: char) -> bool {
     let changes_direction = matches!(
         c,
@@ -149,7 +150,7 @@ mod tests {
         super::commands(report, |_| Ok(()))
     }
 
-    /// Returns the words that a shell makes of a command.
+    /// Returns the words that a shell reads from a command.
     fn read_by_a_shell(command: &str, start: &str) -> String {
         let script = format!("start={start}; printf '%s\\n' {command}");
         let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -203,7 +204,7 @@ mod tests {
         );
         let sh =
             |script: &str| std::process::Command::new("sh").args(["-c", script]).output().unwrap();
-        // Without a time, nothing runs.
+        // Without a start time, nothing runs.
         let output = sh(&printed.replace("ringtally", "echo"));
         assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
         let output = sh(&format!("start=17; {}", printed.replace("ringtally", "echo")));

@@ -1,4 +1,4 @@
-//! The output of a run, a part, or a search, and its places.
+//! The output of a run, a part, or a search, and the places that it is written to.
 
 use super::destination::{Destination, put};
 use super::export::{self, Export, Findings};
@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::terminal;
 use std::path::PathBuf;
 
-/// The places that the reports of a run are written to. At most one of them is standard output.
+/// The places that the reports of a run are written to. Standard output is used at most once.
 #[derive(Debug)]
 pub struct Output {
     json: Option<Destination>,
@@ -20,12 +20,12 @@ pub struct Output {
 }
 
 impl Output {
-    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name; `-` is standard output; `quiet` is
+    /// Opens the places that `--json`, `--hdr`, `--html`, and `--export` name. `-` is standard output, and `quiet` is
     /// whether `--quiet` was given.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`] if two of them are one place, and [`Failure::Environment`] if one cannot be written.
+    /// [`Failure::Usage`] if two of them are the same place, and [`Failure::Environment`] if a place cannot be written.
     pub fn open(
         json: Option<PathBuf>,
         hdr: Option<PathBuf>,
@@ -39,8 +39,8 @@ impl Output {
         Ok(Output { json, hdr, html, exports: (exports, places), quiet })
     }
 
-    /// Writes the report to every requested place, and the summary to standard output, or to standard error if one of
-    /// the reports goes to standard output.
+    /// Writes the report to every requested place. Writes the summary to standard output, or to standard error if a
+    /// report goes to standard output.
     pub fn write(mut self, report: &Report) -> Result<(), Failure> {
         let summary = Summary::of(&self, report.summary());
         let exported = self.exported(|| report.exported());
@@ -53,13 +53,13 @@ impl Output {
         Failure::all(written.into_iter().chain(exported))
     }
 
-    /// Writes what a client found of its part as JSON, and a summary.
+    /// Writes a client's report on its part as JSON, and a summary.
     pub fn write_part(self, report: &PartReport) -> Result<(), Failure> {
         let summary = Summary::of(&self, report.summary());
         Failure::all([put(self.json, || Ok(report.json())), summary.write()])
     }
 
-    /// Writes what a search found as JSON and as a page, and a summary.
+    /// Writes the result of a search as JSON and as a page, and a summary.
     pub fn write_found(mut self, found: &FoundRate) -> Result<(), Failure> {
         let summary = Summary::of(&self, found.summary());
         let exported = self.exported(|| found.exported());

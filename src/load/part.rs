@@ -1,4 +1,4 @@
-//! One of the parts of a run: the requests of the whole workload that a client sends.
+//! A part of a run: the requests of the whole workload that one client sends.
 
 use super::workload::Rest;
 use schemars::JsonSchema;
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The most parts of a run.
+/// The most parts that a run may have.
 const PARTS_MAX: u64 = 1024;
 
-/// One of the parts of a run, as in `2/3`: it has every `of`-th request, and connection.
+/// A part of a run, such as `2/3`: it has every `of`-th request and connection.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(into = "String", try_from = "String")]
 pub struct Part {
-    /// From 1 on.
+    /// The number of the part, from 1 on.
     number: u64,
     of: u64,
 }
 
 impl Part {
-    /// All of it.
+    /// The whole run as a single part.
     pub const WHOLE: Part = Part { number: 1, of: 1 };
 
     /// Returns part `number`, from 1 on, of `of` parts.
@@ -30,7 +30,7 @@ impl Part {
         Part { number, of }
     }
 
-    /// Its number, from 1 on.
+    /// Returns its number, from 1 on.
     pub fn number(self) -> u64 {
         self.number
     }
@@ -40,7 +40,7 @@ impl Part {
         self.of
     }
 
-    /// Whether it resets the server, and reads the totals that the run starts from.
+    /// Reports whether the part resets the server and reads the totals that the run starts from.
     pub(super) fn leads(self) -> bool {
         self.number == 1
     }
@@ -50,17 +50,17 @@ impl Part {
         whole.saturating_sub(self.number - 1).div_ceil(self.of)
     }
 
-    /// Its nth request, from 0 on, in the whole workload.
+    /// Returns the number in the whole workload of its nth request, from 0 on.
     pub(super) fn nth(self, nth: u64) -> u64 {
         self.number - 1 + nth * self.of
     }
 
-    /// Whether a request of the whole workload is in it.
+    /// Reports whether a request of the whole workload is in the part.
     pub(super) fn has(self, request: u64) -> bool {
         request % self.of == self.number - 1
     }
 
-    /// Its requests from the nth on.
+    /// Returns its requests from the nth on.
     pub(super) fn rest(self, nth: u64) -> Rest {
         Rest { start: self.nth(nth), step: self.of }
     }

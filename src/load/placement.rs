@@ -1,4 +1,4 @@
-//! The placement of the client: off the cores of the server, if that is on this machine.
+//! Places the client on CPUs away from the server's cores, if the server is on this machine.
 
 use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
@@ -6,15 +6,15 @@ use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 
-/// The location of a server, as far as this process can tell.
+/// The location of a server, as far as this process can determine it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Whereabouts {
     /// Nothing on this machine listens at its address.
     Elsewhere,
-    /// On these CPUs of this machine: those that its threads are pinned to, or all that its process may use
-    /// if none is.
+    /// On these CPUs of this machine: the CPUs that its threads are pinned to, or all CPUs that its process may use if
+    /// no thread is pinned.
     Here(Vec<usize>),
-    /// On this machine, in a process that this one may not look at.
+    /// On this machine, in a process that this one may not inspect.
     Hidden,
 }
 
@@ -30,17 +30,17 @@ impl Whereabouts {
 /// Other work that may have run on the CPUs of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Rivals {
-    /// Not the server.
+    /// Other work, but not the server.
     #[default]
     Others,
-    /// The server, too.
+    /// The server as well.
     Server,
-    /// The server, too, if it runs there.
+    /// The server as well, if it runs on these CPUs.
     Unknown,
 }
 
 impl Rivals {
-    /// For a client with such CPUs.
+    /// Returns the rivals of a client on these CPUs.
     pub(super) fn of(client: &[usize], server: &Whereabouts) -> Rivals {
         match server {
             Whereabouts::Hidden => Rivals::Unknown,
@@ -51,7 +51,7 @@ impl Rivals {
         }
     }
 
-    /// As the subject of a sentence.
+    /// Returns the rivals as the subject of a sentence.
     pub(super) fn in_words(self) -> &'static str {
         match self {
             Rivals::Others => "other work",
@@ -63,7 +63,7 @@ impl Rivals {
 
 /// Finds the server at an address.
 pub(super) fn find(address: SocketAddr) -> Whereabouts {
-    // A socket for IPv6 can be bound to an address of IPv4, as Java does it.
+    // An IPv6 socket can be bound to an IPv4 address, as Java does.
     let ip = address.ip().to_canonical();
     let is_own = is_own(address);
     let listens = |entry: &TcpNetEntry| {
@@ -86,20 +86,20 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
             cpus.extend(cpus_of(&process).unwrap_or_default());
         }
     }
-    // A remaining socket belongs to a process that this one may not inspect, which counts as the server as well.
+    // A remaining socket belongs to a process that this one may not inspect. That process counts as the server as well.
     match sockets.is_empty() && !cpus.is_empty() {
         true => Whereabouts::Here(cpus.into_iter().collect()),
         false => Whereabouts::Hidden,
     }
 }
 
-/// Whether an address belongs to this machine: a socket can be bound only to those.
+/// Reports whether an address belongs to this machine: a socket can be bound only to such addresses.
 fn is_own(mut address: SocketAddr) -> bool {
     address.set_port(0);
     UdpSocket::bind(address).is_ok()
 }
 
-/// The sockets that a process has; none if this one may not look at it.
+/// Returns the sockets of a process; none if this process may not inspect it.
 fn sockets_of(process: &Process) -> HashSet<u64> {
     let descriptors = process.fd().into_iter().flatten().flatten();
     let socket = |open: FDInfo| match open.target {
@@ -113,7 +113,7 @@ fn cpus_of(process: &Process) -> Option<Vec<usize>> {
     let whole = allowed(&process.status().ok()?)?;
     let mut pinned = BTreeSet::new();
     for thread in process.tasks().ok()?.flatten() {
-        // A thread may have ended meanwhile.
+        // A thread may have ended in the meantime.
         let own = thread.status().ok().and_then(|status| allowed(&status)).unwrap_or_default();
         if own.len() < whole.len() {
             pinned.extend(own);
@@ -128,8 +128,8 @@ fn allowed(status: &Status) -> Option<Vec<usize>> {
     Some(cpus.filter_map(|cpu| usize::try_from(cpu).ok()).collect())
 }
 
-/// Returns the CPUs for a client that was not given any: CPUs that do not share a core with the server; if there are
-/// none, CPUs that are not the server's; if there are none, all. Among them, cores of the server's kind are preferred.
+/// Returns the CPUs for a client that was not given any: CPUs that do not share a core with the server; failing that,
+/// CPUs that are not the server's; failing that, all CPUs. Among these, cores of the server's kind are preferred.
 pub(super) fn choose(server: &Whereabouts) -> Result<Vec<usize>, topology::Error> {
     let allowed = topology::choose(None, &topology::allowed_cpus())?;
     Ok(choose_from(&allowed, server.cpus(), &siblings, &core_kind))
@@ -153,7 +153,7 @@ fn choose_from(
         .unwrap_or_default()
 }
 
-/// Returns what a reader must know about the CPUs of client and server.
+/// Returns warnings about the CPUs of client and server.
 pub(super) fn warnings(client: &[usize], server: &Whereabouts, is_chosen: bool) -> Vec<String> {
     match server {
         Whereabouts::Elsewhere => Vec::new(),
@@ -207,7 +207,7 @@ fn warning_of(
     })
 }
 
-/// CPUs by their numbers.
+/// Formats CPUs by their numbers.
 fn numbered(cpus: &[usize]) -> String {
     format!("CPU{} {}", if cpus.len() == 1 { "" } else { "s" }, format_cpu_list(cpus))
 }
@@ -216,7 +216,7 @@ fn numbered(cpus: &[usize]) -> String {
 mod tests {
     use super::*;
 
-    /// CPUs n and n + 4 share a core.
+    /// Returns the CPUs of a core, on a machine with CPUs n and n + 4 on the same core.
     fn pairs(cpu: usize) -> Vec<usize> {
         vec![cpu % 4, cpu % 4 + 4]
     }

@@ -1,8 +1,8 @@
 //! A quantity over the time of a run, stage by stage: events per second, or connections.
 //!
-//! Within a stage it changes evenly. So both the number of events that are due by a time and the due time of an event
-//! have a closed form. All results are exact, because they are computed in integers: amounts are in thousandths and
-//! times in nanoseconds, and [`EVENT`] is what adds up to one event.
+//! Within a stage, it changes evenly, so both the number of events that are due by a time and the due time of an event
+//! have a closed form. All results are exact, because they are computed in integers: amounts are in thousandths, times
+//! are in nanoseconds, and [`EVENT`] is the number of their units that make up one event.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,14 +13,14 @@ use std::time::Duration;
 /// The highest possible rate in events per second: one per nanosecond.
 pub const RATE_MAX: u64 = 1_000_000_000;
 
-/// The decimals of an amount, and its units per one.
+/// The number of decimals of an amount, and the number of its units in one.
 const DECIMALS: u32 = 3;
 const PER_ONE: u64 = 1000;
 
 /// The units of one event: amounts are in thousandths and times in nanoseconds, and both are doubled.
 const EVENT: u128 = 2 * PER_ONE as u128 * 1_000_000_000;
 
-/// The shortest stage, the longest one and the longest run of stages, and the most stages of a profile.
+/// The shortest stage; the longest stage, which is also the longest run of stages; and the most stages of a profile.
 const STAGE_MIN: Duration = Duration::from_millis(1);
 const STAGE_MAX: Duration = Duration::from_hours(24);
 const STAGES_MAX: usize = 1000;
@@ -76,7 +76,7 @@ pub(crate) fn decimal(text: &str, decimals: u32) -> Option<u64> {
         _ => (text, 0),
     };
     let mantissa = match text.split_once(['e', 'E']) {
-        // An exponent with a suffix as well, such as 1e3k, is more likely a slip than meant.
+        // An exponent followed by a suffix, such as 1e3k, is more likely a mistake than intended.
         Some(_) if zeros > 0 => return None,
         Some((mantissa, exponent)) => {
             zeros = exponent.strip_prefix('+').unwrap_or(exponent).parse::<u8>().ok()?.into();
@@ -98,7 +98,7 @@ pub(crate) fn decimal(text: &str, decimals: u32) -> Option<u64> {
     }
 }
 
-/// A time in which an amount is constant or changes evenly.
+/// A period of time with an amount that is constant or changes evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage {
     lasts: Duration,
@@ -106,7 +106,7 @@ pub struct Stage {
     to: Amount,
 }
 
-/// An amount over the time of a run, as a flag has it.
+/// An amount over the time of a run, in the notation of a flag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "Written", try_from = "Written")]
 pub enum Profile {
@@ -118,7 +118,7 @@ pub enum Profile {
     Stages(Vec<Stage>),
 }
 
-/// A profile as a file has it: a number if it is fixed.
+/// A profile in a file: a number if it is fixed.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Written {
@@ -151,7 +151,7 @@ impl TryFrom<Written> for Profile {
     }
 }
 
-/// As the flag takes it.
+/// Formats it in the notation of the flag.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stages = match self {
@@ -161,7 +161,7 @@ impl fmt::Display for Profile {
         };
         for (index, Stage { lasts, from, to }) in stages.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
-            // Without a space, so that it is one word on a command line.
+            // Remove spaces, so that it is one word on a command line.
             let lasts = humantime::format_duration(*lasts).to_string().replace(' ', "");
             write!(f, "{comma}{lasts}@{from}")?;
             if to != from {
@@ -250,8 +250,8 @@ impl Profile {
         }
     }
 
-    /// Returns the time in which a ramp sends a number of events; `None` if it is not a ramp, or if the time would be
-    /// centuries.
+    /// Returns the time that a ramp takes to send a number of events; `None` if it is not a ramp, or if the time would
+    /// be centuries.
     pub fn ramp_for(&self, events: u64) -> Option<Duration> {
         let Profile::Ramp(from, to) = self else { return None };
         let sum = u128::from(from.0) + u128::from(to.0);
@@ -295,7 +295,7 @@ struct Piece {
     lasts_ns: u64,
     from: u64,
     to: u64,
-    /// The events up to its start, in units; [`EVENT`] of them are one event.
+    /// The events up to its start, in units. [`EVENT`] units make one event.
     before: u128,
 }
 
@@ -304,7 +304,7 @@ impl Piece {
         self.starts_ns.saturating_add(self.lasts_ns)
     }
 
-    /// Returns the events in all of it, in the same units.
+    /// Returns the events in the whole piece, in the same units.
     fn whole(&self) -> u128 {
         (u128::from(self.from) + u128::from(self.to)) * u128::from(self.lasts_ns)
     }
@@ -326,13 +326,13 @@ impl Piece {
         }
     }
 
-    /// Returns the last nanosecond at which [`Piece::reached`] is at most `target`, which is less than the whole.
+    /// Returns the last nanosecond with [`Piece::reached`] at most `target`, which is less than the whole.
     fn last_ns_of(&self, target: u128) -> u64 {
         if self.from == self.to {
             return u64::try_from(target / (2 * u128::from(self.from))).unwrap_or(u64::MAX);
         }
-        // The solution of a quadratic equation, in the form that does not cancel, is off by a few nanoseconds, or
-        // more near the end of a ramp down to zero.
+        // The solution of the quadratic equation, in the form that avoids cancellation, is off by a few nanoseconds, or
+        // by more near the end of a ramp down to zero.
         let (from, to) = (self.from as f64, self.to as f64);
         let slope = (to - from) / self.lasts_ns as f64;
         let root = (from * from + slope * target as f64).max(0.0).sqrt();
@@ -370,7 +370,7 @@ impl Piece {
             true => u128::from(self.from) + change / lasts_ns,
             false => u128::from(self.from) - change.div_ceil(lasts_ns),
         };
-        // It is between two of them.
+        // The amount lies between two amounts of this type.
         u64::try_from(amount).unwrap_or(u64::MAX)
     }
 }
@@ -387,7 +387,7 @@ impl Curve {
         Curve { pieces }
     }
 
-    /// Returns the last leading piece for which a condition holds, or the first piece.
+    /// Returns the last of the leading pieces that meet a condition, or the first piece if none does.
     fn last(&self, holds: impl Fn(&Piece) -> bool) -> &Piece {
         &self.pieces[self.pieces.partition_point(holds).max(1) - 1]
     }
@@ -399,9 +399,9 @@ impl Curve {
         u64::try_from(reached.div_ceil(EVENT)).unwrap_or(u64::MAX)
     }
 
-    /// Returns the due time of an event: the last nanosecond by which at most the events before it are due. So the
-    /// first event is due as soon as the rate is above zero, and the next one after a pause when the pause ends. An
-    /// event after the last stage is due at the end of time.
+    /// Returns the due time of an event: the last nanosecond when at most the earlier events are due. The first event
+    /// is therefore due as soon as the rate is above zero, and the first event after a pause is due when the pause
+    /// ends. An event after the last stage is due at the end of time.
     pub(super) fn due_ns(&self, event: u64) -> u64 {
         let target = u128::from(event) * EVENT;
         let piece = self.last(|piece| piece.before <= target);

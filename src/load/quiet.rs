@@ -1,4 +1,4 @@
-//! The quiet time after a run, in which correct totals must stay correct: a server may count events again later.
+//! The quiet time after a run. Correct totals must stay correct throughout it, because a server may count events again later.
 
 use super::interrupt;
 use super::latency::Slice;
@@ -7,14 +7,14 @@ use super::workload::Totals;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The length of the quiet time, as a multiple of the slowest response; its maximum; and the interval between two
+/// The length of the quiet time as a multiple of the slowest response, its maximum, and the interval between two
 /// requests for the totals.
 const QUIET_PER_LATENCY: u32 = 2;
 const QUIET_MAX: Duration = Duration::from_secs(10);
 const QUIET_EVERY: Duration = Duration::from_millis(50);
 
-/// Returns the quiet time after what was sent: `least`, or longer if the server was slow to respond. A client that was
-/// interrupted waits no longer than that.
+/// Returns the length of the quiet time: `least`, or longer if the server was slow to respond. A client that was
+/// interrupted waits no longer than `least`.
 pub(super) fn time(least: Duration, sent: &Slice) -> Duration {
     let latency = sent.from_send.as_ref().unwrap_or(&sent.latency);
     let slowest = Duration::from_secs_f64(latency.max().map_or(0.0, |max| max.micros) / 1e6);
@@ -24,13 +24,13 @@ pub(super) fn time(least: Duration, sent: &Slice) -> Duration {
     }
 }
 
-/// Whether the totals were read, and can be right.
+/// Reports whether the totals were read and can be correct.
 pub(super) fn is_right(evidence: &Evidence) -> bool {
     evidence.after.is_ok() && evidence.judge().verdict != Verdict::Wrong
 }
 
-/// Requests totals that were correct again during a quiet time, in which nothing is sent. Returns `None` if they were
-/// not correct, or if there is no quiet time. `ended` is when the last request had ended.
+/// Reads correct totals repeatedly during a quiet time while nothing is sent. Returns `None` if the totals were not
+/// correct, or if the length of the quiet time is zero. `ended` is the time when the last request ended.
 pub(super) fn stay(
     quiet: Duration,
     ended: Instant,
@@ -43,7 +43,7 @@ pub(super) fn stay(
     let from = Instant::now();
     let mut stayed = Stayed { quiet, changed_after: None, unreadable: None };
     loop {
-        // If this process is suspended, it asks again afterwards.
+        // If this process is suspended, it reads the totals again afterwards.
         let left = quiet.saturating_sub(from.elapsed());
         if left.is_zero() {
             return Some(stayed);

@@ -1,14 +1,14 @@
-//! Parses responses of servers: the end of a response, its status, and whether the connection stays open. Anything that
-//! RFC 9112 does not allow is an error, so that no server passes by luck.
+//! Parses the responses of servers to find the end of each response, its status, and whether the connection stays open.
+//! Anything that RFC 9112 does not allow is an error, so that no server passes by luck.
 
 use std::mem::MaybeUninit;
 
-/// Fields that a response may have.
+/// The most fields that a response may have.
 const FIELDS_MAX: usize = 64;
-/// Bytes of a response head.
+/// The most bytes of a response head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// The way in which the end of a body is determined (RFC 9112 section 6.3).
+/// The rule that determines the end of a body (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(u64),
@@ -20,25 +20,26 @@ enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
-    /// The start of the body, and the end of the response. A chunked body is as on the wire.
+    /// The start of the body, and the end of the response. A chunked body is in the form that it had on the wire.
     pub(super) body_start: usize,
     pub(super) end: usize,
-    /// The server announces that it will close the connection.
+    /// Whether the server announces that it will close the connection.
     pub(super) says_close: bool,
-    /// It does so in the words of HTTP/1.1, and so must not process further requests on the connection (RFC 9112
-    /// section 9.6). A response that merely ends with its connection does not promise that.
+    /// Whether it does so explicitly in HTTP/1.1, and must therefore not process further requests on the connection
+    /// (RFC 9112 section 9.6). A response that merely ends with its connection does not promise that.
     pub(super) excludes_rest: bool,
     pub(super) is_chunked: bool,
 }
 
-/// The bytes are not a response.
+/// The error if the bytes are not a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Reads responses. Most responses of a server begin with the same bytes as the one before, which need not be parsed again.
+/// Reads responses. Most responses of a server begin with the same bytes as the previous response, and these bytes need
+/// not be parsed again.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// All bytes of the last response up to its body, if a length ends that; empty if there is none.
+    /// All bytes of the last response up to its body, if a length delimits the body; empty otherwise.
     head: Vec<u8>,
     last: Option<Response>,
 }
@@ -62,7 +63,7 @@ impl Reader {
     #[cold]
     fn read_another(&mut self, input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
         let found = read(input, at_end)?;
-        // What says that it closes may be ended by that, and comes once per connection.
+        // A response that announces a close may be delimited by the close, and it occurs only once per connection.
         self.last = found.filter(|response| !response.is_chunked && !response.says_close);
         self.head.clear();
         if let Some(response) = self.last {
@@ -72,8 +73,8 @@ impl Reader {
     }
 }
 
-/// Reads the response at the start of `input`: `None` while it is incomplete. With `at_end` the
-/// server has closed, which ends a body that nothing else ends.
+/// Reads the response at the start of `input`; `None` while it is incomplete. If `at_end` is set, the server has closed
+/// the connection, which ends a body that nothing else delimits.
 pub(super) fn read(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     let mut start = 0;
     loop {
@@ -91,7 +92,7 @@ pub(super) fn read(input: &[u8], at_end: bool) -> Result<Option<Response>, Malfo
 }
 
 fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
-    // httparse skips empty lines before a response, and nothing allows a server to send any.
+    // httparse skips empty lines before a response, but no rule allows a server to send them.
     if input.first().is_some_and(|first| matches!(first, b'\r' | b'\n')) {
         return Err(Malformed);
     }
@@ -111,17 +112,17 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             let stated = number(field.value, 10)?;
-            // Lengths that differ leave the end of the body open (RFC 9112 section 6.3).
+            // Different lengths leave the end of the body open (RFC 9112 section 6.3).
             if length.replace(stated).is_some_and(|other| other != stated) {
                 return Err(Malformed);
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             for coding in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                // Once the name of no coding at all (RFC 2616 section 3.6).
+                // `identity` was once the name for the absence of a coding (RFC 2616 section 3.6).
                 if coding.is_empty() || coding.eq_ignore_ascii_case(b"identity") {
                     continue;
                 }
-                // Chunked must be the last coding, and occur once (RFC 9112 section 6.1).
+                // Chunked must be the last coding, and must occur only once (RFC 9112 section 6.1).
                 if is_chunked {
                     return Err(Malformed);
                 }
@@ -161,13 +162,13 @@ fn read_one(input: &[u8], at_end: bool) -> Result<Option<Response>, Malformed> {
     }))
 }
 
-/// The length of a whole chunked body on the wire.
+/// Returns the length of a chunked body on the wire, once it is complete.
 fn chunked_bytes(wire: &[u8]) -> Result<Option<usize>, Malformed> {
     let mut at = 0;
     while let Some((line, size)) = chunk_size(&wire[at..])? {
         at += line;
         if size == 0 {
-            // Trailers, up to an empty line.
+            // Trailers follow, up to an empty line.
             return loop {
                 let Some(end) = memchr::memchr(b'\n', &wire[at..]) else {
                     break Ok(None);
@@ -190,7 +191,7 @@ fn chunked_bytes(wire: &[u8]) -> Result<Option<usize>, Malformed> {
     Ok(None)
 }
 
-/// The length of a chunk's first line, and the size that it states.
+/// Returns the length of a chunk's first line, and the size that it states.
 fn chunk_size(wire: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     let Some(end) = memchr::memchr(b'\n', wire) else {
         return Ok(None);
@@ -201,7 +202,7 @@ fn chunk_size(wire: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     Ok(Some((end + 1, size)))
 }
 
-/// A number as the grammar of HTTP has it: digits, and nothing else.
+/// Parses a number according to HTTP's grammar, which allows only digits.
 fn number(digits: &[u8], radix: u32) -> Result<u64, Malformed> {
     let is_digit = |byte: &u8| char::from(*byte).is_digit(radix);
     if digits.is_empty() || !digits.iter().all(is_digit) {
@@ -211,7 +212,7 @@ fn number(digits: &[u8], radix: u32) -> Result<u64, Malformed> {
     u64::from_str_radix(text, radix).map_err(|_| Malformed)
 }
 
-/// Joins the chunks of a whole chunked body.
+/// Joins the chunks of a complete chunked body.
 pub(super) fn join_chunks(wire: &[u8]) -> Result<Vec<u8>, Malformed> {
     let (mut body, mut at) = (Vec::new(), 0);
     while let Some((line, size)) = chunk_size(&wire[at..])? {

@@ -33,27 +33,27 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The time for which a run observes the machine before it starts.
+/// The time that a run observes the machine before it starts.
 const ENVIRONMENT_SAMPLE: Duration = Duration::from_millis(100);
-/// The time that totals have to become correct, and the interval at which they are requested.
+/// The time limit for totals to become correct, and the interval between requests for them.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 const SETTLE_EVERY: Duration = Duration::from_millis(2);
-/// The time before a common start at which the threads are woken.
+/// The time from waking the threads to a common start.
 const START_EARLY: Duration = Duration::from_millis(5);
-/// The interval at which a wait for a common start checks for an interrupt.
+/// The interval between checks for an interrupt while waiting for a common start.
 const WAIT_TICK: Duration = Duration::from_millis(100);
-/// Descriptors of a client thread other than its connections', and the descriptors of the rest of this process: for
-/// requests around the run, the watch, reports, and files of the kernel.
+/// The descriptors that a client thread needs besides its connections, and the descriptors that the rest of this
+/// process needs for requests around the run, the watch, reports, and files of the kernel.
 const DESCRIPTORS_PER_THREAD: usize = 2;
 const DESCRIPTORS_KEPT: usize = 16;
-/// The length of a run from which the ticks in which the kernel counts CPU time are meaningful.
+/// The shortest run with meaningful CPU times, which the kernel counts in ticks.
 const MACHINE_MIN: Duration = Duration::from_secs(1);
 
 /// Sends the events, and compares what the server counted with what it acknowledged.
 ///
 /// # Errors
 ///
-/// There is no server, or nothing could be measured.
+/// Fails if the server cannot be reached, or if nothing could be measured.
 pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     let mut control = control(config);
     let measured = measure(config, None, &mut control, at)?;
@@ -87,11 +87,11 @@ pub fn run(config: &Config, at: impl FnMut(Moment)) -> Result<Report, Failure> {
     }))
 }
 
-/// Sends one part of the events, when all clients start, and returns their outcomes.
+/// Sends one part of the events, starting at the same time as all other clients, and returns their outcomes.
 ///
 /// # Errors
 ///
-/// There is no server, the part was not ready in time, or nothing could be measured.
+/// Fails if the server cannot be reached, if the part was not ready in time, or if nothing could be measured.
 pub fn run_part(config: &Config, participation: &Participation) -> Result<PartReport, Failure> {
     let mut control = control(config);
     let measured = measure(config, Some(participation), &mut control, |_| {})?;
@@ -116,7 +116,7 @@ pub fn run_part(config: &Config, participation: &Participation) -> Result<PartRe
     })
 }
 
-/// For the requests around the run.
+/// Creates the client for the requests around the run.
 fn control(config: &Config) -> Control<'_> {
     Control::new(&config.server, config.timeout, connections(config) > 1)
         .with_token(config.reset_token.clone())
@@ -131,7 +131,7 @@ fn connections(config: &Config) -> usize {
 /// The measurements, with the machine that they were made on.
 struct Measured {
     sent: Sent,
-    /// The server's totals before everything.
+    /// The server's totals before anything was sent.
     first: Totals,
     ids: Ids,
     setup: Setup,
@@ -139,7 +139,7 @@ struct Measured {
     environment: Environment,
     /// The threshold that ended the run, if one did.
     aborted_by: Option<Threshold>,
-    /// Until it is dropped, the run can be interrupted.
+    /// The run can be interrupted until this is dropped.
     running: Running,
 }
 
@@ -189,7 +189,7 @@ fn measure(
         ));
     }
     let crowd = config.crowd(openable);
-    // Each thread has a connection at any time.
+    // Each thread must have at least one connection at any time.
     let threads = config.threads.unwrap_or(cpus.len()).clamp(1, crowd.least(part));
     let run = Run {
         workload: config.workload,
@@ -279,8 +279,8 @@ struct Ids {
 }
 
 impl Ids {
-    /// Chooses it, for a server that has such totals. A server that can be reset may be reset for that,
-    /// besides the reset before the measured part, unless others use it at the same time.
+    /// Chooses the prefix for a server with the totals `first`. A server that can be reset may be reset for this
+    /// purpose, in addition to the reset before the measured part, unless others use it at the same time.
     fn choose(
         config: &Config,
         has_others: bool,
@@ -311,9 +311,9 @@ impl Ids {
     }
 }
 
-/// Asks for the totals until they are right, or no longer worth waiting for. Returns the time that they took since the
-/// end if the first were wrong and later ones right. A server that does not respond is asked for as long as it has time
-/// to respond, unless the threads have already waited for it.
+/// Reads the totals until they are correct, or until further attempts are not worthwhile. Returns the time from the end
+/// of the run until they were correct, if the first totals were wrong and later ones were correct. A server that does
+/// not respond gets as long as it may take for any response, unless the threads have already given it that time.
 fn settle(
     config: &Config,
     control: &mut Control<'_>,
@@ -327,12 +327,12 @@ fn settle(
         (false, true) => return None,
     };
     while !quiet::is_right(evidence) && !interrupt::is_asked() {
-        // If this process is suspended, it asks again afterwards.
+        // If this process is suspended, it reads the totals again afterwards.
         let is_last = sent.ended.elapsed() > patience;
         thread::sleep(SETTLE_EVERY);
         evidence.after = totals(config, control);
         if quiet::is_right(evidence) {
-            // A server that did not respond at first has not counted late.
+            // If the server did not respond at first, nothing shows that it counted late.
             return is_readable.then(|| sent.ended.elapsed());
         }
         if is_last {
@@ -364,25 +364,25 @@ fn request_head(config: &Config) -> Vec<u8> {
 const EVENT: &str = "/event";
 pub(super) const EVENTS: &str = "/events";
 
-/// The results of the client threads, with what only this process needs to know.
+/// The results of the client threads, with data that only this process needs.
 struct Sent {
     run: ClientRun,
     prepared: Prepared,
     /// The server's totals at the end of the last request, or the reason why they are unknown.
     after: Result<Totals, String>,
     flow: Option<Flow>,
-    /// CPU time of the busiest thread without polling, and the longest wait for a CPU.
+    /// The CPU time of the busiest thread, polling excluded, and the longest wait for a CPU.
     busiest: Duration,
     waiting: Duration,
     gave_up: bool,
-    /// An interrupt, or a threshold that can no longer pass, ended the run before it was over.
+    /// Whether an interrupt, or a threshold that can no longer pass, ended the run before it was over.
     was_cut: bool,
     ended: Instant,
     /// The reason why a thread's ring failed.
     failure: Option<String>,
 }
 
-/// Ends the process if a client thread panics: the others would wait for it forever.
+/// A guard that ends the process if a client thread panics, because the other threads would wait for it forever.
 struct EndOnPanic;
 
 impl Drop for EndOnPanic {
@@ -394,7 +394,7 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// A thread that could not be started.
+/// Returns the failure for a thread that could not be started.
 fn no_thread(error: std::io::Error) -> Failure {
     Failure::Environment(format!(
         "cannot start a client thread: {error}: use fewer --threads, or raise the limit of processes \
@@ -402,7 +402,7 @@ fn no_thread(error: std::io::Error) -> Failure {
     ))
 }
 
-/// Runs the client threads, and next to them the watch.
+/// Runs the client threads, and the watch next to them.
 fn send_all(
     config: &Config,
     run: &Run,
@@ -426,7 +426,7 @@ fn send_all(
     let (stage, abort) = (Stage::new(), Abort::new(&config.abort_if, run));
     thread::scope(|scope| {
         let _guard = EndOnPanic;
-        // None waits at the gate before all are there, or they would wait forever.
+        // No thread may wait at the gate before all have been started, or they would wait forever.
         let (mut threads, mut starts) = (Vec::new(), Vec::new());
         for (number, worker) in workers.into_iter().enumerate() {
             let (start, started) = channel();
@@ -435,7 +435,7 @@ fn send_all(
                 let _guard = EndOnPanic;
                 started.recv().ok()?;
                 if let Some(cpu) = pins.and_then(|pins| pins.iter().cycle().nth(number)) {
-                    // If that is refused, the thread runs wherever the mask lets it.
+                    // If pinning is refused, the thread runs on any CPU that its mask allows.
                     topology::pin_to(*cpu);
                 }
                 Some(worker.work())
@@ -452,13 +452,13 @@ fn send_all(
             // Fails only if the thread has panicked, which ends the process.
             let _ = start.send(());
         }
-        // All are connected; the warm-up is sent.
+        // All threads are connected, and the warm-up is sent.
         run.gate.wait();
         if run.warm_up > 0 {
             stage.begin(Phase::WarmingUp);
         }
         run.gate.wait();
-        // The phase is over; the server is reset, or observed. No thread may be left waiting.
+        // The warm-up is over, and the server is reset or its totals are read. No thread may be left waiting at the gate.
         run.gate.wait();
         if run.part != Part::WHOLE {
             stage.begin(Phase::Waiting);
@@ -490,7 +490,7 @@ fn send_all(
         let sampler = config.sample_every.map(|every| {
             let is_over = Arc::clone(&is_over);
             thread::Builder::new().spawn_scoped(scope, move || {
-                // Fails only if there is no run.
+                // Fails only if the run does not start.
                 let _ = is_started.recv();
                 Flow::watch(every, &run.progress, &is_over)
             })
@@ -502,13 +502,13 @@ fn send_all(
         run.is_called_off.store(prepared.is_err(), Ordering::Relaxed);
         run.gate.wait();
         stage.begin(Phase::Measuring);
-        // Fails only if no samples are wanted.
+        // Fails only if no samples are requested.
         let _ = start_sampler.send(());
         let panicked =
             |_| Failure::Wrong("a client thread panicked; an error above says why".into());
         let timeline = follower.join().map_err(panicked)?;
         at(Moment::End);
-        // Immediately, so that a server that counts late does not have time for it.
+        // The totals are read immediately, so that a server that counts late does not have time to catch up.
         let after = totals(config, control);
         is_over.store(true, Ordering::Release);
         let machine = stat.zip(KernelStats::current().ok());
@@ -530,7 +530,7 @@ fn send_all(
             failure: None,
         };
         for thread in threads {
-            // All were started.
+            // All threads were started.
             let Some([warm_up, measured]) = thread.join().map_err(panicked)? else { continue };
             sent.run.warm_up.merge(warm_up.work.ledger);
             sent.add(measured);
@@ -548,7 +548,7 @@ fn send_all(
 }
 
 impl Sent {
-    /// Adds what a thread found.
+    /// Adds the findings of a thread.
     fn add(&mut self, findings: Findings) {
         self.busiest = self.busiest.max(findings.work.cpu);
         self.waiting = self.waiting.max(findings.waiting);
@@ -559,7 +559,8 @@ impl Sent {
         self.run.work.merge(findings.work);
     }
 
-    /// Notes the connections that this process has no descriptors for. Of a ramp, they are those that it had reached.
+    /// Records the connections that failed because this process lacks descriptors. If a ramp had not reached a
+    /// connection, it does not count.
     fn note_unopenable(&mut self, crowd: Crowd, part: Part, openable: usize) {
         let trouble = &mut self.run.work.ledger.trouble;
         let elapsed_ns = u64::try_from(self.run.elapsed.as_nanos()).unwrap_or(u64::MAX);
@@ -571,7 +572,7 @@ impl Sent {
         }
     }
 
-    /// Returns the knowledge about the run's events, if there was no other client.
+    /// Returns everything known about the events of a run with a single client.
     fn account(&self, config: &Config, first: Totals, novelty: Novelty) -> Account<'_> {
         Account {
             workload: config.workload,
@@ -587,7 +588,7 @@ impl Sent {
         }
     }
 
-    /// Notes what the client had to do, as shares of its time, and whether that limited the run.
+    /// Records the load on the client, as shares of the length of the run, and whether it limited the run.
     fn note_load(&mut self, cpus: &[usize], rivals: Rivals) {
         let elapsed = self.run.elapsed;
         let share = |time: Duration| match elapsed {
@@ -611,7 +612,7 @@ impl Sent {
         self.run.limited_by = load.limits();
     }
 
-    /// Returns what a reader of the report must know.
+    /// Returns warnings for the reader of the report.
     fn warnings(&self, run: &Run, connections: usize) -> Vec<String> {
         let (mut warnings, work) = (Vec::new(), &self.run.work);
         if let Some(Reset::Refused(status)) = self.prepared.reset {
@@ -674,7 +675,7 @@ fn explain_refusal(status: u16) -> Option<String> {
     })
 }
 
-/// The server's totals before the run, and the result of its reset if one was wanted.
+/// The server's totals before the run, and the result of its reset if one was requested.
 #[derive(Clone, Copy)]
 struct Prepared {
     at: SystemTime,
@@ -687,7 +688,7 @@ impl Prepared {
         self.reset == Some(Reset::Done)
     }
 
-    /// Resets the server if that is wanted, and reads its totals.
+    /// Resets the server if requested, and reads its totals.
     fn now(config: &Config, control: &mut Control<'_>) -> Result<Prepared, Failure> {
         let failed = |error: ControlError| error.into_failure(&config.server);
         let reset = if config.reset { Some(control.reset().map_err(failed)?) } else { None };
@@ -695,8 +696,8 @@ impl Prepared {
         Ok(Prepared { at: SystemTime::now(), before, reset })
     }
 
-    /// Waits for the time at which all clients start. The first one resets the server, when all have ended their
-    /// warm-ups and none has started.
+    /// Waits for the common start of all clients. Part 1 resets the server when all clients have ended their warm-ups
+    /// and none has started.
     fn with_others(
         config: &Config,
         control: &mut Control<'_>,
@@ -704,7 +705,7 @@ impl Prepared {
         run: &Run,
     ) -> Result<Prepared, Failure> {
         let Participation { part, start, guard, .. } = *participation;
-        // Samples of the clock are turned into time that passes evenly.
+        // Convert the start from the system's clock to a clock that advances evenly.
         let left = start.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
         let starts_at = Instant::now() + left;
         if left < 2 * guard {
@@ -716,7 +717,7 @@ impl Prepared {
             )));
         }
         wait_until(starts_at - guard, || {
-            // Each response narrows the difference of the clocks.
+            // Each response narrows the estimate of the difference between the clocks.
             let _ = control.totals();
         })?;
         let prepared = match part.leads() {
@@ -736,7 +737,7 @@ impl Prepared {
     }
 }
 
-/// Waits, and does something about every [`WAIT_TICK`]. Fails if the run is interrupted.
+/// Waits until a time, and calls a function about every [`WAIT_TICK`]. Fails if the run is interrupted.
 fn wait_until(at: Instant, mut meanwhile: impl FnMut()) -> Result<(), Failure> {
     loop {
         if interrupt::is_asked() {
@@ -762,13 +763,13 @@ fn descriptors_left(threads: usize) -> usize {
     limit.saturating_sub(open + threads * DESCRIPTORS_PER_THREAD + DESCRIPTORS_KEPT)
 }
 
-/// Raises the limits of descriptors, one per connection, and of locked memory for the rings as far as the hard limits
-/// permit.
+/// Raises the limits of descriptors, because each connection needs one, and of locked memory, because the rings need
+/// it, as far as the hard limits permit.
 fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     for resource in [Resource::Nofile, Resource::Memlock] {
         let maximum = getrlimit(resource).maximum;
-        // If this is refused, connections or client threads fail, and are reported.
+        // If this is refused, connections or client threads fail, and the failures are reported.
         let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
     }
 }

@@ -1,5 +1,5 @@
-//! The record of a client's run: its threads fill it, a file keeps it, the records of several clients are merged, and
-//! every report is made from one.
+//! The record of a client's run. The client's threads fill it, a file keeps it, the records of several clients are
+//! merged, and every report is made from a record.
 
 use super::event_set::EventSet;
 use super::latency::Slice;
@@ -13,7 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Threads of all clients that share no small common multiple would make the ledgers too large.
+/// The greatest step that ledgers may share. If the clients' numbers of threads do not have a small common multiple,
+/// the ledgers would become too large.
 const STEP_MAX: u64 = 1 << 20;
 
 /// The record of a thread in a phase, or of all threads of a run.
@@ -29,14 +30,14 @@ pub(super) struct Work {
     pub(super) cpu: Duration,
     /// CPU time that was spent polling until the next request was due.
     pub(super) polling: Duration,
-    /// The time of the last request, since the start.
+    /// The time from the start to the last send of a request.
     pub(super) last_sent: Duration,
-    /// The time for which a thread did not run, in stretches of a tenth of a second or more.
+    /// The time that a thread did not run, in stretches of a tenth of a second or more.
     pub(super) suspended: Duration,
 }
 
 impl Work {
-    /// Adds what another thread or client did. The rests of both ledgers must have one step.
+    /// Adds the record of another thread or client. The rests of both ledgers must have the same step.
     pub(super) fn merge(&mut self, other: Work) {
         self.ledger.merge(other.ledger);
         self.queued += other.queued;
@@ -54,7 +55,7 @@ impl Work {
 
     /// Returns the events per second that an open loop sent; `None` for a single request, which does not have a rate.
     pub(super) fn rate(&self, workload: &Workload) -> Option<f64> {
-        // The first request is due immediately, and the last one when the events before it were due.
+        // The first request is due immediately, and the last request is due when all events before it are due.
         let batch = workload.events_per_request();
         let before_last = self.events().div_ceil(batch).saturating_sub(1) * batch;
         (before_last > 0 && !self.last_sent.is_zero())
@@ -79,7 +80,7 @@ pub(super) struct ClientRun {
     pub(super) busy: f64,
     /// The greatest share of the time that a thread waited for a CPU, from 0 to 1.
     pub(super) waiting: f64,
-    /// The use of each client's CPUs during the run, by whatever process.
+    /// The use of each client's CPUs during the run, by any process.
     pub(super) cpus: Vec<CpuUse>,
     /// The reasons why the client limited the result, a sentence each.
     pub(super) limited_by: Vec<String>,
@@ -92,8 +93,8 @@ pub(super) struct ClientRun {
 }
 
 impl ClientRun {
-    /// Returns the record of a client that ended without one: whatever it did, each of its events was sent or not, and
-    /// counted or not.
+    /// Returns the record of a client that ended without one. Each of its events may or may not have been sent, and may
+    /// or may not have been counted.
     pub(super) fn lost(part: Part) -> ClientRun {
         let mut run = ClientRun::default();
         for ledger in [&mut run.work.ledger, &mut run.warm_up] {
@@ -102,8 +103,8 @@ impl ClientRun {
         run
     }
 
-    /// Returns the record on the clock of a run that started earlier by `delay`. One second of a client may overlap two
-    /// seconds of the run, and counts for the one with the larger share.
+    /// Returns the record on the clock of a run that started earlier by `delay`. A second of a client may overlap two
+    /// seconds of the run, and counts for the second with the larger share.
     pub(super) fn delayed(mut self, delay: Duration) -> ClientRun {
         self.elapsed += delay;
         self.work.last_sent += delay;
@@ -114,7 +115,7 @@ impl ClientRun {
         self
     }
 
-    /// Returns the record with the name of its client before each of its sentences.
+    /// Returns the record with the client's name before each of its sentences.
     pub(super) fn named(mut self, name: &str) -> ClientRun {
         for sentence in self.limited_by.iter_mut().chain(&mut self.warnings) {
             sentence.insert_str(0, &format!("{name}: "));
@@ -126,7 +127,7 @@ impl ClientRun {
     ///
     /// # Errors
     ///
-    /// If the events that were not sent cannot be added up.
+    /// Fails if the events that were not sent cannot be added up.
     pub(super) fn merged(
         mut runs: Vec<ClientRun>,
         workload: &Workload,
@@ -139,7 +140,7 @@ impl ClientRun {
         Ok(all)
     }
 
-    /// Adds what another client did. The rests of both ledgers must have one step.
+    /// Adds the record of another client. The rests of both ledgers must have the same step.
     fn merge(&mut self, other: ClientRun) {
         self.work.merge(other.work);
         self.warm_up.merge(other.warm_up);
@@ -190,7 +191,7 @@ mod tests {
         Workload { events: 900, users: 70, values: Values::Half, batch: None }
     }
 
-    /// Returns the record of one of three clients that ended early, each with a different number of threads.
+    /// Returns the record of a client from a group of three that ended early, each with a different number of threads.
     fn record(number: u64) -> ClientRun {
         let mut run = ClientRun::lost(Part::new(number, 3));
         run.work.ledger.unknown = EventSet::default();
@@ -211,7 +212,7 @@ mod tests {
         run.delayed(Duration::from_millis(600))
     }
 
-    /// As JSON, with all lists sorted.
+    /// Returns the merged record as JSON, with all lists sorted.
     fn merged(runs: Vec<ClientRun>) -> serde_json::Value {
         let all = ClientRun::merged(runs, &workload(), &workload()).unwrap();
         let mut json = serde_json::to_value(all).unwrap();

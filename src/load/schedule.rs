@@ -1,10 +1,10 @@
 //! The next request of a thread, and its due time.
 //!
-//! In a closed loop, a request is due as soon as a connection is free; threads take requests from a common counter,
-//! until there are no more or the time is over. In an open loop, request `i` is due when its first event is, whatever
-//! the server does: at a fixed rate, at `i * batch / rate`. Thread `t` of `T` has the requests that are `t` modulo `T`,
-//! so that the spacing is even over all threads. For a part of a workload, both take only the part's requests, each
-//! when it is due in the whole.
+//! In a closed loop, a request is due as soon as a connection is free. Threads take requests from a common counter
+//! until none are left or the time is over. In an open loop, request `i` is due when its first event is due, regardless
+//! of the server: at `i * batch / rate` for a fixed rate. Thread `t` of `T` has the requests with numbers that are `t`
+//! modulo `T`, so that the spacing is even over all threads. For a part of a workload, both loops take only the part's
+//! requests. Each is due at the same time as in the whole workload.
 
 use super::part::Part;
 use super::profile::{Curve, Profile};
@@ -26,14 +26,14 @@ pub(super) struct Due {
 /// The requests of one thread.
 #[derive(Debug)]
 pub(super) enum Schedule<'a> {
-    /// Closed loop: the next of the part's `requests` that no thread has taken, immediately, `grab` of them together.
-    /// They are counted within the part.
+    /// Closed loop: the next of the part's `requests` that no thread has taken, immediately, in groups of `grab`.
+    /// Requests are counted within the part.
     Closed { part: Part, next: &'a AtomicU64, requests: u64, grab: u64, grabbed: Range<u64> },
     /// Closed loop: the next of the part's requests that no thread has taken, until the time is over.
     Timed { part: Part, next: &'a AtomicU64, requests: u64, until_ns: u64 },
     /// Open loop: every `step`-th request of the whole workload, the next one when it is due.
     Open { next: Due, requests: u64, step: u64, pace: &'a Pace },
-    /// There is nothing more to send.
+    /// Nothing is left to send.
     Ended,
 }
 
@@ -42,20 +42,20 @@ pub(super) enum Schedule<'a> {
 pub(super) enum Left {
     /// Requests of a closed loop that only this thread has.
     Grabbed(Vec<u64>),
-    /// The rest of an open loop's thread.
+    /// The rest of a thread's requests in an open loop.
     Rest(Rest),
 }
 
 impl Schedule<'_> {
-    /// For the part's share of a workload.
+    /// Creates the schedule of a closed loop for the part's share of a workload.
     pub(super) fn closed<'a>(part: Part, next: &'a AtomicU64, workload: &Workload) -> Schedule<'a> {
         let grab = (EVENTS_PER_GRAB / workload.events_per_request()).max(1);
         let requests = part.share(workload.requests());
         Schedule::Closed { part, next, requests, grab, grabbed: 0..0 }
     }
 
-    /// Returns the schedule of a closed loop that ends at a time, for the part's share of an endless workload. Threads
-    /// take requests one by one and send all that they have taken, so that the events that were sent do not have gaps.
+    /// Creates the schedule of a closed loop that ends at a time, for the part's share of an endless workload. Threads
+    /// take requests one by one and send all that they have taken, so that the sequence of sent events does not have gaps.
     pub(super) fn timed<'a>(
         part: Part,
         next: &'a AtomicU64,
@@ -65,7 +65,7 @@ impl Schedule<'_> {
         Schedule::Timed { part, next, requests: part.share(workload.requests()), until_ns }
     }
 
-    /// Creates the schedule of one of the part's threads, at the common pace of all threads of all parts.
+    /// Creates the schedule of a thread of the part in an open loop, at the common pace of all threads of all parts.
     pub(super) fn open<'a>(
         part: Part,
         thread: u64,
@@ -78,7 +78,8 @@ impl Schedule<'_> {
         Schedule::Open { next, requests, step: part.of() * threads, pace }
     }
 
-    /// Ends it, and returns what this thread leaves. It does not include requests that no thread of a closed loop took.
+    /// Ends the schedule, and returns the requests that this thread leaves. They do not include requests that no thread
+    /// of a closed loop has taken.
     pub(super) fn end(&mut self) -> Left {
         match std::mem::replace(self, Schedule::Ended) {
             Schedule::Closed { part, grabbed, .. } => {
@@ -89,9 +90,9 @@ impl Schedule<'_> {
         }
     }
 
-    /// Calls `note` with the waits of the requests that are due at `now_ns`, and the number of requests with each wait.
-    /// Waits that `least_alike` maps to the same time are combined, as that time, so that the number of calls does not
-    /// grow with the number of requests.
+    /// Calls `note` with each wait of the requests that are due at `now_ns`, and with the number of requests that have
+    /// this wait. Waits that `least_alike` maps to the same time are combined into that time, so that the number of
+    /// calls does not grow with the number of requests.
     pub(super) fn overdue(
         &self,
         now_ns: u64,
@@ -110,7 +111,7 @@ impl Schedule<'_> {
         }
     }
 
-    /// Returns the due time of the next request; `None` without one.
+    /// Returns the due time of the next request; `None` if there are no more requests.
     pub(super) fn next_ns(&self) -> Option<u64> {
         match self {
             Schedule::Closed { next, requests, grabbed, .. } => {
@@ -131,7 +132,7 @@ impl Schedule<'_> {
         }
     }
 
-    /// Takes the next request that is due at `now_ns`. In a closed loop it is due now.
+    /// Takes the next request that is due at `now_ns`. In a closed loop, a request is always due.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Due> {
         self.expire(now_ns);
         match self {
@@ -178,18 +179,18 @@ impl Pace {
         Due { request, ns: self.due_ns(request) }
     }
 
-    /// Returns the due time of a request, rounded down to a nanosecond: errors do not add up.
+    /// Returns the due time of a request, rounded down to a nanosecond. Rounding errors do not add up.
     fn due_ns(&self, request: u64) -> u64 {
         self.rate.due_ns(request.saturating_mul(self.batch))
     }
 
-    /// Returns the number of requests that are due at a time: those before this number.
+    /// Returns the number of requests that are due at a time. These are the requests with lower numbers.
     fn due_by(&self, ns: u64) -> u64 {
         self.rate.due_before(ns.saturating_add(1)).div_ceil(self.batch)
     }
 
-    /// Returns the share of the pace that was held if `events` events were sent, the last one at `last_sent`: its due
-    /// time divided by that. `None` if it was due at the start.
+    /// Returns the share of the pace that was held if `events` events were sent, the last at `last_sent`: the due time
+    /// of the last request divided by `last_sent`. Returns `None` if it was due at the start.
     pub(super) fn held(&self, events: u64, last_sent: Duration) -> Option<f64> {
         let last_due_ns = self.due_ns(events.div_ceil(self.batch).saturating_sub(1));
         let is_told = last_due_ns > 0 && !last_sent.is_zero();
@@ -283,7 +284,7 @@ mod tests {
         }
     }
 
-    /// Compares with each event by itself, with waits of limited resolution.
+    /// Compares with each event individually, for waits of limited resolution.
     #[test]
     fn overdue_events_are_counted_by_how_long_they_waited() {
         let mut random = fastrand::Rng::with_seed(5);

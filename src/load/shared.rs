@@ -12,20 +12,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Connections that must end after one response, against the server's word, until each gets one
-/// request only.
+/// The number of connections that must end after one response, contrary to the server's promise, before every
+/// connection gets only one request.
 const BROKEN_PROMISES: u64 = 2;
 
 /// The progress of a thread. Only the thread writes it.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Events that may have left. Written before they do.
+    /// Events that may have been sent. The counter is updated before they are sent.
     pub(super) sent: AtomicU64,
     pub(super) acknowledged: AtomicU64,
     /// Events whose requests have ended, with a response or without.
     pub(super) ended: AtomicU64,
     pub(super) connect_failures: AtomicU64,
-    /// Other errors. Events, connections, and responses, as the report counts them.
+    /// Other errors, counted in events, connections, or responses as in the report.
     pub(super) refused: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) reconnects: AtomicU64,
@@ -37,9 +37,9 @@ pub(super) struct Progress {
 /// The number of a client's connections over time.
 #[derive(Debug)]
 pub(super) struct Crowd {
-    /// The most at any time.
+    /// The greatest number at any time.
     pub(super) most: usize,
-    /// The number over all parts; `None` is constant.
+    /// The number over all parts; `None` if it is constant.
     pub(super) over_time: Option<Curve>,
 }
 
@@ -83,14 +83,14 @@ pub(super) struct Run {
     pub(super) form: Form,
     /// Requests in flight per connection.
     pub(super) depth: usize,
-    /// The due times of an open loop's requests; `None` is a closed loop.
+    /// The due times of an open loop's requests; `None` for a closed loop.
     pub(super) pace: Option<Pace>,
     /// The time during which requests are sent; a closed loop sends as many as fit.
     pub(super) duration: Option<Duration>,
     /// The number of connections during the measured part.
     pub(super) crowd: Crowd,
     pub(super) timeout: Duration,
-    /// The number of events to send before the workload's, which are measured.
+    /// The number of events to send before the measured events of the workload.
     pub(super) warm_up: u64,
     pub(super) threads: usize,
     pub(super) keep_alive: KeepAlive,
@@ -105,7 +105,7 @@ pub(super) struct Run {
     /// Events of the warm-up without a response, which may be counted at any time.
     pub(super) late: AtomicU64,
     pub(super) progress: Vec<CachePadded<Progress>>,
-    /// The gate of a phase, which is passed twice: all threads are ready, and all may start.
+    /// The gate of a phase. Each thread passes it twice: when all threads are ready, and when all may start.
     pub(super) gate: Barrier,
 }
 
@@ -117,13 +117,13 @@ impl Run {
         all / self.threads + usize::from(thread < all % self.threads)
     }
 
-    /// Reports whether the run has as many requests as it sends in its time.
+    /// Reports whether the run has as many requests as it can send within its duration.
     pub(super) fn is_open_ended(&self) -> bool {
         self.pace.is_none() && self.duration.is_some()
     }
 
-    /// Returns the time after which nothing more is sent: in a closed loop, the end of the run's time. The requests of
-    /// an open loop are all due before that, and may be late by the timeout.
+    /// Returns the time when sending stops. In a closed loop, this is the end of the run's duration. The requests of an
+    /// open loop are all due before that, and may be late by the timeout.
     pub(super) fn stop_ns(&self) -> Option<u64> {
         let patience = if self.pace.is_some() { self.timeout } else { Duration::ZERO };
         let stop = self.duration?.saturating_add(patience);
@@ -136,20 +136,20 @@ impl Run {
         of_others(&self.workload) + of_others(&self.earlier())
     }
 
-    /// The events of the warm-up.
+    /// Returns the events of the warm-up.
     pub(super) fn earlier(&self) -> Workload {
         Workload { events: self.warm_up, ..self.workload }
     }
 }
 
-/// Whether the server keeps connections open, as far as all threads have seen.
+/// The threads' common knowledge of whether the server keeps connections open.
 #[derive(Debug)]
 pub(super) struct KeepAlive {
-    /// The server closes after each response: one request per connection.
+    /// Whether the server closes connections after each response, so that each connection takes one request.
     is_one_shot: AtomicBool,
-    /// The server was found to do so at any time.
+    /// Whether the server was ever found to do so.
     was_one_shot: AtomicBool,
-    /// Connections that ended after one response, against the server's word, since one took two.
+    /// Connections that ended after one response, contrary to the server's promise, since one last took two requests.
     broken: AtomicU64,
 }
 
@@ -162,18 +162,18 @@ impl KeepAlive {
         }
     }
 
-    /// Whether each connection takes one request only.
+    /// Reports whether each connection takes only one request.
     #[inline]
     pub(super) fn is_one_shot(&self) -> bool {
         self.is_one_shot.load(Ordering::Relaxed)
     }
 
-    /// Whether that was so at any time.
+    /// Reports whether each connection took only one request at some time.
     pub(super) fn was_one_shot(&self) -> bool {
         self.was_one_shot.load(Ordering::Relaxed)
     }
 
-    /// Notes a connection that ended after one response, against the server's word.
+    /// Records a connection that ended after one response, contrary to the server's promise.
     pub(super) fn note_broken(&self) {
         if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN_PROMISES {
             self.is_one_shot.store(true, Ordering::Relaxed);
@@ -181,14 +181,14 @@ impl KeepAlive {
         }
     }
 
-    /// Notes a connection that took a second request.
+    /// Records a connection that took a second request.
     pub(super) fn note_second_response(&self) {
         if self.broken.load(Ordering::Relaxed) > 0 {
             self.broken.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Notes a connection that stayed open after a response, although it was not to.
+    /// Records a connection that stayed open after a response, although it was expected to close.
     pub(super) fn note_kept(&self) {
         self.broken.store(0, Ordering::Relaxed);
         self.is_one_shot.store(false, Ordering::Relaxed);

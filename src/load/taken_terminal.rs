@@ -1,16 +1,16 @@
-//! The terminal while a screen has it, and how whoever ends the process gives it back.
+//! The terminal while a screen uses it, and how it is restored when the process ends.
 
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// The time that a panic waits for a frame that is being drawn. The panicking thread may be the one that draws it.
+/// The longest time that a panic waits for a frame to be drawn. The thread that panicked may be drawing it.
 const FRAME_MAX: Duration = Duration::from_millis(100);
 
-/// The screen of this process, for whoever ends it.
+/// The screen of this process, for any code that ends the process.
 static CURRENT: Mutex<Option<Arc<Taken>>> = Mutex::new(None);
 
-/// Takes the terminal, which `give_back` restores.
+/// Takes the terminal. `give_back` restores it.
 pub(super) fn take(give_back: fn()) -> Arc<Taken> {
     let taken = Taken::new(give_back);
     *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&taken));
@@ -25,16 +25,15 @@ pub(super) fn restore() {
     }
 }
 
-/// Whether the screen still has the terminal, which is given back once: when the run ends, when it is
-/// interrupted, or when any thread panics. The lock is held while a frame is drawn, so that none is
-/// drawn later.
+/// The state of a terminal that a screen takes. The terminal is given back once: when the run ends, when it is
+/// interrupted, or when any thread panics. The lock is held while a frame is drawn, so that no frame is drawn later.
 pub(super) struct Taken {
     is_taken: Mutex<bool>,
     give_back: fn(),
 }
 
 impl Taken {
-    /// Arranges for `give_back` to be called before the message of the next panic, so that it can be read.
+    /// Arranges for `give_back` to run before the message of the next panic, so that the message can be read.
     fn new(give_back: fn()) -> Arc<Taken> {
         let taken = Arc::new(Taken { is_taken: Mutex::new(true), give_back });
         let (of_hook, previous) = (Arc::clone(&taken), std::panic::take_hook());
@@ -45,7 +44,7 @@ impl Taken {
         taken
     }
 
-    /// Reports whether the screen still has it.
+    /// Reports whether the screen still has the terminal.
     pub(super) fn is_taken(&self) -> bool {
         *self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,7 +57,7 @@ impl Taken {
         }
     }
 
-    /// Restores the terminal, unless that was done before.
+    /// Restores the terminal, unless it has been restored.
     pub(super) fn give_back(&self) {
         let deadline = Instant::now() + FRAME_MAX;
         let locked = loop {
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Nothing else in this process may panic meanwhile, or the hook would give back the terminal first.
+    /// Nothing else in this process may panic during this test, or the hook would give back the terminal first.
     #[test]
     fn a_panic_in_any_thread_gives_the_terminal_back_once() {
         static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Conditions under which a run fails: `p99>5ms`, `rps<100k`, `verdict!=exact`.
+//! Conditions that make a run fail: `p99>5ms`, `rps<100k`, `verdict!=exact`.
 
 use super::figures::{FIGURES, Figure, Measured, Quantity};
 use super::latency::Bound;
@@ -8,10 +8,10 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-/// A condition under which a run fails.
+/// A condition that makes a run fail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Threshold {
-    /// As it was typed.
+    /// The condition as it was typed.
     text: String,
     figure: Figure,
     operator: Operator,
@@ -30,7 +30,8 @@ pub(crate) enum Operator {
 }
 
 impl Operator {
-    /// Whether it holds for a figure that compares so with the limit; `None` is not a number.
+    /// Reports whether the operator holds for a figure that compares to the limit in this order; `None` if a value is
+    /// not a number.
     fn holds(self, order: Option<Ordering>) -> bool {
         match self {
             Operator::Less => order == Some(Ordering::Less),
@@ -51,7 +52,7 @@ pub(crate) struct Condition<'a> {
 }
 
 impl<'a> Condition<'a> {
-    /// Takes a condition apart; `example` shows what to write.
+    /// Splits a condition into its parts; `example` shows what to write.
     pub(crate) fn parse(text: &'a str, example: &str) -> Result<Condition<'a>, String> {
         let at = text.find(['<', '>', '=', '!']).unwrap_or(text.len());
         let (figure, rest) = (text[..at].trim(), &text[at..]);
@@ -64,7 +65,7 @@ impl<'a> Condition<'a> {
     }
 }
 
-/// All comparisons in the order in which they are tried: longer ones first.
+/// All comparisons, in the order that they are tried: longer signs first.
 const OPERATORS: [(&str, Operator); 6] = [
     ("<=", Operator::LessOrEqual),
     (">=", Operator::GreaterOrEqual),
@@ -76,7 +77,7 @@ const OPERATORS: [(&str, Operator); 6] = [
 
 #[derive(Clone, Debug, PartialEq)]
 enum Limit {
-    /// Microseconds for a time.
+    /// A number, in microseconds for a time.
     Number(f64),
     Word(String),
 }
@@ -98,16 +99,16 @@ pub(super) struct Checked {
     pub(super) figure: &'static str,
     /// The value of the figure; times are in microseconds.
     pub(super) value: Measured,
-    /// The figure was this or more.
+    /// Whether the value is a lower bound.
     pub(super) is_lower_bound: bool,
-    /// The condition does not hold, and it is certain that it does not.
+    /// Whether the run passed: it is certain that the condition does not hold.
     pub(super) passed: bool,
     /// The value of the figure, as a sentence.
     #[serde(skip)]
     pub(super) sentence: String,
 }
 
-/// As it was typed.
+/// Formats the threshold as it was typed.
 impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -139,7 +140,7 @@ impl FromStr for Threshold {
     }
 }
 
-/// A number such as `1.5`, `1e6`, or `-3`, followed by one of the units.
+/// Parses a number such as `1.5`, `1e6`, or `-3`, followed by a unit from the list.
 fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     // The text after the last digit is the unit: the exponent of 1e6 belongs to the number.
     let end = text.rfind(|character: char| character.is_ascii_digit())? + 1;
@@ -149,18 +150,18 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
 }
 
 impl Threshold {
-    /// The figure that it is about.
+    /// Returns the figure of the condition.
     pub(super) fn figure(&self) -> Figure {
         self.figure
     }
 
-    /// Whether it is an upper limit of a latency.
+    /// Reports whether it is an upper limit on a latency.
     pub(super) fn is_upper_limit_of_latency(&self) -> bool {
         self.figure.quantity == Quantity::Latency
             && matches!(self.operator, Operator::Less | Operator::LessOrEqual)
     }
 
-    /// The limit of a latency in microseconds; `None` for any other figure.
+    /// Returns the limit on a latency in microseconds; `None` for any other figure.
     pub(super) fn limit_us(&self) -> Option<f64> {
         match self.limit {
             Limit::Number(limit_us) if self.figure.quantity == Quantity::Latency => Some(limit_us),
@@ -168,7 +169,7 @@ impl Threshold {
         }
     }
 
-    /// The number of requests from which its percentile is not just the longest latency.
+    /// Returns the least number of requests whose percentile is not just the longest latency.
     pub(super) fn requests_to_tell(&self) -> f64 {
         match self.figure.share_above() {
             share if share > 0.0 && share < 0.5 => (1.0 / share).round(),
@@ -176,7 +177,8 @@ impl Threshold {
         }
     }
 
-    /// Whether an upper limit holds for certain: a lower bound may be above it.
+    /// Reports whether an upper limit certainly holds. It does not if the value is a lower bound, because the true
+    /// value may be above the limit.
     pub(super) fn surely_holds(&self, value: &Measured) -> bool {
         match (value, &self.limit) {
             (Measured::Number(Bound { micros, is_at_least: false }), Limit::Number(limit)) => {
@@ -206,7 +208,7 @@ impl Threshold {
         }
     }
 
-    /// Whether a run passes, given what the figure was. A figure that is not known passes nothing.
+    /// Checks whether a run passes, given the value of the figure. A run does not pass if the value is not known.
     pub(super) fn check(&self, value: Measured) -> Checked {
         let name = self.figure.name;
         let (holds, sentence) = match (&value, &self.limit) {
@@ -234,11 +236,11 @@ impl Threshold {
         }
     }
 
-    /// Whether the condition holds, or may hold because the value is only a lower bound.
+    /// Reports whether the condition holds, or may hold because the value is only a lower bound.
     fn may_hold(&self, Bound { micros: value, is_at_least }: Bound, limit: f64) -> bool {
         let order = value.partial_cmp(&limit);
         let holds = self.operator.holds(order);
-        // A lower bound decides only if it is above the limit and the condition asks for less.
+        // A lower bound decides only if it is above the limit and the condition requires less.
         let is_above = order == Some(Ordering::Greater);
         let asks_for_less =
             matches!(self.operator, Operator::Less | Operator::LessOrEqual | Operator::Equal);

@@ -13,7 +13,7 @@ const OPEN_SECONDS: u64 = 10;
 pub(super) struct Second {
     /// Its number, from 0.
     pub(super) second: u64,
-    /// Events that got their response in it.
+    /// Events that got their responses in it.
     pub(super) requests: u64,
     /// The median latency in microseconds; null if no request ended in the second.
     pub(super) p50_us: Option<Bound>,
@@ -21,7 +21,7 @@ pub(super) struct Second {
     pub(super) p99_us: Option<Bound>,
     /// The longest latency in microseconds.
     pub(super) max_us: Option<Bound>,
-    /// The keys above whose values may be more, because requests were given up; left out if there are none.
+    /// The keys above whose true values may be greater because requests were given up; left out if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) lower_bounds: Vec<&'static str>,
     /// The numbers of requests by latency.
@@ -29,19 +29,19 @@ pub(super) struct Second {
     pub(super) heat: Heat,
 }
 
-/// The numbers of requests by latency, coarsely: ten steps from a time to ten times as long. It is small,
-/// because a run has one for each second.
+/// The numbers of requests by latency, in coarse steps: ten from a time to ten times as long. It is small because a run
+/// has one for each second.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Heat(Vec<(u8, u32)>);
 
-/// Some of the requests of a [`Heat`].
+/// The requests in one step of a [`Heat`].
 pub(super) struct HeatCell {
     pub(super) from_us: f64,
     pub(super) to_us: f64,
     pub(super) requests: u64,
 }
 
-/// Steps from a time to ten times as long.
+/// The number of steps from a time to ten times as long.
 const HEAT_STEPS: f64 = 10.0;
 
 impl Heat {
@@ -54,7 +54,7 @@ impl Heat {
                 reason = "ten times the digits of a number from 1 to an hour in nanoseconds"
             )]
             let step = ((recorded.value_iterated_to() as f64).log10() * HEAT_STEPS) as u8;
-            // No second has more.
+            // No second has more requests.
             heat.add(step, u32::try_from(recorded.count_at_value()).unwrap_or(u32::MAX));
         }
         heat
@@ -67,12 +67,12 @@ impl Heat {
         }
     }
 
-    /// Adds the requests of another one.
+    /// Adds the requests of `other`.
     pub(super) fn merge(&mut self, other: &Heat) {
         other.0.iter().for_each(|(step, requests)| self.add(*step, *requests));
     }
 
-    /// Its requests, from the shortest time on.
+    /// Returns its requests by latency, from the shortest time on.
     pub(super) fn cells(&self) -> impl Iterator<Item = HeatCell> + '_ {
         let us = |step: f64| 10_f64.powf(step / HEAT_STEPS) / 1e3;
         self.0.iter().map(move |(step, requests)| HeatCell {
@@ -83,7 +83,7 @@ impl Heat {
     }
 }
 
-/// One second of a run, or some of its requests, as a file has it.
+/// One second of a run, or some of its requests, as stored in a file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct RawSecond {
     /// Its number, from 0.
@@ -99,14 +99,14 @@ impl RawSecond {
     ///
     /// # Errors
     ///
-    /// If a file has something else in their place.
+    /// Fails if a file has something else in their place.
     pub(super) fn latencies(&self) -> Result<Latencies, String> {
         Latencies::try_from(self.latency.clone())
     }
 }
 
 impl Second {
-    /// From how many events got a response in it, and the latencies of their requests.
+    /// Creates a second from the number of events that got a response in it, and the latencies of their requests.
     pub(super) fn of(second: u64, events: u64, latency: &Latencies) -> Second {
         let [p50_us, p99_us] = [0.5, 0.99].map(|quantile| latency.quantile(quantile));
         let max_us = latency.max();
@@ -124,7 +124,7 @@ impl Second {
     }
 }
 
-/// Returns the seconds of a run, in order, of which there may be several records each.
+/// Returns the seconds of a run, in order. A second may have several records.
 pub(super) fn seconds(records: &[RawSecond]) -> Vec<Second> {
     let mut by_second: BTreeMap<u64, (u64, Latencies)> = BTreeMap::new();
     for raw in records {
@@ -144,8 +144,7 @@ pub(super) struct Timeline {
     total: Slice,
     /// Seconds that threads may still report, with their events and histograms.
     open: BTreeMap<u64, (u64, Latencies)>,
-    /// Seconds that are over, about a KiB each. A thread that reports more than [`OPEN_SECONDS`] late adds a record of
-    /// its own.
+    /// Seconds that are over, about a KiB each. A thread that reports more than [`OPEN_SECONDS`] late adds a separate record.
     closed: Vec<RawSecond>,
 }
 
@@ -174,18 +173,18 @@ impl Timeline {
         }
     }
 
-    /// Returns the latencies that threads have reported so far.
+    /// Returns all latencies that threads have reported.
     pub(super) fn latencies(&self) -> &Latencies {
         &self.total.latency
     }
 
-    /// The latest second that a thread has reported; other threads may add to it.
+    /// Returns the latest second that a thread has reported. Other threads may still add to it.
     pub(super) fn latest(&self) -> Option<Second> {
         let (second, (events, latency)) = self.open.iter().next_back()?;
         Some(Second::of(*second, *events, latency))
     }
 
-    /// Returns the whole run, and a record of every second in which a request ended.
+    /// Returns the slice of the whole run, and a record of every second during which a request ended.
     pub(super) fn finish(mut self) -> (Slice, Vec<RawSecond>) {
         for (second, (events, latency)) in std::mem::take(&mut self.open) {
             self.close(second, events, &latency);
@@ -201,9 +200,9 @@ mod tests {
     #[test]
     fn every_request_is_in_one_second_and_in_the_total() {
         let mut timeline = Timeline::new(false);
-        // A second in which nothing ended is not listed, whether it is told of in time or late.
+        // A second during which no request ended is not listed, whether it is reported on time or late.
         [3, 28, 4].into_iter().for_each(|second| timeline.add(&Slice::new(second, false)));
-        // Two threads, one of which reports seconds 0 and 1 when their histograms are gone.
+        // There are two threads. The slower thread reports seconds 0 and 1 after their histograms are gone.
         for second in [0, 1, 2, 30, 31, 0, 1] {
             let mut slice = Slice::new(second, false);
             slice.latency.record(1000 * (second + 1));

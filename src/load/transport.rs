@@ -1,5 +1,5 @@
-//! The load client's transport: connections that this side opens, bytes out, bytes in, and what happens
-//! to them. It knows nothing of what the bytes mean.
+//! The load client's transport: it opens connections, sends and receives bytes, and reports the events on the
+//! connections. It does not know what the bytes mean.
 
 use crate::uring::{self, Issuer, Key, Sizes, Uring};
 pub(super) use crate::uring::{Filled, Wait};
@@ -8,10 +8,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Responses are small and are parsed as soon as they arrive.
+/// The sizes of the ring. Responses are small, and are parsed as soon as they arrive.
 const SIZES: Sizes = Sizes { submissions: 256, completions: 8192, buffers: 1024 };
 
-/// The interval of ticks. One timer for all: a timeout per wait would make the kernel program one.
+/// The interval between ticks. One timer serves all waits: with a timeout per wait, the kernel would have to program a
+/// timer each time.
 pub(super) const TICK: Duration = Duration::from_millis(20);
 
 /// Something that happened to a connection, by its number.
@@ -21,9 +22,9 @@ pub(super) enum Event {
     Connected(usize),
     /// It could not be opened, for this reason. It is closed.
     Failed(usize, io::Error),
-    /// Bytes have come: see [`Transport::bytes`].
+    /// Bytes have arrived: see [`Transport::bytes`].
     Received(usize, Filled),
-    /// The peer has ended it, or it broke. It is closed, with the number of bytes that the kernel had been given.
+    /// The peer has ended it, or it broke. It is closed. The number counts the bytes that the kernel had been given.
     Ended(usize, u64),
     /// A fiftieth of a second has passed.
     Tick,
@@ -32,11 +33,11 @@ pub(super) enum Event {
 /// A connection, open or opening.
 struct Link {
     connection: usize,
-    /// Bytes to be sent.
+    /// Bytes to send.
     out: Vec<u8>,
-    /// An empty buffer, with the room of the last send.
+    /// An empty buffer with the capacity of the last send.
     spare: Vec<u8>,
-    /// Bytes that were ever given to the kernel.
+    /// The total number of bytes that were given to the kernel.
     handed_over: u64,
     is_connected: bool,
     is_queued: bool,
@@ -54,12 +55,12 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    /// Returns a transport with a number of closed connections to `address`. Another thread may use it than the one
-    /// that calls this: see [`Transport::enable`].
+    /// Creates a transport with a number of closed connections to `address`. The caller may hand it to another thread:
+    /// see [`Transport::enable`].
     ///
     /// # Errors
     ///
-    /// The kernel has no such ring (before Linux 6.1), or io_uring is blocked.
+    /// Fails if the kernel does not have such a ring (before Linux 6.1), or if io_uring is blocked.
     pub(super) fn new(address: SocketAddr, connections: usize) -> io::Result<Transport> {
         Ok(Transport {
             ring: Uring::new(&SIZES, Issuer::Later)?,
@@ -70,7 +71,7 @@ impl Transport {
         })
     }
 
-    /// Makes the calling thread the only one that uses the transport, and starts its ticks.
+    /// Makes the calling thread the only user of the transport, and starts its ticks.
     pub(super) fn enable(&mut self) -> io::Result<()> {
         self.ring.enable()?;
         self.ring.set_timer(TICK);
@@ -81,7 +82,7 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// The process or the system has no socket left.
+    /// Fails if the process or the system cannot create another socket.
     pub(super) fn connect(&mut self, connection: usize) -> io::Result<()> {
         assert!(self.keys[connection].is_none(), "the connection is open");
         let socket = Socket::new(self.domain, Type::STREAM, Some(Protocol::TCP))?;
@@ -101,14 +102,14 @@ impl Transport {
         Ok(())
     }
 
-    /// The bytes that a connection sends next, to be appended to; they leave after [`Transport::send`]. `None` if it is
-    /// closed.
+    /// Returns the buffer that the next bytes of a connection are appended to. They are sent after [`Transport::send`].
+    /// Returns `None` if the connection is closed.
     pub(super) fn out(&mut self, connection: usize) -> Option<&mut Vec<u8>> {
         let key = self.keys[connection]?;
         self.ring.get_mut(key).map(|link| &mut link.out)
     }
 
-    /// Sends what was appended, when the kernel is next entered.
+    /// Sends the appended bytes when the kernel is next entered.
     pub(super) fn send(&mut self, connection: usize) {
         if let Some(key) = self.keys[connection] {
             self.queue_up(key);
@@ -121,20 +122,20 @@ impl Transport {
         self.queue.len()
     }
 
-    /// The number of bytes of a connection that the kernel was given: no later byte can have left.
+    /// Returns the number of bytes of a connection that the kernel was given. No later byte can have been sent.
     pub(super) fn handed_over(&mut self, connection: usize) -> u64 {
         let key = self.keys[connection];
         key.and_then(|key| self.ring.get_mut(key)).map_or(0, |link| link.handed_over)
     }
 
-    /// Closes a connection, open or opening. Nothing more happens to it.
+    /// Closes a connection that is open or opening. The transport does not report further events on it.
     pub(super) fn close(&mut self, connection: usize) {
         if let Some(key) = self.keys[connection].take() {
             self.ring.close(key);
         }
     }
 
-    /// The bytes in a buffer.
+    /// Returns the bytes in a buffer.
     pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
         self.ring.bytes(filled)
     }
@@ -148,30 +149,30 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// The ring is broken.
+    /// Fails if the ring is broken.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         self.send_queued();
         self.ring.submit()
     }
 
     /// Submits pending sends, waits, and collects completions, which [`Transport::next_event`] then reports. Returns
-    /// whether there was anything. The events of the turn before must have been taken.
+    /// whether there were any. The events of the previous turn must have been taken.
     ///
     /// # Errors
     ///
-    /// The ring is broken.
+    /// Fails if the ring is broken.
     pub(super) fn turn(&mut self, wait: Wait) -> io::Result<bool> {
         self.send_queued();
         Ok(self.ring.iterate(wait)? > 0)
     }
 
-    /// Polls for an event until `until` without entering the kernel. Returns whether there is one, for
-    /// a turn without a wait to take in.
+    /// Polls for an event until `until` without entering the kernel. Returns whether there is an event, which a turn
+    /// without a wait then collects.
     pub(super) fn poll(&mut self, until: Instant) -> bool {
         self.ring.poll(until)
     }
 
-    /// The next event of the last turn.
+    /// Returns the next event of the last turn.
     pub(super) fn next_event(&mut self) -> Option<Event> {
         while let Some(event) = self.ring.next_event() {
             if let Some(event) = self.translate(event) {
@@ -224,7 +225,7 @@ impl Transport {
                 }
                 None
             }
-            // The receive reports the end, behind the responses that have come.
+            // The receive operation reports the end, after the responses that have arrived.
             uring::Event::SendFailed(_) => None,
             uring::Event::Timer => {
                 self.ring.set_timer(TICK);
@@ -244,7 +245,7 @@ impl Transport {
         }
     }
 
-    /// Starts the sends that are wanted.
+    /// Starts the pending sends.
     fn send_queued(&mut self) {
         let mut queue = std::mem::take(&mut self.queue);
         for key in queue.drain(..) {
@@ -259,7 +260,7 @@ impl Transport {
             link.handed_over += bytes.len() as u64;
             self.ring.send(key, bytes);
         }
-        // Its room is kept.
+        // Keep the capacity of the queue.
         self.queue = queue;
     }
 }
@@ -270,7 +271,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-    /// Echoes, with a thread per connection; some connections are closed after a few bytes.
+    /// Starts a server that echoes, with a thread per connection, and closes some connections after a few bytes.
     fn echo(closes_every: usize) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -300,9 +301,9 @@ mod tests {
         received: usize,
     }
 
-    /// Random connects, sends small and far beyond a socket's buffer, and closes at any moment: what
-    /// comes back on a connection is what was sent on it since it was opened, and nothing is told
-    /// of one that is closed.
+    /// Connects, sends, and closes at random, with sends that are small or far larger than a socket's buffer. Each
+    /// connection must get back exactly the bytes that were sent on it since it was opened, and no event may be
+    /// reported for a closed connection.
     #[test]
     fn every_connection_gets_its_own_bytes_whatever_happens_to_others() {
         let mut random = fastrand::Rng::with_seed(11);
@@ -338,7 +339,7 @@ mod tests {
                     Event::Connected(index) => {
                         assert!(all[index].is_opening && !all[index].is_open);
                         (all[index].is_open, all[index].is_opening) = (true, false);
-                        // So little that a send takes a part of its bytes.
+                        // The buffer is small enough that a send takes only a part of its bytes.
                         let slot = wire.ring.slot(wire.keys[index].unwrap()).unwrap();
                         slot.socket.set_send_buffer_size(4096).unwrap();
                     }
@@ -364,7 +365,7 @@ mod tests {
             }
         }
         assert!(bytes > 100_000 && ended > 3, "{bytes} bytes, {ended} ended");
-        // Whatever is still under way ends with the ring.
+        // Anything still in progress ends with the ring.
         drop(wire);
     }
 

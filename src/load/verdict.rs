@@ -1,4 +1,4 @@
-//! Whether the server counted what it acknowledged: equality, never a tolerance.
+//! Decides whether the server counted what it acknowledged. Totals must be equal; there is never a tolerance.
 
 use super::event_set::UserSet;
 use super::watch::Watched;
@@ -7,11 +7,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
-/// The verdict of the server's totals about the run.
+/// The verdict on the server's totals after the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Every acknowledged event was counted once, and nothing else.
+    /// Every acknowledged event was counted once, and nothing else was counted.
     Exact,
     /// A total is not what it must be.
     Wrong,
@@ -19,30 +19,30 @@ pub enum Verdict {
     Undecided,
 }
 
-/// A verdict, and one line for each thing that is off or open.
+/// A verdict, with one line for each problem or open question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Judgement {
     /// The verdict.
     pub(super) verdict: Verdict,
-    /// The differences, or the unknowns.
+    /// The differences or the open questions.
     pub(super) reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     pub(super) remarks: Vec<String>,
 }
 
-/// The result of reading totals that were right again and again, while nothing was sent.
+/// The result of reading correct totals repeatedly while nothing was sent.
 #[derive(Clone, Debug)]
 pub(super) struct Stayed {
-    /// The length of that quiet time.
+    /// The length of the quiet time.
     pub(super) quiet: Duration,
-    /// The time from the last response to the first totals that were wrong, if there were any.
+    /// The time from the last response to the first wrong totals, if there were any.
     pub(super) changed_after: Option<Duration>,
     /// The reason why they could not be read at the end, if that failed.
     pub(super) unreadable: Option<String>,
 }
 
 impl Verdict {
-    /// As programs read it.
+    /// Returns the verdict as a word for programs.
     pub(super) fn word(self) -> &'static str {
         match self {
             Verdict::Exact => "exact",
@@ -53,9 +53,8 @@ impl Verdict {
 }
 
 impl Judgement {
-    /// The judgement with what was seen besides the last totals: acknowledgements that contradict what
-    /// they acknowledge, that the totals were wrong at first or did not stay right,
-    /// responses during the run that cannot be, and how long the client did not run.
+    /// Adds observations beyond the last totals: acknowledgements that contradict their batches, totals that were wrong
+    /// at first or did not stay correct, impossible responses during the run, and the time that the client did not run.
     pub(super) fn with(
         mut self,
         contradiction: Option<String>,
@@ -103,7 +102,7 @@ impl Judgement {
     }
 }
 
-/// The knowledge about a run.
+/// Everything known about a run.
 #[derive(Clone, Debug)]
 pub(super) struct Evidence {
     /// The server's totals before the run: zero after a reset.
@@ -114,9 +113,9 @@ pub(super) struct Evidence {
     pub(super) possible: Share,
     /// The users that the server must have.
     pub(super) users: Users,
-    /// The users that it must have if the prefix of their ids was used before, although it was declared new.
+    /// The users that the server must have if the prefix of their ids was used before, although it was declared new.
     pub(super) users_if_known: Option<Users>,
-    /// Whether clients that are lost may have sent any number of events.
+    /// Whether lost clients may have sent any number of events.
     pub(super) is_unbounded: bool,
     /// The server's totals after the run, or the reason why they are missing.
     pub(super) after: Result<Totals, String>,
@@ -125,17 +124,16 @@ pub(super) struct Evidence {
 /// The number of users that a server must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Users {
-    /// The users whose events it acknowledged, and the users including events that may have been counted.
+    /// The number of users with acknowledged events, and the number including events that may have been counted.
     pub(super) least: u64,
     pub(super) most: u64,
-    /// Users that the server had before and that the client does not know: they may or may not be
-    /// among its own.
+    /// Users that the server had before and that the client does not know. They may or may not be among the run's own users.
     pub(super) strangers: u64,
 }
 
 impl Users {
-    /// Returns the number for a run whose events come from some users, on a server that had `before` users. Earlier
-    /// users are known if the client sent their events.
+    /// Returns the number of users for a run whose events come from `ours`, on a server that had `before` users.
+    /// Earlier users are known if the client sent their events.
     pub(super) fn of(ours: [&UserSet; 2], before: u64, earlier: Option<[&UserSet; 2]>) -> Users {
         let [least, most] = ours;
         match earlier {
@@ -148,7 +146,7 @@ impl Users {
         }
     }
 
-    /// Returns the users together with `others` others.
+    /// Adds `others` more users.
     pub(super) fn beside(self, others: u64) -> Users {
         let [least, most] = [self.least, self.most].map(|users| users.saturating_add(others));
         Users { least, most, ..self }
@@ -239,7 +237,7 @@ impl Evidence {
         Judgement { verdict, reasons: open, remarks }
     }
 
-    /// Notes each total that cannot be.
+    /// Records each impossible total.
     fn compare(&self, after: Totals, unknown: u64, wrong: &mut Vec<String>) {
         let expected = self.expected();
         let counted = after.total_requests;
@@ -283,7 +281,7 @@ impl Evidence {
     }
 }
 
-/// Returns a remark on an average that is not wrong, if it was rounded.
+/// Returns a remark if an average is rounded but not wrong.
 fn remark_on_avg(totals: &Totals) -> Option<String> {
     let AvgPrecision::Rounded(decimals) = totals.avg_precision() else { return None };
     Some(format!(
@@ -293,12 +291,12 @@ fn remark_on_avg(totals: &Totals) -> Option<String> {
     ))
 }
 
-/// A count and its noun.
+/// Formats a count and its noun.
 pub(super) fn plural(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// The possible values of a total.
+/// Formats the possible values of a total.
 fn span<T: PartialEq + std::fmt::Display>(least: T, most: T) -> String {
     match least == most {
         true => least.to_string(),
@@ -369,7 +367,7 @@ mod tests {
         }
     }
 
-    /// Of 7 events that add up to 9.5: 1.35714 and so on.
+    /// Judges an average for 7 events that add up to 9.5. The true average is 1.35714 and so on.
     fn rounded(avg: f64) -> Judgement {
         let mut evidence = evidence(&[]);
         let totals = Totals { total_requests: 7, unique_users: 2, sum: 9.5, avg };
@@ -388,7 +386,7 @@ mod tests {
             assert_eq!((verdict, reasons.len()), (Verdict::Exact, 0), "{avg}: {reasons:?}");
             assert!(remarks[0].contains(&format!("to {decimals} decimals")), "{remarks:?}");
         }
-        // Rounded to fewer, cut off, or otherwise off.
+        // These are rounded to fewer decimals, cut off, or otherwise wrong.
         for avg in [1.0, 1.4, 1.35, 1.37, 1.3572, 1.356, (9.5_f64 / 7.0).next_down()] {
             let Judgement { verdict, reasons, .. } = rounded(avg);
             assert_eq!(verdict, Verdict::Wrong, "{avg}");
@@ -422,7 +420,7 @@ mod tests {
         assert_eq!(evidence.judge().verdict, Verdict::Wrong);
     }
 
-    /// A server with users that the client did not send may count each event as a new user without being noticed.
+    /// On a server with users that the client did not send, each event can be counted as a new user without being noticed.
     #[test]
     fn users_of_strangers_leave_the_verdict_undecided() {
         let mut evidence = evidence(&[]);

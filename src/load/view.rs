@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The interval at which the progress is drawn.
+/// The interval between updates of the progress display.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 /// The activity of a run.
@@ -27,19 +27,19 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 pub(super) enum Phase {
     /// It looks for the server and opens connections.
     Connecting,
-    /// It sends what is not measured.
+    /// It sends events that are not measured.
     WarmingUp,
-    /// It waits for the time at which all clients start.
+    /// It waits for the common start of all clients.
     Waiting,
-    /// It sends what is measured.
+    /// It sends the measured events.
     Measuring,
 }
 
-/// The phase of a run, and when it began: the main thread sets it, the view reads it.
+/// The phase of a run, and the time when it began. The main thread sets it, and the view reads it.
 pub(super) struct Stage(Mutex<(Phase, Instant)>);
 
 impl Stage {
-    /// A run that is about to connect.
+    /// Creates the stage of a run that is about to connect.
     pub(super) fn new() -> Stage {
         Stage(Mutex::new((Phase::Connecting, Instant::now())))
     }
@@ -58,9 +58,9 @@ impl Stage {
 struct Status {
     phase: Phase,
     unit: Unit,
-    /// Since the phase began.
+    /// The time since the phase began.
     elapsed: Duration,
-    /// Events that have ended in this phase, and how many it has.
+    /// The number of events that have ended in this phase, and the total number of its events.
     ended: u64,
     of: u64,
     /// The length of the phase, if it ends by the clock.
@@ -99,7 +99,7 @@ impl Status {
         }
     }
 
-    /// One line of text that fits into a number of columns: what matters least is left out first.
+    /// Returns one line of text that fits into a number of columns. The least important parts are left out first.
     fn line(&self, columns: usize) -> String {
         let mut parts = vec![self.progress()];
         if self.phase == Phase::Measuring {
@@ -214,7 +214,7 @@ impl View {
         });
     }
 
-    /// Progress that cannot be drawn is not worth ending the run.
+    /// Draws the progress. A failure to draw is not worth ending the run.
     fn draw(&mut self, status: impl FnOnce() -> Status) {
         match &mut self.form {
             Form::Nothing => {}
@@ -234,13 +234,13 @@ impl Drop for View {
     }
 }
 
-/// Whether the terminal takes the sequences that move its cursor.
+/// Reports whether the terminal supports the sequences that move its cursor.
 pub(crate) fn has_escapes() -> bool {
     std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
-/// The columns of a line that does not wrap: one less than the terminal has, because some terminals
-/// wrap at the last one.
+/// Returns the number of columns of a line that does not wrap. It is one less than the terminal has, because some
+/// terminals wrap at the last column.
 fn columns() -> usize {
     match tcgetwinsize(stderr()) {
         Ok(size) if size.ws_col > 1 => usize::from(size.ws_col) - 1,

@@ -1,4 +1,4 @@
-//! Polls `/stats` during a run, and finds responses that cannot be.
+//! Polls `/stats` during a run and finds impossible responses.
 
 use super::control::{Control, Server};
 use super::shared::Progress;
@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The interval at which the totals are requested.
+/// The interval between requests for the totals.
 const WATCH_EVERY: Duration = Duration::from_millis(10);
 /// The number of wrong responses that are shown in words.
 const EXAMPLES_MAX: usize = 5;
-/// From this share of requests without totals on, too little was seen.
+/// If a greater share of the requests did not return totals, too little was seen.
 const UNANSWERED_MAX: f64 = 0.1;
 
 /// The observations of the watch.
@@ -25,20 +25,20 @@ pub(super) struct Watched {
     pub answers: u64,
     /// Requests for totals without a usable response.
     pub unanswered: u64,
-    /// Responses with a total below an earlier one's.
+    /// Responses with a total below an earlier response's.
     pub went_down: u64,
-    /// Responses that counted more than was sent.
+    /// Responses that counted more events than were sent.
     pub above_sent: u64,
     /// Responses that lacked events acknowledged before the request.
     pub below_acknowledged: u64,
-    /// Responses whose numbers do not belong together.
+    /// Responses whose numbers contradict each other.
     pub torn: u64,
     /// The first wrong responses, in words.
     pub examples: Vec<String>,
 }
 
 impl Watched {
-    /// Returns a sentence about responses that are missing, if there are too many to conclude anything.
+    /// Returns a sentence about missing responses, if there are too many to conclude anything.
     pub(super) fn gap(&self) -> Option<String> {
         let Watched { answers, unanswered, .. } = self;
         let asked = answers + unanswered;
@@ -49,7 +49,7 @@ impl Watched {
         })
     }
 
-    /// Everything that is counted.
+    /// Returns every count.
     pub(super) fn counts(&self) -> [u64; 6] {
         let Watched {
             answers, unanswered, went_down, above_sent, below_acknowledged, torn, ..
@@ -57,7 +57,7 @@ impl Watched {
         [answers, unanswered, went_down, above_sent, below_acknowledged, torn]
     }
 
-    /// A line for each kind of response that cannot be.
+    /// Returns a line for each kind of impossible response.
     pub(super) fn reasons(&self) -> Vec<String> {
         let kinds = [
             (self.went_down, "totals went down"),
@@ -72,7 +72,7 @@ impl Watched {
     }
 }
 
-/// Judges responses as they come.
+/// The state of a watch, which judges responses as they arrive.
 struct Watch {
     before: Totals,
     values: Values,
@@ -85,8 +85,8 @@ impl Watch {
         Watch { before, values, last: before, watched: Watched::default() }
     }
 
-    /// Judges a response. The number of events acknowledged before the request, and the number that may have been sent
-    /// by the time of the response.
+    /// Judges a response, given the number of events acknowledged before the request and the number that may have been
+    /// sent by the time of the response.
     fn judge(&mut self, is: Totals, acknowledged: u64, sent: u64) {
         let Watch { before, values, last, watched } = self;
         watched.answers += 1;
@@ -118,8 +118,8 @@ impl Watch {
     }
 }
 
-/// Polls until told to stop. `before` has the server's totals before the run; up to `late` events that were sent before
-/// may still be counted.
+/// Polls until `is_over` is set. `before` has the server's totals before the run. Up to `late` earlier events may still
+/// be counted.
 pub(super) fn watch(
     address: SocketAddr,
     server: &Server,
@@ -155,7 +155,7 @@ mod tests {
         Totals { total_requests: count, unique_users: users, sum, avg }
     }
 
-    /// Returns the findings of a watch in one response after a good one of ten events.
+    /// Returns the findings of a watch about one response, after a correct response with ten events.
     fn found(is: Totals) -> [u64; 4] {
         let mut watch = Watch::new(Totals::ZERO, Values::One);
         watch.judge(ones(10, 5), 10, 12);

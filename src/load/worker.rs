@@ -1,8 +1,8 @@
 //! One client thread: its connections, on the ring, each with a bounded number of requests in flight.
 //!
-//! Every request is sent once, with its event or its batch. When a connection ends, unsent requests go to another one;
-//! the events of requests that were sent without a response may have been counted or not: they are unknown, and are not
-//! sent again.
+//! Every request is sent once, with its event or its batch. When a connection ends, its unsent requests go to another
+//! connection. The events of requests that were sent but did not get a response may or may not have been counted: they
+//! are unknown, and are not sent again.
 
 mod lifecycle;
 
@@ -27,43 +27,43 @@ use std::time::{Duration, Instant};
 
 /// The time that an interrupted run waits for responses.
 const INTERRUPT_PATIENCE_NS: u64 = 1_000_000_000;
-/// Ticks come fifty times per second: a thread that wakes this late did not run.
+/// A thread that wakes this late did not run, because ticks come fifty times per second.
 const STALLED_FROM_NS: u64 = 5_000_000;
-/// The length of such a stretch from which a warning reports it, whatever was due in it.
+/// The shortest such stretch that is reported in a warning, regardless of the requests due in it.
 const SUSPENDED_FROM_NS: u64 = 100_000_000;
 #[allow(clippy::cast_possible_truncation, reason = "20 ms")]
 const TICK_NS: u64 = TICK.as_nanos() as u64;
-/// Connections whose requests are given to the kernel together, and events, unless a request has more. It sends what
-/// connections have one by one, about 2 µs each and 4 µs with many requests, and their send time is read once for all
-/// of them.
+/// The most connections whose requests are given to the kernel together, and the most events unless a single request
+/// has more. The kernel sends the data of connections one by one, which takes about 2 µs each, or 4 µs with many
+/// requests. The send time is read once for all of them.
 const SENDS_PER_SUBMIT: usize = 16;
 const EVENTS_PER_SUBMIT: u64 = 64;
 /// The number of times that every connection may time out without a single response before a thread gives up.
 const GIVE_UP_ROUNDS: usize = 3;
-/// From this time before a request is due on, an open loop polls: a sleep would end too late.
+/// An open loop polls for this long before a request is due, because a sleep would end too late.
 const POLL_NS: u64 = 100_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-/// The record of a thread in a phase, with what only its process needs to know.
+/// The record of a thread in a phase, with data that only its process needs.
 #[derive(Debug)]
 pub(super) struct Findings {
     pub(super) work: Work,
-    /// The time for which the thread was ready and waited for a CPU.
+    /// The time that the thread was ready but waited for a CPU.
     pub(super) waiting: Duration,
-    /// The server could not be reached any more, or did not respond.
+    /// Whether the server could no longer be reached or did not respond.
     pub(super) gave_up: bool,
-    /// An interrupt, or a threshold that can no longer pass, ended it before it was over.
+    /// Whether an interrupt, or a threshold that can no longer pass, ended the phase before it was over.
     pub(super) was_cut: bool,
-    /// The time at which the last request had ended and nothing was left to send.
+    /// The time when the last request had ended and nothing was left to send.
     pub(super) ended: Instant,
     /// The reason why the ring failed, if it did.
     pub(super) failure: Option<String>,
 }
 
-/// Further counters of a phase, which start at zero in the next.
+/// Further counters, which start at zero in each phase.
 #[derive(Debug, Default)]
 struct Counts {
-    /// Events.
+    /// The number of events that were sent, and the number of events that ended.
     sent: u64,
     ended: u64,
     last_sent_ns: u64,
@@ -77,46 +77,46 @@ struct Counts {
 pub(super) struct Worker<'a> {
     run: &'a Run,
     thread: usize,
-    /// Before `wire`: the run is over before its connections are closed.
+    /// Declared before `wire`, so that the run is over before its connections are closed.
     slices: Sender<Box<Slice>>,
     wire: Transport,
     reader: Reader,
     connections: Vec<Connection>,
     schedule: Schedule<'a>,
-    /// Requests that were given back by a connection that broke.
+    /// Requests that a broken connection gave back.
     waiting: VecDeque<Due>,
-    /// Connections that take another request, those that waited longest first.
+    /// Connections that can take another request. The connections that waited longest are first.
     free: VecDeque<usize>,
     in_flight: u64,
-    /// Events of the requests made since the last were given to the kernel.
+    /// Events of the requests that were made since the kernel was last given any.
     unsubmitted: u64,
     started: Instant,
     /// The clock at this iteration, and at the last submission, in nanoseconds since the start.
     now_ns: u64,
     stamp_ns: u64,
-    /// The time of the last response, or of another sign of a server.
+    /// The time of the last response, or of another sign that there is a server.
     progress_ns: u64,
-    /// Waits that began before count from then on: this thread did not run for a while.
+    /// Waits that began earlier count from this time on, because this thread did not run for a while.
     patience_from_ns: u64,
     is_running: bool,
-    /// The time from which nothing was in flight and nothing was left to send, while a ramp still opened connections.
+    /// The start of the time that nothing was in flight or left to send, while a ramp was still opening connections.
     idle_from_ns: Option<u64>,
-    /// The warm-up is over.
+    /// Whether the warm-up is over.
     is_measured: bool,
-    /// The time at which the run was interrupted.
+    /// The time when the run was interrupted.
     interrupted_ns: Option<u64>,
-    /// Until then no connection was free, so that nothing could have been sent.
+    /// The last time when no connection was free, so that nothing could have been sent.
     blocked_ns: Option<u64>,
-    /// The latest time at which the thread wakes, if it runs: the next tick.
+    /// The latest time when the thread wakes, if it runs: the next tick.
     tick_due_ns: u64,
-    /// The stretches in which it did not run, oldest first: requests due in them are late because of it.
+    /// The stretches when the thread did not run, oldest first. Requests due in them are late because of this.
     stalls: VecDeque<Range<u64>>,
     counts: Counts,
-    /// The number of connections that should be open now: those before this index.
+    /// The number of connections that should be open. They are the connections before this index.
     wanted: usize,
-    /// The greatest number so far.
+    /// The greatest value of `wanted`.
     wanted_most: usize,
-    /// The end of the time for which the number was last computed.
+    /// The end of the time that `wanted` was last computed for.
     wanted_until_ns: u64,
     /// The connections that were open at any time of the phase, unless the server turned them away before it had
     /// responded to anything on them.
@@ -172,7 +172,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Connects, sends its part of the warm-up and of the run, waits for the others around each, and returns the
+    /// Connects, sends its part of the warm-up and of the run, waits for the other threads around each, and returns the
     /// records of both.
     pub(super) fn work(mut self) -> [Findings; 2] {
         let connected = self.wire.enable().and_then(|()| self.connect_all(|_| true));
@@ -181,14 +181,14 @@ impl<'a> Worker<'a> {
         self.run.late.fetch_add(late, Ordering::Relaxed);
         let connected = match &warm_up.failure {
             Some(failure) => Err(failure.clone()),
-            // The connections that owe responses were closed.
+            // The connections that owed responses were closed.
             None => self.reconnect_all().map_err(|error| error.to_string()),
         };
         self.schedule = self.measured_schedule();
         self.slice = Box::new(Slice::new(0, self.run.pace.is_some()));
         self.is_measured = true;
         let measured = self.phase(connected);
-        // Fails only if the receiver is gone, with the run.
+        // Fails only if the receiver is gone along with the run.
         let _ = self.slices.send(self.slice);
         [warm_up, measured]
     }
@@ -211,7 +211,7 @@ impl<'a> Worker<'a> {
         if self.is_measured { self.run.workload } else { self.run.earlier() }
     }
 
-    /// Waits for the others, sends everything, and returns the record.
+    /// Waits for the other threads, sends everything, and returns the record.
     fn phase(&mut self, ready: Result<(), String>) -> Findings {
         self.counts = Counts::default();
         self.show_sent();
@@ -219,7 +219,7 @@ impl<'a> Worker<'a> {
         self.run.gate.wait();
         self.run.gate.wait();
         let before = ThreadTime::now();
-        // If it cannot even start, what it leaves is not on the clock of the phase before.
+        // If the phase cannot even start, the requests that it leaves must not be on the clock of the previous phase.
         self.restart_clock(Instant::now());
         self.idle_from_ns = None;
         let is_called_off = self.run.is_called_off.load(Ordering::Relaxed);
@@ -256,7 +256,7 @@ impl<'a> Worker<'a> {
     }
 
     fn send_all(&mut self) -> io::Result<()> {
-        // Handle the events of the wait: a server may have rejected connections.
+        // Handle the events that happened during the wait: a server may have rejected connections.
         self.turn(Wait::No)?;
         self.restart_clock(self.start());
         self.is_running = true;
@@ -267,7 +267,7 @@ impl<'a> Worker<'a> {
         self.stalls.clear();
         self.interrupted_ns = None;
         for connection in &mut self.connections {
-            // The clock has started again.
+            // The clock has been restarted.
             match &mut connection.state {
                 State::Open { since_ns: at_ns }
                 | State::Connecting { since_ns: at_ns }
@@ -322,7 +322,7 @@ impl<'a> Worker<'a> {
         Ok(match left_ns {
             0 => Wait::No,
             1..=POLL_NS => {
-                // Finished requests must not wait for the next due one.
+                // Requests that are ready must not wait for the next request to be due.
                 self.wire.submit()?;
                 let before = thread_cpu();
                 self.wire.poll(self.instant(due_ns));
@@ -340,12 +340,12 @@ impl<'a> Worker<'a> {
         self.stamp_ns = self.now_ns;
     }
 
-    /// Returns the time that the clock calls so.
+    /// Converts a time on the thread's clock to an `Instant`.
     fn instant(&self, ns: u64) -> Instant {
         self.started + Duration::from_nanos(ns)
     }
 
-    /// Nanoseconds since the start.
+    /// Returns the nanoseconds since the start.
     fn clock_ns(&self) -> u64 {
         #[allow(clippy::cast_possible_truncation, reason = "no run takes 584 years")]
         let ns = self.started.elapsed().as_nanos() as u64;
@@ -366,13 +366,13 @@ impl<'a> Worker<'a> {
         self.stamp_ns = self.now_ns;
     }
 
-    /// Notes that the thread did not run, if the clock has advanced by much more than the thread meant to wait.
+    /// Records that the thread did not run, if the clock has advanced by much more than the thread meant to wait.
     fn note_stall(&mut self, now_ns: u64, wait_ns: u64) {
         let late_ns = now_ns.saturating_sub(self.stamp_ns).saturating_sub(wait_ns);
         if late_ns < STALLED_FROM_NS || !self.is_running {
             return;
         }
-        // The thread may have stopped at any time of the wait.
+        // The thread may have stopped at any time during the wait.
         if matches!(self.schedule, Schedule::Open { .. }) {
             self.stalls.push_back(self.stamp_ns..now_ns);
         }
@@ -384,7 +384,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Takes in what has happened, and sends what can be sent.
+    /// Handles the events that have happened, and sends what can be sent.
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         self.wire.turn(wait)?;
         self.unsubmitted = 0;
@@ -415,7 +415,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Shows how far this thread is.
+    /// Publishes the progress of this thread.
     fn note_progress(&mut self) {
         let progress = &self.run.progress[self.thread];
         progress.acknowledged.store(self.work.ledger.acknowledged, Ordering::Release);
@@ -434,12 +434,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Hands over what a second that is over has shown.
+    /// Sends the results of a second that is over.
     fn next_slice(&mut self) {
         let second = self.now_ns / NS_PER_SECOND;
         if self.is_running && self.is_measured && second > self.slice.second {
             let next = Box::new(Slice::new(second, self.run.pace.is_some()));
-            // Fails only if the receiver is gone, with the run.
+            // Fails only if the receiver is gone along with the run.
             let _ = self.slices.send(std::mem::replace(&mut self.slice, next));
         }
     }
@@ -462,8 +462,8 @@ impl<'a> Worker<'a> {
         !self.waiting.is_empty() || self.schedule.next_ns().is_some()
     }
 
-    /// Nothing has been connected for too long; or there are no responses at all; or a run that the user interrupted
-    /// has waited for them long enough.
+    /// Reports whether the thread should give up: nothing has been connected for too long, nothing responds, or a run
+    /// that the user interrupted has waited long enough for responses.
     fn has_given_up(&self) -> bool {
         let is_alone = self.in_flight == 0 && !self.connections.iter().any(Connection::is_open);
         let is_over = |since_ns: u64| {
@@ -486,7 +486,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Stops sending if the time for it is over. In a closed loop, what was taken is still sent.
+    /// Stops sending if the time for it is over. In a closed loop, requests that were taken are still sent.
     fn check_time(&mut self) {
         self.schedule.expire(self.now_ns);
         let is_over = |stop_ns: u64| self.is_measured && stop_ns <= self.now_ns;
@@ -495,7 +495,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Books a request as unsent if a run with a duration ends before its time is over: otherwise it would look like
+    /// Records a request as unsent if a run with a duration ends before its time is over. Otherwise, it would look like
     /// a shorter run without a failure.
     fn miss_one(&mut self) {
         let is_over = self.interrupted_ns.is_some() || !self.is_measured;
@@ -504,7 +504,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Ends the phase with events that lack a response, and events that were never sent.
+    /// Ends the phase, and records the events that lack a response and the events that were never sent.
     fn abandon(&mut self) {
         for index in 0..self.connections.len() {
             if self.connections[index].has_flights() {
@@ -519,7 +519,7 @@ impl<'a> Worker<'a> {
         debug_assert_eq!(self.in_flight, 0);
     }
 
-    /// Books all events that were not sent.
+    /// Records all events that were not sent.
     fn leave_rest(&mut self) {
         let workload = self.workload();
         if self.run.pace.is_some() && self.is_measured {
@@ -548,14 +548,14 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether a connection takes another request now.
+    /// Reports whether a connection can take another request.
     fn takes_more(&self, index: usize) -> bool {
         let is_one_shot = self.run.keep_alive.is_one_shot();
         let depth = if is_one_shot { 1 } else { self.run.depth };
         index < self.wanted && self.connections[index].takes_more(depth, is_one_shot)
     }
 
-    /// Lists a connection as free, if it is.
+    /// Lists a connection as free if it can take a request.
     fn offer(&mut self, index: usize) {
         if self.takes_more(index) && !self.connections[index].is_listed {
             self.connections[index].is_listed = true;
@@ -599,8 +599,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Notes how late a request is that could have been sent, or that it could not. One that was due while
-    /// the thread did not run is late by the rest of that time, whatever has delayed it further.
+    /// Records the lag of a request that could have been sent, or else records that it could not be sent. The lag of a
+    /// request that came due while the thread did not run is the rest of that time, regardless of further delays.
     fn note_lag(&mut self, due: Due) {
         if let (Schedule::Open { .. }, Some(lag)) = (&self.schedule, &mut self.slice.lag) {
             while self.stalls.front().is_some_and(|stall| stall.end < due.ns) {
@@ -619,13 +619,13 @@ impl<'a> Worker<'a> {
     }
 
     fn unlist(&mut self) -> usize {
-        // Its callers have seen one.
+        // The callers have seen a free connection.
         let index = self.free.pop_front().unwrap_or_else(|| unreachable!("no connection is free"));
         self.connections[index].is_listed = false;
         index
     }
 
-    /// Says how many events may have left, before they do.
+    /// Publishes the number of events that may have been sent, before they are sent.
     fn show_sent(&self) {
         self.run.progress[self.thread].sent.store(self.counts.sent, Ordering::Release);
     }
@@ -633,7 +633,7 @@ impl<'a> Worker<'a> {
     /// Makes a request.
     fn make(&mut self, index: usize, due: Due) {
         let workload = self.workload();
-        // A free slot is open: it is closed here, or when its end is reported.
+        // A connection in the free list is open. It is closed by this thread, or when its end is reported.
         let out = self.wire.out(index).unwrap_or_else(|| unreachable!("a free connection is open"));
         let before = out.len();
         workload.append_request(due.request, &self.run.form, out);
@@ -647,7 +647,7 @@ impl<'a> Worker<'a> {
         self.wire.send(index);
     }
 
-    /// Takes received bytes.
+    /// Takes in received bytes.
     fn take(&mut self, index: usize, filled: Filled) {
         self.connections[index].receive(self.wire.bytes(&filled));
         self.wire.give_back(filled);
@@ -659,7 +659,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Books the whole responses that a connection has.
+    /// Records the complete responses that a connection has received.
     fn take_responses(&mut self, index: usize, at_end: bool) -> Result<(), Malformed> {
         let workload = self.workload();
         let connection = &mut self.connections[index];

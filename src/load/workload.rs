@@ -1,4 +1,4 @@
-//! The challenge's published events, and what a server must report after them.
+//! The challenge's published events, and the totals that a server must report after them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,38 +30,38 @@ pub(super) const VALUE_IN_HALVES_MAX: u64 = 2 * VALUES;
 /// Multiples of a half below this are exact in an `f64`, and so are their sums with a run's values.
 const HALVES_EXACT_BELOW: f64 = (1u64 << 51) as f64;
 
-/// Most events of a run: up to here every sum of halves is exact in an `f64`.
+/// The most events of a run: up to this number, every sum of halves is exact in an `f64`.
 pub const EVENTS_MAX: u64 = 1 << 42;
 const _: () = assert!(EVENTS_MAX <= (1 << 53) / (2 * VALUES));
 
-/// Most events of a batch: up to here its body fits what a ringtally server takes by default.
+/// The most events of a batch: up to this number, its body fits into what a ringtally server takes by default.
 pub const BATCH_MAX: u64 = 150_000;
 const _: () = assert!(BATCH_MAX * LINE_BYTES_MAX <= 8 << 20, "the default of serve --max-batch");
 
 /// The bytes of an event on its own line, except for the digits of its user and its value, and for the prefix of the
 /// user's id.
 const LINE_BYTES: u64 = (USER.len() + VALUE.len() + END.len() + 1) as u64;
-/// The most bytes with the published users, the most digits, and a fraction.
+/// The most bytes of such a line with the published users, the most digits, and a fraction.
 const LINE_BYTES_MAX: u64 =
     LINE_BYTES + PUBLISHED_PREFIX.len() as u64 + USER_DIGITS_MAX + VALUE_BYTES_MAX;
 /// Digits of the largest number of a user, and bytes of the longest value.
 const USER_DIGITS_MAX: u64 = 20;
 const VALUE_BYTES_MAX: u64 = 3 + HALF.len() as u64;
 
-/// The parts of an event other than its user and its value.
+/// The constant parts of an event, around its user and its value.
 const USER: &[u8] = b"{\"userId\":\"";
 const VALUE: &[u8] = b"\",\"value\":";
 const HALF: &[u8] = b".5";
 const END: &[u8] = b"}";
 
-/// Bytes of an event from the number of its user on, at most.
+/// The most bytes of an event from the number of its user on.
 #[allow(clippy::cast_possible_truncation, reason = "few")]
 const TAIL_BYTES_MAX: usize =
     (USER_DIGITS_MAX + VALUE_BYTES_MAX) as usize + VALUE.len() + END.len();
 
 /// The prefix of the published users' ids.
 const PUBLISHED_PREFIX: &str = "user_";
-/// The most bytes of a prefix: with a number after it, servers accept every id.
+/// The most bytes of a prefix. Servers accept every id that consists of such a prefix and a number.
 const PREFIX_BYTES_MAX: usize = 32;
 
 /// The prefix of the ids of a run's users.
@@ -76,19 +76,19 @@ impl Default for UserPrefix {
 }
 
 impl UserPrefix {
-    /// Returns a prefix that is unique to the run.
+    /// Creates a prefix that is unique to the run.
     pub(super) fn new() -> UserPrefix {
-        // The system seeds it for each process, and it differs for each one within the process.
+        // The system seeds `RandomState` for each process, and each instance in the process differs.
         let random = RandomState::new().build_hasher().finish();
         UserPrefix(format!("{PUBLISHED_PREFIX}{:08x}_", random >> 32))
     }
 
-    /// Whether it is the published users' prefix.
+    /// Reports whether it is the published users' prefix.
     pub fn is_published(&self) -> bool {
         self.0 == PUBLISHED_PREFIX
     }
 
-    /// Returns the number of its bytes.
+    /// Returns its length in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.len() as u64
     }
@@ -134,7 +134,7 @@ pub(super) struct Form {
     head: Vec<u8>,
     /// An event, up to the number of its user.
     user: Vec<u8>,
-    /// The start of a request with a single event, up to the number of its user, by the length of what follows that.
+    /// The start of a request with a single event, up to the number of its user, by the length of the rest of the event.
     starts: Vec<Vec<u8>>,
 }
 
@@ -149,14 +149,14 @@ impl Form {
         Form { head, user, starts }
     }
 
-    /// The bytes of an event on its own line, except for the digits of its user and its value.
+    /// Returns the bytes of an event on its own line, except for the digits of its user and its value.
     fn line_bytes(&self) -> u64 {
         LINE_BYTES + (self.user.len() - USER.len()) as u64
     }
 }
 
-/// Event `i` of a run comes from `user_{i % users}`, or another prefix, with a value that follows from `i`. Request `r` has
-/// the event with that number, or the batch of events that begins with `r * batch`.
+/// The events of a run. Event `i` comes from `user_{i % users}`, or from a user with another prefix, and its value
+/// follows from `i`. Request `r` has event `r`, or the batch of events that begins with event `r * batch`.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
     /// The number of events, at most [`EVENTS_MAX`].
@@ -174,7 +174,7 @@ pub struct Workload {
 pub(super) struct Rest {
     /// The first request.
     pub(super) start: u64,
-    /// The number of requests from one to the next.
+    /// The distance from one request to the next.
     pub(super) step: u64,
 }
 
@@ -200,38 +200,38 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Nothing counted.
+    /// The totals of a server that has counted nothing.
     pub const ZERO: Totals = Totals { total_requests: 0, unique_users: 0, sum: 0.0, avg: 0.0 };
 
-    /// Whether the sum, with and without a run's events, is exact in an `f64`.
+    /// Reports whether the sum, with and without a run's events, is exact in an `f64`.
     pub(super) fn sum_is_exact(&self) -> bool {
         self.sum.abs() < HALVES_EXACT_BELOW && (self.sum * 2.0).fract() == 0.0
     }
 }
 
-/// The numbers of decimals to which a server may round an average. With more, rounding could not be distinguished from
-/// an error in the last bits.
+/// The numbers of decimals that a server may round an average to. With more decimals, rounding could not be
+/// distinguished from an error in the last bits.
 const DECIMALS: std::ops::RangeInclusive<usize> = 2..=10;
 
-/// The precision with which the average in some totals is the quotient of their sum and their count.
+/// The precision of the average in some totals, compared with the quotient of their sum and their count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AvgPrecision {
-    /// To the last bit.
+    /// Exact to the last bit.
     Full,
     /// Rounded to this number of decimals.
     Rounded(usize),
-    /// It is not.
+    /// Neither exact nor rounded.
     Off,
 }
 
 impl Totals {
-    /// Its sum, divided by its count.
+    /// Returns the sum divided by the count.
     pub(super) fn quotient(&self) -> f64 {
         if self.total_requests == 0 { 0.0 } else { self.sum / self.total_requests as f64 }
     }
 
-    /// Whether its average is that quotient, or was rounded as languages round: exactly, or by way of a
-    /// power of ten.
+    /// Returns the precision of the average. It may be exactly the quotient, or be rounded as programming languages
+    /// round: exactly, or by way of a power of ten.
     pub(super) fn avg_precision(&self) -> AvgPrecision {
         let quotient = self.quotient();
         if self.avg == quotient {
@@ -260,14 +260,14 @@ impl fmt::Display for Totals {
 /// The totals of some events of a run, in integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
-    /// Events.
+    /// The number of events.
     pub events: u64,
     /// Twice the sum of their values.
     pub sum_in_halves: u64,
 }
 
 impl Workload {
-    /// Twice the value of an event, for the tests to add up.
+    /// Returns twice the value of an event, for the tests to add up.
     #[cfg(test)]
     pub(super) fn value_in_halves(&self, event: u64) -> u64 {
         match self.values {
@@ -277,12 +277,12 @@ impl Workload {
         }
     }
 
-    /// Events per request; the last may have fewer.
+    /// Returns the number of events per request; the last request may have fewer.
     pub(super) fn events_per_request(&self) -> u64 {
         self.batch.unwrap_or(1)
     }
 
-    /// The most bytes that the events of one request take, with users whose ids begin with `prefix`.
+    /// Returns the most bytes that the events of one request take, for users whose ids begin with `prefix`.
     pub(crate) fn request_bytes_max(&self, prefix: &UserPrefix) -> u64 {
         let digits = u64::from(self.users.min(self.events).max(1).ilog10()) + 1;
         (LINE_BYTES + prefix.bytes() + digits + VALUE_BYTES_MAX)
@@ -294,7 +294,7 @@ impl Workload {
         self.events.div_ceil(self.events_per_request())
     }
 
-    /// The events of a request.
+    /// Returns the events of a request.
     pub(super) fn events_of(&self, request: u64) -> Range<u64> {
         let batch = self.events_per_request();
         (request * batch).min(self.events)..((request + 1) * batch).min(self.events)
@@ -341,7 +341,7 @@ impl Workload {
         }
     }
 
-    /// Hands over an event from the number of its user on, piece by piece.
+    /// Passes an event to `put` piece by piece, from the number of its user on.
     #[inline]
     fn tail_of_event(&self, user: u64, value: u64, mut put: impl FnMut(&[u8])) {
         let mut digits = itoa::Buffer::new();
@@ -374,7 +374,7 @@ impl Workload {
         Share { events: self.events, sum_in_halves: self.sum_in_halves_of_first(self.events) }
     }
 
-    /// Returns twice the sum of the values of the first `count` events.
+    /// Returns twice the sum of the values of the first `events` events.
     fn sum_in_halves_of_first(&self, events: u64) -> u64 {
         let (cycles, rest) = (events / VALUES, events % VALUES);
         let triangle = |n: u64| n * n.saturating_sub(1);
@@ -386,7 +386,7 @@ impl Workload {
         }
     }
 
-    /// Twice the sum of the values of some events.
+    /// Returns twice the sum of the values of some events.
     pub(super) fn sum_in_halves_of_events(&self, events: &Range<u64>) -> u64 {
         self.sum_in_halves_of_first(events.end) - self.sum_in_halves_of_first(events.start)
     }
@@ -397,7 +397,7 @@ impl Workload {
         rest.len(self.requests()) * self.events_per_request() - (end - start)
     }
 
-    /// Returns the number of events by which the last request is shorter than others, if the rest has it.
+    /// Returns the range of events that the last request lacks compared with other requests, if the rest has it.
     fn overhang(&self, rest: Rest) -> Range<u64> {
         let requests = self.requests();
         let has_last =
@@ -406,7 +406,7 @@ impl Workload {
         self.events..end
     }
 
-    /// Twice the sum of the values of the rest of the workload.
+    /// Returns twice the sum of the values of the rest of the workload.
     pub(super) fn sum_in_halves_of(&self, rest: Rest) -> u64 {
         let (requests, batch) = (rest.len(self.requests()), self.events_per_request());
         // Values repeat after this number of its requests.
@@ -431,7 +431,8 @@ pub(super) fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
-/// Returns the number of digits of the first numbers of the sequence 0, 1, 2 that repeats after `period`.
+/// Returns the total number of digits of the first `count` numbers of the sequence 0, 1, 2, and so on, which repeats
+/// after `period` numbers.
 fn digits_of_first(count: u64, period: u64) -> u64 {
     let (cycles, rest) = (count / period, count % period);
     let of_cycle = if cycles > 0 { cycles * digits_below(period) } else { 0 };
@@ -441,7 +442,7 @@ fn digits_of_first(count: u64, period: u64) -> u64 {
 /// Returns the total number of digits of the numbers below `end`.
 fn digits_below(end: u64) -> u64 {
     let (mut digits, mut least) = (end, 10);
-    // Each number from 10 on has one more, from 100 on another one, and so on.
+    // Each number from 10 on has one more digit, each number from 100 on has another one, and so on.
     while least < end {
         digits += end - least;
         match u64::checked_mul(least, 10) {
@@ -453,7 +454,7 @@ fn digits_below(end: u64) -> u64 {
 }
 
 impl Share {
-    /// The share as a server that held nothing before has to report it, with its users.
+    /// Returns the totals that an initially empty server must report for the share, given its number of users.
     pub(super) fn totals(&self, unique_users: u64) -> Totals {
         let sum = self.sum_in_halves as f64 / 2.0;
         let avg = if self.events == 0 { 0.0 } else { sum / self.events as f64 };

@@ -2,27 +2,27 @@
 
 use super::{Counter, Text, bucket_of, canonical};
 
-/// Upper bounds of the events of a batch.
+/// The upper bounds of the number of events of a batch.
 const BATCH_EVENTS: [u64; 8] = [0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
-/// The batches of one shard, written by its thread.
+/// The batch counters of one shard, written by its thread.
 #[derive(Debug, Default)]
 pub struct BatchMetrics {
     events: [Counter; BATCH_EVENTS.len() + 1],
     events_total: Counter,
-    /// Lines for which a batch was refused.
+    /// Lines that caused a batch to be refused.
     pub refused_lines: Counter,
 }
 
 impl BatchMetrics {
-    /// Counts a batch whose events, so many, are counted.
+    /// Counts a batch whose events, this many, were counted.
     pub fn note_batch(&self, events: u64) {
         self.events[bucket_of(&BATCH_EVENTS, events)].add(1);
         self.events_total.add(events);
     }
 }
 
-/// Writes those of all shards; `memory_bytes` are reserved for batches.
+/// Writes the batch counters of all shards. `memory_bytes` are reserved for batches.
 pub(super) fn write<'a>(
     of_shards: impl Iterator<Item = &'a BatchMetrics>,
     memory_bytes: u64,

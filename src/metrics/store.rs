@@ -6,26 +6,26 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Upper bounds of the duration of a commit, in microseconds.
+/// The upper bounds of the duration of a commit, in microseconds.
 const COMMIT_US: [u64; 13] = [
     100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
 ];
 
-/// Upper bounds of the events that a commit carries.
+/// The upper bounds of the number of events that a commit carries.
 const COMMIT_EVENTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
 /// The contribution of one server to the totals of a shared store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerShare {
-    /// Its name: a host and a port.
+    /// The name of the server: a host and a port.
     pub name: String,
-    /// Events that it has counted.
+    /// The number of events that it has counted.
     pub events: u64,
-    /// Users that it was the first to make durable.
+    /// The number of users that it was the first to make durable.
     pub users: u64,
     /// The time since its last commit.
     pub age: Duration,
-    /// It is this server.
+    /// Whether it is this server.
     pub is_this: bool,
 }
 
@@ -38,22 +38,22 @@ pub struct StoreMetrics {
     pub(crate) events_total: Counter,
     /// Commits that failed.
     pub errors: Counter,
-    /// Commits that found that another server had reset the totals.
+    /// Commits that were superseded because another server had reset the totals.
     pub superseded: Counter,
-    /// Totals read over all servers.
+    /// Reads of the totals across all servers.
     reads: Counter,
-    /// The contributions of the servers to the totals that were read last, and the time of that; `None` if no
-    /// other server shares the store, or nothing was read yet.
+    /// The contributions of the servers to the last totals that were read, and the time of that read. `None` if other servers
+    /// do not share the store, or nothing was read yet.
     group: Mutex<Option<(Vec<ServerShare>, Instant)>>,
     started: Instant,
-    /// The time at which the last commit became durable, in nanoseconds since `started`.
+    /// The time when the last commit became durable, in nanoseconds since `started`.
     settled_ns: AtomicU64,
-    /// The start of the commit under way, in the same way; zero if there is none.
+    /// The time when the commit under way began, in nanoseconds since `started`; zero if no commit is under way.
     begun_ns: AtomicU64,
 }
 
 impl Default for StoreMetrics {
-    /// All counters at zero, and a commit just now: what the store held is durable.
+    /// Creates the metrics with all counters at zero and a commit just now, because what the store already held is durable.
     fn default() -> Self {
         StoreMetrics {
             durations: Default::default(),
@@ -77,7 +77,7 @@ impl StoreMetrics {
         self.begun_ns.store(nanoseconds(self.started.elapsed()).max(1), Ordering::Relaxed);
     }
 
-    /// Counts a commit that carried so many events and took so long.
+    /// Counts a commit that carried `events` events and took `took`.
     pub fn note_commit(&self, events: u64, took: Duration) {
         let ns = nanoseconds(took);
         self.durations[bucket_of(&COMMIT_US, ns.div_ceil(1000))].add(1);
@@ -88,10 +88,10 @@ impl StoreMetrics {
         self.begun_ns.store(0, Ordering::Relaxed);
     }
 
-    /// Counts that the totals were read, to which these servers have contributed.
+    /// Counts a read of the totals. `servers` have contributed to them.
     pub fn note_read(&self, servers: Vec<ServerShare>) {
         self.reads.add(1);
-        // They are replaced in whole: a lock that a panic has poisoned guards nothing half done.
+        // The shares are replaced as a whole, so a lock that a panic has poisoned does not guard anything half done.
         *self.group.lock().unwrap_or_else(|error| error.into_inner()) =
             Some((servers, Instant::now()));
     }
@@ -101,8 +101,8 @@ impl StoreMetrics {
         self.started.elapsed().saturating_sub(Duration::from_nanos(noted_ns)).as_secs_f64()
     }
 
-    /// Writes them; `waiting` connections have responses that wait for a commit, and `voided` were closed
-    /// because what they waited for was void.
+    /// Writes the metrics. `waiting` groups of responses wait for a commit, and `voided` connections were closed because of
+    /// another server's reset.
     pub(super) fn write(&self, text: &mut Text, waiting: u64, voided: u64) {
         let commits: u64 = self.durations.iter().map(Counter::get).sum();
         let name = "ringtally_store_commits_total";
@@ -137,7 +137,7 @@ impl StoreMetrics {
         }
     }
 
-    /// Writes what concerns the servers that share the store, as they were read some time ago.
+    /// Writes the metrics of the servers that share the store, which were read some time ago.
     fn write_group(&self, text: &mut Text, servers: &[ServerShare], ago: Duration, voided: u64) {
         let name = "ringtally_store_reads_total";
         text.family(name, "counter", "Reads of the totals over all servers.");
@@ -180,8 +180,8 @@ impl StoreMetrics {
     }
 }
 
-/// Servers by their names, as they are some time after they were read. A restarted server has the
-/// name of the one before it, and what both have contributed: a series has one value.
+/// Merges servers by name, and adds the time since they were read to their ages. A restarted server has the same name as
+/// before, so the contributions of both are added up, because a series has one value.
 fn by_name(servers: &[ServerShare], ago: Duration) -> Vec<ServerShare> {
     let mut names: BTreeMap<&str, ServerShare> = BTreeMap::new();
     for server in servers {
@@ -199,7 +199,7 @@ fn by_name(servers: &[ServerShare], ago: Duration) -> Vec<ServerShare> {
     names.into_values().collect()
 }
 
-/// A text as the value of a label.
+/// Escapes a text as the value of a label.
 fn escaped(text: &str) -> String {
     text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }

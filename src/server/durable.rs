@@ -17,18 +17,19 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// The interval at which the progress of a long restore is logged.
+/// The interval between log lines about the progress of a long restore.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// The size in bytes from which the check of a store is logged, because it takes about a second on a slow disk.
+/// The check of a store is logged if the store has at least this many bytes. At this size, the check takes about a
+/// second on a slow disk.
 const LONG_CHECK_BYTES: u64 = 64 << 20;
 
 /// A store, and the time that an acknowledgement waits for it.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// The store.
+    /// The location of the store.
     pub location: Location,
-    /// The time that an acknowledgement waits for it.
+    /// The time that an acknowledgement waits for the store.
     pub timeout: Duration,
 }
 
@@ -37,22 +38,21 @@ pub struct StoreConfig {
 pub(super) enum Start {
     /// The counters continue from the totals in the store.
     Restored(Arc<Tally>, Vec<Writer>, Restored),
-    /// A signal came first. The store holds these totals, if they had been read by then.
+    /// A signal arrived first. If the totals in the store had already been read, these are the totals.
     Stopped(Option<Totals>),
 }
 
-/// A store that is open, and what a committer needs.
+/// An open store, and everything else that a committer needs.
 pub(super) struct Restored {
     store: Box<dyn Store>,
     state: State,
-    /// The totals in the store over all servers.
+    /// The totals in the store across all servers.
     totals: Totals,
     journal: Journal,
     timeout: Duration,
 }
 
-/// Opens a store and restores the shards' counters from it, unless a signal arrives first on the channel with these
-/// ends.
+/// Opens a store and restores the shards' counters from it, unless a signal arrives first on the channel that `ends` belong to.
 ///
 /// # Errors
 ///
@@ -109,8 +109,8 @@ pub(super) fn restore(
     Ok(Start::Restored(tally, writers, restored))
 }
 
-/// Opens a store on a separate thread, so that a signal immediately ends the wait for a database or the check of a
-/// large file. Returns `None` if a signal comes first; then the process ends, which harms a store no more than a crash.
+/// Opens a store on a separate thread, so that a signal immediately ends the wait for a database or the check of a large file.
+/// Returns `None` if a signal arrives first; the process then ends, which does not harm a store more than a crash would.
 fn open(
     config: &StoreConfig,
     log: Log,
@@ -127,7 +127,7 @@ fn open(
                 let what = "the thread that opens the store died: its error is above";
                 Err(Failure::Wrong(what.into()))
             });
-            // Nobody waits for it after a signal.
+            // After a signal, nobody waits for the result.
             let _ = sender.send(Lifecycle::StoreOpened(result));
         })
         .map_err(|error| Failure::Environment(format!("the store cannot be opened ({error})")))?;
@@ -145,8 +145,7 @@ fn is_told_to_stop(lifecycle: &Receiver<Lifecycle>) -> bool {
 }
 
 impl Restored {
-    /// Starts the committer of a server that others know as `name`. A failure of the store is reported to
-    /// `lifecycle`.
+    /// Starts the committer of a server that the others know as `name`. A failure of the store is reported to `lifecycle`.
     ///
     /// # Errors
     ///
@@ -158,7 +157,7 @@ impl Restored {
         lifecycle: Sender<Lifecycle>,
         reporter: &Reporter,
     ) -> io::Result<Durable> {
-        // With this, a file that reaches its size limit makes the write fail instead of ending the process.
+        // With this, a write that exceeds the file size limit fails instead of ending the process.
         signal_hook::flag::register(
             signal_hook::consts::SIGXFSZ,
             Arc::new(AtomicBool::new(false)),
@@ -198,9 +197,9 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// Returns a shard's end of the store.
+    /// Returns a shard's interface to the store.
     pub(super) fn of_shard(&self, shard: usize) -> Durability {
-        // Rounding up makes no timeout shorter than requested. At most a day, which the command line checks.
+        // Rounding up ensures that a timeout is not shorter than requested. It is at most a day, which the command line checks.
         let timeout_ms =
             u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let (settlement, wakeups) = (Arc::clone(&self.settlement), Arc::clone(&self.wakeups));
@@ -216,7 +215,7 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// The store failed, or took longer than an acknowledgement may wait, or a second signal came.
+    /// The store failed, the store took longer than an acknowledgement may wait, or a second signal arrived.
     pub(super) fn finish(
         &self,
         lifecycle: &Receiver<Lifecycle>,
@@ -258,7 +257,7 @@ mod tests {
         }
 
         fn commit(&mut self, _: &State, _: &UserIds) -> Result<Outcome, Failure> {
-            // Without the panic hook, which belongs to the whole process and is tested elsewhere.
+            // Panics without the panic hook, which belongs to the whole process and is tested elsewhere.
             resume_unwind(Box::new("on purpose"))
         }
     }
@@ -290,13 +289,13 @@ mod tests {
 
     #[test]
     fn a_signal_ends_the_wait_for_a_database_at_once() {
-        // A listener that accepts no connection.
+        // A listener that does not accept connections.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("postgres://u@{}/d?connect_timeout=60", listener.local_addr().unwrap());
         let target = store::postgres::Target::parse(&url).unwrap();
         let location = Location::Postgres(Box::new(target));
         let config = StoreConfig { location, timeout: Duration::from_secs(60) };
-        // A busy machine may delay some of them.
+        // A busy machine may delay some of the tries.
         let (tries, soon) = (20, Duration::from_millis(100));
         let in_time = (0..tries).filter(|number| {
             let (sender, lifecycle) = channel();

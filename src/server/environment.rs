@@ -8,15 +8,15 @@ use crate::uring;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 
-/// Descriptors that are not for connections: the process's own and those of rejected connections, and each shard's
+/// The number of descriptors that are not for connections: for the process itself and for rejected connections, and per shard
 /// (rings, event descriptors, listener, and the files that glommio opens).
 const DESCRIPTORS_BASE: u64 = 64;
 const DESCRIPTORS_PER_SHARD: u64 = 24;
 
-/// The default limit of connections if the file limit allows more than anybody needs.
+/// The default connection limit if the file limit allows more than anybody needs.
 const CONNECTIONS_DEFAULT_MAX: u64 = 1_000_000;
 
-/// Raises the soft limit of a resource to the hard one. Returns the limit, `u64::MAX` if there is none.
+/// Raises the soft limit of a resource to the hard limit. Returns the limit, or `u64::MAX` if it is unlimited.
 fn raise(resource: Resource) -> u64 {
     let limit = getrlimit(resource);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -27,11 +27,12 @@ fn raise(resource: Resource) -> u64 {
     allowed.unwrap_or(u64::MAX)
 }
 
-/// The most connections that are rejected at the same time, even if there are descriptors for more.
+/// The maximum number of rejected connections that are open at the same time in addition to
+/// [`REJECTED_MIN`], even if there are descriptors for more.
 const TURNED_AWAY_MAX: u64 = 4096;
 
-/// Raises the limit of open files as far as possible. Returns the number of connections that fit, and the number of
-/// further ones that may be open while they are rejected.
+/// Raises the limit of open files as far as possible. Returns the maximum number of connections, and the maximum number of
+/// rejected connections that may be open in addition to them.
 pub(super) fn check_descriptors(config: &Config) -> Result<(u64, usize), Failure> {
     let allowed = raise(Resource::Nofile);
     let shards = config.placement.len();
@@ -76,7 +77,7 @@ pub(super) fn check_coalescing(config: &Config, engine: Engine) -> Result<(), Fa
     }))
 }
 
-/// Returns the requested data plane, or the best one that works here.
+/// Returns the requested data plane or, for `auto`, the best data plane that works here.
 pub(super) fn choose_engine(config: &Config) -> Result<Engine, Failure> {
     if config.engine == Engine::Streams {
         return Ok(Engine::Streams);

@@ -1,4 +1,4 @@
-//! Listening sockets: one per shard, all on one port on which no other process listens.
+//! Listening sockets: one per shard, all on the same port, which is exclusive to this process.
 
 use crate::engine::BACKLOG;
 use crate::failure::Failure;
@@ -7,12 +7,12 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// The time that a port in use has to become free: the kernel can hold a listener a moment longer than its process.
+/// The time that a port in use has to become free. The kernel can hold a listener a moment longer than its process lives.
 pub(super) const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// The time that a stopped server waits for its port to become free.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Opens one listening socket per shard, all on one port on which no other process listens.
+/// Opens one listening socket per shard, all on the same port, which must not be in use by another process.
 pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, Failure> {
     let refused = |error: io::Error| refusal(address, &error);
     let patience = Instant::now() + PORT_PATIENCE;
@@ -38,9 +38,9 @@ pub(super) fn listen(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, 
     Ok(listeners)
 }
 
-/// Returns one listening socket per shard on the address of an inherited one, and whether all of them are that one.
-/// SO_REUSEPORT groups sockets of one user only, so the shards share a socket that a service manager of another user
-/// opened.
+/// Returns one listening socket per shard on the address of an inherited socket, and whether all of them are the inherited
+/// socket. SO_REUSEPORT groups only sockets of the same user, so if a service manager of another user opened the socket,
+/// the shards share it.
 pub(super) fn listen_beside(inherited: Socket, shards: usize) -> io::Result<(Vec<Socket>, bool)> {
     let bound = inherited.local_addr()?;
     let address = bound.as_socket().ok_or(ErrorKind::Unsupported)?;
@@ -83,16 +83,16 @@ fn refusal(address: SocketAddr, error: &io::Error) -> Failure {
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of an earlier run in TIME_WAIT do not keep the port.
+    // This way, connections of an earlier run in TIME_WAIT do not block the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // Linux passes it on to every connection that is accepted.
+    // Accepted connections inherit this on Linux.
     socket.set_tcp_nodelay(true)?;
     Ok(socket)
 }
 
-/// Listens on a port that must be free. SO_REUSEPORT is set after the bind: before it, this server would silently share
-/// the port of another one that has set it, too.
+/// Listens on a port that must be free. SO_REUSEPORT is set after the bind. If it were set before, this server would silently
+/// share the port of another server that has also set it.
 fn listen_alone(address: SocketAddr) -> io::Result<Socket> {
     let socket = open(address)?;
     socket.bind(&address.into())?;
@@ -101,7 +101,7 @@ fn listen_alone(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Waits until the port can be listened on, so that it is free when this process has ended.
+/// Waits until it is possible to listen on the port, so that the port is free when this process has ended.
 pub(super) fn wait_until_free(address: SocketAddr) {
     let patience = Instant::now() + FREE_PATIENCE;
     while listen_alone(address).is_err() && Instant::now() < patience {

@@ -1,10 +1,10 @@
-//! Steering by CPU: a classic BPF program picks the listening socket of the shard on the CPU that received the
-//! connection.
+//! Steering by CPU: a classic BPF program picks the listening socket of the shard on the CPU that
+//! received the connection.
 //!
-//! It is attached to the group that SO_REUSEPORT makes of the sockets (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5) and returns
-//! the place of a socket in the group. Sockets get their places in the order in which they began to listen, which is
-//! the order of the shards. While the server stops, a socket that leaves gives its place to the last one. A connection
-//! then reaches some shard that still listens, as it does by hash, and that shard serves it.
+//! The program is attached to the group that SO_REUSEPORT makes of the sockets (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5) and
+//! returns the index of a socket in the group. Sockets get their indices in the order that they began to listen, which is the
+//! order of the shards. While the server stops, the last socket takes the index of a socket that leaves. A connection then
+//! reaches some shard that still listens, as it does by hash, and that shard serves it.
 
 use super::Inherited;
 use super::listener::PORT_PATIENCE;
@@ -28,20 +28,20 @@ const JUMP_IF_ABOVE: u16 = 0x25;
 const JUMP_IF_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 const RETURN_ACCUMULATOR: u16 = 0x16;
-/// The offset from which LOAD reads the CPU that runs the program: SKF_AD_OFF + SKF_AD_CPU (linux/filter.h).
+/// The offset of the number of the CPU that runs the program, for LOAD: SKF_AD_OFF + SKF_AD_CPU (linux/filter.h).
 const CURRENT_CPU: u32 = (-0x1000_i32 + 36).cast_unsigned();
-/// The longest conditional jump.
+/// The maximum length of a conditional jump, in instructions.
 const CONDITIONAL_JUMP_MAX: usize = u8::MAX as usize;
 
-/// A program that returns a place without a socket, after which the kernel chooses by hash.
+/// A program that returns an index without a socket, so that the kernel chooses by hash.
 const BY_HASH: sock_filter = sock_filter { code: RETURN, jt: 0, jf: 0, k: u32::MAX };
 
-/// Makes the kernel hand connections to the shards' listeners in the requested way. `placement` has the CPU of each
-/// shard.
+/// Makes the kernel hand connections to the shards' listeners in the requested way. `placement` has the CPU
+/// of each shard.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: the listeners share a group with others, or the kernel refuses the program.
+/// [`Failure::Environment`]: the shards share one inherited socket, or the kernel refuses the program.
 pub(super) fn steer(
     steer: Steer,
     listeners: &[Socket],
@@ -49,7 +49,7 @@ pub(super) fn steer(
     placement: &[usize],
 ) -> Result<(), Failure> {
     match (steer, inherited) {
-        // An inherited socket keeps the program of an earlier server. Without a group, there is no such program.
+        // An inherited socket keeps the program of an earlier server. A socket without a group cannot have a program.
         (Steer::Hash, Inherited::First) => {
             let _ = attach(&listeners[0], &mut [BY_HASH]);
             return Ok(());
@@ -77,8 +77,8 @@ pub(super) fn steer(
     })
 }
 
-/// Refuses an inherited socket if other sockets listen on its address, because they have places in its group, too.
-/// Sockets of a server that has just ended may remain for a moment.
+/// Refuses an inherited socket if other sockets listen on its address, because they also have indices in its group. Sockets of
+/// a server that has just ended may remain for a moment.
 ///
 /// # Errors
 ///
@@ -93,7 +93,7 @@ pub(super) fn check_inherited(
         return Ok(());
     };
     let patience = Instant::now() + PORT_PATIENCE;
-    // Without /proc, there is no way to find out.
+    // Without /proc, the number is unknown.
     while listening_on(address).unwrap_or(1) > 1 {
         if Instant::now() >= patience {
             return Err(is_not_alone(address));
@@ -119,27 +119,27 @@ fn listening_on(address: SocketAddr) -> procfs::ProcResult<usize> {
     Ok(sockets?.iter().filter(|socket| is_one(socket)).count())
 }
 
-/// Attaches a program to the group of a listening socket, replacing the one it has.
+/// Attaches a program to the group of a listening socket, replacing its current program.
 fn attach(listener: &Socket, program: &mut [sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).expect("there are at most 4,096 instructions");
     let program = sock_fprog { len, filter: program.as_mut_ptr() };
     setsockopt(listener, AttachReusePortCbpf, &program).map_err(io::Error::from)
 }
 
-/// Consecutive CPUs, whose shards have consecutive places.
+/// Consecutive CPUs, whose shards have consecutive indices.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     first_cpu: u32,
     last_cpu: u32,
-    /// The place of the first CPU's shard.
+    /// The index of the first CPU's shard.
     place: u32,
 }
 
-/// One instruction, or a jump whose length is known at the end.
+/// One instruction, or a jump whose length is known only at the end.
 #[derive(Clone, Copy)]
 enum Step {
     Do(sock_filter),
-    /// To the steps for a CPU without a shard.
+    /// A jump to the steps for a CPU without a shard.
     GoToOther,
 }
 
@@ -148,18 +148,18 @@ impl Step {
         Step::Do(sock_filter { code, jt: 0, jf: 0, k })
     }
 
-    /// A jump over `skipped` (at most [`CONDITIONAL_JUMP_MAX`]) instructions if the condition holds.
+    /// Returns a jump over `skipped` (at most [`CONDITIONAL_JUMP_MAX`]) instructions if the condition holds.
     fn skip_if(condition: u16, k: u32, skipped: usize) -> Step {
         let jt = u8::try_from(skipped).expect("a longer jump is not conditional");
         Step::Do(sock_filter { code: condition, jt, jf: 0, k })
     }
 }
 
-/// Returns the program for shards on these CPUs, in ascending order and one on each. It returns the place of the
-/// current CPU's shard, or on a CPU without a shard, the CPU's number modulo the number of shards.
+/// Returns the program for one shard on each of these CPUs, which must be in ascending order. The program returns the index of
+/// the current CPU's shard or, on a CPU without a shard, the CPU's number modulo the number of shards.
 ///
-/// It is a binary search, whose size grows with the number of gaps between the CPUs: for 512 CPUs, each with a
-/// gap after it, it has two thirds of the 4,096 instructions that the kernel allows.
+/// The program is a binary search. Its size grows with the number of gaps between the CPUs: for 512 CPUs, each with a gap after
+/// it, it has two thirds of the 4,096 instructions that the kernel allows.
 fn program(placement: &[usize]) -> Vec<sock_filter> {
     assert!(placement.is_sorted_by(|cpu, next| cpu < next), "the command line makes it so");
     let runs = runs(placement);
@@ -177,7 +177,7 @@ fn program(placement: &[usize]) -> Vec<sock_filter> {
     resolved.collect()
 }
 
-/// Appends the steps that find the run of a CPU that is not below the first.
+/// Returns the steps that find the run of a CPU, which must not be below the first run.
 fn search(runs: &[Run]) -> Vec<Step> {
     let middle = match runs {
         [] => return Vec::new(),
@@ -189,7 +189,7 @@ fn search(runs: &[Run]) -> Vec<Step> {
     let below = search(below);
     let mut steps = match below.len() {
         len @ ..=CONDITIONAL_JUMP_MAX => vec![Step::skip_if(JUMP_IF_AT_LEAST, border, len)],
-        // Below the border, over the long jump.
+        // Below the border, the long jump is skipped.
         len => vec![
             Step::Do(sock_filter { code: JUMP_IF_AT_LEAST, jt: 0, jf: 1, k: border }),
             Step::plain(JUMP, number(len)),
@@ -200,11 +200,11 @@ fn search(runs: &[Run]) -> Vec<Step> {
     steps
 }
 
-/// Appends the steps that return the place of a CPU that is not below the first of the run.
+/// Returns the steps that return the index of a CPU's shard. The CPU must not be below the first CPU of the run.
 fn place_in(run: Run) -> [Step; 4] {
     [
         Step::skip_if(JUMP_IF_ABOVE, run.last_cpu, 2),
-        // Modulo 2^32, so that it may be less.
+        // This adds modulo 2^32, because the index may be less than the CPU's number.
         Step::plain(ADD, run.place.wrapping_sub(run.first_cpu)),
         Step::plain(RETURN_ACCUMULATOR, 0),
         Step::GoToOther,
@@ -234,10 +234,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// The most instructions that the kernel accepts (BPF_MAXINSNS).
+    /// The maximum number of instructions that the kernel accepts (BPF_MAXINSNS).
     const INSTRUCTIONS_MAX: usize = 4096;
 
-    /// Returns what the program does on a CPU. Panics if the kernel would refuse the program.
+    /// Runs the program on a CPU and returns its result. Panics if the kernel would refuse the program.
     fn run(program: &[sock_filter], cpu: u32) -> u32 {
         let (mut at, mut accumulator) = (0, 0_u32);
         loop {
@@ -261,7 +261,7 @@ mod tests {
         }
     }
 
-    /// Runs the program for shards on these CPUs on every CPU up to one beyond those that are accepted.
+    /// Runs the program for shards on these CPUs on every accepted CPU and on one beyond them.
     fn check(placement: &[usize]) {
         let program = program(placement);
         assert!(program.len() <= INSTRUCTIONS_MAX, "{} for {placement:?}", program.len());
@@ -276,7 +276,7 @@ mod tests {
     fn a_cpu_gets_its_shard_and_one_without_a_shard_its_number_modulo_the_shards() {
         for count in [1, 2, 3, 64, 300, 1024] {
             check(&(0..count).collect::<Vec<_>>());
-            // The other hyperthread of each core is left to something else.
+            // The other hyperthread of each core is left to other programs.
             check(&(0..count).map(|cpu| cpu * 2).filter(|cpu| *cpu < 1024).collect::<Vec<_>>());
         }
         check(&[1023]);
@@ -306,13 +306,13 @@ mod tests {
         steer(Steer::Hash, &group, Inherited::First, &[0, 1]).unwrap();
     }
 
-    /// Checks that the kernel hands connections over, without any shard that accepts them.
+    /// Checks that the kernel delivers connections, without shards that accept them.
     #[test]
     fn the_sockets_of_a_group_have_the_places_of_their_shards() {
         let group = group(4);
         let address = group[0].local_addr().unwrap().as_socket().unwrap();
         for shard in 0..4 {
-            // As if the shard were on every CPU.
+            // This program acts as if the shard were on every CPU.
             let place = sock_filter { code: RETURN, jt: 0, jf: 0, k: number(shard) };
             attach(&group[0], &mut [place]).unwrap();
             let clients: Vec<_> =
@@ -339,7 +339,7 @@ mod tests {
             attach(&group[0], &mut program(placement)).unwrap();
             for cpu in cpus.iter().copied().filter(|cpu| !unused.contains(cpu)) {
                 let connect = move || {
-                    // Over loopback, the sender's CPU receives.
+                    // Over loopback, the sender's CPU receives the connection.
                     assert!(crate::topology::pin_to(cpu));
                     std::net::TcpStream::connect(address).unwrap()
                 };

@@ -1,5 +1,5 @@
-//! The interfaces of systemd for a service: a listening socket, notifications, and a watchdog (sd_listen_fds(3),
-//! sd_notify(3), sd_watchdog_enabled(3)). Without systemd, they do nothing.
+//! The systemd interfaces for a service: a listening socket, notifications, and a watchdog (sd_listen_fds(3), sd_notify(3),
+//! sd_watchdog_enabled(3)). Without systemd, they do not do anything.
 
 use crate::failure::Failure;
 use crate::log::Log;
@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The shortest watchdog interval that a server can keep: an idle shard checks the clock once per second, and the
-/// interval is halved.
+/// The shortest watchdog interval that a server can meet: an idle shard checks the clock once per second, and
+/// the interval is halved.
 const WATCHDOG_MIN: Duration = Duration::from_secs(3);
 
-/// The listening socket that this process was started with, if any.
+/// Returns the listening socket that this process was started with, if any.
 ///
 /// # Errors
 ///
-/// There are several, or it is not a listening TCP socket.
+/// There are several sockets, or the socket is not a listening TCP socket.
 pub(super) fn inherited_listener() -> Result<Option<Socket>, Failure> {
     let mut inherited = ListenFd::from_env();
     let refused = |why: String| {
@@ -35,7 +35,7 @@ pub(super) fn inherited_listener() -> Result<Option<Socket>, Failure> {
         .map_err(|error| refused(format!("the socket of LISTEN_FDS is not usable: {error}")))?;
     let prepared = listener.map(Socket::from).map(|socket| {
         socket.set_nonblocking(true)?;
-        // Linux passes it on to every connection that is accepted.
+        // Accepted connections inherit this on Linux.
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     });
@@ -60,7 +60,7 @@ fn report(log: Log, states: &[NotifyState<'_>]) {
     }
 }
 
-/// Tells systemd that the server is alive as long as every shard is.
+/// Notifies systemd that the server is alive as long as every shard is alive.
 pub(super) struct Watchdog {
     period: Duration,
     heartbeats: Vec<Arc<AtomicU64>>,
@@ -69,11 +69,11 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Returns a watchdog over the heartbeats of all shards; `None` if systemd does not ask for one.
+    /// Returns a watchdog over the heartbeats of all shards, or `None` if systemd does not request a watchdog.
     ///
     /// # Errors
     ///
-    /// systemd asks for an interval that an idle server cannot keep.
+    /// systemd requests an interval that an idle server cannot meet.
     pub(super) fn new(heartbeats: &[Arc<AtomicU64>]) -> Result<Option<Watchdog>, Failure> {
         let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(None) };
         if interval < WATCHDOG_MIN {
@@ -88,12 +88,12 @@ impl Watchdog {
         Ok(Some(Watchdog { period: interval / 2, heartbeats, seen }))
     }
 
-    /// Returns the interval at which [`Watchdog::check`] must be called.
+    /// Returns how often [`Watchdog::check`] must be called.
     pub(super) fn period(&self) -> Duration {
         self.period
     }
 
-    /// Reports to systemd if every shard has moved since the last call. Returns whether it did.
+    /// Notifies systemd if the heartbeat of every shard has changed since the last call. Returns whether it did.
     pub(super) fn check(&mut self, log: Log) -> bool {
         let now: Vec<u64> =
             self.heartbeats.iter().map(|heartbeat| heartbeat.load(Ordering::Relaxed)).collect();

@@ -1,4 +1,4 @@
-//! `POST /events`: the work on a batch, in slices that each use up a budget.
+//! `POST /events`: the work on a batch, in slices that each spend one budget.
 
 use super::{Endpoints, To, units};
 use crate::event::{self, LineRefusal, Lines};
@@ -16,12 +16,12 @@ pub struct BatchMemory {
 }
 
 impl BatchMemory {
-    /// At most `bytes_max` bytes of bodies at once.
+    /// Creates a limit of `bytes_max` bytes for all bodies together.
     pub fn new(bytes_max: usize) -> Arc<BatchMemory> {
         Arc::new(BatchMemory { bytes_max, used: AtomicUsize::new(0) })
     }
 
-    /// Bytes reserved now.
+    /// Returns the number of bytes that are currently reserved.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -32,7 +32,7 @@ impl BatchMemory {
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         let reservation = Reservation { memory: Arc::clone(self), bytes };
         let mut body = Vec::new();
-        // The peer has named the size, and the process may not have enough memory.
+        // The peer chose the size, and the process may not have enough memory.
         body.try_reserve_exact(bytes).ok()?;
         Some((reservation, body))
     }
@@ -54,17 +54,17 @@ impl Drop for Reservation {
 /// The work on a batch: its lines are decoded and added up, then the users that this shard has not seen are claimed,
 /// and finally all events are counted together.
 ///
-/// The lines of these users are marked in the body itself (see `Mark`), which takes no further memory.
+/// The lines of these users are marked in the body itself (see `Mark`), which does not take additional memory.
 #[derive(Debug)]
 pub struct Work {
     _reservation: Reservation,
-    /// The longest line in bytes.
+    /// The maximum length of a line in bytes.
     line_bytes_max: usize,
-    /// The body, once it is whole.
+    /// The body, once it is complete.
     body: Vec<u8>,
-    /// The sum so far; none before the first slice.
+    /// The result of the completed slices; `None` before the first slice.
     batch: Option<Batch>,
-    /// The line that was read.
+    /// The next line to read.
     read: Line,
     /// The number of marked lines.
     marked: u64,
@@ -72,7 +72,7 @@ pub struct Work {
     claimed: Line,
 }
 
-/// The place of a line: its first byte, and the number of lines before it.
+/// The position of a line: its first byte, and the number of lines before it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Line {
     at: usize,
@@ -80,7 +80,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Goes on to the next line.
+    /// Moves to the next line.
     fn skip(&mut self, bytes: usize) {
         self.at += bytes;
         self.before += 1;
@@ -95,11 +95,11 @@ impl Line {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     lines: Lines,
-    /// Lines of users who have to be claimed.
+    /// Lines whose users must be claimed.
     unseen: Vec<Line>,
 }
 
-/// A slice of the work on a batch, as far as it decodes lines and adds up their events.
+/// The part of a slice of work on a batch that decodes lines and adds up their events.
 struct Slice<'s, 'a> {
     batch: &'s mut Batch,
     writer: &'s Writer,
@@ -110,8 +110,8 @@ struct Slice<'s, 'a> {
 }
 
 impl<'a> Slice<'_, 'a> {
-    /// Decodes the lines from `read` on that end within a window, or one if none does. Stops earlier after an unusual line if the
-    /// budget is spent. Usual lines are charged by the caller.
+    /// Decodes the lines from `read` on that end within a window, or one line if none ends there. Stops early if the budget is
+    /// spent after an unusual line. The caller charges for usual lines.
     fn decode_window(
         &mut self,
         body: &'a [u8],
@@ -178,11 +178,12 @@ impl<'a> Slice<'_, 'a> {
     }
 }
 
-/// Marks the line of an event whose user has to be claimed, in place of the line's first byte. No event begins with a mark.
+/// A mark for the line of an event whose user must be claimed. It replaces the line's first byte. Events
+/// cannot begin with a mark.
 struct Mark;
 
 impl Mark {
-    /// Whether a byte begins an event: white space of JSON, or its brace.
+    /// The bytes that can begin an event: JSON white space, or an opening brace.
     const FIRST: [u8; 4] = *b"{ \t\r";
 
     fn set(first: &mut u8) {
@@ -191,7 +192,7 @@ impl Mark {
             index.and_then(|index| u8::try_from(index).ok()).expect("an event begins with one");
     }
 
-    /// Removes the mark, if there is one. Returns whether there was.
+    /// Removes the mark, if any. Returns whether there was a mark.
     fn take(first: &mut u8) -> bool {
         let original = Self::FIRST.get(usize::from(*first));
         if let Some(original) = original {
@@ -228,8 +229,8 @@ impl Work {
         self.body = body;
     }
 
-    /// Decodes lines and adds up their events, until the whole batch is read or the budget is spent. Appends the places of those
-    /// whose users have to be claimed to `scratch`.
+    /// Decodes lines and adds up their events, until the whole batch is read or the budget is spent. Appends the positions of
+    /// lines whose users must be claimed to `scratch`.
     fn decode(
         &mut self,
         batch: &mut Batch,
@@ -251,7 +252,7 @@ impl Work {
         Ok(())
     }
 
-    /// Marks the lines whose users have to be claimed.
+    /// Marks the lines whose users must be claimed.
     fn mark(&mut self, scratch: &mut Scratch) {
         for place in scratch.unseen.drain(..) {
             Mark::set(&mut self.body[place.at]);
@@ -262,7 +263,7 @@ impl Work {
         }
     }
 
-    /// Claims the users of marked lines, until that is done or the budget is spent.
+    /// Claims the users of marked lines, until all are claimed or the budget is spent.
     fn claim(&mut self, batch: &mut Batch, writer: &mut Writer, budget: &mut Budget) {
         if self.marked == 0 || !writer.may_claim(batch) {
             return;
@@ -292,7 +293,7 @@ impl Work {
                 }
                 None => {
                     let line = event::decode_line(rest, self.line_bytes_max);
-                    // It was an event before.
+                    // The line was decoded as an event before.
                     if let Some(Ok(event)) = &line.event {
                         writer.claim(batch, &event.user, place.number());
                     }
@@ -307,7 +308,7 @@ impl Work {
 }
 
 impl Endpoints {
-    /// Takes a batch of at most `bytes` bytes, or responds.
+    /// Admits a batch of at most `bytes` bytes, or responds.
     pub(super) fn admit_batch(
         &mut self,
         request: &Request<'_>,
@@ -367,7 +368,7 @@ impl Endpoints {
         }
         let (events, generation) = (batch.events(), batch.generation());
         let settles_at = match self.writer.finish_batch(batch) {
-            // It is settled with what is published next.
+            // It will be settled with the next publication.
             Finish::Counted => 0,
             Finish::BeforeReset { settles_at } => settles_at,
             Finish::UsersFull { line } => {
@@ -386,7 +387,7 @@ impl Endpoints {
     }
 }
 
-/// Refuses a batch for one of its lines.
+/// Refuses a batch because of an invalid line, or a line whose user cannot be held.
 fn refuse_line(reply: Reply<'_>, status: Status, line: u64, sentence: &str) -> Status {
     let error = serde_json::json!({ "error": format!("line {line}: {sentence}"), "line": line });
     reply.send_json(status, error.to_string().as_bytes())

@@ -1,29 +1,29 @@
-//! The unsent responses of one connection: some may leave, some wait for the store, and some must still be made.
+//! The unsent responses of one connection: some may be sent, some wait for the store, and some must still be made.
 
 use crate::http::{Method, ReplyTo, Request, UNSENT_BYTES_MAX};
 use crate::metrics::{Endpoint, Format, Kind};
 use crate::store::{Durability, Held, Release};
 use std::collections::VecDeque;
 
-/// The size in bytes that a response counts as before it is made. A response to `/stats` has fewer.
+/// The number of bytes that a response counts as before it is made. A response to `/stats` has fewer.
 pub const PARKED_BYTES: usize = 512;
 
-/// Responses in the order of their requests. Each leaves once everything before it has left, what it acknowledges is settled, and,
-/// if it shows totals of a group of servers, these were read.
+/// Responses in the order of their requests. Each is sent once everything before it was sent, what it acknowledges is settled
+/// and, if it shows totals of a group of servers, the totals were read.
 #[derive(Debug, Default)]
 pub struct Responses {
     /// The bytes of responses that were made.
     pub(super) bytes: Vec<u8>,
-    /// The ones that wait for the store.
+    /// The responses that wait for the store.
     pub(super) held: Held,
-    /// The responses that are made once totals were read, in order.
+    /// The responses that will be made once totals are read, in order.
     parked: VecDeque<Parked>,
 }
 
-/// A response that is made once the totals were read that it shows.
+/// A response that will be made once the totals that it shows are read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parked {
-    /// Its place in the bytes.
+    /// The position of the response in the bytes.
     pub(super) at: usize,
     pub(super) to: ReplyTo,
     pub(super) method: Method,
@@ -31,7 +31,7 @@ pub(super) struct Parked {
     state: Awaited,
 }
 
-/// The form in which a response shows the totals.
+/// The form of the totals in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shows {
     Stats,
@@ -61,79 +61,79 @@ enum Awaited {
 }
 
 impl Responses {
-    /// Gives memory to responses that have none: see [`Responses::has_memory`].
+    /// Provides memory for responses that do not have any: see [`Responses::has_memory`].
     pub fn reuse(&mut self, memory: Vec<u8>) {
         debug_assert!(memory.is_empty() && !self.has_memory());
         self.bytes = memory;
     }
 
-    /// Whether they have memory.
+    /// Returns whether they have memory.
     #[inline]
     pub fn has_memory(&self) -> bool {
         self.bytes.capacity() > 0
     }
 
-    /// The bytes of those that were made.
+    /// Returns the bytes of the responses that were made.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns the number of their bytes, or at least of those that they will have.
+    /// Returns the number of bytes of the responses. Each response that is not made yet counts as [`PARKED_BYTES`].
     #[inline]
     pub fn len(&self) -> usize {
         self.bytes.len() + self.parked.len() * PARKED_BYTES
     }
 
-    /// Whether there are no responses.
+    /// Returns whether all responses were taken.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether there are too many to handle further requests before the peer has read some.
+    /// Returns whether the peer must read some responses before further requests are handled.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.len() >= UNSENT_BYTES_MAX
     }
 
-    /// Whether some are not made yet.
+    /// Returns whether some responses are not made yet.
     #[inline]
     pub fn has_parked(&self) -> bool {
         !self.parked.is_empty()
     }
 
-    /// Whether some wait for what they acknowledge to be settled.
+    /// Returns whether some responses wait until what they acknowledge is settled.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Appends bytes that are not a response and wait for nothing themselves.
+    /// Appends bytes that are not a response and do not have to wait themselves.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Notes a response that is made once totals were read.
+    /// Notes a response that will be made once totals are read.
     pub(super) fn park(&mut self, shows: Shows, request: &Request<'_>) {
         let (at, to, method) = (self.bytes.len(), request.reply_to(), request.method());
         self.parked.push_back(Parked { at, to, method, shows, state: Awaited::Unasked });
     }
 
-    /// Notes that the acknowledged events were published and will be settled with `epoch`, for which the responses wait
-    /// until `deadline_ms`. Returns whether some have come to wait for it.
+    /// Notes that the acknowledged events were published and will be settled with `epoch`. The responses wait for it until
+    /// `deadline_ms`. Returns whether any response has begun to wait for it.
     #[inline]
     pub fn note_published(&mut self, epoch: u64, deadline_ms: u64) -> bool {
         self.held.publish(epoch, deadline_ms)
     }
 
-    /// Notes the cut after which totals are read for the parked responses that were not requested yet, and their
-    /// deadline.
+    /// Notes that the totals of parked responses that were not requested yet will be read after the cut of
+    /// `epoch`, and their deadline.
     pub fn note_asked(&mut self, epoch: u64, deadline_ms: u64) {
         let unasked =
             self.parked.iter_mut().rev().take_while(|last| last.state == Awaited::Unasked);
         unasked.for_each(|parked| parked.state = Awaited::Asked { epoch, deadline_ms });
     }
 
-    /// Whether there are parked responses whose totals were not requested yet.
+    /// Returns whether there are parked responses whose totals were not requested yet.
     #[inline]
     pub fn has_unasked(&self) -> bool {
         self.parked.back().is_some_and(|last| last.state == Awaited::Unasked)
@@ -148,13 +148,13 @@ impl Responses {
         }
     }
 
-    /// The kind of the first request whose response is not made yet.
+    /// Returns the kind of the first request whose response is not made yet.
     pub fn parked_kind(&self) -> Option<Kind> {
         let first = self.parked.front()?;
         Some(Kind { endpoint: first.shows.endpoint(), method: first.method })
     }
 
-    /// The first response that is not made yet, if it can be, and whether its totals are late.
+    /// Returns the first response that is not made yet, if it can be made, and whether its totals are late.
     pub(super) fn first_ready(&self) -> Option<(Parked, bool)> {
         let first = self.parked.front()?;
         match first.state {
@@ -164,21 +164,21 @@ impl Responses {
         }
     }
 
-    /// Reports whether a response that is not made yet is the last of all.
+    /// Reports whether a response that is not made yet is the last response.
     pub(super) fn ends_with(&self, parked: &Parked) -> bool {
         self.parked.len() == 1 && parked.at == self.bytes.len()
     }
 
-    /// Puts the first response that was not made in its place. Nothing behind it waits for the store: the requests that may
-    /// overtake it acknowledge nothing.
+    /// Inserts the first response that was not made at its position. No response after it waits for the store, because the
+    /// requests that may overtake it do not acknowledge anything.
     pub(super) fn fill_first(&mut self, response: &[u8]) {
         let Some(first) = self.parked.pop_front() else { return };
         self.bytes.splice(first.at..first.at, response.iter().copied());
         self.parked.iter_mut().for_each(|parked| parked.at += response.len());
     }
 
-    /// Returns the number of bytes that may leave now. Void responses are dropped, with all that follow, so the
-    /// remaining ones are the last.
+    /// Returns the number of bytes that may be sent now. Drops void responses and all responses after them, so the remaining
+    /// responses are the last.
     #[inline]
     pub fn release(&mut self, durability: &Durability) -> Release {
         let release = durability.release(&mut self.held, self.bytes.len());
@@ -188,14 +188,14 @@ impl Responses {
             Release::Void(bytes) => {
                 self.bytes.truncate(bytes);
                 self.held.clear();
-                // Responses before the void ones take no bytes here.
+                // Parked responses do not take up any bytes, so one at this position comes before the void responses.
                 self.parked.retain(|parked| parked.at <= bytes);
                 Release::Void(bytes.min(parked_at))
             }
         }
     }
 
-    /// Takes the first `count` bytes, which may leave.
+    /// Takes the first `count` bytes, which may be sent.
     #[inline]
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         if count == self.bytes.len() && self.parked.is_empty() {
@@ -207,7 +207,7 @@ impl Responses {
         std::mem::replace(&mut self.bytes, rest)
     }
 
-    /// Returns the time at which the store is late with something, in the engine's milliseconds.
+    /// Returns the time when the store becomes late with something, in the engine's milliseconds.
     pub fn store_deadline_ms(&self) -> Option<u64> {
         [self.held.deadline_ms(), self.totals_deadline_ms()].into_iter().flatten().min()
     }
@@ -219,12 +219,12 @@ impl Responses {
         })
     }
 
-    /// Whether the first of those that acknowledge something has waited too long.
+    /// Returns whether the first response that acknowledges something has waited too long.
     pub fn is_store_late(&self, now_ms: u64) -> bool {
         self.held.deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms)
     }
 
-    /// Gives up waiting for totals that were not read in time. Returns whether there are any.
+    /// Gives up waiting for totals that were not read in time. Returns whether there were any.
     pub fn give_up_late_totals(&mut self, now_ms: u64) -> bool {
         let mut has_late = false;
         for parked in &mut self.parked {

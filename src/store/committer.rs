@@ -1,7 +1,7 @@
-//! The one thread that makes cuts durable: while it writes one, the shards count what the next will carry.
+//! The only thread that makes cuts durable: while it writes one cut, the shards count the events of the next.
 //!
-//! If other servers share the store, it also reads the totals over all of them, and commits whenever the store has a
-//! reason for that, although nothing has changed.
+//! If other servers share the store, it also reads the totals over all of them, and commits whenever the store has its own
+//! reason for that, even if nothing has changed.
 
 use super::{Outcome, Settlement, Store, Wakeups, monotonic_ms};
 use crate::failure::Failure;
@@ -19,7 +19,7 @@ pub struct Committer {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     metrics: Arc<StoreMetrics>,
-    /// The state that the store was last given.
+    /// The last state that was given to the store.
     committed: State,
 }
 
@@ -29,7 +29,7 @@ impl fmt::Debug for Committer {
     }
 }
 
-/// Tells a committer to make a last commit and to end.
+/// The signal for a committer to make a last commit and end.
 #[derive(Clone, Debug, Default)]
 pub struct Ending(Arc<AtomicBool>);
 
@@ -42,8 +42,8 @@ impl Ending {
 }
 
 impl Committer {
-    /// Creates a committer for a store that holds `committed`, from which the journal's counters continue. The
-    /// settlement knows whether others share the store.
+    /// Creates a committer for a store that holds `committed`. The journal's counters continue from that state. The settlement
+    /// knows whether others share the store.
     pub fn new(
         journal: Journal,
         mut store: Box<dyn Store>,
@@ -57,18 +57,18 @@ impl Committer {
         Committer { journal, store, settlement, wakeups, metrics, committed }
     }
 
-    /// Commits what shards ask for until it is told to end, and then the rest.
+    /// Commits whenever shards request it, until it is signaled to end, and then commits the rest.
     ///
     /// # Errors
     ///
-    /// The errors of [`Store::commit`]. Waiting responses then never leave.
+    /// The errors of [`Store::commit`]. After an error, waiting responses never leave.
     pub fn run(mut self, ending: &Ending) -> Result<(), Failure> {
         loop {
-            // By then the shards have ended: nothing follows the last commit, which reads the totals over all servers
-            // again.
+            // At the end, the shards have ended before this is set, so nothing follows the last commit, which reads the totals
+            // over all servers again.
             let is_last = ending.0.load(Ordering::Acquire);
             let is_wanted = is_last || self.settlement.is_requested();
-            // A request that comes after this wakes it.
+            // A request that comes later wakes it.
             let is_due = self.store.wait(&self.wakeups.committer, is_wanted);
             if is_wanted || is_due {
                 self.commit_and(is_due, is_last)?;
@@ -79,7 +79,7 @@ impl Committer {
         }
     }
 
-    /// Takes one cut, makes it durable, and reports that.
+    /// Takes one cut, makes it durable, and reports it.
     ///
     /// # Errors
     ///
@@ -89,9 +89,9 @@ impl Committer {
         self.commit_and(is_due, false)
     }
 
-    /// Takes one cut and makes it durable; writes it even if nothing has changed when that `is_due`. If others share
-    /// the store, also reads the totals afterwards when that `is_read` or requested. Starts over as long as other
-    /// servers reset the totals meanwhile.
+    /// Takes one cut and makes it durable. Writes an unchanged state only if a commit `is_due`. If others share the store, also
+    /// reads the totals afterward if `is_read` or a read is requested. Starts over whenever another server has reset the totals
+    /// in the meantime.
     fn commit_and(&mut self, mut is_due: bool, is_read: bool) -> Result<(), Failure> {
         loop {
             let cut = self.journal.cut();
@@ -132,18 +132,19 @@ impl Committer {
         Ok(outcome)
     }
 
-    /// Starts from zero after the reset of another server, which a cut has met: what is not settled is void.
+    /// Starts from zero after a cut has met the reset of another server: everything that is not settled is void.
     fn start_over(&mut self, cut: &Cut) {
-        // The next generation only follows the other server's, and the store knows that. It is one more than the
-        // generation of this cut, even if this cut only followed an earlier reset itself.
+        // The next generation only follows the other server's reset, and the store knows that. It is one more than the
+        // generation of this cut, even if this cut itself only followed an earlier reset.
         let generation = self.journal.reset();
         self.settlement.void_before(generation);
         self.metrics.superseded.add(1);
-        // The next cut differs from it by its generation, and so is written whatever it holds.
+        // The next cut has a different generation, so it is written whatever its content is.
         self.committed = cut.state.clone();
     }
 
-    /// The totals after a durable cut, which are read if other servers share the store, and that `is_read` or requested.
+    /// Returns the totals after a durable cut. If other servers share the store, reads them if `is_read` or a read
+    /// is requested.
     fn totals_after(&mut self, cut: &Cut, is_read: bool) -> Result<Option<Totals>, Failure> {
         let Some(shared) = self.store.shared() else { return Ok(Some(cut.state.totals())) };
         if !is_read && !self.settlement.is_read_requested() {
@@ -175,7 +176,7 @@ mod tests {
         Read,
     }
 
-    /// A store that says what is done with it, and that others share if it has totals to read.
+    /// A store that reports how it is used. Others share it if it has totals to read.
     struct Recorder {
         done: Sender<Done>,
         /// The outcomes of the next commits; those after them are durable.

@@ -1,34 +1,34 @@
 //! A store in one file: an embedded database whose every commit is durable.
 //!
-//! The database has a table with one row, the totals, and a table of users per generation, which gets a row per commit:
-//! uniqueness is kept in memory, so users do not need rows of their own.
+//! The database has a table with one row, the totals, and a table of users per generation, which gets a row per commit. Users
+//! do not need separate rows, because uniqueness is kept in memory.
 //!
-//! redb protects every page and both of its commit slots with a checksum, but not the flags that say which
-//! slot is the current one; `Recovered` adds what is missing. Everything is checked before the first byte of
-//! a file is changed, with the changes of redb's recovery kept in memory.
+//! redb protects every page and both of its commit slots with a checksum, but not the flags that select the current slot;
+//! `Recovered` compensates for that. Everything is checked before the first byte of a file is changed, with the changes of
+//! redb's recovery kept in memory.
 //!
-//! # What is on the disk
+//! # The content of the disk
 //!
-//! After a sync that failed, Linux takes the pages for clean: a later sync does not write them, and succeeds. ext4 and
-//! XFS keep them readable, with what the disk does not have, until memory runs short; btrfs goes back to what the disk
-//! has (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020;
+//! After a failed sync, Linux considers the pages clean: a later sync does not write them, and succeeds. ext4 and XFS keep them
+//! readable, with content that the disk does not have, until memory runs short; btrfs returns to the content of the disk
+//! (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020;
 //! <https://wiki.postgresql.org/wiki/Fsync_Errors>). The failure is reported once to each descriptor that was open, and
 //! otherwise to the next one, unless somebody else has seen it (Linux 4.13 and 4.16; fsync(2); "Handling errors during
-//! writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a page that can be read nor a sync that
-//! succeeds shows that the page is on the disk. Only a write of the page does, if a sync succeeds after it on a
-//! descriptor that was open before it. On every file system, this store relies on that alone:
+//! writeback" in the kernel's Documentation/filesystems/vfs.rst). So neither a readable page nor a successful sync shows that a
+//! page is on the disk. Only a write of the page shows that, followed by a successful sync on a descriptor that was open before
+//! the write. On every file system, this store relies on that alone:
 //!
-//! - The primary slot's pages are on the disk: redb syncs a transaction before it makes its slot the primary one,
-//!   and writes to none of its pages as long as it is. The header itself may only be readable, so it is read once and
-//!   kept, and redb writes and syncs it before the store is used.
-//! - A newer slot that is not the primary one belongs to a commit that was cut off or has failed. Before it is even
-//!   read, every page is written again and synced. If that fails, the disk still has the primary slot.
-//! - After a write or sync that failed, nothing is written, and no sync is tried again: redb refuses to, and the
-//!   simulated disk of the tests panics.
+//! - The pages of the primary slot are on the disk: redb syncs a transaction before it makes its slot the primary one, and does
+//!   not write to any of its pages while the slot is primary. The header itself may be readable without being on the disk, so
+//!   it is read once and kept, and redb writes and syncs it before the store is used.
+//! - A newer slot that is not the primary one belongs to a commit that was cut off or failed. Before the slot is even read,
+//!   every page is written again and synced. If that fails, the disk still has the primary slot.
+//! - After a failed write or sync, nothing is written, and no sync is tried again: redb refuses to, and the simulated disk of
+//!   the tests panics.
 //!
-//! Besides, a file is synced and dropped from the page cache when it is opened. That is advice to the kernel, which
-//! keeps a page that another process maps or reads. It serves what no store can know: whether a copy of the file,
-//! made by another program, is on the disk; and it shows an inspection what is there.
+//! In addition, a file is synced and dropped from the page cache when it is opened. Dropping it is only advice to the kernel,
+//! which keeps a page that another process maps or reads. It covers something that no store can know, which is whether a copy
+//! of the file, made by another program, is on the disk; and it shows the content of the disk to an inspection.
 
 mod backend;
 mod creation;
@@ -48,31 +48,30 @@ use redb::{
 use std::path::Path;
 use std::sync::Arc;
 
-/// The version of what the tables hold. A store of another version is refused.
+/// The version of the tables' content. A store of another version is refused.
 const FORMAT: u64 = 1;
 
 /// The totals: one row.
 const TOTALS: TableDefinition<(), &[u8]> = TableDefinition::new("totals");
 
-/// Bytes of that row: format, generation, events, users, and the sum.
+/// The number of bytes in that row: format, generation, events, users, and the sum.
 const TOTALS_BYTES: usize = 4 * 8 + ExactSum::BYTES;
 
-/// The most bytes of a row of users: with its header, it fits a page of 32 KiB of redb, whose pages are
-/// powers of two.
+/// The most bytes in a row of users: with its header, it fits a page of 32 KiB in redb, whose page sizes are powers of two.
 const ROW_BYTES_MAX: usize = 32_000;
 
-/// Bytes of the database that redb keeps in memory: users are read once, so only the inner pages matter.
+/// The number of bytes of the database that redb keeps in memory: users are read once, so only the inner pages matter.
 const CACHE_BYTES: usize = 32 << 20;
 
 /// The first bytes of every redb database.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
-/// A store in a file. Dropped, it is closed.
+/// A store in a file. Dropping it closes the file.
 #[derive(Debug)]
 pub struct FileStore {
     database: Database,
     name: Named,
-    /// The state as of the last commit; its sum is not needed.
+    /// The state at the last commit, without its sum, which is not needed.
     generation: u64,
     users: u64,
     /// The number of the next row of users.
@@ -82,24 +81,24 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens a store and returns its state. Creates one if there is no file or an empty one.
+    /// Opens a store and returns its state. Creates a store if the file does not exist or is empty.
     ///
     /// # Errors
     ///
-    /// [`Failure::Environment`]: the file is in use, not a store, of a newer format, damaged, or cannot
-    /// be read and written. It is as it was before.
+    /// [`Failure::Environment`] if the file is in use, not a store, of a newer format, damaged, or cannot be read and written.
+    /// The file is unchanged then.
     pub fn open(path: &Path) -> Result<(FileStore, State), Failure> {
         let name = Named::new(path);
         let file = creation::open_or_create(path, &name)?;
         FileStore::start(name, Arc::new(file))
     }
 
-    /// Opens the store in some bytes, or creates one if they are empty; for tests, which pass a disk that fails. A
-    /// creation that is cut off leaves bytes that are refused.
+    /// Opens the store in some bytes, or creates one if they are empty. It is for tests, which pass a disk that fails. If a
+    /// creation is cut off, the bytes that it leaves are refused.
     ///
     /// # Errors
     ///
-    /// As [`FileStore::open`].
+    /// The errors of [`FileStore::open`].
     pub fn on(backend: impl StorageBackend) -> Result<(FileStore, State), Failure> {
         let name = Named::new(Path::new("(no file)"));
         let bytes = Arc::new(backend);
@@ -166,11 +165,11 @@ impl Store for FileStore {
     }
 }
 
-/// The state that a file holds, read without changing it.
+/// Returns the state that a file holds, without changing the file.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: the file does not exist, a server uses it, or it is not a sound store.
+/// [`Failure::Environment`] if the file does not exist, a server uses it, or it is not a sound store.
 pub fn inspect(path: &Path) -> Result<State, Failure> {
     let name = Named::new(path);
     let file = creation::open_to_read(path, &name)?;
@@ -184,7 +183,7 @@ pub fn inspect(path: &Path) -> Result<State, Failure> {
     Ok(state)
 }
 
-/// Bytes that are a sound store, and are on the disk.
+/// Bytes that form a sound store and are on the disk.
 struct Recovered {
     /// The bytes, with the commit slot to start from.
     bytes: Shared,
@@ -193,13 +192,13 @@ struct Recovered {
 }
 
 impl Recovered {
-    /// Checks some bytes. They stay as they are.
+    /// Checks some bytes. Their content stays as it is.
     ///
-    /// Commits have two phases, so the slot that the flags name is complete, and redb refuses it if it is not. But no
-    /// checksum covers the flags: one flipped bit would bring the state of the commit before back. So if the other slot
-    /// is newer and its transaction is complete, that one is taken. A commit that was cut off between its phases, or
-    /// whose sync failed, looks the same, and taking it is as good as not; but it may be readable only until every page
-    /// was written again.
+    /// Commits have two phases, so the slot that the flags name is complete; if it is not, redb refuses it. But the flags are
+    /// not covered by a checksum: one flipped bit would bring the state of the previous commit back. So if the other slot is
+    /// newer and its transaction is complete, that slot is used. A commit that was cut off between its phases, or whose sync
+    /// failed, looks the same. Using it is as good as not using it, but until every page has been written again, it may be
+    /// readable without being on the disk.
     fn new(name: &Named, bytes: Shared) -> Result<Recovered, Failure> {
         let mut magic = [0; MAGIC.len()];
         let len = bytes.len().map_err(|error| name.cannot_read(&error))?;
@@ -246,8 +245,8 @@ fn builder() -> Builder {
     builder
 }
 
-/// Opens a database whose changes stay in memory, and verifies it: redb panics on some damage otherwise
-/// (`Builder::set_check_integrity_on_open`).
+/// Opens a database whose changes stay in memory, and verifies it, because redb otherwise panics on some
+/// damage (`Builder::set_check_integrity_on_open`).
 fn in_memory(bytes: &Shared) -> Result<Database, redb::Error> {
     let overlay = Overlay::new(bytes.clone())?;
     Ok(builder().set_check_integrity_on_open(true).create_with_backend(overlay)?)
@@ -255,10 +254,10 @@ fn in_memory(bytes: &Shared) -> Result<Database, redb::Error> {
 
 /// Begins a transaction that is durable once its commit returns.
 ///
-/// It has two phases, with a sync each, for two reasons. User ids are chosen by clients, and redb advises two phases
-/// for malicious input (docs/design.md, "Security of 1PC+C"): with one, only its checksums decide after a crash whether
-/// a commit was whole. And with one, a damaged commit looks like one that was cut off, so redb would silently return to
-/// the state before it: a lost acknowledgement. The second sync takes a commit from 0.24 ms to 0.41 ms; writing and
+/// It has two phases, with a sync each, for two reasons. First, clients choose the user ids, and redb advises two phases for
+/// malicious input (docs/design.md, "Security of 1PC+C"): with one phase, only its checksums decide after a crash whether a
+/// commit was complete. Second, with one phase, a damaged commit looks like a commit that was cut off, so redb would silently
+/// return to the state before it: a lost acknowledgement. The second sync takes a commit from 0.24 ms to 0.41 ms; writing and
 /// syncing 4 KiB takes 0.1 ms.
 fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut transaction = database.begin_write()?;
@@ -267,7 +266,7 @@ fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     Ok(transaction)
 }
 
-/// The table of the users of a generation.
+/// Returns the name of the table of a generation's users.
 fn users_table(generation: u64) -> String {
     format!("users of generation {generation}")
 }
@@ -299,7 +298,7 @@ fn rows(users: &UserIds) -> Vec<UserIds> {
 
 type UsersTable = redb::ReadOnlyTable<u64, &'static [u8]>;
 
-/// The users of a generation; `None` if it does not have any.
+/// Opens the table of a generation's users; `None` if the generation does not have any.
 fn open_users(
     transaction: &ReadTransaction,
     generation: u64,
@@ -312,7 +311,7 @@ fn open_users(
     }
 }
 
-/// Passes on the users of a generation, which must be `expected`.
+/// Passes the users of a generation to `each`. Their number must be `expected`.
 fn read_users(
     name: &Named,
     transaction: &ReadTransaction,
@@ -337,7 +336,7 @@ fn read_users(
     Ok(())
 }
 
-/// No count of events or resets gets this far.
+/// The count of events or resets never gets this far.
 const NUMBERS_END: u64 = 1 << 62;
 
 fn encode(state: &State) -> Vec<u8> {
@@ -367,7 +366,7 @@ fn read_totals(name: &Named, transaction: &ReadTransaction) -> Result<State, Fai
     decode(rest).ok_or_else(|| name.damaged("its totals are not as they were written"))
 }
 
-/// The state in a row, after the format.
+/// Returns the state in a row, given the part after the format.
 fn decode(row: &[u8]) -> Option<State> {
     let (numbers, rest) = row.as_chunks::<8>();
     let (numbers, sum) = numbers.split_first_chunk::<3>()?;

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-/// The bytes of a connection that must not leave yet: all from some byte on, since responses leave in order.
+/// The bytes of a connection that must not leave yet: all bytes from some byte on, because responses leave in order.
 #[derive(Debug, Default)]
 pub struct Held {
-    /// In the order of their bytes, and so of their epochs.
+    /// The marks, in the order of their bytes, which is the order of their epochs.
     marks: VecDeque<Mark>,
-    /// The responses from this byte on must wait and are not published yet; they were counted in this generation.
+    /// The first byte of the responses that must wait and are not published yet, and the generation that counted them.
     unpublished: Option<(usize, u64)>,
 }
 
@@ -16,39 +16,39 @@ pub struct Held {
 pub enum Release {
     /// This number of bytes.
     Bytes(usize),
-    /// This number of bytes, and never any more: another server has reset the totals, and the events that the next
-    /// response acknowledges are not counted anywhere.
+    /// This number of bytes, and never any more: another server has reset the totals, and the events that the next response
+    /// acknowledges are not counted anywhere.
     Void(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    /// The first byte that waits.
+    /// The first byte that must wait.
     from: usize,
     /// The epoch that it waits for.
     epoch: u64,
-    /// The generation in which the first event was counted.
+    /// The generation that counted the first event.
     generation: u64,
     /// Its deadline, in the engine's milliseconds.
     deadline_ms: u64,
 }
 
 impl Held {
-    /// Whether something waits.
+    /// Reports whether something waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.marks.is_empty() && self.unpublished.is_none()
     }
 
-    /// Holds back everything from a byte on, until what it acknowledges, counted in a generation or later, is
-    /// published and settled.
+    /// Holds back everything from a byte on, until the events that it acknowledges, which were counted in a generation or
+    /// later, are published and settled.
     #[inline]
     pub fn hold(&mut self, from: usize, generation: u64) {
         self.unpublished.get_or_insert((from, generation));
     }
 
-    /// Notes that everything so far is published and will be settled with `epoch`, for which it waits until
-    /// `deadline_ms`. Returns whether something has come to wait for it.
+    /// Notes that all events until now are published and will be settled with `epoch`. Their responses wait for it until
+    /// `deadline_ms`. Returns whether a response has begun to wait for it.
     #[inline]
     pub fn publish(&mut self, epoch: u64, deadline_ms: u64) -> bool {
         let Some((from, generation)) = self.unpublished.take() else { return false };
@@ -61,8 +61,8 @@ impl Held {
         true
     }
 
-    /// Returns the part of `bytes` bytes that may leave when everything up to an epoch is settled, except for responses
-    /// that waited for an epoch and were counted in a generation that `is_void` rejects.
+    /// Returns the part of `bytes` bytes that may leave once everything up to an epoch is settled, except for responses that
+    /// `is_void` rejects: it gets the epoch that a response waited for, and the generation that counted it.
     #[inline]
     pub fn release(
         &mut self,
@@ -82,7 +82,7 @@ impl Held {
         Release::Bytes(self.marks.front().map_or(unpublished, |mark| mark.from))
     }
 
-    /// Forgets what waits: it never leaves.
+    /// Forgets the bytes that wait, which then never leave.
     pub fn clear(&mut self) {
         *self = Held::default();
     }
@@ -140,7 +140,7 @@ mod tests {
         let is_void = |epoch, generation| epoch > 5 && generation < 2;
         for (from, epoch, generation) in [(10, 5, 1), (20, 6, 1), (30, 7, 2)] {
             held.hold(from, generation);
-            // The first of several published together decides their age.
+            // The first of several that are published together determines the generation.
             held.hold(from + 5, 3);
             assert!(held.publish(epoch, 100));
         }

@@ -1,7 +1,7 @@
 //! Makes the totals outlive the process.
 //!
-//! One [`Committer`] per process takes cuts of the tally and writes them to a [`Store`]; the shards hold
-//! responses back ([`Held`]) until the cut that has their events is durable ([`Settlement`]).
+//! One [`Committer`] per process takes cuts of the tally and writes them to a [`Store`]; the shards hold responses back
+//! ([`Held`]) until the cut that contains their events is durable ([`Settlement`]).
 
 mod committer;
 pub mod file;
@@ -33,33 +33,33 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`Failure::Environment`]: what the store holds cannot be read, or contradicts itself.
+    /// [`Failure::Environment`] if the content of the store cannot be read, or contradicts itself.
     fn users(&mut self, each: &mut dyn FnMut(&UserIds)) -> Result<(), Failure>;
 
-    /// Makes a state durable, replacing the one before it, together with its users that no commit of the same
-    /// generation had. Returns once the outcome is known and cannot be lost anymore.
+    /// Makes a state durable, replacing the previous one, together with the users that are new since the earlier commits of the
+    /// same generation. Returns once the outcome is known and can no longer be lost.
     ///
-    /// A state of a later generation than the one before it is a reset, of everybody who shares the store; but after
-    /// [`Outcome::Superseded`], however often that comes in a row, one of the very next generation only follows the
-    /// reset of another server. A reset is superseded only if the store can no longer tell whether it was made before.
-    /// With a shared store, an unchanged state shows that this server is alive.
+    /// A state of a later generation than the previous state is a reset for everybody who shares the store. But after any
+    /// number of [`Outcome::Superseded`] in a row, a state of the very next generation only follows the reset of another
+    /// server. A reset is superseded only if the store can no longer determine whether it was made before. With a shared store,
+    /// an unchanged state shows that this server is alive.
     ///
     /// # Errors
     ///
-    /// [`Failure::Environment`]: whether the state is durable is unknown, and the store must not be used
-    /// again: fsync(2) does not report an error twice. A shared store tries again by itself, and fails only
-    /// for what that cannot mend.
+    /// [`Failure::Environment`] if it is unknown whether the state is durable. The store must not be used again then,
+    /// because fsync(2) does not report an error twice. A shared store tries again by itself, and fails only if trying again
+    /// cannot help.
     fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure>;
 
-    /// Returns the totals of all servers that share the store. If no other server shares it, the totals are in the last commit,
-    /// and there is nothing to return.
+    /// Returns access to the totals of all servers that share the store; `None` if other servers do not share it, because the
+    /// totals are in the last commit then.
     fn shared(&mut self) -> Option<&mut dyn SharedTotals> {
         None
     }
 
-    /// Waits before a cut is taken. If a commit is wanted, only until the store is ready for one; otherwise until it is
-    /// woken, or has its own reason for a commit. Returns whether it has one: although nothing has changed, the
-    /// servers that share the store must learn of this one, or this one of their reset.
+    /// Waits before a cut is taken: if a commit is wanted, only until the store is ready for one; otherwise, until it is woken
+    /// or has its own reason for a commit. Returns whether it has its own reason: although nothing has changed, the servers
+    /// that share the store must hear from this one, or this one must learn of their reset.
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
         if !is_wanted {
             block_on(wakeup.notified());
@@ -67,7 +67,7 @@ pub trait Store: Send {
         false
     }
 
-    /// Tells the store what this server is called among those that share it.
+    /// Gives the store the name of this server among all servers that share it.
     fn introduce(&mut self, _name: &str) {}
 }
 
@@ -77,7 +77,7 @@ pub trait SharedTotals {
     ///
     /// # Errors
     ///
-    /// As [`Store::commit`].
+    /// The errors of [`Store::commit`].
     fn read(&mut self) -> Result<Group, Failure>;
 }
 
@@ -117,7 +117,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// A store that was opened.
+/// An opened store.
 pub struct Opened {
     /// The store.
     pub store: Box<dyn Store>,
@@ -133,12 +133,12 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// Opens a store, or creates it if there is none. Waits for a store that does not respond for as long as `timeout`; logs later losses of its
-/// connection.
+/// Opens a store, or creates it if it does not exist. Waits for a store that does not respond for as long as `timeout`; logs
+/// later losses of its connection.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: it cannot be opened or created, or what it holds is damaged or unknown.
+/// [`Failure::Environment`] if it cannot be opened or created, or if its content is damaged or unknown.
 pub fn open(location: &Location, timeout: Duration, log: Log) -> Result<Opened, Failure> {
     match location {
         Location::File(path) => {
@@ -148,17 +148,17 @@ pub fn open(location: &Location, timeout: Duration, log: Log) -> Result<Opened, 
         }
         Location::Postgres(target) => {
             let (store, group) = PostgresStore::open(target, timeout, log)?;
-            // Its content was counted by others, and by this server before a restart.
+            // Its content was counted by other servers, and by this server before a restart.
             let (state, totals) = (State::default(), group.totals);
             Ok(Opened { store: Box::new(store), state, totals })
         }
     }
 }
 
-/// Whom a settlement wakes.
+/// The threads that a settlement wakes.
 #[derive(Debug)]
 pub struct Wakeups {
-    /// The committer's. A wake-up that comes while it does not wait is kept.
+    /// The committer's. A wake-up that comes while the committer is not waiting is kept.
     pub committer: Notify,
     /// One for each shard.
     pub shards: Vec<Arc<Wakeup>>,
@@ -179,13 +179,13 @@ pub struct Durability {
     settlement: Arc<Settlement>,
     wakeups: Arc<Wakeups>,
     shard: usize,
-    /// The time that an acknowledgement waits for the store, in milliseconds.
+    /// The longest time that an acknowledgement waits for the store, in milliseconds.
     timeout_ms: u64,
 }
 
 #[cfg(test)]
 impl Durability {
-    /// Creates it for a shard over a shared store, with the settlement by which a test settles epochs.
+    /// Creates it for a shard over a shared store, with a settlement that lets a test settle epochs.
     pub(crate) fn for_test(timeout_ms: u64) -> (Durability, Arc<Settlement>) {
         let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
         let shards = vec![Arc::new(Wakeup::new().unwrap())];
@@ -195,7 +195,7 @@ impl Durability {
 }
 
 impl Durability {
-    /// Creates it for one of the shards, whose acknowledgements wait at most `timeout_ms` milliseconds.
+    /// Creates it for a shard whose acknowledgements wait at most `timeout_ms` milliseconds.
     pub fn new(
         settlement: Arc<Settlement>,
         wakeups: Arc<Wakeups>,
@@ -205,7 +205,7 @@ impl Durability {
         Durability { settlement, wakeups, shard, timeout_ms }
     }
 
-    /// Returns the epoch up to which everything is durable or void.
+    /// Returns the last settled epoch: everything up to it is durable or void.
     #[inline]
     pub fn settled(&self) -> u64 {
         self.settlement.settled()
@@ -218,30 +218,30 @@ impl Durability {
         held.release(self.settlement.settled(), bytes, is_void)
     }
 
-    /// Asks for an epoch to be settled, after what waits for it was noted. Returns whether it is already; if
-    /// not, the shard's wake-up comes with each commit until it is.
+    /// Asks for an epoch to be settled. Call this after noting what waits for it. Returns whether it is settled already; if
+    /// not, each commit wakes the shard until it is.
     pub fn request(&self, epoch: u64) -> bool {
         self.settlement.request(self.shard, epoch, |waker| self.wakeups.wake(waker))
     }
 
-    /// Whether other servers share the store: then totals have to be read before they are shown.
+    /// Reports whether other servers share the store, so that totals must be read before they are shown.
     #[inline]
     pub fn is_shared(&self) -> bool {
         self.settlement.is_shared()
     }
 
-    /// Returns the epoch of the last cut after which the totals were read.
+    /// Returns the epoch of the last cut that was followed by a read of the totals.
     #[inline]
     pub fn read(&self) -> u64 {
         self.settlement.read()
     }
 
-    /// Asks in the same way for the totals to be read after a cut.
+    /// Asks, in the same way, for the totals to be read after a cut.
     pub fn request_read(&self, epoch: u64) -> bool {
         self.settlement.request_read(self.shard, epoch, |waker| self.wakeups.wake(waker))
     }
 
-    /// Returns the totals of the last durable cut, or if others share the store, the last ones that were read.
+    /// Returns the totals of the last durable cut or, if others share the store, the totals that were read last.
     pub fn totals(&self) -> Totals {
         self.settlement.totals()
     }
@@ -259,22 +259,22 @@ impl Durability {
         self.settlement.note_late(epoch);
     }
 
-    /// Whether a response has waited too long, and the store still has not settled it.
+    /// Reports whether a response has waited too long, and the store still has not settled it.
     #[inline]
     pub fn is_late(&self) -> bool {
         self.settlement.is_late()
     }
 
-    /// The time that an acknowledgement waits for the store, in milliseconds.
+    /// Returns the longest time that an acknowledgement waits for the store, in milliseconds.
     pub fn timeout_ms(&self) -> u64 {
         self.timeout_ms
     }
 }
 
-/// Milliseconds of a clock that every thread of the process reads alike.
+/// Returns the milliseconds of a clock that is the same for every thread of the process.
 fn monotonic_ms() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    // It starts with the machine, and is never negative.
+    // The clock starts with the machine, and is never negative.
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
@@ -376,7 +376,7 @@ mod tests {
                     let expected = voids.iter().any(is_void);
                     let found = settlement.is_void(epoch, counted);
                     assert!(found || !expected, "{epoch} {counted} after {reset}");
-                    // Of the older ones, more may be void.
+                    // More of the older responses may be void.
                     let is_recent = epoch > settled.saturating_sub(150);
                     assert!(found == expected || !is_recent, "{epoch} {counted} after {reset}");
                 }

@@ -1,8 +1,8 @@
-//! A store that any number of servers share: PostgreSQL, in which each process has its own row with all of
-//! its totals. The totals of the group are the sum over the rows.
+//! A store that any number of servers share: PostgreSQL, with one row per process that has all of its totals. The totals of the
+//! group are the sum over the rows.
 //!
-//! The client of PostgreSQL needs a runtime, which the committer's thread drives whenever it waits: for the database,
-//! or for something to commit. So a reset by another server is noticed immediately.
+//! The PostgreSQL client needs a runtime, which the committer's thread drives whenever it waits for the database or for
+//! something to commit. So a reset by another server is noticed immediately.
 
 mod error;
 mod inspect;
@@ -38,15 +38,15 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 use warnings::WarningLog;
 
-/// The interval at which a server commits in any case: others count it as alive for three seconds.
+/// The heartbeat interval: a server commits at least this often, because others count it as alive for three seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// The shortest time for a transaction: the database is there for many servers, and a commit that waits a moment
-/// carries more. One server makes no more than a thousand per second, reads included, each of which is sent together with
-/// the write that confirms it.
+/// The shortest time for a transaction: the database serves many servers, and a commit that waits a moment carries more. One
+/// server makes at most a thousand transactions per second, including reads. Each read is sent together with the write that
+/// confirms it.
 const TRANSACTION: Duration = Duration::from_micros(1_050);
 
-/// A store in PostgreSQL. Dropped, it leaves the group, whose totals keep what it counted.
+/// A store in PostgreSQL. Dropping it leaves the group, whose totals keep the events that it counted.
 pub struct PostgresStore {
     runtime: ClientRuntime,
     member: Member<Postgres>,
@@ -59,13 +59,13 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects, creates the tables if they are missing, and joins the group of servers with its own row. Returns
-    /// also what the group has counted.
+    /// Connects, creates the tables if they are missing, and joins the group of servers with its own row. Returns the store and
+    /// the totals of the group.
     ///
     /// # Errors
     ///
-    /// [`Failure::Environment`]: the database did not respond within `timeout`, does not let this server in, or
-    /// has tables of another format.
+    /// [`Failure::Environment`] if the database does not respond within `timeout`, does not let this server in, or has tables
+    /// of another format.
     pub fn open(
         target: &Target,
         timeout: Duration,
@@ -87,7 +87,7 @@ impl PostgresStore {
 }
 
 impl Store for PostgresStore {
-    /// None: which users are known is decided by the database.
+    /// Does not call `each`: the database decides which users are known.
     fn users(&mut self, _: &mut dyn FnMut(&UserIds)) -> Result<(), Failure> {
         Ok(())
     }
@@ -105,7 +105,7 @@ impl Store for PostgresStore {
 
     fn wait(&mut self, wakeup: &Notify, is_wanted: bool) -> bool {
         if is_wanted {
-            // Shorter than what a timer of the runtime can measure.
+            // This is too short for a timer of the runtime.
             std::thread::sleep(self.next.saturating_duration_since(Instant::now()));
         }
         let reason = has_reason(&self.news, self.due_at, (!is_wanted).then_some(wakeup));
@@ -126,13 +126,13 @@ impl SharedTotals for PostgresStore {
 
 impl Drop for PostgresStore {
     fn drop(&mut self) {
-        // It ends soon, whatever the database does.
+        // This ends soon, whatever the database does.
         self.runtime.block_on(self.member.leave());
     }
 }
 
-/// Whether there is a reason to commit although nothing has changed: others have news, or it is due. Given a wake-up, waits
-/// until there is one, or for the wake-up.
+/// Returns whether there is a reason to commit although nothing has changed: others have news, or a commit is due. Given a
+/// wake-up, waits until there is a reason, or for the wake-up.
 async fn has_reason(news: &Notify, due_at: Instant, wakeup: Option<&Notify>) -> bool {
     let has_news = async {
         news.notified().await;
@@ -152,7 +152,7 @@ async fn has_reason(news: &Notify, due_at: Instant, wakeup: Option<&Notify>) -> 
     }
 }
 
-/// The runtime of the client, whose end does not wait for the lookup of a name.
+/// The client's runtime, whose end does not wait for the lookup of a name.
 struct ClientRuntime(Option<Runtime>);
 
 impl ClientRuntime {
@@ -168,7 +168,7 @@ impl ClientRuntime {
         self.runtime().block_on(work)
     }
 
-    /// Begins work that continues whenever this is driven.
+    /// Begins work that continues whenever the runtime is driven.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime().spawn(work);
     }
@@ -197,7 +197,7 @@ mod tests {
         let (past, later) = (Instant::now(), Instant::now() + Duration::from_secs(3600));
         let asks = |due_at| runtime.block_on(has_reason(&news, due_at, None));
         let waits = |due_at| runtime.block_on(has_reason(&news, due_at, Some(&wakeup)));
-        // A commit that is wanted waits for nothing.
+        // A wanted commit does not wait for anything.
         assert!(!asks(later) && asks(past));
         news.notify_one();
         assert!(asks(later) && !asks(later), "news is a reason once");

@@ -1,8 +1,9 @@
-//! Events that are counted together, or not at all: in many turns, between which the shard counts others.
+//! Events that are counted either together or not at all. The work takes many turns, between which the shard
+//! counts other events.
 //!
-//! A batch keeps its events to itself until [`Writer::finish_batch`] publishes all of them together. Of users whom its
-//! shard has not seen, it claims those that no shard has: see `claims`. If the totals are reset meanwhile, all of its
-//! events came before the reset: they count for nothing then, as if they had been published just before it.
+//! A batch keeps its events to itself until [`Writer::finish_batch`] publishes all of them together. Among the users that its
+//! shard has not seen, it claims those that no shard has counted: see `claims`. If the totals are reset in the meantime, all of
+//! its events precede the reset: they do not count, as if they had been published just before it.
 
 use super::claims::{Claim, Claimed};
 use super::users::{Hold, Key};
@@ -11,16 +12,16 @@ use crate::primitives::Ordering;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Events that are looked up together: more than a processor overlaps, and few enough to stay in its first cache.
+/// The number of events that are looked up together: more than a processor can overlap, and few enough to stay in its L1 cache.
 const BLOCK: usize = 64;
 
-/// Events of a batch that will be looked up together, each with its place `P` in the batch. The memory that each lookup reads
-/// comes into the cache while the other users are hashed.
+/// Events of a batch that will be looked up together, each with its position `P` in the batch. The memory that each lookup
+/// reads is loaded into the cache while the other users are hashed.
 #[derive(Debug)]
 pub struct Block<'a, P> {
-    /// Until they are looked up, they have only the user.
+    /// The keys of the events. Until the lookup, only their users are set.
     keys: [Key<'a>; BLOCK],
-    /// The events whose users are not in the places that are looked at first: used only while they are looked up.
+    /// The events whose users are not in the first two slots. Used only during a lookup.
     missed: [u32; BLOCK],
     values: [f64; BLOCK],
     places: [P; BLOCK],
@@ -28,7 +29,7 @@ pub struct Block<'a, P> {
 }
 
 impl<'a, P> Block<'a, P> {
-    /// The most events that it holds.
+    /// The maximum number of events in a block.
     pub const EVENTS_MAX: usize = BLOCK;
 
     /// Appends an event with a finite value.
@@ -43,7 +44,7 @@ impl<'a, P> Block<'a, P> {
         self.len = at + 1;
     }
 
-    /// Whether it holds as many events as it can.
+    /// Returns whether the block is full.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.len == BLOCK
@@ -51,20 +52,20 @@ impl<'a, P> Block<'a, P> {
 }
 
 impl<P: Copy + Default> Default for Block<'_, P> {
-    /// A block without events.
+    /// Creates an empty block.
     fn default() -> Self {
         let places = [P::default(); BLOCK];
         Block { keys: [Key::NONE; BLOCK], missed: [0; BLOCK], values: [0.0; BLOCK], places, len: 0 }
     }
 }
 
-/// Events that are counted together, or, if it is dropped, not at all.
+/// Events that are counted together or, if the batch is dropped, not at all.
 #[derive(Debug)]
 pub struct Batch {
     generation: u64,
     events: u64,
     sum: ExactSum,
-    /// A reset has come since it began: nobody needs to know its users.
+    /// Whether a reset has happened since the batch began. Its users are then not needed.
     is_before_reset: bool,
     claims: Option<Claims>,
 }
@@ -74,9 +75,9 @@ pub struct Batch {
 struct Claims {
     tally: Arc<Tally>,
     claim: Arc<Claim>,
-    /// The line of the first event of each.
+    /// The line of each user's first event.
     lines: Vec<u64>,
-    /// Their ids, if a store has to keep them.
+    /// The ids of the users, if a store must keep them.
     ids: UserIds,
 }
 
@@ -90,14 +91,14 @@ impl Drop for Claims {
 /// The end of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// It is counted, and visible once [`Writer::publish`] has returned.
+    /// The batch is counted, and becomes visible once [`Writer::publish`] has returned.
     Counted,
-    /// It is counted, and a reset after it has set it to zero.
+    /// The batch is counted, and a reset after it has set the totals to zero.
     BeforeReset {
         /// The epoch of the first cut that has the reset.
         settles_at: u64,
     },
-    /// Nothing was counted: more users would be held than are allowed.
+    /// The batch was not counted, because more users would be held than are allowed.
     UsersFull {
         /// The line of the first event whose user cannot be held.
         line: u64,
@@ -105,12 +106,12 @@ pub enum Finish {
 }
 
 impl Batch {
-    /// The number of events added so far.
+    /// Returns the number of events in the batch.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// The generation at its start.
+    /// Returns the generation when the batch began.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -129,16 +130,16 @@ impl Writer {
         }
     }
 
-    /// Adds an event with a finite value to a batch. Returns whether its user is known; if not, the user has to be
-    /// claimed with [`Writer::claim`] before the batch is finished.
+    /// Adds an event with a finite value to a batch. Returns whether its user is known. If not, the user must be claimed with
+    /// [`Writer::claim`] before the batch is finished.
     pub fn add_to_batch(&self, batch: &mut Batch, user: &[u8], value: f64) -> bool {
         batch.sum.add(value);
         batch.events += 1;
         self.seen.contains(batch.generation, &self.tally.hasher.key(user))
     }
 
-    /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Appends the place of each whose user is not
-    /// known to `unseen`.
+    /// Moves the events of a block to a batch, as with [`Writer::add_to_batch`]. Appends the positions of events whose users
+    /// are not known to `unseen`.
     pub fn add_block_to_batch<P: Copy>(
         &self,
         batch: &mut Batch,
@@ -153,7 +154,7 @@ impl Writer {
             *key = self.tally.hasher.key(key.user);
             self.seen.prefetch(key);
         }
-        // Without branches: a processor guesses badly which users are in the places that are looked at first.
+        // This avoids branches, because a processor cannot predict well which users are in the first two slots.
         let mut missed = 0;
         for (key, at) in block.keys[..len].iter().zip(0..) {
             block.missed[missed] = at;
@@ -169,7 +170,8 @@ impl Writer {
         batch.events += len as u64;
     }
 
-    /// Lets a batch claim users. Returns whether it may: one batch does at a time, until it is finished or dropped.
+    /// Lets a batch claim users. Returns whether it may. Only one batch at a time may claim users, until it is
+    /// finished or dropped.
     pub fn may_claim(&mut self, batch: &mut Batch) -> bool {
         if batch.claims.is_none() && self.tally.users.begin_claiming() {
             batch.claims = Some(Claims {
@@ -182,8 +184,8 @@ impl Writer {
         batch.claims.is_some()
     }
 
-    /// Claims the user of an event on a line of a batch that [may](Writer::may_claim), if no event of the user is
-    /// counted.
+    /// Claims the user of an event on a line of a batch that [may claim](Writer::may_claim), unless an event of the
+    /// user is already counted.
     pub fn claim(&mut self, batch: &mut Batch, user: &[u8], line: u64) {
         let Batch { generation, is_before_reset, claims: Some(claims), .. } = batch else {
             panic!("a batch asks before it claims users");
@@ -209,7 +211,7 @@ impl Writer {
         }
     }
 
-    /// Counts the events of a batch, all together, if its users can be held.
+    /// Counts all events of a batch together, if its users can be held.
     pub fn finish_batch(&mut self, batch: Batch) -> Finish {
         self.enter(self.tally.generation.load(Ordering::Acquire));
         let is_before_reset = batch.is_before_reset || batch.generation != self.counts.generation;
@@ -225,14 +227,15 @@ impl Writer {
         let hold = tally.users.settle(batch.generation, &claims.claim, claimed, |lost| {
             self.counts.new_users += (claimed - lost.len()) as u64;
             self.add_batch(batch.events, &batch.sum);
-            // Before it is published: a cut that counts these users finds their ids.
+            // This comes before the publication, so that a cut that counts these users finds their ids.
             if let Some(new_users) = &self.new_users {
                 if !lost.is_empty() {
                     claims.ids = claims.ids.without(lost);
                 }
                 journal::lock(new_users).append(batch.generation, &mut claims.ids);
             }
-            // Before another shard can find the users: no event of them must become visible before this one.
+            // This comes before another shard can find the users, so that their other events do not become
+            // visible before this batch.
             self.publish();
         });
         match hold {
@@ -248,7 +251,7 @@ impl Writer {
         self.unpublished += events;
     }
 
-    /// The end of a batch that a reset has overtaken.
+    /// Returns the end of a batch that a reset has overtaken.
     fn before_reset(&self) -> Finish {
         self.tally.wait_for_reset();
         Finish::BeforeReset { settles_at: self.tally.epoch.load(Ordering::Relaxed) + 1 }
@@ -256,14 +259,13 @@ impl Writer {
 }
 
 impl Claims {
-    /// Returns the line of the first user without room, if there is room for this number of the users that were not
-    /// lost.
+    /// Returns the line of the first user without room, if there is room for this number of the users that were not lost.
     fn line_without_room(&self, room: u64) -> u64 {
         let lost: HashSet<usize> = self.claim.lock().lost.iter().copied().collect();
         let is_kept = |index: &usize| !lost.contains(index);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         let index = (0..self.lines.len()).filter(is_kept).nth(room);
-        // A user that was lost in between has made room.
+        // A user that was lost in the meantime may have made room.
         index.or(self.lines.len().checked_sub(1)).map_or(1, |index| self.lines[index])
     }
 }

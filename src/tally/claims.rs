@@ -1,17 +1,17 @@
-//! Users that a batch will be the first to count.
+//! Claims of users that a batch will be the first to count.
 //!
-//! A batch with new users takes many turns, and must become visible in one publication, which counts all of its users
-//! together. Until then it *claims* them, one after the other, in a table next to the known users of each stripe. The
-//! claims share one [`Claim`], which holds the end of the batch. Whoever finds
-//! a claimed user asks it, with the stripe locked:
+//! A batch with new users takes many turns, and must become visible in one publication, which counts all of its users together.
+//! Until then, it *claims* them one by one in a table next to the known users of each stripe. The claims share one [`Claim`],
+//! which holds the end of the batch. A shard that finds a claimed user checks it, with the stripe locked:
 //!
 //! - The batch is counted: the user is known.
 //! - The batch was dropped: the user is new.
-//! - The batch goes on: the event is the first of its user, whatever becomes of the batch, which loses the user. The
-//!   event is published while the claim is locked, and the batch is published with the same lock: after it.
+//! - The batch is still in progress: the event is the first event of its user, whether or not the batch will be counted, and
+//!   the batch loses the user. The event is published while the claim is locked, and the batch is published under the same
+//!   lock, so it follows the event.
 //!
-//! One batch claims users at a time, so two of them never claim the same user. Claims of a batch that has ended are
-//! left to whoever finds them, or makes room for others.
+//! Only one batch claims users at a time, so two batches never claim the same user. Claims of a batch that has ended remain
+//! until a shard finds them or makes room for others.
 
 use super::id::Id;
 use crate::primitives::{Mutex, MutexGuard};
@@ -30,14 +30,14 @@ pub(crate) struct Claim(Mutex<State>);
 
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The end of the batch.
+    /// The end of the batch, once it has ended.
     pub(crate) end: Option<End>,
     /// The numbers of the claims that were lost to other events.
     pub(crate) lost: Vec<usize>,
 }
 
 impl State {
-    /// Notes that an event, counted now, is the first of a user who was claimed.
+    /// Notes that an event that is being counted is the first event of a claimed user.
     pub(crate) fn lose(&mut self, index: usize) {
         if self.end.is_none() {
             self.lost.push(index);
@@ -53,12 +53,12 @@ impl Claim {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         match self.0.lock() {
             Ok(state) => state,
-            // A shard that panicked with the lock ends the process; until then, go on.
+            // A shard that panicked while it held the lock ends the process; continue until then.
             Err(poisoned) => poisoned.into_inner(),
         }
     }
 
-    /// Gives up what is not settled.
+    /// Drops the claims unless they have been settled.
     pub(crate) fn drop_unsettled(&self) {
         self.lock().end.get_or_insert(End::Dropped);
     }
@@ -72,7 +72,7 @@ impl Claim {
     }
 }
 
-/// A user whom a batch has claimed.
+/// A user that a batch has claimed.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(super) hash: u64,
@@ -92,10 +92,10 @@ impl Pending {
 pub(crate) enum Claimed {
     /// The batch will be the first to count the user.
     New,
-    /// It already was.
+    /// The batch had already claimed the user.
     Already,
-    /// The user is counted.
+    /// An event of the user is already counted.
     Known(Id),
-    /// A reset has come since the batch began.
+    /// A reset has happened since the batch began.
     Reset,
 }

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-/// Words of a short id.
+/// The number of words of a short id.
 const WORDS: usize = 3;
-/// Bytes of the longest short id: one more is its length.
+/// The maximum length of a short id in bytes. An additional byte holds the length.
 pub(super) const SHORT_BYTES_MAX: usize = WORDS * size_of::<u64>() - 1;
 
-/// A short id: its bytes in words, zeros behind them, and its length in the last byte. Two ids are equal if
-/// their words are, so a lookup neither calls a comparison nor follows a pointer.
+/// A short id: its bytes in words, padded with zeros, and its length in the last byte. Two ids are equal if their words are
+/// equal, so a lookup neither calls a comparison function nor follows a pointer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Short(pub(super) [u64; WORDS]);
 
 impl Short {
-    /// An id that nobody has.
+    /// An id that no user has.
     pub(super) const EMPTY: Short = Short([0; WORDS]);
 
     #[inline(always)]
@@ -21,11 +21,11 @@ impl Short {
         self.0[WORDS - 1] == 0
     }
 
-    /// The short id of these bytes; `None` if they are too many, or none.
+    /// Returns the short id of these bytes, or `None` if there are too many bytes or none.
     #[inline(always)]
     pub(super) fn new(user: &[u8]) -> Option<Short> {
-        // Words that overlap are put together in registers. A copy of the bytes would be a call, and reading words
-        // where bytes were just written would stall.
+        // Overlapping words are combined in registers. Copying the bytes would be a call, and reading words from bytes that
+        // were just written would stall.
         let word = |at: usize| {
             user.get(at..)?.first_chunk().map(|bytes: &[u8; 8]| u64::from_le_bytes(*bytes))
         };
@@ -46,21 +46,21 @@ impl Short {
         Some(Short([first, second, third | (length as u64) << 56]))
     }
 
-    /// Whether both are the same id.
+    /// Returns whether both ids are the same.
     #[inline(always)]
     pub(super) fn is(&self, other: &Short) -> bool {
-        // Not `==` of the arrays: the compiler compares these as vectors, which it reads from the stack
-        // where it has just put the words, and the processor waits until they are there.
+        // This does not use `==` on the arrays: the compiler would compare them as vectors, which it reads from the stack right
+        // after it has stored the words there, and the processor would wait for the stores.
         let ([a, b, c], [d, e, f]) = (self.0, other.0);
         (a ^ d) | (b ^ e) | (c ^ f) == 0
     }
 }
 
-/// The id of a user, to be put into a table.
+/// The id of a user, for insertion into a table.
 #[derive(Clone, Debug)]
 pub(crate) enum Id {
     Short(Short),
-    /// One copy for the shared set and the sets of all shards.
+    /// One copy that the shared set and the sets of all shards share.
     Long(Arc<[u8]>),
 }
 
@@ -69,7 +69,7 @@ impl Id {
         Short::new(user).map_or_else(|| Id::Long(user.into()), Id::Short)
     }
 
-    /// Whether this is the id of a user.
+    /// Returns whether this is the id of a user.
     pub(super) fn is(&self, user: &[u8]) -> bool {
         match self {
             Id::Short(held) => Short::new(user).is_some_and(|short| short.is(held)),

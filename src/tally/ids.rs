@@ -1,15 +1,15 @@
-//! A list of user ids in one allocation, as it travels from a shard to a store and back.
+//! A list of user ids in one allocation, as it is passed from a shard to a store and back.
 
 use std::collections::HashSet;
 
-/// User ids, one after the other: two bytes of length, little endian, and then the id.
+/// User ids, one after another: two bytes of length, little endian, and then the id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserIds {
     bytes: Vec<u8>,
     count: u64,
 }
 
-/// Bytes of a length.
+/// The number of bytes of a length.
 const PREFIX: usize = 2;
 
 impl UserIds {
@@ -26,12 +26,12 @@ impl UserIds {
         self.count
     }
 
-    /// Whether there are no ids.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Returns the ids in the order of their appends.
+    /// Returns the ids in the order that they were appended.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.bytes.as_slice();
         std::iter::from_fn(move || {
@@ -41,7 +41,7 @@ impl UserIds {
         })
     }
 
-    /// The list without the ids at some places.
+    /// Returns the list without the ids at these positions.
     pub(super) fn without(&self, places: &[usize]) -> UserIds {
         let places: HashSet<&usize> = places.iter().collect();
         let mut rest = UserIds::default();
@@ -60,7 +60,7 @@ impl UserIds {
         }
     }
 
-    /// Takes the first `count` ids, or all where there are fewer.
+    /// Takes the first `count` ids, or all ids if there are fewer.
     pub fn take_first(&mut self, count: u64) -> UserIds {
         if count >= self.count {
             return std::mem::take(self);
@@ -76,12 +76,12 @@ impl UserIds {
         UserIds { bytes: first, count }
     }
 
-    /// The list as bytes, from which [`UserIds::from_bytes`] makes it again.
+    /// Returns the list as bytes, for [`UserIds::from_bytes`].
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The list that these bytes are; `None` if they are not.
+    /// Returns the list that these bytes represent, or `None` if they do not represent a list.
     pub fn from_bytes(bytes: &[u8]) -> Option<UserIds> {
         let (mut rest, mut count) = (bytes, 0);
         while !rest.is_empty() {
@@ -92,7 +92,7 @@ impl UserIds {
     }
 }
 
-/// The first id of some bytes, and what follows it.
+/// Returns the first id in these bytes, and the bytes after it.
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<PREFIX>()?;
     rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))

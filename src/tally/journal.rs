@@ -1,4 +1,4 @@
-//! The cuts that a committer takes of the shards: a state of one moment, and the users that are new in it.
+//! The cuts of the shards that a committer takes: the state at one moment, and the users that are new in it.
 
 use super::{State, Tally, UserIds, Writer};
 use crate::primitives::{Mutex, MutexGuard};
@@ -12,7 +12,7 @@ pub(crate) struct NewUsers {
 }
 
 impl NewUsers {
-    /// Adds a user of a generation. Those of an older one count for nothing anymore.
+    /// Adds a user of a generation. Users of an older generation do not count anymore.
     pub(crate) fn push(&mut self, generation: u64, id: &[u8]) {
         self.enter(generation);
         self.ids.push(id);
@@ -35,23 +35,23 @@ impl NewUsers {
 pub(crate) fn lock(new_users: &Mutex<NewUsers>) -> MutexGuard<'_, NewUsers> {
     match new_users.lock() {
         Ok(new_users) => new_users,
-        // A shard that panicked with the lock ends the process; until then, go on.
+        // A shard that panicked while it held the lock ends the process; continue until then.
         Err(poisoned) => poisoned.into_inner(),
     }
 }
 
-/// A state of one moment, and what it takes to make it durable after the one before it.
+/// The state at one moment, and what must be added to the previous cut to make it durable.
 #[derive(Clone, Debug)]
 pub struct Cut {
-    /// The epoch of the cut: it has everything that [`Writer::settles_at`] promised up to it.
+    /// The epoch of the cut. The cut includes everything that [`Writer::settles_at`] promised for this or an earlier epoch.
     pub epoch: u64,
     /// The state.
     pub state: State,
-    /// The users of the state that no earlier cut of its generation had.
+    /// The users in the state that were not in an earlier cut of its generation.
     pub new_users: UserIds,
 }
 
-/// Takes cuts, one after the other, for the one thread that makes them durable.
+/// Takes one cut after another for the thread that makes them durable.
 #[derive(Debug)]
 pub struct Journal {
     tally: Arc<Tally>,
@@ -63,9 +63,9 @@ pub struct Journal {
 #[derive(Debug)]
 struct Source {
     new_users: Arc<Mutex<NewUsers>>,
-    /// Taken from the shard, and not in a cut yet.
+    /// Users that were taken from the shard and are not in a cut yet.
     waiting: UserIds,
-    /// Users of this shard in the cuts of this generation.
+    /// The number of this shard's users in the cuts of this generation.
     taken: u64,
 }
 
@@ -74,7 +74,7 @@ impl Journal {
         let source = |(shard, writer): (usize, &mut Writer)| {
             let new_users: Arc<Mutex<NewUsers>> = Arc::new(Mutex::new(NewUsers::default()));
             writer.new_users = Some(Arc::clone(&new_users));
-            // The first shard starts with what was restored.
+            // The first shard starts with the restored users.
             let taken = if shard == 0 { state.users } else { 0 };
             Source { new_users, waiting: UserIds::default(), taken }
         };
@@ -93,13 +93,13 @@ impl Journal {
         }
     }
 
-    /// Sets all totals to zero, because others have. Returns the generation that begins with it.
+    /// Sets all totals to zero, because other servers have. Returns the generation that begins with the reset.
     pub fn reset(&self) -> u64 {
         self.tally.reset_to().0
     }
 
-    /// Takes the users of a cut in which each shard had seen this many new ones; `None` if a reset has come
-    /// after it: then some of them are stale, and the cut counts for nothing.
+    /// Takes the users of a cut, given the number of new users that each shard had seen. Returns `None` if a reset has followed
+    /// the cut: some users are then stale, and the cut does not count.
     fn take(&mut self, generation: u64, counts: &[u64]) -> Option<UserIds> {
         if generation != self.generation {
             self.generation = generation;

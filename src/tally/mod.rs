@@ -1,12 +1,12 @@
 //! Exact counters: one writer per shard, merged on read.
 //!
-//! A [`Writer`] counts into its own memory and publishes once per batch; [`Tally::totals`]
-//! merges what the shards have published into one consistent cut (see `snapshot`). The value of
-//! every event goes into an exact accumulator (`sum`); a user is counted by the shard that is first
-//! to put it into the shared set (`users`), in the same publication as the event.
+//! A [`Writer`] counts into its own memory and publishes once per batch; [`Tally::totals`] merges
+//! what the shards have published into one consistent cut (see `snapshot`). The value of every
+//! event is added to an exact accumulator (`sum`). A user is counted by the shard that first puts
+//! it into the shared set (`users`), in the same publication as the event.
 //!
-//! A reset is one number, the generation, raised by one. A writer compares it before each event,
-//! and everything that belongs to an older generation counts as nothing from then on.
+//! A reset raises one number, the generation, by one. A writer compares it before each event, and
+//! everything that belongs to an older generation does not count from then on.
 
 mod batch;
 mod claims;
@@ -31,23 +31,23 @@ use sum::Extent;
 use users::{Hasher, Seen, Sight, Users};
 pub use users::{StaleUsers, USERS_MAX};
 
-/// The most shards of one tally: as many accumulators as can be merged without carries.
+/// The maximum number of shards of one tally: as many accumulators as can be merged without carries.
 #[expect(clippy::cast_possible_truncation, reason = "it is 1,024")]
 pub const SHARDS_MAX: usize = sum::MERGES_MAX as usize;
 
 /// The counts of all shards since the last reset, at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Totals {
-    /// Events counted.
+    /// The number of counted events.
     pub total_requests: u64,
-    /// Distinct users among them.
+    /// The number of distinct users of these events.
     pub unique_users: u64,
-    /// The correctly rounded sum of their values.
+    /// The correctly rounded sum of the values of these events.
     pub sum: f64,
 }
 
 impl Totals {
-    /// The sum divided by the number of events; `0.0` when there are none.
+    /// Returns the sum divided by the number of events, or `0.0` without events.
     pub fn avg(&self) -> f64 {
         match self.total_requests {
             0 => 0.0,
@@ -57,7 +57,7 @@ impl Totals {
 }
 
 impl Serialize for Totals {
-    /// As `/stats` reports them, with `avg`.
+    /// Serializes the totals as `/stats` reports them, with `avg`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut totals = serializer.serialize_struct("Totals", 4)?;
         totals.serialize_field("totalRequests", &self.total_requests)?;
@@ -68,21 +68,21 @@ impl Serialize for Totals {
     }
 }
 
-/// The exact state behind the totals, from which counting can continue.
+/// The exact state behind the totals, so that counting can continue from it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    /// Resets so far.
+    /// The number of resets.
     pub generation: u64,
-    /// Events counted since the last one.
+    /// The number of events counted since the last reset.
     pub events: u64,
-    /// Distinct users among them.
+    /// The number of distinct users of these events.
     pub users: u64,
-    /// The sum of their values.
+    /// The sum of the values of these events.
     pub sum: ExactSum,
 }
 
 impl State {
-    /// The totals that `/stats` reports.
+    /// Returns the totals that `/stats` reports.
     pub fn totals(&self) -> Totals {
         Totals { total_requests: self.events, unique_users: self.users, sum: self.sum.round() }
     }
@@ -91,25 +91,25 @@ impl State {
 /// Whether a shard had seen the user of an event that it has counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// It had.
+    /// The shard had seen the user.
     Seen,
-    /// It had not, so the set of all users was searched, which takes longer.
+    /// The shard had not seen the user, so the set of all users was searched, which takes longer.
     Unseen,
 }
 
-/// An event was not counted, because its user is new and `--max-users` are held.
+/// An event was not counted, because its user is new and `--max-users` users are already held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsersFull;
 
 /// The state that the shards share.
 #[derive(Debug)]
 pub struct Tally {
-    /// Raised by every reader, before it reads.
+    /// The epoch. Every reader raises it before it reads.
     epoch: CachePadded<AtomicU64>,
-    /// Raised by every reset. Compared before every event, so it has its own cache line.
+    /// The generation, which every reset raises. It is compared before every event, so it has its own cache line.
     generation: CachePadded<AtomicU64>,
-    /// Held during a read or a reset, so that there is one at a time. Neither waits for a writer
-    /// while it holds the lock, so it is held briefly.
+    /// The lock that is held during a read or a reset, so that there is only one at a time. Neither
+    /// waits for a writer while it holds the lock, so it is held only briefly.
     cut: Mutex<()>,
     snapshots: Vec<Snapshot>,
     users: Users,
@@ -117,8 +117,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counters for `shards` shards (at most [`SHARDS_MAX`]) that hold at most `users_max` users,
-    /// with the writer of each shard.
+    /// Returns counters for `shards` shards (at most [`SHARDS_MAX`]) that hold at most `users_max`
+    /// users, and the writer of each shard.
     pub fn new(shards: usize, users_max: u64) -> (Arc<Tally>, Vec<Writer>) {
         let tally = Tally::starting_at(0, shards, users_max);
         let writers = (0..shards).map(|shard| Writer::new(Arc::clone(&tally), shard)).collect();
@@ -154,8 +154,7 @@ impl Tally {
         })
     }
 
-    /// Adds users that a store held, even if they are more than `users_max`. Returns how many of them were not there
-    /// yet.
+    /// Adds the users in a store, even if there are more than `users_max`. Returns how many of them were new.
     pub fn restore_users(&self, ids: &UserIds) -> u64 {
         let generation = self.generation.load(Ordering::Acquire);
         let restored =
@@ -163,24 +162,24 @@ impl Tally {
         restored.count() as u64
     }
 
-    /// The totals at one moment between this call and its return: everything published before
-    /// the call is included. The cost grows with the number of shards, not with the number of
-    /// events or users, and writers cannot delay it: what each shard takes is bounded.
+    /// Returns the totals at one moment between this call and its return: everything published
+    /// before the call is included. The cost grows with the number of shards, not with the number
+    /// of events or users. Writers cannot delay it, because the time for each shard is bounded.
     pub fn totals(&self) -> Totals {
         self.totals_with_epoch().1
     }
 
-    /// The same, and the epoch of the cut: whatever a later cut has, it has these totals or a reset after them.
+    /// Returns the same totals and the epoch of their cut. Every later cut includes these totals or a reset after them.
     pub fn totals_with_epoch(&self) -> (u64, Totals) {
         let (epoch, state) = self.merge(|_, _| ());
         (epoch, state.totals())
     }
 
-    /// The state at one moment, as [`Tally::totals`], and the epoch that the cut raised. Calls
-    /// `each` with every shard and the users that it was the first to sight.
+    /// Returns the state at one moment, like [`Tally::totals`], and the epoch of the cut. Calls
+    /// `each` with every shard and the number of users that it was the first to sight.
     fn merge(&self, mut each: impl FnMut(usize, u64)) -> (u64, State) {
-        // With one reader at a time, no other can raise the epoch so far that a writer overwrites
-        // what this one needs.
+        // With one reader at a time, other readers cannot raise the epoch so that a writer
+        // overwrites a slot that this reader needs.
         let _one_at_a_time = self.cut.lock();
         let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         // Pairs with the fence in `SnapshotWriter::publish`.
@@ -196,32 +195,32 @@ impl Tally {
         (epoch, State { generation, events, users, sum })
     }
 
-    /// Sets all totals to zero, at one moment between this call and its return. The cost does not
-    /// grow with the number of events or users: what is old is dropped by whoever meets it next
-    /// (see [`Writer::take_stale`]). Returns the epoch of the first cut that can have it.
+    /// Sets all totals to zero, at one moment between this call and its return. The cost does not grow with the number of
+    /// events or users: stale users are dropped by the next writer that meets them (see [`Writer::take_stale`]). Returns the
+    /// epoch of the first cut that can include the reset.
     pub fn reset(&self) -> u64 {
         self.reset_to().1
     }
 
-    /// Resets the totals. Returns the generation that begins with it, and the epoch of the first cut that can
-    /// have it.
+    /// Resets the totals. Returns the generation that begins with the reset, and the epoch of the first cut
+    /// that can include it.
     fn reset_to(&self) -> (u64, u64) {
         let _one_at_a_time = self.cut.lock();
         let generation = self.generation.load(Ordering::Relaxed) + 1;
-        // Before the generation, so that no shard of the new one finds the old count.
+        // This comes before the generation, so that a shard in the new generation cannot find the old count.
         self.users.forget_held(generation);
         self.generation.store(generation, Ordering::SeqCst);
         (generation, self.epoch.load(Ordering::Relaxed) + 1)
     }
 
-    /// The number of resets.
+    /// Returns the number of resets.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The epoch of the next cut, which is taken after this call. It has everything that was published before.
+    /// Returns the epoch of the next cut, which is taken after this call and includes everything published before it.
     pub fn next_epoch(&self) -> u64 {
-        // A load may return an epoch that has passed.
+        // A load might return an epoch that has passed.
         self.epoch.fetch_add(0, Ordering::AcqRel) + 1
     }
 
@@ -239,15 +238,15 @@ pub struct Writer {
     seen: Seen,
     counts: Counts,
     publisher: SnapshotWriter,
-    /// Limbs of the sum that have changed since the last publication.
+    /// The limbs of the sum that have changed since the last publication.
     changed: Extent,
-    /// Events counted since the last publication.
+    /// The number of events counted since the last publication.
     unpublished: u64,
-    /// The generation in which stale users were last taken.
+    /// The generation when stale users were last taken.
     swept: u64,
-    /// The queue of users that a store has to keep.
+    /// The queue of users that a store must keep.
     new_users: Option<Arc<Mutex<NewUsers>>>,
-    /// With a store, the epoch of the first cut that has everything published so far.
+    /// With a store, the epoch of the first cut that includes all publications of this writer.
     settles_at: u64,
 }
 
@@ -280,27 +279,27 @@ impl Writer {
         self.publish();
     }
 
-    /// Allocates the set of users that this shard has seen, on the calling thread, which must be the shard's: Linux takes
-    /// a page from the NUMA node of the thread that first touches it. Must be called before anything is counted. A later
-    /// call would be correct but slow, because each user is then looked up in the shared set again.
+    /// Allocates the set of users that this shard has seen, on the calling thread, which must be the shard's: Linux takes a
+    /// page from the NUMA node of the thread that first touches it. Call this before anything is counted. A later call would be
+    /// correct but slow, because each user would be looked up in the shared set again.
     pub fn move_here(&mut self) {
         self.seen = Seen::new();
     }
 
-    /// The epoch of the first cut that is sure to have everything published so far, for a tally that
-    /// [`Tally::resume`] made.
+    /// Returns the epoch of the first cut that is certain to include all publications of this writer, for a tally
+    /// created by [`Tally::resume`].
     #[inline]
     pub fn settles_at(&self) -> u64 {
         self.settles_at
     }
 
-    /// The generation of the event that was counted last.
+    /// Returns the generation of the most recently counted event.
     #[inline]
     pub fn generation(&self) -> u64 {
         self.counts.generation
     }
 
-    /// The counters that this writer is a part of.
+    /// Returns the counters that this writer belongs to.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -318,7 +317,7 @@ impl Writer {
         self.count_unseen(key.hash, user, value).map(|()| User::Unseen)
     }
 
-    /// Counts an event of a user whom this shard has not seen.
+    /// Counts an event of a user that this shard has not seen.
     #[cold]
     fn count_unseen(&mut self, hash: u64, user: &[u8], value: f64) -> Result<(), UsersFull> {
         let tally = Arc::clone(&self.tally);
@@ -327,11 +326,11 @@ impl Writer {
             let sight = tally.users.sight(generation, hash, user, || {
                 self.counts.new_users += 1;
                 self.add(value);
-                // Before it is published: a cut that counts this user finds its id.
+                // This comes before the publication, so that a cut that counts this user finds its id.
                 if let Some(new_users) = &self.new_users {
                     journal::lock(new_users).push(generation, user);
                 }
-                // Before another shard can find the user: its event must not become visible before this one.
+                // This comes before another shard can find the user, whose event there must not become visible before this one.
                 self.publish();
             });
             match sight {
@@ -360,12 +359,12 @@ impl Writer {
         self.unpublished += 1;
     }
 
-    /// Drops what belongs to an older generation: its events came before the reset.
+    /// Drops the counts of an older generation, because its events came before the reset.
     #[inline]
     fn enter(&mut self, generation: u64) {
         if generation != self.counts.generation {
-            // Counts of an older generation are no part of any cut. Published, they make their
-            // acknowledgements wait for a cut that has the reset.
+            // Counts of an older generation are not part of any cut. Publishing them makes their
+            // acknowledgements wait for a cut that includes the reset.
             self.publish();
             self.counts = Counts { generation, ..Counts::default() };
             self.changed = Extent::EMPTY;
@@ -373,7 +372,7 @@ impl Writer {
         }
     }
 
-    /// Makes everything counted so far visible to every reader.
+    /// Makes everything that this writer has counted visible to every reader.
     #[inline]
     pub fn publish(&mut self) {
         if self.unpublished > 0 {
@@ -382,17 +381,17 @@ impl Writer {
             self.changed = Extent::EMPTY;
             self.unpublished = 0;
             if self.new_users.is_some() {
-                // The epoch that the publication carries does not say it: a cut may have begun after that was
-                // read, and ended before anything was written. Pairs with the fence in `Tally::merge`: a cut
-                // whose epoch is not seen here sees the publication.
+                // The epoch of the publication itself does not suffice: a cut may have begun after it was read, and ended
+                // before anything was written. Pairs with the fence in `Tally::merge`: a cut whose epoch is not seen here
+                // sees the publication.
                 fence(Ordering::SeqCst);
                 self.settles_at = self.tally.epoch.load(Ordering::Relaxed) + 1;
             }
         }
     }
-    /// Takes the users that this shard still holds from before the last reset, so that the caller can drop them when
-    /// that delays nobody. Must be called regularly, because a shard without events would keep them. It is cheap if no
-    /// reset has happened since the last call.
+    /// Takes the users from before the last reset that this shard and the shared set still hold, so that the caller can drop
+    /// them without delaying anybody. Call this regularly, because a shard without events would otherwise keep them. It is
+    /// cheap if no reset has happened since the last call.
     pub fn take_stale(&mut self) -> Option<StaleUsers> {
         let generation = self.tally.generation.load(Ordering::Acquire);
         if generation == self.swept {

@@ -1,50 +1,53 @@
 //! The published counts of one shard: a sequence lock over a few slots, with one writer.
 //!
-//! A slot holds the count of events, their sum, and the number of new users together, so a
-//! reader that copies a whole slot cannot mix moments of one shard. To belong together across
-//! shards, the slots that a reader copies must form a consistent cut: with an event, every event
-//! that was acknowledged before it was sent. The cut is taken without stopping any writer, in the
-//! manner of Chandy and Lamport ("Distributed Snapshots", 1985): the reader raises one shared
-//! number, the epoch; every publication carries the epoch that its writer saw just before; the
-//! reader takes from each shard the last publication from before its own epoch. Suppose it takes
-//! an event `b`, and `a` was published before `b` was counted. The writer of `b` saw an older
-//! epoch after that, so `a` was published before the reader raised the epoch, and with an older
-//! epoch still: it is taken too.
+//! A slot holds the number of events, their sum, and the number of new users together, so a reader
+//! that copies a whole slot cannot mix moments of one shard. Across shards, the slots that a reader
+//! copies must form a consistent cut: if the cut includes an event, it also includes every event
+//! that was acknowledged before that event was sent. The cut is taken without stopping any writer,
+//! in the manner of Chandy and Lamport ("Distributed Snapshots", 1985): the reader raises one
+//! shared number, the epoch; every publication carries the epoch that its writer saw just before;
+//! and the reader takes from each shard the last publication from before its own epoch. Suppose it
+//! takes an event `b`, and `a` was published before `b` was counted. The writer of `b` saw an older
+//! epoch after that. So `a` was published before the reader raised the epoch, also with an older
+//! epoch, and is taken, too.
 //!
 //! A writer therefore keeps the last publication of the previous epoch. It alternates between two
-//! slots while the epoch stays the same, and sets the latest one aside when the epoch changes. One
-//! reader at a time raises the epoch ([`super::Tally::totals`] holds a lock), so the publication
-//! that a reader needs is not overwritten while it reads.
+//! slots while the epoch stays the same, and sets the latest slot aside when the epoch changes.
+//! Only one reader at a time raises the epoch ([`super::Tally::totals`] holds a lock), so the
+//! publication that a reader needs is not overwritten while it reads.
 //!
-//! Sequence lock and fences follow H. Boehm, "Can seqlocks get along with programming language
-//! memory models?" (MSPC 2012). All data are atomics, so no code here is unsafe.
+//! The sequence lock and its fences follow H. Boehm, "Can seqlocks get along with
+//! programming language memory models?" (MSPC 2012). All data is atomic, so this code does
+//! not need to be unsafe.
 
 use super::sum::{ExactSum, Extent, LIMBS};
 use crate::primitives::{AtomicU64, Ordering, fence};
 use crossbeam_utils::CachePadded;
 
-/// Slots of a snapshot: two that alternate, and one that keeps the end of the previous epoch.
+/// The number of slots of a snapshot: two alternate, and the third keeps the end
+/// of the previous epoch.
 const SLOTS: usize = 3;
 
-/// Scans of the slots after which a reader has found what it needs. At most one publication with
-/// an older epoch can overlap a read, because a writer that publishes after the reader raised the
-/// epoch sees the new one. Once that publication is complete, nothing overwrites it. Before that,
-/// it can spoil one scan, and the publication after it one copy or one more scan; then two scans
-/// agree. One more allows for a scan that sees these publications in another order.
+/// The maximum number of scans of the slots that a reader needs. At most one publication with
+/// an older epoch can overlap a read, because a writer that publishes after the reader raised
+/// the epoch sees the new epoch. Once that publication is complete, it is not overwritten.
+/// Before that, it can spoil one scan, and the publication after it can spoil one copy or
+/// another scan; then two scans agree. An additional scan allows for a scan that sees these
+/// publications in a different order.
 const SCANS_MAX: usize = 6;
 
-/// One publication, behind its sequence lock.
+/// One publication, protected by its sequence lock.
 #[derive(Debug)]
 struct Slot {
-    /// Twice the number of the publication, so the larger is the later; one less, and so odd,
-    /// while the slot is being written.
+    /// Twice the number of the publication, so a larger sequence is later. While the slot is being
+    /// written, it is one less, and therefore odd.
     sequence: AtomicU64,
     /// The epoch that the writer saw just before it wrote.
     epoch: AtomicU64,
     generation: AtomicU64,
     events: AtomicU64,
     new_users: AtomicU64,
-    /// The limbs that can differ from zero; the others hold leftovers.
+    /// The limbs that can differ from zero. The others may hold old values.
     extent: AtomicU64,
     limbs: [AtomicU64; LIMBS],
 }
@@ -62,21 +65,22 @@ impl Slot {
         }
     }
 
-    /// The sequence of a slot that holds a whole publication from before `epoch`.
+    /// Returns the sequence of the slot if it holds a complete publication from before `epoch`.
     fn sequence_before(&self, epoch: u64) -> Option<u64> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let is_before = self.epoch.load(Ordering::Relaxed) < epoch;
         (is_before && sequence.is_multiple_of(2) && self.is_still(sequence)).then_some(sequence)
     }
 
-    /// Whether everything read since `sequence` was loaded belongs to it.
+    /// Returns whether everything that was read since `sequence` was loaded
+    /// belongs to that sequence.
     fn is_still(&self, sequence: u64) -> bool {
         fence(Ordering::Acquire);
         self.sequence.load(Ordering::Relaxed) == sequence
     }
 
-    /// Adds the publication with this sequence to `totals`, or nothing where the shard has not
-    /// counted anything since the last reset. Returns whether the slot still held it.
+    /// Adds the publication with this sequence to `totals`, unless the shard has not counted
+    /// anything since the last reset. Returns whether the slot still held the publication.
     fn add_to(&self, totals: &mut Counts, sequence: u64) -> bool {
         let generation = self.generation.load(Ordering::Relaxed);
         if generation != totals.generation {
@@ -123,14 +127,15 @@ impl Snapshot {
         Snapshot { slots: std::array::from_fn(|_| CachePadded::new(Slot::new())) }
     }
 
-    /// Adds the last publication from before `epoch` to `totals`, if it is of their generation. No
-    /// other reader may raise the epoch, and no reset may happen, during the call.
+    /// Adds the last publication from before `epoch` to `totals`, if it is of the same generation.
+    /// During the call, other readers must not raise the epoch, and a reset must not happen.
     pub(crate) fn read(&self, epoch: u64, totals: &mut Counts) {
         let mut previous = None;
         for _ in 0..SCANS_MAX {
             let (latest, is_undisturbed) = self.latest_before(epoch);
-            // A slot that was overwritten during the scan may have held the last publication. Then
-            // a later one from before `epoch` is complete, and the next scan finds it.
+            // A slot that was overwritten during the scan may have held the last
+            // publication. In that case, a later publication from before `epoch` is
+            // complete, and the next scan finds it.
             if (is_undisturbed || previous == latest)
                 && let Some((slot, sequence)) = latest
                 && self.slots[slot].add_to(totals, sequence)
@@ -138,14 +143,15 @@ impl Snapshot {
                 return;
             }
             previous = latest;
-            // What overwrote a slot came after a publication that the next scan must see.
+            // The next scan must see a publication that preceded the write to an overwritten slot.
             fence(Ordering::Acquire);
         }
         panic!("a snapshot changed more often than one writer can change it");
     }
 
-    /// The slot with the last publication from before `epoch`, and its sequence, as far as the scan
-    /// could tell; and whether no slot was being written or had been written after `epoch`.
+    /// Returns the slot with the last publication from before `epoch` and its sequence, as
+    /// far as one scan can determine, and whether every slot held a complete publication
+    /// from before `epoch`.
     fn latest_before(&self, epoch: u64) -> (Option<(usize, u64)>, bool) {
         let mut latest: Option<(usize, u64)> = None;
         let mut is_undisturbed = true;
@@ -162,16 +168,16 @@ impl Snapshot {
     }
 }
 
-/// The writer's side of a snapshot: which slot is which, and how far each has fallen behind.
+/// The writer's side of a snapshot: the role of each slot, and how far each slot has fallen behind.
 #[derive(Debug)]
 pub(crate) struct SnapshotWriter {
-    /// Publications so far.
+    /// The number of publications.
     publications: u64,
     /// The epoch and generation of the latest slot.
     epoch: u64,
     generation: u64,
     latest: usize,
-    /// The slot to write next. It is older than `latest` and not the end of an epoch.
+    /// The slot to write next. It is older than `latest`, and not the end of an epoch.
     spare: usize,
     /// The last publication of the previous epoch.
     end: usize,
@@ -192,8 +198,8 @@ impl SnapshotWriter {
         }
     }
 
-    /// Publishes `counts`, of which the limbs in `changed` differ from the last publication.
-    /// Everything counted before the call is visible to every reader after it.
+    /// Publishes `counts`. The limbs in `changed` differ from the last publication. Everything
+    /// counted before the call is visible to every reader after it.
     pub(crate) fn publish(
         &mut self,
         snapshot: &Snapshot,
@@ -201,11 +207,11 @@ impl SnapshotWriter {
         counts: &Counts,
         changed: Extent,
     ) {
-        // Pairs with the fence in `Tally::totals`: what a writer that sees an older epoch here
-        // knows of happened before the reader's epoch, so the reader sees it.
+        // Pairs with the fence in `Tally::merge`: everything that a writer that sees an older epoch
+        // here knows about happened before the reader's epoch, so the reader sees it.
         fence(Ordering::SeqCst);
         let epoch = epoch.load(Ordering::Relaxed);
-        // In another generation, a limb that is zero again was not reported as changed.
+        // In a new generation, limbs that became zero were not reported as changed.
         let changed = if counts.generation == self.generation { changed } else { Extent::ALL };
         for behind in &mut self.behind {
             *behind = behind.hull(changed);

@@ -1,31 +1,30 @@
-//! An exact accumulator of `f64` values, rounded once, when it is read.
+//! An exact accumulator of `f64` values that is rounded only when it is read.
 //!
-//! The design is the "small superaccumulator" of R. M. Neal, "Fast exact summation using small
-//! and large superaccumulators" (arXiv 1505.05571): one wide fixed-point number that covers
-//! every bit that a finite `f64` can have, held in limbs that overlap, so that an addition touches
-//! a few limbs and carries are propagated rarely. Neal spreads a value over two limbs and carries
-//! every 2^11 additions; here it is spread over three, each of which grows by less than 2^32 per
-//! addition, so that carries wait for 2^20 additions and shards can be merged without any.
+//! The design is the "small superaccumulator" of R. M. Neal, "Fast exact summation using small and large superaccumulators"
+//! (arXiv 1505.05571): one wide fixed-point number covers every bit that a finite `f64` can have. It is held in overlapping
+//! limbs, so an addition touches only a few limbs, and carries are rarely propagated. Neal spreads a value over two limbs and
+//! propagates carries every 2^11 additions. Here, a value is spread over three limbs, and each limb grows by less than 2^32 per
+//! addition, so carries can wait for 2^20 additions, and shards can be merged without propagating them.
 
-/// Bits of the number that one limb stands for. A limb has 64; the rest is headroom for carries.
+/// The number of bits that one limb represents. A limb has 64 bits; the rest is headroom for carries.
 const LIMB_BITS: usize = 32;
 
-/// Limbs of the accumulator: bit 0 is 2^-1074 (the smallest subnormal), the largest finite
-/// value ends below bit 2098, and 2^64 additions carry at most 64 bits further.
+/// The number of limbs of the accumulator: bit 0 is 2^-1074 (the smallest subnormal), the largest
+/// finite value ends below bit 2098, and 2^64 additions carry at most 64 bits further.
 pub(crate) const LIMBS: usize = 68;
 const _: () = assert!(LIMBS * LIMB_BITS > 1074 + 1024 + 64);
 
-/// The most accumulators that may be merged into one without propagating carries in between.
+/// The maximum number of accumulators that may be merged into one without propagating carries in between.
 pub(crate) const MERGES_MAX: u64 = 1024;
 
-/// Additions after which carries are propagated. An addition changes a limb by less than 2^32.
+/// The number of additions before carries are propagated. An addition changes a limb by less than 2^32.
 const ADDITIONS_BETWEEN_CARRIES: u32 = 1 << 20;
 const _: () = assert!((ADDITIONS_BETWEEN_CARRIES as u64 + 1) * MERGES_MAX <= 1 << 31);
 
-/// Sums that are made at once.
+/// The number of sums that [`ExactSum::add_all`] computes in parallel.
 const LANES: usize = 2;
 
-/// Bytes of a limb.
+/// The number of bytes of a limb.
 const LIMB_BYTES: usize = 8;
 
 const FRACTION_BITS: usize = 52;
@@ -33,7 +32,7 @@ const EXPONENT_MASK: u64 = 0x7ff;
 const FRACTION_MASK: u64 = (1 << FRACTION_BITS) - 1;
 const LIMB_MASK: u64 = (1 << LIMB_BITS) - 1;
 
-/// A range of limbs: the only ones that can differ from zero, or that have changed.
+/// The range of the limbs that can differ from zero, or that have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// The first limb.
@@ -46,34 +45,34 @@ impl Extent {
     pub(crate) const EMPTY: Extent = Extent { start: LIMBS, end: 0 };
     pub(crate) const ALL: Extent = Extent { start: 0, end: LIMBS };
 
-    /// The smallest range that holds both.
+    /// Returns the smallest range that includes both ranges.
     pub(crate) fn hull(self, other: Extent) -> Extent {
         Extent { start: self.start.min(other.start), end: self.end.max(other.end) }
     }
 
-    /// The indices of the limbs: an ordered range, or an empty one, for any extent.
+    /// Returns the indices of the limbs. For any extent, the range is ordered or empty.
     pub(crate) fn range(self) -> std::ops::Range<usize> {
         self.start.min(self.end)..self.end
     }
 
-    /// The range packed into one word, for an atomic.
+    /// Returns the range packed into one word, for an atomic.
     pub(crate) fn to_word(self) -> u64 {
         (self.start as u64) << 32 | self.end as u64
     }
 
-    /// The range that [`Extent::to_word`] packed, cut to the number of limbs.
+    /// Returns the range that [`Extent::to_word`] packed, limited to the number of limbs.
     pub(crate) fn from_word(word: u64) -> Extent {
         Extent { start: (word >> 32) as usize, end: ((word & LIMB_MASK) as usize).min(LIMBS) }
     }
 }
 
-/// The exact sum of finite `f64` values: order and grouping make no difference to it.
+/// The exact sum of finite `f64` values, independent of their order and grouping.
 #[derive(Clone, Debug)]
 pub struct ExactSum {
     limbs: [i64; LIMBS],
     /// The range of limbs that can differ from zero.
     extent: Extent,
-    /// Additions since carries were propagated.
+    /// The number of additions since carries were propagated.
     additions: u32,
 }
 
@@ -84,7 +83,7 @@ impl Default for ExactSum {
 }
 
 impl FromIterator<f64> for ExactSum {
-    /// The sum of finite values.
+    /// Returns the sum of finite values.
     fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
         let mut sum = ExactSum::default();
         for value in values {
@@ -95,18 +94,18 @@ impl FromIterator<f64> for ExactSum {
 }
 
 impl PartialEq for ExactSum {
-    /// Whether the exact sums are equal, whatever carries wait.
+    /// Returns whether the exact sums are equal, whichever carries are pending.
     fn eq(&self, other: &ExactSum) -> bool {
         self.to_bytes() == other.to_bytes()
     }
 }
 
 impl ExactSum {
-    /// Bytes of [`ExactSum::to_bytes`].
+    /// The number of bytes that [`ExactSum::to_bytes`] returns.
     pub const BYTES: usize = LIMBS * LIMB_BYTES;
 
-    /// Adds a finite value and returns the limbs that may have changed. Passing a value that is not
-    /// finite is a mistake of the caller: it has no exact sum.
+    /// Adds a finite value and returns the limbs that may have changed. The caller must not pass
+    /// other values, because they do not have an exact sum.
     #[inline]
     pub(crate) fn add(&mut self, value: f64) -> Extent {
         debug_assert!(value.is_finite());
@@ -141,18 +140,18 @@ impl ExactSum {
         }
     }
 
-    /// Adds finite values: a few sums of them, as far as these are exact.
+    /// Adds finite values. If their floating-point sums can be made exact, adds only these few sums.
     pub(crate) fn add_all(&mut self, values: &[f64]) {
-        // In lanes, so that the compiler makes vectors of them.
+        // There are several lanes so that the compiler uses vector instructions.
         let (mut totals, mut errors, mut lost) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
         let (chunks, rest) = values.as_chunks::<LANES>();
         for chunk in chunks {
             for lane in 0..LANES {
                 let (total, error) = add_exactly(totals[lane], chunk[lane]);
-                // Errors have few digits, so their sums are exact, too.
+                // Errors have few digits, so their sums are usually exact, too.
                 let (error, second_error) = add_exactly(errors[lane], error);
                 (totals[lane], errors[lane]) = (total, error);
-                // It is not a number if a sum is beyond the finite range.
+                // The second error is not a number if a sum is beyond the finite range.
                 lost[lane] |= second_error.to_bits() << 1;
             }
         }
@@ -160,7 +159,7 @@ impl ExactSum {
             values.iter().for_each(|value| _ = self.add(*value));
             return;
         }
-        // A zero changes nothing, but would have all limbs published from the lowest on.
+        // Adding a zero would not change the sum, but would cause all limbs from the lowest on to be published.
         let sums = totals.iter().chain(&errors).filter(|sum| **sum != 0.0);
         sums.chain(rest).for_each(|value| _ = self.add(*value));
     }
@@ -175,9 +174,9 @@ impl ExactSum {
         self.extent = self.extent.hull(extent);
     }
 
-    /// Adds another accumulator, any number of times, and returns the limbs that may have changed.
+    /// Adds another accumulator, and returns the limbs that may have changed. Can be called any number of times.
     pub(crate) fn absorb(&mut self, other: &ExactSum) -> Extent {
-        // Limbs whose carries were propagated are as large as one addition makes them.
+        // Limbs whose carries were propagated are at most as large as after one addition.
         let additions = other.additions + 1;
         let mut changed = other.extent;
         if self.additions + additions > ADDITIONS_BETWEEN_CARRIES {
@@ -194,7 +193,7 @@ impl ExactSum {
         self.merge_limbs(other.extent, &other.limbs);
     }
 
-    /// The sum in the one form that it has once carries are propagated: the limbs, little endian.
+    /// Returns the unique representation of the sum after carries are propagated: the limbs, little endian.
     pub fn to_bytes(&self) -> [u8; ExactSum::BYTES] {
         let mut exact = self.clone();
         exact.propagate_carries();
@@ -205,7 +204,7 @@ impl ExactSum {
         bytes
     }
 
-    /// The sum that [`ExactSum::to_bytes`] wrote; `None` if it never writes such bytes.
+    /// Returns the sum that [`ExactSum::to_bytes`] wrote, or `None` if it never writes such bytes.
     pub fn from_bytes(bytes: &[u8; ExactSum::BYTES]) -> Option<ExactSum> {
         let mut sum = ExactSum { extent: Extent::ALL, ..ExactSum::default() };
         for (limb, place) in sum.limbs.iter_mut().zip(bytes.as_chunks::<LIMB_BYTES>().0) {
@@ -218,17 +217,17 @@ impl ExactSum {
         is_written.then_some(sum)
     }
 
-    /// The limbs as they are, carries and all.
+    /// Returns the limbs without propagating carries.
     pub(crate) fn limbs(&self) -> &[i64; LIMBS] {
         &self.limbs
     }
 
-    /// The range of limbs that can differ from zero.
+    /// Returns the range of limbs that can differ from zero.
     pub(crate) fn extent(&self) -> Extent {
         self.extent
     }
 
-    /// Brings every limb except the last into `0..2^32`; the last one keeps the sign.
+    /// Brings every limb except the last into `0..2^32`. The last limb keeps the sign.
     fn propagate_carries(&mut self) {
         self.additions = 0;
         if self.extent == Extent::EMPTY {
@@ -249,7 +248,7 @@ impl ExactSum {
         self.extent.end = LIMBS;
     }
 
-    /// The nearest `f64` to the exact sum, ties to even. Beyond the finite range it is the
+    /// Returns the nearest `f64` to the exact sum, ties to even. Beyond the finite range it is the
     /// largest finite value of its sign; a sum of zero is `0.0`, never `-0.0`.
     pub fn round(&self) -> f64 {
         let mut exact = self.clone();
@@ -266,7 +265,8 @@ impl ExactSum {
     }
 }
 
-/// A rounded sum, and what rounding took from it, exactly (D. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2).
+/// Returns the rounded sum of two numbers and its exact rounding error (D. Knuth, "The Art of Computer Programming",
+/// volume 2, section 4.2.2).
 #[inline(always)]
 fn add_exactly(total: f64, value: f64) -> (f64, f64) {
     let sum = total + value;
@@ -274,14 +274,14 @@ fn add_exactly(total: f64, value: f64) -> (f64, f64) {
     (sum, (total - (sum - rounded)) + (value - rounded))
 }
 
-/// The nearest `f64` to a number whose limbs are all in `0..2^32`.
+/// Returns the nearest `f64` to a number whose limbs are all in `0..2^32`.
 fn round_magnitude(limbs: &[i64; LIMBS]) -> f64 {
     let Some(top) = limbs.iter().rposition(|limb| *limb != 0) else {
         return 0.0;
     };
     let highest_bit = top * LIMB_BITS + (63 - limbs[top].leading_zeros() as usize);
-    // Bit 0 is the smallest subnormal: up to 53 bits are a value as they stand, and their
-    // integer is its representation, because a set bit 52 reads as exponent 1.
+    // Bit 0 is the smallest subnormal, so up to 53 bits are a value as they are. As an integer,
+    // they are its representation, because a set bit 52 reads as exponent 1.
     if highest_bit <= FRACTION_BITS {
         return f64::from_bits(limbs[0] as u64 | (limbs[1] as u64) << LIMB_BITS);
     }
@@ -309,7 +309,7 @@ mod tests {
     use num_bigint::BigInt;
     use proptest::prelude::*;
 
-    /// The exact value in units of 2^-1074.
+    /// Returns the exact value in units of 2^-1074.
     fn exact(value: f64) -> BigInt {
         let bits = value.to_bits();
         let exponent = (bits >> 52 & 0x7ff) as usize;
@@ -464,7 +464,7 @@ mod tests {
         accumulator.add(1.0 - f64::MAX);
         // Rounding 1 - MAX gives -MAX: the exact rest is zero.
         assert_eq!(accumulator.round().to_bits(), 0.0f64.to_bits());
-        // Half an ulp above MAX is the first value that rounds away; below it rounds to MAX.
+        // Half an ulp above MAX is the first value that would round beyond the finite range; smaller values round to MAX.
         let half_ulp = 2f64.powi(970);
         assert_eq!(sum(&[f64::MIN, -half_ulp]).round(), f64::MIN);
         assert_eq!(sum(&[f64::MAX, half_ulp, half_ulp, f64::MIN]).round(), 2.0 * half_ulp);

@@ -1,9 +1,9 @@
-//! Which users have been seen: one shared, striped set that compares bytes, and each shard's own
-//! copy of what it has seen, so that only a shard's first sighting of a user touches the shared one.
+//! The users that have been seen: one shared, striped set that compares bytes, and each shard's own copy of the users that it
+//! has seen. Only a shard's first sighting of a user accesses the shared set.
 //!
-//! Short ids are held in the tables themselves: looking one up most often reads one entry and nothing else. A short id
-//! takes 24 bytes per slot, of which a table that has just grown uses 7 of 16: at most 55 bytes in each of the two sets.
-//! A long one takes 25 for its hash, a pointer, and a control byte in such tables, and the bytes that both sets point to.
+//! Short ids are held in the tables themselves: a lookup usually reads only one entry. A short id takes 24 bytes per slot. A
+//! table that has just grown uses 7 of every 16 slots, so an id takes at most 55 bytes in each of the two sets. A long id takes
+//! 25 bytes per slot for its hash, a pointer, and a control byte in such tables, plus the bytes that both sets point to.
 
 use super::claims::{Claim, Claimed, End, Pending};
 use super::id::{Id, Short};
@@ -14,13 +14,13 @@ use prefetch_index::prefetch_index;
 use std::hash::{BuildHasher, Hasher as _};
 use std::sync::Arc;
 
-/// Stripes of a set. A table moves all its entries when it grows: stripes keep each move short,
-/// about 40,000 entries with ten million users.
+/// The number of stripes of a set. A table moves all its entries when it grows. Stripes keep each
+/// move short: about 40,000 entries with ten million users.
 pub(crate) const STRIPES: usize = 256;
 
-/// Bits of [`Users::held`] that count users; the others are the low bits of the generation.
+/// The number of bits of [`Users::held`] that count users. The others are the low bits of the generation.
 const HELD_BITS: u32 = 40;
-/// The most users that can be held, and so the largest `--max-users`.
+/// The maximum number of users that can be held, and therefore the largest `--max-users`.
 pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
 
 /// Hashes user ids, with a new key in every process so that nobody can prepare collisions.
@@ -28,7 +28,7 @@ pub const USERS_MAX: u64 = (1 << HELD_BITS) - 1;
 pub(crate) struct Hasher(RandomState);
 
 impl Hasher {
-    /// The key of a user.
+    /// Returns the key of a user.
     #[inline(always)]
     pub(crate) fn key<'a>(&self, user: &'a [u8]) -> Key<'a> {
         match Short::new(user) {
@@ -37,7 +37,7 @@ impl Hasher {
         }
     }
 
-    /// The hash of a short id from its words, whatever its length.
+    /// Returns the hash of a short id, computed from its words regardless of its length.
     #[inline(always)]
     fn hash_short(&self, short: &Short) -> u64 {
         let [first, second, third] = short.0;
@@ -60,7 +60,7 @@ impl Hasher {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key<'a> {
     pub(crate) hash: u64,
-    /// Empty if the id is long.
+    /// The short id; empty if the id is long.
     short: Short,
     pub(crate) user: &'a [u8],
 }
@@ -69,11 +69,11 @@ impl Key<'_> {
     pub(crate) const NONE: Key<'static> = Key { hash: 0, short: Short::EMPTY, user: &[] };
 }
 
-/// A set of short ids: a table with open addressing. Its slots hold nothing but the ids, so most users are found in the
-/// first cache line that is read.
+/// A set of short ids: a table with open addressing. Its slots hold only the ids, so most users are found in the first
+/// cache line that is read.
 #[derive(Debug, Default)]
 struct ShortSet {
-    /// None, or a power of two, of which at least one in eight is empty.
+    /// The slots. Their number is zero or a power of two, and at least one in eight is empty.
     slots: Box<[Short]>,
     len: usize,
 }
@@ -88,8 +88,7 @@ impl ShortSet {
         hash as usize & self.slots.len().wrapping_sub(1)
     }
 
-    /// Prefetches the first two slots for an id with this hash. They nearly always suffice, and take two cache lines at
-    /// most.
+    /// Prefetches the first two slots for an id with this hash. They nearly always suffice, and take at most two cache lines.
     #[inline(always)]
     fn prefetch(&self, hash: u64) {
         let place = self.first_place(hash);
@@ -108,7 +107,7 @@ impl ShortSet {
             if slot.is_empty() {
                 return false;
             }
-            // By one more each time, which visits all slots of a power of two.
+            // The step grows by one each time. This visits all slots if their number is a power of two.
             step += 1;
             at = (at + step) & mask;
         }
@@ -126,7 +125,7 @@ impl ShortSet {
         }
     }
 
-    /// Adds an id that is not there. `hash_of` computes the hashes of those that move when the table grows.
+    /// Adds an id that is not in the set. `hash_of` computes the hashes of ids that move when the table grows.
     fn insert(&mut self, hash_of: impl Fn(&Short) -> u64, hash: u64, short: Short) {
         if (self.len + 1) * 8 > self.slots.len() * 7 {
             let slots = vec![Short::EMPTY; (self.slots.len() * 2).max(Self::SLOTS_MIN)];
@@ -156,7 +155,7 @@ impl ShortSet {
 #[derive(Debug, Default)]
 struct Table {
     short: ShortSet,
-    /// With their hashes, so that a table grows without reading the ids.
+    /// Long ids with their hashes, so that a table grows without reading the ids.
     long: HashTable<(u64, Arc<[u8]>)>,
 }
 
@@ -180,14 +179,14 @@ impl Table {
         }
     }
 
-    /// A separate function, so that the lookup of a short id saves no registers.
+    /// Finds a long id. This is a separate function so that the lookup of a short id does not save registers.
     #[inline(never)]
     fn find_long(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
         let (_, id) = self.long.find(hash, |(held, id)| *held == hash && **id == *user)?;
         Some(id)
     }
 
-    /// Adds a user who is not there. `hash_of` computes the hashes of ids that move when the table grows.
+    /// Adds a user that is not in the table. `hash_of` computes the hashes of ids that move when the table grows.
     fn insert(&mut self, hash_of: impl Fn(&Short) -> u64, hash: u64, id: Id) {
         match id {
             Id::Short(short) => {
@@ -200,8 +199,8 @@ impl Table {
     }
 }
 
-/// Users of earlier generations, which count for nothing anymore. Dropping them takes time that
-/// grows with their number: about a second for ten million.
+/// Users of earlier generations, which do not count anymore. Dropping them takes time that grows
+/// with their number: about a second for ten million.
 #[derive(Debug, Default)]
 pub struct StaleUsers {
     tables: Vec<Table>,
@@ -209,15 +208,15 @@ pub struct StaleUsers {
 }
 
 impl StaleUsers {
-    /// The number of users. A user that was taken from two sets counts twice.
+    /// Returns the number of users. A user that was taken from two sets counts twice.
     pub fn users(&self) -> usize {
         let pending: usize = self.pending.iter().map(HashTable::len).sum();
         self.tables.iter().map(Table::len).sum::<usize>() + pending
     }
 }
 
-/// One table of a set, of users sighted in one generation. Aligned, so that what a lookup of a short id reads
-/// is in one cache line.
+/// One table of a set, with the users sighted in one generation. It is aligned so that the fields that a lookup of a short id
+/// reads are in one cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Stripe {
@@ -245,7 +244,7 @@ impl Stripe {
     }
 }
 
-/// The stripe of a hash, taken from bits that the table inside does not use first.
+/// Returns the stripe of a hash. It is taken from bits that the table inside does not use first.
 #[inline]
 fn stripe_of(hash: u64) -> usize {
     (hash >> 40) as usize % STRIPES
@@ -267,7 +266,7 @@ impl Seen {
         stripe.generation == generation && stripe.users.contains(key)
     }
 
-    /// Reports whether a user has a short id and is in its first or second slot, as most are.
+    /// Reports whether a user has a short id and is in its first or second slot, as most users are.
     #[inline(always)]
     pub(crate) fn contains_early(&self, generation: u64, key: &Key<'_>) -> bool {
         let stripe = &self.0[stripe_of(key.hash)];
@@ -299,12 +298,12 @@ impl Seen {
 #[derive(Debug, Default)]
 struct SharedStripe {
     known: Stripe,
-    /// Users that a batch has claimed, and who were not met again since it has ended: see `claims`.
+    /// Users that a batch has claimed, and that were not found again after it ended: see `claims`.
     pending: HashTable<Pending>,
 }
 
 impl SharedStripe {
-    /// Drops the users of earlier generations. Returns whether there are none of later ones.
+    /// Drops the users of earlier generations. Returns false if the stripe is already in a later generation.
     fn enter(&mut self, generation: u64) -> bool {
         if self.known.generation < generation {
             *self = SharedStripe::default();
@@ -321,7 +320,7 @@ impl SharedStripe {
         self.known.forget(generation, stale);
     }
 
-    /// Removes a user from those that a batch has claimed.
+    /// Removes a user from the claimed users.
     fn take_pending(&mut self, hash: u64, user: &[u8]) -> Option<Pending> {
         if self.pending.is_empty() {
             return None;
@@ -330,8 +329,8 @@ impl SharedStripe {
         Some(entry.remove().0)
     }
 
-    /// Settles the users of ended batches if the table would grow otherwise. It has been filled since it last grew or
-    /// was looked through, so this costs each claim little.
+    /// Settles the users of ended batches if the table would otherwise grow. The table has filled up since it last grew or was
+    /// scanned, so the cost per claim is low.
     fn make_room(&mut self, hasher: &Hasher) {
         if self.pending.len() < self.pending.capacity() {
             return;
@@ -351,21 +350,21 @@ impl SharedStripe {
 #[derive(Debug)]
 pub(crate) struct Users {
     stripes: Vec<CachePadded<Mutex<SharedStripe>>>,
-    /// Users held in a generation: the low bits of the generation above [`HELD_BITS`] bits of count.
+    /// The number of users held in a generation: the low bits of the generation, above [`HELD_BITS`] bits of count.
     held: CachePadded<AtomicU64>,
     users_max: u64,
     hasher: Hasher,
-    /// Not zero while a batch claims users: one does at a time.
+    /// Not zero while a batch claims users, which only one batch does at a time.
     claiming: CachePadded<AtomicU64>,
 }
 
-/// The result of looking up a user that the shard has not seen itself.
+/// The result of looking up a user that the shard itself has not seen.
 pub(crate) enum Sight {
     /// No shard had counted the user.
     First(Id),
     /// Another shard has counted the user.
     Known(Id),
-    /// A reset came in between, or is under way: the event belongs to a later generation.
+    /// A reset happened in between, or is under way: the event belongs to a later generation.
     Reset,
     /// The set is full.
     Full,
@@ -384,8 +383,8 @@ impl Users {
         }
     }
 
-    /// Looks up a user in `generation`, and adds it if there is room. If no shard had counted the user, `count` is
-    /// called to publish an event of it before any shard can find it: a shard that finds it publishes after that.
+    /// Looks up a user in `generation`, and adds it if there is room. If no shard had counted the user, `count` is called to
+    /// publish an event of the user before any shard can find the user, so a shard that finds the user publishes later.
     pub(crate) fn sight(
         &self,
         generation: u64,
@@ -414,7 +413,7 @@ impl Users {
                 if let Some((claimed, pending)) = claimed.as_mut().zip(pending.as_ref()) {
                     claimed.lose(pending.index);
                 }
-                // With the lock of the claim, too: its batch is published after this.
+                // The lock of the claim is also held, so its batch is published after this.
                 count();
                 Sight::First(id)
             }
@@ -428,17 +427,18 @@ impl Users {
         }
     }
 
-    /// Begins to claim users for a batch, unless another one does. Must be followed by [`Users::end_claiming`].
+    /// Begins to claim users for a batch, unless another batch is claiming users. If it returns true,
+    /// [`Users::end_claiming`] must follow.
     pub(crate) fn begin_claiming(&self) -> bool {
         self.claiming.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Lets another batch claim users. The claims of this one must be settled or dropped.
+    /// Lets another batch claim users. The claims of the current batch must be settled or dropped.
     pub(crate) fn end_claiming(&self) {
         self.claiming.store(0, Ordering::Release);
     }
 
-    /// Claims a user for a batch, as its claim number `index`, if no shard has counted the user. Must be called between
+    /// Claims a user for a batch, as its claim number `index`, if no shard has counted the user. Call this between
     /// [`Users::begin_claiming`] and [`Users::end_claiming`].
     pub(crate) fn claim(
         &self,
@@ -476,9 +476,9 @@ impl Users {
         Claimed::New
     }
 
-    /// Has the users counted that a batch claimed, `claimed` in number: calls `count` with the numbers of those that
-    /// were lost to other events, in no order, to publish the batch, before any shard finds one of the others.
-    /// If they cannot be held, nothing is counted.
+    /// Settles the `claimed` users that a batch has claimed. Calls `count` with the numbers of the claims that were lost to
+    /// other events, in any order, to publish the batch before a shard finds any of the other users. If the users cannot be
+    /// held, nothing is counted.
     pub(crate) fn settle(
         &self,
         generation: u64,
@@ -495,7 +495,7 @@ impl Users {
         hold
     }
 
-    /// Adds a user that a store held, whatever the limit. Returns whether it was not there yet.
+    /// Adds a user that a store held, regardless of the limit. Returns whether the user is new.
     pub(crate) fn restore(&self, generation: u64, hash: u64, user: &[u8]) -> bool {
         let mut stripe = lock(&self.stripes[stripe_of(hash)]);
         stripe.enter(generation);
@@ -515,9 +515,9 @@ impl Users {
         }
     }
 
-    /// Starts the count of held users over, for a reset to `generation`.
+    /// Resets the number of held users to zero, for a reset to `generation`.
     pub(crate) fn forget_held(&self, generation: u64) {
-        // Not a store: loom lets an exchange by another thread read what was there before one, even afterwards.
+        // This is not a store, because loom lets a later exchange by another thread read the value from before a store.
         self.held.swap(generation << HELD_BITS, Ordering::AcqRel);
     }
 
@@ -527,7 +527,7 @@ impl Users {
         let mut held = self.held.load(Ordering::Acquire);
         loop {
             // A shard that is behind must not count into the generation of the others, and while a
-            // reset is under way, nobody knows yet which generation the event belongs to.
+            // reset is under way, it is not known yet which generation the event belongs to.
             if held & !USERS_MAX != tag {
                 return Hold::Reset;
             }
@@ -553,7 +553,7 @@ impl Users {
 fn lock(stripe: &Mutex<SharedStripe>) -> MutexGuard<'_, SharedStripe> {
     match stripe.lock() {
         Ok(stripe) => stripe,
-        // A shard that panicked with the lock ends the process; until then, go on.
+        // A shard that panicked while it held the lock ends the process; continue until then.
         Err(poisoned) => poisoned.into_inner(),
     }
 }
@@ -561,11 +561,11 @@ fn lock(stripe: &Mutex<SharedStripe>) -> MutexGuard<'_, SharedStripe> {
 /// Whether more users can be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// They are.
+    /// They are held.
     Held,
-    /// There is room for fewer.
+    /// There is room only for fewer users.
     Full { room: u64 },
-    /// A reset came in between, or is under way.
+    /// A reset happened in between, or is under way.
     Reset,
 }
 
@@ -575,13 +575,13 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    /// Ids of every length that differ only in one byte, in zeros, or in their length.
+    /// Returns ids of every length that differ only in one byte, in zeros, or in their length.
     fn ids() -> Vec<Vec<u8>> {
         let mut ids = Vec::new();
         for length in 1..=256 {
             for filler in [0, b'x'] {
                 let plain = vec![filler; length];
-                // The first and the last byte, and those around the ends of words.
+                // The first and the last byte, and the bytes around the ends of words.
                 for at in [0, 3, 7, 8, 15, 16, 22, length - 1] {
                     let mut other = plain.clone();
                     if let Some(byte) = other.get_mut(at) {
@@ -600,7 +600,8 @@ mod tests {
         let hasher = Hasher::default();
         let others: [fn(u64) -> u64; 4] = [
             |hash| hash,
-            // All hashes are the same; they differ only in what a table looks at first; only in the rest.
+            // All hashes are equal; hashes differ only in the bits that a table uses first; hashes differ
+            // only in the other bits.
             |_| 0,
             |hash| hash << 57,
             |hash| hash >> 57,

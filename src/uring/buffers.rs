@@ -1,4 +1,4 @@
-//! The receive buffers of a ring, and the ring through which the kernel gets them.
+//! The receive buffers of a ring, and the ring that passes them to the kernel.
 
 #![allow(unsafe_code, reason = "the kernel writes to the buffers that it was given")]
 
@@ -10,30 +10,29 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Bytes per buffer.
 pub(crate) const BUFFER_BYTES: usize = 4096;
-/// [`BUFFER_BYTES`] as the kernel counts them.
+/// The same number in the type that the kernel uses.
 const BUFFER_BYTES_U32: u32 = 4096;
 const _: () = assert!(BUFFER_BYTES == BUFFER_BYTES_U32 as usize);
-/// The number of bytes from the start of one buffer to the start of the next. Requests are short: were it a power of
-/// two, all of them would compete for the same few sets of the processor's caches.
+/// The number of bytes from the start of one buffer to the start of the next. Requests are short: if it were a power of two,
+/// all of them would compete for the same few sets of the processor's caches.
 const STRIDE_BYTES: usize = BUFFER_BYTES + 3 * 64;
-/// Buffers that the kernel has from the start.
+/// The number of buffers that the kernel has from the start.
 const CIRCULATING_MIN: u16 = 64;
-/// The kernel wants the ring of buffers to begin on a page: 4 KiB on x86-64, and 4, 16, or 64 KiB on 64-bit ARM.
+/// The kernel requires the ring of buffers to begin on a page: 4 KiB on x86-64, and 4, 16, or 64 KiB on 64-bit ARM.
 const PAGE_BYTES_MAX: usize = 65536;
-/// The buffer group that all of them belong to.
+/// The buffer group that contains all of them.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
-/// The requested number of buffers, a power of two.
+/// A requested number of receive buffers, which is a power of two.
 ///
-/// The kernel fills them in turn, so it gets only as many as are likely to be needed at the same time: with fewer
-/// buffers, one is filled again sooner, while the processor's caches still hold it. The others are put in circulation
-/// by [`Buffers::circulate`].
+/// The kernel fills them in turn, so it gets only as many as are likely to be needed simultaneously: with fewer buffers, each
+/// is filled again sooner, while the processor's caches still hold it. [`Buffers::circulate`] puts the others in circulation.
 #[derive(Debug)]
 pub(super) struct Buffers {
     entries: *mut BufRingEntry,
     bytes: *mut u8,
     count: u16,
-    /// The buffers below this one are in circulation.
+    /// The buffers below this number are in circulation.
     circulating: u16,
     tail: u16,
 }
@@ -47,7 +46,7 @@ impl Buffers {
         Ok((of(size_of::<BufRingEntry>())?, of(STRIDE_BYTES)?))
     }
 
-    /// Allocates buffers that the kernel does not know yet: see [`Buffers::register`].
+    /// Allocates buffers that the kernel does not know about yet: see [`Buffers::register`].
     pub(super) fn new(count: u16) -> io::Result<Buffers> {
         assert!(count.is_power_of_two(), "the kernel wants a power of two");
         let (of_entries, of_bytes) = Self::layouts(count).map_err(io::Error::other)?;
@@ -59,7 +58,7 @@ impl Buffers {
         Ok(Buffers { entries: entries.cast(), bytes, count, circulating: 0, tail: 0 })
     }
 
-    /// Gives the kernel the ring of buffers, and the first of them.
+    /// Gives the kernel the ring of buffers, and the first buffers.
     ///
     /// # Safety
     ///
@@ -67,7 +66,7 @@ impl Buffers {
     ///
     /// # Errors
     ///
-    /// The kernel does not have buffer rings (before Linux 5.19), or may not lock enough memory.
+    /// If the kernel does not have buffer rings (before Linux 5.19), or the process may not lock enough memory.
     pub(super) unsafe fn register(&mut self, ring: &IoUring) -> io::Result<()> {
         let entries = self.entries as u64;
         // SAFETY: the entries are valid, on a page, and zeroed, and the caller keeps `self` for
@@ -80,8 +79,8 @@ impl Buffers {
         Ok(())
     }
 
-    /// Puts buffers in circulation until there are this many, and as many more as make it a power of two: so many
-    /// may be filled before the first of them is looked at. The kernel sees them after [`Buffers::publish`].
+    /// Puts buffers in circulation until there are `wanted` of them, rounded up to a power of two. That is the number of
+    /// buffers that may be filled before the first of them is processed. The kernel sees them after [`Buffers::publish`].
     pub(super) fn circulate(&mut self, wanted: usize) {
         let wanted =
             wanted.checked_next_power_of_two().and_then(|wanted| u16::try_from(wanted).ok());
@@ -92,12 +91,12 @@ impl Buffers {
         self.circulating = self.circulating.max(wanted);
     }
 
-    /// Puts twice as many in circulation: all of them were filled.
+    /// Doubles the number of buffers in circulation, because all of them were filled.
     pub(super) fn circulate_more(&mut self) {
         self.circulate(2 * usize::from(self.circulating));
     }
 
-    /// The first `len` bytes of a buffer that the kernel has filled and not been given back.
+    /// Returns the first `len` bytes of a buffer that the kernel has filled and that has not been given back.
     pub(super) fn filled(&self, id: u16, len: usize) -> &[u8] {
         assert!(id < self.count && len <= BUFFER_BYTES, "the kernel names a buffer of ours");
         // SAFETY: in bounds by the line above, initialized because it was zeroed, and the kernel
@@ -108,9 +107,8 @@ impl Buffers {
     /// Puts a buffer back; the kernel sees it after [`Buffers::publish`].
     pub(super) fn put(&mut self, id: u16) {
         assert!(id < self.count, "the kernel names a buffer of ours");
-        // SAFETY: both indices are below the count, and the kernel does not look at entries at or
-        // behind the tail. The fields are written one by one because the tail lies in the first
-        // entry.
+        // SAFETY: both indices are below the count, and the kernel does not read entries at the tail or after it. The fields
+        // are written one by one because the tail lies in the first entry.
         unsafe {
             let entry = &mut *self.entries.add(usize::from(self.tail & (self.count - 1)));
             entry.set_addr(self.bytes.add(usize::from(id) * STRIDE_BYTES) as u64);

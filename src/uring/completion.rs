@@ -1,4 +1,4 @@
-//! From a completion to an event.
+//! Turns completions into events.
 
 use super::errors::{NOT_THE_END, is_one_of};
 #[cfg(test)]
@@ -10,7 +10,7 @@ use socket2::Socket;
 use std::io;
 use std::os::fd::FromRawFd;
 
-/// A send that must be tried again.
+/// The errors that require another try of a send.
 const INTERRUPTED: &[Errno] = &[Errno::AGAIN, Errno::INTR];
 
 impl<T> Slot<T> {
@@ -21,8 +21,8 @@ impl<T> Slot<T> {
             Operation::Connect => self.address = None,
             Operation::Receive => self.receiving = Receiving::No,
             Operation::CancelReceive if result < 0 && self.receiving == Receiving::Cancelling => {
-                // ENOENT or EALREADY: a multishot receive may go on all the same (liburing issue 1375). Its next
-                // completion cancels it again.
+                // ENOENT or EALREADY: a multishot receive may continue all the same (liburing issue 1375). Its next completion
+                // cancels it again.
                 self.receiving = Receiving::UnderWay;
             }
             _ => {}
@@ -75,7 +75,7 @@ impl<T> Uring<T> {
             // SAFETY: the kernel has just opened this descriptor for this accept, and nothing else owns it.
             let socket = unsafe { Socket::from_raw_fd(result) };
             if has_ended {
-                // It continues by itself.
+                // Accepting continues by itself.
                 self.accept();
             }
             return Some(Event::Accepted(socket));
@@ -147,7 +147,7 @@ impl<T> Uring<T> {
         event
     }
 
-    /// Sends what a send has left.
+    /// Sends the bytes that a send has left over.
     fn send_rest(&mut self, key: Key) -> Option<Event> {
         if let Some(slot) = self.open_slot(key) {
             slot.sending.expect_completion();

@@ -1,4 +1,4 @@
-//! Receives and sends without the ring if a socket is ready: large bodies are copied once, to where they belong, and a
+//! Receives and sends without the ring if a socket is ready: large bodies are copied only once, to their destination, and a
 //! connection's last response does not need a completion.
 
 #![allow(unsafe_code, reason = "the kernel writes to memory that was not initialized")]
@@ -7,12 +7,12 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::Socket;
 use std::io;
 
-/// Appends what has arrived on a socket to `bytes`, at most `bytes_max` bytes, and only as many as have room without an
-/// allocation. Nothing may be receiving on the socket. Returns how many there were: at the end of the stream, none.
+/// Appends the bytes that have arrived on a socket to `bytes`: at most `bytes_max`, and only as many as fit without an
+/// allocation. No receive may be in progress on the socket. Returns their number, which is 0 at the end of the stream.
 ///
 /// # Errors
 ///
-/// Nothing has arrived, or the connection has failed.
+/// If nothing has arrived, or the connection has failed.
 pub(crate) fn receive_now(
     socket: &Socket,
     bytes: &mut Vec<u8>,
@@ -22,16 +22,17 @@ pub(crate) fn receive_now(
     let bytes_max = bytes_max.min(room.len());
     let ((received, _), _) = recv(socket, &mut room[..bytes_max], RecvFlags::DONTWAIT)?;
     let received = received.len();
-    // SAFETY: the first `received` bytes behind the end have just been initialized, and are within the capacity.
+    // SAFETY: the first `received` bytes after the end have just been initialized, and are within the capacity.
     unsafe { bytes.set_len(bytes.len() + received) };
     Ok(received)
 }
 
-/// Sends the bytes that a socket takes immediately. Nothing may be sending on the socket. Returns how many it took.
+/// Sends the bytes that a socket takes immediately. No send may be in progress on the socket. Returns the number of bytes that
+/// it took.
 ///
 /// # Errors
 ///
-/// The socket takes nothing now, or the connection has failed.
+/// If the socket does not take anything now, or the connection has failed.
 pub(crate) fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }

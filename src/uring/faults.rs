@@ -1,4 +1,4 @@
-//! Faults of a ring under test: which it has met, and those that no small size brings about.
+//! Faults of a ring under test: the faults that it has met, and injected faults that do not result from small sizes.
 
 use super::errors::{NOT_THE_END, is_one_of};
 use super::{Key, Operation, Receiving, Uring};
@@ -8,16 +8,16 @@ use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
-    /// A receive found no buffer: ENOBUFS.
+    /// A receive did not find a buffer: ENOBUFS.
     NoBuffers,
-    /// A receive was canceled that nobody here had canceled: ECANCELED.
+    /// A receive was canceled, but not by its owner: ECANCELED.
     Cancelled,
     /// A connection was reset by its peer.
     Reset,
     /// A send took a part of its bytes.
     ShortSend,
     FullSubmissionQueue,
-    /// The kernel keeps completions aside.
+    /// The kernel keeps completions in its overflow list.
     FullCompletionQueue,
 }
 
@@ -33,29 +33,29 @@ pub(super) fn note(fault: Fault) {
     MET.with_borrow_mut(|met| met.insert(fault));
 }
 
-/// From here on the rings of this thread meet faults that are injected.
+/// Injects faults into the rings of this thread from here on.
 pub(crate) fn begin() {
     IS_FAULTY.set(true);
 }
 
-/// Makes the next `count` cancels of receives find nothing, so that the receives continue.
+/// Makes the next `count` cancels of receives miss them, so that the receives continue.
 pub(super) fn fail_cancels(count: usize) {
     CANCELS_TO_FAIL.set(count);
 }
 
-/// Whether the next one does.
+/// Reports whether the next cancel misses.
 pub(super) fn fails_cancels() -> bool {
     let left = CANCELS_TO_FAIL.get();
     CANCELS_TO_FAIL.set(left.saturating_sub(1));
     left > 0
 }
 
-/// The faults that the rings of this thread have met.
+/// Returns the faults that the rings of this thread have met.
 pub(crate) fn met() -> BTreeSet<Fault> {
     MET.take()
 }
 
-/// Every few turns, cancels the receive of some slot.
+/// Cancels the receive of some slot every few turns.
 pub(super) fn inject<T>(ring: &mut Uring<T>) {
     const EVERY: usize = 3;
     if ring.kernel.ring.submission().cq_overflow() {
@@ -77,7 +77,7 @@ pub(super) fn inject<T>(ring: &mut Uring<T>) {
     }
 }
 
-/// Whether the submission queue must look full.
+/// Reports whether the submission queue must look full.
 pub(super) fn refuses() -> bool {
     const EVERY: usize = 11;
     if !IS_FAULTY.get() {

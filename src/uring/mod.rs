@@ -1,35 +1,33 @@
-//! io_uring with typed operations: the bottom layer, on which the server's engine and the client's
-//! transport stand side by side.
+//! io_uring with typed operations: the bottom layer, shared by the server's engine and the client's transport.
 //!
 //! A `Uring` owns a table of slots. A slot holds one connected or connecting socket, its owner's data, and everything
 //! that the kernel may touch for it. Operations are started by naming a slot, never by a raw submission entry, and end
 //! as an `Event`.
 //!
-//! # Who owns what the kernel may touch
+//! # Ownership of memory that the kernel may touch
 //!
 //! - Receive buffers and their ring outlive the io_uring.
 //! - The bytes of a send belong to the slot from `Uring::send` until `Event::Sent` gives them
 //!   back. Nobody can change, move, or free them in between.
-//! - A send may have no completion if it succeeds. The kernel tries it while it takes its entry, never
-//!   later (MSG_DONTWAIT), and completes it if it could not send everything (MSG_WAITALL). So once the
-//!   kernel has taken all entries and every completion was looked at, those without one have succeeded.
+//! - A send may skip its completion if it succeeds. The kernel tries it while it takes its entry, never later (MSG_DONTWAIT),
+//!   and completes it if it could not send everything (MSG_WAITALL). So once the kernel has taken all entries and every
+//!   completion was processed, sends without a completion have succeeded.
 //! - The address of a connect belongs to the slot until the connect has ended.
-//! - A slot is vacated, and its descriptor closed, only when it has no operation under way, so a
-//!   completion is never taken for another connection's.
-//! - A dropped ring brings every operation to completion. One that does not complete in time keeps
-//!   its memory: it is leaked, not freed under the kernel.
+//! - A slot is vacated, and its descriptor closed, only when none of its operations is in progress, so a completion is never
+//!   mistaken for another connection's.
+//! - Dropping a ring brings every operation to completion. If one does not complete in time, its memory is leaked, not freed
+//!   while the kernel may use it.
 //!
 //! # A full submission queue
 //!
-//! There is one policy, and callers never see it: an operation that finds no room waits in line,
-//! and the next iteration submits it before it waits for anything. No operation is refused or lost.
+//! There is one policy, and callers never see it: if an operation does not fit, it waits in line, and the next iteration
+//! submits it before it waits for anything. No operation is refused or lost.
 //!
 //! # Waiting
 //!
-//! A thread waits for its ring in `io_uring_enter` on it and nowhere else. With DEFER_TASKRUN, no
-//! other descriptor tells reliably that the ring has work: an eventfd registered with it goes silent
-//! for good once the kernel has deferred a signal to it (Linux 6.12 and 6.18). Whatever is to wake the
-//! thread from outside arrives as a completion: see [`Wakeup`].
+//! A thread waits for its ring in `io_uring_enter` on it and nowhere else. With DEFER_TASKRUN, no other descriptor reliably
+//! shows that the ring has work: an eventfd registered with it goes silent for good once the kernel has deferred a signal to it
+//! (Linux 6.12 and 6.18). Anything that must wake the thread from outside arrives as a completion: see [`Wakeup`].
 
 mod buffers;
 mod completion;
@@ -63,49 +61,49 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use submission::Operation;
 
-/// The time that a dropped ring waits for operations that it has canceled.
+/// The time that dropping a ring waits for operations that it has canceled.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 /// The longest single wait.
 const LAST_WAIT_STEP: Duration = Duration::from_millis(2);
 
-/// Reads of the task-run flag between two looks at the clock while polling.
+/// The number of reads of the task-run flag between two reads of the clock while polling.
 const POLLS_PER_CLOCK_READ: u32 = 32;
 
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// Entries of the submission queue.
+    /// The number of entries in the submission queue.
     pub(crate) submissions: u32,
-    /// Entries of the completion queue. Beyond it the kernel keeps completions aside (Linux 5.5).
+    /// The number of entries in the completion queue. Beyond it, the kernel keeps completions in an overflow list (Linux 5.5).
     pub(crate) completions: u32,
-    /// Receive buffers, a power of two.
+    /// The number of receive buffers, a power of two.
     pub(crate) buffers: u16,
 }
 
 /// The thread that will use a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Issuer {
-    /// The one that makes it.
+    /// The thread that creates it.
     ThisThread,
-    /// The one that calls [`Uring::enable`].
+    /// The thread that calls [`Uring::enable`].
     Later,
 }
 
 /// The way to wait for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Not at all.
+    /// Do not wait.
     No,
-    /// For one, as long as it takes.
+    /// Wait for one completion, as long as it takes.
     One,
-    /// For one, at most this long. It makes the kernel program a timer.
+    /// Wait for one completion, at most this long. This makes the kernel program a timer.
     For(Duration),
-    /// For [`GATHERED_MAX`] at most this long, and then for the first one as long as it takes. It makes the kernel
-    /// program two timers, and needs [`Uring::gathers`].
+    /// Wait at most this long for [`GATHERED_MAX`] completions, and then for the first one as long as it takes. This makes the
+    /// kernel program two timers, and needs [`Uring::gathers`].
     Gather(Duration),
 }
 
-/// As many completions end a [`Wait::Gather`] before its time.
+/// The number of completions that ends a [`Wait::Gather`] before its time.
 pub(crate) const GATHERED_MAX: u32 = 64;
 
 /// Names a slot of a ring. A slot that was closed may be given to another connection.
@@ -133,7 +131,7 @@ pub(crate) enum Event {
     Accepted(Socket),
     /// Accepting has stopped with an error.
     AcceptStopped {
-        /// The reason. If descriptors or memory have run out, accepting immediately would fail again.
+        /// The reason. If descriptors or memory have run out, accepting again immediately would fail, too.
         error: io::Error,
     },
     /// The socket of a slot is connected.
@@ -142,14 +140,13 @@ pub(crate) enum Event {
     ConnectFailed(Key, io::Error),
     /// Bytes were received: see [`Uring::received`].
     Received(Key, Filled),
-    /// The receive has ended although the peer may still send: it was cancelled or interrupted, or no
-    /// buffer was free.
+    /// The receive has ended although the peer may still send: it was canceled or interrupted, or no buffer was free.
     ReceiveStopped(Key, NoBuffers),
-    /// The peer will send nothing more.
+    /// The peer will not send anything more.
     PeerClosed(Key),
     /// The connection was reset, or failed in another way.
     ReceiveFailed(Key),
-    /// The kernel has taken all bytes of a send: these.
+    /// The kernel has taken all bytes of a send, which are returned here.
     Sent(Key, Vec<u8>),
     /// A send failed. Its bytes are lost.
     SendFailed(Key),
@@ -159,11 +156,11 @@ pub(crate) enum Event {
     Timer,
 }
 
-/// Whether a receive has ended because all receive buffers were taken.
+/// Whether a receive has ended because all receive buffers were in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoBuffers(pub(crate) bool);
 
-/// The io_uring, and the receive buffers that it knows of: dropped in this order.
+/// The io_uring, and the receive buffers that it knows: dropped in this order.
 struct Kernel {
     ring: IoUring,
     buffers: Buffers,
@@ -174,8 +171,8 @@ impl Kernel {
         let buffers = Buffers::new(sizes.buffers)?;
         let mut kernel = Kernel { ring: build(sizes, issuer)?, buffers };
         #[expect(unsafe_code, reason = "the kernel is given memory")]
-        // SAFETY: the ring is declared before the buffers and so dropped before them, here and
-        // wherever `kernel` is dropped.
+        // SAFETY: the ring is declared before the buffers, and is therefore dropped before them, both here and wherever
+        // `kernel` is dropped.
         unsafe {
             kernel.buffers.register(&kernel.ring)?;
         }
@@ -191,17 +188,17 @@ enum Receiving {
     Cancelling,
 }
 
-/// One socket and what its operations need.
+/// A socket, and the state that its operations need.
 struct Slot<T> {
     socket: Socket,
     data: T,
-    /// Its owner has closed it: it waits for its operations to end, and reports nothing more.
+    /// Whether its owner has closed it: it waits for its operations to end, and reports nothing more.
     is_closed: bool,
     sending: Sending,
     receiving: Receiving,
-    /// The address of a connect under way.
+    /// The address of a connect in progress.
     address: Option<Box<SockAddr>>,
-    /// Operations under way, cancellations included.
+    /// The number of operations in progress, including cancellations.
     operations: u32,
 }
 
@@ -213,13 +210,13 @@ enum Sending {
     UnderWay {
         bytes: Vec<u8>,
         sent: usize,
-        /// It does not complete if it succeeds.
+        /// Whether it skips its completion if it succeeds.
         skips_completion: bool,
     },
 }
 
 impl Sending {
-    /// The bytes that the kernel has not taken.
+    /// Returns the bytes that the kernel has not taken.
     fn rest(&self) -> &[u8] {
         match self {
             Sending::No => &[],
@@ -227,7 +224,7 @@ impl Sending {
         }
     }
 
-    /// Notes that there will be a completion. Returns whether there might have been none.
+    /// Notes that there will be a completion. Returns whether it might have been skipped.
     fn expect_completion(&mut self) -> bool {
         match self {
             Sending::No => false,
@@ -238,12 +235,12 @@ impl Sending {
 
 /// The listener of a ring.
 enum Listener {
-    /// There is none.
+    /// The ring does not have a listener.
     No,
     /// It is open, and nothing is accepting.
     Resting(Socket),
     Accepting(Socket),
-    /// It is closed as soon as accepting has ended.
+    /// It is closed once accepting has ended.
     Closing(Socket),
 }
 
@@ -282,14 +279,14 @@ impl<'a, T> OpenSlot<'a, T> {
     }
 }
 
-/// An io_uring, and the sockets that it serves. `T` is what their owner keeps for each.
+/// An io_uring, and the sockets that it serves. `T` is the data that their owner keeps for each.
 pub(crate) struct Uring<T> {
-    /// Dropped by hand, or leaked.
+    /// It is dropped explicitly, or leaked.
     kernel: ManuallyDrop<Kernel>,
     slots: Slab<Box<Slot<T>>>,
     listener: Listener,
     is_listener_shared: bool,
-    /// One accept brings one connection: see [`accepts_once`].
+    /// Whether each accept brings only one connection: see [`accepts_once`].
     accepts_once: bool,
     wakeup: Option<Arc<Wakeup>>,
     is_watching: bool,
@@ -298,37 +295,37 @@ pub(crate) struct Uring<T> {
     is_timer_set: bool,
     /// Operations that found the submission queue full, in order.
     waiting: VecDeque<(Operation, u32)>,
-    /// Operations under way, those that wait for room included.
+    /// The number of operations in progress, including those that wait for space.
     under_way: usize,
     completions: Vec<(u64, i32, u32)>,
     /// The number of processed completions.
     looked_at: usize,
-    /// Slots with a send that may not complete, and that the kernel has or is about to get.
+    /// Slots with a send that may skip its completion, if the kernel has it or is about to get it.
     skipping: Vec<Key>,
-    /// The slots whose sends are over once all completions were processed.
+    /// The slots whose sends are over once all completions have been processed.
     skipped: Vec<Key>,
-    /// The last iteration has left entries or completions behind, perhaps those of such sends.
+    /// Whether the last iteration left entries or completions behind, perhaps from such sends.
     is_skipping_unknown: bool,
-    /// Calls of `io_uring_enter`.
+    /// The number of calls of `io_uring_enter`.
     enters: u64,
-    /// With what to wait.
+    /// The flags for waiting.
     wait_flags: EnterFlags,
-    /// It is being dropped: nothing is started again.
+    /// Whether it is being dropped, so that nothing is started again.
     is_ending: bool,
 }
 
 impl<T> Uring<T> {
-    /// A ring without slots.
+    /// Creates a ring without slots.
     ///
     /// # Errors
     ///
-    /// The kernel has no such ring (before Linux 6.1), io_uring is blocked, or the process may lock
-    /// too little memory.
+    /// If the kernel does not support this kind of ring (before Linux 6.1), io_uring is blocked, or the process may not lock
+    /// enough memory.
     pub(crate) fn new(sizes: &Sizes, issuer: Issuer) -> io::Result<Self> {
         let kernel = Kernel::new(sizes, issuer)?;
         let mut wait_flags = EnterFlags::GETEVENTS;
         if kernel.ring.params().is_feature_no_iowait() {
-            // Linux 6.15. Without it an idle thread counts as waiting for a disk.
+            // Linux 6.15. Without this flag, an idle thread counts as waiting for a disk.
             wait_flags |= EnterFlags::NO_IOWAIT;
         }
         Ok(Uring {
@@ -370,7 +367,7 @@ impl<T> Uring<T> {
             address: None,
             operations: 0,
         }));
-        // An iteration is likely to receive at most once on each.
+        // An iteration is likely to receive at most once on each slot.
         self.kernel.buffers.circulate(self.slots.len());
         Key(u32::try_from(index).expect("there are fewer descriptors than 2^32"))
     }
@@ -386,27 +383,27 @@ impl<T> Uring<T> {
         Some((&mut slot.data, self.kernel.buffers.filled(filled.buffer, filled.len)))
     }
 
-    /// The bytes in a buffer.
+    /// Returns the bytes in a buffer.
     pub(crate) fn bytes(&self, filled: &Filled) -> &[u8] {
         self.kernel.buffers.filled(filled.buffer, filled.len)
     }
 
-    /// An open slot.
+    /// Returns an open slot.
     pub(crate) fn slot(&mut self, key: Key) -> Option<OpenSlot<'_, T>> {
         OpenSlot::new(key.index(), self.slots.get_mut(key.index())?)
     }
 
-    /// All slots that are open.
+    /// Returns all open slots.
     pub(crate) fn open_slots(&mut self) -> impl Iterator<Item = OpenSlot<'_, T>> {
         self.slots.iter_mut().filter_map(|(index, slot)| OpenSlot::new(index, slot))
     }
 
-    /// Whether all slots are free; closed ones that wait for their operations are not.
+    /// Reports whether all slots are free. Closed slots that wait for their operations are not free.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// Whether the kernel knows [`Wait::Gather`]: since Linux 6.12.
+    /// Reports whether the kernel supports [`Wait::Gather`]: since Linux 6.12.
     pub(crate) fn gathers(&self) -> bool {
         self.kernel.ring.params().is_feature_min_timeout()
     }
@@ -428,12 +425,12 @@ impl<T> Uring<T> {
         self.accept();
     }
 
-    /// The listener, while there is one.
+    /// Returns the listener, while there is one.
     pub(crate) fn listener(&self) -> Option<&Socket> {
         self.listener.socket()
     }
 
-    /// Goes on accepting after [`Event::AcceptStopped`].
+    /// Continues accepting after [`Event::AcceptStopped`].
     pub(crate) fn accept(&mut self) {
         match std::mem::replace(&mut self.listener, Listener::No) {
             Listener::Resting(listener) => {
@@ -444,7 +441,7 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Whether the listener is accepting.
+    /// Reports whether the listener is accepting.
     pub(crate) fn is_accepting(&self) -> bool {
         matches!(self.listener, Listener::Accepting(_) | Listener::Closing(_))
     }
@@ -454,7 +451,7 @@ impl<T> Uring<T> {
         if let Some(listener) = self.listener.socket()
             && !self.is_listener_shared
         {
-            // Frees a TCP port immediately. Fails only if it is free already.
+            // This frees a TCP port immediately. It fails only if the port is free already.
             let _ = listener.shutdown(Shutdown::Read);
         }
         match std::mem::replace(&mut self.listener, Listener::No) {
@@ -525,10 +522,10 @@ impl<T> Uring<T> {
         self.start_sending(key, bytes, Operation::Send);
     }
 
-    /// Sends all of `bytes` as well, but without a completion if the socket takes everything immediately, so it does
-    /// not end a wait: [`Event::Sent`] comes in an iteration that something else has ended.
+    /// Sends all of `bytes`, but without a completion if the socket takes everything immediately, so that it does not end a
+    /// wait: [`Event::Sent`] comes in an iteration that something else has ended.
     pub(crate) fn send_skipping_completion(&mut self, key: Key, bytes: Vec<u8>) {
-        // Longer output than a result can express is sent in parts, which have completions.
+        // Output that is too long for a result is sent in parts, which have completions.
         let is_short = i32::try_from(bytes.len()).is_ok();
         let how = if is_short { Operation::SendSkippingCompletion } else { Operation::Send };
         self.start_sending(key, bytes, how);
@@ -550,7 +547,7 @@ impl<T> Uring<T> {
         let Some(slot) = self.open_slot(key) else { return };
         slot.is_closed = true;
         if slot.operations > 0 {
-            // Ends the operations of a connected one. Fails only if it has already ended.
+            // This ends the operations of a connected socket. It fails only if the connection has already ended.
             let _ = slot.socket.shutdown(Shutdown::Both);
         }
         if slot.address.is_some() {
@@ -564,11 +561,11 @@ impl<T> Uring<T> {
         self.kernel.buffers.put(filled.buffer);
     }
 
-    /// Gives the kernel what was started, without waiting for or looking at anything.
+    /// Gives the kernel the operations that were started, without waiting for or processing anything.
     ///
     /// # Errors
     ///
-    /// The ring is broken.
+    /// If the ring is broken.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         self.submit_waiting()?;
         if self.kernel.ring.submission().is_empty() {
@@ -577,21 +574,20 @@ impl<T> Uring<T> {
         self.enter(EnterFlags::empty(), Wait::No)
     }
 
-    /// Gives the kernel what was started, waits, and takes in what has completed, for
-    /// [`Uring::next_event`] to report. Returns how many completions there were. The events of the
-    /// iteration before must have been taken.
+    /// Gives the kernel the operations that were started, waits, and takes in the completions, for [`Uring::next_event`] to
+    /// report. Returns the number of completions. The events of the previous iteration must have been taken.
     ///
     /// # Errors
     ///
-    /// The ring is broken.
+    /// If the ring is broken.
     pub(crate) fn iterate(&mut self, wait: Wait) -> io::Result<usize> {
         let is_done = self.looked_at == self.completions.len() && self.skipped.is_empty();
         assert!(is_done, "events of the last iteration are left");
         self.kernel.buffers.publish();
-        // Whether these are over will be known without a wait.
+        // It will be known without a wait whether these are over.
         let wait = if self.is_skipping_unknown { Wait::No } else { wait };
         match (self.submit_waiting()?, wait) {
-            // Operations that did not fit wait for nothing.
+            // Operations that did not fit do not wait for anything.
             (false, _) | (true, Wait::No) => self.enter(EnterFlags::GETEVENTS, Wait::No)?,
             (true, wait) => self.enter(self.wait_flags, wait)?,
         }
@@ -609,7 +605,7 @@ impl<T> Uring<T> {
         Ok(self.completions.len())
     }
 
-    /// Finds the sends without a completion that are over: those that can no longer get one.
+    /// Finds the sends without a completion that are over, because they can no longer get one.
     fn settle_skipping_sends(&mut self) {
         if self.skipping.is_empty() {
             self.is_skipping_unknown = false;
@@ -630,8 +626,8 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Polls for work until `until` without entering the kernel. Returns whether there is some, for a
-    /// iteration without a wait to take in.
+    /// Polls for work until `until` without entering the kernel. Returns whether there is work for an iteration without a wait
+    /// to take in.
     pub(crate) fn poll(&mut self, until: Instant) -> bool {
         loop {
             for _ in 0..POLLS_PER_CLOCK_READ {
@@ -646,7 +642,7 @@ impl<T> Uring<T> {
         }
     }
 
-    /// The next event of the last iteration.
+    /// Returns the next event of the last iteration.
     pub(crate) fn next_event(&mut self) -> Option<Event> {
         while let Some((tag, result, flags)) = self.completions.get(self.looked_at).copied() {
             self.looked_at += 1;
@@ -664,7 +660,7 @@ impl<T> Uring<T> {
         None
     }
 
-    /// Brings every operation to its end, or to the end of our patience.
+    /// Ends every operation, or stops after the longest wait.
     fn end_operations(&mut self) {
         self.is_ending = true;
         self.close_listener();
@@ -710,19 +706,19 @@ impl<T> Drop for Uring<T> {
             unsafe_code,
             reason = "the other way to leak it is to check for it in every access"
         )]
-        // SAFETY: it is not used again, and nothing is under way that could touch what `self` owns.
+        // SAFETY: it is not used again, and no operation in progress could touch what `self` owns.
         unsafe {
             ManuallyDrop::drop(&mut self.kernel);
         }
     }
 }
 
-/// A time as the kernel wants it in some places: in microseconds, rounded down, and at most 71 minutes.
+/// Returns a time in the form that the kernel expects in some places: in microseconds, rounded down, and at most 71 minutes.
 fn whole_micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// Whether multishot accept must not be used on a kernel of this release. On 6.6 and 6.7, a multishot accept that meets
+/// Reports whether multishot accept must not be used on a kernel of this release. On 6.6 and 6.7, a multishot accept that meets
 /// a full completion queue can report poll flags as if they were a descriptor.
 fn accepts_once(release: &str) -> bool {
     let mut parts = release.split(|character: char| !character.is_ascii_digit());

@@ -1,8 +1,8 @@
-//! NAPI busy polling: a thread that waits for its ring polls the network devices from which its sockets
-//! receive, before it sleeps (IORING_REGISTER_NAPI, Linux 6.9).
+//! NAPI busy polling: before a thread that waits for its ring goes to sleep, it polls the network devices of its sockets
+//! (IORING_REGISTER_NAPI, Linux 6.9).
 //!
-//! The kernel knows the devices from the packets that the sockets have received. Loopback, and any other device
-//! without NAPI, is never polled.
+//! The kernel identifies the devices by the packets that the sockets have received. Loopback, and any other device without
+//! NAPI, is never polled.
 
 use super::{Uring, whole_micros};
 use io_uring::IoUring;
@@ -21,11 +21,11 @@ impl<T> Uring<T> {
     }
 }
 
-/// Whether a ring can poll network devices.
+/// Checks whether a ring can poll network devices.
 ///
 /// # Errors
 ///
-/// `InvalidInput` before Linux 6.9, `Unsupported` if the kernel was built without CONFIG_NET_RX_BUSY_POLL or does not
+/// `InvalidInput` before Linux 6.9; `Unsupported` if the kernel was built without CONFIG_NET_RX_BUSY_POLL or does not
 /// have rings.
 pub fn check_busy_poll() -> io::Result<()> {
     register(&IoUring::new(2)?, Duration::from_micros(1))

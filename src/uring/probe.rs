@@ -1,5 +1,5 @@
-//! A live trial of every feature of io_uring that server and client use, in the way in which they use it, instead of a
-//! check of the version.
+//! A live trial of every feature of io_uring that server and client use, in the same way as they use it, instead of a check of
+//! the version.
 //!
 //! The sockets are Unix-domain sockets, so that the trial does not depend on a network interface.
 
@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 pub struct Feature {
     /// Its name.
     pub name: &'static str,
-    /// The first Linux that has it.
+    /// The first version of Linux that has it.
     pub since: &'static str,
-    /// Whether it did what it must, or what went wrong.
+    /// Success if it worked as it must, or otherwise the error.
     pub result: io::Result<()>,
 }
 
-/// A ring for the trial: as small as can be.
+/// The sizes of the ring for the trial, which are as small as possible.
 const PROBE_SIZES: Sizes = Sizes { submissions: 8, completions: 16, buffers: 8 };
 
 /// The time that an immediate completion may take.
@@ -35,11 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SHORT: Duration = Duration::from_micros(1);
 /// The number of wake-ups of the ring: a kernel that loses wake-ups does not lose the first.
 const WAKEUPS: usize = 4;
-/// The time that the waking thread gives the other one to fall asleep.
+/// The time that the waking thread gives the other thread to fall asleep.
 const SLEEP_BEFORE_WAKEUP: Duration = Duration::from_micros(200);
 
-/// Tries every feature, each before those that build on it. Features that cannot be tried because an earlier one failed
-/// are not listed. Takes a few milliseconds if all is well, and at most a second per feature that does not respond.
+/// Tries every feature before the features that build on it. Features that cannot be tried because an earlier one failed are
+/// not listed. Takes a few milliseconds if everything works, and at most a second per feature that does not respond.
 pub fn probe() -> Vec<Feature> {
     let mut features = Vec::new();
     let mut note = |name, since, result: io::Result<()>| {
@@ -70,16 +70,16 @@ pub fn probe() -> Vec<Feature> {
     features
 }
 
-/// Whether there is any io_uring at all, which is all that glommio needs.
+/// Checks whether any io_uring is available, which is all that glommio needs.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The error that the kernel returns.
 pub fn check() -> io::Result<()> {
     IoUring::new(2).map(drop)
 }
 
-/// Whether a wait can gather completions for a time, as `--coalesce-us` asks for: since Linux 6.12.
+/// Reports whether a wait can gather completions for a time, as `--coalesce-us` requests: since Linux 6.12.
 pub fn gathers() -> bool {
     Uring::<()>::new(&PROBE_SIZES, Issuer::ThisThread).is_ok_and(|ring| ring.gathers())
 }
@@ -87,10 +87,10 @@ pub fn gathers() -> bool {
 struct Trial {
     ring: Uring<()>,
     wakeup: Arc<Wakeup>,
-    /// Both sides of a connection; the ring has one of them.
+    /// The two sides of a connection; the ring has the second.
     client: Socket,
     server: Key,
-    /// Events that have arrived and were not waited for.
+    /// Events that have arrived and are not consumed yet.
     events: Vec<Event>,
 }
 
@@ -102,7 +102,7 @@ impl Trial {
         Ok(Trial { ring, wakeup: Arc::new(Wakeup::new()?), client, server, events: Vec::new() })
     }
 
-    /// Waits for an event that `wanted` makes something of.
+    /// Waits for an event that `wanted` accepts.
     fn wait_for<T>(&mut self, wanted: impl Fn(Event) -> Result<T, Event>) -> io::Result<T> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -123,7 +123,7 @@ impl Trial {
         }
     }
 
-    /// The ring is woken while it waits, as often as it takes to find a kernel that forgets.
+    /// Wakes the waiting ring often enough to detect a kernel that forgets wake-ups.
     fn wake_up(&mut self) -> io::Result<()> {
         self.ring.watch(Arc::clone(&self.wakeup));
         let (waits, hears) = channel();
@@ -136,7 +136,7 @@ impl Trial {
         })?;
         let mut result = Ok(());
         for _ in 0..WAKEUPS {
-            // It hears until this side is dropped.
+            // The other thread listens until this side is dropped.
             let _ = waits.send(());
             result = self.wait_for(|event| match event {
                 Event::Woken => Ok(()),
@@ -194,7 +194,7 @@ impl Trial {
             self.ring.give_back(filled);
             must_be(is_right && self.is_receiving())?;
         }
-        // The end of the stream ends it.
+        // The end of the stream ends the receive.
         self.client.shutdown(Shutdown::Write)?;
         self.wait_for(|event| match event {
             Event::PeerClosed(_) => Ok(()),
@@ -226,7 +226,7 @@ impl Trial {
         })
     }
 
-    /// A wait ends in its time although nothing completes.
+    /// Checks that a wait ends in time although nothing completes.
     fn bounded_wait(&mut self) -> io::Result<()> {
         let started = Instant::now();
         self.ring.iterate(Wait::For(SHORT))?;
@@ -236,14 +236,14 @@ impl Trial {
         must_be(started.elapsed() < PATIENCE)
     }
 
-    /// Ends everything that is under way: the accept and the poll of the wake-up.
+    /// Ends every operation in progress: the accept and the poll of the wake-up.
     fn cancel(&mut self) -> io::Result<()> {
         self.ring.end_operations();
         must_be(self.ring.under_way == 0)
     }
 }
 
-/// A listener and its unique address: an abstract one, so that no file is left.
+/// Returns a listener and its unique address, which is abstract, so that no file is left behind.
 fn listen() -> io::Result<(Socket, SockAddr)> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! From an operation to the kernel: entries, the line for a full queue, and `io_uring_enter`.
+//! Passes operations to the kernel: entries, the line of operations for a full queue, and `io_uring_enter`.
 
 #[cfg(test)]
 use super::faults;
@@ -14,13 +14,13 @@ use std::time::Duration;
 /// `POLLIN` of poll(2).
 const POLL_IN: u32 = rustix::event::PollFlags::IN.bits() as u32;
 
-/// MSG_WAITALL of send(2), which io_uring gives a meaning (Linux 5.19): a short send is an error.
+/// MSG_WAITALL of send(2), which io_uring gives a meaning for sends (Linux 5.19): a short send is an error.
 const WAIT_ALL: SendFlags = SendFlags::from_bits_retain(rustix::net::RecvFlags::WAITALL.bits());
 
 /// The time that [`Wait::Gather`] waits for the first completion before it checks its ring anyway.
 const GATHER_END: Duration = Duration::from_secs(1);
 
-/// Everything that a ring is asked to do.
+/// The operations that a ring supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Operation {
@@ -56,8 +56,8 @@ impl Operation {
         Operation::CancelTimer,
     ];
 
-    /// The user data of its entry. Both ways of receiving have one, and both ways of sending: a slot has one
-    /// at a time, and what cancels or completes it need not know which.
+    /// Returns the user data of its entry. Both kinds of receives share a tag, and so do both kinds of sends: a slot has at
+    /// most one receive and one send in progress, and the code that cancels or completes it need not know the kind.
     pub(super) fn tag(self, slot: u32) -> u64 {
         let operation = match self {
             Operation::ReceiveMultishot => Operation::Receive,
@@ -74,7 +74,7 @@ impl Operation {
         (*operation, Key(tag as u32))
     }
 
-    /// Whether it belongs to a slot.
+    /// Reports whether it belongs to a slot.
     pub(super) fn is_of_slot(self) -> bool {
         use Operation::{Accept, CancelAccept, CancelTimer, CancelWatch, Timer, Watch};
         !matches!(self, Accept | Watch | Timer | CancelAccept | CancelWatch | CancelTimer)
@@ -82,7 +82,7 @@ impl Operation {
 }
 
 impl<T> Uring<T> {
-    /// Starts an operation. From here on it is under way, even if it waits for room.
+    /// Starts an operation. From here on, it is in progress, even if it waits for space.
     pub(super) fn begin(&mut self, operation: Operation, slot: u32) {
         self.under_way += 1;
         if operation.is_of_slot() {
@@ -93,7 +93,7 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Queues an operation. Returns whether there was room.
+    /// Queues an operation. Returns whether there was space.
     fn push(&mut self, operation: Operation, slot: u32) -> bool {
         #[cfg(test)]
         if faults::refuses() {
@@ -101,10 +101,10 @@ impl<T> Uring<T> {
         }
         let entry = self.entry(operation, slot).user_data(operation.tag(slot));
         #[expect(unsafe_code, reason = "the kernel is given an entry that points to memory")]
-        // SAFETY: what the entry points to, and the descriptor that it names, belong to `self` and
-        // stay as they are until the operation has ended, as the module's documentation says: the
-        // slot is not vacated, `sending`, `address`, and `timer` are not touched, and the listener
-        // and the wake-up are not closed. A ring that is dropped before leaks all of them.
+        // SAFETY: the memory that the entry points to and the descriptor that it names belong to `self` and stay as they are
+        // until the operation has ended, as the module's documentation explains: the slot is not vacated, `sending`, `address`,
+        // and `timer` are not touched, and the listener and the wake-up are not closed. If a ring is dropped earlier, it leaks
+        // all of them.
         let has_room = unsafe { self.kernel.ring.submission().push(&entry) }.is_ok();
         #[cfg(test)]
         if !has_room {
@@ -163,14 +163,14 @@ impl<T> Uring<T> {
 
     fn send_entry(&self, slot: &Slot<T>, flags: SendFlags) -> squeue::Entry {
         let rest = slot.sending.rest();
-        // The rest of a longer one follows as after any short send.
+        // The rest of longer output follows as after any short send.
         let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         opcode::Send::new(Fd(slot.socket.as_raw_fd()), rest.as_ptr(), len)
             .flags(flags.bits().cast_signed())
             .build()
     }
 
-    /// Queues operations that found no room. Returns whether all of them have.
+    /// Queues the operations that did not fit before. Returns whether all of them do.
     pub(super) fn submit_waiting(&mut self) -> io::Result<bool> {
         while let Some((operation, slot)) = self.waiting.front().copied() {
             if self.push(operation, slot) {
@@ -180,7 +180,7 @@ impl<T> Uring<T> {
             let queued = self.kernel.ring.submission().len();
             self.enter(EnterFlags::empty(), Wait::No)?;
             if self.kernel.ring.submission().len() == queued {
-                // The kernel wants its completions to be taken first.
+                // The kernel requires that completions are taken first.
                 return Ok(false);
             }
         }
@@ -199,23 +199,23 @@ impl<T> Uring<T> {
             let arguments =
                 SubmitArgs::new().timespec(&time).min_wait_usec(whole_micros(gathered_for));
             let flags = (flags | EnterFlags::EXT_ARG).bits();
-            // SAFETY: EXT_ARG says that the argument is what `SubmitArgs` is, and it and the time live until
-            // the call returns; what the entries point to was settled by `push`.
+            // SAFETY: EXT_ARG means that the argument is a `SubmitArgs`, and both the argument and the time live until the call
+            // returns; `push` has ensured that the memory of the entries stays valid.
             unsafe { submitter.enter(queued, completions, flags, Some(&arguments)) }
         };
         let entered = match wait {
-            // SAFETY: no argument is passed, and what the entries point to was settled by `push`.
+            // SAFETY: no argument is passed, and `push` has ensured that the memory of the entries stays valid.
             Wait::No => unsafe { submitter.enter::<u64>(queued, 0, flags_bits, None) },
             // SAFETY: as above.
             Wait::One => unsafe { submitter.enter::<u64>(queued, 1, flags_bits, None) },
             Wait::For(time) => bounded(1, time, Duration::ZERO),
-            // Without a time for the whole wait, the kernel would end it at the shorter one with nothing.
+            // Without a time for the whole wait, the kernel would end it empty-handed after the shorter time.
             Wait::Gather(time) => bounded(GATHERED_MAX, GATHER_END, time),
         };
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                // Late, interrupted, or with completions to take first: the next iteration goes on.
+                // Late, interrupted, or with completions to take first: the next iteration continues.
                 Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN | Errno::NOMEM) => {
                     Ok(())
                 }

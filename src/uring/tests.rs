@@ -1,4 +1,4 @@
-//! The ring itself: wake-ups, timers, a full queue, and an end with everything under way.
+//! The ring itself: wake-ups, timers, a full queue, and an end while everything is in progress.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::sync::mpsc::channel;
 
 const SMALL: Sizes = Sizes { submissions: 2, completions: 4, buffers: 2 };
-/// Longer than anything here takes on a busy machine.
+/// Longer than anything here takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn pair(ring: &mut Uring<usize>, number: usize) -> (Socket, Key) {
@@ -17,7 +17,7 @@ fn pair(ring: &mut Uring<usize>, number: usize) -> (Socket, Key) {
     (theirs, ring.insert(ours, number))
 }
 
-/// Turns until `wanted` has counted this many events.
+/// Iterates until `wanted` has counted this many events.
 fn count_events(ring: &mut Uring<usize>, count: usize, mut wanted: impl FnMut(&Event) -> bool) {
     let end = Instant::now() + PATIENCE;
     let mut found = 0;
@@ -33,7 +33,7 @@ fn count_events(ring: &mut Uring<usize>, count: usize, mut wanted: impl FnMut(&E
     }
 }
 
-/// The defect that this layer is made against: a kernel that loses wake-ups loses most of them.
+/// The defect that this layer guards against: a kernel that loses wake-ups loses most of them.
 #[test]
 fn a_waiting_ring_hears_every_wakeup_at_once() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
@@ -86,7 +86,7 @@ fn a_bounded_wait_ends_in_its_time_and_the_timer_can_be_set_again() {
     }
 }
 
-/// Forty connections on a submission queue of two: nothing is refused, nothing is lost.
+/// Forty connections share a submission queue of two: nothing is refused, and nothing is lost.
 #[test]
 fn operations_that_find_the_queue_full_wait_in_line() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
@@ -104,7 +104,7 @@ fn operations_that_find_the_queue_full_wait_in_line() {
         assert_eq!(usize::from(got[99]), number);
         peer.write_all(b"x").unwrap();
     }
-    // More come at once than there are buffers: who found none receives again.
+    // More bytes arrive together than there are buffers for: connections that did not find one receive again.
     let (mut received, end) = (0, Instant::now() + PATIENCE);
     while received < 40 {
         assert!(Instant::now() < end, "{received} of 40");
@@ -122,7 +122,7 @@ fn operations_that_find_the_queue_full_wait_in_line() {
     }
 }
 
-/// Whether the peer takes all or nothing at once, it gets every byte, and each send ends once.
+/// Whether the peer takes all or nothing immediately, it gets every byte, and each send ends once.
 #[test]
 fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
@@ -135,7 +135,7 @@ fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     assert!(ring.next_event().is_none());
     let mut got = [0; 5];
     quick.read_exact(&mut got).unwrap();
-    // More than the socket takes: the rest follows as it is read.
+    // More than the socket takes: the rest follows as the peer reads.
     let (mut slow, full) = pair(&mut ring, 1);
     let bytes: Vec<u8> = (0..4_000_000u32).map(|at| (at % 251) as u8).collect();
     ring.send_skipping_completion(full, bytes.clone());
@@ -146,7 +146,7 @@ fn sends_without_a_completion_end_with_whatever_ends_a_wait_and_lose_nothing() {
     });
     count_events(&mut ring, 1, |event| matches!(event, Event::Sent(key, _) if *key == full));
     assert!(reader.join().unwrap() == bytes);
-    // The peer has gone: the failure ends a wait, and closing does not wait for anything.
+    // The peer is gone: the failure ends a wait, and closing does not wait for anything.
     let (gone, failing) = pair(&mut ring, 2);
     drop(gone);
     ring.send_skipping_completion(failing, b"last".to_vec());
@@ -190,7 +190,7 @@ fn a_cancel_that_has_failed_is_tried_again() {
     'receiving: loop {
         assert!(Instant::now() < end, "the receive is never over");
         ring.stop_receiving(key);
-        // Whatever becomes of the cancel, the peer goes on.
+        // Whatever happens to the cancel, the peer continues.
         peer.write_all(b"more").unwrap();
         ring.iterate(Wait::For(Duration::from_millis(100))).unwrap();
         while let Some(event) = ring.next_event() {
@@ -208,7 +208,7 @@ fn a_cancel_that_has_failed_is_tried_again() {
     assert!(!ring.slot(key).unwrap().is_receiving);
 }
 
-/// As on a kernel whose multishot accept may report what is no descriptor.
+/// This imitates a kernel whose multishot accept may report something that is not a descriptor.
 #[test]
 fn connections_are_accepted_one_by_one() {
     let mut ring: Uring<usize> = Uring::new(&SMALL, Issuer::ThisThread).unwrap();
@@ -279,13 +279,13 @@ fn a_dropped_ring_ends_everything_that_is_under_way() {
     assert_eq!(ring.under_way, 0);
     drop(ring);
     for (peer, _) in &mut peers {
-        // What was sent, and then the end.
+        // The bytes that were sent come first, and then the end.
         let mut rest = Vec::new();
         peer.read_to_end(&mut rest).unwrap();
     }
 }
 
-/// The result of a wait that gathers: the number of completions, and the time that it took.
+/// Returns the number of completions of a wait that gathers, and the time that it took.
 fn gather(ring: &mut Uring<usize>, time: Duration) -> (usize, Duration) {
     let started = Instant::now();
     let completions = ring.iterate(Wait::Gather(time)).unwrap();
@@ -311,21 +311,21 @@ fn a_wait_gathers_for_its_time_or_until_there_are_enough_and_then_waits_for_one(
     }
     ring.iterate(Wait::No).unwrap();
     let time = Duration::from_millis(100);
-    // One less than enough.
+    // This is one fewer than enough.
     for (peer, _) in &mut peers[1..] {
         peer.write_all(b"x").unwrap();
     }
     let (completions, took) = gather(&mut ring, time);
     assert_eq!(completions, enough - 1);
     assert!(took >= time, "{took:?}");
-    // Enough.
+    // This is enough.
     for (peer, _) in &mut peers {
         peer.write_all(b"x").unwrap();
     }
     let (completions, took) = gather(&mut ring, PATIENCE);
     assert_eq!(completions, enough);
     assert!(took < PATIENCE, "{took:?}");
-    // None within the time.
+    // None arrives within the time.
     let (mut peer, _) = peers.swap_remove(0);
     let later = std::thread::spawn(move || {
         std::thread::sleep(2 * time);

@@ -1,6 +1,5 @@
-//! The server under attack, in figures: shares of throughput, bytes of memory, all of thousands of
-//! responses. Minutes of load, so `cargo test` leaves these to `ci/enemy`, which runs them one by one
-//! in a release build.
+//! The server under attack, in figures: shares of throughput, bytes of memory, and all of thousands of responses. These tests
+//! run minutes of load, so `cargo test` leaves them to `ci/enemy`, which runs them one by one in a release build.
 
 use crate::world::{Client, Server, Totals, description, eventually, full_pipe, post, run};
 use ringtally::tally::Tally;
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 
 const EVENT: &str = r#"{"userId":"u","value":1}"#;
 
-/// A server on the first CPU; clients have the others, if there are any.
+/// Starts a server on the first CPU. Clients run on the other CPUs, if there are any.
 fn server(flags: &[&str]) -> Server {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
@@ -31,7 +30,7 @@ fn client_cpus() -> String {
     ringtally::topology::format_cpu_list(if cpus.len() > 1 { &cpus[1..] } else { &cpus })
 }
 
-/// The requests/s that a normal client gets. Every event is counted.
+/// Returns the requests/s that a normal client gets, and checks that every event is counted.
 fn load(server: &Server, requests: usize, connections: usize) -> f64 {
     let (requests, connections) = (requests.to_string(), connections.to_string());
     let (url, cpus) = (server.url(), client_cpus());
@@ -55,7 +54,7 @@ fn rss_kib(server: &Server) -> u64 {
     server.status_kib("VmRSS:")
 }
 
-/// CPU seconds of the server, user and system.
+/// Returns the server's CPU seconds, user and system.
 fn cpu_seconds(server: &Server) -> f64 {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let of_task = |task: std::io::Result<std::fs::DirEntry>| -> f64 {
@@ -65,8 +64,8 @@ fn cpu_seconds(server: &Server) -> f64 {
     tasks.map(of_task).sum()
 }
 
-/// Whether a ratio of medians holds. Whatever else the machine does makes it worse, so the best of three
-/// attempts is what the server can do.
+/// Checks that a ratio of medians holds. Any other activity on the machine makes it worse, so the best of three attempts shows
+/// what the server can do.
 fn attempts(what: &str, mut ratio: impl FnMut() -> f64, holds: impl Fn(f64) -> bool) {
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -93,7 +92,7 @@ fn a_thousand_dripping_clients_cost_at_most_a_tenth_of_the_throughput() {
         slow.iter_mut().for_each(|stream| stream.write_all(head).unwrap());
         scope(|scope| {
             scope.spawn(|| {
-                // Each of them sends a byte a second.
+                // Each of them sends one byte per second.
                 for mut stream in slow.iter().cycle() {
                     if stop.load(Ordering::Relaxed) {
                         return;
@@ -109,7 +108,7 @@ fn a_thousand_dripping_clients_cost_at_most_a_tenth_of_the_throughput() {
         })
     };
     let ratio = || median((0..5).map(|_| pair()));
-    attempts("throughput beside 1,000 dripping clients", ratio, |ratio| ratio >= 0.9);
+    attempts("throughput next to 1,000 dripping clients", ratio, |ratio| ratio >= 0.9);
     assert!(drips.into_inner() > 1000);
 }
 
@@ -117,7 +116,7 @@ fn a_thousand_dripping_clients_cost_at_most_a_tenth_of_the_throughput() {
 #[ignore = "ci/enemy runs it"]
 fn endless_pipelining_does_not_double_the_tail_latency_of_others() {
     let server = server(&[]);
-    // Requests one by one on one connection.
+    // Sends its requests one by one on one connection.
     let p99 = |client: &mut Client| {
         let mut took: Vec<_> = (0..4000)
             .map(|_| {
@@ -135,14 +134,14 @@ fn endless_pipelining_does_not_double_the_tail_latency_of_others() {
         beside(&server, None, || p99(&mut normal)) / alone
     };
     let ratio = || median((0..5).map(|_| pair()));
-    let what = "p99 beside pipelining without end, against beside 16 busy clients";
+    let what = "p99 next to endless pipelining, against next to 16 busy clients";
     attempts(what, ratio, |ratio| ratio < 2.0);
     let peak = server.status_kib("VmHWM:");
     assert!(peak < 40 * 1024, "{peak} KiB");
 }
 
-/// Does something while others ask for `/health` at the lowest priority: so many of them one request
-/// at a time, or one without end.
+/// Runs `work` while others request `/health` at the lowest priority: this number of them one request at a time, or, with
+/// `None`, a single one without pause.
 fn beside<T>(server: &Server, others: Option<usize>, work: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     let is_over = || stop.load(Ordering::Relaxed);
@@ -212,7 +211,7 @@ fn a_thousand_clients_that_never_read_hold_at_most_64_kib_each() {
         .map(|_| {
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream.set_nonblocking(true).unwrap();
-            // As much as the server and the kernel take immediately, and more later.
+            // Writes as much as the server and the kernel take immediately. More follows below.
             match stream.write(many.as_bytes()) {
                 Ok(_) => {}
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -241,7 +240,7 @@ fn a_thousand_clients_that_never_read_hold_at_most_64_kib_each() {
 fn a_thousand_resets_per_second_leave_four_fifths_of_the_throughput() {
     let server = server(&[]);
     let before = rss_kib(&server);
-    // Events as fast as they are answered, whatever the totals are.
+    // Returns the events/s of four clients that send as fast as they get responses, whatever the totals are.
     let events = || {
         let start = Instant::now();
         let count = AtomicU64::new(0);
@@ -279,7 +278,7 @@ fn a_thousand_resets_per_second_leave_four_fifths_of_the_throughput() {
         })
     };
     let ratio = || median((0..5).map(|_| pair()));
-    attempts("events beside resets", ratio, |ratio| ratio >= 0.8);
+    attempts("events next to resets", ratio, |ratio| ratio >= 0.8);
     let grown = rss_kib(&server).saturating_sub(before);
     println!("{resets:?} resets; memory grew by {grown} KiB");
     assert!(grown < 4096, "{grown} KiB");
@@ -289,7 +288,7 @@ fn a_thousand_resets_per_second_leave_four_fifths_of_the_throughput() {
 #[ignore = "ci/enemy runs it"]
 fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
     let server = server(&[]);
-    // The server's CPU seconds for something.
+    // Returns the server's CPU seconds for some work.
     let cost = |work: &dyn Fn()| {
         let before = cpu_seconds(&server);
         work();
@@ -299,7 +298,7 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
     let beside_polls = |path: &str, work: &dyn Fn()| {
         let stop = AtomicBool::new(false);
         scope(|scope| {
-            // One thread asks on all of them, so that it takes no more of the client's CPU than `load` gets.
+            // One thread polls on all of them, so that it takes no more of the client's CPU than `load` gets.
             scope.spawn(|| {
                 leave_server_cpu();
                 let mut clients: Vec<_> = (0..64).map(|_| server.client()).collect();
@@ -324,7 +323,7 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
     let events = || {
         load(&server, 200_000, 64);
     };
-    // The CPU time of events next to pollers: of both together, less what as many polls cost by themselves.
+    // The CPU time of events next to pollers: the time of both together, minus the cost of as many polls by themselves.
     let beside = |path: &str| {
         polls.store(0, Ordering::Relaxed);
         let polling = cost(&|| beside_polls(path, &|| std::thread::sleep(Duration::from_secs(1))));
@@ -332,10 +331,10 @@ fn stats_polled_on_64_connections_cost_their_cpu_share_and_at_most_a_tenth() {
         let together = cost(&|| beside_polls(path, &events));
         together - polls.load(Ordering::Relaxed) as f64 * a_poll
     };
-    // Beside busy connections the shard gets its events in smaller groups, each of which costs more, whatever the
-    // others request. `/health` is the least that they can request.
+    // Next to busy connections the shard gets its events in smaller groups, which cost more, whatever the others request.
+    // `/health` is the cheapest request that they can send.
     let ratio = || median((0..5).map(|_| beside("/health") / beside("/stats")));
-    let what = "events per CPU second beside 64 pollers of /stats, against pollers of /health";
+    let what = "events per CPU second next to 64 pollers of /stats, against pollers of /health";
     attempts(what, ratio, |ratio| ratio >= 0.9);
 }
 
@@ -405,7 +404,7 @@ fn ten_thousand_connections_and_storms_of_resets_leave_nothing_behind() {
     };
     let (descriptors, idle) = (server.descriptors(), rss_kib(&server));
     let clients = open();
-    // Memory is compared while all are open: how much of what is free the allocator keeps varies.
+    // Memory is compared while all connections are open, because the share of freed memory that the allocator keeps varies.
     let before = rss_kib(&server);
     let each = before.saturating_sub(idle) * 1024 / count as u64;
     drop(clients);
@@ -452,8 +451,8 @@ fn ten_million_users_take_the_documented_memory() {
         assert!(each <= bytes_max, "{each} bytes");
         assert!(writers[0].count(b"one more", 1.0).is_err());
         let known = format!("{:0>id_bytes$}", 5);
-        assert!(writers[0].count(known.as_bytes(), 1.0).is_ok(), "a known one goes on");
-        // Held while the others are measured: memory that these gave back would be mistaken for theirs.
+        assert!(writers[0].count(known.as_bytes(), 1.0).is_ok(), "a known user is still counted");
+        // Never freed: the next measurement would mistake the memory that these give back for its own.
         std::mem::forget((tally, writers));
     }
 }
@@ -462,8 +461,8 @@ fn ten_million_users_take_the_documented_memory() {
 #[ignore = "ci/enemy runs it"]
 fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
     const USERS: usize = 100_000;
-    // Of 16 bytes, foldhash multiplies the first eight, less its seed, with the others: where the first
-    // are the seed, which with a known one is made of digits of pi, all have one hash.
+    // foldhash multiplies the first eight of 16 bytes, XORed with its seed, by the other eight. If the first eight equal the
+    // seed, all ids have one hash. A known seed is made of digits of pi.
     let known = foldhash::quality::FixedState::with_seed(0);
     let seed = 0x082e_fa98_ec4e_6c89_u64.rotate_right(16).to_ne_bytes();
     let id = |first: [u8; 8], number: usize| [first, number.to_ne_bytes()].concat();
@@ -484,10 +483,10 @@ fn ids_that_collide_under_a_known_seed_are_inserted_as_fast_as_others() {
     attempts("inserting colliding ids against random ones", ratio, |ratio| ratio <= 2.0);
 }
 
-/// Connections that all want as much as they can get.
+/// The number of hostile connections, which all take as much as they can get.
 const HOSTILE: usize = 100;
-/// The longest that another client may wait next to them: promise 10 of the contract, and half as much again for the rest of the
-/// server and the machine.
+/// The longest that another client may wait next to them: 100 µs for each (promise 10 of the contract), plus 50% for the
+/// rest of the server and the machine.
 const WAIT_MAX: Duration = Duration::from_millis(15);
 
 /// The requests of hostile connections, by name.
@@ -517,7 +516,7 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Keeps the calling thread off the server's CPU: to wait for that would look like a wait for a response.
+/// Keeps the calling thread off the server's CPU, because waiting for that CPU would look like waiting for a response.
 fn leave_server_cpu() {
     let allowed = ringtally::topology::allowed_cpus();
     let mut others = CpuSet::new();
@@ -525,7 +524,7 @@ fn leave_server_cpu() {
     sched_setaffinity(None, &others).unwrap();
 }
 
-/// The waits of a client that sends events one by one until it is told to stop.
+/// Returns the sorted waits of a client that sends events one by one until `stop` is set.
 fn waits(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
     leave_server_cpu();
     let mut client = server.client();
@@ -541,7 +540,7 @@ fn waits(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
     waits
 }
 
-/// The waits of such a client during an attack, which yields to it on the CPU that they share.
+/// Returns the waits of the same client during an attack. On the CPU that they share, the attack yields to the client.
 fn waits_beside(server: &Server, attack: impl FnOnce() + Send) -> Vec<Duration> {
     let stop = AtomicBool::new(false);
     scope(|scope| {
@@ -557,7 +556,7 @@ fn waits_beside(server: &Server, attack: impl FnOnce() + Send) -> Vec<Duration> 
     })
 }
 
-/// Sends the same requests over and over on each of these connections for a while, and discards the responses.
+/// Sends the same requests over and over on each of these connections until this time, and discards the responses.
 fn send_without_end(connections: &[TcpStream], requests: &[u8], until: Instant) {
     let many = requests.repeat((1 << 16) / requests.len() + 1);
     let (mut sent, mut discarded) = (vec![0; connections.len()], vec![0; 1 << 16]);
@@ -581,10 +580,10 @@ fn a_hundred_connections_of_any_kind_make_others_wait_for_15_ms_at_most() {
             let waits = waits_beside(&server, || {
                 send_without_end(&hostile, &requests, Instant::now() + Duration::from_secs(2));
             });
-            // One in a hundred may be the machine's.
+            // One wait in a hundred may be the machine's fault.
             waits[waits.len() * 99 / 100].as_secs_f64() * 1e3
         };
-        let what = format!("ms that others wait beside {HOSTILE} connections with {name}");
+        let what = format!("ms that others wait next to {HOSTILE} connections with {name}");
         attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
     }
 }
@@ -606,7 +605,7 @@ fn a_hundred_batches_that_become_whole_at_once_make_others_wait_for_15_ms_at_mos
             let server = server(&[]);
             let mut hostile: Vec<Client> = (0..HOSTILE).map(|_| server.client()).collect();
             hostile.iter_mut().for_each(|client| client.send(first));
-            // Until then the server receives, which is not what is measured here.
+            // Gives the server time to receive the first parts, because that is not measured here.
             std::thread::sleep(Duration::from_millis(200));
             let waits = waits_beside(&server, || {
                 std::thread::sleep(Duration::from_millis(50));
@@ -625,7 +624,7 @@ fn a_hundred_batches_that_become_whole_at_once_make_others_wait_for_15_ms_at_mos
 #[ignore = "ci/enemy runs it"]
 fn refused_clients_that_try_again_and_stay_take_nobodys_place() {
     let server = server(&["--max-connections", "4"]);
-    // Asks once. Returns the client, if it was refused.
+    // Sends one event. Returns the client if it was refused.
     let ask = || {
         let mut client = server.client();
         client.send(post("/event", EVENT).as_bytes());
@@ -661,7 +660,7 @@ fn refused_clients_that_try_again_and_stay_take_nobodys_place() {
     assert!(share >= 0.8, "{share}");
 }
 
-/// The machine itself may be the enemy: no memory, no listening socket, nobody who reads the log.
+/// The machine itself may be the enemy: it lacks memory, a listening socket, or a reader of the log.
 #[test]
 #[ignore = "ci/enemy runs it"]
 fn a_machine_that_lacks_something_makes_others_wait_for_15_ms_at_most() {
@@ -713,7 +712,7 @@ fn a_machine_that_lacks_something_makes_others_wait_for_15_ms_at_most() {
         ("a reader of its log", &without_reader),
     ];
     for (what, wait_ms) in cases {
-        let what = format!("ms that others wait beside a server that lacks {what}");
+        let what = format!("ms that others wait next to a server that lacks {what}");
         attempts(&what, wait_ms, |wait_ms| wait_ms <= WAIT_MAX.as_secs_f64() * 1e3);
     }
 }

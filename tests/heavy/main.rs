@@ -1,5 +1,5 @@
-//! Tests that take minutes of load, or need programs and file systems that Rust does not bring: attacks on one server,
-//! and several servers on a PostgreSQL. `cargo test` builds these tests and leaves them to `ci/enemy` and `ci/cluster`,
+//! Tests that run minutes of load, or need programs and file systems that do not come with Rust: attacks on one server, and
+//! several servers on a PostgreSQL database. `cargo test` builds these tests but leaves them to `ci/enemy` and `ci/cluster`,
 //! which run them one by one.
 
 #![allow(

@@ -1,4 +1,4 @@
-//! The command line of the real binary: what it accepts, what it refuses and with which advice, and its help.
+//! The command line of the real binary: the arguments that it accepts, the advice in its refusals, and its help.
 
 use crate::world::{Client, Server, ringtally, run, terminal, text};
 use clap::Parser;
@@ -27,7 +27,7 @@ const COMMANDS: [&str; 12] = [
     "man",
 ];
 
-/// The help of a command at 80 columns; of the program for an empty name.
+/// Returns the help of a command at 80 columns, or the program's help for an empty name.
 fn help(command: &str, flag: &str) -> String {
     let output = ringtally()
         .args(command.split_whitespace())
@@ -208,12 +208,12 @@ fn a_flag_that_does_not_exist_suggests_the_right_one() {
     }
 }
 
-/// Returns the words that a shell would run of an example, without other programs'.
+/// Returns the words of an example's `ringtally` command as a shell would split them, without other programs' words.
 fn words(example: &str) -> Vec<String> {
     let own = &example[example.find("ringtally").unwrap()..];
     let end = [" && ", " | ", " > ", "   "].iter().filter_map(|end| own.find(end)).min();
     let own = own[..end.unwrap_or(own.len())].replace("$start", "1900000000");
-    // Quotes keep words together, and are no part of them.
+    // Quotes keep words together but are not part of them.
     let mut words = vec![String::new()];
     let mut is_quoted = false;
     for c in own.chars() {
@@ -312,7 +312,7 @@ fn shown(columns: u16, args: &[&str], variables: &[(&str, &str)]) -> (String, Op
         .unwrap();
     drop(open);
     let mut bytes = Vec::new();
-    // Ends with an error once the child has closed its side.
+    // This ends with an error after the child has closed its side.
     let _ = controller.read_to_end(&mut bytes);
     (text(&bytes).replace("\r\n", "\n"), child.wait().unwrap().code())
 }
@@ -331,7 +331,7 @@ fn colors_and_widths_are_those_that_the_terminal_and_its_user_want() {
     ] {
         let (colored, ended) = shown(200, args, &[]);
         assert_eq!(ended, Some(code), "{args:?}: {colored}");
-        // A color, and not only the erasing of a line of progress.
+        // This means a color, not just the sequence that erases a progress line.
         let has_color = |said: &str| {
             said.split("\x1b[").skip(1).any(|part| {
                 part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
@@ -341,7 +341,7 @@ fn colors_and_widths_are_those_that_the_terminal_and_its_user_want() {
         let (plain, _) = shown(200, args, &[("NO_COLOR", "1")]);
         assert!(!has_color(&plain), "{args:?}: {plain}");
         let (narrow, _) = shown(60, args, &[("NO_COLOR", "1")]);
-        // Each state of a line of progress replaces the one before.
+        // Each state of a progress line replaces the previous one.
         for line in narrow.lines().flat_map(|line| line.split("\r\x1b[K")) {
             let is_one_word = !line.trim().contains(' ');
             assert!(line.chars().count() <= 60 || is_one_word, "{args:?}: {line}");
@@ -537,7 +537,7 @@ fn a_ready_server_writes_its_address_to_a_descriptor() {
 
 #[test]
 fn a_server_of_challenge_that_does_not_start_is_reported_once() {
-    // More files than any limit allows.
+    // These are more files than any limit allows.
     let output = run(&["challenge", "1", "1", "--max-connections", "1e15"]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");

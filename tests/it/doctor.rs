@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A file of this test run. Dropped, it is removed.
+/// A file of this test run, which is removed when dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -69,7 +69,7 @@ fn the_place_of_a_store_is_checked_where_it_is_named() {
     assert!(checks(&[]).is_empty());
     let file = Scratch::new("tally.redb", "");
     assert_eq!(checks(&["--store", file.name()]).len(), 5);
-    // On every Linux, this folder is in memory.
+    // On every Linux, this directory is in memory.
     let shared_memory = &checks(&["--store", "/dev/shm/tally.redb"])[0];
     assert_eq!(shared_memory["verdict"], "WARN", "{shared_memory}");
     assert!(shared_memory["value"].as_str().unwrap().starts_with("tmpfs on /dev/shm: "));
@@ -80,7 +80,7 @@ fn the_place_of_a_store_is_checked_where_it_is_named() {
     }
 }
 
-/// The checks of network cards that a report has.
+/// Returns the checks of network cards in a report.
 fn cards(report: &[u8]) -> Vec<Value> {
     let report: Value = serde_json::from_slice(report).unwrap();
     let checks = report["checks"].as_array().unwrap().iter();
@@ -93,7 +93,7 @@ fn the_card_that_has_an_address_is_checked_where_the_address_is_named() {
         let output = run(&[&["doctor", "--json"], flags].concat());
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let mut checks = cards(&output.stdout);
-        // It is about all cards, and always there.
+        // This check is about all cards, and always there.
         checks.retain(|check| check["name"] != "NIC interrupts");
         checks
     };
@@ -102,7 +102,7 @@ fn the_card_that_has_an_address_is_checked_where_the_address_is_named() {
         let checks = checks(&["--host", host, "--cpus", "0", "--shards", "2"]);
         assert_eq!((checks.len(), &checks[0]["name"]), (1, &"NIC lo".into()), "{checks:?}");
     }
-    // Documentation addresses (RFC 5737, RFC 3849), and whatever cards this machine has.
+    // Documentation addresses (RFC 5737, RFC 3849), and any cards that this machine has.
     for host in ["203.0.113.77", "2001:db8::77", "0.0.0.0", "::"] {
         for check in checks(&["--host", host]) {
             let is_warning = check["verdict"] == "WARN";

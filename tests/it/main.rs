@@ -1,6 +1,6 @@
-//! The tests of everything that `cargo test` shows: a directory per promise or part, a file per theme. What they share is in
-//! `world`. They run at the same time: a test takes port 0 and its own names, and what changes a whole process, it
-//! does to one that it starts. The tests that a busy machine would make wrong take turns: `world::alone`.
+//! The tests of everything that `cargo test` shows: a directory per promise or part, a file per theme. Shared code is in
+//! `world`. The tests run at the same time: each takes port 0 and its own names, and anything that changes a whole process
+//! happens in a process that the test starts. The tests that a busy machine would make wrong take turns: `world::alone`.
 
 #![allow(
     clippy::unwrap_used,

@@ -17,7 +17,7 @@ use std::collections::HashSet;
 const LINE_BYTES_MAX: usize = 100;
 const USERS_MAX: usize = 3;
 
-/// The status and the body of the response, and the events that are counted.
+/// Returns the status and the body of the response, and the events that are counted.
 fn expected(body: &[u8]) -> (u16, String, Vec<(Vec<u8>, f64)>) {
     let (mut events, mut users, mut too_many) = (Vec::new(), HashSet::new(), None);
     for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {

@@ -1,6 +1,6 @@
-//! The event decoder against itself: an ignored member in front, which no canonical body has, leads to the
-//! general parser and must change neither the verdict nor a bit of the value. A body that is wrong in several
-//! ways may be refused for any of them: the general parser reads longer bodies in another order.
+//! The event decoder against itself: an ignored member in front makes any body noncanonical. It leads to the general parser,
+//! and must change neither the verdict nor a bit of the value. A body that is wrong in several ways may be refused for any of
+//! them, because the general parser reads longer bodies in another order.
 
 #![no_main]
 

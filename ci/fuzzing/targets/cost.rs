@@ -1,5 +1,5 @@
-//! Cost per byte: no input takes much longer than it is charged for, and a connection stops when its budget is spent. The search
-//! is led to input that is charged the most per byte, and to input whose time is the longest compared with what it is charged.
+//! Cost per byte: no input takes much longer than its charge allows, and a connection stops when its budget is spent. The
+//! search is led to input that is charged the most per byte, and to input that takes the longest compared with its charge.
 
 #![no_main]
 
@@ -12,18 +12,18 @@ use ringtally::tally::Tally;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::LazyLock;
 
-/// How much longer than a usual event, compared with what it is charged, input may take.
+/// The largest factor by which input may take longer than a usual event, compared with its charge.
 const FACTOR: f64 = 6.0;
-/// What the clock and the caches may add, in nanoseconds.
+/// The nanoseconds that the clock and the caches may add.
 const SLACK_NS: f64 = 100_000.0;
-/// How often the input is sent.
+/// The number of times that the input is sent.
 const REPEATED: usize = 8;
 
-/// What libFuzzer takes for coverage: a counter that changes is news.
+/// Counters that libFuzzer treats as coverage: one that changes is news.
 #[unsafe(link_section = "__libfuzzer_extra_counters")]
 static mut COUNTERS: [u8; 128] = [0; 128];
 
-/// Notes that a value, in eighths of a power of two, was reached.
+/// Notes that a value, in quarters of a power of two, was reached.
 fn reached(first: usize, value: f64) {
     let step = (value.max(1.0).log2() * 4.0) as usize;
     #[expect(unsafe_code, reason = "libFuzzer reads it between two runs, on the same thread")]
@@ -33,13 +33,14 @@ fn reached(first: usize, value: f64) {
     }
 }
 
-/// Nanoseconds of CPU time of this thread.
+/// Returns the CPU time of this thread in nanoseconds.
 fn cpu_ns() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
-/// The nanoseconds and the units that a connection takes for some bytes, the least of several times.
+/// Returns the nanoseconds and the units that a connection takes for some bytes. The nanoseconds are the least of
+/// several tries.
 fn cost(wire: &[u8]) -> (f64, f64) {
     let (mut ns, mut units) = (f64::MAX, 0.0);
     for _ in 0..3 {
@@ -57,7 +58,7 @@ fn cost(wire: &[u8]) -> (f64, f64) {
                 service.publish();
                 let action = connection.action(&Moment::START, &mut service);
                 let used = connection.renew();
-                // At most one request more than fits, which is made of one of these pieces.
+                // The budget may be exceeded by at most one request, and that fits in one of these pieces.
                 assert!(used <= Budget::UNITS + 200_000, "{used} units at once");
                 charged += used;
                 if action.send > 0 {
@@ -83,7 +84,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// The nanoseconds that a unit takes here, where everything is instrumented.
+/// The nanoseconds that a unit takes in this program, in which everything is instrumented.
 static UNIT_NS: LazyLock<f64> = LazyLock::new(|| {
     let wire = post("/event", br#"{"userId":"user_1","value":499.5}"#).repeat(500);
     let (ns, units) = cost(&wire);
@@ -91,7 +92,7 @@ static UNIT_NS: LazyLock<f64> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    // The first byte says what the others are.
+    // The first byte determines the kind of the others.
     let Some((kind, input)) = data.split_first() else { return };
     let wire = match kind % 4 {
         0 => input.repeat(REPEATED),

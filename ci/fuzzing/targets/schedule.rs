@@ -20,7 +20,8 @@ fuzz_target!(|data: &[u8]| {
     let mut connection = Connection::new(limits, true, 0);
     let mut moment = Moment::START;
     let mut next = Next::Receive;
-    // How often the deadline has moved since the last response: once for a head, once for a body.
+    // The number of times that the deadline has moved since the last response: once for a head,
+    // once for a body.
     let (mut deadline_ms, mut moves) = (connection.deadline_ms(), 0);
     let mut rest = data;
     while let Some((step, after)) = rest.split_first() {
@@ -33,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
                     rest.split_at(usize::from(step / 8 * 4 + step % 8).min(rest.len()));
                 rest = after;
                 connection.receive(piece, &moment, &mut service);
-                // While it drains, what was received is handled once all of it was.
+                // During a drain, received bytes are handled after all of them have arrived.
                 if moment.urgency == Urgency::Drain {
                     connection.work(&moment, &mut service);
                 }
@@ -63,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(unsent < UNSENT_BYTES_MAX + 1000, "at most one response over the mark");
         next = connection.next();
         if connection.is_finishing() {
-            // What follows is ignored.
+            // Anything that follows is ignored.
             let more = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
             connection.receive(more, &moment, &mut service);
             assert_eq!(connection.responses().len(), unsent);

@@ -3,7 +3,7 @@
 use super::super::machine::Machine;
 use std::collections::BTreeMap;
 
-/// Words in the names of interrupts that serve no queue.
+/// Words in the names of interrupts that do not serve a queue.
 const NOT_OF_A_QUEUE: [&str; 10] =
     ["config", "async", "ctrl", "mgmnt", "misc", "cmd", "pages", "event", "hwc", "admin"];
 
@@ -20,7 +20,7 @@ pub(super) struct Interrupt {
 pub(super) struct Line {
     /// The receive interrupt, which usually also serves transmission.
     pub(super) rx: Interrupt,
-    /// The transmit interrupt, if it is a different one.
+    /// The transmit interrupt, if it is a separate one.
     pub(super) tx: Option<Interrupt>,
 }
 
@@ -30,9 +30,9 @@ pub(super) struct Card {
     pub(super) name: String,
     /// The number of RX queues.
     pub(super) queues: usize,
-    /// Whether RX and TX queues have separate interrupts, and `ethtool -L` counts them separately.
+    /// Whether RX and TX queues have separate interrupts, so that `ethtool -L` counts them separately.
     pub(super) is_separate: bool,
-    /// The interrupts of each RX queue, or why they are not known.
+    /// The interrupts of each RX queue, or the reason why they are unknown.
     pub(super) lines: Result<Vec<Line>, String>,
     /// The CPUs that each RX queue spreads its packets over; empty if it does not spread them.
     pub(super) rps: Option<Vec<Vec<usize>>>,
@@ -78,19 +78,19 @@ impl Card {
 /// The purpose of an interrupt, judged by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// Receiving on an RX queue, and perhaps transmission.
+    /// Receiving on an RX queue, and perhaps transmission, too.
     Receive,
-    /// Only what was sent.
+    /// Transmission only.
     Send,
-    /// The name does not tell: mlx4-3, or eth0-fp-3.
+    /// A queue whose direction the name does not show: mlx4-3, or eth0-fp-3.
     Queue,
-    /// No queue.
+    /// Not a queue.
     Other,
 }
 
-/// Returns the role and the number of the queue in an interrupt's name, from which the interface's name was removed.
+/// Returns the role and the queue number in an interrupt's name, ignoring the interface's name.
 fn role(name: &str, interface: &str) -> (Role, Option<usize>) {
-    // Behind it is the address of the device: mlx5_comp3@pci:0000:03:00.0.
+    // The device's address follows: mlx5_comp3@pci:0000:03:00.0.
     let name = name.split('@').next().unwrap_or(name).replace(interface, "").to_lowercase();
     let number = name
         .rsplit(|c: char| !c.is_ascii_digit())
@@ -126,7 +126,7 @@ impl Named {
         };
         let is_ours = |number: u32, name: &str| match &numbers {
             Some(numbers) => numbers.contains(&number.to_string()),
-            // An interrupt that is not a message, or does not come over PCI.
+            // The interrupt is not message-signaled, or does not use PCI.
             None => is_of_interface(name),
         };
         let ours = names.into_iter().filter(|(number, name)| is_ours(*number, name));
@@ -139,7 +139,7 @@ impl Named {
         )
     }
 
-    /// The numbers of the interrupts in a role, in the order of their queues.
+    /// Returns the queues and the numbers of the interrupts in a role, in the order of the queues.
     fn in_role(&self, wanted: Role) -> Vec<(Option<usize>, u32)> {
         let in_role = self.0.iter().filter(|(_, _, role, _)| *role == wanted);
         let mut found: Vec<_> = in_role.map(|(number, _, _, queue)| (*queue, *number)).collect();
@@ -167,7 +167,7 @@ impl Named {
             // Google's card: the first half of its interrupts serves TX queues.
             of_queues(&other[other.len() / 2..], queues)
         } else if other.is_empty() && queues == 1 && self.0.len() == 1 {
-            // One interrupt for everything, with the name of the interface.
+            // A single interrupt for everything, with the name of the interface.
             Some(vec![self.0[0].0])
         } else {
             of_queues(&other, queues)
@@ -195,8 +195,8 @@ impl Named {
     }
 }
 
-/// Returns the interrupts of the first queues, if there are enough: by the numbers in their names, or in their order if
-/// the numbers do not begin at 0.
+/// Returns the interrupts of the first `queues` queues, if there are enough: by the numbers in their names, or in their order
+/// if the numbers do not begin at 0.
 fn of_queues(found: &[(Option<usize>, u32)], queues: usize) -> Option<Vec<u32>> {
     let by_number: Option<Vec<u32>> = (0..queues)
         .map(|queue| found.iter().find(|(number, _)| *number == Some(queue)).map(|f| f.1))
@@ -204,14 +204,15 @@ fn of_queues(found: &[(Option<usize>, u32)], queues: usize) -> Option<Vec<u32>> 
     by_number.or_else(|| Some(found.get(..queues)?.iter().map(|(_, number)| *number).collect()))
 }
 
-/// Returns the CPUs of an interrupt: the one that the kernel has chosen, or else the ones that it may choose from.
+/// Returns the CPUs of an interrupt: the CPU that the kernel has chosen or, if that is unknown, the CPUs that it may
+/// choose from.
 pub(in crate::doctor) fn interrupt_cpus(machine: &Machine, number: u32) -> Option<Vec<usize>> {
     ["effective_affinity_list", "smp_affinity_list"]
         .iter()
         .find_map(|file| machine.cpus(&format!("proc/irq/{number}/{file}")))
 }
 
-/// The numbers and names in the text of /proc/interrupts. A name is the last word of its line, because the number of
+/// Returns the numbers and names in the text of /proc/interrupts. A name is the last word of its line, because the number of
 /// words before it depends on the architecture.
 fn interrupt_names(text: &str) -> BTreeMap<u32, String> {
     let of_line = |line: &str| {
@@ -221,7 +222,7 @@ fn interrupt_names(text: &str) -> BTreeMap<u32, String> {
     text.lines().filter_map(of_line).collect()
 }
 
-/// The CPUs in a mask of the kernel's: hexadecimal, in groups of 32 bits, the lowest one last.
+/// Parses the CPUs in a kernel mask: hexadecimal, in groups of 32 bits, with the lowest group last.
 pub(super) fn parse_mask(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for (group, digits) in text.rsplit(',').enumerate() {
@@ -231,7 +232,7 @@ pub(super) fn parse_mask(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-/// The mask of these CPUs, as the kernel reads it.
+/// Returns the mask of these CPUs, as the kernel reads it.
 pub(super) fn format_mask(cpus: &[usize]) -> String {
     let groups = cpus.iter().max().map_or(1, |highest| highest / 32 + 1);
     let bits = |group: usize| {

@@ -1,7 +1,7 @@
-//! The plan of which CPU each queue of a network card should interrupt, given the CPUs of the shards.
+//! The plan for the CPU that each queue of a network card should interrupt, given the CPUs of the shards.
 
-/// Returns the CPU for the interrupt of each queue, given its current one, so that all of `cpus` have the same number
-/// of queues, or one more. A queue that can keep its CPU does.
+/// Returns the CPU for the interrupt of each queue, given its current one, so that the numbers of queues per CPU of `cpus`
+/// differ by at most one. A queue keeps its CPU if it can.
 pub(super) fn assign(current: &[Option<usize>], cpus: &[usize]) -> Vec<usize> {
     let (least, mut with_one_more) = (current.len() / cpus.len(), current.len() % cpus.len());
     let mut counts = vec![0; cpus.len()];
@@ -28,8 +28,8 @@ pub(super) fn assign(current: &[Option<usize>], cpus: &[usize]) -> Vec<usize> {
     assigned.into_iter().map(&mut fill).collect()
 }
 
-/// Returns the `cpus` that send through each queue: the one that it interrupts, and some others if there are fewer
-/// queues than CPUs.
+/// Returns the `cpus` that send through each queue: the CPU that it interrupts, and some others if there are fewer queues
+/// than CPUs.
 pub(super) fn senders(assigned: &[usize], cpus: &[usize]) -> Vec<Vec<usize>> {
     let mut senders: Vec<Vec<usize>> = assigned.iter().map(|cpu| vec![*cpu]).collect();
     let without = cpus.iter().filter(|cpu| !assigned.contains(cpu));
@@ -43,8 +43,8 @@ pub(super) fn senders(assigned: &[usize], cpus: &[usize]) -> Vec<Vec<usize>> {
     senders
 }
 
-/// Returns the `cpus` that each queue should spread its packets over, so that all get the same share; empty if each CPU
-/// has a queue.
+/// Returns the `cpus` that each queue should spread its packets over, so that all get an equal share; empty if each CPU has
+/// a queue.
 pub(super) fn spread(assigned: &[usize], cpus: &[usize]) -> Vec<Vec<usize>> {
     if assigned.len() >= cpus.len() {
         vec![Vec::new(); assigned.len()]

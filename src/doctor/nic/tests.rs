@@ -17,7 +17,7 @@ impl Files {
         self
     }
 
-    /// Returns a card with this number of queues of each kind, without RPS, whose TX queues are for one CPU each.
+    /// Adds a card with this number of queues of each kind, without RPS, whose TX queues serve one CPU each.
     fn card(mut self, name: &str, queues: usize) -> Files {
         let folder = format!("sys/class/net/{name}");
         self = self
@@ -31,7 +31,7 @@ impl Files {
         self
     }
 
-    /// The interrupts of a card from number 40 on, each with its name and the list of its CPUs.
+    /// Adds the interrupts of a card, numbered from 40, each with its name and the list of its CPUs.
     fn interrupts(mut self, card: &str, of_queues: &[(&str, &str)]) -> Files {
         let mut text =
             String::from("            CPU0       CPU1\n  1:  9 0  IO-APIC  1-edge  i8042\n");
@@ -51,13 +51,13 @@ impl Files {
         Fixture::new(&files)
     }
 
-    /// The checks for a server on eth0 with shards on these CPUs.
+    /// Returns the checks for a server on eth0 with shards on these CPUs.
     fn checks(&self, cpus: &[usize]) -> Vec<Check> {
         on(&self.fixture(), HOST, cpus)
     }
 }
 
-/// The checks for a server on an address: eth0 has [`HOST`], and each other interface the address of its name.
+/// Returns the checks for a server on an address: eth0 has [`HOST`], and each other interface the address listed with it.
 fn on(fixture: &Fixture, host: &str, cpus: &[usize]) -> Vec<Check> {
     let listener = Listener { host: host.parse().unwrap(), placement: cpus.to_vec() };
     let addresses: Vec<Address> =
@@ -72,18 +72,18 @@ fn on(fixture: &Fixture, host: &str, cpus: &[usize]) -> Vec<Check> {
     checks
 }
 
-/// The check of something of eth0.
+/// Returns the check of an aspect of eth0.
 fn of<'a>(checks: &'a [Check], what: &str) -> &'a Check {
     let name = format!("NIC eth0 {what}");
     checks.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("{name}: {checks:?}"))
 }
 
-/// Strings as slices, to be compared.
+/// Returns strings as slices, for comparisons.
 fn words(texts: &[String]) -> Vec<&str> {
     texts.iter().map(String::as_str).collect()
 }
 
-/// The verdicts on queues, interrupts, RPS, XPS, and the node of eth0, by their first letters.
+/// Returns the verdicts on queues, interrupts, RPS, XPS, and the node of eth0, by their first letters.
 fn verdicts(checks: &[Check]) -> String {
     ["queues", "interrupts", "RPS", "XPS", "node"]
         .map(|what| of(checks, what).verdict.to_string().remove(0))
@@ -91,7 +91,7 @@ fn verdicts(checks: &[Check]) -> String {
         .collect()
 }
 
-/// A card with a name for each of its pairs of queues, whose interrupts go to these CPUs.
+/// Returns a card with a name for each of its pairs of queues, whose interrupts go to these CPUs.
 fn four_queues(cpus: [&str; 4]) -> Files {
     let names = ["eth0-TxRx-0", "eth0-TxRx-1", "eth0-TxRx-2", "eth0-TxRx-3"];
     let mut named: Vec<(&str, &str)> = names.into_iter().zip(cpus).collect();
@@ -109,7 +109,7 @@ fn a_card_in_line_is_good_in_any_order_of_its_queues() {
     assert_eq!(said, "those of 4 queues go evenly to CPUs 0-3, for serve --steer cpu");
     let turned = four_queues(["3", "2", "1", "0"]).checks(&[3, 2, 1, 0]);
     assert_eq!(verdicts(&turned), "OOOWO", "only XPS is for the other order: {turned:?}");
-    // Two shards per CPU are one place for packets.
+    // Two shards on one CPU count as one destination for packets.
     let shared = four_queues(["0", "1", "2", "3"]).checks(&[0, 1, 2, 3, 0, 1, 2, 3]);
     assert_eq!(verdicts(&shared), "OOOOO", "{shared:?}");
 }
@@ -194,7 +194,7 @@ fn the_completion_vectors_of_a_mellanox_card_are_its_queues() {
     let names = names.map(|name| format!("mlx5_{name}@pci:0000:17:00.0"));
     let cpus = ["0", "8", "9", "2", "3"];
     let named: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(cpus).collect();
-    // More vectors than channels.
+    // There are more vectors than channels.
     let checks = Files::default().card("eth0", 2).interrupts("eth0", &named).checks(&[8, 10]);
     let check = of(&checks, "interrupts");
     assert_eq!(check.value, "queue 1: on CPU 9, which has no shard");
@@ -274,7 +274,7 @@ fn the_node_of_the_card_is_that_of_the_cpus() {
 #[test]
 fn the_masks_of_128_cpus_have_four_groups() {
     let names: Vec<String> = (0..64).map(|queue| format!("ice-eth0-TxRx-{queue}")).collect();
-    // Each queue is on the CPU after its wanted one.
+    // Each queue is on the CPU after the planned one.
     let cpus: Vec<String> = (0..64).map(|queue| (queue + 65).to_string()).collect();
     let named: Vec<(&str, &str)> =
         names.iter().map(String::as_str).zip(cpus.iter().map(String::as_str)).collect();
@@ -290,7 +290,7 @@ fn the_masks_of_128_cpus_have_four_groups() {
         xps[62],
         "echo 80000000,00000000,00000000,00000000 > /sys/class/net/eth0/queues/tx-62/xps_cpus"
     );
-    // Queue 63 moves to CPU 0, and so queue 0, on CPU 65, gets CPU 1 too.
+    // Queue 63 moves to CPU 0, so queue 0, which is on CPU 65, also gets CPU 1.
     let all: Vec<usize> = (0..128).collect();
     let checks = files.checks(&all);
     let rps = &of(&checks, "RPS").commands;
@@ -315,7 +315,7 @@ fn a_vlan_and_a_bond_are_followed_to_their_cards() {
         .with("sys/class/net/eth0/lower_bond0/name", "")
         .with("sys/class/net/bond0/lower_eth2/name", "")
         .with("sys/class/net/bond0/lower_eth1/name", "")
-        // Kernels do not have such a loop.
+        // Kernels do not create loops like this.
         .with("sys/class/net/bond0/lower_eth0/name", "");
     let checks = bond.checks(&[0, 1]);
     assert_eq!(checks[0].value, "a virtual interface on eth1 and eth2, whose queues count");
@@ -379,14 +379,14 @@ fn what_cannot_be_read_or_vanishes_is_skipped() {
     assert_eq!((gone.len(), gone[0].verdict), (1, Verdict::Skip), "{gone:?}");
     let going = Files::default().with("sys/class/net/eth0/device/id", "").checks(&[0]);
     assert_eq!((going.len(), going[0].verdict), (1, Verdict::Skip), "{going:?}");
-    // Its queues are listed, and their files gone.
+    // Its queues are listed, but their files are gone.
     let files = Files::default()
         .with("sys/class/net/eth0/device/id", "")
         .with("sys/class/net/eth0/queues/rx-0/gone", "")
         .with("sys/class/net/eth0/queues/rx-1/gone", "")
         .with("sys/class/net/eth0/queues/tx-1/gone", "");
     assert_eq!(verdicts(&files.checks(&[0, 1])), "OSSSS");
-    // Interrupts that may not be read: here, a folder is in the place of the file.
+    // The interrupts cannot be read: here, a directory takes the place of the file.
     let files =
         Files::default().card("eth0", 1).with("sys/class/net/eth0/device/msi_irqs/40", "msix");
     let files = files.with("proc/interrupts", " 40: 1 MSI eth0-TxRx-0\n");
@@ -394,7 +394,7 @@ fn what_cannot_be_read_or_vanishes_is_skipped() {
     let check = of(&hidden, "interrupts");
     assert_eq!(check.verdict, Verdict::Skip);
     assert_eq!(check.value, "/proc/irq/40/smp_affinity_list cannot be read");
-    // Names that do not tell enough.
+    // The names do not identify the queues.
     let names = [("eth0-a", "0"), ("eth0-b", "1")];
     let odd = Files::default().card("eth0", 2).interrupts("eth0", &names).checks(&[0, 1]);
     assert!(of(&odd, "interrupts").value.contains("eth0-a"), "{odd:?}");

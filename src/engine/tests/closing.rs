@@ -13,21 +13,21 @@ const LAST_OF_1_0: &[u8] = b"GET /health HTTP/1.0\r\n\r\n";
 const REFUSED: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 9999\r\n\r\nx";
 
-/// Sends this in one segment, and returns the statuses of all responses, behind which the stream ends without a reset.
+/// Sends a request in one segment, and returns the statuses of all responses. The stream then ends without a reset.
 fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u16> {
     let mut stream = connect(address);
     stream.write_all(request).unwrap();
     statuses(&read_all(&mut stream, usize::MAX))
 }
 
-/// A request of so many bytes, with a field that makes it so long.
+/// Returns the request, padded with a field to this number of bytes.
 pub(super) fn padded(request: &[u8], bytes: usize) -> Vec<u8> {
     let (first, rest) = request.split_at(memchr::memchr(b'\n', request).unwrap() + 1);
     let field = format!("X: {}\r\n", "x".repeat(bytes - request.len() - 5));
     [first, field.as_bytes(), rest].concat()
 }
 
-/// Waits until no connection is open, although their clients have not closed them.
+/// Waits until no connection is open, although the clients have not closed theirs. Returns how long that took.
 fn wait_until_closed(admission: &Admission) -> Duration {
     let started = Instant::now();
     while admission.open() > 0 {
@@ -46,11 +46,11 @@ fn a_connection_closes_with_the_response_to_its_last_request() {
                 stream.write_all(request).unwrap();
                 let responses = read_all(&mut stream, usize::MAX);
                 assert!(responses.iter().all(|(status, _)| *status == 200), "{engine:?}");
-                // It does not linger until the client closes, which it has not yet.
+                // The server does not linger until the client closes: the client has not closed yet.
                 let took = wait_until_closed(admission);
                 assert!(took < Duration::from_millis(LINGER_MS / 2), "{engine:?}: {took:?}");
             }
-            // Long enough in use for its receive to be multishot.
+            // This connection is in use long enough for its receive to be multishot.
             let mut stream = connect(address);
             for _ in 0..20 {
                 stream.write_all(EVENT).unwrap();
@@ -73,12 +73,12 @@ fn who_has_sent_more_than_was_read_gets_its_response_without_a_reset() {
                 assert_eq!(exchange(address, &behind), [200], "{engine:?}");
                 assert_eq!(exchange(address, REFUSED), [413], "{engine:?}");
             }
-            // Where what was read ends with the request, the rest is still in the socket.
+            // If the buffer ends with the request, the rest is still in the socket.
             let filled = [BUFFER_BYTES, INPUT_BYTES].map(|bytes| padded(LAST, bytes));
             for request in [LAST, &filled[0], &filled[1]] {
                 assert_eq!(exchange(address, request), [200], "{engine:?}");
                 wait_until_closed(admission);
-                // Until the client has closed, the end of the connection waits for what it may still send.
+                // Until the client has closed, the end of the connection waits for bytes that it may still send.
                 let mut stream = connect(address);
                 stream.write_all(&[request, b"\r\n"].concat()).unwrap();
                 assert_eq!(statuses(&read_all(&mut stream, usize::MAX)), [200]);

@@ -1,4 +1,4 @@
-//! Stops that meet what the ring has not reported yet: a thread is held while clients act.
+//! Stops before the ring has reported everything that arrived: a thread is held while clients act.
 
 use super::closing::padded;
 use super::*;
@@ -7,30 +7,31 @@ use crate::uring::BUFFER_BYTES;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender};
 
-/// The thread of a shard, as a test holds it.
+/// The thread of a shard that a test holds.
 struct Hold {
     is_held: Arc<AtomicBool>,
-    /// It waits, and nobody has granted it a turn.
+    /// Reports that the thread waits for a grant of its next turn.
     waits: Receiver<()>,
     grants: Sender<()>,
     stop: Arc<Stop>,
 }
 
 impl Hold {
-    /// Holds it once the engine lets others have their turn.
+    /// Holds the thread once the engine lets other tasks have their turn.
     fn hold(&self) {
         self.is_held.store(true, Ordering::Relaxed);
         self.waits.recv_timeout(PATIENCE).unwrap();
     }
 
-    /// Lets the engine go on until it has others have their turn again.
+    /// Lets the engine continue until it lets other tasks have their turn again.
     fn step(&self) {
         self.grants.send(()).unwrap();
         self.waits.recv_timeout(PATIENCE).unwrap();
     }
 }
 
-/// Runs a shard on a ring, whose thread `client` may hold, and then lets it go and waits for its end.
+/// Runs a shard on a ring. `client` may hold its thread. Then lets the thread go and waits for its end. Returns
+/// the number of events.
 fn with_held(client: impl FnOnce(SocketAddr, Hold) -> Vec<TcpStream>) -> u64 {
     let (tally, mut writers) = Tally::new(1, 1000);
     let wakeups = wakeups(1);
@@ -89,7 +90,7 @@ fn with_held(client: impl FnOnce(SocketAddr, Hold) -> Vec<TcpStream>) -> u64 {
     tally.totals().total_requests
 }
 
-/// A connection that has served an event, on a thread that is held once its drain has begun.
+/// Connects, sends an event, and reads its response, then holds the thread once its drain has begun.
 fn connect_before_drain(address: SocketAddr, hold: &Hold) -> TcpStream {
     let mut stream = connect(address);
     stream.write_all(EVENT).unwrap();
@@ -122,7 +123,7 @@ fn a_drain_sees_what_has_arrived_before_it_closes_a_connection() {
         let mut stream = connect_before_drain(address, &hold);
         stream.write_all(EVENT).unwrap();
         std::thread::sleep(Duration::from_millis(2 * DRAIN_QUIET_MS));
-        // It looks at the clock before it looks at the ring.
+        // The drain checks the clock before it checks the ring.
         hold.step();
         vec![stream]
     });
@@ -133,7 +134,7 @@ fn a_drain_sees_what_has_arrived_before_it_closes_a_connection() {
 fn a_drain_responds_to_what_is_still_in_the_socket() {
     let events = with_held(|address, hold| {
         let mut stream = connect_before_drain(address, &hold);
-        // What is received first ends with a request.
+        // The first buffer that is received ends with a request.
         stream.write_all(&[&padded(EVENT, BUFFER_BYTES), EVENT].concat()).unwrap();
         drop(hold);
         read_responses(&mut stream, 2);

@@ -8,7 +8,7 @@ use crate::tally::{State, UserIds};
 use std::sync::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-/// The time for which nothing must arrive.
+/// The time that nothing may arrive.
 const QUIET: Duration = Duration::from_millis(150);
 
 pub(super) const STATS: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -53,7 +53,7 @@ impl Store for Valve {
     }
 }
 
-/// Runs shards over a store with a valve, which is closed at first, and opened at the end.
+/// Runs shards over a store with a valve that is closed at first and opened at the end.
 pub(super) fn with_valve(
     engine: Engine,
     timeout: Duration,
@@ -110,8 +110,7 @@ pub(super) fn assert_quiet(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
-/// Reads until the end of the connection, or until `count` responses have come. Returns their statuses and
-/// bodies.
+/// Reads until the end of the connection, or until `count` responses have arrived. Returns their statuses and bodies.
 pub(super) fn read_all(stream: &mut TcpStream, count: usize) -> Vec<(u16, String)> {
     let (mut responses, mut bytes) = (Vec::new(), Vec::new());
     while responses.len() < count {
@@ -153,12 +152,13 @@ fn only_what_acknowledges_waits_and_what_follows_it_on_its_connection() {
             let mut event = connect(address);
             event.write_all(EVENT).unwrap();
             assert_quiet(&mut event);
-            // What comes before an event leaves before it.
+            // Responses before an event's response are sent before it.
             let mut mixed = connect(address);
             mixed.write_all(&[HEALTH, REFUSED, EVENT, HEALTH, STATS, REFUSED].concat()).unwrap();
             assert_eq!(statuses(&read_all(&mut mixed, 2)), [200, 400], "{engine:?}");
             assert_quiet(&mut mixed);
-            // Who waits for nothing is not kept waiting, and sees nothing that can be taken back.
+            // A request that does not depend on the store does not wait, and its response does not
+            // show anything that can be taken back.
             assert_eq!(ask(address, HEALTH).0, 200);
             assert_eq!(ask(address, REFUSED).0, 400);
             assert!(ask(address, STATS).1.starts_with(r#"{"totalRequests":0,"#), "{engine:?}");
@@ -208,7 +208,7 @@ fn past_the_timeout_connections_close_and_events_are_refused_until_the_store_res
                 assert_eq!(status, 503, "{engine:?}: {body}");
                 assert!(body.contains("the store does not respond"), "{body}");
             }
-            // A refused connection stays open, and what is wrong is wrong in any case.
+            // The connection stays open after a refused event, and an invalid request gets its error in any case.
             let mut refused = connect(address);
             refused.write_all(&[EVENT, REFUSED, STATS].concat()).unwrap();
             assert_eq!(statuses(&read_all(&mut refused, 3)), [503, 400, 200]);

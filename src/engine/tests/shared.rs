@@ -1,5 +1,5 @@
-//! Requests that wait until totals were read from a store that other servers share, and responses that another
-//! server's reset makes void, in both engines, on real sockets.
+//! Tests requests that wait for totals from a shared store, and responses that another server's reset voids, in both
+//! engines on real sockets.
 
 use super::durable::{RESET, STATS, ask, assert_quiet, read_all, statuses, with_store};
 use super::*;
@@ -24,9 +24,9 @@ struct Shared {
 struct Flow {
     are_commits_stopped: bool,
     are_reads_stopped: bool,
-    /// Reads that were begun.
+    /// The number of reads that have begun.
     reads: u64,
-    /// The next commit meets a reset.
+    /// Whether the next commit meets a reset.
     is_reset: bool,
     /// Events of this server.
     events: u64,
@@ -39,7 +39,7 @@ impl Shared {
         Shared { flow: Arc::default(), news: Arc::default() }
     }
 
-    /// Changes how it behaves.
+    /// Changes how the store behaves.
     fn set(&self, change: impl FnOnce(&mut Flow)) {
         change(&mut self.flow.0.lock().unwrap());
         self.flow.1.notify_all();
@@ -100,7 +100,7 @@ impl SharedTotals for Shared {
     fn read(&mut self) -> Result<Group, Failure> {
         let mut flow = self.flow.0.lock().unwrap();
         flow.reads += 1;
-        // What it shows is from before it waits.
+        // The read shows the totals from before it waits.
         let total_requests = flow.events + flow.others;
         self.flow.1.notify_all();
         drop(self.flow.1.wait_while(flow, |flow| flow.are_reads_stopped).unwrap());
@@ -109,7 +109,7 @@ impl SharedTotals for Shared {
     }
 }
 
-/// Runs shards over a shared store. In the end it lets everything through.
+/// Runs shards over a shared store. At the end, lets all commits and reads through.
 fn with_shared(engine: Engine, timeout: Duration, client: impl FnOnce(SocketAddr, &Shared, &Stop)) {
     let shared = Shared::new();
     with_store(engine, timeout, Box::new(shared.clone()), |address, stop| {
@@ -118,7 +118,7 @@ fn with_shared(engine: Engine, timeout: Duration, client: impl FnOnce(SocketAddr
     });
 }
 
-/// The events that a response to `/stats` shows.
+/// Returns the number of events that a response to `/stats` shows.
 fn shown((status, body): &(u16, String)) -> u64 {
     assert_eq!(*status, 200, "{body}");
     body.split(':').nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
@@ -143,7 +143,7 @@ fn totals_have_what_any_server_acknowledged_before_the_request() {
             let mut early = connect(address);
             early.write_all(STATS).unwrap();
             shared.wait_for_read();
-            // What comes after the read has begun needs its own, on whatever connection.
+            // Requests that arrive after the read has begun need another read, on any connection.
             shared.set(|flow| flow.others = 50);
             early.write_all(&[STATS, HEALTH, STATS].concat()).unwrap();
             let mut late = connect(address);
@@ -210,7 +210,7 @@ fn past_the_timeout_totals_are_refused_and_metrics_leave_them_out() {
     }
 }
 
-/// Each of them uses up a good part of a budget.
+/// Each response spends a good part of a budget.
 #[test]
 fn responses_whose_totals_were_read_are_all_made_before_the_request_behind_them() {
     for engine in [RING, Engine::Streams] {
@@ -295,7 +295,7 @@ fn peers_that_leave_while_they_wait_hold_up_nobody() {
             for _ in 0..20 {
                 let mut stream = connect(address);
                 stream.write_all(&[STATS, STATS].concat()).unwrap();
-                // A reset, not an orderly end.
+                // The connection ends with a reset, not in order.
                 SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
             }
             let mut stays = connect(address);
@@ -303,7 +303,7 @@ fn peers_that_leave_while_they_wait_hold_up_nobody() {
             shared.wait_for_read();
             shared.set(|flow| flow.are_reads_stopped = false);
             assert_eq!(statuses(&read_all(&mut stays, 1)), [200], "{engine:?}");
-            // A stop that aborts waits for no read.
+            // A stop that aborts does not wait for a read.
             shared.stop_reads();
             stays.write_all(STATS).unwrap();
             shared.wait_for_read();
@@ -327,7 +327,7 @@ fn another_servers_reset_ends_connections_whose_events_it_makes_void() {
             shared.set(|flow| (flow.is_reset, flow.are_commits_stopped) = (true, false));
             assert_eq!(read_all(&mut void, 1), [], "{engine:?}: the end, without a response");
             assert_eq!(shown(&ask(address, STATS)), 0, "{engine:?}: it is counted nowhere");
-            // Heard of without any request.
+            // The server learns of the next reset without any request.
             assert_eq!(ask(address, EVENT).0, 200, "{engine:?}: new events are counted");
             assert_eq!(shown(&ask(address, STATS)), 1, "{engine:?}");
             shared.set(|flow| flow.is_reset = true);

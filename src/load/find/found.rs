@@ -1,4 +1,4 @@
-//! The result of a search for the highest rate: as lines of text, JSON, and an HTML page.
+//! The result of a search for the highest rate, as lines of text, JSON, and an HTML page.
 
 use super::{LatencyLimit, Search, Step, Window};
 use crate::doctor::Environment;
@@ -18,22 +18,22 @@ use crate::load::verdict::Verdict;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// The highest rate that holds, and the latencies over the rate.
+/// The highest rate that holds, and the latencies at each rate.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FoundRate {
     /// The condition, as it was typed.
     find_rate: String,
-    /// The highest events per second at which the condition holds; null if there is no such rate.
+    /// The highest rate in events per second that meets the condition; null if no rate meets it.
     rate: Option<u64>,
-    /// The lowest events per second at which it does not hold; null if it holds at every rate.
+    /// The lowest rate in events per second that does not meet the condition; null if every rate meets it.
     fails_at: Option<u64>,
-    /// Whether enough windows of both agree.
+    /// Whether enough windows of both rates agree.
     confirmed: bool,
-    /// Whether the client was the limit at the rates at which the condition does not hold: the server may take more.
+    /// Whether the client was the limit at `fails_at`, so that the server may take more.
     client_limited: bool,
-    /// The lowest events per second above the rate that holds at which the client was the limit.
+    /// The lowest rate in events per second, above the rate that holds, that was limited by the client.
     client_limited_from: Option<u64>,
-    /// The lowest events per second that may be tried.
+    /// The lowest rate in events per second that may be tried.
     least_rate: u64,
     /// Each rate that was tried.
     curve: Vec<Point>,
@@ -49,7 +49,7 @@ pub struct FoundRate {
     limit: LatencyLimit,
 }
 
-/// The warnings of windows. Warnings that differ only in their digits are one kind, represented by the first one.
+/// The warnings of windows. Warnings that differ only in their digits are of one kind, represented by the first.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(Vec<(String, usize)>);
 
@@ -83,21 +83,21 @@ impl Warnings {
 struct Point {
     /// Events per second.
     rate: u64,
-    /// Whether the condition holds at it.
+    /// Whether the condition holds at this rate.
     holds: bool,
     /// The number of windows.
     windows: usize,
-    /// The number of windows in which it holds.
+    /// The number of windows that meet the condition.
     windows_that_hold: usize,
     /// Whether the client was the limit in most windows.
     client_limited: bool,
-    /// The share of the rate by which the backlog grew, on average over the windows; null if unknown.
+    /// The growth of the backlog as a share of the rate, on average over the windows; null if unknown.
     backlog_growth: Option<f64>,
     /// Acknowledged events per second: the median over the windows.
     requests_per_s: f64,
     /// Latency in microseconds: the median of each figure over the windows.
     latency_us: Latency,
-    /// The reasons why windows did not hold, each once.
+    /// The reasons why windows did not meet the condition, each once.
     reasons: Vec<String>,
 }
 
@@ -110,15 +110,15 @@ impl Report {
         &self.reasons
     }
 
-    /// Whether stalls of the client can explain a failure that a share of the requests has caused: at least half as
-    /// many came due in them.
+    /// Reports whether stalls of the client can explain a failure that was caused by this share of the requests. At
+    /// least half as many requests must have come due during the stalls.
     fn is_stalled_for(&self, share: f64) -> bool {
         let due = self.open_loop.as_ref().map_or(0, |open_loop| open_loop.due_in_stalls);
         let requests = self.batches.unwrap_or(self.requests);
         due > 0 && due as f64 >= share / 2.0 * requests as f64
     }
 
-    /// Returns the result of the run as a window of a search, which lasts some seconds at a rate.
+    /// Returns the result of the run as a window of a search, which lasted `window_s` at this rate.
     pub(in crate::load) fn window(&self, limit: &Threshold, rate: f64, window_s: f64) -> Window {
         let limit_s = limit.limit_us().unwrap_or(0.0) / 1e6;
         let growth = self.flow.as_ref().and_then(|flow| flow.growth(rate, window_s, limit_s));
@@ -136,7 +136,7 @@ impl Report {
                 Some(format!("{} not acknowledged", Unit::of(self.setup.batch).count(missing)))
             }
         };
-        // A delay by a stall of the client proves nothing about the server, unless the server also failed to
+        // A delay caused by a stall of the client proves nothing about the server, unless the server also failed to
         // acknowledge or complete requests.
         let share = match held {
             Some(held) if held < HELD_MIN => 1.0 - held,
@@ -159,7 +159,7 @@ impl Report {
 }
 
 impl Window {
-    /// One line for whoever waits.
+    /// Returns a line of progress for the user.
     pub(in crate::load) fn line(&self, rate: u64, limit: &LatencyLimit, unit: Unit) -> String {
         let found = match &self.why_not {
             None => format!("{limit} holds"),
@@ -171,7 +171,7 @@ impl Window {
 }
 
 impl Latency {
-    /// The median of each figure over some windows.
+    /// Returns the median of each figure over some windows.
     fn median_of(windows: &[Window]) -> Latency {
         let median = |index: usize| {
             let mut found: Vec<Bound> =
@@ -233,7 +233,7 @@ impl Point {
         }
     }
 
-    /// Its cells in a table.
+    /// Returns the cells of the point in a table.
     fn cells(&self) -> [String; 6] {
         let in_words = |figure: Option<Bound>| figure.map_or("-".into(), time);
         let Latency { p50, p99, p99_9, max, .. } = &self.latency_us;
@@ -248,13 +248,13 @@ impl Point {
     }
 }
 
-/// The heads of the columns.
+/// Returns the heads of the columns.
 fn heads(unit: Unit) -> [&'static str; 6] {
     [unit.per_second(), "windows", "p50", "p99", "p99.9", "max"]
 }
 
 impl FoundRate {
-    /// Returns the result of a search; `last` is one of its windows.
+    /// Creates the result of a search; `last` is the report on its last window.
     pub(super) fn new(
         limit: &LatencyLimit,
         connections: usize,
@@ -265,7 +265,7 @@ impl FoundRate {
         let steps = || search.steps().iter();
         let above = search.holds_at().unwrap_or(0);
         let limited = |(rate, step): (&u64, &Step)| {
-            // At a rate that holds, it limited nothing.
+            // At a rate that holds, the client was not a limit.
             (*rate > above && step.is_client_limited()).then_some(*rate)
         };
         let fails = search.fails_at().and_then(|rate| search.steps().get(&rate));
@@ -345,7 +345,7 @@ impl FoundRate {
         reason.into_iter().chain(self.thresholds.iter().map(threshold_line)).collect()
     }
 
-    /// A table, and what was found.
+    /// Returns a table, followed by the findings.
     pub fn summary(&self) -> String {
         let row = |cells: [String; 6]| {
             let [rate, windows, p50, p99, p99_9, max] = cells;
@@ -360,7 +360,7 @@ impl FoundRate {
         text
     }
 
-    /// Returns the rate with the latencies at it, what was checked, and the curve.
+    /// Returns the rate with its latencies, the checks, and the curve.
     pub(in crate::load) fn exported(&self) -> Findings {
         let at_rate = self.curve.iter().find(|point| Some(point.rate) == self.rate);
         let value = |figure: Figure| {
@@ -371,7 +371,7 @@ impl FoundRate {
                 (_, Some(name)) => point.latency_us.figure(name)?,
                 _ => return None,
             };
-            // A rate that is too high is not an interval of the rate, and windows do not have an interval of latencies.
+            // The rate that is too high does not end an interval of the rate, and windows do not have an interval of latencies.
             Some(Finding { figure, value, range: None })
         };
         let rows = self.curve.iter().map(|point| {
@@ -407,12 +407,12 @@ impl FoundRate {
         }
     }
 
-    /// As one JSON object.
+    /// Returns the result as one JSON object.
     pub fn json(&self) -> String {
         Document::new(Format::FindRate, self).json()
     }
 
-    /// As one HTML page without outside assets and without scripts.
+    /// Returns the result as one HTML page without external assets or scripts.
     pub fn html(&self) -> Result<String, Failure> {
         let of = |figure: fn(&Point) -> Option<Bound>| -> Vec<(f64, f64)> {
             let point = |point: &Point| Some((point.rate as f64, figure(point)?.micros));
@@ -455,7 +455,7 @@ impl FoundRate {
         Ok(html::page(&escape(&title), &body))
     }
 
-    /// Whether there is a confirmed answer that passes all thresholds.
+    /// Checks that there is a confirmed answer that passes all thresholds.
     pub fn check(&self) -> Result<(), Failure> {
         let found = match (self.rate, self.confirmed) {
             (Some(_), true) => Ok(()),
@@ -480,7 +480,7 @@ mod tests {
         "p99<5ms".parse().unwrap()
     }
 
-    /// The flow of a server that completes some of 500 requests per second, over two seconds.
+    /// Returns the flow of a server that completes this many of 500 requests per second, for a window of two seconds.
     fn flow(completed: f64) -> Flow {
         let sample = |index: u32| f64::from(index) / 32.0;
         #[allow(clippy::cast_possible_truncation, reason = "events of a test are few")]
@@ -488,7 +488,7 @@ mod tests {
         Flow::of((0..80).map(|i| (sample(i), acknowledged(sample(i)))).collect())
     }
 
-    /// Returns a window with this 99th percentile, and other changes.
+    /// Returns a window with this 99th percentile, and with other changes.
     fn window(p99_us: u64, change: impl FnOnce(&mut Outcome)) -> Window {
         let mut outcome = open_loop(1000);
         for _ in 0..1000 {
@@ -511,14 +511,14 @@ mod tests {
         assert!(behind.why_not.unwrap().starts_with("80.0% of the rate was completed"));
         let unseen = window(4900, |outcome| outcome.flow = None);
         assert!(unseen.why_not.unwrap().starts_with("too few samples"));
-        // A lower bound does not certainly hold.
+        // A condition does not certainly hold if the value is only a lower bound.
         let unknown = window(100, |outcome| {
             outcome.run.total.latency.record_many_at_least(1_000_000, 1000);
         });
         assert!(!unknown.holds);
     }
 
-    /// A window that the client has slept through in part is repeated if it fails, and counts if it holds.
+    /// A window that the client partly slept through is repeated if it fails, and counts if it holds.
     #[test]
     fn a_stall_of_the_client_does_not_count_against_the_server() {
         let stalled = |p99_us, due| {
@@ -535,7 +535,7 @@ mod tests {
         }
     }
 
-    /// Of 1,000 requests, the 99th percentile leaves out 10: it takes more than a few late ones to move it.
+    /// The 99th percentile of 1,000 requests leaves out 10, so more than a few late requests are needed to move it.
     #[test]
     fn a_stall_that_does_not_explain_the_failure_excuses_nothing() {
         assert!(!window(5100, |outcome| outcome.run.work.due_in_stalls = 4).is_client_limited);
@@ -596,7 +596,8 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!((&json["rate"], &json["client_limited"]), (&rate.into(), &false.into()));
         assert_eq!(json["client_limited_from"], 64_000);
-        // Each tool for smaller or bigger figures gets one, and a rate that is too high does not end an interval.
+        // The tools for smaller and for bigger figures each get at least one figure, and a rate that is too high does
+        // not end an interval.
         let exported = found.exported();
         let values = exported.values.iter().map(|value| (value.figure.name, value.range));
         let names = ["mean", "p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "rate"];

@@ -1,8 +1,8 @@
-//! The highest fixed rate at which a latency stays below a limit.
+//! Finds the highest fixed rate that keeps a latency below a limit.
 //!
-//! Each rate is tried in several windows: open loops of their own, after a warm-up, on a server that was
-//! reset. What a window shows is up to `flow` and the report, and which rate comes next to `search`, which knows no
-//! server.
+//! Each rate is tried in several windows. Each window is a separate open loop, after a warm-up, on a server that was
+//! reset. The module `flow` and the report judge a window, and `search` chooses the next rate without any knowledge of
+//! a server.
 
 mod found;
 #[cfg(test)]
@@ -26,25 +26,25 @@ use std::io::Write;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The requests per second to begin with if no rate was given.
+/// The rate in requests per second to begin with if no rate was given.
 const FIRST_RATE: u64 = 1000;
-/// The share of a window's events that are sent before it, and the most of them.
+/// The warm-up of a window has the window's number of events divided by the first number, and at most the second.
 const WARM_UP_SHARE: u64 = 4;
 const WARM_UP_MAX: u64 = 20_000;
 
-/// A window has enough requests that its percentile is not the maximum, and at least this many.
+/// A window has at least this many requests, and enough that its percentile is not the maximum.
 const REQUESTS_MIN: f64 = 100.0;
-/// A window without a given length has enough requests to tell a backlog that grows by 1% from chance, but is not
-/// longer than this for it.
+/// A window without a given length has enough requests to distinguish a backlog that grows by 1% from chance, but does
+/// not become longer than this for that purpose.
 const REQUESTS_WANTED: f64 = 2000.0;
 const LENGTH_WANTED_MAX: Duration = Duration::from_secs(10);
-/// The least length of such a window, and its length as a multiple of its limit.
+/// The least length of such a window, as a time and as a multiple of the latency limit.
 const LENGTH_MIN: Duration = Duration::from_secs(1);
 const LIMITS_WANTED: u32 = 4;
-/// A window lasts at least this multiple of its limit: within the limit, the backlog grows to its final size.
+/// A window lasts at least this multiple of its limit, because the backlog takes up to the limit to grow to its final size.
 const LIMITS_MIN: u32 = 2;
 
-/// The condition to hold: an upper limit of a latency, such as `p99<5ms`.
+/// The condition to hold: an upper limit on a latency, such as `p99<5ms`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatencyLimit(pub(super) Threshold);
 
@@ -70,34 +70,34 @@ impl fmt::Display for LatencyLimit {
 /// A checked configuration of a search.
 #[derive(Clone, Debug)]
 pub struct FindConfig {
-    /// The parts that every window has in common. Its rate is the first that is tried.
+    /// The configuration that all windows have in common. Its rate is the first rate to try.
     pub load: Config,
     /// The condition to hold.
     pub limit: LatencyLimit,
-    /// The length of a window.
+    /// The lengths of the windows.
     pub windows: Windows,
-    /// Whether to report the finding of each window.
+    /// Whether to omit the line about the result of each window.
     pub quiet: bool,
 }
 
 /// The lengths of the windows of a search.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
-    /// `None` is as long as the rate needs.
+    /// The fixed length, if there is one. Otherwise, a window is as long as its rate needs.
     fixed: Option<Duration>,
     limit: Duration,
-    /// Events that a window must have, and should have.
+    /// The number of events that a window must have, and the number that it should have.
     events_min: f64,
     events_wanted: f64,
 }
 
 impl Windows {
-    /// Creates it for a search that begins with `rate`, in batches if `batch` is given, with windows of a fixed length
-    /// if one is given.
+    /// Creates the windows of a search that begins with `rate`, in batches if `batch` is given, with a fixed length if
+    /// one is given.
     ///
     /// # Errors
     ///
-    /// [`Failure::Usage`]: they are too short for the limit or for that rate.
+    /// [`Failure::Usage`] if the windows are too short for the limit or for that rate.
     pub fn new(
         limit: &LatencyLimit,
         fixed: Option<Duration>,
@@ -107,7 +107,7 @@ impl Windows {
         let (rate, unit) = (first_rate(rate, batch), Unit::of(batch));
         let batch = batch.unwrap_or(1) as f64;
         let requests_min = REQUESTS_MIN.max(limit.0.requests_to_tell());
-        // The limit of a latency is far below the longest duration, or no window is long enough for it.
+        // Either the limit of the latency is far below the longest duration, or no window is long enough for it.
         let limit_s = limit.0.limit_us().unwrap_or(0.0) / 1e6;
         let longest_s = Duration::MAX.as_secs_f64() / f64::from(2 * LIMITS_WANTED);
         let windows = Windows {
@@ -151,14 +151,14 @@ impl Windows {
         })
     }
 
-    /// Returns the lowest rate at which a window has enough events.
+    /// Returns the lowest rate that gives a window enough events.
     fn least_rate(&self) -> u64 {
         let longest = self.length(1).as_secs_f64();
         count(self.events_min / longest).clamp(1, RATE_MAX)
     }
 }
 
-/// Returns the least number that is not below `least`.
+/// Returns the least whole number that is not below `least`.
 fn count(least: f64) -> u64 {
     #[allow(
         clippy::cast_possible_truncation,
@@ -169,17 +169,17 @@ fn count(least: f64) -> u64 {
     count
 }
 
-/// The events per second to begin with.
+/// Returns the rate in events per second to begin with.
 fn first_rate(rate: Option<u64>, batch: Option<u64>) -> u64 {
     rate.unwrap_or(batch.unwrap_or(1) * FIRST_RATE).min(RATE_MAX)
 }
 
-/// Finds the highest rate, and the latencies over the rate on the way.
+/// Finds the highest rate, and measures the latencies at each rate along the way.
 ///
 /// # Errors
 ///
-/// There is no server; a window shows wrong totals, malformed responses, or missing connections; or the search is
-/// interrupted.
+/// Fails if the server cannot be reached; if a window shows wrong totals, malformed responses, or missing connections;
+/// or if the search is interrupted.
 pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     let unit = Unit::of(config.load.workload.batch);
     let asked = config.load.rate.as_ref().and_then(Profile::as_whole);
@@ -202,7 +202,7 @@ pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     Ok(FoundRate::new(&config.limit, config.load.connections, &search, warnings, last))
 }
 
-/// Sends one window.
+/// Runs one window.
 fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
     let length = config.windows.length(rate);
     let of_window = (length.as_secs_f64() * rate as f64).round().min(EVENTS_MAX as f64);
@@ -219,15 +219,15 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             rate: Some(Profile::Fixed(Amount::whole(rate))),
             sample_every: Some(length / SAMPLES),
             progress: Show::Nothing,
-            // All windows have the same users, so that none costs the server more than another.
+            // All windows have the same users, so that no window costs the server more than another.
             users: Users::Known(config.load.users.prefix().cloned().unwrap_or_default()),
-            // The next window shows whether totals stay.
+            // The next window shows whether the totals stay correct.
             quiet: Duration::ZERO,
             ..config.load.clone()
         },
         |_| {},
     )?;
-    // The last window may have had nothing left to send.
+    // The interrupt may have come after the last window had sent everything.
     if interrupt::was_asked() {
         return Err(Failure::Wrong("the search was interrupted".into()));
     }
@@ -238,7 +238,7 @@ fn window(config: &FindConfig, rate: u64) -> Result<Report, Failure> {
             let reasons = report.reasons().join("; ");
             Err(Failure::Wrong(format!("the result is not exact {at}: {reasons}")))
         }
-        // Its latencies come from fewer connections or responses than it claims.
+        // The latencies come from fewer connections or responses than the report claims.
         Verdict::Exact | Verdict::Undecided if !flaws.is_empty() => {
             Err(Failure::Wrong(format!("{at}, {flaws}")))
         }

@@ -1,5 +1,5 @@
-//! A population of simulated servers whose capacity is known: queues with one place to a thousand, in which requests
-//! wait for their turn. Such a server does not get slow before it is full: only the backlog reveals that it is.
+//! A population of simulated servers with a known capacity: queues with 1 to 1,000 places that make requests wait for
+//! their turn. Such a server does not get slow before it is full, so only the backlog reveals that it is full.
 
 use super::search::{Search, Window};
 use super::{LatencyLimit, Windows};
@@ -9,10 +9,10 @@ use crate::load::report::Latency;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// The number of times that each server is tried, with other random numbers. 20 were tried once.
+/// The number of times that each server is tried, each time with different random numbers. 20 were tried once.
 const SEEDS: u64 = 3;
 
-/// The time that a place takes for a request.
+/// The distribution of the time that a place takes for a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Service {
     Constant,
@@ -23,7 +23,7 @@ enum Service {
 #[derive(Clone, Debug)]
 struct Queue {
     places: usize,
-    /// Requests that may wait; one more is refused.
+    /// The number of requests that may wait; any further request is refused.
     room: usize,
     /// Requests per second.
     capacity: f64,
@@ -40,14 +40,15 @@ impl Queue {
         }
     }
 
-    /// Returns the result of a window at a rate: it begins with an empty server, and ends when everything is completed.
+    /// Returns the result of a window at a rate. The window begins with an empty server and ends when every request
+    /// is completed.
     fn window(&mut self, rate: u64, window_s: f64, limit_s: f64) -> Window {
         let rate = rate as f64;
         #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let requests = (rate * window_s).round() as usize;
         #[allow(clippy::cast_possible_truncation, reason = "a window is short")]
         let ns = |at_s: f64| (at_s * 1e9) as u64;
-        // The times at which places become free, waiting requests start, and requests end.
+        // The times when places become free, when waiting requests start, and when requests end.
         let mut free: BinaryHeap<Reverse<u64>> = (0..self.places).map(|_| Reverse(0)).collect();
         let mut starts: VecDeque<u64> = VecDeque::new();
         let (mut ends, mut latencies) = (Vec::new(), Latencies::new());
@@ -88,7 +89,7 @@ impl Queue {
     }
 }
 
-/// The rate that is found for a server, and the number of windows that it took.
+/// Returns the rate that is found for a server, and the number of windows that it took.
 fn found(queue: &mut Queue, limit_s: f64) -> (u64, usize) {
     let limit: LatencyLimit = format!("p99<{limit_s}s").parse().unwrap();
     let windows = Windows::new(&limit, None, None, None).unwrap();
@@ -103,7 +104,7 @@ fn found(queue: &mut Queue, limit_s: f64) -> (u64, usize) {
     (search.holds_at().unwrap_or(0), count)
 }
 
-/// For each server, the limit is far above what a request takes while the server keeps up.
+/// The limit for each server is far above the time that a request takes while the server keeps up.
 #[test]
 fn the_capacity_of_queues_is_found_within_5_percent_and_not_exceeded() {
     let (mut above, mut below, mut all, mut windows) = (Vec::new(), Vec::new(), 0, 0);
@@ -119,7 +120,7 @@ fn the_capacity_of_queues_is_found_within_5_percent_and_not_exceeded() {
                     let shown = format!("{ratio:.4} with {queue:?}");
                     all += 1;
                     windows += count;
-                    // Beyond 1%, it would not complete 99% of what is sent.
+                    // At more than 1% above its capacity, a server would not complete 99% of what is sent.
                     assert!(ratio < 1.02, "{shown}");
                     if ratio > 1.002 {
                         above.push(shown.clone());

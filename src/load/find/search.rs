@@ -1,10 +1,11 @@
-//! The choice of the next rate, given the windows so far: a pure decision.
+//! Chooses the next rate from the results of earlier windows, as a pure function.
 //!
-//! The rate doubles, or halves, until one holds and a higher one does not; then it is the geometric mean of both, until
-//! they are close. Windows are noisy, so a rate is judged by most of its windows, and the two rates that decide by more
-//! of them: if that reverses the judgement, the search continues. A window that fails while the client was the limit
-//! reveals little about the server: it counts only if that happens repeatedly. A rate whose windows hold one by one
-//! holds only if the backlog grows over none of them on average, and is confirmed once that is certain.
+//! The rate doubles, or halves, until one rate holds and a higher rate does not. From then on, the next rate is the
+//! geometric mean of both, until they are close. Windows are noisy, so a rate is judged by the majority of its windows,
+//! and the two deciding rates are judged by more windows. If that reverses the judgement, the search continues. A
+//! window that fails while the client was the limit reveals little about the server: it counts only if that happens
+//! repeatedly. A rate whose windows hold individually holds only if its backlog does not grow on average over all of
+//! them, and is confirmed once that is certain.
 
 use crate::load::RATE_MAX;
 use crate::load::figures::Measured;
@@ -12,30 +13,29 @@ use crate::load::flow::{GROWTH_HELD, Trend};
 use crate::load::report::Latency;
 use std::collections::BTreeMap;
 
-/// The greatest distance at the end between the rate that holds and the one that does not.
+/// The greatest final ratio between the rate that does not hold and the rate that holds.
 const PRECISION: f64 = 1.02;
 /// The number of windows of a rate that must agree, out of 3 to 5 conclusive ones.
 const AGREE: usize = 3;
-/// The same for the deciding rates at the end: out of 5 to 9.
+/// The number of windows of each deciding rate that must agree at the end, out of 5 to 9.
 const AGREE_CONFIRMED: usize = 5;
-/// The multiples of that number of windows that may be tried before the ones count in which the client was the limit:
-/// if none held, and if some did.
+/// The multiples of that number of windows that may be tried before client-limited windows count, too. The first
+/// applies if no window held, and the second if some did.
 const PATIENCE: [usize; 2] = [2, 4];
-/// The number of windows of a rate that are tried to learn whether its backlog grows. If that is still not clear, it
-/// does not hold.
+/// The number of windows of a rate that are tried to learn whether its backlog grows. If that is still unclear, the
+/// rate does not hold.
 const TREND_WINDOWS_MAX: usize = 12;
-/// A search that is not over by then runs on a machine that is too noisy for a result.
+/// The most windows of a search. A search that needs more runs on a machine that is too noisy for a result.
 const WINDOWS_MAX: usize = 250;
 
 /// The result of one window of a rate.
 #[derive(Clone, Debug)]
 pub(in crate::load) struct Window {
-    /// Whether the condition certainly held, at a rate that was held, and every request was
-    /// acknowledged.
+    /// Whether the condition certainly held, the rate was sent as intended, and every request was acknowledged.
     pub(in crate::load) holds: bool,
-    /// The reason why it did not, in words.
+    /// The reason why the window does not hold, in words.
     pub(in crate::load) why_not: Option<String>,
-    /// By which share of the rate the backlog grew, if that is known.
+    /// The growth of the backlog as a share of the rate, if that is known.
     pub(in crate::load) growth: Option<f64>,
     pub(in crate::load) requests_per_s: f64,
     pub(in crate::load) is_client_limited: bool,
@@ -44,24 +44,24 @@ pub(in crate::load) struct Window {
     pub(in crate::load) measured: Vec<Measured>,
 }
 
-/// A rate, and what its windows have shown.
+/// The results of a rate's windows.
 #[derive(Clone, Debug, Default)]
 pub(in crate::load) struct Step {
     pub(in crate::load) windows: Vec<Window>,
 }
 
 impl Step {
-    /// The number of windows in which the condition held.
+    /// Returns the number of windows that met the condition.
     pub(in crate::load) fn held(&self) -> usize {
         self.windows.iter().filter(|window| window.holds).count()
     }
 
-    /// The number of windows in which it failed, and the client was not the limit.
+    /// Returns the number of windows that failed while the client was not the limit.
     fn failed(&self) -> usize {
         self.windows.iter().filter(|window| !window.holds && !window.is_client_limited).count()
     }
 
-    /// Whether it holds in most of the windows that count.
+    /// Reports whether the rate holds in most of the windows that count.
     fn holds_in_most(&self) -> bool {
         let is_enough = self.held() + self.failed() >= AGREE;
         let against = if is_enough { self.failed() } else { self.windows.len() - self.held() };
@@ -74,7 +74,7 @@ impl Step {
         Trend::of(&held.filter_map(|window| window.growth).collect::<Vec<_>>())
     }
 
-    /// Whether it holds, as far as is known.
+    /// Reports whether the rate holds, as far as is known.
     pub(in crate::load) fn holds(&self) -> bool {
         self.holds_in_most()
             && match self.trend() {
@@ -84,24 +84,25 @@ impl Step {
             }
     }
 
-    /// Returns the reason why it does not hold although most of its windows do.
+    /// Returns the reason why the rate does not hold although most of its windows do.
     pub(in crate::load) fn why_not(&self) -> Option<String> {
         let is_told = self.holds_in_most() && !self.holds();
         is_told.then(|| self.trend().why_not()).flatten()
     }
 
-    /// Whether more windows would not reveal more about the trend.
+    /// Reports whether the rate has had as many windows as may be tried to learn its trend.
     fn is_spent(&self) -> bool {
         self.windows.len() >= TREND_WINDOWS_MAX
     }
 
-    /// Whether the client was the limit in most.
+    /// Reports whether the client was the limit in most windows.
     pub(in crate::load) fn is_client_limited(&self) -> bool {
         2 * self.windows.iter().filter(|window| window.is_client_limited).count()
             > self.windows.len()
     }
 
-    /// Whether this number of windows agree, or there have been enough; at the end, also about the trend.
+    /// Reports whether this number of windows agree, or whether there have been enough windows. At the end of a search,
+    /// the trend must be clear as well.
     fn is_decided(&self, agree: usize) -> bool {
         let patience = PATIENCE[usize::from(self.held() > 0)];
         let is_counted =
@@ -117,50 +118,50 @@ impl Step {
 #[derive(Debug)]
 pub(in crate::load) struct Search {
     first: u64,
-    /// Lower rates are not tried.
+    /// The lowest rate that may be tried.
     least: u64,
     steps: BTreeMap<u64, Step>,
 }
 
 impl Search {
-    /// Begins with a rate, and tries none below `least`.
+    /// Creates a search that begins with a rate, and does not try rates below `least`.
     pub(in crate::load) fn new(first: u64, least: u64) -> Search {
         let least = least.clamp(1, RATE_MAX);
         Search { first: first.clamp(least, RATE_MAX), least, steps: BTreeMap::new() }
     }
 
-    /// Adds what a window has shown.
+    /// Adds the result of a window.
     pub(in crate::load) fn add(&mut self, rate: u64, window: Window) {
         self.steps.entry(rate).or_default().windows.push(window);
     }
 
-    /// The results so far, by rate.
+    /// Returns the results of all windows, by rate.
     pub(in crate::load) fn steps(&self) -> &BTreeMap<u64, Step> {
         &self.steps
     }
 
-    /// The lowest rate that does not hold.
+    /// Returns the lowest rate that does not hold.
     pub(in crate::load) fn fails_at(&self) -> Option<u64> {
         self.steps.iter().find(|(_, step)| !step.holds()).map(|(rate, _)| *rate)
     }
 
-    /// The highest rate that holds, and below which every rate does.
+    /// Returns the highest rate that holds together with every lower rate.
     pub(in crate::load) fn holds_at(&self) -> Option<u64> {
         let below = self.fails_at().unwrap_or(u64::MAX);
         self.steps.range(..below).next_back().map(|(rate, _)| *rate)
     }
 
-    /// The lowest rate that may be tried.
+    /// Returns the lowest rate that may be tried.
     pub(in crate::load) fn least(&self) -> u64 {
         self.least
     }
 
-    /// Whether the answer is confirmed.
+    /// Reports whether the answer is confirmed.
     pub(in crate::load) fn is_settled(&self) -> bool {
         self.wanted().is_none()
     }
 
-    /// The rate of the next window; `None` at the end.
+    /// Returns the rate of the next window; `None` at the end.
     pub(in crate::load) fn next(&self) -> Option<u64> {
         let windows: usize = self.steps.values().map(|step| step.windows.len()).sum();
         self.wanted().filter(|_| windows < WINDOWS_MAX)
@@ -215,8 +216,8 @@ mod tests {
         }
     }
 
-    /// A simulated server: a queue with one worker, whose 99th percentile grows without bound as the
-    /// rate approaches its capacity. Windows are noisy, and some are disturbed.
+    /// A simulated server: a queue with one worker, whose 99th percentile grows without bound as the rate approaches
+    /// the capacity. Windows are noisy, and some are disturbed.
     struct Simulated {
         random: fastrand::Rng,
         capacity: f64,
@@ -225,7 +226,7 @@ mod tests {
     }
 
     impl Simulated {
-        /// The 99th percentile, in units of the time that one request takes.
+        /// Returns the 99th percentile as a multiple of the time that one request takes.
         fn p99(&mut self, rate: u64) -> f64 {
             let load = rate as f64 / self.capacity;
             let truth = if load < 1.0 { 100_f64.ln() / (1.0 - load) } else { f64::INFINITY };
@@ -234,7 +235,7 @@ mod tests {
             truth * noise * disturbed
         }
 
-        /// Returns the rate at which the 99th percentile is this multiple of one request's time.
+        /// Returns the rate that makes the 99th percentile this multiple of one request's time.
         fn knee(&self, limit: f64) -> f64 {
             self.capacity * (1.0 - 100_f64.ln() / limit)
         }
@@ -281,7 +282,7 @@ mod tests {
         assert!(windows / tries < 80, "{} windows on average", windows / tries);
     }
 
-    /// On a machine whose other work keeps the client from its CPU in one window of four.
+    /// Other work on the machine keeps the client from its CPU in a quarter of the windows.
     #[test]
     fn windows_in_which_the_client_was_held_up_do_not_hide_the_knee() {
         for seed in 0..40 {
@@ -317,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_rate_that_turns_out_not_to_hold_is_searched_again() {
-        // Up to 50,000 holds for a while, and from then on up to 40,000.
+        // Rates below 50,000 hold for a while, and from then on only rates below 40,000.
         let mut windows = 0;
         let found = search(1000, |rate| {
             windows += 1;

@@ -1,4 +1,4 @@
-//! The findings of a client about its part, as a file that `merge` reads.
+//! A client's report on its part, as a file that `merge` reads.
 
 use crate::doctor::Environment;
 use crate::document::{self, Document, Format};
@@ -21,7 +21,8 @@ use std::time::Duration;
 
 /// The longest time in a report: a year.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-/// The most that is counted of anything, which 2^16 clients can have each: connections may fail to open for long.
+/// The greatest count of anything in a report, which 2^16 clients can have each. It is large because attempts to
+/// connect may fail for a long time.
 const COUNT_MAX: u64 = 1 << 47;
 /// More connections, or threads, than any client has.
 const CONNECTIONS_MAX: usize = 1 << 32;
@@ -31,21 +32,21 @@ const CONNECTIONS_MAX: usize = 1 << 32;
 pub(in crate::load) struct Parameters {
     /// Events of the run.
     pub(super) requests: u64,
-    /// Events that are sent before it.
+    /// Events that are sent before the run.
     pub(super) warm_up: u64,
     /// Distinct users.
     pub(super) users: u64,
     /// The values of the events.
     pub(super) values: Values,
-    /// Events per batch; null is one event per request.
+    /// Events per batch; null for one event per request.
     pub(super) batch: Option<u64>,
     /// Connections of all parts together.
     pub(super) connections: usize,
     /// Requests in flight per connection.
     pub(super) pipeline: usize,
-    /// Events per second of an open loop, as `--rate` or `--stages` has it; null is a closed loop.
+    /// Events per second of an open loop, as given by `--rate` or `--stages`; null for a closed loop.
     pub(super) rate: Option<Profile>,
-    /// The time in which requests were sent, in nanoseconds; null if the run had a fixed number of them.
+    /// The time during which requests were sent, in nanoseconds; null if the run had a fixed number of them.
     #[serde(default)]
     pub(super) duration_ns: Option<u64>,
     /// Connections over time, if their number changes.
@@ -78,7 +79,7 @@ impl Parameters {
             reset: config.reset,
             // A timeout is at most a day.
             timeout_ms: u64::try_from(config.timeout.as_millis()).unwrap_or(u64::MAX),
-            // Clients that do not know of each other cannot agree on a new one.
+            // Clients that do not know each other cannot agree on a new prefix.
             user_prefix: config.users.prefix().cloned().unwrap_or_default(),
         }
     }
@@ -89,7 +90,7 @@ impl Parameters {
         self.rate.as_ref().map(|rate| Pace::new(rate, duration, &self.workload()))
     }
 
-    /// Reports whether the run has as many requests as it sent in its time.
+    /// Reports whether the run has as many requests as it could send within its duration.
     pub(super) fn is_open_ended(&self) -> bool {
         self.rate.is_none() && self.duration_ns.is_some()
     }
@@ -104,7 +105,7 @@ impl Parameters {
     }
 }
 
-/// The findings of a client about its part of a run. All its times are on the clock of its machine.
+/// A client's report on its part of a run. All of its times are on the clock of its machine.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PartReport {
     /// The part that the client sent, as in `2/3`.
@@ -119,11 +120,11 @@ pub struct PartReport {
     pub(in crate::load) first_totals: Totals,
     /// The time of part 1's reset, and the server's totals then.
     pub(in crate::load) before: Option<Before>,
-    /// When it started.
+    /// The time when it started.
     pub(in crate::load) started: Time,
     /// The lead of its clock over the server's; null if the server's responses lack a `Date`.
     pub(in crate::load) clock_ahead_of_server: Option<ClockOffset>,
-    /// What it did.
+    /// The record of its run.
     pub(in crate::load) run: ClientRun,
     /// The time of the run, and its server.
     pub(in crate::load) origin: Origin,
@@ -134,7 +135,7 @@ pub struct PartReport {
 /// The totals that a run starts from.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub(in crate::load) struct Before {
-    /// The time at which they were read.
+    /// The time when they were read.
     pub(in crate::load) at: Time,
     /// The server's totals.
     pub(in crate::load) totals: Totals,
@@ -155,7 +156,7 @@ impl PartReport {
         PartReport::of_json(&text).map_err(unusable)
     }
 
-    /// The report that a file has, if a client can have written it.
+    /// Parses a report from the content of a file, if a client can have written it.
     pub(super) fn of_json(text: &[u8]) -> Result<PartReport, String> {
         let (_, json) = document::read(text, &[Format::Part])?;
         let report: PartReport = serde_json::from_value(json).map_err(|error| error.to_string())?;
@@ -164,7 +165,7 @@ impl PartReport {
         Ok(report)
     }
 
-    /// Whether its figures are within the limits of what a client can do, so that they can be added up.
+    /// Checks that its figures are within the limits of a client, so that they can be added up.
     fn check_figures(&self) -> Result<(), String> {
         let Parameters { requests, warm_up, users, batch, connections, .. } = self.parameters;
         let rate = self.parameters.rate.as_ref();
@@ -216,7 +217,7 @@ impl PartReport {
         }
     }
 
-    /// Whether the ledgers have each event of the part once.
+    /// Checks that the ledgers have each event of the part once.
     pub(super) fn check_ledgers(&self) -> Result<(), String> {
         let workload = self.parameters.workload();
         let warm_up = Workload { events: self.parameters.warm_up, ..workload };
@@ -235,12 +236,12 @@ impl PartReport {
         Ok(())
     }
 
-    /// The report as one JSON object.
+    /// Returns the report as one JSON object.
     pub fn json(&self) -> String {
         Document::new(Format::Part, self).line()
     }
 
-    /// A few lines for whoever started the part.
+    /// Returns a few lines for the user who started the part.
     pub fn summary(&self) -> String {
         let row = self.row(self);
         let unit = Unit::of(self.parameters.batch);
@@ -259,7 +260,7 @@ impl PartReport {
         )
     }
 
-    /// Whether all its events were acknowledged, over all its connections.
+    /// Checks that all its events were acknowledged, over all its connections.
     pub fn check(&self) -> Result<(), Failure> {
         if self.run.interrupted {
             return Err(Failure::Wrong("the run was interrupted".into()));
@@ -296,7 +297,7 @@ impl PartReport {
         workload.len_of(self.part.rest(0)) - left
     }
 
-    /// Returns this client's row in the report on all parts; `first` is part 1's.
+    /// Returns this client's row in the report on all parts; `first` is the report of part 1.
     pub(super) fn row(&self, first: &PartReport) -> ClientRow {
         let workload = self.parameters.workload();
         let elapsed_s = self.run.elapsed.as_secs_f64();

@@ -1,4 +1,4 @@
-//! One report and one verdict from the reports of all parts.
+//! Merges the reports of all parts into one report with one verdict.
 
 use super::document::{Before, Parameters, PartReport};
 use crate::failure::Failure;
@@ -18,9 +18,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Clocks that differ by more are wrong: the parts would not have started together.
+/// The greatest allowed difference between clocks. If clocks differ by more, the parts did not start together.
 const CLOCK_DIFFERENCE_MS_MAX: f64 = 500.0;
-/// The difference of start times that is worth a warning.
+/// The greatest difference between start times that does not cause a warning.
 const START_DIFFERENCE_MS_MAX: f64 = 100.0;
 
 /// A checked configuration.
@@ -30,13 +30,13 @@ pub struct MergeConfig {
     pub reports: Vec<PathBuf>,
     /// Parts whose clients ended without a report.
     pub lost: Vec<u64>,
-    /// A file with the totals that the server had after the run; `None` asks the server.
+    /// A file with the totals that the server had after the run; `None` to ask the server.
     pub server_totals: Option<PathBuf>,
-    /// The server to ask; `None` means part 1's.
+    /// The server to ask; `None` for part 1's.
     pub server: Option<Server>,
-    /// The time that it may take to respond.
+    /// The time that the server may take to respond.
     pub timeout: Duration,
-    /// The conditions under which the run fails.
+    /// The conditions that make the run fail.
     pub thresholds: Vec<Threshold>,
 }
 
@@ -44,7 +44,7 @@ pub struct MergeConfig {
 ///
 /// # Errors
 ///
-/// A file is not the report of a part, the parts do not belong together, or one is missing or given twice.
+/// Fails if a file is not the report of a part, if the parts do not belong together, or if a part is missing or given twice.
 pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
     let read = |path: &PathBuf| Ok((path.display().to_string(), PartReport::read(path)?));
     let reports = config.reports.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
@@ -89,13 +89,13 @@ pub(super) struct Parts {
     parameters: Parameters,
     lost: Vec<Part>,
     before: Before,
-    /// Not empty: it begins with part 1.
+    /// The reports, at least one. The first is part 1's.
     reports: Vec<PartReport>,
 }
 
 impl Parts {
-    /// Checks that the reports belong to all parts of one run, except for the lost ones. Each comes with the name of
-    /// its file.
+    /// Checks that the reports belong to all parts of one run, except for the lost parts. Each report comes with the
+    /// name of its file.
     pub(super) fn check(reports: Vec<(String, PartReport)>, lost: &[u64]) -> Result<Parts, String> {
         let Some((first_file, first)) = reports.first() else {
             return Err("there is nothing to merge: pass the reports of the parts".into());
@@ -148,7 +148,7 @@ impl Parts {
         Ok(Parts { parameters, lost: lost_parts, before, reports })
     }
 
-    /// Checks that all parts went to one URL and address: otherwise, whose totals are those of all is not known.
+    /// Checks that all parts went to one URL and address. Otherwise, the server that has the totals of all parts is not known.
     pub(super) fn check_url(&self) -> Result<(), String> {
         let [first, others @ ..] = self.reports.as_slice() else { return Ok(()) };
         let place = |report: &PartReport| {
@@ -172,7 +172,7 @@ impl Parts {
         }
     }
 
-    /// The server to ask for the totals.
+    /// Returns the server to ask for the totals.
     fn server(&self, config: &MergeConfig) -> Result<Server, Failure> {
         match &config.server {
             Some(server) => Ok(server.clone()),
@@ -180,12 +180,12 @@ impl Parts {
         }
     }
 
-    /// The address that part 1 used, if the server's name has several.
+    /// Returns the address that part 1 used, if the server's name has several.
     fn address(&self) -> Option<SocketAddr> {
         self.reports[0].setup.address.as_ref()?.parse().ok()
     }
 
-    /// Returns the time by which a part started after part 1.
+    /// Returns the time from the earliest start of a part to the start of this part.
     fn started_after(&self, report: &PartReport) -> Duration {
         let earliest = self.reports.iter().map(|report| report.started.0).min();
         let earliest = earliest.unwrap_or(report.started.0);
@@ -236,7 +236,7 @@ impl Parts {
         let started = self.reports.iter().map(|report| report.started.0).min();
         let started = started.unwrap_or(first_client.started.0);
         let (started, ended) = (Time(started), Time(started + run.elapsed));
-        // CPUs of several machines cannot be added up.
+        // The CPUs of several machines cannot be added up.
         run.cpus.clear();
         run.warnings.extend(self.warnings());
         let held = self.parameters.pace();
@@ -261,7 +261,7 @@ impl Parts {
         })
     }
 
-    /// Returns what a reader must know about the parts together.
+    /// Returns warnings about the parts together.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for part in &self.lost {
@@ -288,7 +288,7 @@ impl Parts {
         warnings
     }
 
-    /// Returns the load of all clients together.
+    /// Returns the combined setup of all clients.
     fn setup(&self) -> Setup {
         let all =
             |of: fn(&Setup) -> usize| self.reports.iter().map(|report| of(&report.setup)).sum();
@@ -308,7 +308,7 @@ impl Parts {
     }
 }
 
-/// The reason why two reports do not belong to one run.
+/// Returns the reason why two reports do not belong to one run; `None` if they may.
 fn difference(first: &PartReport, other: &PartReport) -> Option<String> {
     let run_id = |report: &PartReport| report.run_id.clone().unwrap_or_else(|| "none".into());
     if first.part.of() != other.part.of() {

@@ -1,9 +1,9 @@
 //! A run in parts: clients on several machines send one workload, and their reports are merged.
 //!
-//! Part `k` of `n` has every `n`-th request from request `k - 1` on. In an open loop each is due when it is due in the
-//! whole, so that the parts together send what one client would have sent, at the same times. All parts start at one
-//! time. Before it, in steps of a guard time, their warm-ups end, and then only part 1 resets the server and reads the
-//! totals that the run starts from.
+//! Part `k` of `n` has every `n`-th request from request `k - 1` on. In an open loop, each request is due at the same
+//! time as in the whole workload, so that the parts together send the same requests as one client would, at the same
+//! times. All parts start at a common time. The warm-ups end at least two guard times before it. One guard time before
+//! it, part 1 alone resets the server and reads the totals that the run starts from.
 
 mod document;
 mod merge;
@@ -17,11 +17,12 @@ use std::time::{Duration, SystemTime};
 /// A client's part in a run with others.
 #[derive(Clone, Debug)]
 pub struct Participation {
-    /// What it sends.
+    /// The part that the client sends.
     pub part: Part,
-    /// The start of all clients.
+    /// The time when all clients start.
     pub start: SystemTime,
-    /// The time before the start at which part 1 resets the server. The warm-ups are over twice as long before.
+    /// The time from part 1's reset of the server to the start. The warm-ups must end more than twice as long before
+    /// the start.
     pub guard: Duration,
     /// The mark that distinguishes the run from others with the same parameters.
     pub run_id: Option<String>,

@@ -1,7 +1,7 @@
 use super::*;
 use fastrand::Rng;
 
-/// An amount in thousandths, often at an edge.
+/// Returns an amount in thousandths, often at an edge.
 fn random_amount(random: &mut Rng, most: u64) -> Amount {
     Amount(match random.u8(0..6) {
         0 => 0,
@@ -11,7 +11,7 @@ fn random_amount(random: &mut Rng, most: u64) -> Amount {
     })
 }
 
-/// Stages that are short enough to look at each nanosecond, or their lengths multiplied.
+/// Returns stages of at most `ns_most` nanoseconds each, with amounts up to `most`.
 fn random_stages(random: &mut Rng, ns_most: u64, most: u64) -> Vec<(u64, Amount, Amount)> {
     (0..random.usize(1..6))
         .map(|_| {
@@ -22,15 +22,16 @@ fn random_stages(random: &mut Rng, ns_most: u64, most: u64) -> Vec<(u64, Amount,
         .collect()
 }
 
-/// Returns the events up to each nanosecond, and the units of one event. They are added up nanosecond by nanosecond,
-/// each with the amount in its middle. To avoid fractions, the units are multiplied by all lengths of stages.
+/// Returns the events up to each nanosecond, and the number of units in one event. The events are added up nanosecond
+/// by nanosecond, each with the amount in its middle. To avoid fractions, the units are multiplied by the lengths of
+/// all stages.
 fn naive(stages: &[(u64, Amount, Amount)]) -> (Vec<u128>, u128) {
     let scale: u128 = stages.iter().map(|(lasts_ns, ..)| u128::from(*lasts_ns)).product();
     let (mut reached, mut sum) = (vec![0], 0);
     for &(lasts_ns, Amount(from), Amount(to)) in stages {
         let lasts = i128::from(lasts_ns);
         for ns in 0..lasts {
-            // Twice the amount at `ns + 1/2` is that at `2 * ns + 1` halves.
+            // This is twice the amount at `ns + 1/2`, multiplied by the length of the stage.
             let twice =
                 2 * i128::from(from) * lasts + (i128::from(to) - i128::from(from)) * (2 * ns + 1);
             sum += u128::try_from(twice).unwrap() * (scale / u128::from(lasts_ns));
@@ -47,14 +48,14 @@ fn due_times_are_those_of_a_list_of_all() {
     let mut random = Rng::with_seed(17);
     let mut listed = 0;
     for _ in 0..5000 {
-        // Up to an event per nanosecond.
+        // The rate is up to one event per nanosecond.
         let scale = random.u32(0..6);
         let stages = random_stages(&mut random, 60, (RATE_MAX * PER_ONE) >> scale);
         let curve = Curve::new(stages.iter().copied());
         let (reached, event) = naive(&stages);
         let mut due: Vec<u64> = Vec::new();
         for (ns, reached) in (0..).zip(&reached) {
-            // Event i is due in the last nanosecond by which at most i events are due.
+            // Event i is due in the last nanosecond before which at most i events are due.
             let before = reached.div_ceil(event);
             while (due.len() as u128) < before {
                 due.push(ns - 1);
@@ -74,8 +75,8 @@ fn due_times_are_those_of_a_list_of_all() {
     assert!(listed > 50_000, "{listed} events were looked at");
 }
 
-/// With stages of hours and rates of a billion, a list of all due times would be too long: both directions agree about
-/// any event, and about the nanosecond before it.
+/// With stages that last hours and rates of a billion, a list of all due times would be too long. Instead, both
+/// directions must agree about the nanosecond of any event.
 #[test]
 fn both_directions_agree_at_any_scale() {
     let mut random = Rng::with_seed(18);
@@ -107,7 +108,7 @@ fn due_times_are_the_published_ones() {
     assert_eq!(due("1000", [0, 1, 1_000_000]), [0.0, 0.001, 1000.0]);
     // From 0 to 20 in 10 s: t² events by t.
     assert_eq!(due("0:20", [0, 25, 81]), [0.0, 5.0, 9.0]);
-    // And down: 100 - (10 - t)².
+    // From 20 to 0 in 10 s: 100 - (10 - t)² events by t.
     assert_eq!(due("20:0", [0, 75, 99]), [0.0, 5.0, 9.0]);
     // Nothing is due in a pause: the next event is due at its end.
     assert_eq!(due("2s@1,3s@0,1s@10", [1, 2, 3]), [1.0, 5.0, 5.1]);
@@ -142,7 +143,7 @@ fn a_ramp_without_a_time_takes_as_long_as_its_events_need() {
         let events = random.u64(1..most);
         let Some(lasts) = ramp.ramp_for(events) else { continue };
         let found = ramp.events_in(lasts);
-        // The last may be due in the nanosecond before.
+        // The last event may be due in the last nanosecond.
         assert!(found >= events, "{ramp}, {events}: {found}");
         assert!(ramp.over(lasts).due_ns(events - 1) < nanos(lasts), "{ramp}, {events}");
     }
@@ -159,7 +160,7 @@ fn the_most_connections_between_two_times_include_every_peak() {
         let lasts: u64 = stages.iter().map(|(lasts_ns, ..)| lasts_ns).sum();
         let from = random.u64(0..lasts + 5);
         let to = from + random.u64(0..20);
-        // At each nanosecond, and at both sides of each jump.
+        // Check each nanosecond, and both sides of each jump.
         let mut most = 0;
         let mut starts = 0;
         for (index, &(lasts_ns, Amount(first), Amount(last))) in stages.iter().enumerate() {

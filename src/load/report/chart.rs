@@ -1,5 +1,5 @@
-//! The charts of the HTML page, as SVG. The meaning of a point or a cell is its `title`, which browsers show without a
-//! script when the pointer is on it.
+//! The charts of the HTML page, as SVG. The `title` of a point or a cell explains its meaning, and browsers show it
+//! without a script when the pointer is on the element.
 
 mod axis;
 
@@ -15,8 +15,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::collections::BTreeMap;
 
-/// The size of a chart and of its labels, in its own units. The page scales it, so that the labels can
-/// be read on a phone of 360 pixels and are not huge on a desktop.
+/// The size of a chart and of its labels, in its own units. The page scales the chart, so that the labels can be read
+/// on a phone of 360 pixels and are not huge on a desktop.
 const SIZE: (u32, u32) = (600, 280);
 const FONT: (&str, u32) = ("sans-serif", 15);
 const INK: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
@@ -24,13 +24,13 @@ const SECOND_INK: RGBColor = RGBColor(0xb2, 0x5a, 0x1f);
 const LIMIT_INK: RGBColor = RGBColor(0x77, 0x77, 0x77);
 const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);
 
-/// The least part of a second, in seconds, that gets its own point: a rate over less is mostly chance.
+/// The shortest part of a second, in seconds, that gets its own point. A rate over less time is mostly chance.
 const PART_MIN_S: f64 = 0.2;
 
-/// Steps per halving of what is left to 100 % in the spectrum.
+/// Steps of the spectrum per halving of the remaining distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 8;
 
-/// The most points of a line, and columns of a heat map, that have a title.
+/// The most points of a line, and the most columns of a heat map, that have a title.
 const TOLD_MAX: usize = 120;
 
 /// The points of a line.
@@ -41,12 +41,12 @@ type Points = Vec<(f64, f64)>;
 struct Line {
     points: Points,
     ink: RGBColor,
-    /// The texts of some of its points.
+    /// The titles of some of its points.
     told: Vec<((f64, f64), String)>,
 }
 
 impl Line {
-    /// Returns a line whose points have the titles that `tell` makes.
+    /// Creates a line, with titles made by `tell` for some of its points.
     fn new(points: Points, ink: RGBColor, tell: impl Fn((f64, f64)) -> String) -> Line {
         let step = points.len().div_ceil(TOLD_MAX).max(1);
         let told = points.iter().step_by(step).map(|point| (*point, tell(*point))).collect();
@@ -58,7 +58,7 @@ impl Line {
 struct Cell {
     from: (f64, f64),
     to: (f64, f64),
-    /// From 0 to 1.
+    /// The opacity, from 0 to 1.
     opacity: f64,
     says: String,
 }
@@ -130,7 +130,7 @@ fn plot(
     Ok(marks)
 }
 
-/// Latency by percentile: from the intended send time in blue, from the actual one in brown.
+/// Draws latency by percentile: from the intended send time in blue, and from the actual send time in brown.
 pub(super) fn spectrum(
     histogram: &Histogram<u64>,
     from_send: Option<&Histogram<u64>>,
@@ -147,8 +147,8 @@ pub(super) fn spectrum(
     draw_spectra(&groups)
 }
 
-/// Latency by percentile of several runs: those to compare with in blue, and the others in brown. A
-/// point is a quantile and its latency in microseconds.
+/// Draws latency by percentile for several runs: the base in blue, and the head in brown. A point is a quantile and its
+/// latency in microseconds.
 pub(crate) fn overlay(
     base: &[Vec<(f64, f64)>],
     head: &[Vec<(f64, f64)>],
@@ -160,7 +160,7 @@ pub(crate) fn overlay(
     draw_spectra(&[(in_nines(base), INK), (in_nines(head), SECOND_INK)])
 }
 
-/// Lines of latency in microseconds by the number of nines of a percentile.
+/// Draws lines of latency in microseconds by the number of nines of a percentile.
 fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
     let all = || groups.iter().flat_map(|(runs, _)| runs.iter().flatten());
     let nines = all().map(|point| point.0).fold(1.0, f64::max);
@@ -176,11 +176,11 @@ fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
     };
     let lines = groups.iter().flat_map(|(runs, ink)| runs.iter().map(|run| line(run, *ink)));
     let lines: Vec<Line> = lines.collect();
-    // With room for the last label.
+    // The axis has room for the last label.
     draw(Axis::percentiles(nines + 0.15), Axis::log_times(least, most), &lines, &[])
 }
 
-/// Responses per second over the run, or events with batches.
+/// Draws responses per second over the run, or events per second with batches.
 pub(super) fn rates(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<String, Failure> {
     let tell: fn(f64) -> String = match unit {
         Unit::Request => |rate| format!("{} responses/s", rounded(rate)),
@@ -189,7 +189,7 @@ pub(super) fn rates(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<St
     by_second(&rate_points(seconds, elapsed_s), elapsed_s, 1.0, rounded, tell)
 }
 
-/// The 99th percentile of each second over the run.
+/// Draws the 99th percentile of each second over the run.
 pub(super) fn p99s(seconds: &[Second], elapsed_s: f64) -> Result<String, Failure> {
     let tell = |us: f64| format!("p99 {}", time(Bound::exactly(us)));
     by_second(&p99_points(seconds, elapsed_s), elapsed_s, 0.0, time_in_full, tell)
@@ -228,7 +228,7 @@ pub(in crate::load) fn curve(
     draw(Axis::logarithmic(slowest, fastest, rounded), Axis::log_times(least, most), &lines, &[])
 }
 
-/// Draws the number of requests of each second by latency: the stronger the color, the more.
+/// Draws the number of requests of each second by latency. A stronger color means more requests.
 pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result<String, Failure> {
     let end = seconds.last().map_or(0, |last| last.second + 1);
     let per_column = end.div_ceil(TOLD_MAX as u64).max(1);
@@ -251,7 +251,7 @@ pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result
             cells.push(Cell {
                 from: (from_s, cell.from_us.log10()),
                 to: (to_s, cell.to_us.log10()),
-                // The least number must be visible, too.
+                // Even the smallest number must be visible.
                 opacity: 0.15 + 0.85 * (cell.requests as f64).ln() / most.ln().max(1.0),
                 says: format!(
                     "{} s, {} to {}: {}",
@@ -267,7 +267,7 @@ pub(super) fn heat_map(seconds: &[Second], elapsed_s: f64, unit: Unit) -> Result
 }
 
 /// Returns the seconds of a run from its start to its end, each with its length, and with its figures if a request
-/// ended in it. The last one is part of a second, and is left out if it is too short.
+/// ended in it. The last second may be partial, and is left out if it is too short.
 fn each_second(
     seconds: &[Second],
     elapsed_s: f64,
@@ -282,8 +282,8 @@ fn each_second(
     })
 }
 
-/// The rate of each second, at its middle: zero if no request ended in it, and over the part that
-/// there was if the run ended in it.
+/// Returns the rate of each second, at its middle. The rate is zero if no request ended in the second. If the run ended
+/// during the second, the rate is over the part before the end.
 fn rate_points(seconds: &[Second], elapsed_s: f64) -> Vec<Points> {
     let rate = |second: Option<&Second>| second.map_or(0.0, |second| second.requests as f64);
     let points = each_second(seconds, elapsed_s)
@@ -312,7 +312,7 @@ fn by_second(
 ) -> Result<String, Failure> {
     let most = runs.iter().flatten().map(|point| point.1).fold(1.0, f64::max);
     let line = |points: &Points| match points.as_slice() {
-        // A line of one point could not be seen.
+        // A line with a single point would be invisible.
         [(at, value)] => vec![((at - 0.5).max(0.0), *value), ((at + 0.5).min(elapsed_s), *value)],
         points => points.to_vec(),
     };
@@ -377,7 +377,7 @@ mod tests {
         let seconds = [second(0, 1000), second(1, 1000), second(2, 500)];
         let [points] = <[_; 1]>::try_from(rate_points(&seconds, 2.5)).unwrap();
         assert_eq!(points, [(0.5, 1000.0), (1.5, 1000.0), (2.25, 1000.0)]);
-        // Less than a fifth of a second does not have a rate.
+        // A part shorter than a fifth of a second does not get a rate.
         let [points] = <[_; 1]>::try_from(rate_points(&seconds, 2.1)).unwrap();
         assert_eq!(points, [(0.5, 1000.0), (1.5, 1000.0)]);
         let [points] = <[_; 1]>::try_from(rate_points(&seconds[..1], 0.1)).unwrap();

@@ -1,4 +1,4 @@
-//! One of the clients of a run in parts, in the report on all of them.
+//! The row of a client in the report on a run in parts.
 
 use super::Latency;
 use crate::doctor::{CpuUse, Environment};
@@ -6,14 +6,14 @@ use crate::load::clock::ClockOffset;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// One of the clients of a run, in the report on all of them.
+/// A client of a run in parts, in the report on all clients.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(in crate::load) struct ClientRow {
     /// Its part, as in `2/3`.
     pub(in crate::load) part: String,
     /// Its host name.
     pub(in crate::load) host: String,
-    /// The URL that it went to.
+    /// The URL that it sent requests to.
     pub(in crate::load) url: String,
     /// Its connections.
     pub(in crate::load) connections: usize,
@@ -23,7 +23,7 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) cpus: String,
     /// Events of its part.
     pub(in crate::load) requests: u64,
-    /// The number of batches that they are in.
+    /// The number of batches that contain these events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::load) batches: Option<u64>,
     /// Events that the server acknowledged.
@@ -36,11 +36,11 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) unsent: u64,
     /// Seconds from its start to the end of its last request.
     pub(in crate::load) elapsed_s: f64,
-    /// Acknowledged requests per second, with batches events.
+    /// Acknowledged requests per second, or events per second with batches.
     pub(in crate::load) requests_per_s: f64,
     /// Latency in microseconds.
     pub(in crate::load) latency_us: Latency,
-    /// The number of milliseconds by which it started after part 1, by the clocks of both.
+    /// Milliseconds from the start of part 1 to the start of this part, by the clocks of both clients.
     pub(in crate::load) started_after_ms: f64,
     /// The lead of its clock over the server's; null if the server's responses lack a `Date`.
     pub(in crate::load) clock_ahead_of_server: Option<ClockOffset>,
@@ -56,7 +56,7 @@ pub(in crate::load) struct ClientRow {
     pub(in crate::load) interrupted: bool,
     /// Its machine.
     pub(in crate::load) environment: Environment,
-    /// The command that makes its part of the run again.
+    /// The command that repeats its part of the run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(in crate::load) command: Vec<String>,
 }

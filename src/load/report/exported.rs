@@ -1,4 +1,4 @@
-//! A report as exporters need it.
+//! Converts a report for exporters.
 
 use super::Report;
 use crate::load::export::{Case, Finding, Findings, cell};
@@ -8,12 +8,12 @@ use crate::load::numbers::grouped;
 use crate::load::thresholds::Checked;
 use crate::load::verdict::Verdict;
 
-/// The most seconds without a response for which there are rows, at one place: as many as the longest run has. What a part's
-/// report says of more was not measured.
+/// The most consecutive seconds without a response that get rows, which is as many as the longest run has. Longer gaps
+/// in a part's report were not measured.
 const GAP_MAX: usize = 24 * 60 * 60;
 
 impl Report {
-    /// Returns its figures, what was checked, and its seconds.
+    /// Returns the figures, the checks, and the seconds of the report.
     pub(in crate::load) fn exported(&self) -> Findings {
         let report = self.value();
         let value = |figure: Figure| match figure.of(&report) {
@@ -35,11 +35,11 @@ impl Report {
         }
     }
 
-    /// Returns a row per second up to the last in which a request ended.
+    /// Returns a row per second up to the last second during which a request ended.
     fn rows_of_seconds(&self) -> Vec<Vec<String>> {
         let (mut rows, mut next) = (Vec::new(), 0);
         for second in &self.seconds {
-            // In those that are not listed, nothing ended.
+            // No request ended in the seconds that are not listed.
             rows.extend((next..second.second).take(GAP_MAX).map(|second| {
                 let mut row = vec![String::new(); 6];
                 (row[0], row[1]) = (second.to_string(), "0".into());
@@ -55,7 +55,7 @@ impl Report {
         rows
     }
 
-    /// Returns the conditions that must hold, each with a line why it does not.
+    /// Returns the conditions that must hold, each with the reason if it does not.
     pub(super) fn cases(&self) -> Vec<Case> {
         let case = |name: &str, failure| Case { name: name.into(), failure };
         let missing = self.requests - self.acknowledged;
@@ -91,7 +91,7 @@ impl Report {
     }
 }
 
-/// Returns a condition of a flag as a case.
+/// Converts a condition of a flag into a case.
 pub(in crate::load) fn of_threshold(flag: &str, checked: &Checked) -> Case {
     let Checked { fail_if, sentence, passed, .. } = checked;
     let name = format!("{flag} {fail_if}");

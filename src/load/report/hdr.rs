@@ -1,12 +1,12 @@
-//! The latencies as a percentile table, in the form that HdrHistogram's plotter reads.
+//! The latencies as a percentile table, in the format that HdrHistogram's plotter reads.
 
 use super::Report;
 use hdrhistogram::Histogram;
 use std::fmt::Write as _;
 
-/// Lines per halving of what is left to 100 %.
+/// Lines per halving of the remaining distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
-/// Values per bucket that three significant digits need, as HdrHistogram rounds it up.
+/// The values per bucket that three significant digits need, rounded up as in HdrHistogram.
 const SUB_BUCKETS: u32 = 2048;
 
 impl Report {
@@ -18,7 +18,8 @@ impl Report {
     }
 }
 
-/// From `bounds_from_ns` on, values are lower bounds, as a comment notes: the plotter reads numbers.
+/// Formats a percentile table. Values from `bounds_from_ns` on are lower bounds. A comment in the table states this,
+/// because the plotter reads only numbers.
 fn table(histogram: &Histogram<u64>, bounds_from_ns: Option<u64>) -> String {
     let mut table = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
     let millis = |nanos: u64| nanos as f64 / 1e6;
@@ -26,7 +27,7 @@ fn table(histogram: &Histogram<u64>, bounds_from_ns: Option<u64>) -> String {
     for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         count += step.count_since_last_iteration();
         let (quantile, value) = (step.quantile_iterated_to(), millis(step.value_iterated_to()));
-        // The last line lacks this quotient, because nothing is beyond it.
+        // The last line lacks this quotient, because no request is slower.
         let quotient = match quantile < 1.0 {
             true => format!(" {:14.2}", 1.0 / (1.0 - quantile)),
             false => String::new(),

@@ -8,7 +8,7 @@ use crate::load::latency::Latencies;
 use crate::load::markup::escape;
 use crate::load::numbers::{counted, rounded};
 
-/// No script may run, and nothing may be fetched.
+/// The security policy: no script may run, and nothing may be fetched.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 const STYLE: &str = "
@@ -40,7 +40,7 @@ summary { font-size: 1.1rem; font-weight: bold; margin-top: 2rem; cursor: pointe
 ";
 
 impl Report {
-    /// The report as one HTML page without outside assets and without scripts.
+    /// Returns the report as one HTML page without external assets or scripts.
     pub fn html(&self) -> Result<String, Failure> {
         let title = format!(
             "{} {}, {}: {}",
@@ -120,7 +120,7 @@ impl Report {
     }
 }
 
-/// A page with a title, which is HTML, as its body is.
+/// Returns a page with a title. Both the title and the body are HTML.
 pub(crate) fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -131,7 +131,7 @@ pub(crate) fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// The machine.
+/// Appends the description of the machine.
 pub(crate) fn put_environment(page: &mut String, environment: &Environment) {
     put(
         page,
@@ -160,7 +160,7 @@ pub(crate) fn put_environment(page: &mut String, environment: &Environment) {
     put(page, "</table>\n</details>");
 }
 
-/// A table of text with heads.
+/// Appends a table of text with column heads.
 pub(crate) fn put_table<const N: usize>(
     page: &mut String,
     heads: &[&str; N],
@@ -169,7 +169,7 @@ pub(crate) fn put_table<const N: usize>(
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
-    // Wider than a phone, so that it is scrolled there and no number is broken.
+    // The table may be wider than a phone, so it scrolls there and no number is broken.
     let heads = cells("th", &heads.map(str::to_owned));
     put(page, &format!("<div class=\"wide\"><table>\n<tr>{heads}</tr>"));
     for row in rows {
@@ -188,14 +188,14 @@ pub(crate) fn put_row(page: &mut String, name: &str, values: &[String]) {
     put(page, &format!("<tr><th scope=\"row\">{}</th><td>{values}</td></tr>", escape(name)));
 }
 
-/// Lines of text as HTML.
+/// Converts lines of text to HTML.
 pub(crate) fn lines(lines: &[String]) -> String {
     lines.iter().map(|line| escape(line)).collect::<Vec<_>>().join("<br>")
 }
 
 pub(crate) fn figure(page: &mut String, svg: &str, caption: &str) {
     let text = escape(caption);
-    // Screen readers read the caption in place of the picture.
+    // Screen readers read the caption instead of the picture.
     let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{text}\" "), 1);
     put(page, &format!("<figure>{svg}<figcaption>{text}</figcaption></figure>"));
 }

@@ -1,5 +1,5 @@
-//! What a run found. JSON is the form of the report itself; the text, the HTML page, and the
-//! percentile table are written from it.
+//! The report on a run. JSON is the form of the report itself, and the text, the HTML page, and the percentile table
+//! are made from it.
 
 pub(crate) mod chart;
 mod client_row;
@@ -34,36 +34,36 @@ use std::time::Duration;
 pub(super) use text::{rate_in_words, threshold_line};
 pub(super) use unit::Unit;
 
-/// An open loop that sends less than this share of its rate did not hold it.
+/// An open loop must send at least this share of its rate to hold it.
 pub(super) const HELD_MIN: f64 = 0.99;
 
-/// The least CPU time of a server that is worth stating: the kernel counts it in ticks of 10 ms, so one tick more or
+/// The least CPU time of a server that is worth reporting: the kernel counts it in ticks of 10 ms, so one tick more or
 /// less out of ten is 10 %.
 const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
 
-/// The shortest run whose shares of CPU time are worth stating: the kernel counts them in ticks of
-/// 10 ms, so that one tick is 1 % of a CPU.
+/// The shortest run whose shares of CPU time are worth reporting: the kernel counts them in ticks of 10 ms, so one tick
+/// is 1 % of a CPU.
 const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
 /// The setup of a run.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Setup {
-    /// The server.
+    /// The URL of the server.
     pub url: String,
     /// The server's engine, if its metrics name it.
     pub engine: Option<String>,
-    /// Connections.
+    /// The number of connections.
     pub connections: usize,
-    /// Client threads.
+    /// The number of client threads.
     pub threads: usize,
     /// The CPUs that the threads were pinned to, in turn, or that all of them could run on.
     pub cpus: String,
     /// Requests in flight per connection.
     pub pipeline: usize,
-    /// Requests per second of an open loop, with batches events per second: a number, or the value of --rate or
-    /// --stages if they change; `None` is a closed loop.
+    /// Requests per second of an open loop, or events per second with batches: a number, or the value of --rate or
+    /// --stages if the rate changes; null for a closed loop.
     pub rate: Option<Profile>,
-    /// The time during which requests were sent, in seconds; `None` if the run had a fixed number of them.
+    /// The time during which requests were sent, in seconds; left out if the run had a fixed number of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_s: Option<f64>,
     /// The number of connections over time, if it changed.
@@ -73,7 +73,7 @@ pub struct Setup {
     pub users: u64,
     /// The values of the events.
     pub values: Values,
-    /// Events per batch; `None` is one event per request.
+    /// Events per batch; left out for one event per request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
     /// Whether the server closes each connection after one response.
@@ -98,7 +98,7 @@ pub struct Setup {
     /// The flags of the server, secrets excluded; null if they are not known.
     #[serde(default)]
     pub server: Option<Settings>,
-    /// The command that makes the run again, secrets excluded. Without one, each client's own does.
+    /// The command that repeats the run, secrets excluded. If it is left out, each client has its own command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
 }
@@ -108,12 +108,12 @@ fn yes() -> bool {
 }
 
 impl Setup {
-    /// Reports whether the run has as many requests as it sent in its time.
+    /// Reports whether the run has as many requests as it could send within its duration.
     pub(super) fn is_open_ended(&self) -> bool {
         self.rate.is_none() && self.duration_s.is_some()
     }
 
-    /// What a request has.
+    /// Describes the content of a request.
     pub(super) fn per_request(&self) -> String {
         match self.batch {
             None => "one event".into(),
@@ -130,7 +130,7 @@ fn word(values: Values) -> &'static str {
     }
 }
 
-/// Latencies in microseconds; null without any.
+/// Latencies in microseconds; null if none were recorded.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct Latency {
     /// The mean.
@@ -147,11 +147,11 @@ pub(super) struct Latency {
     pub(super) p99_9: Option<Bound>,
     /// The 99.99th percentile.
     pub(super) p99_99: Option<Bound>,
-    /// The longest.
+    /// The longest latency.
     pub(super) max: Option<Bound>,
     /// The number of requests that were given up. They are included, with the time that the client waited.
     pub(super) censored: u64,
-    /// The keys above whose values may be more, because of such requests.
+    /// The keys above whose true values may be greater because of such requests.
     pub(super) lower_bounds: Vec<&'static str>,
 }
 
@@ -165,18 +165,18 @@ impl Latency {
         Latency { mean, p50, p90, p95, p99, p99_9, p99_99, max, censored, lower_bounds }.bounded()
     }
 
-    /// With the names of the figures that are lower bounds.
+    /// Adds the names of the figures that are lower bounds.
     pub(super) fn bounded(mut self) -> Latency {
         self.lower_bounds = lower_bounds(self.figures());
         self
     }
 
-    /// Returns the figure of a name in JSON; `None` if it is not known.
+    /// Returns the figure with this name in JSON; `None` if it is not known.
     pub(super) fn figure(&self, name: &str) -> Option<Bound> {
         self.figures().into_iter().filter(|(own, _)| *own == name).find_map(|(_, bound)| bound)
     }
 
-    /// Each figure with its name in JSON.
+    /// Returns each figure with its name in JSON.
     pub(super) fn figures(&self) -> [(&'static str, Option<Bound>); 8] {
         [
             ("mean", self.mean),
@@ -191,27 +191,27 @@ impl Latency {
     }
 }
 
-/// The schedule of an open loop, and how it was kept.
+/// The schedule of an open loop, and how well it was kept.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct OpenLoop {
-    /// Events per second that were asked for: a number, or the value of `--rate` or `--stages` if they change.
+    /// The requested events per second: a number, or the value of `--rate` or `--stages` if the rate changes.
     rate: Profile,
-    /// Events per second that were sent on average; null for a single request, which has no rate.
+    /// The average events per second that were sent; null for a single request, which does not have a rate.
     achieved_rate: Option<f64>,
-    /// The due time of the last request divided by the time at which it was sent: at a fixed rate, `achieved_rate / rate`.
+    /// The due time of the last request divided by its send time. At a fixed rate, this is `achieved_rate / rate`.
     pub(super) held: Option<f64>,
     /// Latency in microseconds from the actual send time.
     service_time_us: Latency,
-    /// The lateness of requests for which a connection was free, in microseconds.
+    /// The lag of requests that had a free connection, in microseconds.
     schedule_lag_us: Latency,
     /// Requests that came due while every connection was busy.
     queued: u64,
-    /// Requests that came due while the client did not run. They are late because of it.
+    /// Requests that came due while the client did not run, and were late because of that.
     pub(super) due_in_stalls: u64,
 }
 
 impl OpenLoop {
-    /// `None` if it was not one. The share that was held is known to the caller.
+    /// Returns the open loop of a run; `None` if the loop was closed. The caller fills in the share that was held.
     fn of(rate: Profile, work: &Work, total: &Slice, workload: &Workload) -> Option<OpenLoop> {
         Some(OpenLoop {
             rate,
@@ -228,7 +228,7 @@ impl OpenLoop {
 /// Attempts to connect that failed for one reason.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ConnectError {
-    /// The number of the error, as the kernel has it.
+    /// The kernel's number for the error.
     errno: i32,
     /// The error in words.
     error: String,
@@ -246,7 +246,7 @@ impl ConnectError {
 /// The events sent before the measured run.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct WarmUp {
-    /// Events that the run was asked to send.
+    /// Events that the warm-up had to send.
     requests: u64,
     /// Events that the server acknowledged.
     acknowledged: u64,
@@ -258,7 +258,7 @@ pub(super) struct WarmUp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CpuSource {
-    /// `cpu.stat` of its cgroup: exact, and with processes that have ended.
+    /// `cpu.stat` of its cgroup, which is exact and includes processes that have ended.
     Cgroup,
     /// `/proc`, in ticks of 10 ms or in nanoseconds.
     Proc,
@@ -279,14 +279,14 @@ pub struct ServerUse {
     pub cpus: String,
 }
 
-/// The cost of the requests on the server. Times are null if the run was too short to tell.
+/// The cost of the requests on the server. Times are null if the run was too short to measure them.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ServerCost {
     /// CPU time of the server per request in microseconds.
     server_cpu_us_per_request: Option<f64>,
-    /// The part of it in user mode.
+    /// The part of that time in user mode.
     server_user_us_per_request: Option<f64>,
-    /// The part of it in the kernel.
+    /// The part of that time in the kernel.
     server_system_us_per_request: Option<f64>,
     /// The source of the server's CPU time.
     server_cpu_source: CpuSource,
@@ -296,13 +296,13 @@ struct ServerCost {
     server_cpus: String,
 }
 
-/// What a run found. With batches, `requests` and all that is counted or measured per request are events;
-/// latencies are those of batches.
+/// The report on a run. With batches, `requests` and everything that is counted or measured per request refer to
+/// events, and latencies refer to batches.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// Events of the run.
     pub(super) requests: u64,
-    /// The number of batches that they are in.
+    /// The number of batches that contain these events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batches: Option<u64>,
     /// Events that the server acknowledged.
@@ -311,20 +311,20 @@ pub struct Report {
     refused: u64,
     /// Refused events by the status of the response.
     refused_by_status: BTreeMap<u16, u64>,
-    /// Events that were sent and got no response: they may have been counted or not.
+    /// Events that were sent and got no response. The server may or may not have counted them.
     unknown: u64,
     /// Events that were not sent.
     unsent: u64,
-    /// Batches whose acknowledgement was of another number of events.
+    /// Batches whose acknowledgement was for a different number of events.
     #[serde(skip_serializing_if = "Option::is_none")]
     misstated: Option<u64>,
-    /// Connections that were opened in place of others.
+    /// Connections that were opened to replace others.
     reconnects: u64,
     /// Attempts to connect that failed.
     connect_failures: u64,
     /// The reasons why attempts to connect failed.
     connect_errors: Vec<ConnectError>,
-    /// Connections of those in `setup` that were open at any time.
+    /// The number of connections in `setup` that were open at any time.
     connections_open: u64,
     /// Connections that the full server rejected with status 503.
     rejected: u64,
@@ -334,20 +334,20 @@ pub struct Report {
     broken_keep_alives: u64,
     /// Responses that were malformed, or that did not belong to a request.
     malformed: u64,
-    /// Requests that were sent again, because they were pipelined behind a response with `Connection: close`.
+    /// Requests that were sent again because they were pipelined after a request whose response had `Connection: close`.
     resent: u64,
     /// Seconds from the start to the end of the last request.
     elapsed_s: f64,
-    /// Acknowledged requests per second, with batches events.
+    /// Acknowledged requests per second, or events per second with batches.
     pub(super) requests_per_s: f64,
-    /// Latency in microseconds, from the intended send time, which in a closed loop is the actual one.
+    /// Latency in microseconds from the intended send time, which is the actual send time in a closed loop.
     pub(super) latency_us: Latency,
-    /// All of these latencies, so that others can merge and plot them.
+    /// All of these latencies, so that other tools can merge and plot them.
     latency_histogram: Latencies,
     /// The latencies of an open loop from the actual send time.
     #[serde(skip_serializing_if = "Option::is_none")]
     service_time_histogram: Option<Latencies>,
-    /// The schedule of an open loop, and how it was kept.
+    /// The schedule of an open loop, and how well it was kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) open_loop: Option<OpenLoop>,
     /// The totals that the acknowledged events must have led to.
@@ -360,11 +360,10 @@ pub struct Report {
     pub(super) reasons: Vec<String>,
     /// Remarks that do not affect the verdict.
     remarks: Vec<String>,
-    /// The time in milliseconds for which correct totals were read again, while nothing was sent; null if they were
+    /// The time in milliseconds during which correct totals were read again while nothing was sent; null if they were
     /// wrong, or could no longer be read at its end.
     quiet_ms: Option<f64>,
-    /// The number of milliseconds after the last acknowledgement at which the totals became correct, if they were wrong
-    /// at first.
+    /// The time in milliseconds from the last acknowledgement until the totals became correct, if they were wrong at first.
     settled_after_ms: Option<f64>,
     /// The observations of `--watch` during the run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -377,7 +376,7 @@ pub struct Report {
     /// The threshold that ended the run before it was over, because it could no longer pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     aborted_by: Option<String>,
-    /// Seconds in which the client did not run, in stretches of a tenth of a second or more.
+    /// Seconds during which the client did not run, in stretches of a tenth of a second or more.
     client_suspended_s: f64,
     /// Whether the client limited the result.
     pub(super) client_limited: bool,
@@ -403,13 +402,13 @@ pub struct Report {
     clients: Vec<ClientRow>,
     #[serde(flatten)]
     cost: Option<ServerCost>,
-    /// Each second in which a request ended.
+    /// Each second during which a request ended.
     seconds: Vec<Second>,
     /// The time of the run, and its server.
     origin: Origin,
     /// The machine of the client, or of part 1.
     pub(super) environment: Environment,
-    /// Returns the reason why connections could not be opened, as a sentence.
+    /// The reason why connections could not be opened, as a sentence.
     #[serde(skip)]
     shortfall: Option<String>,
     #[serde(skip)]
@@ -422,7 +421,7 @@ pub struct Report {
     pub(super) flow: Option<Flow>,
 }
 
-/// The report with what is derived from it, as JSON has it.
+/// The report and the values that are derived from it, as in its JSON.
 #[derive(Serialize, JsonSchema)]
 struct Json<'a> {
     #[serde(flatten)]
@@ -435,7 +434,7 @@ struct Json<'a> {
 pub(super) struct Outcome {
     /// The record of the client, or of all clients together.
     pub(super) run: ClientRun,
-    /// The events, and how many were sent before them.
+    /// The events, and the number of events that were sent before them.
     pub(super) workload: Workload,
     pub(super) warm_up: u64,
     /// The share of its pace that an open loop held; `None` for a single request.
@@ -464,7 +463,7 @@ pub(super) fn schema(format: Format) -> Schema {
 }
 
 impl Report {
-    /// The report with a remark on what was checked.
+    /// Adds a remark on the checks.
     pub(super) fn remark(mut self, remark: &str) -> Report {
         self.remarks.push(remark.into());
         self
@@ -562,7 +561,7 @@ impl Report {
         }
     }
 
-    /// Makes it the report of a challenge, with what the run cost the server, if that could be read.
+    /// Makes this the report of a challenge, with the cost of the run on the server if that could be read.
     pub fn add_server(&mut self, server: Option<ServerUse>) {
         self.format = Format::Challenge;
         let Some(server) = server else { return };
@@ -580,19 +579,19 @@ impl Report {
         });
     }
 
-    /// What it counts.
+    /// Returns the unit of its counts.
     pub(super) fn unit(&self) -> Unit {
         Unit::of(self.setup.batch)
     }
 
-    /// The report as one JSON object.
+    /// Returns the report as one JSON object.
     pub fn json(&self) -> String {
         let content = Json { report: self, thresholds: self.check_thresholds() };
         Document::new(self.format, content).json()
     }
 
-    /// Whether all events were acknowledged, the totals are exact, and all thresholds passed. The
-    /// failure has a line for each that is not so.
+    /// Checks that all events were acknowledged, the totals are exact, and all thresholds passed. The failure has a
+    /// line for each violation.
     pub fn check(&self) -> Result<(), Failure> {
         let failures: Vec<String> =
             self.cases().into_iter().filter_map(|case| case.failure).collect();
@@ -602,8 +601,8 @@ impl Report {
         }
     }
 
-    /// Returns the reasons why it is not the requested run, whatever the totals are: malformed responses, and
-    /// connections that were never open unless a threshold has the number of those that must be.
+    /// Returns the reasons why this is not the requested run, whatever the totals are: malformed responses, and
+    /// connections that were never open, unless a threshold has the number of connections that must be open.
     pub(super) fn flaws(&self) -> Vec<String> {
         let is_judged = |threshold: &Threshold| threshold.figure().name == CONNECTIONS_OPEN;
         let mut thresholds = self.thresholds.iter().chain(&self.abort_if);
@@ -616,13 +615,13 @@ impl Report {
         thresholds.map(|threshold| threshold.check(threshold.figure().of(&report))).collect()
     }
 
-    /// The report as figures are read from it.
+    /// Returns the report as the JSON value that figures are read from.
     pub(super) fn value(&self) -> serde_json::Value {
         serde_json::to_value(self)
             .unwrap_or_else(|error| unreachable!("its keys are text: {error}"))
     }
 
-    /// Returns what it means for the result that the client was the limit, if it was.
+    /// Returns the consequence for the result if the client was the limit.
     fn limit(&self) -> Option<&'static str> {
         match (self.client_limited, &self.open_loop) {
             (false, _) => None,
@@ -635,7 +634,7 @@ impl Report {
     }
 }
 
-/// Returns the reason why a number of malformed responses fails a run; `None` if it is zero.
+/// Returns the reason why this number of malformed responses fails a run; `None` if it is zero.
 pub(super) fn malformed(count: u64) -> Option<String> {
     let responses = counted(
         count,

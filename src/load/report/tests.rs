@@ -1,4 +1,4 @@
-//! Reports of runs that are made up.
+//! Reports of made-up runs.
 
 use super::super::figures::{FIGURES, Measured};
 use super::super::latency::Encoded;
@@ -57,7 +57,7 @@ pub(in crate::load) fn environment() -> Environment {
     }
 }
 
-/// A run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
+/// Returns the outcome of a run of 1,000 requests in two seconds, each of 1 ms, with every event acknowledged.
 pub(super) fn outcome() -> Outcome {
     let workload = Workload { events: 1000, users: 100, values: Values::Integer, batch: None };
     let share = workload.share_without(&[]);
@@ -125,11 +125,11 @@ fn an_export_has_a_row_for_every_second_and_marks_what_may_be_more() {
     assert!(exported.lines[0].contains("so requests/s is a lower bound"), "{:?}", exported.lines);
 }
 
-/// Returns the same in an open loop of 500 requests per second.
+/// Returns the outcome of the same run in an open loop of 500 requests per second.
 pub(in crate::load) fn open_loop(lag_ns: u64) -> Outcome {
     let mut outcome = outcome();
     outcome.setup.rate = Some("500".parse().unwrap());
-    // Of 1,000 events, 999 were sent before the last.
+    // 999 of the 1,000 events were sent before the last.
     outcome.run.work.last_sent = Duration::from_secs(2);
     outcome.held = Some(0.999);
     let mut total = Slice::new(0, true);
@@ -270,7 +270,7 @@ fn totals_that_became_unreadable_were_right_for_no_known_time() {
     }
 }
 
-/// A threshold on failed attempts does not have the number of connections that must be open.
+/// A threshold on failed attempts does not set the number of connections that must be open.
 #[test]
 fn missing_connections_fail_a_run_unless_a_threshold_names_them() {
     for (thresholds, fails) in [

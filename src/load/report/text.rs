@@ -11,11 +11,11 @@ use crate::load::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
 use std::fmt::Write as _;
 
-/// Colors of words; whoever prints strips them if the output is not a terminal.
+/// The colors of words. They are stripped when the text is printed if the output is not a terminal.
 const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// Bytes of a MiB.
+/// The number of bytes in a MiB.
 const MIB: f64 = 1048576.0;
 
 /// A statement of the report, on one or more lines.
@@ -25,7 +25,7 @@ pub(super) struct Row {
 }
 
 impl Report {
-    /// The report as a few lines, with colors.
+    /// Returns the report as a few lines, with colors.
     pub fn summary(&self) -> String {
         let mut text = String::new();
         let verdict = self.verdict.word();
@@ -98,7 +98,7 @@ impl Report {
         lines
     }
 
-    /// Returns the connections, and how many of the requested ones were open.
+    /// Returns the number of requested connections, and how many of them were open if some were not.
     fn connections(&self) -> String {
         let asked = self.setup.connections as u64;
         let of = match self.connections_open == asked {
@@ -128,7 +128,7 @@ impl Report {
         self.refused_by_status.iter().map(line).collect()
     }
 
-    /// Returns the troubles of requests and connections.
+    /// Returns the problems with requests and connections.
     fn trouble(&self) -> Vec<String> {
         let of_unit = [(self.unknown, "sent without a response"), (self.unsent, "not sent")];
         let of_unit = of_unit
@@ -234,7 +234,7 @@ impl Report {
 }
 
 impl Latency {
-    /// Two lines, because one would be wider than a terminal of 80 columns.
+    /// Returns two lines, because one line would be wider than a terminal of 80 columns.
     fn lines(&self, unit: Unit) -> Vec<String> {
         let (Some(p50), Some(p90), Some(p95), Some(p99)) = (self.p50, self.p90, self.p95, self.p99)
         else {
@@ -316,7 +316,7 @@ pub(in crate::load) fn threshold_line(checked: &Checked) -> String {
 }
 
 impl ClientRow {
-    /// Returns what the client did.
+    /// Returns the results of the client on one line.
     pub(super) fn line(&self) -> String {
         let p99 = self.latency_us.p99.map_or("unknown".into(), time);
         format!(
@@ -331,7 +331,7 @@ impl ClientRow {
     }
 }
 
-/// Returns a rate as a flag has it, with the digits of a number in groups of three.
+/// Formats a rate in the notation of a flag, with the digits of a number in groups of three.
 pub(in crate::load) fn rate_in_words(rate: &Profile) -> String {
     rate.as_whole().map_or_else(|| rate.to_string(), grouped)
 }
@@ -345,7 +345,7 @@ mod tests {
     use crate::load::workload::{Values, Workload};
     use std::time::Duration;
 
-    /// The summary without colors.
+    /// Returns the summary without colors.
     fn summary(report: &Report) -> String {
         anstream::adapter::strip_str(&report.summary()).to_string()
     }

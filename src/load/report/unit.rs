@@ -2,7 +2,7 @@
 
 use crate::load::numbers::{counted, grouped};
 
-/// The unit of requests/s and of all counts: with batches, events.
+/// The unit of rates and counts: requests, or events if the run has batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::load) enum Unit {
     /// One event per request.
@@ -17,7 +17,7 @@ impl Unit {
         if batch.is_some() { Unit::Event } else { Unit::Request }
     }
 
-    /// The word for one.
+    /// Returns the word for one.
     pub(super) fn one(self) -> &'static str {
         match self {
             Unit::Request => "request",
@@ -25,7 +25,7 @@ impl Unit {
         }
     }
 
-    /// The word for several.
+    /// Returns the word for several.
     pub(in crate::load) fn many(self) -> &'static str {
         match self {
             Unit::Request => "requests",
@@ -33,7 +33,7 @@ impl Unit {
         }
     }
 
-    /// The unit of a rate.
+    /// Returns the unit of a rate.
     pub(in crate::load) fn per_second(self) -> &'static str {
         match self {
             Unit::Request => "requests/s",
@@ -41,12 +41,12 @@ impl Unit {
         }
     }
 
-    /// Returns a number of them.
+    /// Formats a count with this unit.
     pub(in crate::load) fn count(self, count: u64) -> String {
         counted(count, self.one(), self.many())
     }
 
-    /// Returns a number of requests, which may be batches.
+    /// Formats a count of requests, which may be batches.
     pub(in crate::load) fn count_requests(self, requests: u64) -> String {
         match self {
             Unit::Request => counted(requests, "request", "requests"),
@@ -54,7 +54,7 @@ impl Unit {
         }
     }
 
-    /// Returns a number of them, with the number of their batches.
+    /// Formats a count, with the number of batches if there are any.
     pub(in crate::load) fn batched(self, events: u64, batches: Option<u64>) -> String {
         match batches {
             None => grouped(events),
@@ -64,7 +64,7 @@ impl Unit {
         }
     }
 
-    /// Returns CPU time per request or event in microseconds, with meaningful digits.
+    /// Formats CPU time per request or event in microseconds, with the digits that are meaningful.
     pub(super) fn cpu_us(self, us: f64) -> String {
         match self {
             Unit::Request => format!("{us:.2}"),

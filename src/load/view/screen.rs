@@ -1,4 +1,4 @@
-//! A run on the whole terminal.
+//! Shows a run on the whole terminal.
 
 use super::super::latency::Bound;
 use super::super::numbers::{counted, grouped, rounded, time};
@@ -28,7 +28,7 @@ pub(super) struct Screen {
     terminal: Terminal<CrosstermBackend<Stderr>>,
     taken: Arc<Taken>,
     title: String,
-    /// The seconds seen so far, oldest first.
+    /// The seconds that were seen, oldest first.
     seconds: Vec<Second>,
 }
 
@@ -53,8 +53,8 @@ impl Screen {
         Ok(Screen { terminal: opened?, taken, title, seconds: Vec::new() })
     }
 
-    /// Draws how far the run is. A terminal in raw mode leaves Ctrl-C to the program: it restores the
-    /// terminal, and interrupts the run as in any other mode. So does q.
+    /// Draws the progress of the run. A terminal in raw mode leaves Ctrl-C to the program, which restores the terminal
+    /// and interrupts the run as in any other mode. The key q does the same.
     pub(super) fn show(&mut self, status: &Status) {
         if let Some(latest) = &status.latest {
             match self.seconds.last_mut() {
@@ -86,7 +86,7 @@ impl Drop for Screen {
     }
 }
 
-/// Restores the terminal. If this fails, there is nothing else to try.
+/// Restores the terminal. A failure is ignored, because nothing else can be tried.
 fn give_back() {
     let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
@@ -165,7 +165,7 @@ fn of_second(second: &Second, unit: Unit) -> String {
     parts.join(", ")
 }
 
-/// For a bar: zero if no request ended in the second.
+/// Returns the 99th percentile for a bar, in whole microseconds; zero if no request ended in the second.
 fn whole_p99_us(second: &Second) -> u64 {
     #[allow(clippy::cast_possible_truncation, reason = "at most an hour in microseconds")]
     second.p99_us.map_or(0, |p99| p99.micros as u64)

@@ -1,4 +1,4 @@
-//! Opens and ends the connections of a client thread, and books the requests on them.
+//! Opens and ends the connections of a client thread, and records the outcomes of the requests on them.
 
 use super::{TICK_NS, Worker};
 use crate::load::connection::{Connection, State};
@@ -9,15 +9,15 @@ use rustix::io::Errno;
 use std::io;
 use std::time::Instant;
 
-/// The wait before a connection that failed is opened again. It is longer if the server did not have
-/// room for it, or if this machine did not have a port or descriptor.
+/// The wait before a connection that failed is opened again. It is longer if the server did not have room for it, or if
+/// this machine was out of ports or descriptors.
 const RETRY_AFTER_NS: u64 = 20_000_000;
 const TURNED_AWAY_RETRY_NS: u64 = 500_000_000;
 const LACKING_RETRY_NS: u64 = 500_000_000;
-/// The time that a server that closes after each response may take to do so. A server that has not closed by then keeps
-/// its connections after all.
+/// The time that a server that closes connections after each response may take to do so. A server that takes longer
+/// keeps its connections after all.
 const CLOSE_PATIENCE_NS: u64 = 1_000_000_000;
-/// The time after which an open connection has shown that there is a server.
+/// The time that a connection must be open to show that there is a server.
 const PROOF_OF_SERVER_NS: u64 = 1_000_000_000;
 
 /// The side that has ended a connection.
@@ -28,13 +28,14 @@ pub(super) enum By {
 }
 
 impl Worker<'_> {
-    /// Opens all connections that are not open, and waits for those that were open before: the others had their time.
+    /// Opens all connections that are not open, and waits for the connections that were open before. The others have
+    /// had their time.
     pub(super) fn reconnect_all(&mut self) -> io::Result<()> {
         let were_open = self.was_open.clone();
         self.connect_all(|index| were_open[index])
     }
 
-    /// Opens all connections that are not open, and waits for those that `is_awaited`.
+    /// Opens all connections that are not open, and waits for each that `is_awaited`.
     pub(super) fn connect_all(&mut self, is_awaited: impl Fn(usize) -> bool) -> io::Result<()> {
         for index in 0..self.wanted {
             if matches!(self.connections[index].state, State::Down { .. }) {
@@ -77,8 +78,8 @@ impl Worker<'_> {
         self.connections[index] = Connection::new(state);
     }
 
-    /// Books requests whose connection has ended: those with a byte in the kernel are unknown, the others wait for
-    /// another connection. So do those that the server must not process.
+    /// Records the requests of a connection that has ended. Requests with a byte in the kernel are unknown, and the
+    /// others wait for another connection. So do requests that the server must not process.
     pub(super) fn give_up(&mut self, index: usize, handed_over: u64) {
         let workload = self.workload();
         let is_excluded = self.connections[index].excludes_rest();
@@ -109,8 +110,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Handles the end of a connection after the kernel took this number of bytes, and opens the next one if there is
-    /// work.
+    /// Handles the end of a connection after the kernel took this number of bytes, and opens the next connection if
+    /// there is work.
     pub(super) fn end(&mut self, index: usize, handed_over: u64, by: By) {
         // The end of a connection can end a response.
         let is_garbled = by == By::Peer
@@ -169,8 +170,8 @@ impl Worker<'_> {
         index < self.wanted && (!self.is_running || self.has_work())
     }
 
-    /// Opens the connections that a ramp has reached. Covers the time from the last call to the next one, so that it
-    /// does not miss a peak.
+    /// Opens the connections that a ramp has reached. Each call covers the time from the last call to the next, so that
+    /// no peak is missed.
     pub(super) fn want(&mut self) {
         if self.run.crowd.over_time.is_none() || !self.is_measured {
             return;
@@ -188,7 +189,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Closes a connection that is no longer wanted once it has all its responses.
+    /// Closes a connection that is no longer wanted, once it has all of its responses.
     fn retire(&mut self, index: usize) {
         if !self.connections[index].has_flights() {
             self.wire.close(index);
@@ -196,8 +197,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Reports whether connections that a ramp has reached are still being opened, those included that it has left again.
-    /// The run does not end before that, so that each of them was open or could not be opened.
+    /// Reports whether connections that a ramp has reached are still being opened, including connections that it has
+    /// left again. The run does not end before that, so that each of them was open or could not be opened.
     pub(super) fn awaits_connections(&self) -> bool {
         let is_opening =
             |connection: &Connection| matches!(connection.state, State::Connecting { .. });
@@ -206,14 +207,14 @@ impl Worker<'_> {
             && self.connections[..self.wanted_most].iter().any(is_opening)
     }
 
-    /// Ends what has waited too long.
+    /// Ends everything that has waited too long.
     pub(super) fn tick(&mut self) {
         self.check_interrupt();
         if self.is_running {
             self.want();
             self.check_time();
         }
-        // Durations over 584 years do not end.
+        // Durations over 584 years never end.
         let timeout_ns = u64::try_from(self.run.timeout.as_nanos()).unwrap_or(u64::MAX);
         let (now_ns, patience_from_ns) = (self.now_ns, self.patience_from_ns);
         let is_over = |since_ns: u64, limit_ns: u64| {
@@ -235,7 +236,7 @@ impl Worker<'_> {
                     } else if oldest.is_some_and(|flight| is_over(flight.sent_ns, timeout_ns)) {
                         self.work.ledger.trouble.timeouts += 1;
                         self.counts.given_up_in_a_row += 1;
-                        // So often it is tried again.
+                        // The number of attempts, rather than the time, decides when to give up.
                         self.progress_ns = now_ns;
                         self.close(index);
                     }
@@ -271,7 +272,7 @@ impl Worker<'_> {
     }
 }
 
-/// Whether a connection failed to open because of this machine, and not of the server.
+/// Reports whether a connection failed to open because of this machine rather than the server.
 fn is_lack(error: &io::Error) -> bool {
     let lacks = [
         Errno::MFILE,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::channel;
 use std::sync::{Barrier, OnceLock};
 
-/// Returns an open loop of one thread and one connection, to an address where nothing listens.
+/// Returns an open loop of one thread and one connection, to an address without a listener.
 fn run() -> Run {
     let workload = Workload { events: 1000, users: 10, values: Values::One, batch: None };
     let rate: Profile = "1000".parse().unwrap();
@@ -36,8 +36,8 @@ fn run() -> Run {
     }
 }
 
-/// The warm-up took 100 s, and the thread cannot start to measure: nothing was due in its first moments but a few events,
-/// and none of them has waited for long.
+/// The warm-up took 100 s, and the thread cannot start to measure. Only a few events were due in its first moments, and
+/// none of them has waited long.
 #[test]
 fn what_could_not_start_is_on_the_clock_of_its_own_phase() {
     let (run, (sender, _slices)) = (run(), channel());

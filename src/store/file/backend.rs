@@ -1,5 +1,5 @@
-//! The layers between redb and the bytes of a store: the file, one view of them for several owners, and an overlay that
-//! keeps every change in memory.
+//! The layers between redb and the bytes of a store: the file, a view of the file that several owners share, and an overlay
+//! that keeps every change in memory.
 
 use redb::StorageBackend;
 use rustix::fs::{Advice, fadvise};
@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The path of a store no longer names the file that is open: what is written would be found by nobody.
+/// The error that the path of a store no longer names the open file, so that nobody would find the data written to it.
 #[derive(Debug)]
 pub(super) struct Gone;
 
@@ -23,7 +23,7 @@ impl std::fmt::Display for Gone {
 
 impl std::error::Error for Gone {}
 
-/// A locked file that remains the one at its path.
+/// A locked file that must remain the file at its path.
 #[derive(Debug)]
 pub(super) struct PathFile {
     file: File,
@@ -32,37 +32,37 @@ pub(super) struct PathFile {
 }
 
 impl PathFile {
-    /// A file that is open, and its path, which must not depend on the working directory.
+    /// Creates it from an open file and its path, which must not depend on the working directory.
     pub(super) fn new(file: File, path: PathBuf) -> io::Result<PathFile> {
         let identity = identity(&file.metadata()?);
         Ok(PathFile { file, path, identity })
     }
 
-    /// The path, without links.
+    /// Returns the path, without links.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes back what is dirty, and drops the page cache, so that what is read from here on comes from the disk. The
-    /// latter is advice: a page stays if another process maps or reads it (`invalidate_mapping_pages` in the kernel's
-    /// mm/truncate.c), and tmpfs has nothing to drop.
+    /// Writes dirty pages back, and drops the page cache, so that later reads come from the disk. Dropping is only advice: a
+    /// page stays if another process maps or reads it (`invalidate_mapping_pages` in the kernel's mm/truncate.c), and tmpfs
+    /// does not have anything to drop.
     ///
     /// # Errors
     ///
-    /// A write-back fails, or has failed unnoticed.
+    /// If a write-back fails, or has failed unnoticed.
     pub(super) fn read_from_disk(&self) -> io::Result<()> {
         self.file.sync_all()?;
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         Ok(())
     }
 
-    /// Whether the path still names the file.
+    /// Reports whether the path still names the file.
     pub(super) fn is_named(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
     }
 }
 
-/// The identity of a file on this machine.
+/// Returns the identity of a file on this machine.
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
@@ -80,7 +80,7 @@ impl StorageBackend for PathFile {
         self.file.set_len(len)
     }
 
-    /// Everything durable is acknowledged only after this, so the path is checked here.
+    /// Nothing durable is acknowledged before this returns, so the path is checked here.
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()?;
         if self.is_named() { Ok(()) } else { Err(io::Error::other(Gone)) }
@@ -91,17 +91,17 @@ impl StorageBackend for PathFile {
     }
 }
 
-/// The byte of redb's header whose lowest bit names the primary one of two commit slots, and the places of the slots'
+/// The byte in redb's header whose lowest bit selects the primary of its two commit slots, and the offsets of the slots'
 /// transaction numbers (docs/design.md of redb, "Database header").
 const FLAGS: usize = 9;
 const PRIMARY: u8 = 1;
 const TRANSACTIONS: [usize; 2] = [64 + 104, 192 + 104];
 
-/// Bytes of redb's header.
+/// The number of bytes in redb's header.
 pub(super) const HEADER_BYTES: u64 = HEADER_LEN as u64;
 const HEADER_LEN: usize = 320;
 
-/// The same bytes for several owners.
+/// Bytes that several owners share.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     bytes: Arc<dyn StorageBackend>,
@@ -110,12 +110,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The bytes as they are.
+    /// Shares the bytes as they are.
     pub(super) fn new(bytes: Arc<dyn StorageBackend>) -> Shared {
         Shared { bytes, header: None }
     }
 
-    /// The bytes of a database, with their header as it is now and as it is written from here on.
+    /// Shares the bytes of a database, and keeps their header: its present content, and whatever is written to it later.
     pub(super) fn with_header(&self) -> io::Result<Shared> {
         let mut header = [0; HEADER_LEN];
         self.read(0, &mut header)?;
@@ -126,7 +126,7 @@ impl Shared {
         Shared { bytes: Arc::clone(&self.bytes), header: Some(Arc::new(Mutex::new(header))) }
     }
 
-    /// The same bytes with the other commit slot as the primary one, if that one claims a later transaction.
+    /// Returns the same bytes with the other commit slot as the primary one, if that slot claims a later transaction.
     pub(super) fn with_newer_slot(&self) -> io::Result<Option<Shared>> {
         let mut header = [0; HEADER_LEN];
         self.read(0, &mut header)?;
@@ -142,8 +142,8 @@ impl Shared {
         Ok(Some(self.replace_header(header)))
     }
 
-    /// Writes every page again and syncs them, so that what is read is on the disk. A page of zeros does not belong
-    /// to a transaction, and may be a hole, which stays one.
+    /// Writes every page again and syncs them, so that the content that is read is on the disk. A page of zeros does not belong
+    /// to a transaction; it may be a hole, which stays one.
     pub(super) fn rewrite(&self) -> io::Result<()> {
         let len = self.len()?;
         let mut page = [0; PAGE_LEN];
@@ -158,7 +158,7 @@ impl Shared {
         self.sync_data()
     }
 
-    /// The part of a range at `offset` that is in the header which was kept, if there is one.
+    /// Returns the part of a range at `offset` that lies in the kept header, if there is one.
     fn kept(
         &self,
         offset: u64,
@@ -206,7 +206,7 @@ impl StorageBackend for Shared {
 const PAGE_BYTES: u64 = PAGE_LEN as u64;
 const PAGE_LEN: usize = 4096;
 
-/// Bytes that can be changed while those below stay as they are.
+/// Bytes that can be changed while the bytes below them stay as they are.
 #[derive(Debug)]
 pub(super) struct Overlay {
     below: Shared,
@@ -215,7 +215,7 @@ pub(super) struct Overlay {
 
 #[derive(Debug)]
 struct Changes {
-    /// Bytes that there are.
+    /// The total number of bytes.
     len: u64,
     /// The number of bytes below that still show through.
     below_len: u64,
@@ -223,7 +223,7 @@ struct Changes {
 }
 
 impl Overlay {
-    /// Shows the bytes below, and will not change them.
+    /// Shows the bytes below, without ever changing them.
     pub(super) fn new(below: Shared) -> io::Result<Overlay> {
         let len = below.len()?;
         let changes = Changes { len, below_len: len, pages: BTreeMap::new() };
@@ -234,7 +234,7 @@ impl Overlay {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads bytes that no page covers: zeros if there is nothing below.
+    /// Reads bytes that no page covers: zeros beyond the bytes below.
     fn read_below(&self, below_len: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = below_len.saturating_sub(offset).min(out.len() as u64);
         let there = usize::try_from(there).expect("it is at most the length of a slice");
@@ -243,7 +243,7 @@ impl Overlay {
     }
 }
 
-/// Splits a range of bytes at the bounds of pages: the page, the start of the part in it, and the part's range.
+/// Splits a range of bytes at page boundaries, into the page, the start of the part in that page, and the part's range.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -298,7 +298,7 @@ impl StorageBackend for Overlay {
         Ok(())
     }
 
-    /// Keeps what differs from the bytes below.
+    /// Keeps the pages that differ from the bytes below.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut changes = self.changes();
         let below_len = changes.below_len;
@@ -337,7 +337,7 @@ mod tests {
         let kept = || overlay.changes().pages.keys().copied().collect::<Vec<u64>>();
         Shared::new(Arc::<Overlay>::clone(&overlay)).rewrite().unwrap();
         assert!(kept().is_empty(), "{:?}", kept());
-        // Two pages are written and one of them changes, and zeros make it longer.
+        // Two pages are written, and only the second changes; zeros extend the bytes.
         let mut expected = bytes.clone();
         expected[PAGE_LEN + 7] ^= 1;
         overlay.write(7, &expected[7..2 * PAGE_LEN]).unwrap();

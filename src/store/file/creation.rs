@@ -1,7 +1,7 @@
 //! Finds, locks, and creates the file of a store.
 //!
-//! A file under the path of a store is either empty or whole: a new store is written under another name,
-//! synced, and renamed. So a creation that a crash cut off never leaves a file that is refused.
+//! A file under the path of a store is either empty or complete: a new store is written under another name, synced, and
+//! renamed. So a creation that a crash cuts off never leaves a file that is refused.
 
 use super::backend::{PathFile, Shared};
 use super::errors::Named;
@@ -15,15 +15,15 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The number of times that a file may be replaced between its opening and its locking.
+/// The number of times that a file may be replaced between being opened and being locked.
 const ATTEMPTS: usize = 100;
 
-/// Opens and locks the file of a store. Creates one if there is none, or an empty one.
+/// Opens and locks the file of a store. Creates a store if the file does not exist or is empty.
 pub(super) fn open_or_create(path: &Path, name: &Named) -> Result<PathFile, Failure> {
     for _ in 0..ATTEMPTS {
         let (file, is_created) = open_or_create_empty(path, name)?;
         let file = lock(file, path, name, File::try_lock)?;
-        // It can have been replaced before it was locked.
+        // It may have been replaced before it was locked.
         let Some(file) = file else { continue };
         if file.len().map_err(|error| name.cannot_read(&error))? > 0 {
             file.read_from_disk()
@@ -58,7 +58,7 @@ pub(super) fn open_to_read(path: &Path, name: &Named) -> Result<PathFile, Failur
     Err(name.unsteady())
 }
 
-/// The file at a path, and whether it is new.
+/// Returns the file at a path, and whether it is new.
 fn open_or_create_empty(path: &Path, name: &Named) -> Result<(File, bool), Failure> {
     let options = || {
         let mut options = OpenOptions::new();
@@ -104,13 +104,13 @@ fn lock(
         Err(TryLockError::WouldBlock) => return Err(name.in_use()),
         Err(TryLockError::Error(error)) => return Err(name.cannot_lock(&error)),
     }
-    // Without links, so that a rename replaces the file, and not a link to it.
+    // Resolve links, so that a rename replaces the file, and not a link to it.
     let Ok(path) = path.canonicalize() else { return Ok(None) };
     let file = PathFile::new(file, path).map_err(|error| name.cannot_read(&error))?;
     Ok(file.is_named().then_some(file))
 }
 
-/// Puts a new store in the place of an empty file that this process has locked.
+/// Replaces an empty file that this process has locked with a new store.
 fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
     let image = image().map_err(|error| name.explain(error))?;
     let (file, unfinished) =
@@ -119,12 +119,12 @@ fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
         (&file).write_all(&image)?;
         file.set_permissions(fs::metadata(empty.path())?.permissions())?;
         file.sync_all()?;
-        // It is locked before it gets the name under which others look for it.
+        // Lock it before it gets the name that others look for.
         file.try_lock()?;
         fs::rename(&unfinished, empty.path())
     };
     finish().map_err(|error| {
-        // Only space is left behind.
+        // If this fails, the file only takes up space.
         let _ = fs::remove_file(&unfinished);
         name.cannot_create(&error)
     })?;
@@ -134,7 +134,7 @@ fn replace_empty(empty: &PathFile, name: &Named) -> Result<PathFile, Failure> {
         .map_err(|error| name.cannot_create(&error))
 }
 
-/// Makes the name of a file durable by syncing its directory: a server that renamed it may have ended before that.
+/// Makes the name of a file durable by syncing its directory: a server that renamed it may have ended before syncing it.
 fn sync_name(path: &Path) -> io::Result<()> {
     match File::open(path.parent().unwrap_or(Path::new("/"))) {
         Ok(directory) => directory.sync_all(),
@@ -144,7 +144,7 @@ fn sync_name(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a file in the same directory under a name that no other file has.
+/// Creates a file in the same directory under an unused name.
 fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut attempt = 0;
     loop {
@@ -160,7 +160,7 @@ fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     }
 }
 
-/// The bytes of a store without events.
+/// Returns the bytes of a store without events.
 pub(super) fn image() -> Result<Vec<u8>, redb::Error> {
     let memory: Arc<InMemoryBackend> = Arc::new(InMemoryBackend::new());
     let database =

@@ -1,11 +1,11 @@
-//! The errors of a store for its user: what happened, and what to do.
+//! The errors of a store, as its user sees them: what happened, and what to do.
 
 use super::backend::Gone;
 use crate::failure::Failure;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// A store as its user named it.
+/// A store, as its user named it.
 #[derive(Clone, Debug)]
 pub(super) struct Named(String);
 
@@ -18,12 +18,12 @@ impl Named {
         Failure::Environment(format!("the store {} {rest}", self.0))
     }
 
-    /// A file with other content, or none.
+    /// Returns the error for a file with other content, or without content.
     pub(super) fn foreign(&self) -> Failure {
         self.say("was not written by ringtally: pass another path, which need not exist yet")
     }
 
-    /// The error for a format that this program does not know.
+    /// Returns the error for a format that this program does not know.
     pub(super) fn newer(&self, format: u64) -> Failure {
         self.say(&format!(
             "has format {format}, which this version of ringtally does not know: use the version that \
@@ -31,7 +31,7 @@ impl Named {
         ))
     }
 
-    /// The content is not what was written.
+    /// Returns the error for content that differs from what was written.
     pub(super) fn damaged(&self, why: &str) -> Failure {
         self.say(&format!(
             "is damaged, and was left as it is ({why}): check its disk, and restore the file from a \
@@ -39,12 +39,12 @@ impl Named {
         ))
     }
 
-    /// Another process, or this one, has it open.
+    /// Returns the error for a file that another process, or this one, has open.
     pub(super) fn in_use(&self) -> Failure {
         self.say("is in use by another ringtally: ask that server's /stats, or stop it first")
     }
 
-    /// The path names one file after the other.
+    /// Returns the error for a path that names one file after another.
     pub(super) fn unsteady(&self) -> Failure {
         self.say("is being replaced by another process: stop that process, and try again")
     }
@@ -81,7 +81,7 @@ impl Named {
         self.say(&format!("cannot be read ({error}): check its disk and the kernel's log"))
     }
 
-    /// An error while a store was opened or read.
+    /// Returns the failure for an error that occurred while a store was opened or read.
     pub(super) fn explain(&self, error: redb::Error) -> Failure {
         match error {
             redb::Error::Corrupted(why) => self.damaged(&why),
@@ -97,7 +97,7 @@ impl Named {
         }
     }
 
-    /// An error while a state was made durable.
+    /// Returns the failure for an error that occurred while a state was made durable.
     pub(super) fn explain_commit(&self, error: redb::Error) -> Failure {
         let redb::Error::Io(error) = error else {
             return self.say(&format!(
@@ -113,7 +113,7 @@ impl Named {
         self.cannot_write(&error)
     }
 
-    /// The error for writes that do not reach the disk.
+    /// Returns the failure for writes that do not reach the disk.
     pub(super) fn cannot_write(&self, error: &io::Error) -> Failure {
         let advice = match error.kind() {
             _ if is_full(error) => ", because its disk is full: free some space".to_owned(),
@@ -133,7 +133,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Returns why a file cannot be opened or created, and what to do.
+/// Returns the reason why a file cannot be opened or created, and what to do.
 fn advice(error: &io::Error) -> String {
     let advice = match error.kind() {
         ErrorKind::NotFound => "its directory does not exist: create it first",

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-/// Returns a directory for one test. Dropped, it is removed.
+/// A directory for one test. Dropping it removes the directory.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -19,7 +19,7 @@ impl Directory {
         self.0.join("tally.redb")
     }
 
-    /// The names of the files in it.
+    /// Returns the names of the files in it.
     fn files(&self) -> Vec<String> {
         let names = fs::read_dir(&self.0).unwrap();
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -43,7 +43,7 @@ fn state(generation: u64, events: u64, users: u64) -> State {
     State { generation, events, users, sum }
 }
 
-/// The users of a store, in order.
+/// Returns the users of a store, in order.
 fn users(store: &mut FileStore) -> Result<Vec<Vec<u8>>, Failure> {
     let mut users = Vec::new();
     store.users(&mut |ids| users.extend(ids.iter().map(<[u8]>::to_vec)))?;
@@ -59,7 +59,7 @@ fn said<T>(result: Result<T, Failure>) -> String {
     }
 }
 
-/// Copies a store while it is open, as a process that is killed leaves it.
+/// Copies an open store, as a killed process would leave it.
 fn killed(store: &Path) -> Vec<u8> {
     fs::read(store).unwrap()
 }
@@ -72,14 +72,14 @@ fn a_store_restores_the_last_state_and_its_users() {
     assert_eq!(users(&mut store).unwrap(), Vec::<Vec<u8>>::new());
     store.commit(&state(0, 10, 3), &ids(0..3)).unwrap();
     store.commit(&state(0, 20, 3), &UserIds::default()).unwrap();
-    // Several rows.
+    // This takes several rows.
     store.commit(&state(0, 30_000, 20_000), &ids(3..20_000)).unwrap();
     drop(store);
     let (mut store, found) = FileStore::open(&directory.store()).unwrap();
     assert_eq!(found, state(0, 30_000, 20_000));
     let expected = ids(0..20_000);
     assert!(users(&mut store).unwrap().iter().map(Vec::as_slice).eq(expected.iter()));
-    // A reset that immediately has users.
+    // A reset that has users from the start.
     store.commit(&state(5, 1, 1), &ids(7..8)).unwrap();
     store.commit(&state(5, 2, 2), &ids(8..9)).unwrap();
     let tables = store.database.begin_read().unwrap().list_tables().unwrap().count();
@@ -109,7 +109,7 @@ fn a_creation_that_was_cut_off_is_made_again() {
     fs::write(directory.store(), "").unwrap();
     fs::set_permissions(directory.store(), fs::Permissions::from_mode(0o600)).unwrap();
     assert!(said(inspect(&directory.store())).contains("is empty"));
-    // Leftovers of a crash, even under the next name.
+    // A leftover of a crash, even under the next name.
     let left = format!(".tally.redb.{}-0.new", std::process::id());
     fs::write(directory.0.join(&left), "half").unwrap();
     let (mut store, _) = FileStore::open(&directory.store()).unwrap();
@@ -166,7 +166,7 @@ fn what_is_no_store_is_left_alone() {
     fs::write(&path, "a diary".repeat(1000)).unwrap();
     refuse("was not written by ringtally");
     fs::remove_file(&path).unwrap();
-    // The database of another program.
+    // A database of another program.
     let database = Database::create(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table::<u64, u64>(TableDefinition::new("other")).unwrap();
@@ -184,7 +184,7 @@ fn what_is_no_store_is_left_alone() {
     assert_eq!(directory.files(), Vec::<String>::new());
 }
 
-/// Writes a row of totals as it is, and a list of users.
+/// Writes a row of totals as it is given, and a list of users.
 fn write_raw(path: &Path, totals: &[u8], users: Option<&[u8]>) {
     let database = Database::create(path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -252,20 +252,20 @@ fn inspecting_changes_nothing_not_even_after_a_crash() {
     assert_eq!(inspect(&directory.store()).unwrap(), state(0, 9, 2));
 }
 
-/// A store with a history, as it is after its server ended and as a kill leaves it.
+/// Returns the bytes of a store with a history: as its server leaves it at the end, and as a kill leaves it.
 fn histories(directory: &Directory) -> [Vec<u8>; 2] {
     let (mut store, _) = FileStore::open(&directory.store()).unwrap();
     for commit in 1..=40 {
         store.commit(&state(1, commit, commit), &ids(commit - 1..commit)).unwrap();
     }
-    // redb keeps the last commit and the one before it.
+    // redb keeps the last two commits.
     store.commit(&state(1, 41, 41), &ids(40..41)).unwrap();
     let killed = killed(&directory.store());
     drop(store);
     [fs::read(directory.store()).unwrap(), killed]
 }
 
-/// Opens damaged bytes: the right content, or a refusal that leaves them as they are.
+/// Opens damaged bytes. Either the content is right, or it returns true and the bytes are as they were.
 fn is_refused(bytes: &[u8], what: &str) -> bool {
     let memory = Arc::new(redb::backends::InMemoryBackend::new());
     memory.set_len(bytes.len() as u64).unwrap();
@@ -277,7 +277,7 @@ fn is_refused(bytes: &[u8], what: &str) -> bool {
             let expected = ids(0..41);
             let users = users(&mut store).unwrap();
             assert!(users.iter().map(Vec::as_slice).eq(expected.iter()), "{what}");
-            // It can be written, and opened again.
+            // It can be written to, and opened again.
             store.commit(&state(1, 42, 42), &ids(41..42)).unwrap();
         })
     }));
@@ -300,7 +300,7 @@ fn a_flipped_bit_is_harmless_or_refused() {
     let directory = Directory::new("flips");
     for (kind, whole) in histories(&directory).into_iter().enumerate() {
         let mut refused = 0;
-        // Every bit of the header, and of each page with content one bit in some bytes.
+        // Every bit of the header, and one bit in some bytes of each page with content.
         let header_bytes = usize::try_from(HEADER_BYTES).unwrap();
         let header = 0..header_bytes * 8;
         let others = (header_bytes..whole.len()).filter(|at| whole[*at] != 0);

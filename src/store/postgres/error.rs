@@ -15,18 +15,18 @@ const POOLER: &str = "if there is a pooler, use its session mode (pool_mode = se
 pub const RIGHTS: &str = "USAGE on the schema ringtally; SELECT on its table format; SELECT and UPDATE on tally; and \
                           SELECT, INSERT, UPDATE, and DELETE on servers and users";
 
-/// Why something failed.
+/// The reason why something failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
     /// It may work later: the database is away, full, or starting.
     Passing(String),
-    /// The host did not confirm in time, or the wait for its standby was canceled. Its standby may have replaced it:
-    /// another host may do.
+    /// The host did not confirm in time, or the wait for its standby was canceled. Its standby may have replaced it, so another
+    /// host may work.
     Unconfirmed(String),
-    /// Trying again changes nothing: a clause with what happened and what to do.
+    /// Trying again would not help: a clause with what happened and what to do.
     Lasting(String),
-    /// The database rejects this user's login. At the start that is lasting; later it may be a change of the password
-    /// that is under way.
+    /// The database rejects this user's login. At the start, that is lasting; later, a change of the password may be
+    /// in progress.
     Refused(String),
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for StoreError {
 }
 
 impl StoreError {
-    /// As the failure of a command.
+    /// Returns it as the failure of a command.
     pub(super) fn failure(&self, target: &Target) -> Failure {
         Failure::Environment(format!("the store {target}: {self}"))
     }
@@ -53,7 +53,7 @@ impl From<tokio_postgres::Error> for StoreError {
         match error.as_db_error() {
             Some(said) => judge(said.code(), said.message()),
             None => {
-                // For an error of the connection, the cause tells more than the error.
+                // For a connection error, the cause is more informative than the error.
                 let mut why = error.to_string();
                 if let Some(cause) = error.source() {
                     why = cause.to_string();
@@ -74,12 +74,12 @@ fn judge(code: &SqlState, message: &str) -> StoreError {
         "28000" => StoreError::Refused(said("check the user and what pg_hba.conf says about it")),
         "3D000" => StoreError::Refused(said("create the database, or name another one")),
         "42501" => StoreError::Lasting(said(&format!("grant the role what it needs: {RIGHTS}"))),
-        // A statement was prepared that is there already: on this connection, by somebody else.
+        // The statement was already prepared: on this connection, by somebody else.
         "42P05" => StoreError::Lasting(said(POOLER)),
-        // One is missing that was prepared. Another connection may be to a server that lets it be.
+        // A prepared statement is missing. Another connection may lead to a server that keeps prepared statements.
         "26000" => StoreError::Passing(said(POOLER)),
         "08P01" if message.contains("prepared statement") => StoreError::Passing(said(POOLER)),
-        // Tables, columns, and functions, values, and constraints: the schema is not the one that was made.
+        // Tables, columns, and functions; values; and constraints: the schema is not as it was made.
         code if ["42", "22", "23", "3F", "0A"].iter().any(|class| code.starts_with(class)) => {
             StoreError::Lasting(said(
                 "the schema ringtally is not as it was made: restore it, or name another database",
@@ -93,7 +93,7 @@ fn judge(code: &SqlState, message: &str) -> StoreError {
 ///
 /// # Errors
 ///
-/// Its own, or that it took longer.
+/// The errors of the work, or that it took longer.
 pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, StoreError>>,

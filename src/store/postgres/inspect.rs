@@ -18,9 +18,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub struct Inspection {
     /// The totals over all servers.
     pub totals: Totals,
-    /// The users in its list.
+    /// The number of users in its list.
     pub users: u64,
-    /// If they were read on a standby, which one, and why no primary was found.
+    /// The standby that they were read on, if any, and the reason why no primary was found.
     pub standby: Option<String>,
 }
 
@@ -29,7 +29,7 @@ pub struct Inspection {
 pub struct Database {
     /// The host that answered, and its version.
     pub about: String,
-    /// If it is a standby, why no primary was found.
+    /// The reason why no primary was found, if it is a standby.
     pub no_primary: Option<String>,
     /// The time that it takes to respond.
     pub round_trip: Duration,
@@ -47,12 +47,12 @@ pub struct Database {
     pub has_rights: bool,
 }
 
-/// Returns the content of a store in PostgreSQL at one moment; `None` if no server has made one. Read on the first host
-/// that is a primary, or if there is none, on the first standby.
+/// Returns the content of a store in PostgreSQL at one moment; `None` if no server has made one. Reads it on the first host
+/// that is a primary or, if none is, on the first standby.
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: the database does not answer, or holds a store of another format, or a damaged one.
+/// [`Failure::Environment`] if the database does not answer, or holds a store of another format, or a damaged one.
 pub fn inspect(target: &Target) -> Result<Option<Inspection>, Failure> {
     read_only(target, read)
 }
@@ -61,7 +61,7 @@ pub fn inspect(target: &Target) -> Result<Option<Inspection>, Failure> {
 ///
 /// # Errors
 ///
-/// [`Failure::Environment`]: it does not answer.
+/// [`Failure::Environment`] if it does not answer.
 pub fn examine(target: &Target) -> Result<Database, Failure> {
     read_only(target, ask)
 }
@@ -127,7 +127,7 @@ async fn ask(session: &Session) -> Result<Database, StoreError> {
     let has_rights = match has_tables {
         false => row.get(5),
         true => {
-            // A list of rights in one call asks for any of them.
+            // A call with a list of rights reports whether the role has any of them.
             let sql = "SELECT bool_and(has_table_privilege('ringtally.' || name, needed))
                 FROM (VALUES ('servers', '{SELECT,INSERT,UPDATE,DELETE}'::text[]),
                     ('users', '{SELECT,INSERT,DELETE}'), ('tally', '{SELECT,UPDATE}')) AS tables(name, rights),

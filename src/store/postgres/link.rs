@@ -1,7 +1,7 @@
-//! A server's requests to the database, and to the clock: in PostgreSQL, as statements.
+//! A server's requests to the database and to the clock. In PostgreSQL, the requests are statements.
 //!
-//! Every statement that writes what is acknowledged also checks that its commit waits for the disk and the standbys, and
-//! that a warning would be sent. Settings that the session began with prove nothing, because a pooler may run a
+//! Every statement that writes data to be acknowledged also checks two things: its commit waits for the disk and the standbys,
+//! and a warning would be sent. The settings at the beginning of the session prove nothing, because a pooler may run a
 //! statement in another session.
 
 use super::error::StoreError;
@@ -19,21 +19,21 @@ use std::time::Duration;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-/// The time since which a server must have been seen to count as alive; heartbeats keep it alive.
+/// The time that a server counts as alive after it was last seen; heartbeats keep it alive.
 pub(super) const ALIVE: Duration = Duration::from_secs(3);
 
 /// The number of users that one statement inserts in one round trip; it bounds the memory that the database takes for
 /// them.
 const SLICE_USERS: usize = 8192;
 
-/// Whether a commit of the session is durable once it returns, and what PostgreSQL warns of is heard.
+/// The condition that a commit of the session is durable once it returns, and that the session gets PostgreSQL's warnings.
 const IS_SAFE: &str = "current_setting('synchronous_commit') IN ('on', 'remote_apply') \
     AND current_setting('client_min_messages') <> 'error'";
 
-/// Whether a write with the number $2 is made to a row. $3 says that it may have been made already.
+/// The condition for a write with the number $2 to a row. $3 indicates that it may have been made already.
 pub const MAY_WRITE: &str = "(sequence = $2 AND $3 OR sequence = $2 - 1)";
 
-/// Whether a commit is made, of the generation $4.
+/// The condition for a commit in the generation $4.
 pub const MAY_COMMIT: &str = "(sequence = $2 AND $3 OR sequence = $2 - 1 AND \
     EXISTS (SELECT FROM ringtally.tally WHERE generation = $4))";
 
@@ -45,17 +45,17 @@ pub type Id = [u8; 16];
 pub struct Write<'a> {
     /// The row.
     pub id: &'a Id,
-    /// The number of this write, which is made if the row has the number before it.
+    /// The number of this write, which is made if the row has the preceding number.
     pub sequence: i64,
-    /// It may have been made already: then the row may also have this number.
+    /// Whether it may have been made already, so that the row may also have this number.
     pub is_repeat: bool,
     /// The generation that the group must be in.
     pub generation: i64,
-    /// It begins the next generation instead, whichever that is.
+    /// Whether it begins the next generation instead, whichever that is.
     pub is_reset: bool,
     /// The totals of the server.
     pub state: &'a State,
-    /// Its new users, sorted, so that two servers with the same ones do not wait for each other.
+    /// Its new users, sorted so that two servers with the same users do not wait for each other.
     pub users: &'a [&'a [u8]],
 }
 
@@ -66,12 +66,12 @@ pub enum Standing {
     Made,
     /// It is the next one.
     Next,
-    /// It must not be made: another write has come before it, or the group is in another generation.
+    /// It must not be made: another write has preceded it, or the group is in another generation.
     Refused,
 }
 
 impl Write<'_> {
-    /// Returns how it stands to a row with this number, in a group of this generation. It follows [`MAY_COMMIT`], except that a
+    /// Returns its standing to a row with this number, in a group of this generation. It follows [`MAY_COMMIT`], except that a
     /// reset is made in any generation.
     pub fn standing(&self, row_sequence: i64, group_generation: i64) -> Standing {
         let is_current = self.is_reset || group_generation == self.generation;
@@ -85,22 +85,22 @@ impl Write<'_> {
     }
 }
 
-/// The way of one server to the database, and its clock. Whatever writes returns once that is durable.
+/// One server's access to the database, and its clock. A method that writes returns once its write is durable.
 #[expect(async_fn_in_trait, reason = "a server has one thread for it")]
 pub trait Link {
-    /// Time since some moment, which passes also while the machine is suspended.
+    /// Returns the time since some moment, which includes the time while the machine is suspended.
     fn now(&self) -> Duration;
 
     /// Waits.
     async fn pause(&self, time: Duration);
 
-    /// The database, as it is shown.
+    /// Returns the database, as it is shown.
     fn target(&self) -> String;
 
     /// Reports something that the operator should look into.
     fn warn(&self, what: &str);
 
-    /// Reports something else.
+    /// Reports other information.
     fn inform(&self, what: &str);
 
     /// Returns the number of hosts of the database.
@@ -109,29 +109,29 @@ pub trait Link {
     /// Connects, unless there is a connection.
     async fn connect(&mut self) -> Result<(), StoreError>;
 
-    /// Gives up the connection, or the attempt to connect. If `leaves`, a host that has had its time is tried after the
-    /// others.
+    /// Gives up the connection, or the attempt to connect. If `leaves`, a host that has used up its time is tried after
+    /// the others.
     fn disconnect(&mut self, leaves: bool);
 
-    /// Adds the row of a server in the present generation, unless it is there. Returns the row's generation.
+    /// Adds the row of a server in the current generation, unless the row exists. Returns the row's generation.
     async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError>;
 
     /// Makes a commit, if the row and the group are as expected. Returns the generation that it is in.
     async fn commit(&self, write: &Write<'_>) -> Result<Option<i64>, StoreError>;
 
-    /// Reads the generation of the group, and the number of the last write to a row, if there is that row.
+    /// Reads the generation of the group, and the number of the last write to a row, if the row exists.
     async fn look(&self, id: &Id) -> Result<(i64, Option<i64>), StoreError>;
 
-    /// Writes a number to a row with a lower one. Returns whether there is such a row.
+    /// Writes a number to a row, unless the row has a higher one. Returns whether it was written.
     async fn skip_to(&self, id: &Id, sequence: i64) -> Result<bool, StoreError>;
 
-    /// Reads the rows that count, of one moment.
+    /// Reads the rows that count, at a single moment.
     async fn rows(&self, id: &Id) -> Result<Vec<Share>, StoreError>;
 
     /// Makes a write that changes only the number of the row. Returns whether it was made.
     async fn confirm(&self, id: &Id, sequence: i64, is_repeat: bool) -> Result<bool, StoreError>;
 
-    /// Reads how many other servers are alive that are in an older generation.
+    /// Reads the number of other live servers that are in an older generation.
     async fn lagging(&self, id: &Id, generation: i64) -> Result<u64, StoreError>;
 
     /// Names a server.
@@ -141,7 +141,7 @@ pub trait Link {
     async fn end(&self, id: &Id) -> Result<(), StoreError>;
 }
 
-/// A commit of totals alone: one statement is one transaction, and one round trip.
+/// Returns the statement that commits totals alone: one statement is one transaction, and one round trip.
 fn totals() -> String {
     format!(
         "WITH mine AS MATERIALIZED (
@@ -156,8 +156,8 @@ fn totals() -> String {
     )
 }
 
-/// The same with new users. A server counts those that it was the first to insert. The row is locked before the first
-/// of them is.
+/// Returns the statement that also commits new users. A server counts the users that it was the first to insert. The row is
+/// locked before the first of them is.
 fn totals_and_users() -> String {
     format!(
         "WITH mine AS MATERIALIZED (
@@ -178,7 +178,7 @@ fn totals_and_users() -> String {
     )
 }
 
-/// The rows that count, of one moment.
+/// The rows that count, at a single moment.
 const ROWS: &str = "\
     SELECT s.id = $1, s.name, s.events, s.users, s.sum, s.ended,
         greatest(extract(epoch FROM clock_timestamp() - s.seen), 0)::float8
@@ -200,7 +200,7 @@ pub(super) struct Postgres {
     connection: Option<Connected>,
     /// The host to try first, which the sweeper does, too.
     first_host: Arc<AtomicUsize>,
-    /// The last host that was tried: the session's, if there is one.
+    /// The last host that was tried: the session's host, if there is a session.
     host: AtomicUsize,
 }
 
@@ -236,7 +236,7 @@ impl Postgres {
             .ok_or_else(|| StoreError::Passing("the connection was lost".into()))
     }
 
-    /// Runs a statement once that writes. Returns how many rows it has changed.
+    /// Runs a statement that writes, once. Returns the number of rows that it has changed.
     async fn execute(
         &self,
         sql: &str,
@@ -285,8 +285,8 @@ impl Postgres {
         let row = row.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)));
         let stands = |(own, of_row, of_group)| (write.standing(own, of_group), of_row, of_group);
         let generation = match row.map(stands) {
-            // It had been made. This writes something, so that this commit waits for the standbys, as the other one may
-            // not have.
+            // It was made already. Write something, so that this commit waits for the standbys, because the other commit may
+            // not have waited.
             Some((Standing::Made, generation, _)) => {
                 let sql = "UPDATE ringtally.servers SET seen = now() WHERE id = $1";
                 client.execute(sql, &[&id]).await?;
@@ -323,8 +323,8 @@ impl Postgres {
         if write.is_reset {
             client.batch_execute("NOTIFY ringtally").await?;
         }
-        // It returns no error either if the database answers that the transaction was rolled back (issue 1334 of
-        // rust-postgres). So nothing above may leave a response unread in which an error could come.
+        // This succeeds even if the database answers that the transaction was rolled back (issue 1334 of rust-postgres). So
+        // nothing above may leave a response unread that could be an error.
         client.batch_execute("COMMIT").await?;
         session.check_warning()?;
         Ok(Some(generation))
@@ -334,7 +334,7 @@ impl Postgres {
 impl Link for Postgres {
     fn now(&self) -> Duration {
         let now = clock_gettime(ClockId::Boottime);
-        // It starts with the machine, and is never negative.
+        // The clock starts with the machine, and is never negative.
         Duration::from_secs(now.tv_sec as u64) + Duration::from_nanos(now.tv_nsec as u64)
     }
 
@@ -373,7 +373,7 @@ impl Link for Postgres {
         let totals_and_users = client.prepare(&totals_and_users()).await?;
         let rows = client.prepare(ROWS).await?;
         let confirmation = client.prepare(&confirmation()).await?;
-        // Notifications may have been missed while nobody listened.
+        // Notifications may have been missed while nobody was listening.
         self.unasked.note_news();
         self.connection = Some(Connected { session, totals, totals_and_users, rows, confirmation });
         Ok(())
@@ -383,7 +383,7 @@ impl Link for Postgres {
         let was_connected = self.connection.take().is_some();
         if leaves {
             let host = self.host.load(Ordering::Relaxed);
-            // A host that had little time left may just be slow: it is the first one in the next round.
+            // A host that had little time left may just be slow, so it is the first one in the next round.
             let has_failed = was_connected || host == self.first_host.load(Ordering::Relaxed);
             let next = if has_failed { host + 1 } else { host };
             self.first_host.store(next % self.target.hosts.len(), Ordering::Relaxed);
@@ -391,7 +391,7 @@ impl Link for Postgres {
     }
 
     async fn register(&self, id: &Id, name: &str) -> Result<i64, StoreError> {
-        // An existing row is written again, because the commit that added it may not have waited for the standbys.
+        // Write an existing row again, because the commit that added it may not have waited for the standbys.
         let sql = format!(
             "INSERT INTO ringtally.servers (id, name, generation, sequence, events, users, sum)
             SELECT $1::bytea, $2::text, generation, 0, 0, 0, $3::bytea FROM ringtally.tally WHERE {IS_SAFE}
@@ -485,7 +485,7 @@ fn events(state: &State) -> i64 {
     i64::try_from(state.events).expect("no number of events gets so far")
 }
 
-/// The error with a session that would acknowledge what is not durable.
+/// Returns the error for a session that would acknowledge data that is not durable.
 fn unsafe_session() -> StoreError {
     StoreError::Passing(
         "its session has another synchronous_commit or client_min_messages than this server has set, as behind a \
@@ -503,8 +503,8 @@ mod tests {
 
     #[test]
     fn each_host_is_tried_within_the_time_of_a_start() {
-        // The first has no socket, and the others accept connections and never answer. Each attempt has a second, which
-        // is less than a host may take.
+        // The first host does not have a socket, and the others accept connections and never answer. Each attempt has a second,
+        // which is less than a host may take.
         let silent = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [second, third] = silent.each_ref().map(|host| host.local_addr().unwrap());
         let url = format!("postgres://me@%2Fnone,{second},{third}/tally?connect_timeout=10");

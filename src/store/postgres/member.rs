@@ -1,18 +1,18 @@
-//! One server's part in the group: its row, the commits to it, and what it does when the database is away.
+//! One server's part in the group: its row, the commits to it, and its behavior while the database is away.
 //!
-//! Every write of a server to its row has a number, one more than the write before it, and is made only if the row has
-//! the number before. So a write whose outcome is unknown is repeated as it is: if it was made, the row has its
-//! number, and repeating it changes nothing. If it is still under way on a connection that was lost, the repeated one
-//! waits for it, or it finds that it came too late. If the row has an older number than a write that was confirmed, or
-//! is missing although nobody may have removed it, the database is an older one. After an hour without contact, a row that is
-//! missing proves nothing: others may have removed it.
+//! Every write of a server to its row has a number, one more than the write before it, and is made only if the row has the
+//! preceding number. So a write whose outcome is unknown is repeated as it is: if it was made, the row has its number, and the
+//! repetition does not change anything. If it is still in progress on a connection that was lost, the repeated write waits for
+//! it, or the original write comes too late. If the row has an older number than a confirmed write, or is missing although
+//! nobody may have removed it, the database has an older state. After an hour without contact, a missing row proves nothing:
+//! others may have removed it.
 //!
-//! The number of resets, the generation, is read and not locked: a commit that read the old one held only events
-//! that were received before the reset was acknowledged, and belongs before it.
+//! The number of resets, or the generation, is read and not locked: a commit that read the old generation contained only events
+//! received before the reset was acknowledged, and belongs before the reset.
 //!
-//! Totals are shown only once a write was confirmed that began after they were read. A primary that its standby has
-//! replaced can still be read, but that standby never confirms what is written there. And if what was read is not on the
-//! standby yet, it gets there before the write does.
+//! Totals that were read are shown only once a write that began after the read has been confirmed. A primary that its standby
+//! has replaced can still be read, but that standby never confirms anything written there. And if the totals are not on the
+//! standby yet, they get there before the write does.
 
 use super::error::{StoreError, within};
 use super::link::{ALIVE, Id, Link, Write};
@@ -23,16 +23,16 @@ use crate::tally::{State, UserIds};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::time::Duration;
 
-/// For how long nobody removes the row of a server that is not seen anymore, by the clock of the database; and by the
-/// clock of the server, which may be slower.
+/// The time that a row is kept after its server was last seen, by the clock of the database; and by the clock of the server,
+/// which may be slower.
 pub(super) const GONE: Duration = Duration::from_secs(3600);
 const GONE_AT_LEAST: Duration = Duration::from_secs(3540);
 
-/// The interval at which a reset checks whether the others have noticed it.
+/// The time between checks of whether the others have noticed a reset.
 const ADOPTION_POLL: Duration = Duration::from_millis(3);
 
-/// The time that an attempt may take, at least, and for each new user. Doubled for each further attempt, so that a slow
-/// database gets enough time eventually.
+/// The shortest time limit of an attempt, and the time added for each new user. The limit doubles with each further attempt, so
+/// that a slow database eventually gets enough time.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
 const ATTEMPT_PER_USER: Duration = Duration::from_micros(500);
 const ATTEMPT_MAX: Duration = Duration::from_secs(600);
@@ -48,23 +48,23 @@ const NO_GENERATION: i64 = -1;
 #[derive(Debug)]
 pub struct Member<L> {
     link: L,
-    /// The row of this server; another one if it is lost.
+    /// The row of this server; another one if this row is lost.
     id: Id,
     has_row: bool,
     name: String,
     /// The number of the last write that was made.
     sequence: i64,
-    /// The next write was sent already, and its outcome is unknown.
+    /// Whether the next write was sent already, with an unknown outcome.
     is_in_doubt: bool,
     /// The start of the last successful write.
     seen_at: Duration,
     /// The group's generation that this server's totals belong to.
     generation: i64,
-    /// This server's count of resets, as of the last commit.
+    /// This server's count of resets at the last commit.
     local_generation: u64,
-    /// Whether the last commit was superseded, and the next state follows that.
+    /// Whether the last commit was superseded, so that the next state follows the other server's reset.
     is_superseded: bool,
-    /// Since when the database has been away.
+    /// The moment since which the database has been away.
     away_since: Option<Duration>,
 }
 
@@ -72,7 +72,7 @@ pub struct Member<L> {
 struct Change<'a> {
     is_reset: bool,
     state: &'a State,
-    /// Sorted.
+    /// The new users, sorted.
     users: Vec<&'a [u8]>,
 }
 
@@ -83,12 +83,12 @@ enum Made {
     In(i64),
     /// The group is in this later generation.
     Superseded(i64),
-    /// There was no row.
+    /// The row did not exist.
     NotYet,
 }
 
 impl<L: Link> Member<L> {
-    /// A server that has not joined yet.
+    /// Creates a server that has not joined yet.
     pub fn new(link: L) -> Member<L> {
         Member {
             link,
@@ -109,10 +109,10 @@ impl<L: Link> Member<L> {
     ///
     /// # Errors
     ///
-    /// The database did not respond within `timeout`, or does not let this server in, or has another format.
+    /// If the database does not respond within `timeout`, does not let this server in, or has another format.
     pub async fn join(&mut self, timeout: Duration) -> Result<Group, Failure> {
         let deadline = self.link.now() + timeout;
-        // Time is left for each of the hosts, even if the first accepts connections and confirms nothing.
+        // Leave time for each of the hosts, even if the first one accepts connections and does not confirm anything.
         let limit = timeout / self.link.hosts();
         let mut pause = PAUSE_MIN;
         loop {
@@ -149,7 +149,7 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Says how this server is called.
+    /// Sets the name of this server.
     pub async fn introduce(&mut self, name: String) {
         self.name = name;
         // If that fails, only a name is missing.
@@ -160,7 +160,7 @@ impl<L: Link> Member<L> {
     ///
     /// # Errors
     ///
-    /// An error that no further attempt can overcome.
+    /// If an error occurs that no further attempt can overcome.
     pub async fn commit(&mut self, state: &State, new_users: &UserIds) -> Result<Outcome, Failure> {
         let resets = state.generation - self.local_generation;
         if self.is_superseded && resets == 0 {
@@ -199,11 +199,11 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// The totals of the group, at a moment after the call, which nothing takes back.
+    /// Returns the totals of the group at a moment after the call, which nothing can undo.
     ///
     /// # Errors
     ///
-    /// As [`Member::commit`].
+    /// The errors of [`Member::commit`].
     pub async fn read(&mut self) -> Result<Group, Failure> {
         let (mut attempts, mut pause) = (0, PAUSE_MIN);
         loop {
@@ -222,7 +222,7 @@ impl<L: Link> Member<L> {
 
     /// Notes that this server has ended, so that no reset waits for it.
     pub async fn leave(&mut self) {
-        // If that fails, it counts as alive for a few seconds more.
+        // If that fails, it counts as alive for a few more seconds.
         let _ = within(Duration::from_millis(500), self.link.end(&self.id)).await;
     }
 
@@ -232,7 +232,7 @@ impl<L: Link> Member<L> {
 
     /// Prepares another attempt after a failed one, or gives up.
     async fn stand(&mut self, error: StoreError, pause: &mut Duration) -> Result<(), Failure> {
-        // Whatever was under way on it, the next attempt begins on a new connection.
+        // Whatever was in progress on the old connection, the next attempt begins on a new one.
         self.link.disconnect(matches!(error, StoreError::Unconfirmed(_)));
         match error {
             StoreError::Lasting(_) => return Err(self.failure(&error)),
@@ -255,7 +255,7 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Adds the row of this server, unless it is there. Returns the generation that it is in.
+    /// Adds the row of this server, unless it exists. Returns the row's generation.
     async fn register(&mut self) -> Result<i64, StoreError> {
         let began = self.link.now();
         let generation = self.link.register(&self.id, &self.name).await?;
@@ -268,7 +268,7 @@ impl<L: Link> Member<L> {
         std::mem::replace(&mut self.is_in_doubt, true)
     }
 
-    /// Notes that a write was made, which began at a time.
+    /// Notes that a write that began at this time was made.
     fn note_made(&mut self, began: Duration) {
         (self.is_in_doubt, self.seen_at) = (false, began);
         self.sequence += 1;
@@ -277,7 +277,7 @@ impl<L: Link> Member<L> {
     async fn attempt(&mut self, change: &Change<'_>) -> Result<Made, StoreError> {
         self.link.connect().await?;
         if !self.has_row {
-            // The totals of this server belong to the row that it had, and to the generation of that.
+            // The totals of this server belong to the row that it had, and to the generation of that row.
             self.register().await?;
         }
         let began = self.link.now();
@@ -297,12 +297,12 @@ impl<L: Link> Member<L> {
         }
         self.is_in_doubt = is_repeat;
         match self.look().await? {
-            // Whether the reset was made is unknown, and another one would take what was counted since.
+            // It is unknown whether the reset was made, and another one would discard the events counted since.
             None if change.is_reset && is_repeat => Ok(Made::Superseded(NO_GENERATION)),
             None => Ok(Made::NotYet),
             Some((of_group, _)) if of_group > self.generation && !change.is_reset => {
-                // An attempt may still be under way on a lost connection, and must not be mistaken for the next commit:
-                // this waits for its number and makes it come too late.
+                // An attempt may still be in progress on a lost connection, and must not be mistaken for the next commit: this
+                // waits for its number and makes it come too late.
                 let next = self.sequence + 2;
                 if !self.link.skip_to(&self.id, next).await? {
                     return Err(changed());
@@ -322,7 +322,7 @@ impl<L: Link> Member<L> {
         }
         let began = self.link.now();
         let is_repeat = self.begin_write();
-        // They are sent together, and the database begins the second after it has ended the first.
+        // Both are sent together, and the database begins the second after it has finished the first.
         let reading = self.link.rows(&self.id);
         let confirming = self.link.confirm(&self.id, self.sequence + 1, is_repeat);
         let (rows, is_confirmed) = futures_lite::future::try_zip(reading, confirming).await?;
@@ -337,8 +337,8 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Looks at the row after a write that has changed nothing. Returns the generation of the group, and the number of
-    /// the last write to the row; `None` if the row is gone because this server was not seen for too long.
+    /// Examines the row after a write that has not changed anything. Returns the generation of the group, and the number of the
+    /// last write to the row; `None` if the row is gone because this server was not seen for too long.
     async fn look(&mut self) -> Result<Option<(i64, i64)>, StoreError> {
         let older = || {
             StoreError::Lasting(
@@ -350,10 +350,10 @@ impl<L: Link> Member<L> {
         let (of_group, sequence) = self.link.look(&self.id).await?;
         let Some(sequence) = sequence else {
             if self.link.now().saturating_sub(self.seen_at) < GONE_AT_LEAST {
-                // Nobody may have removed it yet.
+                // It is too early for anybody to have removed the row.
                 return Err(older());
             }
-            // Its totals were added to the totals of ended servers, and this one begins again.
+            // Its totals were added to the totals of ended servers, and this server begins again.
             (self.id, self.has_row) = (random_id(), false);
             (self.sequence, self.is_in_doubt, self.generation) = (0, false, NO_GENERATION);
             return Ok(None);
@@ -366,7 +366,7 @@ impl<L: Link> Member<L> {
 
     /// Returns the reason why a write was not made if the row has a number.
     fn why_not(&self, sequence: i64) -> StoreError {
-        // A write that was sent once may have been made meanwhile.
+        // A write that was sent once may have been made in the meantime.
         match sequence > self.sequence + i64::from(self.is_in_doubt) {
             true => StoreError::Lasting(
                 "another process writes to the row of this server, as a copy of a virtual machine does: stop it, \
@@ -377,9 +377,9 @@ impl<L: Link> Member<L> {
         }
     }
 
-    /// Waits until every other server that is alive has heard of the reset, so that what is sent after its
-    /// acknowledgement is counted after it everywhere. A server that does not notice it in time closes the connections
-    /// of such events and counts none of them.
+    /// Waits until every other live server has learned of the reset, so that events sent after its acknowledgement are
+    /// counted after it everywhere. A server that does not notice it in time closes the connections of such events and counts
+    /// none of them.
     async fn wait_for_adoption(&mut self) {
         let deadline = self.link.now() + ALIVE;
         loop {
@@ -409,7 +409,7 @@ fn attempt_limit(attempts: u32, users: usize) -> Duration {
     once.saturating_mul(1 << attempts.min(10)).min(ATTEMPT_MAX)
 }
 
-/// Returns a number that no other process has.
+/// Returns a number that differs from the number of every other process.
 fn random_id() -> Id {
     let mut id = [0; 16];
     let filled = rustix::io::retry_on_intr(|| getrandom(&mut id, GetRandomFlags::empty()));

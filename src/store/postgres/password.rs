@@ -1,16 +1,15 @@
-//! Passwords that a file keeps: `~/.pgpass`, or what `PGPASSFILE` names (PostgreSQL documentation, section
-//! 34.16).
+//! Passwords in a file: `~/.pgpass`, or the file that `PGPASSFILE` names (PostgreSQL documentation, section 34.16).
 
 use super::target::{Host, Password, Target};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// The most bytes of such a file that are read.
+/// The most bytes of a password file that are read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Returns the password for one of the hosts of a target: its own, or the one in the file. It is read again for every
-/// connection, so a password can be changed while a server runs. The second is why a file was not used.
+/// Returns the password for a host of a target: the target's own, or the password in the file. The file is read again for every
+/// connection, so a password can be changed while a server runs. The second value is the reason why a file was not used.
 pub(super) fn find(target: &Target, host: &Host) -> (Option<Password>, Option<String>) {
     if target.password.is_some() {
         return (target.password.clone(), None);
@@ -22,7 +21,7 @@ pub(super) fn find(target: &Target, host: &Host) -> (Option<Password>, Option<St
     }
 }
 
-/// The text of a file of passwords; `None` if the file does not exist.
+/// Returns the text of a password file; `None` if the file does not exist.
 fn read(path: &Path) -> Result<Option<String>, String> {
     let shown = path.display();
     let opened = std::fs::File::options()
@@ -50,9 +49,9 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     Ok(Some(text))
 }
 
-/// The password of the first line that fits: `host:port:database:user:password`.
+/// Returns the password of the first line that matches: `host:port:database:user:password`.
 fn search(text: &str, target: &Target, host: &Host) -> Option<Password> {
-    // libpq looks for the socket of a server under this name, too.
+    // libpq looks for a server's socket under this name, too.
     let names =
         [host.name.as_str(), if host.is_socket() { "localhost" } else { host.name.as_str() }];
     let port = host.port.to_string();
@@ -68,7 +67,7 @@ fn search(text: &str, target: &Target, host: &Host) -> Option<Password> {
     })
 }
 
-/// Returns the fields of a line, in which `\:` is a colon and `\\` a backslash. In the last field, a colon is an
+/// Returns the fields of a line. `\:` stands for a colon and `\\` for a backslash. In the last field, a colon is an
 /// ordinary character.
 fn fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];

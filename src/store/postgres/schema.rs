@@ -1,20 +1,20 @@
-//! The tables, which are in a schema of their own, and their version.
+//! The tables, which have their own schema, and their version.
 
 use super::error::StoreError;
 use super::session::Session;
 
-/// The version of what the tables hold. A schema of another version is refused.
+/// The version of the tables' content. A schema of another version is refused.
 pub(super) const FORMAT: i64 = 1;
 
-/// Taken while the schema is created, so that one server does it: "ringtall" as a number.
+/// The lock that is held while the schema is created, so that only one server creates it: "ringtall" as a number.
 const CREATION_LOCK: i64 = 0x7269_6e67_7461_6c6c;
 
 /// The tables.
 ///
-/// - `format` has the version of the others.
-/// - `tally` has the number of resets, the generation. Only its users and its servers' totals count.
-/// - `servers` has a row per process: its totals in full, and how many of its users it was the first to insert.
-///   Its rows are replaced all the time, and room in each page keeps their versions there.
+/// - `format` has the version of the other tables.
+/// - `tally` has the number of resets, which is the generation. Only its users and its servers' totals count.
+/// - `servers` has a row per process: its complete totals, and the number of users that it was the first to insert. Its rows
+///   are replaced all the time, and free space in each page keeps their versions there.
 /// - `users` has the distinct users.
 const TABLES: &str = "\
     CREATE TABLE ringtally.format (
@@ -42,11 +42,11 @@ const TABLES: &str = "\
     );
     INSERT INTO ringtally.tally (generation) VALUES (0);";
 
-/// Makes sure that the schema is there and is of this version.
+/// Makes sure that the schema exists and has this version.
 ///
 /// # Errors
 ///
-/// It has another version, or is missing and this role may not create it.
+/// If it has another version, or is missing and this role may not create it.
 pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     if check(session).await? {
         return Ok(());
@@ -58,7 +58,7 @@ pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     if !check(session).await? {
         let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'ringtally')";
         if !client.query_one(exists, &[]).await?.get::<_, bool>(0) {
-            // Creating it if it exists would need the right to create one.
+            // `CREATE SCHEMA IF NOT EXISTS` needs the right to create a schema even if the schema exists.
             client.batch_execute("CREATE SCHEMA ringtally").await?;
         }
         client.batch_execute(TABLES).await?;
@@ -68,11 +68,11 @@ pub(super) async fn prepare(session: &Session) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether the schema is there and of this version. Changes nothing.
+/// Reports whether the schema exists and has this version. Does not change anything.
 ///
 /// # Errors
 ///
-/// It is of another version, or cannot be read.
+/// If it has another version, or cannot be read.
 pub(super) async fn check(session: &Session) -> Result<bool, StoreError> {
     let exists =
         "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -15,13 +15,13 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::error::Severity;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket};
 
-/// The oldest PostgreSQL that has what the statements use, as it counts versions.
+/// The oldest version of PostgreSQL that supports the statements, in PostgreSQL's own numbering.
 const VERSION_MIN: i32 = 120_000;
 
-/// The settings of every session. A commit is acknowledged once the database reports it as durable, so no setting of
-/// the role or the database may weaken that. Each is set even if it has the value already: what a session has not set
-/// itself changes when the configuration is read again. A session of a disconnected server must not hold its locks for
-/// long: the server returns on another one.
+/// The settings of every session. A commit is acknowledged once the database reports it as durable, so no setting of the role
+/// or the database may weaken that. Each setting is set even if it already has the value: a setting that a session has not set
+/// itself changes when the configuration is reloaded. A session of a disconnected server must not hold its locks for long,
+/// because the server returns on another session.
 const SETTINGS: &str = "\
     SET search_path = pg_catalog;
     SET client_min_messages = warning;
@@ -39,9 +39,9 @@ const SETTINGS: &str = "\
 /// The purpose of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Reading: a standby will do if there is no primary.
+    /// Reading: a standby is sufficient if none of the hosts is a primary.
     Read,
-    /// To write.
+    /// Writing.
     Write,
 }
 
@@ -50,7 +50,7 @@ pub(super) enum Purpose {
 pub(super) struct Unasked {
     /// Wakes up on notifications from other servers.
     pub(super) news: Option<Arc<Notify>>,
-    /// Told of warnings.
+    /// Receives warnings.
     pub(super) warnings: Option<Arc<WarningLog>>,
 }
 
@@ -62,7 +62,7 @@ impl Unasked {
     }
 }
 
-/// A connection. Dropped, it is closed.
+/// A connection. Dropping it closes the connection.
 pub(super) struct Session {
     pub(super) client: Client,
     /// The warning that a commit may be missing on the standby that it should have waited for.
@@ -70,7 +70,7 @@ pub(super) struct Session {
     driver: JoinHandle<()>,
     /// The host, and the version of the database.
     pub(super) about: String,
-    /// If the host is a standby, why it was not a primary that was found.
+    /// The reason why no primary was found, if the host is a standby.
     pub(super) no_primary: Option<String>,
 }
 
@@ -81,12 +81,13 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects to a host that lets it in and can do what it is for: from the number `first` on, the first that
-    /// does, or to read, a standby if no host is a primary. `tried` has the number of the host that was tried last, also if this is cut off.
+    /// Connects to a host that accepts the login and can serve the purpose: the first such host from the number `first` on or,
+    /// for reading, a standby if no host is a primary. `tried` has the number of the last host that was tried, even if this
+    /// call is cut off.
     ///
     /// # Errors
     ///
-    /// Why none did. Passing, if any of them may do so later.
+    /// The reasons why none of them did. The error is passing if any of them may do so later.
     pub(super) async fn open(
         target: &Target,
         first: usize,
@@ -147,9 +148,9 @@ impl Session {
         let config = config(target, host, application, password.map(|password| password.0));
         let (client, connection) = config.connect(connector).await.map_err(|error| {
             match (StoreError::from(error), ignored) {
-                // The password that is missing is in a file that was not used.
+                // The missing password is in a file that was not used.
                 (StoreError::Refused(why), Some(ignored)) => StoreError::Refused(format!("{ignored}; {why}")),
-                // Without a connection there is nothing to send.
+                // A password is missing, so none can be sent.
                 (StoreError::Passing(why), ignored) if why == "password missing" => {
                     let ignored = ignored.map_or(String::new(), |ignored| format!("{ignored}; "));
                     StoreError::Refused(format!(
@@ -170,8 +171,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Refuses a database that is too old, or that cannot do what the session is for. Returns the reason why it is not
-    /// a primary, if it is not.
+    /// Refuses a database that is too old, or that cannot serve the purpose of the session. Returns the reason why it is not a
+    /// primary, unless it is one.
     async fn check(&self, purpose: Purpose) -> Result<Option<String>, StoreError> {
         let sql = "SELECT current_setting('server_version_num')::int,
             pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
@@ -202,7 +203,7 @@ impl Session {
         lock(&self.warning).take();
     }
 
-    /// an error if the database has warned that a commit may not be on the standby that it should have waited for.
+    /// Returns an error if the database has warned that a commit may not be on the standby that it should have waited for.
     pub(super) fn check_warning(&self) -> Result<(), StoreError> {
         match lock(&self.warning).take() {
             None => Ok(()),

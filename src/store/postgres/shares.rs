@@ -18,7 +18,7 @@ pub struct Share {
     pub users: u64,
     /// The sum of its events.
     pub sum: ExactSum,
-    /// It has ended.
+    /// Whether it has ended.
     pub has_ended: bool,
     /// The time since it was seen.
     pub age: Duration,
@@ -34,14 +34,14 @@ pub(super) fn damaged() -> StoreError {
     )
 }
 
-/// The totals of some rows. Servers that have ended are listed as one.
+/// Returns the totals of some rows. Servers that have ended are listed as one.
 pub(super) fn add_up(shares: Vec<Share>) -> Group {
     let (mut events, mut users, mut sum) = (0, 0, ExactSum::default());
     let mut servers = Vec::new();
     let mut ended: Option<ServerShare> = None;
     for (row, share) in shares.into_iter().enumerate() {
         if row % SHARDS_MAX == SHARDS_MAX - 1 {
-            // The number of sums that can be merged before carries have to be propagated.
+            // The most sums that can be merged before carries must be propagated.
             sum = ExactSum::from_bytes(&sum.to_bytes()).expect("these are the bytes of a sum");
         }
         events += share.events;

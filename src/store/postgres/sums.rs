@@ -1,12 +1,12 @@
-//! Exact sums as the database holds them. Most of an accumulator's bytes are zeros at both ends, which would cost
-//! log, network, and time with every commit and read.
+//! Exact sums as the database stores them. Most of an accumulator's bytes are zeros at both ends, which would cost log space,
+//! bandwidth, and time with every commit and read.
 
 use crate::tally::ExactSum;
 
-/// The number of bytes for the place at which the rest begins.
+/// The number of bytes that hold the position of the rest.
 const PREFIX: usize = 2;
 
-/// The bytes of a sum: how many zeros come first, and what is between them and the zeros at the end.
+/// Returns the bytes of a sum: the number of zeros at the beginning, and the bytes between them and the zeros at the end.
 pub(super) fn pack(sum: &ExactSum) -> Vec<u8> {
     let bytes = sum.to_bytes();
     let start = bytes.iter().take_while(|byte| **byte == 0).count();
@@ -17,7 +17,7 @@ pub(super) fn pack(sum: &ExactSum) -> Vec<u8> {
     packed
 }
 
-/// The sum that [`pack`] wrote; `None` if it did not write such bytes.
+/// Returns the sum that [`pack`] wrote; `None` if it did not write such bytes.
 pub(super) fn unpack(packed: &[u8]) -> Option<ExactSum> {
     let (start, rest) = packed.split_first_chunk::<PREFIX>()?;
     let start = usize::from(u16::from_le_bytes(*start));

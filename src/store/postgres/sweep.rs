@@ -1,5 +1,5 @@
-//! Removes what counts for nothing anymore: users of older generations, and rows of servers that are gone. It has its
-//! own connection while there is something to do, and works in slices that do not delay commits.
+//! Removes rows that no longer count: users of older generations, and rows of servers that are gone. It has its own connection
+//! while there is something to do, and works in slices that do not delay commits.
 
 use super::error::{StoreError, within};
 use super::member::GONE;
@@ -12,28 +12,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// The interval at which it checks for work: a reset leaves users behind.
+/// The longest time between checks for work: a reset leaves users behind.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// Users that one statement deletes.
+/// The number of users that one statement deletes.
 const SLICE_USERS: i64 = 2_000;
 
-/// Rows of servers that one transaction adds up.
+/// The number of server rows that one transaction adds up.
 const SLICE_SERVERS: i64 = 100;
 
 /// A slice that takes longer is given up.
 const SLICE_TIME: Duration = Duration::from_secs(60);
 
-/// The lock of the one server that sweeps: "sweeping" as a number.
+/// The lock of the server that sweeps: "sweeping" as a number.
 const LOCK: i64 = 0x7377_6565_7069_6e67;
 
-/// Rows that no process writes anymore: of servers that have ended, and of servers that were not seen for an hour. If
-/// such a server was only paused, it finds its row gone and begins a new one.
+/// The condition for rows that are no longer written: their servers have ended, or were not seen for an hour. If a server was
+/// only paused, it finds its row gone and begins a new one.
 fn is_gone() -> String {
     format!("(ended OR seen < now() - make_interval(secs => {}))", GONE.as_secs())
 }
 
-/// The row that the others are added to.
+/// The row that the other rows are added to.
 const SUM_OF_ALL: [u8; 16] = [0; 16];
 
 /// The server that removes rows.
@@ -49,7 +49,7 @@ impl Sweeper {
         Sweeper { target, first_host, unasked }
     }
 
-    /// Sweeps now and then, for as long as it is polled. A failure is tried again the next time.
+    /// Sweeps now and then, for as long as it is polled. It tries again the next time after a failure.
     pub(super) async fn run(self) {
         loop {
             tokio::time::sleep(EVERY.mul_f64(fastrand::f64() / 2.0 + 0.5)).await;
@@ -76,7 +76,7 @@ impl Sweeper {
             if within(SLICE_TIME, swept).await? == 0 {
                 return Ok(());
             }
-            // It takes a fifth of the time at most.
+            // The work takes at most a fifth of the time.
             tokio::time::sleep(started.elapsed() * 4).await;
         }
     }
@@ -101,7 +101,7 @@ async fn forget_servers(session: &Session) -> Result<u64, StoreError> {
     Ok(session.client.execute(&sql, &[&SLICE_SERVERS]).await?)
 }
 
-/// Adds rows of ended servers to the one row that stands for all of them, unless it is the only one.
+/// Adds rows of ended servers to the row that stands for all of them, unless that is the only row.
 async fn add_up(session: &Session) -> Result<u64, StoreError> {
     let client = &session.client;
     client.batch_execute("BEGIN").await?;

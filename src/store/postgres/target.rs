@@ -1,6 +1,6 @@
 //! The PostgreSQL to connect to: a URL as libpq reads it, and the environment variables that complete it.
 //!
-//! No sentence here repeats the text, because a part of it may be a misplaced password.
+//! No message here repeats the text, because it may contain a misplaced password.
 
 use super::tls::{Mode, Roots};
 use std::collections::BTreeMap;
@@ -36,17 +36,17 @@ const PARAMETERS: [(&str, Option<&str>); 19] = [
     ("user", Some("PGUSER")),
 ];
 
-/// The port of a host without one.
+/// The port of a host that does not specify one.
 const PORT: u16 = 5432;
 
-/// The directory of Debian's PostgreSQL socket: the host of a URL without one.
+/// The directory of Debian's PostgreSQL socket: the host of a URL that does not specify one.
 const SOCKETS: &str = "/var/run/postgresql";
 
 /// The time that a host may take to accept a connection, unless the URL sets it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The time that a connection may be silent before the kernel probes the other side, and until it gives up: libpq's two
-/// hours are longer than anybody waits for an acknowledgement.
+/// The time that a connection may be silent before the kernel probes the other side, and the interval and number of probes
+/// until it gives up: libpq's two hours are longer than anybody waits for an acknowledgement.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_COUNT: u32 = 5;
@@ -62,10 +62,10 @@ impl fmt::Debug for Password {
     }
 }
 
-/// One of the hosts of a database.
+/// A host of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
-    /// A name, an address, or the folder of a socket.
+    /// A name, an address, or the directory of a socket.
     pub(super) name: String,
     /// The address to use instead of resolving the name.
     pub(super) address: Option<IpAddr>,
@@ -73,7 +73,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Whether it is the folder of a Unix-domain socket.
+    /// Reports whether it is the directory of a Unix-domain socket.
     pub(super) fn is_socket(&self) -> bool {
         self.name.starts_with('/')
     }
@@ -88,7 +88,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// The time after which the kernel gives up a silent connection.
+/// The timeouts for connecting, and for giving up a silent connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Patience {
     pub(super) connect: Duration,
@@ -99,7 +99,7 @@ pub(super) struct Patience {
     pub(super) user_timeout: Duration,
 }
 
-/// The PostgreSQL to connect to. Shown, it is the URL without its password.
+/// The PostgreSQL to connect to. It is shown as the URL without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     /// The URL without its password.
@@ -107,7 +107,7 @@ pub struct Target {
     pub(super) hosts: Vec<Host>,
     pub(super) user: String,
     pub(super) database: String,
-    /// The password that the URL or `PGPASSWORD` has.
+    /// The password in the URL or in `PGPASSWORD`.
     pub(super) password: Option<Password>,
     /// The file of passwords.
     pub(super) passfile: Option<PathBuf>,
@@ -133,16 +133,16 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// Whether a text is meant to be the URL of a PostgreSQL.
+    /// Reports whether a text is meant to be the URL of a PostgreSQL.
     pub fn is_url(text: &str) -> bool {
         SCHEMES.iter().any(|scheme| text.starts_with(scheme))
     }
 
-    /// Reads a URL, and what it leaves open from the environment of this process.
+    /// Parses a URL, and completes it from the environment of this process.
     ///
     /// # Errors
     ///
-    /// A sentence with what is wrong, without the text itself.
+    /// A sentence that describes the problem, without the text itself.
     pub fn parse(text: &str) -> Result<Target, String> {
         Target::parse_with(text, &|variable| std::env::var(variable).ok())
     }
@@ -221,11 +221,11 @@ impl Target {
     }
 }
 
-/// Splits the password off a URL, so that the rest can be shown. `None` if it does not have one.
+/// Splits the password off a URL, so that the rest can be shown. Returns `None` if the URL does not have a password.
 ///
 /// # Errors
 ///
-/// As [`Target::parse`].
+/// The errors of [`Target::parse`].
 pub fn without_password(text: &str) -> Result<Option<(String, String)>, String> {
     let Parts { parameters, shown, has_password } = split(text)?;
     let password = parameters.get("password").filter(|_| has_password);
@@ -240,12 +240,12 @@ struct Parts {
     has_password: bool,
 }
 
-/// The name of a parameter, as it is listed.
+/// Returns the name of a parameter, as it is listed.
 fn known(name: &str) -> Option<&'static str> {
     PARAMETERS.iter().map(|(known, _)| *known).find(|known| *known == name)
 }
 
-/// Takes a URL apart, as libpq does (PostgreSQL documentation, section 34.1.1.2).
+/// Splits a URL into its parts, as libpq does (PostgreSQL documentation, section 34.1.1.2).
 fn split(text: &str) -> Result<Parts, String> {
     let scheme = SCHEMES.iter().find(|scheme| text.starts_with(**scheme));
     let scheme = scheme.ok_or("does not start with postgres://")?;
@@ -361,7 +361,7 @@ fn decode(text: &str) -> Result<String, String> {
     }
 }
 
-/// Returns the hosts of three lists; the last two are as long as the first, or have one entry, or none.
+/// Returns the hosts from three lists; the last two lists are as long as the first, or have one entry, or none.
 fn hosts(
     names: Option<String>,
     addresses: Option<String>,
@@ -415,7 +415,7 @@ fn hosts(
     names.into_iter().enumerate().map(host).collect()
 }
 
-/// A server writes, so it needs a writable session whatever the URL asks for.
+/// Checks the session that a URL requests: a server writes, so it needs a writable one.
 fn check_session(attributes: Option<&str>) -> Result<(), String> {
     match attributes {
         None | Some("any" | "read-write" | "primary") => Ok(()),

@@ -24,15 +24,15 @@ use tokio_rustls::client::TlsStream;
 /// The protection of a connection: `sslmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Not at all.
+    /// No protection.
     Disable,
-    /// Against listening, if the server can.
+    /// Protection against eavesdropping, if the server supports it.
     Prefer,
-    /// Against listening.
+    /// Protection against eavesdropping.
     Require,
-    /// Protects against a server whose certificate no trusted root has signed, too.
+    /// Protection against a server whose certificate was not signed by a trusted root, too.
     VerifyCa,
-    /// Protects against a server other than the one that the URL names, too.
+    /// Protection against a server that does not match the name in the URL, too.
     VerifyFull,
 }
 
@@ -41,14 +41,14 @@ pub(super) enum Mode {
 pub(super) enum Roots {
     /// None are known.
     None,
-    /// Those of a file.
+    /// The certificates in a file.
     File(PathBuf),
     /// The machine's certificates.
     System,
 }
 
 impl Roots {
-    /// Returns the file that the parameter names, or else the file in the home directory, if it exists.
+    /// Returns the file that the parameter names or, without one, the file in the home directory, if it exists.
     pub(super) fn new(parameter: Option<&str>, of_home: Option<PathBuf>) -> Roots {
         match parameter {
             Some("system") => Roots::System,
@@ -97,7 +97,7 @@ impl Mode {
             Some("disable") => Mode::Disable,
             None if *roots == Roots::System => Mode::VerifyFull,
             None | Some("prefer") => Mode::Prefer,
-            // With a root certificate at hand it is checked, as libpq does.
+            // If a root certificate is at hand, it is checked, as in libpq.
             Some("require") if *roots != Roots::None => Mode::VerifyCa,
             Some("require") => Mode::Require,
             Some("verify-ca") => Mode::VerifyCa,
@@ -111,7 +111,7 @@ impl Mode {
         Ok(mode)
     }
 
-    /// Returns the mode for the client of PostgreSQL.
+    /// Returns the mode for the PostgreSQL client.
     pub(super) fn negotiation(self) -> SslMode {
         match self {
             Mode::Disable => SslMode::Disable,
@@ -124,7 +124,7 @@ impl Mode {
     ///
     /// # Errors
     ///
-    /// A sentence: the root certificates cannot be read.
+    /// A sentence, if the root certificates cannot be read.
     pub(super) fn connector(self, roots: &Roots) -> Result<Connector, String> {
         let provider = Arc::new(ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match self {
@@ -151,8 +151,8 @@ impl Mode {
     }
 }
 
-/// Checks less than rustls does, for modes that require less: not the name, and without roots only that the server has
-/// the key of its certificate.
+/// Checks less than rustls does, for modes that require less: it does not check the name, and without roots, it checks only
+/// that the server has the key of its certificate.
 #[derive(Debug)]
 struct Lenient {
     roots: Option<RootCertStore>,
@@ -250,8 +250,8 @@ impl tokio_postgres::tls::TlsStream for Stream {
 }
 
 /// Returns the digest of a certificate, which reveals a server in the middle, because its certificate differs
-/// (tls-server-end-point, RFC 5929, section 4.1). The hash function is the one of the certificate's signature, or
-/// SHA-256 instead of MD5 and SHA-1. Returns `None` for signatures without a separate hash.
+/// (tls-server-end-point, RFC 5929, section 4.1). The hash function is taken from the certificate's signature, except that
+/// SHA-256 replaces MD5 and SHA-1. Returns `None` for signatures without a separate hash.
 fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     // Object identifiers of RFC 4055, section 5, and of RFC 5758, section 3.2.
     let digest = match signature_algorithm(certificate)? {
@@ -277,7 +277,7 @@ fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     (tag == 6).then_some(identifier)
 }
 
-/// Takes the first element off some DER (X.690, section 8.1). Returns its tag, its content, and the bytes after it.
+/// Splits the first element off some DER (X.690, section 8.1). Returns its tag, its content, and the bytes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
     let (length, rest) = match first {
@@ -324,7 +324,7 @@ impl AsyncWrite for Stream {
 mod tests {
     use super::*;
 
-    /// An element of DER.
+    /// Returns an element of DER.
     fn der(tag: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![tag, 0x82];
         bytes.extend(u16::try_from(content.len()).unwrap().to_be_bytes());

@@ -1,17 +1,17 @@
-//! Warnings of PostgreSQL: those about a commit that its standby may not have, and all others, which are logged.
+//! Warnings of PostgreSQL: warnings about a commit that its standby may not have, and all others, which are logged.
 
 use crate::log::Log;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The interval at which a warning of one kind is logged.
+/// The shortest time between two logged warnings of one kind.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Kinds that are remembered; with more, some are logged more often.
+/// The most kinds that are remembered; if there are more, some are logged more often.
 const KINDS_MAX: usize = 16;
 
-/// Whether a warning is about a canceled wait for a standby (PostgreSQL's syncrep.c). The message may be in any language;
-/// the name of the routine is not translated.
+/// Reports whether a warning is about a canceled wait for a standby (PostgreSQL's syncrep.c). The message may be in any
+/// language; the name of the routine is not translated.
 pub(super) fn is_about_a_standby(routine: Option<&str>, message: &str) -> bool {
     routine == Some("SyncRepWaitForLSN") || message.contains("synchronous replication")
 }
@@ -32,7 +32,7 @@ impl WarningLog {
         WarningLog { log, target, logged: Mutex::default() }
     }
 
-    /// Logs a warning, unless one of its kind was logged recently.
+    /// Logs a warning, unless a warning of the same kind was logged recently.
     pub(super) fn note(&self, code: &str, routine: Option<&str>, message: &str) {
         if self.is_new((code.to_owned(), routine.map(str::to_owned)), Instant::now()) {
             let target = &self.target;

@@ -8,7 +8,7 @@ use crate::world::{Server, Totals, eventually, post, ringtally, run, text};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// A database on two hosts, the first of them first.
+/// Returns the URL of a database on two hosts, in this order.
 fn both(first: &Postgres, second: &Postgres) -> String {
     let (first, second) = (first.port, second.port);
     format!("postgres://tally:s3cret@127.0.0.1:{first},127.0.0.1:{second}/postgres")
@@ -19,7 +19,8 @@ fn both(first: &Postgres, second: &Postgres) -> String {
 fn a_server_that_is_superseded_again_and_again_resets_nobody() {
     let database = Postgres::new(&[]);
     let servers = servers(&database.url(""), 5);
-    // A write that moves the number of a row also notes the time: its server relies on that once the row is gone.
+    // A server relies on the time of its row even after the row is gone, so a write that changes the sequence of a row must
+    // also update the time. The trigger records writes that do not.
     for sql in [
         "CREATE TABLE unseen (id bytea)",
         "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
@@ -36,7 +37,7 @@ fn a_server_that_is_superseded_again_and_again_resets_nobody() {
             server.client().event("a", 1.0);
             server.signal(Signal::STOP);
         }
-        // From then on no reset waits for them.
+        // After this time no reset waits for them.
         std::thread::sleep(Duration::from_millis(3200));
         let (mut client, started) = (other.client(), Instant::now());
         let mut are_paused = true;
@@ -54,7 +55,7 @@ fn a_server_that_is_superseded_again_and_again_resets_nobody() {
         }
     }
     let generation: u64 = database.sql("SELECT generation FROM ringtally.tally").parse().unwrap();
-    assert_eq!(generation, resets, "every reset was asked for");
+    assert_eq!(generation, resets, "only the requested resets took place");
     assert_eq!(database.sql("SELECT count(*) FROM unseen"), "0");
 }
 
@@ -66,7 +67,7 @@ fn a_server_on_a_primary_that_was_replaced_answers_with_what_its_successor_has()
     let servers = servers(&both(&primary, &standby), 1);
     servers[0].client().event("a", 1.0);
     standby.promote();
-    // Another server, which is on the new primary, acknowledges five events of nobody new.
+    // Another server, on the new primary, acknowledges five events that add no new users.
     standby.sql(
         "INSERT INTO ringtally.servers SELECT '\\x01', 'other', generation, 1, 5, 0, '\\x0000' FROM ringtally.tally",
     );
@@ -75,8 +76,8 @@ fn a_server_on_a_primary_that_was_replaced_answers_with_what_its_successor_has()
     servers[0].client().event("b", 1.0);
     assert_eq!(servers[0].stats().total, 7);
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringtally'";
-    assert_eq!(standby.sql(sql), "1", "it has a session there");
-    // Another server that finds the old one first does not stay with it either.
+    assert_eq!(standby.sql(sql), "1", "the server has a session there");
+    // Another server that finds the old primary first does not stay with it either.
     let late = super::servers(&both(&primary, &standby), 1);
     assert_eq!(late[0].stats().total, 7);
 }
@@ -95,7 +96,7 @@ fn totals_have_no_event_that_the_standby_does_not_have() {
     waiting.send(post("/event", r#"{"userId":"c","value":1}"#).as_bytes());
     let is_waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     eventually("a commit waits", || primary.sql(is_waiting) != "0");
-    // It is seen from now on, and is on the primary alone.
+    // From here on the commit is visible, although only the primary has it.
     primary.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     let mut reader = servers[1].client();
     reader.send(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -119,7 +120,7 @@ fn a_configuration_that_is_read_again_does_not_lower_durability() {
         database.sql(&format!("ALTER SYSTEM SET {settings}"));
     }
     database.sql("SELECT pg_reload_conf()");
-    eventually("it has read it", || database.sql("SHOW synchronous_commit") == "off");
+    eventually("the setting is off", || database.sql("SHOW synchronous_commit") == "off");
     for _ in 0..300 {
         client.event("a", 1.0);
     }
@@ -143,7 +144,8 @@ fn a_session_whose_durability_somebody_else_lowers_acknowledges_nothing() {
     {
         let session = database.sql(of_server);
         injector.inject(&format!("SET {setting}"));
-        // As a pooler does that runs it on another session. It is noticed, and a separate session follows.
+        // A pooler that runs another client's statement on this session does the same. The server notices, and uses a
+        // separate session.
         server.client().event("a", 1.0);
         assert_ne!(database.sql(of_server), session, "{setting}");
         assert_eq!(server.stats().total, 2 + round as u64);
@@ -160,7 +162,7 @@ fn an_older_database_is_found_out_by_whatever_it_lacks() {
     let mut primary = Postgres::new(&[]);
     let standby = primary.follower();
     let url = both(&primary, &standby);
-    // The row of the first is on the standby, and a heartbeat is not; nor is the row of the second.
+    // The standby has the row of the first server, but lacks one of its heartbeats and the row of the second server.
     let first = servers(&url, 1).remove(0);
     first.client().event("a", 1.0);
     primary.wait_for_standby();
@@ -178,7 +180,7 @@ fn an_older_database_is_found_out_by_whatever_it_lacks() {
         assert_eq!(code, Some(3), "{log}");
         assert!(log.contains("holds an older state than it had confirmed"), "{log}");
     }
-    assert_eq!(servers(&url, 1)[0].stats().total, 1, "and a restart goes on from it");
+    assert_eq!(servers(&url, 1)[0].stats().total, 1, "a restart continues from that state");
 }
 
 #[test]
@@ -187,12 +189,12 @@ fn another_process_with_the_same_row_ends_the_server() {
     let database = Postgres::new(&[]);
     let server = Server::start(&["--store", &database.url("")]);
     server.client().event("a", 1.0);
-    // Writes, as a copy of the virtual machine does.
+    // Writes as a copy of the virtual machine would.
     database.sql("UPDATE ringtally.servers SET sequence = sequence + 1, events = 5");
     let (code, _, log) = server.wait_with_log();
     assert_eq!(code, Some(3), "{log}");
     assert!(log.contains("another process writes to the row of this server"), "{log}");
-    assert_eq!(database.sql("SELECT sum(events) FROM ringtally.servers"), "5", "it is left alone");
+    assert_eq!(database.sql("SELECT sum(events) FROM ringtally.servers"), "5", "the row stays");
 }
 
 #[test]
@@ -223,7 +225,7 @@ fn a_server_finds_the_primary_behind_a_host_that_never_answers() {
     let database = Postgres::new(&[]);
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (silent_port, port) = (silent.local_addr().unwrap().port(), database.port);
-    // The first one does not have a socket. A third of the timeout is less than a host may take.
+    // The first host does not have a socket. A third of the timeout is less than the time that a host may take.
     let url = format!(
         "postgres://tally:s3cret@%2Fnone,127.0.0.1:{silent_port},127.0.0.1:{port}/postgres"
     );
@@ -233,7 +235,8 @@ fn a_server_finds_the_primary_behind_a_host_that_never_answers() {
     server.stop();
 }
 
-/// A server that starts. Returns its exit code and log, and how long it has taken since it was told to stop, if it was.
+/// Starts a server. Returns its exit code, its log, and the time until its exit, measured from the signal that stops it, or
+/// from its start if there is none.
 fn start(
     url: &str,
     timeout: &str,
@@ -262,8 +265,8 @@ fn idle_stop() -> Duration {
     since.elapsed()
 }
 
-/// Checks that a signal ends a start at once: of several, most end within 100 ms of what a server takes in any case on
-/// this machine, which may be busy.
+/// Checks that a signal ends a start immediately: three of five starts end within the time that an idle server takes on this
+/// machine, which may be busy, plus 100 ms.
 fn check_signal_ends_start(url: &str) {
     let bound = (0..3).map(|_| idle_stop()).max().unwrap() + Duration::from_millis(100);
     let mut stops: Vec<Duration> = (0..5)
@@ -288,7 +291,7 @@ fn every_wait_of_a_start_is_bounded_and_ends_with_a_signal() {
     Server::start(&["--store", &url]).stop();
     database.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     database.sql("SELECT pg_reload_conf()");
-    eventually("it waits for nobody", || {
+    eventually("the database waits for the standby `nobody`", || {
         database.sql("SHOW synchronous_standby_names") == "nobody"
     });
     let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
@@ -339,7 +342,7 @@ fn of_several_hosts_the_primary_is_inspected_and_else_a_standby_by_name() {
     let (held, said) = inspect();
     assert_eq!(held.total, 1);
     assert!(said.contains("was read on a standby") && said.contains(&of_standby), "{said}");
-    assert!(said.contains("Connection refused"), "why it was not the primary: {said}");
+    assert!(said.contains("Connection refused"), "it reports why it was not the primary: {said}");
     let said = doctor();
     assert!(said.contains(&of_standby) && said.contains("no host can be written"), "{said}");
 }

@@ -1,5 +1,5 @@
-//! The cost of a group on PostgreSQL, on this machine: measured with the released program, which
-//! `RINGTALLY_PROGRAM` names, and written to the file that `RINGTALLY_FIGURES` names.
+//! The cost of a group on PostgreSQL, measured on this machine with the released program that `RINGTALLY_PROGRAM` names. The
+//! results go to the file that `RINGTALLY_FIGURES` names.
 
 use super::postgres::Postgres;
 use crate::world::{Server, output_within, text};
@@ -22,13 +22,13 @@ fn serve(cpu: &str, store: Option<&str>) -> Server {
     Server::start_command(command)
 }
 
-/// Runs a load whose every event must be acknowledged. Returns its report.
+/// Runs a load, and checks that every event is acknowledged. Returns its report.
 fn load(server: &Server, flags: &str) -> Value {
     let mut command = program();
     command.args(["load", "--cpus", "1", "--quiet", "--json", "-", "--url", &server.url()]);
     let output = output_within(command.args(flags.split(' ')), PATIENCE);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // Without a reset, it cannot distinguish its own users.
+    // Without a reset, the load cannot distinguish its own users.
     let is_exact = report["verdict"] == "exact" || flags.contains("--no-reset");
     let is_complete = report["acknowledged"] == report["requests"] && report["unknown"] == 0;
     assert!(is_exact && is_complete, "{}", text(&output.stderr));
@@ -82,7 +82,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
-/// Server CPU per request of known users, with a database and without, in turns.
+/// Measures server CPU per request of known users, alternately without a database and with it.
 fn known_users(database: &Postgres, pairs: usize) -> Value {
     let (mut ratios, mut costs, mut without_rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pairs {
@@ -109,7 +109,7 @@ fn known_users(database: &Postgres, pairs: usize) -> Value {
     })
 }
 
-/// Transactions per second at several event rates.
+/// Measures transactions per second at several event rates.
 fn transactions_by_rate(database: &Postgres) -> Value {
     let server = serve("0", Some(&database.url("")));
     load(&server, "200000 64");
@@ -127,7 +127,7 @@ fn transactions_by_rate(database: &Postgres) -> Value {
     json!(costs)
 }
 
-/// Events of only new users; and of users that are new to a server and known to another.
+/// Measures events of new users only, and of users that are new to a server but known to another.
 fn new_users(database: &Postgres) -> Value {
     let (mut new, mut elsewhere) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -153,7 +153,7 @@ fn new_users(database: &Postgres) -> Value {
     json!({"new": costs(&new), "known_elsewhere": costs(&elsewhere), "bytes_per_user": bytes})
 }
 
-/// One load in three parts, each on its own server.
+/// Runs a load in three parts, each on its own server. Returns the median rate.
 fn three_servers(database: &Postgres) -> Value {
     let url = database.url("");
     let folder = std::env::temp_dir().join(format!("ringtally-figures-{}", std::process::id()));
@@ -192,7 +192,7 @@ fn three_servers(database: &Postgres) -> Value {
     json!(median(rates))
 }
 
-/// Events per second of PostgreSQL alone, with one INSERT per event.
+/// Returns the events per second of PostgreSQL alone, with one INSERT per event.
 fn inserts(database: &Postgres) -> Value {
     let said = database.pgbench(
         "CREATE TABLE events (user_id text NOT NULL, value float8 NOT NULL)",
@@ -204,7 +204,7 @@ fn inserts(database: &Postgres) -> Value {
     json!(tps.split(' ').next().unwrap().parse::<f64>().unwrap())
 }
 
-/// Measures the database's cost of one transaction, one after the other, with this number of servers' rows to read.
+/// Measures the database's cost of commits and of reads, one after the other. Reads have 1 or 100 more servers' rows to read.
 fn single(database: &Postgres) -> Value {
     let server = serve("0", Some(&database.url("")));
     let cost = measure(&server, Some(database), "5000 1 --users 1");

@@ -1,4 +1,5 @@
-//! HAProxy in TCP mode before three servers, as ci/deploy has it, and the load client through it.
+//! HAProxy in TCP mode in front of three servers, as ci/deploy configures it, and the load client
+//! through it.
 
 use super::postgres::{Postgres, free_port};
 use super::{inspect, servers};
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// HAProxy. Dropped, it is killed.
+/// HAProxy. Dropping it kills the process.
 struct Balancer {
     port: u16,
     process: Child,
@@ -20,7 +21,7 @@ impl Balancer {
         let folder =
             std::env::temp_dir().join(format!("ringtally-haproxy-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        // The configuration of the example, with the addresses of these servers.
+        // Uses the configuration of the example with the addresses of these servers.
         let example = include_str!("../../../ci/deploy/cluster/haproxy.cfg");
         let (common, _) = example.split_once("    server ").unwrap();
         let mut config = common.replace("bind :8000", &format!("bind 127.0.0.1:{port}"));
@@ -97,10 +98,10 @@ fn a_load_through_a_balancer_stays_within_its_bounds_if_a_server_and_the_databas
     let balancer = Balancer::before(&servers);
     let mut command = load(&balancer, &["400000", "64", "--timeout", "20s"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    eventually("it is under way", || servers[2].stats().total > 20_000);
-    // Dropped, it is killed.
+    eventually("the load is under way", || servers[2].stats().total > 20_000);
+    // Dropping the server kills it.
     drop(servers.remove(0));
-    eventually("it goes on", || servers[1].stats().total > 60_000);
+    eventually("the load continues", || servers[1].stats().total > 60_000);
     database.stop_immediately();
     database.start();
     let output = child.wait_with_output().unwrap();

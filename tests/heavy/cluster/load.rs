@@ -1,5 +1,5 @@
-//! Clients that send events to several servers without pause, and others that ask all of them for the totals, and
-//! know at every moment what those must be.
+//! Clients that send events to several servers without pause, and others that request the totals of all servers and know at
+//! every moment what they must be.
 
 use crate::world::{Client, Server, Totals, post};
 use std::io::Write;
@@ -20,7 +20,7 @@ pub(crate) struct Counts {
     refused: AtomicU64,
     /// Responses to `/stats`.
     reads: AtomicU64,
-    /// The number of resets, and the acknowledged events sent after the last one.
+    /// The number of resets, and of acknowledged events that were sent after the last one.
     phase: Mutex<(u64, u64)>,
     has_resets: AtomicBool,
     is_over: AtomicBool,
@@ -37,8 +37,8 @@ pub(crate) struct Load {
 static USERS: AtomicU64 = AtomicU64::new(0);
 
 impl Load {
-    /// So many connections to each server, each of which sends events of new users one after the other, and one
-    /// more to each that asks for the totals.
+    /// Starts this number of connections to each server, which send events of new users one after the other, and one more to
+    /// each, which requests the totals.
     pub(crate) fn start(servers: &[&Server], connections: usize) -> Load {
         let addresses = servers.iter().map(|server| server.address).collect();
         let servers_now = Arc::new(Mutex::new(addresses));
@@ -54,7 +54,7 @@ impl Load {
         load
     }
 
-    /// From now on, another server has this place.
+    /// Gives this place to another server from now on.
     pub(crate) fn replace(&self, place: usize, server: &Server) {
         self.servers.lock().unwrap()[place] = server.address;
     }
@@ -67,8 +67,8 @@ impl Load {
         self.counts.refused.load(Ordering::SeqCst)
     }
 
-    /// Resets the totals by way of a server. Returns how many events were acknowledged before it was asked to, and
-    /// so cannot be counted anymore.
+    /// Resets the totals through a server. Returns the number of events that were acknowledged before this request, and so
+    /// cannot be counted anymore.
     pub(crate) fn reset(&self, server: &Server) -> u64 {
         self.counts.has_resets.store(true, Ordering::SeqCst);
         let before = self.acknowledged();
@@ -84,12 +84,12 @@ impl Load {
         self.counts.phase.lock().unwrap().1
     }
 
-    /// Returns the number of events that were sent, without the refused ones.
+    /// Returns the number of events that were sent, not counting the refused ones.
     pub(crate) fn begun(&self) -> u64 {
         self.counts.begun.load(Ordering::SeqCst)
     }
 
-    /// Waits until this number of further events are acknowledged.
+    /// Waits until this number of further events is acknowledged.
     pub(crate) fn wait_for(&self, events: u64) {
         let until = self.acknowledged() + events;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
@@ -99,7 +99,7 @@ impl Load {
         }
     }
 
-    /// Ends the load. Returns the least and the most that the totals may be.
+    /// Ends the load. Returns the smallest and the largest total that is possible.
     pub(crate) fn stop(&mut self) -> (u64, u64) {
         self.counts.is_over.store(true, Ordering::SeqCst);
         for client in self.clients.drain(..) {
@@ -118,14 +118,14 @@ impl Load {
     }
 }
 
-/// A connection to the server in a place, as soon as there is one.
+/// Returns a connection to the server in this place as soon as there is one, or `None` after the end of the load.
 fn connect(counts: &Counts, servers: &Mutex<Vec<SocketAddr>>, place: usize) -> Option<Client> {
     while !counts.is_over.load(Ordering::SeqCst) {
         let address = servers.lock().unwrap()[place];
         if TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok() {
             let client = std::panic::catch_unwind(|| Client::connect(address));
             if let Ok(client) = client {
-                // A server that is paused for a while.
+                // The server may be paused for a while.
                 client.stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
                 return Some(client);
             }
@@ -196,7 +196,7 @@ fn read(counts: &Counts, servers: &Mutex<Vec<SocketAddr>>, place: usize) {
     }
 }
 
-/// Every event has the value 1 and its own user.
+/// Checks totals of events that each have the value 1 and their own user.
 pub(crate) fn check(totals: &Totals) {
     assert_eq!(totals.sum, totals.total as f64, "{totals:?}");
     assert_eq!(totals.users, totals.total, "{totals:?}");

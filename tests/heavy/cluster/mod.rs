@@ -1,8 +1,8 @@
-//! Several servers on one PostgreSQL, of which something fails under load: a server, the database, a connection. Then
-//! the totals have what was acknowledged and nothing that was not sent, on every server.
+//! Several servers on one PostgreSQL while something fails under load: a server, the database, or a connection. Afterwards the
+//! totals on every server have everything that was acknowledged and nothing that was not sent.
 //!
-//! `ci/cluster` runs these tests, which need PostgreSQL, and some of them HAProxy or PgBouncer.
-//! `RINGTALLY_PAUSE=n` sets for how many seconds something is paused, 30 by default.
+//! `ci/cluster` runs these tests, which need PostgreSQL, and some of them HAProxy or PgBouncer. `RINGTALLY_PAUSE=n` sets the
+//! seconds that something is paused, 30 by default.
 
 mod durability;
 mod figures;
@@ -20,10 +20,10 @@ use proxy::Proxy;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// Connections to each server, without the one that requests totals.
+/// Connections to each server, not counting the one that requests totals.
 const CONNECTIONS: usize = 8;
 
-/// Servers on a database, by its URL, that wait for it longer than it is away.
+/// Starts servers on the database at this URL. They wait for it longer than it is unavailable.
 fn servers(url: &str, count: usize) -> Vec<Server> {
     let flags = ["--store", url, "--shards", "1", "--store-timeout", "20s"];
     (0..count).map(|_| Server::start(&flags)).collect()
@@ -36,13 +36,13 @@ fn inspect(url: &str) -> Totals {
     Totals::parse(&text(&output.stdout))
 }
 
-/// Checks that every server and the store have the same totals, within what was sent.
+/// Checks that every server and the store have the same totals, within these bounds.
 fn agree(servers: &[&Server], url: &str, (at_least, at_most): (u64, u64)) {
     let held = inspect(url);
     check(&held);
     assert!((at_least..=at_most).contains(&held.total), "{held:?} of {at_least} to {at_most}");
     for server in servers {
-        assert_eq!(server.stats(), held, "every server says the same");
+        assert_eq!(server.stats(), held, "every server reports the same");
     }
 }
 
@@ -67,10 +67,10 @@ fn a_server_that_is_killed_takes_nothing_with_it() {
     let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
     for _ in 0..3 {
         load.wait_for(300);
-        // Dropped, it is killed.
+        // Dropping a server kills it.
         drop(servers.remove(0));
         let server = Server::start(&["--store", &url]);
-        // The load finds the new server in the place of the first one.
+        // The others move up one place, and the new server takes the last one.
         servers.push(server);
         for (place, server) in servers.iter().enumerate() {
             load.replace(place, server);
@@ -133,7 +133,7 @@ fn a_database_that_crashes_and_restarts_is_waited_for() {
         database.start();
     }
     load.wait_for(500);
-    assert_eq!(load.refused(), 0, "it was away for less than --store-timeout");
+    assert_eq!(load.refused(), 0, "the database was away for less than --store-timeout");
     let totals = load.stop();
     agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
     check_log(&database);
@@ -170,7 +170,7 @@ fn a_database_that_is_paused_takes_the_servers_out_until_it_goes_on() {
     load.wait_for(500);
     database.signal_all(Signal::STOP);
     for server in &servers {
-        eventually("it says that it is late", || server.client().get("/health").status == 503);
+        eventually("it reports that it is late", || server.client().get("/health").status == 503);
         let refused = server.client().post("/event", r#"{"userId":"u","value":1}"#);
         assert_eq!(refused.status, 503, "{refused:?}");
     }
@@ -195,8 +195,8 @@ fn an_idle_server_is_late_while_the_database_is_away_and_comes_back() {
     server.client().event("u", 1.0);
     assert_eq!(server.client().get("/health").status, 200);
     database.stop_immediately();
-    // Nobody sends anything.
-    eventually("it says that it is late", || server.client().get("/health").status == 503);
+    // No client sends anything.
+    eventually("it reports that it is late", || server.client().get("/health").status == 503);
     database.start();
     eventually("it is back", || server.client().get("/health").status == 200);
     server.client().event("v", 1.0);
@@ -214,7 +214,7 @@ fn a_commit_whose_outcome_is_unknown_is_counted_once() {
         [servers(&behind, 2), servers(&url, 1)].into_iter().flatten().collect::<Vec<Server>>();
     let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
     for _ in 0..60 {
-        // They have a connection again, and use it.
+        // Each server has a connection again, and uses it.
         for server in &servers {
             server.stats();
         }
@@ -261,12 +261,12 @@ fn a_commit_that_no_standby_has_is_not_acknowledged() {
     let mut client = server.client();
     client.send(post("/event", r#"{"userId":"b","value":1}"#).as_bytes());
     std::thread::sleep(Duration::from_millis(500));
-    // Its wait is cancelled, and PostgreSQL warns that the commit is on this machine alone.
+    // This cancels its wait, and PostgreSQL warns that only this machine has the commit.
     primary.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     assert_eq!(client.try_read(), None, "closed without a response");
     standby.start();
     eventually("it is back", || server.client().get("/health").status == 200);
-    assert_eq!(server.stats().total, 2, "it was counted, and is on both now");
+    assert_eq!(server.stats().total, 2, "it was counted, and both databases have it");
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn a_reset_does_not_wait_long_for_a_server_that_is_paused_which_then_joins() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!(servers[0].stats().total, 0);
     servers[1].signal(Signal::CONT);
-    eventually("it has heard of the reset", || servers[1].stats().total <= 1);
+    eventually("the server has learned of the reset", || servers[1].stats().total <= 1);
     servers[1].client().event("b", 1.0);
     let totals = servers[0].stats();
     assert!((1..=2).contains(&totals.total), "{totals:?}");
@@ -337,7 +337,7 @@ fn the_same_new_users_on_every_server_at_once_are_counted_once() {
             std::thread::spawn(move || {
                 let mut order: Vec<u32> = (0..users).collect();
                 fastrand::Rng::with_seed(seed as u64).shuffle(&mut order);
-                // Many in flight, so that a commit has many of the same.
+                // Many are in flight, so that a commit has many of the same users.
                 for part in order.chunks(100) {
                     let event = |user: &u32| {
                         post("/event", &format!(r#"{{"userId":"user_{user}","value":1}}"#))
@@ -403,7 +403,7 @@ fn what_counts_for_nothing_anymore_is_removed_and_the_totals_stay() {
     assert_eq!((before.total, before.users), (3, 2));
     let left = "SELECT (SELECT count(*) FROM ringtally.users) || ' ' || (SELECT count(*) FROM ringtally.servers)";
     let deadline = Instant::now() + Duration::from_secs(90);
-    // Two users, the row of the server that is left, and one for all others.
+    // Two users, the row of the remaining server, and one row for all others.
     while database.sql(left) != "2 2" {
         assert!(Instant::now() < deadline, "{}", database.sql(left));
         std::thread::sleep(Duration::from_millis(200));

@@ -1,5 +1,5 @@
-//! PgBouncer between servers and their database, in the mode that they need, and in the one that gives each transaction
-//! whichever session is free.
+//! PgBouncer between servers and their database, in the mode that they need, and in the mode that gives each transaction any
+//! free session.
 
 use super::load::{Load, check};
 use super::postgres::{Postgres, as_owner, free_port};
@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-/// PgBouncer before a database. Dropped, it is killed.
+/// PgBouncer in front of a database. Dropping it kills the process.
 struct Pooler {
     port: u16,
     folder: PathBuf,
@@ -19,7 +19,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// In a `pool_mode`.
+    /// Starts one in a `pool_mode`.
     fn before(database: &Postgres, mode: &str) -> Pooler {
         let (port, folder) = (free_port(), Postgres::folder());
         let users = folder.join("users");
@@ -83,7 +83,7 @@ fn servers_behind_a_pooler_in_session_mode_are_exact_even_if_it_is_killed() {
         pooler.start();
     }
     load.wait_for(300);
-    assert_eq!(load.refused(), 0, "it was away for less than --store-timeout");
+    assert_eq!(load.refused(), 0, "the pooler was away for less than --store-timeout");
     let totals = load.stop();
     agree(&of_group, &database.url(""), totals);
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringtally'";
@@ -101,7 +101,7 @@ fn servers_behind_a_pooler_in_session_mode_are_exact_even_if_it_is_killed() {
     check_log(&database);
 }
 
-/// Starts a server that may fail to start. Returns its log if it did.
+/// Starts a server that may fail to start. Returns its log if it fails.
 fn refusal(url: &str) -> Option<String> {
     let mut command = ringtally();
     command.args(["serve", "--port", "0", "--store-timeout", "5s", "--store", url]);
@@ -126,13 +126,13 @@ fn a_pooler_in_transaction_mode_loses_nothing_and_is_what_a_server_names() {
     let server = Server::start(&["--store", &pooler.url(), "--store-timeout", "20s"]);
     let mut load = Load::start(&[&server], 8);
     load.wait_for(300);
-    // Another server may work: PgBouncer 1.21 and newer can distinguish their prepared statements. If it does not, it
+    // Another server may work, because PgBouncer 1.21 and newer can distinguish their prepared statements. If it does not, it
     // reports why.
     let refusals: Vec<String> = (0..3).filter_map(|_| refusal(&pooler.url())).collect();
     for said in &refusals {
         assert!(said.contains("session mode") && !said.contains("restore it"), "{said}");
     }
-    // Whoever else has a transaction takes the session that the server had.
+    // Any other client's transaction takes the session that the server had.
     for _ in 0..5 {
         let sql = "BEGIN; SELECT pg_sleep(0.2); COMMIT";
         let others: Vec<Child> =

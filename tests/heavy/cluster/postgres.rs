@@ -1,4 +1,4 @@
-//! Private clusters of PostgreSQL, on free ports, in their own directories, as a user without privileges.
+//! Private PostgreSQL clusters, on free ports, in their own directories, run by a user without privileges.
 
 use crate::world::{eventually, output_within, text};
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,15 +10,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// The time that a program of PostgreSQL may take.
+/// The time that a PostgreSQL program may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A port that nobody uses.
+/// Returns an unused port.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A cluster. Dropped, it is killed and its folder removed.
+/// A cluster. Dropping it kills it and removes its directory.
 pub(crate) struct Postgres {
     folder: PathBuf,
     pub(crate) port: u16,
@@ -26,7 +26,7 @@ pub(crate) struct Postgres {
     postmaster: Option<Child>,
 }
 
-/// The folder of PostgreSQL's programs: the newest.
+/// Returns the directory of the newest PostgreSQL's programs.
 fn programs() -> PathBuf {
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .expect("ci/cluster installs PostgreSQL")
@@ -37,7 +37,7 @@ fn programs() -> PathBuf {
     found.pop().expect("ci/cluster installs PostgreSQL")
 }
 
-/// The user and group of clusters if this is root, which PostgreSQL refuses.
+/// Returns the user and group of clusters if this process runs as root, which PostgreSQL refuses.
 fn owner() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;
@@ -48,12 +48,12 @@ fn owner() -> Option<(u32, u32)> {
     Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
 }
 
-/// A program of PostgreSQL, as the user of clusters.
+/// Returns a command that runs a PostgreSQL program as the user of clusters.
 fn program(name: &str) -> Command {
     as_owner(&programs().join(name))
 }
 
-/// A program as the user of clusters.
+/// Returns a command that runs a program as the user of clusters.
 pub(crate) fn as_owner(path: &Path) -> Command {
     let mut command = match owner() {
         None => Command::new(path),
@@ -80,7 +80,7 @@ fn run(command: &mut Command) -> String {
 }
 
 impl Postgres {
-    /// A new cluster with further settings, such as `max_connections=20`, on which `sslmode=require` works.
+    /// Creates and starts a cluster with additional settings, such as `max_connections=20`.
     pub(crate) fn new(settings: &[&str]) -> Postgres {
         let folder = Postgres::folder();
         let password = folder.join("password");
@@ -100,7 +100,7 @@ impl Postgres {
         cluster
     }
 
-    /// Creates one in an existing directory, such as a small file system.
+    /// Creates a directory for a cluster in `RINGTALLY_CLUSTER_FOLDER`, such as a small file system, or else in `/var/tmp`.
     pub(crate) fn folder() -> PathBuf {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Postgres {
         folder
     }
 
-    /// Gives a file to the user of clusters.
+    /// Gives a file to the user of clusters, with this mode.
     pub(crate) fn give(path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         if let Some((user, group)) = owner() {
@@ -151,7 +151,7 @@ impl Postgres {
         base.into_iter().chain(settings.iter().map(|setting| (*setting).to_owned())).collect()
     }
 
-    /// A standby of this cluster, which a commit on this one waits for.
+    /// Creates a standby of this cluster. Commits on this cluster wait for it.
     pub(crate) fn standby(&self) -> Postgres {
         let standby = self.follower();
         self.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
@@ -162,7 +162,7 @@ impl Postgres {
         standby
     }
 
-    /// A standby of this cluster, which nothing waits for.
+    /// Creates a standby of this cluster. Nothing waits for it.
     pub(crate) fn follower(&self) -> Postgres {
         let folder = Postgres::folder();
         let data = folder.join("data");
@@ -187,25 +187,25 @@ impl Postgres {
         standby
     }
 
-    /// Waits until its standby has everything written so far.
+    /// Waits until the standby has everything that this cluster has written.
     pub(crate) fn wait_for_standby(&self) {
         let written = self.sql("SELECT pg_current_wal_lsn()");
         let sql =
             format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{written}'");
-        eventually("the standby has it", || self.sql(&sql) == "1");
+        eventually("the standby has everything", || self.sql(&sql) == "1");
     }
 
-    /// Lets no standby have what is written from now on.
+    /// Refuses standbys, so that none of them receives later writes.
     pub(crate) fn refuse_standbys(&self) {
         let hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         Postgres::write(&self.data().join("pg_hba.conf"), hba);
         self.sql("SELECT pg_reload_conf()");
-        eventually("it has none", || {
+        eventually("no standby is connected", || {
             self.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication") == "0"
         });
     }
 
-    /// A handle that sends signals to a standby's receiving process.
+    /// Returns a function that sends signals to the receiving process of this standby.
     pub(crate) fn receiver(&self) -> impl Fn(Signal) + use<> {
         let mut pid = String::new();
         eventually("it receives", || {
@@ -218,7 +218,7 @@ impl Postgres {
 
     pub(crate) fn promote(&self) {
         self.sql("SELECT pg_promote()");
-        // It does not have a standby to wait for.
+        // The new primary does not have a standby to wait for.
         self.sql("ALTER SYSTEM SET synchronous_standby_names = ''");
         self.sql("SELECT pg_reload_conf()");
     }
@@ -227,7 +227,7 @@ impl Postgres {
         self.folder.join("data")
     }
 
-    /// Starts it, and waits until it accepts connections.
+    /// Starts the cluster, and waits until it accepts connections.
     pub(crate) fn start(&mut self) {
         self.launch();
         eventually("PostgreSQL accepts connections", || {
@@ -237,7 +237,7 @@ impl Postgres {
         });
     }
 
-    /// Starts it and does not wait.
+    /// Starts the cluster and does not wait.
     pub(crate) fn launch(&mut self) {
         let log = std::fs::File::options()
             .create(true)
@@ -253,13 +253,13 @@ impl Postgres {
         self.postmaster = Some(command.spawn().unwrap());
     }
 
-    /// Ends it as `pg_ctl stop -m immediate` does: without a checkpoint, so that the next start recovers.
+    /// Ends the cluster as `pg_ctl stop -m immediate` does: without a checkpoint, so that the next start recovers.
     pub(crate) fn stop_immediately(&mut self) {
         self.signal(Signal::QUIT);
         self.postmaster.take().unwrap().wait().unwrap();
     }
 
-    /// Kills all of its processes, as the failure of a machine does.
+    /// Kills all of its processes, as a machine failure does.
     pub(crate) fn kill(&mut self) {
         let Some(mut postmaster) = self.postmaster.take() else { return };
         let children = children(postmaster.id());
@@ -305,7 +305,7 @@ impl Postgres {
         run(psql.args(["-v", "ON_ERROR_STOP=1", "-Atqc", sql])).trim().to_owned()
     }
 
-    /// Runs a script of pgbench on a new table. Returns what it prints.
+    /// Runs a pgbench script on a new table. Returns its output.
     pub(crate) fn pgbench(&self, table: &str, script: &str, flags: &[&str]) -> String {
         self.sql(table);
         let file = self.folder.join("script.sql");
@@ -315,7 +315,7 @@ impl Postgres {
         run(pgbench.args(["-U", "tally", "-f", file.to_str().unwrap()]).args(flags).arg("postgres"))
     }
 
-    /// CPU seconds that all of its processes have taken.
+    /// Returns the CPU seconds that all of its processes have used.
     pub(crate) fn cpu_s(&self) -> f64 {
         let pid = self.postmaster.as_ref().unwrap().id();
         let children =
@@ -323,12 +323,12 @@ impl Postgres {
         children.chain([pid]).map(super::figures::cpu_s).sum()
     }
 
-    /// The URL for a server, with further parameters.
+    /// Returns the URL for a server, with additional parameters.
     pub(crate) fn url(&self, parameters: &str) -> String {
         format!("postgres://tally:s3cret@127.0.0.1:{}/postgres?{parameters}", self.port)
     }
 
-    /// Starts to run SQL by way of a pooler, as another client of it.
+    /// Starts to run SQL through a pooler, as another client of that pooler.
     pub(crate) fn start_sql_through(&self, port: u16, sql: &str) -> Child {
         let mut psql = program("psql");
         let url = format!("postgres://tally:s3cret@127.0.0.1:{port}/postgres");
@@ -340,7 +340,7 @@ impl Postgres {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Installs a certificate for `localhost`, signed by its own root. Returns the file of that root.
+    /// Installs a certificate for `localhost`, signed by its own root. Returns the path of the root's certificate.
     pub(crate) fn certify(&mut self) -> PathBuf {
         let folder = self.data();
         let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();

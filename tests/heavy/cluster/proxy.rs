@@ -1,5 +1,5 @@
-//! TCP proxies: one cuts connections at the worst moment, after a request has reached the database, and before its
-//! result has come back; the other changes settings of sessions.
+//! TCP proxies. One cuts connections at the worst moment: after a request has reached the database, and before its result is
+//! back. The other changes settings of sessions.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Lets everything through.
+/// The mode that lets everything through.
 const PASS: u8 = 0;
-/// Cuts when the next result comes, and drops that result.
+/// The mode that cuts when the next result arrives, and drops that result.
 const CUT_RESULT: u8 = 1;
-/// Cuts as soon as the next request was passed on.
+/// The mode that cuts as soon as the next request has been passed on.
 const CUT_REQUEST: u8 = 2;
 
-/// The proxy, which ends with the process.
+/// The cutting proxy, which ends with the process.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     state: Arc<State>,
@@ -45,8 +45,7 @@ impl Proxy {
         Proxy { port: own, state }
     }
 
-    /// Cuts a connection at the next commit, and waits until that is done. Whether the result had been on its way
-    /// varies.
+    /// Cuts a connection at the next commit, and waits until that is done. The result may or may not have been on its way.
     pub(crate) fn cut(&self) {
         let before = self.state.cuts.load(Ordering::SeqCst);
         let mode = if before.is_multiple_of(2) { CUT_RESULT } else { CUT_REQUEST };
@@ -61,7 +60,7 @@ fn forward(client: TcpStream, server: TcpStream, state: &Arc<State>) {
     for stream in [&client, &server] {
         stream.set_nodelay(true).unwrap();
     }
-    // Requests are marked on their way, so that a result is cut that answers one.
+    // Requests are marked as they pass, so that the result that is cut answers a marked one.
     let asked = Arc::new(AtomicU8::new(PASS));
     let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     std::thread::spawn({
@@ -87,7 +86,7 @@ fn forward(client: TcpStream, server: TcpStream, state: &Arc<State>) {
             pump(server, client, |_, is_sent| {
                 let is_cut = !is_sent && asked.load(Ordering::SeqCst) == CUT_RESULT;
                 if is_cut {
-                    // Until the commit is done for sure.
+                    // After this pause the commit is certainly done.
                     std::thread::sleep(Duration::from_millis(20));
                     state.cuts.fetch_add(1, Ordering::SeqCst);
                 }
@@ -97,7 +96,7 @@ fn forward(client: TcpStream, server: TcpStream, state: &Arc<State>) {
     });
 }
 
-/// Passes bytes on until one side ends, or `cuts` says so, which is asked before and after they are sent.
+/// Passes bytes on until one side ends or `cuts` returns true. It is called before and after bytes are sent.
 fn pump(mut from: TcpStream, mut to: TcpStream, cuts: impl Fn(&[u8], bool) -> bool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(count) = from.read(&mut buffer) {
@@ -110,7 +109,8 @@ fn pump(mut from: TcpStream, mut to: TcpStream, cuts: impl Fn(&[u8], bool) -> bo
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// A TCP proxy that has sessions run SQL that their client has not sent, as if a pooler had given it to another one.
+/// A TCP proxy that makes sessions run SQL that their client has not sent, as if a pooler had given the session to
+/// another client.
 pub(crate) struct Injector {
     pub(crate) port: u16,
     sql: Arc<Mutex<Option<String>>>,
@@ -135,10 +135,10 @@ impl Injector {
         Injector { port: own, sql }
     }
 
-    /// Has a session run this before what its client sends next, and waits until it has.
+    /// Makes a session run this before the next Bind message of its client, and waits until it is on its way.
     pub(crate) fn inject(&self, sql: &str) {
         *self.sql.lock().unwrap() = Some(sql.into());
-        crate::world::eventually("it is sent", || self.sql.lock().unwrap().is_none());
+        crate::world::eventually("the SQL is sent", || self.sql.lock().unwrap().is_none());
     }
 }
 
@@ -155,7 +155,7 @@ fn inject_into(client: TcpStream, server: TcpStream, sql: Arc<Mutex<Option<Strin
             let mut buffer = vec![0; 1 << 16];
             while let Ok(count @ 1..) = from_client.read(&mut buffer) {
                 let mut message = Vec::new();
-                // A Bind message begins something that is prepared, and so comes after everything before it is done.
+                // A Bind message starts a prepared statement, and is not sent until everything before it is done.
                 if buffer[0] == b'B'
                     && let Some(sql) = sql.lock().unwrap().take()
                 {
@@ -177,7 +177,7 @@ fn inject_into(client: TcpStream, server: TcpStream, sql: Arc<Mutex<Option<Strin
         let (mut buffer, mut held) = (vec![0; 1 << 16], Vec::new());
         while let Ok(count @ 1..) = from_server.read(&mut buffer) {
             held.extend(&buffer[..count]);
-            // Its client sees nothing up to the end of the response, which is ReadyForQuery.
+            // The client sees nothing of the response, which ends with ReadyForQuery.
             while !is_answered.load(Ordering::SeqCst)
                 && let Some(length) = held.get(1..5)
                 && let end = u32::from_be_bytes(length.try_into().unwrap()) as usize + 1

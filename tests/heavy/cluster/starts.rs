@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Returns the error of a server that must not start.
+/// Starts a server that must fail. Returns its error.
 fn refused(url: &str, variables: &[(&str, &str)]) -> String {
     let mut command = ringtally();
     command.args(["serve", "--port", "0", "--store-timeout", "1s", "--store", url]);
@@ -34,7 +34,7 @@ fn a_database_that_lets_a_server_not_in_is_named_with_what_to_do() {
     let started = Instant::now();
     let said = refused(&format!("postgres://tally:s3cret@127.0.0.1:{}/x", free_port()), &[]);
     assert!(said.contains("within 1s") && said.contains("refused"), "{said}");
-    assert!(started.elapsed() >= Duration::from_millis(800), "it was waited for");
+    assert!(started.elapsed() >= Duration::from_millis(800), "the server waited for it");
     database.sql("CREATE ROLE weak LOGIN PASSWORD 's3cret'");
     database.sql("REVOKE CREATE ON DATABASE postgres FROM PUBLIC");
     let weak = format!("postgres://weak:s3cret@127.0.0.1:{port}/postgres");
@@ -77,7 +77,7 @@ fn the_rights_that_the_help_lists_are_enough() {
     assert_eq!(owner.stats().total, 1);
     let rights = || text(&run(&["doctor", "--store", &url("writer")]).stdout);
     assert!(rights().contains("the role may use the schema ringtally"), "{}", rights());
-    // Revoking one of them ends the server, because a retry cannot help; and the doctor sees that it is gone.
+    // Revoking one right ends the server, because a retry cannot help, and the doctor reports the missing right.
     database.sql("REVOKE UPDATE ON ringtally.servers FROM writer");
     assert!(rights().contains("the role may not write the tables"), "{}", rights());
     let (code, _, log) = writer.wait_with_log();
@@ -184,7 +184,7 @@ fn tls_is_checked_as_far_as_sslmode_says() {
     assert!(said.contains("channel binding"), "{said}");
     let wrong = other.to_str().unwrap();
     for (host, parameters) in [
-        // The certificate has the name and not the address.
+        // The certificate has the name but not the address.
         ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={root}")),
         ("localhost", format!("sslmode=verify-full&sslrootcert={wrong}")),
         ("localhost", format!("sslmode=verify-ca&sslrootcert={wrong}")),
@@ -215,7 +215,7 @@ fn a_database_whose_disk_is_full_is_waited_for() {
     let url = database.url("").replace("/postgres?", "/tally?");
     let server = Server::start(&["--store", &url, "--store-timeout", "1s"]);
     let ballast = std::path::Path::new(&folder).join("ballast");
-    // All of the rest, except for a little.
+    // Fills the rest of the file system, except for a little.
     let filled = Command::new("sh")
         .args(["-c", r#"head -c 1G /dev/zero > "$0"; truncate -s -300K "$0""#])
         .arg(&ballast)

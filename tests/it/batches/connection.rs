@@ -1,4 +1,4 @@
-//! `POST /events` in the pure core: raw bytes in, raw responses out, and what is counted after each.
+//! `POST /events` in the pure core: raw bytes in, raw responses out, and the counts after each batch.
 
 use crate::world::exchange;
 use crate::world::{Response, split_responses};
@@ -17,7 +17,7 @@ const LIMITS: Limits = Limits {
     timeouts: Timeouts { header_ms: 100, body_ms: 200, idle_ms: 1000 },
 };
 
-/// Connections of the shards of one server.
+/// The shards of one server.
 struct Server {
     tally: Arc<Tally>,
     services: Vec<Service>,
@@ -35,7 +35,7 @@ impl Client {
         Client { connection: Connection::new(LIMITS, true, 0), next: Next::Receive }
     }
 
-    /// Receives a piece, without going on with what takes more turns.
+    /// Receives a piece, without continuing work that takes more turns.
     fn receive(&mut self, service: &mut Service, input: &[u8]) {
         self.connection.renew();
         self.connection.receive(input, &Moment::START, service);
@@ -72,7 +72,7 @@ impl Server {
         Server { tally, services, memory }
     }
 
-    /// Returns the only response to a request on its own connection.
+    /// Sends a request on its own connection. Returns the only response.
     fn ask(&mut self, request: &[u8]) -> Response {
         let mut client = Client::new();
         client.receive(&mut self.services[0], request);
@@ -88,14 +88,14 @@ impl Server {
     }
 }
 
-/// A sized batch.
+/// Returns a batch with a Content-Length.
 fn sized(body: &[u8]) -> Vec<u8> {
     let head =
         format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
-/// Returns the same in chunks of this number of bytes.
+/// Returns a batch in chunks of this number of bytes.
 fn chunked(body: &[u8], chunk: usize) -> Vec<u8> {
     let mut wire =
         b"POST /events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -182,12 +182,12 @@ fn a_bad_line_refuses_the_whole_batch_and_is_named() {
             let sentence = json["error"].as_str().unwrap();
             assert!(sentence.starts_with(&format!("line {}: send ", bad_at + 1)), "{sentence}");
             assert_eq!(server.totals(), (0, 0, 0.0));
-            // No user is left behind: all ten fit.
+            // The bad batch leaves no users behind: all ten fit.
             let users = (0..10).map(|user| format!("{{\"userId\":\"{user}\",\"value\":1}}\n"));
             assert_eq!(server.ask(&sized(users.collect::<String>().as_bytes())).status, 200);
         }
     }
-    // An object does not go on behind the end of its line.
+    // An object does not continue after the end of its line.
     let mut server = Server::new(1, 10);
     let response = server.ask(&sized(b"\n{\"userId\":\"a\",\n\"value\":1}\n"));
     assert!(response.body.contains("\"line\":2"), "{}", response.body);
@@ -202,12 +202,12 @@ fn a_batch_whose_users_do_not_fit_leaves_none_behind() {
     assert_eq!(server.ask(&sized(users(0..4).as_bytes())).status, 200);
     let response = server.ask(&sized(users(2..11).as_bytes()));
     assert_eq!(response.status, 507);
-    // Lines 1 and 2 are known, and six more fit.
+    // The users of lines 1 and 2 are known, and six more fit.
     assert!(response.body.contains("\"line\":9"), "{}", response.body);
     assert_eq!(server.totals(), (4, 4, 4.0));
     assert_eq!(server.ask(&sized(users(2..10).as_bytes())).status, 200);
     assert_eq!(server.totals(), (12, 10, 12.0));
-    // The first line without room is named even if another has an escape, which is decoded differently.
+    // The first line without room is named, even if another line has an escape, which is decoded differently.
     let mut server = Server::new(1, 1);
     let escaped = users(0..1) + "{\"userId\":\"\\u0061\",\"value\":1}\n" + &users(1..2);
     let response = server.ask(&sized(escaped.as_bytes()));
@@ -223,7 +223,7 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     let (mut turns, mut shard) = (0, 0);
     while client.connection.has_work() {
         assert_eq!(server.totals(), (turns, turns.min(1), turns as f64));
-        // Others are served meanwhile, and meet its users.
+        // Between its turns, other clients are served and send events of the same users.
         let mut other = Client::new();
         let request = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 29\r\n\r\n{\"userId\":\"user_1\",\"value\":1}";
         shard = 1 - shard;
@@ -238,7 +238,7 @@ fn a_large_batch_takes_many_turns_and_is_visible_in_the_last() {
     assert_eq!(server.totals(), (20_000 + turns, 700, sum + turns as f64));
 }
 
-/// The content of the line, and whether the error names `line` as its place.
+/// Returns the status of the response to a batch with these fields.
 fn status_of(server: &mut Server, head: &str, body: &[u8]) -> u16 {
     let mut request = format!("POST /events HTTP/1.1\r\nHost: h\r\n{head}\r\n").into_bytes();
     request.extend_from_slice(body);
@@ -293,7 +293,7 @@ fn batches_over_the_memory_are_refused_before_their_body_and_others_go_on() {
     clients[2].receive(&mut server.services[0], &body);
     clients[2].receive(&mut server.services[0], b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(clients[2].finish(&mut server.services[0])[0].status, 200);
-    // A chunked one may become as large as any: it is refused, and so is what waits to be asked for.
+    // A chunked batch may become as large as any: it is refused, and so is a batch whose client waits before it sends the body.
     for fields in
         ["Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\nContent-Length: 5\r\n"]
     {
@@ -340,7 +340,7 @@ fn a_client_that_waits_is_told_to_go_on_only_after_all_checks() {
             assert!(exchange::ends(client.next), "the body may or may not come");
         }
     }
-    // Without waiting, the body comes in any case.
+    // A client that does not wait sends the body in any case.
     let refused = format!("Content-Encoding: gzip\r\nContent-Length: {}\r\n", THREE.len());
     assert_eq!(status_of(&mut server, &refused, THREE), 415);
     assert_eq!(server.totals(), (6, 2, 14.0));

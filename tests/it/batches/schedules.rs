@@ -1,8 +1,8 @@
-//! Batches of several shards in every order that a seed can think of, against a model that counts each batch in one step:
-//! with single events of the same users, batches that are dropped, resets, a limit of users, and cuts for a store.
+//! Batches of several shards in every order that a seed can produce, against a model that counts each batch in one step: along
+//! with single events of the same users, dropped batches, resets, a limit on users, and cuts for a store.
 //!
-//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test batch_schedules` replays it, and `RINGTALLY_SEEDS=n`
-//! tries that many.
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test it schedules` replays it, and `RINGTALLY_SEEDS=n` tries this
+//! number of seeds.
 
 use crate::world::seeds;
 use fastrand::Rng;
@@ -28,7 +28,7 @@ impl Model {
     }
 }
 
-/// A batch under way on one shard.
+/// A batch in progress on one shard.
 struct Open {
     shard: usize,
     batch: Batch,
@@ -36,7 +36,7 @@ struct Open {
     added: usize,
     unseen: Vec<usize>,
     claimed: usize,
-    /// Resets before it began.
+    /// The number of resets before the batch began.
     resets: u64,
 }
 
@@ -121,7 +121,7 @@ impl World {
         self.check();
     }
 
-    /// Does one more step of a batch.
+    /// Advances a batch by one step.
     fn advance(&mut self, rng: &mut Rng, index: usize) {
         let open = &mut self.open[index];
         let writer = &mut self.writers[open.shard];

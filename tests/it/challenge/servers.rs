@@ -1,5 +1,5 @@
-//! Servers of somebody else under `ringtally challenge --server`: good ones, and those that misbehave in every way that a
-//! referee must survive. Each is this test program, started again by the command, or `sh`.
+//! Third-party servers under `ringtally challenge --server`: good ones, and servers that misbehave in every way that a referee
+//! must survive. Each server is `sh`, or this test program, which the command starts again.
 
 use crate::world::fake::{Fake, GOOD, Habits};
 use crate::world::{Directory, eventually, output_within, ringtally, run, text};
@@ -12,10 +12,10 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-/// Names the kind of the server that [`a_server`] is.
+/// The variable that names the kind of server that [`a_server`] runs.
 const KIND: &str = "RINGTALLY_TEST_SERVER";
 
-/// Not a test, but the servers that the others start.
+/// Not a test, but the servers that the tests start.
 #[test]
 #[ignore = "the tests start it as a server"]
 fn a_server() {
@@ -53,7 +53,7 @@ fn a_server() {
     let _server = Fake::start_on(listener, habits);
     if kind == "prints" {
         let line = "words without end ".repeat(50);
-        // Until the challenge has enough of it.
+        // Prints until a write fails.
         while writeln!(std::io::stderr(), "{line}").is_ok() {}
     }
     loop {
@@ -61,7 +61,7 @@ fn a_server() {
     }
 }
 
-/// A listener that others may share the port of.
+/// Returns a listener on a port that others may share.
 fn sharing(address: SocketAddr) -> TcpListener {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_reuse_port(true).unwrap();
@@ -70,7 +70,7 @@ fn sharing(address: SocketAddr) -> TcpListener {
     socket.into()
 }
 
-/// The command of a server of some kind, after a name.
+/// Returns the command of a server of this kind, after its name.
 fn server(name: &str, kind: &str) -> String {
     format!("{name}={}", command(kind))
 }
@@ -92,7 +92,7 @@ fn challenge(logs: &Directory, arguments: &[&str]) -> Output {
     output_within(&mut command, Duration::from_secs(180))
 }
 
-/// Runs it with one server and a small load. Returns the exit code, the report, and what was said.
+/// Runs a challenge of one server with a small load. Returns the exit code, the report, and standard error.
 fn judge(name: &str, server: &str, flags: &[&str]) -> (Option<i32>, Value, String) {
     let logs = Directory::new(&format!("referee-{name}"));
     let arguments = [&["2000", "8", "--json", "-", "--server", server], flags].concat();
@@ -101,7 +101,7 @@ fn judge(name: &str, server: &str, flags: &[&str]) -> (Option<i32>, Value, Strin
     (output.status.code(), report, text(&output.stderr))
 }
 
-/// The processes whose arguments contain a text.
+/// Returns the processes with an argument that contains this text.
 fn processes_with(words: &str) -> Vec<i32> {
     let all = procfs::process::all_processes().unwrap().flatten();
     let is_it = |process: &procfs::process::Process| {
@@ -112,7 +112,7 @@ fn processes_with(words: &str) -> Vec<i32> {
     all.filter(is_it).map(|process| process.pid).collect()
 }
 
-/// An argument of `sleep` that no other process has.
+/// Returns an argument of `sleep` that is unique to its process.
 fn unique_seconds(name: u32) -> String {
     format!("9{name}.{}", std::process::id())
 }
@@ -195,7 +195,7 @@ fn a_server_that_ignores_sigterm_is_killed_and_that_is_said() {
 fn a_server_that_prints_without_end_has_a_log_of_bounded_size() {
     let (code, report, said) = judge("prints", &server("loud", "prints"), &[]);
     assert_eq!((code, &report["verdict"]), (Some(0), &"exact".into()), "{said}");
-    // A log that an error has named is kept.
+    // A log that is named in an error is kept.
     let logs = Directory::new("referee-loud");
     let server = "loud=sh -c 'while :; do echo many words; done'";
     let output = challenge(&logs, &["9", "1", "--server", server, "--start-timeout", "3s"]);
@@ -206,7 +206,7 @@ fn a_server_that_prints_without_end_has_a_log_of_bounded_size() {
     assert!(size > 0 && size <= (1 << 20) + (1 << 16) + 64, "{size}");
 }
 
-/// A challenge that is killed cannot end its server: the server's keeper does.
+/// A killed challenge cannot end its server, so the server's keeper does.
 #[test]
 fn nothing_outlives_a_challenge_that_is_killed() {
     let logs = Directory::new("referee-killed-challenge");
@@ -227,7 +227,7 @@ fn nothing_outlives_a_challenge_that_is_killed() {
     eventually("its processes end", || processes_with(&seconds).is_empty());
 }
 
-/// Without a cgroup, too: the keeper adopts what loses its parent.
+/// This holds without a cgroup, too, because the keeper adopts processes that lose their parents.
 #[test]
 fn a_keeper_without_a_cgroup_ends_everything_when_nobody_listens() {
     let logs = Directory::new("referee-keeper");
@@ -306,7 +306,7 @@ fn start(logs: &Directory, server: &str) -> std::process::Child {
 
 fn read_port(file: &str) -> u16 {
     let read = || std::fs::read_to_string(file).ok()?.trim().parse().ok();
-    eventually("the port is told", || read().is_some());
+    eventually("the port is known", || read().is_some());
     read().unwrap()
 }
 
@@ -355,7 +355,7 @@ fn servers_are_compared_row_by_row_and_the_wrong_one_is_not_ranked() {
         let servers = found["rows"][row]["servers"].as_array().unwrap();
         servers.iter().find(|one| one["server"] == server).unwrap()
     };
-    // The two keep connections that they are asked to close.
+    // The first two servers keep connections that they are asked to close, so row 3 is not in this list.
     for row in [0, 1, 2, 4, 5, 6] {
         let wrong = in_row(row, 1);
         assert_eq!(
@@ -372,7 +372,7 @@ fn servers_are_compared_row_by_row_and_the_wrong_one_is_not_ranked() {
     let keeps = |server| in_row(3, server)["why"].to_string().contains("closes connections");
     assert!(keeps(0) && !keeps(2), "{} {}", in_row(3, 0), in_row(3, 2));
     assert_eq!(in_row(3, 0)["void_runs"], 1);
-    // Batches that are not served.
+    // This server does not take batches.
     assert_eq!(in_row(5, 0)["void_runs"], 1);
     assert!(in_row(5, 0)["why"].as_str().unwrap().contains("takes no batches"), "{}", in_row(5, 0));
     assert!(found["servers"][0]["capacity_per_s"].as_f64().unwrap() > 0.0);
@@ -425,12 +425,12 @@ fn a_server_that_fails_leaves_the_comparison_and_the_others_go_on() {
     let why = found["servers"][0]["failure"].as_str().unwrap();
     assert!(why.contains("exit code 4") && why.contains("no luck"), "{why}");
     assert_eq!(found["runs"].as_array().unwrap().len(), 2);
-    // Nobody is left.
+    // No server is left.
     let output = challenge(&logs, &[&arguments[..2], &arguments[4..]].concat());
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
 }
 
-/// A server that waits for nothing and nobody is not what limits it.
+/// The server sleeps before each response, so its CPU does not limit the run.
 #[test]
 fn a_run_that_nothing_saturates_is_void() {
     let logs = Directory::new("referee-idle");
@@ -454,7 +454,7 @@ fn a_run_that_nothing_saturates_is_void() {
     );
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let one = &found["rows"][0]["servers"][0];
-    // On a busy machine, the client may be what is too slow.
+    // On a busy machine, the client may be too slow.
     let is_client = one["limit"] == "client";
     assert!(is_client || (one["void_runs"] == 1 && one["rank"].is_null()), "{one}");
     let why = one["why"].as_str().unwrap_or_default();
@@ -518,7 +518,7 @@ fn a_namespace_has_the_mtu_that_was_asked_for_or_says_what_it_needs() {
     assert_eq!(found["loopback_mtu"], 1500);
 }
 
-/// Ctrl-C in a comparison ends it with what there is.
+/// Ctrl-C ends a comparison, which then reports the results so far.
 #[test]
 fn an_interrupted_comparison_reports_what_it_has() {
     let logs = Directory::new("referee-interrupted");
@@ -543,7 +543,7 @@ fn an_interrupted_comparison_reports_what_it_has() {
         .unwrap();
     let mut lines = BufReader::new(challenge.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.contains("ringtally: saturated")));
-    // The run begins some time after it is named; at any other time, a signal ends the challenge at once.
+    // The run begins some time after its name is printed. A signal at any other time ends the challenge immediately.
     let pid = Pid::from_raw(i32::try_from(challenge.id()).unwrap()).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     kill_process(pid, Signal::INT).unwrap();

@@ -1,5 +1,5 @@
-//! `load --batch` and `challenge --batch`: events in batches, judged by batch outcome, against our own server
-//! and against small servers that handle batches well, or wrong in one way each.
+//! `load --batch` and `challenge --batch`: events in batches, judged by batch outcome, against our own server and against small
+//! servers that handle batches correctly, or incorrectly in one way each.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_wrong, load};
 use crate::world::{Server, run, text};
@@ -58,7 +58,7 @@ fn our_server_counts_batches_exactly_with_both_engines() {
     }
 }
 
-/// Of 100 batches of 100, those fit whose users are the first 950: all or nothing of each.
+/// Of 100 batches of 100 events, only those with users among the first 950 fit. Each is counted completely or not at all.
 #[test]
 fn our_server_refuses_what_does_not_fit_and_counts_nothing_of_it() {
     for engine in ["ring", "streams"] {
@@ -95,7 +95,7 @@ fn a_batch_that_is_counted_in_part_is_detected() {
     assert_wrong(&judged(Habits { doubles: 20, ..GOOD }, &["2000", "4"]), "100 events too many");
 }
 
-/// The totals are right, but what was acknowledged is not what was sent.
+/// The totals are right, but the acknowledgements do not match the batches that were sent.
 #[test]
 fn an_acknowledgement_of_another_number_of_events_is_wrong() {
     let less = judged(Habits { misstates: 5, ..GOOD }, &["2000", "4"]);
@@ -115,7 +115,7 @@ fn a_batch_without_a_response_is_unknown_with_all_its_events() {
             assert_eq!((&report["unknown"], &report["acknowledged"]), (&100.into(), &1950.into()));
             assert!(report["reasons"].to_string().contains("100 events got no response"));
             assert_eq!(report["latency_us"]["censored"], 1);
-            // Of several, the others may send all that is left before the lost one reconnects.
+            // If there are several connections, the others may send everything that is left before the lost one reconnects.
             let reconnects = report["reconnects"].as_u64().unwrap();
             assert!(reconnects == 1 || connections != "1" && reconnects == 0, "{report}");
         }
@@ -152,8 +152,8 @@ fn a_server_without_batches_is_said_to_have_none() {
     assert!(said.contains("takes no batches") && said.contains("leave out --batch"), "{said}");
 }
 
-/// Three seconds of 100 batches per second, with a stall of one second in the middle: a hundred of 300 are
-/// late, by a second for the first of them and evenly less for those that were due later.
+/// Three seconds of 100 batches per second, with a stall of one second in the middle: 100 of 300 batches are late. The first of
+/// them is late by a second, and later ones by evenly less.
 #[test]
 fn the_latency_of_a_batch_counts_from_when_it_was_due() {
     let habits = Habits { stalls: Some((100, Duration::from_secs(1))), ..GOOD };
@@ -167,8 +167,7 @@ fn the_latency_of_a_batch_counts_from_when_it_was_due() {
     assert!((0.95..1.05).contains(&held), "{report}");
 }
 
-/// One connection of a server that takes 10 ms for each batch of 50: at 5,000 events/s it begins to fall
-/// behind.
+/// One connection to a server that takes 2 ms for each batch of 50: above 25,000 events/s the server falls behind.
 #[test]
 fn the_rate_of_events_at_which_a_server_falls_behind_is_found() {
     let fake = Fake::start(Habits { delay: |_| Duration::from_millis(2), ..GOOD });
@@ -196,7 +195,7 @@ fn batches_that_cannot_be_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{flags:?} {said}");
         assert!(said.contains(says), "{said}");
     }
-    // Few requests are in flight if there are no more.
+    // A run with few requests has few in flight.
     let output = run(&["load", "300k", "1000", "--batch", "150k", "--url", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
 }

@@ -1,5 +1,5 @@
-//! The reports of `ringtally load` and `challenge` if something goes wrong in the middle of a run: servers that die or
-//! are full, interrupts, suspended processes, and clients that are too slow.
+//! The reports of `ringtally load` and `challenge` if something goes wrong in the middle of a run: servers that die or are
+//! full, interrupts, suspended processes, and clients that are too slow.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use crate::world::{PATIENCE, Server, alone, eventually, ringtally, run, text};
@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A command that is running, with signals at their defaults whoever started this test.
+/// A running command. Its signals have their defaults, whoever started this test.
 struct Running {
     child: Child,
     started: Instant,
@@ -46,8 +46,7 @@ impl Running {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Waits for the end. Returns the exit code, standard output, standard error, and how long after
-    /// `since` it ended.
+    /// Waits for the end. Returns the exit code, standard output, standard error, and the time from `since` to the end.
     fn wait(mut self, since: Instant) -> (Option<i32>, String, String, Duration) {
         let mut out = self.child.stdout.take().unwrap();
         let mut err = self.child.stderr.take().unwrap();
@@ -96,7 +95,7 @@ fn count(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("{key} in {report}"))
 }
 
-/// A read that a signal interrupts does not mean that the server closes its connections.
+/// A read interrupted by a signal does not mean that the server closes its connections.
 #[test]
 fn a_client_that_is_stopped_at_its_start_keeps_its_connections() {
     let _alone = alone();
@@ -132,7 +131,7 @@ fn both_sides_may_be_stopped_at_any_moment() {
                     let is_server = random.bool();
                     let send = |signal| match is_server {
                         true => server.signal(signal),
-                        // It may have ended.
+                        // The client may have ended.
                         false => drop(kill_process(client_pid, signal)),
                     };
                     send(Signal::STOP);
@@ -152,8 +151,8 @@ fn both_sides_may_be_stopped_at_any_moment() {
     }
 }
 
-/// Both sides stand still for longer than the time-out, as a suspended machine does: what was sent
-/// before gets its response afterwards.
+/// Both sides stand still for longer than the timeout, as on a suspended machine. Requests that were sent before get their
+/// responses afterward.
 #[test]
 fn a_suspension_is_not_a_time_out_and_is_reported() {
     let _alone = alone();
@@ -194,7 +193,7 @@ fn a_server_that_dies_leaves_a_report_of_what_was_measured() {
     }
 }
 
-/// A server that is gone is waited for as long as --timeout says, and no longer.
+/// The client waits for a server that is gone for as long as `--timeout`, and no longer.
 #[test]
 fn a_server_that_comes_back_in_time_is_used_again() {
     let _alone = alone();
@@ -210,7 +209,7 @@ fn a_server_that_comes_back_in_time_is_used_again() {
     eventually("the client is back", || server.stats().total > 1000);
     client.signal(Signal::INT);
     let (code, report) = client.report();
-    // Its totals are new, and those that it had are lost.
+    // The new server's totals start at zero, and the old ones are lost.
     assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
     assert!(count(&report, "reconnects") >= 4, "{report}");
 }
@@ -235,12 +234,12 @@ fn a_long_run_that_is_cut_short_reports_at_once() {
         assert_eq!(sent + count(&report, "unknown") + unsent, 1_000_000_000_000, "{report}");
         let users = report["expected"]["uniqueUsers"].as_u64().unwrap();
         assert!(users <= sent && users > 0, "{report}");
-        // It gives up a second after the server's end.
+        // The client gives up a second after the server's end.
         assert!(took < Duration::from_secs(3), "{took:?}");
     }
 }
 
-/// A server without room for most connections is used with those that it takes, and named as full.
+/// A server without room for most connections is used with the connections that it accepts, and reported as full.
 #[test]
 fn a_full_server_is_named_as_such() {
     let _alone = alone();
@@ -285,7 +284,7 @@ fn an_interrupted_load_reports_what_it_measured() {
         assert_eq!(report["server"]["totalRequests"], sent, "{report}");
         assert!(took < Duration::from_secs(2), "{took:?}");
     }
-    // In words, and as a percentile table.
+    // The report also comes in words, and as a percentile table.
     let client =
         Running::start(&["load", "100000000", "8", "--url", &server.url(), "--hdr", "/dev/stderr"]);
     pause(1000);
@@ -297,8 +296,8 @@ fn an_interrupted_load_reports_what_it_measured() {
     assert!(err.contains("Percentile"), "{err}");
 }
 
-/// All eight requests are due and sent before the interrupt. The first response closes the connection, so
-/// that the others were not processed: each has waited for as long as the first.
+/// All eight requests are due and sent before the interrupt. The first response closes the connection, so the others were not
+/// processed, and each has waited as long as the first.
 #[test]
 fn what_an_interrupted_open_loop_did_not_get_sent_has_waited() {
     let _alone = alone();
@@ -329,7 +328,7 @@ fn a_second_signal_ends_the_client_at_once() {
     assert!(took < Duration::from_millis(500), "{took:?}");
 }
 
-/// As a shell starts what it runs in the background.
+/// A shell starts its background jobs with the interrupt ignored.
 #[test]
 fn an_ignored_interrupt_stays_ignored() {
     let _alone = alone();
@@ -379,14 +378,14 @@ fn an_interrupted_challenge_reports_and_leaves_nothing_behind() {
     }
 }
 
-/// Ended, and not yet collected by whoever inherited it.
+/// Reports whether a process has ended and has not been reaped by the process that inherited it.
 fn is_zombie(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
 }
 
-/// A server that never recognizes a user again is found out, if all users that it can have are the
-/// client's; otherwise nobody can tell, and the verdict says so.
+/// A server that never recognizes a user again is detected if all users that it can have are the client's. Otherwise nobody can
+/// tell, and the verdict is undecided.
 #[test]
 fn users_are_checked_for_equality_or_not_at_all() {
     let _alone = alone();
@@ -422,19 +421,19 @@ fn users_are_checked_for_equality_or_not_at_all() {
             assert!(report["reasons"].to_string().contains("that no run had"), "{report}");
         }
     }
-    // So is a server found out whose users nobody knows.
+    // Such a server is also detected if it has users that nobody knows.
     let fake = Fake::start(recounts);
     load(&fake.url(), &["10", "5", "--users", "10"]);
     assert_wrong(&load(&fake.url(), &flags), "uniqueUsers is ");
 }
 
-/// A response to a request of an abandoned warm-up must not be mistaken for another's, and an event of it that is
-/// counted late must not surprise.
+/// A response to a request of an abandoned warm-up must not be mistaken for another request's response. An event of that
+/// warm-up that is counted late must not be a surprise.
 #[test]
 fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
     let _alone = alone();
-    // The second event shifts one connection by half a time-out, so that the other one has the eighth
-    // in flight when the sixth time-out in a row ends the warm-up.
+    // The second event shifts one connection by half a timeout, so the other connection has the eighth event in flight when the
+    // sixth timeout in a row ends the warm-up.
     let delay = |event: u64| match event {
         2 => Duration::from_millis(150),
         1..=8 => Duration::from_millis(1500),
@@ -508,7 +507,7 @@ fn a_rate_that_is_not_held_is_a_warning_and_a_threshold() {
     assert!((0.01..0.2).contains(&held), "{report}");
     let output = run(&["load", "400", "1", "--rate", "5000", "--url", &fake.url()]);
     assert!(text(&output.stdout).contains("use more connections"), "{output:?}");
-    // With enough connections it is held.
+    // With enough connections the rate is held.
     let flags = ["400", "16", "--rate", "400", "--fail-if", "held<0.9"];
     let (code, report) = load(&fake.url(), &flags);
     assert_eq!(code, Some(0), "{report}");
@@ -541,7 +540,7 @@ fn a_refused_reset_is_a_warning_and_a_token_is_the_way() {
     let (code, report) = load(&server.url(), &["100", "5", "--token-file", path]);
     assert_eq!((code, &report["setup"]["was_reset"]), (Some(0), &true.into()), "{report}");
     assert_eq!(report["server"]["totalRequests"], 100, "{report}");
-    // A server without a reset does not deserve a warning.
+    // A server without a reset does not cause a warning.
     let (_, report) = load(&Fake::start(Habits { reset_status: 404, ..GOOD }).url(), &["100", "5"]);
     assert!(!warnings(&report).contains("reset"), "{report}");
     std::fs::remove_dir_all(&folder).unwrap();

@@ -1,5 +1,4 @@
-//! The load client against servers that mean it no good: it ends in time, with a report that says what happened, and in
-//! little memory.
+//! The load client against hostile servers: it ends in time, reports what happened, and uses little memory.
 
 use crate::world::fake::load;
 use crate::world::{Server, eventually, ringtally, run, text};
@@ -19,11 +18,11 @@ type Answer = fn(&mut TcpStream, &Told);
 #[derive(Default)]
 struct Told {
     events: AtomicU64,
-    /// Bytes that it could send.
+    /// The bytes that it could send.
     sent: AtomicU64,
 }
 
-/// Starts a server that answers requests for totals as it must, and events as it likes.
+/// Starts a server that answers requests for totals correctly, and events with `answer`.
 fn start(answer: Answer) -> (String, Arc<Told>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -70,7 +69,7 @@ fn serve(stream: &mut TcpStream, answer: Answer, told: &Told) {
     }
 }
 
-/// Loads with one user, whose every event has the value 1.
+/// Runs a load of one user, in which every event has the value 1.
 fn attacked(url: &str, flags: &[&str]) -> (Option<i32>, Value) {
     load(url, &[&["--users", "1", "--values", "one"], flags].concat())
 }
@@ -102,7 +101,7 @@ fn a_body_of_a_gigabyte_is_not_taken_in() {
     let (code, report) = attacked(&url, &["4", "1", "--timeout", "5s"]);
     assert_eq!(code, Some(1), "{report}");
     assert_eq!((count(&report, "malformed"), count(&report, "unknown")), (4, 4), "{report}");
-    // Four connections, each with the buffers of two sockets.
+    // The bound covers four connections, each with the buffers of two sockets.
     let sent = told.sent.load(Ordering::SeqCst);
     assert!(sent < 256 << 20, "{sent}");
 }
@@ -142,7 +141,7 @@ fn garbage_is_malformed_and_no_event_of_it_is_acknowledged() {
     assert_eq!((count(&report, "acknowledged"), count(&report, "unknown")), (0, 20), "{report}");
 }
 
-/// It accepts connections, and ends each at the first event.
+/// The server accepts connections, and ends each at its first event.
 #[test]
 fn a_server_that_closes_at_once_ends_the_run() {
     let (url, _) = start(|stream, _| {
@@ -153,7 +152,7 @@ fn a_server_that_closes_at_once_ends_the_run() {
     assert_eq!(count(&report, "unknown") + count(&report, "unsent"), 50, "{report}");
 }
 
-/// Requests pile up in the sockets, and in the client, and each is accounted for.
+/// Requests pile up in the sockets and in the client, and each is accounted for.
 #[test]
 fn a_server_that_stops_reading_is_given_up() {
     let (url, _) = start(|_, _| std::thread::sleep(Duration::from_secs(3600)));
@@ -166,7 +165,7 @@ fn a_server_that_stops_reading_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(60), "{report}");
 }
 
-/// In the quiet time nothing is left to send: the run is whole, and its verdict is that of the check which goes on.
+/// Nothing is left to send in the quiet time: the run is complete, and the check continues and decides the verdict.
 #[test]
 fn an_interrupt_after_the_last_response_changes_nothing() {
     let server = Server::start(&["--shards", "1"]);
@@ -179,7 +178,7 @@ fn an_interrupt_after_the_last_response_changes_nothing() {
             .spawn()
             .unwrap();
         eventually("all events are counted", || observer.stats().total == 300);
-        // Its last response may still be on its way.
+        // The last response may still be on its way.
         std::thread::sleep(Duration::from_millis(50));
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let output = child.wait_with_output().unwrap();
@@ -196,7 +195,7 @@ fn an_interrupt_after_the_last_response_changes_nothing() {
     }
 }
 
-/// A report that somebody made up is refused before a shell sees any of it.
+/// A forged report is refused before a shell sees any part of the command.
 #[test]
 fn a_foreign_command_is_not_printed() {
     let directory = crate::world::Directory::new("foreign");

@@ -1,6 +1,5 @@
-//! The reports of `ringtally load` if its own machine keeps it from the run that was requested: connections
-//! cannot be opened, the client is stopped, the server's process may not be inspected, or threads cannot
-//! be started.
+//! The reports of `ringtally load` if its own machine prevents the requested run: connections cannot be opened, the client is
+//! stopped, the server's process may not be inspected, or threads cannot be started.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, load};
 use crate::world::{Server, alone, ringtally, text};
@@ -9,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-/// Runs a command with the program and its flags behind it.
+/// Runs a command that is followed by the program and its flags.
 fn run_by(command: &[&str], flags: &[&str]) -> Output {
     let (first, rest) = command.split_first().unwrap();
     let mut command = Command::new(first);
@@ -23,21 +22,21 @@ fn report(output: &Output) -> (Option<i32>, Value) {
     (output.status.code(), report.unwrap_or_else(|_| panic!("{}", said())))
 }
 
-/// Copies the program, in a separate process: what another test starts in this moment would inherit a file that is open for
-/// writing here, and such a file cannot be executed.
+/// Copies the program in a separate process. This process may not hold the file open for writing: a process that another test
+/// starts at that moment would inherit it, and such a file cannot be executed.
 fn copy_program(to: &Path) {
     let copied = Command::new("cp").arg(ringtally().get_program()).arg(to).status().unwrap();
     assert!(copied.success());
 }
 
-/// Whether a program is there, and does what these flags ask for.
+/// Reports whether a program exists and succeeds with these flags.
 fn can(program: &str, flags: &[&str]) -> bool {
     let output = Command::new(program).args(flags).output();
     output.is_ok_and(|output| output.status.success())
 }
 
-/// A limit of 64 open files leaves room for fewer than 100 connections: the run is not the requested one,
-/// and the report names the reason without a wait.
+/// A limit of 64 open files leaves room for fewer than 100 connections. The run is not the requested one, and the report names
+/// the reason without a wait.
 #[test]
 fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
     let _alone = alone();
@@ -52,7 +51,7 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
         |more: &[&str]| report(&run_by(&["prlimit", "--nofile=64:64"], &[&flags, more].concat()));
     let started = Instant::now();
     let (code, found) = limited(&[]);
-    assert!(started.elapsed() < Duration::from_secs(15), "it waited for what cannot come");
+    assert!(started.elapsed() < Duration::from_secs(15), "it waited for nothing");
     assert_eq!((code, found["verdict"].as_str()), (Some(1), Some("exact")), "{found}");
     let open = found["connections_open"].as_u64().unwrap();
     assert!((8..60).contains(&open), "{found}");
@@ -69,7 +68,7 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
         warnings.contains("Too many open files") && warnings.contains("ulimit -n"),
         "{warnings}"
     );
-    // A threshold may allow fewer.
+    // A threshold may allow fewer connections.
     assert_exact(&limited(&["--fail-if", "connections_open<8"]));
     assert_eq!(limited(&["--fail-if", "connections_open<100"]).0, Some(1));
     let output = run_by(&["prlimit", "--nofile=64:64"], &["load", "2000", "100", "--url", &url]);
@@ -77,7 +76,7 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
     assert!(said.contains(&format!("over {open} of 100 connections")), "{said}");
 }
 
-/// In a separate network, with ten ports for outgoing connections.
+/// The challenge runs in a separate network with ten ports for outgoing connections.
 #[test]
 fn a_machine_without_ports_is_named() {
     let _alone = alone();
@@ -90,14 +89,14 @@ fn a_machine_without_ports_is_named() {
     let started = Instant::now();
     let output = run_by(&["unshare", "--net", "sh", "-c", ports, "sh"], &flags);
     let (code, found) = report(&output);
-    assert!(started.elapsed() < Duration::from_secs(15), "it waited for what cannot come");
+    assert!(started.elapsed() < Duration::from_secs(15), "it waited for nothing");
     assert_eq!((code, found["verdict"].as_str()), (Some(1), Some("exact")), "{found}");
     assert!((5..=10).contains(&found["connections_open"].as_u64().unwrap()), "{found}");
     assert_eq!(found["connect_errors"][0]["errno"], 99, "{found}");
     assert!(text(&output.stderr).contains("ip_local_port_range"), "{}", text(&output.stderr));
 }
 
-/// Runs an open loop at 2,000 requests/s, stops it for 300 ms in its middle, and lets it go on.
+/// Runs an open loop at 2,000 requests/s, stops it for 300 ms in the middle, and continues it.
 fn stopped(server: &Server, connections: &str) -> (Option<i32>, Value) {
     let url = server.url();
     let child = ringtally()
@@ -125,8 +124,8 @@ fn stopped(server: &Server, connections: &str) -> (Option<i32>, Value) {
     report(&child.wait_with_output().unwrap())
 }
 
-/// Of 8,000 requests, 600 were due while the client was stopped. With two connections, all but two of them
-/// find both taken afterwards, which is no less the client's doing.
+/// Of 8,000 requests, 600 were due while the client was stopped. With two connections, all but two of them find both
+/// connections busy afterward, and that is also the client's fault.
 #[test]
 fn time_in_which_the_client_did_not_run_is_its_own() {
     let _alone = alone();
@@ -143,7 +142,7 @@ fn time_in_which_the_client_did_not_run_is_its_own() {
     }
 }
 
-/// Requests that a stalled server delays are not charged to the client, which ran all the time.
+/// Requests that a stalled server delays are not charged to the client, which ran the whole time.
 #[test]
 fn a_stall_of_the_server_is_the_servers() {
     let _alone = alone();
@@ -153,11 +152,11 @@ fn a_stall_of_the_server_is_the_servers() {
     let open_loop = &found["open_loop"];
     let count = |key: &str| open_loop[key].as_u64().unwrap();
     assert!(count("queued") > 350, "{found}");
-    // Other tests may hold up the client for a moment.
+    // Other tests may delay the client for a moment.
     assert!(count("due_in_stalls") < 100, "{found}");
 }
 
-/// The same holds for a client that is never awake for long: another process has its CPU.
+/// Nor is a client charged that is never awake for long while another process has its CPU.
 #[test]
 fn an_idle_client_is_not_the_limit_whatever_else_runs() {
     let _alone = alone();
@@ -181,7 +180,7 @@ fn an_idle_client_is_not_the_limit_whatever_else_runs() {
     assert!(!limits.contains("CPUs were"), "{limits}");
 }
 
-/// A server of root's, and a client of nobody's, which may not look at its CPUs.
+/// A server of root's, and a client of nobody's, which may not inspect the server's CPUs.
 #[test]
 fn a_server_of_another_user_is_said_to_be_hidden() {
     let _alone = alone();
@@ -214,7 +213,7 @@ fn a_server_of_another_user_is_said_to_be_hidden() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// No thread is left waiting for one that could not be started.
+/// No thread keeps waiting for another thread that could not be started.
 #[test]
 fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
     let _alone = alone();
@@ -226,7 +225,7 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
     std::fs::create_dir_all(&folder).unwrap();
     let program = folder.join("ringtally");
     copy_program(&program);
-    // A search with one client thread has three more: for signals, for the progress, and for samples.
+    // A search with one client thread has three more: for signals, for progress, and for samples.
     let many = ["500", "4", "--threads", "4"];
     let few = ["1", "4", "--threads", "1", "--find-rate", "p99<1s", "--window", "2s"];
     let limits = (1..=4).flat_map(|processes| [&many[..], &few].map(|flags| (processes, flags)));
@@ -235,7 +234,7 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=1", "20", "prlimit", &limit]);
         if getuid().is_root() {
-            // The limit does not hold for root, and counts all processes of a user: of one who has none.
+            // The limit does not apply to root, and it counts all processes of a user. This user does not have any others.
             command.args(["setpriv", "--reuid=64321", "--regid=64321", "--clear-groups"]);
         }
         command.arg(&program).args(["load", "--url", &server.url()]).args(flags);
@@ -248,7 +247,7 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// A terminal that does not understand escape sequences gets none.
+/// A terminal that does not understand escape sequences does not get any.
 #[test]
 fn a_dumb_terminal_gets_plain_text() {
     let _alone = alone();
@@ -257,7 +256,7 @@ fn a_dumb_terminal_gets_plain_text() {
     }
     let server = Server::start(&[]);
     let program = ringtally().get_program().to_str().unwrap().to_owned();
-    // A CI job says so in its environment, which must not bring the sequences back.
+    // The environment of a CI job must not bring the sequences back.
     let shown = |terminal: &str| {
         let line = format!("{program} load 2000 2 --url {} --rate 4000", server.url());
         let mut command = Command::new("script");

@@ -1,5 +1,5 @@
-//! A run in parts: clients that each send a part of one workload, and `merge`, which makes one report
-//! and one verdict of what they found.
+//! A run in parts: clients that each send a part of one workload, and `merge`, which combines their results into one report and
+//! one verdict.
 
 use crate::world::fake::{Fake, GOOD, Habits};
 use crate::world::{Directory, PATIENCE, Server, ringtally, run, text};
@@ -9,14 +9,14 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Clients of one run, each with a part of it, and the files that they write.
+/// The clients of one run, each with its part, and the files that they write.
 struct Clients {
     children: Vec<Child>,
     files: Vec<String>,
 }
 
 impl Clients {
-    /// Starts three clients that begin together in some seconds.
+    /// Starts three clients that begin together after five seconds.
     fn start(folder: &Directory, url: &str, flags: &[&str]) -> Clients {
         let start = SystemTime::now() + Duration::from_secs(5);
         let start = start.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64().to_string();
@@ -38,7 +38,7 @@ impl Clients {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Waits for all, and returns their exit codes and files.
+    /// Waits for all clients, and returns their exit codes and files.
     fn join(self) -> (Vec<Option<i32>>, Vec<String>) {
         let codes = self.children.into_iter().map(|child| {
             let output = child.wait_with_output().unwrap();
@@ -86,7 +86,7 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
     let clients = report["clients"].as_array().unwrap();
     let sent: Vec<u64> = clients.iter().map(|c| c["requests"].as_u64().unwrap()).collect();
     assert_eq!(sent, [3001, 3000, 3000]);
-    // Each event is due when it is due in the whole, so that all together take as long as one.
+    // Each event is due when it is due in the whole run, so that all parts together take as long as one client.
     let elapsed_s = report["elapsed_s"].as_f64().unwrap();
     assert!(elapsed_s >= 9000.0 / 9000.0, "{elapsed_s}");
     let in_seconds: u64 =
@@ -98,12 +98,12 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
             said.contains(&format!("{number}/3 on ")) && page.contains(&format!("{number}/3 on "))
         );
     }
-    // A part that is missing, or there twice, is named.
+    // A missing or repeated part is named.
     let (code, _, said) = merge(&names(&files[..2]));
     assert!(code == Some(2) && said.contains("part 3/3 is missing"), "{said}");
     let (code, _, said) = merge(&[&files[0], &files[1], &files[2], &files[1]]);
     assert!(code == Some(2) && said.contains("part 2/3 is there twice"), "{said}");
-    // Totals may come from a file, and are judged.
+    // Totals from a file are judged, too.
     let totals = folder.file("totals.json");
     for (counted, code) in [(9001, 0), (9000, 1)] {
         let sum = report["expected"]["sum"].as_f64().unwrap();
@@ -116,7 +116,7 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
     }
 }
 
-/// In batches, and watched by part 1.
+/// The clients send batches, and part 1 watches the totals.
 #[test]
 fn three_clients_that_send_batches_are_what_one_would_be() {
     let folder = Directory::new("parts-batches");
@@ -130,7 +130,7 @@ fn three_clients_that_send_batches_are_what_one_would_be() {
     let sent = |key: &str| -> Vec<u64> {
         report["clients"].as_array().unwrap().iter().map(|c| c[key].as_u64().unwrap()).collect()
     };
-    // There are 601 batches; the last one is in part 1.
+    // Part 1 has the last of the 601 batches.
     assert_eq!(
         (sent("requests"), sent("batches")),
         (vec![20_050, 20_000, 20_000], vec![201, 200, 200])
@@ -138,7 +138,7 @@ fn three_clients_that_send_batches_are_what_one_would_be() {
     assert!(report["watch"]["answers"].as_u64().unwrap() > 0, "{report}");
 }
 
-/// A server that shows torn totals is found out by part 1, whatever the others send.
+/// Part 1 detects a server that shows torn totals, whatever the others send.
 #[test]
 fn what_part_1_has_watched_is_in_the_verdict_of_all() {
     let folder = Directory::new("parts-watched");
@@ -159,9 +159,9 @@ fn what_part_1_has_watched_is_in_the_verdict_of_all() {
 fn a_client_that_is_stopped_or_killed_leaves_bounds_that_hold() {
     let folder = Directory::new("parts-killed");
     let server = Server::start(&["--shards", "1"]);
-    // Far more than can be sent before the clients are stopped.
+    // These are far more events than can be sent before the clients are stopped.
     let clients = Clients::start(&folder, &server.url(), &["90k", "9", "--rate", "30k"]);
-    // In the middle: when the first events have been counted.
+    // The clients are stopped in the middle of the run: after the first events have been counted.
     let mut observer = server.client();
     while observer.stats().total < 5000 {
         std::thread::sleep(Duration::from_millis(5));
@@ -178,11 +178,11 @@ fn a_client_that_is_stopped_or_killed_leaves_bounds_that_hold() {
     let counted = number(&report["server"]["totalRequests"]);
     let (acknowledged, unknown) = (number(&report["acknowledged"]), number(&report["unknown"]));
     assert!((30_000..60_000).contains(&acknowledged), "{acknowledged}");
-    // The stopped client's unsent events are known; nothing is known of the other client.
+    // The number of the stopped client's unsent events is known. Nothing is known of the other client.
     assert!(unknown >= 30_000 && number(&report["unsent"]) > 0, "{report}");
     assert!((acknowledged..=acknowledged + unknown).contains(&counted), "{report}");
     assert_eq!(acknowledged + unknown + number(&report["unsent"]), 90_000);
-    // Less than was acknowledged is wrong, whatever the lost client did.
+    // Less than the acknowledged number is wrong, whatever the lost client did.
     let totals = folder.file("totals.json");
     let saved = serde_json::json!(
         {"totalRequests": acknowledged - 1, "uniqueUsers": 1, "sum": 0.0, "avg": 0.0});
@@ -201,18 +201,18 @@ fn a_client_that_waits_for_the_start_can_be_interrupted() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // By then it has connected, and waits.
+    // After this time it has connected, and waits.
     std::thread::sleep(Duration::from_secs(2));
     kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
     let interrupted = Instant::now();
     let output = child.wait_with_output().unwrap();
     assert!(interrupted.elapsed() < PATIENCE);
-    // Shells have 130 for a process that was interrupted before it had a run to end.
+    // As in shells, the code is 130 if a process is interrupted before it has a run to end.
     assert!(matches!(output.status.code(), Some(1 | 130)), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
 }
 
-/// The totals of all parts must stay right for a quiet time, as those of one client must.
+/// The totals of all parts must stay right for a quiet time, as with a single client.
 #[test]
 fn a_server_that_counts_again_after_all_parts_is_wrong() {
     let folder = Directory::new("parts-again");
@@ -222,7 +222,7 @@ fn a_server_that_counts_again_after_all_parts_is_wrong() {
     assert_eq!(codes, [Some(0), Some(0), Some(0)]);
     let (code, report, said) = merge(&names(&files));
     assert_eq!((code, &report["verdict"]), (Some(1), &"wrong".into()), "{report} {said}");
-    // Whoever saves the totals has read them once.
+    // Saved totals have been read only once.
     let totals = folder.file("totals.json");
     let right = &report["expected"];
     std::fs::write(&totals, right.to_string()).unwrap();

@@ -1,5 +1,5 @@
-//! Loads that have a shape: runs that end by the clock, rates and connections that change, and runs that end early.
-//! Each is judged as exactly as a fixed number of requests at a fixed rate.
+//! Loads with a shape: runs that end by the clock, changing rates and connections, and runs that end early. Each is judged as
+//! exactly as a fixed number of requests at a fixed rate.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use crate::world::{Directory, Server, eventually, ringtally, run, text};
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+    value.as_u64().unwrap_or_else(|| panic!("{value} is not a count"))
 }
 
 /// Checks that every event of a run was acknowledged.
@@ -77,7 +77,7 @@ fn servers_that_close_connections_leave_nothing_unsent_at_the_end_of_the_time() 
 #[test]
 fn what_a_server_does_wrong_in_a_time_is_found() {
     let flags = &["--duration", "400ms", "-c", "4", "--timeout", "300ms"];
-    // Each event takes a while, so that there are few of them.
+    // Each event takes a while, so there are few of them.
     let slow = Habits { delay: |_| Duration::from_millis(1), ..GOOD };
     let fake = Fake::start(Habits { loses: 5, ..slow });
     assert_wrong(&load(&fake.url(), flags), "lost");
@@ -91,7 +91,7 @@ fn what_a_server_does_wrong_in_a_time_is_found() {
     assert!(unknown > 0 && requests == acknowledged + unknown, "{report}");
 }
 
-/// The server does not accept connections any more: it is not enough that the totals are right.
+/// The server stops accepting connections, so right totals are not enough.
 #[test]
 fn a_run_that_gives_up_before_its_time_is_over_fails() {
     let fake = Fake::start(Habits { closes_every: 1, full_from: 200, ..GOOD });
@@ -124,7 +124,7 @@ fn an_interrupted_run_tells_what_was_sent() {
     assert_whole(&report);
 }
 
-/// Of an open loop, the number of events is known before it starts.
+/// The number of events of an open loop is known before it starts.
 #[test]
 fn an_open_loop_sends_what_is_due_in_its_time() {
     let server = Server::start(&["--shards", "1"]);
@@ -147,7 +147,7 @@ fn an_open_loop_sends_what_is_due_in_its_time() {
         assert_whole(&report);
         assert_eq!(report["requests"], requests, "{flags:?}");
         assert_eq!((&report["setup"]["rate"], &report["open_loop"]["rate"]), (&rate, &rate));
-        // The same run again, from its report alone.
+        // Runs the same load again, from its report alone.
         let command: Vec<&str> = report["setup"]["command"]
             .as_array()
             .unwrap()
@@ -161,7 +161,7 @@ fn an_open_loop_sends_what_is_due_in_its_time() {
     }
 }
 
-/// Coordinated omission, in a ramp: what is due while a server is stalled has waited since it was due.
+/// Coordinated omission in a ramp: a request that is due while a server is stalled has waited since it was due.
 #[test]
 fn a_stall_in_a_ramp_shows_in_its_latencies() {
     let stall = Duration::from_millis(400);
@@ -170,13 +170,13 @@ fn a_stall_in_a_ramp_shows_in_its_latencies() {
     assert_exact(&found);
     let (_, report) = found;
     assert_eq!(report["requests"], 550);
-    // Of 550 requests, far more than the four that were sent come due in 400 ms.
+    // Of 550 requests, far more come due in 400 ms than the four that were sent.
     let p90_us = report["latency_us"]["p90"].as_f64().unwrap();
     assert!(p90_us > 100_000.0, "{report}");
     assert!(number(&report["open_loop"]["queued"]) > 50, "{report}");
 }
 
-/// A backlog does not keep a run from ending: 500 requests of 100 ms each on one connection take 50 s.
+/// A backlog does not keep a run from ending: 500 requests of 100 ms each would take 50 s on one connection.
 #[test]
 fn an_open_loop_with_a_time_does_not_send_its_backlog_for_ever() {
     let fake = Fake::start(Habits { delay: |_| Duration::from_millis(100), ..GOOD });
@@ -186,12 +186,12 @@ fn an_open_loop_with_a_time_does_not_send_its_backlog_for_ever() {
     assert_eq!(report["requests"], 500);
     let (sent, unsent) = (number(&report["acknowledged"]), number(&report["unsent"]));
     assert!(sent + unsent == 500 && unsent > 400, "{report}");
-    // Unsent requests have waited, and are not left out of the percentiles.
+    // Unsent requests have waited, and are included in the percentiles.
     assert!(report["latency_us"]["lower_bounds"].to_string().contains("p50"), "{report}");
     assert!(report["open_loop"]["held"].as_f64().unwrap() < 0.5, "{report}");
 }
 
-/// A server that knows how many connections are open, and which were closed before the last event.
+/// A server that counts open connections, and connections closed before the last event.
 #[derive(Default)]
 struct Crowd {
     totals: Mutex<(u64, u64, HashSet<String>)>,
@@ -206,11 +206,11 @@ impl Crowd {
         Crowd::start_with_room_for(u64::MAX)
     }
 
-    /// After so many connections, it accepts none while the client sends, and one that waits for it afterwards.
+    /// Starts a server that serves this number of connections. After those, it closes one every two seconds.
     fn start_with_room_for(most: u64) -> (Arc<Crowd>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         if most < u64::MAX {
-            // A backlog with room for one.
+            // This backlog has room for one connection.
             rustix::net::listen(&listener, 0).unwrap();
         }
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -265,7 +265,7 @@ impl Crowd {
             );
             drop(totals);
             if is_event {
-                // So that there are few requests per connection.
+                // Slow responses keep the number of requests per connection small.
                 std::thread::sleep(Duration::from_millis(2));
             }
             let response =
@@ -278,7 +278,7 @@ impl Crowd {
     }
 }
 
-/// Connections of a run besides those that send: for the totals, and perhaps one to look for the server.
+/// Connections of a run that do not send events: for the totals, and perhaps one to look for the server.
 const OTHERS: u64 = 3;
 
 #[test]
@@ -293,7 +293,7 @@ fn connections_ramp_up_and_the_verdict_is_exact() {
         let (_, report) = found;
         assert_whole(&report);
         let open = number(&report["connections_open"]);
-        // An open loop may end before the ramp does, by the time to its last event.
+        // An open loop may end before its ramp does, because it ends with its last event.
         assert!(open == 60 || (open > 55 && flags.contains(&"--stages")), "{report}");
         assert_eq!(
             (&report["setup"]["connections"], &report["reconnects"]),
@@ -318,28 +318,28 @@ fn connections_that_are_no_longer_wanted_are_closed_without_losing_anything() {
     assert_eq!(report["setup"]["duration_s"], 2.7);
     let most = crowd.open_most.load(Ordering::SeqCst);
     assert!((60..=60 + OTHERS).contains(&most), "{most}");
-    // The connections that a ramp closed, and the ones that the next one opened again.
+    // One ramp closed connections, and the next one opened some again.
     let closed = crowd.closed_before_last.load(Ordering::SeqCst);
     assert!(closed >= 55, "{closed} were closed before the last event");
     let opened = crowd.opened.load(Ordering::SeqCst);
     assert!((75..=75 + OTHERS).contains(&opened), "{opened} were opened");
 }
 
-/// The server accepts some connections and leaves the others of a ramp to a backlog that has no room for them: those are
-/// waited for, and that is no time of the run.
+/// The server accepts some connections of a ramp, and its backlog does not have room for the others. The client waits for
+/// those, but the wait is not part of the run's time.
 #[test]
 fn connections_that_never_open_do_not_make_a_run_longer() {
     let (crowd, url) = Crowd::start_with_room_for(9);
     let started = std::time::Instant::now();
     let (code, report) =
         load(&url, &["-c", "2:40", "--duration", "1s", "--timeout", "8s", "--threads", "1"]);
-    // Connections that the backlog had room for did get requests, and no responses.
+    // Connections that fit the backlog got requests but no responses.
     assert_eq!(code, Some(1), "{report}");
     let open = number(&report["connections_open"]);
     assert!((2..40).contains(&open), "{report}");
     assert!(number(&report["connect_failures"]) > 0, "{report}");
     assert!(report["connect_errors"].to_string().contains("110"), "{report}");
-    assert!(started.elapsed() >= Duration::from_secs(8), "they were not waited for");
+    assert!(started.elapsed() >= Duration::from_secs(8), "the client did not wait for them");
     let elapsed_s = report["elapsed_s"].as_f64().unwrap();
     assert!(elapsed_s < 6.0, "{elapsed_s}");
     let rate = number(&report["acknowledged"]) as f64 / elapsed_s;
@@ -416,7 +416,7 @@ fn a_run_ends_once_a_threshold_can_no_longer_pass() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("--abort-if refused>3 could no longer pass"), "{said}");
     assert!(said.contains("--abort-if refused>3: refused is"), "{said}");
-    // Nothing was left to send when the threshold failed: the run ended by itself.
+    // Nothing was left to send when the threshold failed, so the run ended by itself.
     let delay = |number| Duration::from_millis(if number == 1 { 1500 } else { 0 });
     let slow = Fake::start(Habits { refuses: 2, delay, ..GOOD });
     let (code, report) = load(&slow.url(), &["-n", "2", "-c", "2", "--abort-if", "refused>0"]);

@@ -1,5 +1,5 @@
 //! `ringtally load` and `ringtally challenge`: against our own server, and against small servers
-//! that behave as published ones do, or misbehave as the client must find out.
+//! that behave as published ones do, or misbehave in ways that the client must detect.
 
 use crate::world::fake::{Fake, GOOD, Habits, load};
 use crate::world::{Server, run, text};
@@ -61,7 +61,7 @@ fn servers_with_published_habits_are_exact() {
         Habits { status: 201, body: r#"{"status":"ok"}"#, ..GOOD },
         Habits { body: "OK", connection: "Keep-Alive", java_floats: true, ..GOOD },
         Habits { connection: "close", closes: true, ..GOOD },
-        // Says one thing and does the other.
+        // This server announces one thing and does the other.
         Habits { connection: "keep-alive", closes: true, ..GOOD },
         Habits { reset_status: 404, ..GOOD },
     ] {
@@ -70,7 +70,7 @@ fn servers_with_published_habits_are_exact() {
             let (code, report) = load(&fake.url(), &["3000", "20", "--users", "500"]);
             let has_reset = habits.reset_status == 200;
             assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
-            // Users of an earlier run might be among those of this one if they were not new.
+            // If the users were not new, users of an earlier run might be among them.
             let users = if has_reset || round == 0 { 500 } else { 1000 };
             assert_eq!(report["server"]["uniqueUsers"], users);
             let is_published = report["setup"]["user_prefix"] == "user_";
@@ -127,7 +127,7 @@ fn a_run_without_a_reset_starts_from_the_totals_it_found() {
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(1), &101.into()));
     assert_eq!(report["verdict"], "undecided");
     assert!(report["reasons"][0].as_str().unwrap().contains("1 user before"), "{report}");
-    // With unique users, nothing is undecided.
+    // With unique users, the verdict is decided.
     let (code, report) = load(&server.url(), &["100", "5", "--no-reset"]);
     assert_eq!((code, &report["server"]["totalRequests"]), (Some(0), &201.into()), "{report}");
     assert_eq!(report["server"]["uniqueUsers"], 201, "{report}");
@@ -229,7 +229,7 @@ fn the_challenge_is_one_command() {
         };
         assert_eq!(report["server_cpus"], ringtally::topology::format_cpu_list(&server));
     }
-    assert!(text(&output.stderr).contains("exact"), "the summary goes where the JSON does not");
+    assert!(text(&output.stderr).contains("exact"), "the summary is on standard error");
     let tuned = run(&[
         "challenge",
         "2000",
@@ -250,7 +250,7 @@ fn the_challenge_is_one_command() {
         "--json",
         "-",
     ]);
-    // Ten users fit; the events of the others are refused.
+    // Ten users fit, and the events of the others are refused.
     let report: Value = serde_json::from_slice(&tuned.stdout).unwrap();
     assert_eq!((tuned.status.code(), &report["verdict"]), (Some(1), &"exact".into()), "{report}");
     assert_eq!(
@@ -284,7 +284,7 @@ fn a_client_that_may_not_use_io_uring_says_what_blocks_it() {
     let server = Server::start(&[]);
     for error in [1, 38] {
         let url = server.url();
-        // The filter is for the thread and for what it starts.
+        // The filter applies to the thread and to the processes that it starts.
         let output = std::thread::spawn(move || {
             let filter = SeccompFilter::new(
                 [(SYS_IO_URING_SETUP, vec![])].into(),

@@ -1,4 +1,4 @@
-//! The findings of `ringtally load` about servers that are wrong in one way each, and about time.
+//! The findings of `ringtally load` about time, and about servers that are wrong in one way each.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
 use crate::world::{Server, ringtally, run, text};
@@ -24,7 +24,7 @@ fn torn_responses_are_detected() {
     let torn = judged(Habits { tears: true, ..GOOD }, &flags);
     assert_wrong(&torn, "the numbers did not belong together");
     assert!(torn.1["watch"]["torn"].as_u64().unwrap() > 0);
-    // Without the watch nobody would know.
+    // Without the watch it would go unnoticed.
     let unseen = judged(Habits { tears: true, ..GOOD }, &["2000", "8", "--values", "one"]);
     assert_eq!(unseen.1["verdict"], "exact");
 }
@@ -62,7 +62,7 @@ fn bytes_after_a_response_are_counted_and_fail_the_run() {
     }
 }
 
-/// The quiet time is in proportion to the slowest response: 400 ms twice.
+/// The quiet time is proportional to the slowest response: twice 400 ms.
 #[test]
 fn a_server_that_counts_again_later_is_detected() {
     let again =
@@ -111,7 +111,7 @@ fn a_watch_that_saw_next_to_nothing_decides_nothing() {
     assert!(report["reasons"].to_string().contains("the watch saw too little"), "{report}");
 }
 
-/// A server that closes properly does not process what is behind its last response: it is sent again.
+/// A server that closes properly does not process the requests after its last response, so they are sent again.
 #[test]
 fn requests_behind_a_response_that_closes_are_sent_again() {
     for rate in [None, Some("4000")] {
@@ -125,7 +125,7 @@ fn requests_behind_a_response_that_closes_are_sent_again() {
     }
 }
 
-/// A response of HTTP/1.0 ends its connection, and promises nothing about the requests behind it.
+/// An HTTP/1.0 response ends its connection, and promises nothing about the requests after it.
 #[test]
 fn what_is_behind_a_last_response_without_a_promise_is_unknown() {
     let habits = Habits { closes_every: 50, closes_silently: true, ..GOOD };
@@ -136,7 +136,7 @@ fn what_is_behind_a_last_response_without_a_promise_is_unknown() {
     assert_eq!(count("acknowledged") + count("unknown"), 2000, "{report}");
 }
 
-/// The client does not wait for requests that the server must not process until the connection is closed.
+/// The server must not process the remaining requests, so the client does not wait for them until the connection is closed.
 #[test]
 fn a_server_that_says_close_and_does_not_is_left_soon() {
     let habits = Habits { closes_every: 1, lingers: Duration::from_secs(8), ..GOOD };
@@ -147,8 +147,8 @@ fn a_server_that_says_close_and_does_not_is_left_soon() {
     assert!(report.1["elapsed_s"].as_f64().unwrap() < 6.0, "{}", report.1);
 }
 
-/// The server closes one of two connections in the middle and rejects its successor: both were open. The delay gives each of
-/// them time to serve.
+/// The server closes one of two connections in the middle and rejects its successor, but both were open. The delay gives each
+/// of them time to serve.
 #[test]
 fn a_connection_that_has_served_was_open_whatever_becomes_of_the_next() {
     let delay = |_| Duration::from_micros(100);
@@ -167,10 +167,9 @@ fn a_coding_that_is_none_is_no_chunked_body() {
     assert_eq!(report.1["malformed"], 0, "{}", report.1);
 }
 
-/// A server that stands still for a second, at the middle of ten seconds at 1,000 requests/s: a
-/// thousand of 10,000 requests are late, by a second for the first of them and evenly less for
-/// those that were due later. The 100 latest of all are 1 % of them, and were due in its first
-/// tenth of a second: p99 is 0.9 s; by the same reckoning p99.9 is 0.99 s, and p90 is next to nothing.
+/// A server that stands still for a second, in the middle of ten seconds at 1,000 requests/s: 1,000 of 10,000 requests are
+/// late. The first of them is late by a second, and later ones by evenly less. The latest 100 are 1% of all requests, and were
+/// due in the first tenth of that second, so p99 is 0.9 s. By the same reasoning p99.9 is 0.99 s, and p90 is close to zero.
 #[test]
 fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
     let habits = Habits { stalls: Some((5000, Duration::from_secs(1))), ..GOOD };
@@ -234,7 +233,7 @@ fn a_warm_up_is_neither_measured_nor_judged() {
     assert_eq!(report["server"]["totalRequests"], 500);
     assert_eq!(report["warm_up"]["acknowledged"], 3000);
     assert_eq!(report["seconds"][0]["requests"], 500);
-    // A server without a reset is measured from what the warm-up left.
+    // A server without a reset is measured from the totals that the warm-up left.
     let fake = Fake::start(Habits { reset_status: 404, ..GOOD });
     let (code, report) = load(&fake.url(), &["500", "5", "--warmup", "300", "--users", "50"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
@@ -252,7 +251,7 @@ fn a_long_warm_up_is_not_in_the_percentiles() {
     assert_eq!(counted, 500, "{report}");
 }
 
-/// A connection that breaks once does not mean that each takes only one request.
+/// A connection that breaks once does not mean that each connection takes only one request.
 #[test]
 fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
     for rate in [None, Some("2000")] {
@@ -354,15 +353,15 @@ fn a_client_on_the_servers_cpus_says_so() {
     }
 }
 
-/// A server that completes exactly 500 requests/s, and keeps whatever else comes. The backlog of a higher rate fits the
-/// connections, and its latencies the limit, until the window ends.
+/// A server that completes exactly 500 requests/s, and keeps all others waiting. Until the window ends, the backlog of a higher
+/// rate fits the connections, and its latencies stay within the limit.
 #[test]
 fn a_rate_that_is_sent_and_not_completed_does_not_hold() {
     let fake = Fake::start(Habits { capacity: 500, ..GOOD });
     let flags = ["1", "1000", "--find-rate", "p99<250ms", "--window", "500ms", "--rate", "400"];
     let (_, found) = load(&fake.url(), &flags);
     let rate = found["rate"].as_u64().unwrap_or(0);
-    // A busy machine makes the client find less, and never more.
+    // A busy machine lowers the rate that the client finds, and never raises it.
     assert!(rate <= 510, "{found}");
     let curve = found["curve"].as_array().unwrap();
     let at = |point: &Value| point["rate"].as_u64().unwrap();
@@ -371,7 +370,7 @@ fn a_rate_that_is_sent_and_not_completed_does_not_hold() {
     assert!(found["client_limited_from"].as_u64().is_none_or(|from| from > rate), "{found}");
 }
 
-/// A rate at which requests are refused does not hold, however fast the refusals are.
+/// A rate does not hold if requests are refused, however fast the refusals are.
 #[test]
 fn a_server_that_refuses_holds_no_rate() {
     let fake = Fake::start(Habits { refuses: 1, ..GOOD });
@@ -392,7 +391,7 @@ fn a_server_that_counts_wrong_ends_a_search() {
     assert!(said.contains("not exact at 1000 requests/s"), "{said}");
 }
 
-/// The latencies would be those of another number of connections, or of bytes that only look like responses.
+/// The latencies would describe a different number of connections, or bytes that only look like responses.
 #[test]
 fn a_search_without_all_its_connections_or_with_malformed_responses_ends() {
     let fake = Fake::start(Habits { trails: 50, ..GOOD });
@@ -417,7 +416,7 @@ fn a_search_with_windows_of_one_request_is_refused() {
     assert!(output.status.code() == Some(2) && said.contains("too short for p99<500ms"), "{said}");
 }
 
-/// The figures of what happened to connections and responses.
+/// These figures describe what happened to connections and responses.
 #[test]
 fn thresholds_may_name_what_happened_to_responses() {
     let fake = Fake::start(Habits { trails: 50, ..GOOD });

@@ -1,16 +1,16 @@
-//! The conditions of the statements that write, evaluated as PostgreSQL would: what a simulation shows of them holds for the text
-//! that is sent.
+//! The conditions of the statements that write, evaluated as PostgreSQL would evaluate them, so that the results of a
+//! simulation hold for the text that is sent.
 
-/// The subject of a condition.
+/// The values that a condition is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Values {
     /// The number of the row's last write.
     pub(super) sequence: i64,
     /// The number of this write: $2.
     pub(super) write: i64,
-    /// It may have been made already: $3.
+    /// True if it may have been made already: $3.
     pub(super) is_repeat: bool,
-    /// The group is in the generation of the write: $4.
+    /// True if the group is in the generation of the write: $4.
     pub(super) is_of_generation: bool,
 }
 
@@ -18,7 +18,7 @@ pub(super) struct Values {
 pub(super) const GENERATION: &str = "EXISTS (SELECT FROM ringtally.tally WHERE generation = $4)";
 
 impl Values {
-    /// Whether a condition holds, which must be made of nothing but what is known here.
+    /// Returns whether a condition holds. It must consist of terms that are known here.
     pub(super) fn hold(&self, condition: &str) -> bool {
         let text = condition.split_whitespace().collect::<Vec<_>>().join(" ");
         self.evaluate(&text.replace(GENERATION, "$4"))

@@ -1,10 +1,10 @@
-//! A database that servers share, in memory: a primary, and a standby that has the transactions of the primary a moment
-//! later, and may be promoted. Each request of a server is made step by step, so that others act in between.
+//! A database in memory that servers share: a primary, and a standby that gets the transactions of the primary a moment later
+//! and may be promoted. Each request of a server is made step by step, so that others act in between.
 //!
-//! As in PostgreSQL, a transaction is in the log of the primary first. If the standby is synchronous, it is seen by
-//! nobody and keeps its locks until the standby has it, unless its wait is canceled; then it is seen, and the standby
-//! may never have it. A primary whose standby was promoted can still be read, and waits in vain with all writes. If the
-//! standby is not synchronous, a promotion loses what it does not have.
+//! As in PostgreSQL, a transaction enters the log of the primary first. If the standby is synchronous, nobody sees the
+//! transaction, and it keeps its locks, until the standby has it or its wait is canceled. After a cancellation it is visible,
+//! and the standby may never have it. A primary whose standby was promoted can still be read, but its writes wait forever. If
+//! the standby is not synchronous, a promotion loses what it does not have.
 
 use super::condition::{GENERATION, Values};
 use fastrand::Rng;
@@ -23,17 +23,17 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-/// The time for which the row of an unseen server stays.
+/// The time that the row of an unseen server stays.
 const GONE: Duration = Duration::from_secs(3600);
 
-/// The row that stands for all servers that are gone.
+/// The row that replaces the rows of all servers that are gone.
 const SUM_OF_ALL: Id = [0; 16];
 
 /// The totals of all servers after a transaction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Version {
     pub(crate) generation: i64,
-    /// Bit n is set if event n is counted: its value is 2 to the power of n.
+    /// Bit n is set if event n, with the value 2 to the power of n, is counted.
     pub(crate) bits: u64,
     pub(crate) users: u64,
 }
@@ -112,10 +112,10 @@ impl Tables {
     }
 }
 
-/// A write that waits for another transaction, whose locks it needs.
+/// A write that waits for another transaction, which holds locks that it needs.
 struct Blocked;
 
-/// A write without what it borrows: one on a connection that was lost may be made later.
+/// A write that owns its data, because a write on a lost connection may be made later.
 #[derive(Clone)]
 struct OwnedWrite {
     id: Id,
@@ -127,28 +127,28 @@ struct OwnedWrite {
     users: Vec<Vec<u8>>,
 }
 
-/// Both servers of the database, and what they hold.
+/// Both servers of the database, and their contents.
 pub(crate) struct Cluster {
-    /// The state on each.
+    /// The state of each server.
     nodes: [Tables; 2],
     /// The node that the group uses.
     primary: usize,
     pub(crate) is_synchronous: bool,
     /// The transactions of the first primary.
     log: Vec<Transaction>,
-    /// The number of them on the standby.
+    /// The number of these transactions on the standby.
     shipped: usize,
     clock: Duration,
     versions: Vec<Version>,
-    /// Every event that was ever counted safe from failures.
+    /// Every event that was ever considered safe from failures.
     durable: u64,
-    /// A promotion has lost transactions.
+    /// True after a promotion has lost transactions.
     pub(crate) has_lost: bool,
-    /// Rows of servers were removed that were not seen.
+    /// True after rows of unseen servers were removed.
     pub(crate) has_swept: bool,
     listeners: Vec<Arc<Wakeup>>,
     stragglers: VecDeque<OwnedWrite>,
-    /// The condition of a commit, unless it is a reset.
+    /// The condition of a commit that is not a reset.
     commit_condition: &'static str,
 }
 
@@ -173,7 +173,7 @@ impl Cluster {
         }
     }
 
-    /// The number of the present version.
+    /// Returns the number of the current version.
     pub(crate) fn now(&self) -> usize {
         self.versions.len() - 1
     }
@@ -182,12 +182,12 @@ impl Cluster {
         &self.versions
     }
 
-    /// Returns the events that were ever counted safe from failures.
+    /// Returns every event that was ever considered safe from failures.
     pub(crate) fn durable(&self) -> u64 {
         self.durable
     }
 
-    /// The generation that a failure cannot take back.
+    /// Returns the generation that a failure cannot take back.
     pub(crate) fn durable_generation(&self) -> i64 {
         self.nodes[if self.is_synchronous { 1 } else { self.primary }].generation
     }
@@ -196,7 +196,7 @@ impl Cluster {
         self.primary == 1
     }
 
-    /// Notes a version that a transaction has made, which takes no event away.
+    /// Notes a version that a transaction has made, which must not remove events.
     fn note_made(&mut self) {
         let (before, version) = (self.versions[self.now()], self.nodes[self.primary].version());
         let is_gone = before.generation == version.generation && before.bits & !version.bits != 0;
@@ -229,7 +229,7 @@ impl Cluster {
         }
     }
 
-    /// The standby gets the next transaction, if there is one.
+    /// Gives the standby the next transaction, if there is one.
     pub(crate) fn ship(&mut self) {
         if self.primary == 0 && self.shipped < self.log.len() {
             let changes = self.log[self.shipped].changes.clone();
@@ -240,8 +240,8 @@ impl Cluster {
         }
     }
 
-    /// The standby is promoted with what it has. Whoever is connected to the first primary stays there; without
-    /// synchronous replication it is gone, because it would accept more.
+    /// Promotes the standby with what it has. Servers that are connected to the first primary stay there. Without synchronous
+    /// replication that primary is gone, because it would accept more.
     pub(crate) fn promote(&mut self) {
         if self.primary == 0 {
             self.primary = 1;
@@ -250,7 +250,7 @@ impl Cluster {
         }
     }
 
-    /// Hours later, rows of servers that were not seen are added up.
+    /// Lets hours pass, and adds up the rows of servers that were not seen.
     pub(crate) fn sweep(&mut self) {
         self.clock += 2 * GONE;
         let (node, now) = (self.primary, self.clock);
@@ -279,7 +279,7 @@ impl Cluster {
         self.write(node, changes);
     }
 
-    /// A transaction that nobody sees yet and that changes a row.
+    /// Returns whether a transaction that nobody sees yet changes a row.
     fn is_locked(&self, node: usize, id: &Id) -> bool {
         let touches = |change: &Change| match change {
             Change::Row(row, _) | Change::Gone(row) => row == id,
@@ -293,7 +293,7 @@ impl Cluster {
         node == 0 && hidden.any(|transaction| transaction.changes.iter().any(&touches))
     }
 
-    /// Commits a transaction. Returns its number in the log that the standby has to have.
+    /// Commits a transaction. Returns its number in the log if the standby must have it.
     fn write(&mut self, node: usize, changes: Vec<Change>) -> Option<usize> {
         if node == 1 {
             self.nodes[1].apply(&changes);
@@ -333,8 +333,8 @@ impl Cluster {
         }
     }
 
-    /// Makes a commit, for a statement that began when the group was in a generation. Returns the generation and the
-    /// number in the log; `None` if it is not to be made.
+    /// Makes a commit for a statement that began in this generation of the group. Returns the generation and the number in the
+    /// log, or `None` if the commit must not be made.
     fn commit(
         &mut self,
         node: usize,
@@ -388,7 +388,7 @@ impl Cluster {
         Ok(Some((generation, self.write(node, changes))))
     }
 
-    /// A write on a connection that was lost is made now, or finds that it came too late.
+    /// Makes a write of a lost connection now, or finds that it came too late.
     pub(crate) fn straggle(&mut self) {
         if let Some(write) = self.stragglers.pop_front() {
             let generation = self.nodes[0].generation;
@@ -412,41 +412,41 @@ impl Database {
     }
 }
 
-/// The ways in which a database is broken on purpose.
+/// The ways to break a database on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// It reports a commit as durable that another server's reset has superseded.
+    /// It reports a commit as durable although another server's reset has superseded it.
     Hasty,
-    /// It reads what it has read before.
+    /// It returns an earlier read again.
     Stale,
     /// It repeats a reset whose outcome is unknown.
     Repeated,
     /// It reports a read as confirmed without having written anything.
     Unconfirmed,
-    /// It makes a commit whatever was written to the row since.
+    /// It makes a commit whatever else has been written to the row.
     Unordered,
 }
 
 /// A message of a thread that runs a committer.
 pub(crate) enum Step {
-    /// It waits in the middle of a commit.
+    /// The thread waits in the middle of a commit.
     Paused,
-    /// A commit is over.
+    /// The commit is over.
     Done(Result<(), Failure>),
 }
 
-/// One server's way to the database.
+/// One server's link to the database.
 pub(crate) struct SimulatedLink {
     database: Database,
     rng: RefCell<Rng>,
     fault: Fault,
     /// The node that it is connected to.
     node: Option<usize>,
-    /// The node of the last connection, and the one to try first.
+    /// The node of the last connection, and the node to try first.
     last: usize,
     first: usize,
-    /// Nothing fails, and nobody acts in between: while it joins.
+    /// True while the server joins: nothing fails, and nobody acts in between.
     is_joining: Arc<Mutex<bool>>,
     /// The last read.
     rows: RefCell<Option<Vec<Share>>>,
@@ -465,7 +465,7 @@ impl SimulatedLink {
         *self.is_joining.lock().unwrap()
     }
 
-    /// Has others act. Fails if this server is killed, or its connection is lost, meanwhile.
+    /// Lets others act. Fails if this server is killed or loses its connection in between.
     fn step(&self) -> Result<(), StoreError> {
         if self.is_joining() {
             return Ok(());
@@ -488,7 +488,7 @@ impl SimulatedLink {
         }
     }
 
-    /// Waits for something on a node: one that a standby stands in for does it never.
+    /// Waits for something on a node. On a node that a standby has replaced, it never happens.
     fn wait(&self, node: usize) -> Result<(), StoreError> {
         self.step()?;
         match node != self.database.cluster().primary && self.chance(60) {
@@ -724,12 +724,12 @@ fn set_sequence(
     Ok(Some(((), cluster.write(node, vec![Change::Row(*id, row)]))))
 }
 
-/// The store of a server: what the program runs, on the simulated database.
+/// The store of a server: the program's own code, on the simulated database.
 pub(crate) struct SharedStore {
     member: Member<SimulatedLink>,
     runtime: Runtime,
     news: Arc<Wakeup>,
-    /// It hears of no reset, and commits each time, although nothing has changed.
+    /// True if it is not notified of resets: it commits each time, although nothing has changed.
     is_deaf: bool,
 }
 
@@ -743,7 +743,7 @@ impl SharedStore {
         back: Sender<Step>,
     ) -> SharedStore {
         let wakeup = Arc::new(Wakeup::new().unwrap());
-        // Some servers hear of resets, and others have to look.
+        // Some servers are notified of resets, and others have to check.
         let is_deaf = rng.bool();
         if !is_deaf {
             database.cluster().listeners.push(Arc::clone(&wakeup));
@@ -793,7 +793,7 @@ impl Store for SharedStore {
         Some(self)
     }
 
-    /// Never blocks: when a server gets its turn is decided by the seed.
+    /// Never blocks, because the seed decides when a server gets its turn.
     fn wait(&mut self, _: &Notify, _: bool) -> bool {
         self.news.clear() || self.is_deaf
     }

@@ -1,11 +1,11 @@
-//! Servers that share a store, in one process: the services, committers, and members of each, clients, and one database
-//! in memory, on a schedule that a seed decides. Between any two steps of a commit others act: they count,
-//! commit, read, and reset; a server may be slow, or killed and started again; connections are lost; and the standby of
-//! the database may be promoted. Every event has a power of two as its value, so each sum says which events it has, and
-//! each response is compared with what the database held while its request was served, and what no failure takes back.
+//! Servers that share a store, in one process, on a schedule that a seed decides: the services, committers, and members of each
+//! server, clients, and one database in memory. Between any two steps of a commit others act: they count, commit, read, and
+//! reset. A server may be slow, or killed and started again; connections are lost; and the standby of the database may be
+//! promoted. Every event has a power of two as its value, so each sum reveals its events. Each response is compared with what
+//! the database held while its request was served, and with what no failure takes back.
 //!
-//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test group` replays it, and `RINGTALLY_SEEDS=n`
-//! tries that many.
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test it group` replays it, and `RINGTALLY_SEEDS=n` tries this
+//! number of seeds.
 
 mod condition;
 mod database;
@@ -26,9 +26,9 @@ use std::thread::JoinHandle;
 
 const SHARDS: usize = 2;
 const USERS: usize = 8;
-/// As many as have their powers of two in an f64.
+/// The number of events: an `f64` can hold all of their powers of two.
 const EVENTS_MAX: usize = 52;
-/// Steps after which everything must have come to its end.
+/// The number of steps within which everything must end.
 const STEPS_TO_THE_END: usize = 2000;
 
 /// A client's request.
@@ -43,12 +43,12 @@ enum Request {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     request: Request,
-    /// Bytes that its connection has with it.
+    /// The bytes of its connection up to the end of this request.
     end: usize,
-    /// The content of the database when all of it was received, and the time.
+    /// The database's version when the whole request was received, and the time.
     version: Option<usize>,
     received_ms: u64,
-    /// Nothing in front of it could keep it from being handled then.
+    /// True if no request before it could delay its handling at that time.
     is_first: bool,
 }
 
@@ -58,22 +58,22 @@ struct Client {
     reader: Reader,
     pending: VecDeque<Pending>,
     sent: usize,
-    /// The events of the last totals, and the version when they were asked for.
+    /// The events of the last totals, and the version when they were requested.
     shown: Option<(u64, usize)>,
-    /// Its server drains, and has to say with its last response that the connection closes.
+    /// True if its server drains, and must announce the close of the connection with its last response.
     is_owed_close: bool,
     has_close: bool,
 }
 
 impl Client {
-    /// Notes a response, and checks whether it may be the last. Returns what it is to.
+    /// Notes a response, and checks whether it may be the last. Returns the request that it answers.
     fn note_response(&mut self, response: &Response, is_stopping: bool) -> Pending {
         let to = self.pending.pop_front().expect("no response without a request");
-        assert!(!self.has_close, "a response behind the last one: {response:?}");
+        assert!(!self.has_close, "a response after the last one: {response:?}");
         self.has_close = response.field("connection") == Some("close");
-        assert!(is_stopping || !self.has_close, "it could go on: {response:?}");
+        assert!(is_stopping || !self.has_close, "it could continue: {response:?}");
         let is_last = self.pending.is_empty();
-        assert!(is_last || !self.has_close, "a request is lost behind {response:?}");
+        assert!(is_last || !self.has_close, "a request is lost after {response:?}");
         to
     }
 }
@@ -81,22 +81,22 @@ impl Client {
 /// One life of a server, and its clients.
 struct Life {
     server: Server,
-    /// Those of each shard, by their keys.
+    /// The clients of each shard, by their keys.
     clients: Vec<Vec<Client>>,
     go: Option<Sender<()>>,
     back: Receiver<Step>,
     thread: Option<JoinHandle<()>>,
-    /// Events that it has acknowledged: when they were received, and when that was said.
+    /// The events that it has acknowledged, each with the versions from its receipt to its acknowledgement.
     acknowledged: Vec<(usize, Range<usize>)>,
-    /// It was told to stop.
+    /// True after it was asked to stop.
     is_stopping: bool,
-    /// Its committer is in the middle of a commit.
+    /// True while its committer is in the middle of a commit.
     is_committing: bool,
-    /// It gets its turn more seldom than others.
+    /// True if it gets its turn less often than others.
     is_slow: bool,
-    /// Something has waited too long for the store.
+    /// True after something has waited too long for the store.
     was_late: bool,
-    /// Which life of all servers this is.
+    /// The number of this life among the lives of all servers.
     number: usize,
 }
 
@@ -132,7 +132,7 @@ impl Life {
         life
     }
 
-    /// A client connects to a shard, unless the server stops.
+    /// Connects a client to a shard, unless the server is stopping.
     fn connect(&mut self, shard: usize) {
         if self.is_stopping {
             return;
@@ -147,7 +147,7 @@ impl Life {
     ///
     /// # Errors
     ///
-    /// The store failed, and the server ends.
+    /// Returns the failure of the store, which ends the server.
     fn step(&mut self, rng: &mut Rng) -> Result<(), Failure> {
         if !self.is_committing && !self.server.settlement.is_requested() && rng.u8(..) >= 60 {
             return Ok(());
@@ -163,7 +163,7 @@ impl Life {
 }
 
 impl Drop for Life {
-    /// As `kill -9`: whatever is under way is never heard of again.
+    /// Ends the server as `kill -9` does: nothing in progress is ever heard of again.
     fn drop(&mut self) {
         drop(self.go.take());
         let ended = self.thread.take().unwrap().join();
@@ -171,30 +171,30 @@ impl Drop for Life {
     }
 }
 
-/// All servers, and what a model knows of what clients have sent.
+/// All servers, and a model of everything that clients have sent.
 struct World {
     rng: Rng,
     database: Database,
     fault: Fault,
-    /// The chance of 256 that the standby gets a transaction in a step.
+    /// The chance, out of 256, that the standby gets a transaction in a step.
     shipping: u8,
     servers: Vec<Life>,
-    /// Lives so far.
+    /// The number of lives so far.
     lives: usize,
     /// The user of each event.
     events: Vec<usize>,
-    /// Events that are void, and the version when that was said.
+    /// The void events, each with the version when it became void.
     voided: Vec<(usize, usize)>,
     /// Events that were refused because the store was late.
     refused: Vec<usize>,
     resets: bool,
     resets_sent: i64,
-    /// Time passes.
+    /// True if time passes.
     is_timed: bool,
 }
 
 impl World {
-    /// A request of a client.
+    /// Returns the next request of a client.
     fn ask(&mut self) -> (Request, String) {
         match self.rng.u8(..100) {
             0..=5 if self.resets => {
@@ -212,8 +212,8 @@ impl World {
         }
     }
 
-    /// An iteration of one shard of one server: requests arrive on some of its connections, and are published together. In
-    /// between committers go on.
+    /// Runs an iteration of one shard of one server: requests arrive on some of its connections, and are published together.
+    /// Committers continue in between.
     fn iterate(&mut self, at: usize) {
         let shard = self.rng.usize(..SHARDS);
         let number = self.servers[at].number;
@@ -232,14 +232,15 @@ impl World {
                 self.step();
             }
             if self.servers[at].number != number {
-                // Another has come in its place.
+                // Another server has taken its place.
                 return;
             }
         }
         self.servers[at].server.shards[shard].end_iteration();
     }
 
-    /// Time passes for a shard, which looks at the clock: what has waited too long for the store is ended then, and nothing else.
+    /// Lets time pass for a shard, which then checks the clock. It must end everything that has waited too long for the store,
+    /// and nothing else.
     fn pass_time(&mut self, at: usize, shard: usize) {
         self.take(at);
         let is_long = self.rng.u8(..) < 30;
@@ -252,7 +253,7 @@ impl World {
         let awaited: Vec<_> =
             (0..shard.net.slots.len()).map(|key| shard.first_read_of(key)).collect();
         let all_due = shard.tick();
-        // What waits on a connection that has ended may be late as well.
+        // A request on a connection that has ended may be late as well.
         *was_late |= settlement.is_late();
         for (key, due) in &all_due {
             let Some(first) = clients[shard_at][*key].pending.front() else {
@@ -265,7 +266,7 @@ impl World {
             );
             let is_settled = awaited[*key].is_some_and(|epoch| settlement.settled() >= epoch);
             let is_noted = settlement.is_late() || *due == Due::Act && is_settled;
-            assert!(is_noted, "{due:?}: the store is late, and nobody says so");
+            assert!(is_noted, "{due:?}: the store is late, and nothing shows it");
             *was_late = true;
         }
         for (key, slot) in shard.net.slots.iter_mut().enumerate().filter(|(_, slot)| slot.is_open())
@@ -276,13 +277,13 @@ impl World {
                 && now_ms >= first.received_ms + STORE_TIMEOUT_MS;
             let is_sending = slot.sending_since_ms.is_some() || slot.link.takable() > 0;
             let is_due = all_due.iter().any(|(of, _)| *of == key);
-            // What is void ends with the connection.
+            // A void request ends with its connection.
             let has_ended = is_sending || is_due || slot.link.is_over();
             assert!(!is_late || has_ended, "nothing ends the wait of {first:?}");
         }
     }
 
-    /// A client sends requests, and some of what it has sent arrives.
+    /// Sends requests of a client, and delivers some of its bytes.
     fn send(&mut self, at: usize, shard: usize, key: usize) {
         if self.servers[at].server.shards[shard].link(key).has_client_finished() {
             return;
@@ -308,7 +309,7 @@ impl World {
         link.deliver(count);
     }
 
-    /// Notes what the database holds when requests are received.
+    /// Notes the database's version when requests are received.
     fn note_received(&mut self, at: usize, shard: usize, key: usize) {
         let now = self.database.cluster().now();
         let Life { server, clients, .. } = &mut self.servers[at];
@@ -320,12 +321,12 @@ impl World {
         for pending in pending.iter_mut().skip(before).filter(|pending| pending.end <= received) {
             (pending.version, pending.received_ms) = (Some(now), received_ms);
             pending.is_first = is_first;
-            // What is behind totals is handled after they were read.
+            // Requests after totals are handled after the totals were read.
             is_first &= !matches!(pending.request, Request::Totals);
         }
     }
 
-    /// A step of the database, and of some committer.
+    /// Takes a step of the database, and of some committer.
     fn step(&mut self) {
         if self.rng.u8(..) < self.shipping {
             self.database.cluster().ship();
@@ -345,8 +346,8 @@ impl World {
         self.servers[at] = Life::start(&mut self.rng, &self.database, self.fault, self.lives);
     }
 
-    /// A server is told to stop, and another starts in its place: every request that had arrived gets its response, or the
-    /// end that it would have had in any case.
+    /// Stops a server, and starts another in its place. Every request that has arrived gets its response, or the end that it
+    /// would have had in any case.
     fn stop(&mut self, at: usize) {
         let number = self.servers[at].number;
         self.take(at);
@@ -356,7 +357,7 @@ impl World {
             for (key, client) in clients.iter_mut().enumerate() {
                 let slot = &mut shard.net.slots[key];
                 slot.link.deliver(usize::MAX);
-                // If so, the response to its last request is not made yet.
+                // If so, its last request does not have a response yet.
                 let has_taken_all = slot.is_open() && !slot.has_unsent();
                 client.is_owed_close =
                     slot.link.unread() > 0 || has_taken_all && !client.pending.is_empty();
@@ -389,7 +390,7 @@ impl World {
 
     fn step_of(&mut self, at: usize) {
         if let Err(failure) = self.servers[at].step(&mut self.rng) {
-            // A database that has lost what it had confirmed is found out, and somebody has the server go on from there.
+            // The server detects a database that has lost what it had confirmed, and is restarted from there.
             let is_right = failure.to_string().contains("older state than it had confirmed");
             assert!(is_right && self.database.cluster().has_lost, "{failure}");
             self.restart(at);
@@ -411,7 +412,7 @@ impl World {
         }
     }
 
-    /// If a server has ended a connection: what it acknowledges next is void.
+    /// Notes whether a server has ended a connection: the request that it would acknowledge next is void.
     fn note_end(&mut self, at: usize, shard: usize, key: usize) {
         let Life { server, clients, is_stopping, .. } = &mut self.servers[at];
         let (link, client) = (&server.shards[shard].net.slots[key].link, &mut clients[shard][key]);
@@ -420,7 +421,7 @@ impl World {
         }
         let slot = &server.shards[shard].net.slots[key];
         if slot.ended == Some(Ended::Cut) {
-            // Whether the store has it is unknown.
+            // The store may or may not have them.
             client.pending.clear();
             client.is_owed_close = false;
             end(server.shards[shard].link(key));
@@ -428,11 +429,11 @@ impl World {
         }
         assert!(!client.reader.has_part(), "a response was cut off");
         if *is_stopping && client.pending.is_empty() {
-            assert!(client.has_close || !client.is_owed_close, "nobody says that it closes");
+            assert!(client.has_close || !client.is_owed_close, "the close is not announced");
             return end(server.shards[shard].link(key));
         }
         client.is_owed_close = false;
-        // The first without a response was counted before a reset that this server had not heard of.
+        // The first request without a response was counted before a reset that this server did not know of.
         let first = client.pending.front().expect("nothing else ends a connection");
         match first.request {
             Request::Event(event) => self.voided.push((event, self.database.cluster().now())),
@@ -444,7 +445,7 @@ impl World {
         self.servers[at].connect(shard);
     }
 
-    /// Compares a response with what the database has held since its request was received.
+    /// Compares a response with the database's versions since its request was received.
     fn check(&mut self, at: usize, shard: usize, key: usize, response: &Response) {
         let Life { server, clients, acknowledged, was_late, is_stopping, .. } =
             &mut self.servers[at];
@@ -474,7 +475,7 @@ impl World {
                 acknowledged.push((event, version..cluster.now()));
             }
             Request::Reset => {
-                // A failover takes back what the standby had not got, so the generation may have been higher before.
+                // A failover takes back what the standby did not have, so the generation may have been higher before.
                 let is_durable = versions.windows(2).any(|pair| {
                     let [before, after] = [pair[0].generation, pair[1].generation];
                     before < after && after <= cluster.durable_generation()
@@ -498,7 +499,7 @@ impl World {
                 assert!(is_durable, "{totals:?} has events that a failure takes back");
                 for later in &client.pending {
                     let Request::Event(event) = later.request else { continue };
-                    assert!(bits >> event & 1 == 0, "event {event} was sent behind {totals:?}");
+                    assert!(bits >> event & 1 == 0, "event {event} was sent after {totals:?}");
                 }
                 for (event, while_served) in acknowledged.iter() {
                     let mut since = cluster.versions()[while_served.start..].iter();
@@ -506,7 +507,7 @@ impl World {
                     let is_later = while_served.end > version;
                     assert!(
                         is_later || is_reset || bits >> event & 1 == 1,
-                        "event {event}, which this server has acknowledged, is gone in silence"
+                        "event {event}, which this server has acknowledged, is silently gone"
                     );
                 }
                 let of_bits = (0..self.events.len()).filter(|event| bits >> event & 1 == 1);
@@ -525,7 +526,7 @@ impl World {
         }
     }
 
-    /// Runs until every request has its response, or the end of its connection.
+    /// Runs until every request has its response or its connection has ended.
     fn finish(&mut self) {
         for _ in 0..STEPS_TO_THE_END {
             for at in 0..self.servers.len() {
@@ -539,12 +540,12 @@ impl World {
                 return;
             }
         }
-        panic!("a request waits for ever");
+        panic!("a request waits forever");
     }
 }
 
 impl World {
-    /// An iteration of each shard of a server in which everything arrives.
+    /// Runs an iteration of each shard of a server, with everything delivered.
     fn flush(&mut self, at: usize) {
         for shard in 0..SHARDS {
             self.servers[at].server.shards[shard].begin_iteration();
@@ -559,7 +560,7 @@ impl World {
     }
 }
 
-/// The client closes its side of a connection that the server has ended.
+/// Closes the client's side of a connection that the server has ended.
 fn end(link: &mut Link) {
     link.finish();
     link.deliver(usize::MAX);
@@ -592,7 +593,7 @@ fn simulate(seed: u64, fault: Fault) {
     let steps = world.rng.usize(1..160);
     // In half of the runs, the standby is promoted.
     let promotion = world.rng.usize(..2 * steps);
-    // A server that was away for an hour cannot tell an older database from one that has removed its row.
+    // A server that was away for an hour cannot distinguish an older database from a database that has removed its row.
     let hours_pass = is_synchronous || promotion >= steps;
     for step in 0..steps {
         if step == promotion {
@@ -631,7 +632,7 @@ fn servers_that_share_a_store_are_as_exact_as_one() {
     seeds::for_each_seed(3000, |seed| simulate(seed, Fault::None));
 }
 
-/// Whether a broken store is found out by one of some seeds.
+/// Returns whether at least one of some seeds detects a broken store.
 fn is_found_out(fault: Fault) -> bool {
     seeds::is_found_out(300, |seed| simulate(seed, fault))
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// `ringtally` on a terminal, with standard output apart.
+/// `ringtally` on a terminal, with separate standard output.
 struct OnTerminal {
     child: Child,
     terminal: File,
@@ -32,7 +32,7 @@ impl OnTerminal {
         let mut reader = terminal.try_clone().unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // Ends with an error once the child has closed its side.
+            // This ends with an error after the child has closed its side.
             while let Ok(read) = reader.read(&mut buffer) {
                 if sender.send(buffer[..read].to_vec()).is_err() {
                     return;
@@ -85,7 +85,7 @@ const ENTER_ALTERNATE: &str = "\x1b[?1049h";
 const LEAVE_ALTERNATE: &str = "\x1b[?1049l";
 const SHOW_CURSOR: &str = "\x1b[?25h";
 
-/// The lines that were drawn over each other.
+/// Returns the lines that were drawn over each other.
 fn drawn(shown: &str) -> Vec<&str> {
     shown.split("\r\x1b[K").filter(|line| !line.is_empty()).collect()
 }
@@ -139,11 +139,11 @@ fn the_whole_screen_is_given_back_however_the_run_ends() {
         (80, End::Signal(Signal::TERM)),
         (60, End::Signal(Signal::INT)),
     ] {
-        // Long enough that only one of them ends by itself.
+        // This is long enough that only one of the runs ends by itself.
         let requests = if matches!(end, End::Done) { "3000" } else { "300000" };
         let args = ["load", requests, "4", "--rate", "3000", "--tui", "--url", &url];
         let mut run = OnTerminal::start(columns, &args);
-        // A screen moves the cursor over blanks: single words are shown as they are.
+        // The screen moves the cursor over blanks, so only single words are shown as they are.
         run.shows("Ctrl-C");
         run.shows("average");
         match end {
@@ -208,7 +208,7 @@ fn every_report_has_the_thresholds_and_the_setup() {
         "--html",
         path,
     ]);
-    // An hour has no unit here: usage.
+    // The unit h is not allowed here: a usage error.
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let output = run(&[
         "load",
@@ -273,8 +273,7 @@ fn a_server_that_names_no_engine_has_none() {
     assert!(!summary.contains("softirq"), "{summary}");
 }
 
-/// Reports of real runs are compared with each other, and not with those of runs that were set up in
-/// another way.
+/// Reports of real runs can be compared with each other, but not with runs that were set up differently.
 #[test]
 fn runs_are_compared_with_runs_that_were_set_up_alike() {
     let server = Server::start(&["--shards", "1"]);
@@ -285,7 +284,7 @@ fn runs_are_compared_with_runs_that_were_set_up_alike() {
         let args =
             [&["load", "3000", "8", "--url", &url, "--quiet", "--json", &file], flags].concat();
         assert_eq!(run(&args).status.code(), Some(0));
-        // What else runs on this machine may have limited the client.
+        // Other work on this machine may have limited the client.
         let text = std::fs::read(&file).unwrap();
         let mut json: Value = serde_json::from_slice(&text).unwrap();
         json["client_limited"] = false.into();
@@ -310,7 +309,7 @@ fn runs_are_compared_with_runs_that_were_set_up_alike() {
     let [low, median, high] =
         ["low_percent", "change_percent", "high_percent"].map(|name| rps[name].as_f64().unwrap());
     assert!(low <= median && median <= high, "{rps}");
-    // One run on each side decides nothing, whatever they are.
+    // One run on each side decides nothing, whatever the results are.
     for limit in ["rps<0%", "rps>0%"] {
         let (code, table, said) = compare(&base[..1], &head[..1], &["--fail-if", limit]);
         assert!(code == Some(2) && said.contains("an interval needs 5 runs per side"), "{said}");
@@ -320,12 +319,12 @@ fn runs_are_compared_with_runs_that_were_set_up_alike() {
     assert!(code == Some(2) && said.contains("pipeline: 1 | 2"), "{said}");
     let (code, table, said) = compare(base, &[&other], &["--difference", "pipeline"]);
     assert!(code == Some(0) && table.contains("compared: pipeline 1 with 2"), "{table} {said}");
-    // A place that cannot be had is known before anything is compared.
+    // A path that cannot be written is reported before anything is compared.
     let (code, table, said) = compare(base, head, &["--html", "/none/page.html"]);
     assert!(code == Some(3) && table.is_empty() && said.contains("/none/page.html"), "{said}");
 }
 
-/// The report of a challenge has the flags of its server, and the command that makes the run again.
+/// The report of a challenge has the flags of its server, and the command that repeats the run.
 #[test]
 fn a_challenge_can_be_repeated_from_its_report() {
     let directory = Directory::new("challenge-flags");
@@ -348,7 +347,7 @@ fn a_challenge_can_be_repeated_from_its_report() {
         (&report["setup"]["server"]["spin_us"], &report["setup"]["server"]["store"]),
         (&"0".into(), &Value::Null)
     );
-    // The same in every flag, and on the same CPUs.
+    // The repeated run has the same flags and the same CPUs.
     let words = command(&report);
     let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
     let (again, repeated) = challenge(&words, "again");
@@ -391,7 +390,7 @@ fn a_report_that_cannot_be_written_is_known_before_the_run() {
         assert!(output.status.code() == Some(3) && said.contains("cannot write"), "{said}");
         assert!(output.stdout.is_empty());
     }
-    // It was not even reset.
+    // The server was not even reset.
     assert_eq!(server.stats().total, 1);
     let report = directory.file("report");
     let flags = ["load", "100", "2", "--url", &url, "--json", &report, "--html", &report];
@@ -409,7 +408,7 @@ fn a_run_that_fails_leaves_the_report_of_the_one_before() {
     let directory = Directory::new("kept");
     let file = directory.file("report.json");
     std::fs::write(&file, "old").unwrap();
-    // Nobody listens there.
+    // No server listens there.
     let output = run(&["load", "100", "2", "--url", "http://127.0.0.1:1", "--json", &file]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
@@ -437,7 +436,7 @@ fn the_verdict_decides_the_exit_code_and_every_report_is_tried() {
     }
 }
 
-/// As with `| head`: whoever read has read enough.
+/// As with `| head`, the reader has read enough.
 #[test]
 fn a_pipe_that_is_closed_is_no_failure() {
     let fake = Fake::start(GOOD);

@@ -1,4 +1,4 @@
-//! The documents that `--json` writes: each is as its schema says, and `benches/REPORTS.md` describes every key.
+//! The documents that `--json` writes: each matches its schema, and `benches/REPORTS.md` describes every key.
 
 use crate::world::{Directory, Server, run, schema, text};
 use clap::ValueEnum;
@@ -22,12 +22,12 @@ fn the_page_about_reports_has_every_key_and_no_other() {
     } else {
         assert!(
             is == must_be,
-            "benches/REPORTS.md is not as the schemas are: RINGTALLY_WRITE=1 cargo test --test it schemas"
+            "benches/REPORTS.md does not match the schemas: RINGTALLY_WRITE=1 cargo test --test it schemas"
         );
     }
 }
 
-/// The tables of all keys.
+/// Returns the tables of all keys.
 fn described() -> String {
     let (mut text, mut shared) = (String::new(), BTreeMap::new());
     let schemas =
@@ -56,7 +56,7 @@ fn described() -> String {
     text
 }
 
-/// The words that a value may be, if there are some.
+/// Returns the words that a value may be, if they are listed.
 fn words(schema: &Value) -> String {
     let several = schema["enum"].as_array().into_iter().flatten();
     let variants = schema["oneOf"].as_array().into_iter().flatten();
@@ -86,7 +86,7 @@ fn table(schema: &Value) -> String {
     text
 }
 
-/// The type of a value, in words.
+/// Returns the type of a value, in words.
 fn kind(schema: &Value) -> String {
     if let Some(name) = schema["$ref"].as_str() {
         let name = name.rsplit('/').next().unwrap();
@@ -128,7 +128,7 @@ fn a_schema_is_printed_as_it_is_known_here() {
     assert_eq!(run(&["schema", "nothing"]).status.code(), Some(2));
 }
 
-/// One document of each format. Those of other tests are checked as well.
+/// One document of each format. The documents of other tests are checked as well.
 #[test]
 fn a_document_of_each_format_is_as_its_schema_says() {
     let server = Server::start(&["--shards", "1"]);
@@ -144,7 +144,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
     };
     let closed = load(&["--watch", "--warmup", "9", "--fail-if", "p99>10s"], "load");
     let open = load(&["--rate", "9000", "--batch", "9", "--fail-if", "verdict!=exact"], "open");
-    // Nothing is so fast, so that the search ends at the lowest rate that its windows allow.
+    // Nothing is that fast, so the search ends at the lowest rate that its windows allow.
     let found = load(&["--find-rate", "p50<1us", "--rate", "1k", "--window", "100ms"], "found");
     let part = load(&["--part", "1/1", "--start-in", "3s"], "part");
     let merged = write(&["merge", &file("part"), "--quiet"], "merge");
@@ -173,7 +173,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
         assert_eq!(document["format"], format.text());
         assert_eq!(schema::check(document), Ok(()));
     }
-    // Whatever of a document is changed is found.
+    // Any change of a document is detected.
     type Change = fn(&mut Value);
     let changes: [(Change, &str); 6] = [
         (|report| report["requests"] = "9".into(), "/requests is \"9\""),
@@ -189,7 +189,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
         let said = schema::check(&report).unwrap_err();
         assert!(said.contains(says), "{said}");
     }
-    // What another version wrote is refused with the version that reads it.
+    // A document of another version is refused, and the error names the version that is read.
     for (format, says) in [
         (Some("ringtally-load/999"), "format ringtally-load/999, and this version reads"),
         (None, "it names no format"),
@@ -214,7 +214,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
     }
 }
 
-/// A run, a search, and a comparison, in every form that other tools read. What each form has is tested next to it.
+/// A run, a search, and a comparison, in every form that other tools read. The content of each form is tested next to it.
 #[test]
 fn results_are_exported_in_every_form_and_a_run_can_be_made_again() {
     let server = Server::start(&["--shards", "1"]);
@@ -282,12 +282,12 @@ fn results_are_exported_in_every_form_and_a_run_can_be_made_again() {
     let p99 = &json(&bmf)["ringtally compare"]["p99"];
     assert!(p99["lower_value"] == p99["value"] && p99["upper_value"] == p99["value"], "{bmf}");
     assert!(code.is_some() && junit.contains("--fail-if p99&gt;5%"), "{junit}");
-    // One place is one file, whichever flag names it.
+    // One path is one file, whichever flag names it.
     let twice = format!("junit={report}");
     let output = run(&["load", "--url", &url, "--json", &report, "--export", &twice]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("--json and --export junit name one file"), "{output:?}");
-    // The command of the run is in its report, and its origin.
+    // The report has the command of the run, and its origin.
     let printed = text(&run(&["rerun", &report]).stdout);
     let printed = printed.trim_end();
     assert!(printed.starts_with("ringtally load --requests 500 --connections 2 "), "{printed}");

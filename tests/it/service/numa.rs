@@ -1,6 +1,6 @@
 //! The memory of each shard is on the NUMA node of its CPU.
 //!
-//! On a machine whose allowed CPUs are on one node this shows nothing, and says so. `ci/kernels` runs this file's binary
+//! If the allowed CPUs of a machine are on one node, this checks nothing and prints that. `ci/kernels` runs this file's binary
 //! on a machine with two nodes: `RINGTALLY_TEST_BINARY` names the program there.
 
 use crate::world::{Server, run, text};
@@ -10,11 +10,11 @@ use std::fs::{read_dir, read_to_string};
 
 /// The receive buffers of a shard: 2,048 of 4 KiB.
 const BUFFER_BYTES: u64 = 2048 * 4096;
-/// The share of a shard's memory that may be on another node: what the main thread allocates, less than 1 MiB of more
+/// The share of a shard's memory that may be on another node: the allocations of the main thread, less than 1 MiB of more
 /// than 10.
 const ELSEWHERE_MAX: f64 = 0.1;
 
-/// An allowed CPU of each node, by the number of the node.
+/// Returns an allowed CPU of each node, by the number of the node.
 fn cpu_of_each_node() -> BTreeMap<usize, usize> {
     let allowed = allowed_cpus();
     let folder = "/sys/devices/system/node";
@@ -28,7 +28,7 @@ fn cpu_of_each_node() -> BTreeMap<usize, usize> {
     nodes.collect()
 }
 
-/// Bytes of a process's anonymous memory on each node, in mappings of at least so many bytes (numa(7)).
+/// Returns the bytes of a process's anonymous memory on each node, in mappings of at least this size (numa(7)).
 fn anonymous_bytes(pid: u32, mapping_bytes_min: u64) -> BTreeMap<usize, u64> {
     let mut of_nodes = BTreeMap::new();
     for line in read_to_string(format!("/proc/{pid}/numa_maps")).unwrap().lines() {
@@ -53,7 +53,7 @@ fn anonymous_bytes(pid: u32, mapping_bytes_min: u64) -> BTreeMap<usize, u64> {
     of_nodes
 }
 
-/// Starts a server on these CPUs, and sends events of so many users, as single requests and in batches.
+/// Starts a server on these CPUs, and sends events of this number of users, as single requests and in batches.
 fn loaded_server(cpus: &[usize], users: &str) -> Server {
     let list = ringtally::topology::format_cpu_list(cpus);
     let server = Server::start(&["--cpus", &list]);
@@ -73,7 +73,7 @@ fn the_memory_of_each_shard_is_on_the_node_of_its_cpu() {
         println!("nothing was checked: the allowed CPUs are on one node");
         return;
     }
-    // One shard, whose memory is nearly all that there is: buffers, connections, and the tables of 75,000 users.
+    // One shard has nearly all of the memory: buffers, connections, and the tables of 75,000 users.
     for (node, cpu) in &cpus {
         let server = loaded_server(&[*cpu], "75000");
         let bytes = anonymous_bytes(server.pid(), 0);
@@ -83,7 +83,7 @@ fn the_memory_of_each_shard_is_on_the_node_of_its_cpu() {
         assert!(here >= BUFFER_BYTES);
         assert!((total - here) as f64 <= ELSEWHERE_MAX * total as f64);
     }
-    // A shard on each node: whichever thread had allocated the buffers of both, they would be on one node.
+    // With a shard on each node: if one thread had allocated the buffers of both, they would be on one node.
     let all: Vec<usize> = cpus.values().copied().collect();
     let server = loaded_server(&all, "100");
     let bytes = anonymous_bytes(server.pid(), BUFFER_BYTES);

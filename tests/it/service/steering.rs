@@ -1,5 +1,5 @@
-//! `serve --steer cpu` and `--busy-poll-us`: which shard gets a connection, and every way in which they are
-//! refused. Over loopback, the CPU of the client is the one that receives.
+//! `serve --steer cpu` and `--busy-poll-us`: the shard that gets a connection, and every way that these flags are refused. Over
+//! loopback, the client's CPU is the CPU that receives.
 
 use crate::world::{Client, Server, engine, ringtally, run, text};
 use ringtally::{topology, uring};
@@ -9,15 +9,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-/// The first two CPUs that may be used; `None` where there is one, or where something else than the client
-/// decides which CPU receives.
+/// Returns the first two CPUs that may be used, or `None` if there is one, or if the client does not decide which CPU receives.
 fn two_cpus() -> Option<[usize; 2]> {
     let rps = std::fs::read_to_string("/sys/class/net/lo/queues/rx-0/rps_cpus").unwrap_or_default();
     let is_steered = rps.chars().any(|digit| digit.is_ascii_hexdigit() && digit != '0');
     topology::allowed_cpus().first_chunk().copied().filter(|_| !is_steered)
 }
 
-/// Runs something on a CPU.
+/// Runs a function on a CPU.
 fn on<T: Send>(cpu: usize, what: impl FnOnce() -> T + Send) -> T {
     let pinned = || {
         assert!(topology::pin_to(cpu));
@@ -26,7 +25,7 @@ fn on<T: Send>(cpu: usize, what: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(pinned).join().unwrap())
 }
 
-/// So many clients that have connected on a CPU and were served.
+/// Returns this number of clients that have connected on a CPU and were served.
 fn clients(address: SocketAddr, cpu: usize, count: usize) -> Vec<Client> {
     let served = || {
         let mut client = Client::connect(address);
@@ -36,7 +35,7 @@ fn clients(address: SocketAddr, cpu: usize, count: usize) -> Vec<Client> {
     on(cpu, || (0..count).map(|_| served()).collect())
 }
 
-/// A figure of each of two shards.
+/// Returns a figure of each of two shards.
 fn by_shard(client: &mut Client, name: &str) -> [u64; 2] {
     let text = client.get("/metrics").body;
     [0, 1].map(|shard| {
@@ -50,7 +49,7 @@ fn by_shard(client: &mut Client, name: &str) -> [u64; 2] {
 fn check_steered(address: SocketAddr, cpus: [usize; 2]) {
     let mut asking = clients(address, cpus[0], 1).remove(0);
     let before = by_shard(&mut asking, "accepted_total");
-    // As unequal as can be: hand-over would balance them.
+    // These are unequal on purpose: hand-over would balance them.
     let first = clients(address, cpus[0], 30);
     let second = clients(address, cpus[1], 10);
     let after = by_shard(&mut asking, "accepted_total");
@@ -99,7 +98,7 @@ fn a_stop_answers_what_was_sent_on_every_connection() {
     for _ in 0..5 {
         let server = Server::start(&["--steer", "cpu", "--cpus", &cpu_list(cpus)]);
         let event = crate::world::post("/event", r#"{"userId":"u","value":1}"#);
-        // The shards meet the stop before, while, and after they accept these.
+        // The stop reaches the shards before, while, and after they accept these.
         let mut clients: Vec<Client> = (0..100)
             .flat_map(|_| cpus)
             .map(|cpu| {
@@ -116,7 +115,7 @@ fn a_stop_answers_what_was_sent_on_every_connection() {
     }
 }
 
-/// Runs to a refusal, and returns its exit code and what it says.
+/// Runs a command that is refused, and returns its exit code and its error.
 fn refusal(flags: &[&str]) -> (Option<i32>, String) {
     let flags = [&["serve", "--port", "0"], flags].concat();
     let output = run(&flags);
@@ -146,9 +145,9 @@ fn a_kernel_without_busy_polling_is_named() {
     };
     const SYS_IO_URING_REGISTER: i64 = 427;
     const IORING_REGISTER_NAPI: u64 = 27;
-    // What kernels say before Linux 6.9, and those that were built without it.
+    // The errors of kernels before Linux 6.9, and of kernels that were built without busy polling.
     for (error, advice) in [(22, "use Linux 6.9 or later"), (95, "CONFIG_NET_RX_BUSY_POLL")] {
-        // The filter is for the thread and for what it starts.
+        // The filter applies to the thread and to the processes that it starts.
         let filtered = std::thread::spawn(move || {
             let is_it = SeccompCondition::new(
                 1,
@@ -189,7 +188,7 @@ fn polling_the_device_changes_no_response() {
     assert_eq!(server.stop().total, 400);
 }
 
-/// Starts a server on a socket that it inherits; `prefix` runs it as another user, say.
+/// Returns the command of a server on a socket that it inherits. `prefix` can run it as another user.
 fn on_socket(listener: &TcpListener, prefix: &str, flags: &str) -> Command {
     let script = format!(
         r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
@@ -240,7 +239,7 @@ fn a_socket_that_others_listen_beside_or_that_is_another_users_is_not_steered() 
     let other = Server::start_command(on_socket(&listener, "", &flags("hash")));
     refused("", "other sockets listen on");
     other.stop();
-    // Its sockets are gone with it.
+    // The other server's sockets are gone with it.
     let server = Server::start_command(on_socket(&listener, "", &flags("cpu")));
     check_steered(server.address, cpus);
 }

@@ -1,5 +1,5 @@
-//! `ringtally serve` as a service: readiness, the watchdog, and a listening socket that was passed on, as
-//! systemd does each, without systemd.
+//! `ringtally serve` as a service: readiness, the watchdog, and a listening socket that was passed on, each as systemd does it,
+//! but without systemd.
 
 use crate::world::{Client, PATIENCE, Server, engine, ringtally};
 use rustix::process::Signal;
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The socket on which systemd listens for reports.
+/// The socket that receives reports in place of systemd.
 struct Reports {
     socket: UnixDatagram,
     path: std::path::PathBuf,
@@ -53,7 +53,7 @@ fn it_reports_that_it_is_ready_alive_and_stopping() {
     assert!(ready.starts_with("READY=1\n"), "{ready}");
     let status = format!("STATUS=listening on http://{} (3 shards", server.address);
     assert!(ready.contains(&status), "{ready}");
-    // An idle server, over several intervals: at least twice per interval, or systemd would end it.
+    // An idle server reports over several intervals, at least twice per interval, or systemd would end it.
     let start = Instant::now();
     for _ in 0..4 {
         assert_eq!(reports.next().trim(), "WATCHDOG=1");
@@ -92,7 +92,7 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Connections that arrive while no server runs wait in the socket, and the next server serves them.
+/// Checks that connections wait in the socket while no server runs, and that the next server serves them.
 fn serves_across_restarts(prefix: &str) {
     let (listener, address) = listener();
     for restart in 0..3 {
@@ -112,7 +112,7 @@ fn a_passed_socket_is_served_and_outlives_the_server() {
     serves_across_restarts("");
 }
 
-/// SO_REUSEPORT groups sockets of one user only: here the shards share the one socket.
+/// SO_REUSEPORT groups sockets of one user only, so the shards share the one socket here.
 #[test]
 fn a_socket_that_another_user_has_made_is_shared_by_all_shards() {
     if rustix::process::geteuid().is_root() {
@@ -120,19 +120,19 @@ fn a_socket_that_another_user_has_made_is_shared_by_all_shards() {
     }
 }
 
-/// CPU time of a process, in clock ticks, of which a second has a hundred.
+/// Returns the CPU time of a process in clock ticks, which are a hundredth of a second.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// Another process that has the socket can shut it down.
+/// Shuts the socket down, as another process that has it can.
 fn shut_down(listener: &TcpListener) {
     socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Read).unwrap();
 }
 
-/// Starts a server whose shards all lose their socket, which ends it.
+/// Starts a server whose shards all lose their socket, and checks that this ends it.
 fn ends_without_a_socket(prefix: &str, shards: usize) {
     let (listener, _) = listener();
     let server = Server::start_on(&listener, prefix, shards);

@@ -1,4 +1,4 @@
-//! Documents that quote the program say what it says.
+//! Documents that quote the program match its source.
 
 use std::path::Path;
 

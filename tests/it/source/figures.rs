@@ -1,13 +1,13 @@
-//! The figures that documents publish are those of the result files, and each of these says at which commit, on which day,
-//! and on which machine it was measured.
+//! The figures that documents publish come from the result files, and each of these files states the commit, the day, and the
+//! machine of its measurement.
 //!
-//! In a document, `<!-- figures of FILE -->` stands before a table whose every row has the figures of one line of that file.
+//! In a document, `<!-- figures of FILE -->` precedes a table. Every row of the table has the figures of one line of that file.
 
 use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 2] = ["README.md", "benches/README.md"];
 
-/// Tables without figures, and those that were measured before results were kept, by the beginning of their first row.
+/// Tables without figures, and tables that were measured before results were kept, by the beginning of their first row.
 const WITHOUT_A_FILE: [&str; 15] = [
     "| request | response |",
     "| bench |",
@@ -30,7 +30,7 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok()
 }
 
-/// The numbers of a text, without the commas in them.
+/// Returns the numbers in a text, without their commas.
 fn numbers(text: &str) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
     let mut all = vec![String::new()];
@@ -47,7 +47,7 @@ fn numbers(text: &str) -> Vec<String> {
     all
 }
 
-/// The tables of a document: the file that a comment names before it, and its rows.
+/// Returns the tables of a document: the file that a comment before each table names, and its rows.
 fn tables(text: &str) -> Vec<(Option<&str>, Vec<&str>)> {
     let mut all = Vec::new();
     let mut file = None;
@@ -84,13 +84,13 @@ fn published_figures_are_those_of_the_result_files() {
                 let is_known = WITHOUT_A_FILE.iter().any(|start| rows[0].starts_with(start));
                 assert!(
                     is_known,
-                    "{document}: no comment says which file the figures are of: {}",
+                    "{document}: no comment names the file that has the figures: {}",
                     rows[0]
                 );
                 continue;
             };
             let Some(result) = read(file) else { continue };
-            // The head of the table, and the line below it.
+            // Skips the head of the table, and the line below it.
             for row in &rows[2..] {
                 assert!(
                     is_of(row, &result),
@@ -101,7 +101,7 @@ fn published_figures_are_those_of_the_result_files() {
     }
 }
 
-/// The result files: those that documents name, and all that `ci/publish` has left.
+/// Returns the result files: all that documents name, and all that `ci/publish` has left.
 fn result_files() -> Vec<PathBuf> {
     let mut all = Vec::new();
     for document in DOCUMENTS {
@@ -117,7 +117,7 @@ fn result_files() -> Vec<PathBuf> {
     all
 }
 
-/// The commit and the day in the first line of a result: `COMMAND at COMMIT on DATE: MACHINE`.
+/// Returns the commit and the day in the first line of a result: `COMMAND at COMMIT on DATE: MACHINE`.
 fn stamp(result: &str) -> Option<(&str, &str)> {
     let (_, after) = result.lines().next()?.rsplit_once(" at ")?;
     let (commit, after) = after.split_once(" on ")?;
@@ -146,7 +146,7 @@ fn results_say_when_where_and_at_which_commit_they_were_measured() {
         if let Some(raw) = read(file.with_extension("json")) {
             assert!(
                 raw.contains(commit) && raw.contains(day),
-                "the JSON beside {file:?} is of another run"
+                "the JSON next to {file:?} is of another run"
             );
         }
     }
@@ -176,7 +176,7 @@ fn entries_are_counted_once() {
             }
         }
     }
-    assert!(named > 0, "ci/README.md says how many entries there are");
+    assert!(named > 0, "ci/README.md states the number of entries");
 }
 
 #[test]

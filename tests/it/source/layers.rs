@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
-/// Modules that may use even fewer others than those below them. `load` is an independent witness,
-/// `http`, `event`, and `tally` are pure, and `uring` is what server and client share.
+/// Modules that may use even fewer modules than those below them. `load` is an independent witness, `http`, `event`, and
+/// `tally` are pure, and server and client share `uring`.
 const ONLY: [(&str, &[&str]); 9] = [
     ("load", &["doctor", "document", "uring", "topology", "terminal", "log", "failure"]),
     ("store", &["metrics", "tally", "uring", "log", "failure", "primitives"]),
@@ -22,7 +22,7 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// The modules that the documentation of `lib.rs` lists, from the top.
+/// Returns the modules that the documentation of `lib.rs` lists, from the top.
 fn listed(lib: &str) -> Vec<&str> {
     lib.lines()
         .filter_map(|line| line.strip_prefix("//! - "))
@@ -30,14 +30,14 @@ fn listed(lib: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The modules that `lib.rs` declares.
+/// Returns the modules that `lib.rs` declares.
 fn declared(lib: &str) -> BTreeSet<&str> {
     lib.lines()
         .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
         .collect()
 }
 
-/// The top-level modules that a source text names with `crate::`, outside of comments.
+/// Returns the top-level modules that a source text names with `crate::`, outside of comments.
 fn used(source: &str) -> BTreeSet<String> {
     let code: String = source
         .lines()
@@ -47,7 +47,7 @@ fn used(source: &str) -> BTreeSet<String> {
     code.split("crate::").skip(1).flat_map(first_names).collect()
 }
 
-/// The first name of each path in what follows `crate::`: one path, or a list of them in braces.
+/// Returns the first name of each path after `crate::`: one path, or a list of paths in braces.
 fn first_names(after: &str) -> Vec<String> {
     let name = |path: &str| -> String {
         path.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
@@ -72,7 +72,7 @@ fn first_names(after: &str) -> Vec<String> {
     names
 }
 
-/// Every Rust file under a folder.
+/// Returns every Rust file under a directory.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in read_dir(folder).unwrap() {
@@ -94,7 +94,7 @@ fn names_are_found_in_paths_and_lists() {
     assert_eq!(names, ["a", "c", "d", "g", "h", "i"]);
 }
 
-/// Of these modules, each uses only those before it.
+/// Each of these modules uses only modules before it.
 #[test]
 fn the_events_of_a_load_are_below_its_parts() {
     const ORDER: [&str; 4] = ["workload", "part", "event_set", "parts"];
@@ -171,7 +171,7 @@ fn each_module_uses_only_modules_below_it() {
             let is_allowed = only.is_none_or(|only| only.contains(&name.as_str()));
             assert!(is_allowed, "{path:?} uses crate::{name}, which {module} must not know");
         }
-        // In the file of a top-level module, `super` is the crate, and would go around this check.
+        // In the file of a top-level module, `super` is the crate, and would bypass this check.
         let is_top = match inside.components().count() {
             1 => true,
             2 => inside.ends_with("mod.rs"),
@@ -184,17 +184,18 @@ fn each_module_uses_only_modules_below_it() {
     assert_eq!(checked.len(), listed.len(), "{checked:?}");
 }
 
-/// Directories whose modules still use each other in circles, if paths from the crate are followed as well as those with `super`.
+/// Directories whose modules use each other in circles, if paths from the crate are followed as well as paths with `super`.
 const HAS_CIRCLES: [&str; 1] = ["load"];
 
-/// The path of a directory's module from the crate, with `::` behind it.
+/// Returns the path of a directory's module from the crate, followed by `::`.
 fn path_from_crate(room: &Path) -> String {
     let inside = room.strip_prefix(sources()).unwrap();
     let names = inside.iter().map(|name| format!("{}::", name.to_str().unwrap()));
     format!("crate::{}", names.collect::<String>())
 }
 
-/// The modules of one directory, each with those next to it that it or anything in it names with `super::` or from the crate.
+/// Returns the modules of one directory, each with its neighbors that it or anything in it names with `super::` or from
+/// the crate.
 fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut modules = BTreeMap::new();
     let from_crate = path_from_crate(room);
@@ -207,7 +208,7 @@ fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
         {
             continue;
         }
-        // How many steps up from the items of this file the directory is.
+        // The number of steps from the items of this file up to the directory.
         let steps = inside.components().count() - usize::from(inside.ends_with("mod.rs"));
         let source = read_to_string(&path).unwrap();
         let shipped = source.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -239,7 +240,7 @@ fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
     modules
 }
 
-/// The modules that are left once those that use none of the others are taken away, again and again.
+/// Returns the modules that are left after those that use none of the others are removed, again and again.
 fn circles(mut modules: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
     loop {
         let uses_none =
@@ -257,7 +258,7 @@ fn circles(mut modules: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, 
     }
 }
 
-/// Every directory with sources, from the top.
+/// Returns every directory with sources, from the top.
 fn rooms(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![folder.to_owned()];
     for entry in read_dir(folder).unwrap() {

@@ -1,4 +1,4 @@
-//! The mutants that `ci/mutants` lets survive are mutants of functions that are there, each with its reason.
+//! The mutants that `ci/mutants` lets survive are mutants of existing functions, each with its reason.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn every_mutant_that_may_survive_has_a_function_and_a_reason() {
         let name = function(mutation);
         assert!(
             ["(", "<"].iter().any(|end| source.contains(&format!("fn {name}{end}"))),
-            "{file} has no function {name}: {line}"
+            "{file} lacks the function {name}: {line}"
         );
         let mut words = 0;
         while let Some(reason) = lines.next_if(|line| line.starts_with("  ")) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
-/// The files in which everything is read as prose and commands, and those in which only comments are.
+/// The files whose whole text is read as prose and commands. In the files of `COMMENTED`, only comments are read.
 const DOCUMENTS: [&str; 6] =
     ["README.md", "benches", "ci", "ci/deploy", "ci/deploy/cluster", ".github"];
 const COMMENTED: [&str; 1] = [".github/workflows"];
@@ -15,7 +15,7 @@ const COMMENTED: [&str; 1] = [".github/workflows"];
 /// Directories whose files are named from the root of the repository.
 const TOP: [&str; 6] = ["src/", "tests/", "benches/", "ci/", ".ci/", ".github/"];
 
-/// Programs whose flags are their own. What follows `ringtally` in the same command is ours again.
+/// Programs that have their own flags. After `ringtally` in the same command, flags are ours again.
 const OTHERS: [&str; 14] = [
     "bombardier",
     "cargo",
@@ -35,14 +35,14 @@ const OTHERS: [&str; 14] = [
 
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "PUT", "OPTIONS"];
 
-/// Paths of the machine, which no endpoint begins with.
+/// Paths of the machine. No endpoint begins with one of them.
 const OF_THE_MACHINE: [&str; 8] = ["/dev", "/etc", "/proc", "/run", "/sys", "/tmp", "/usr", "/var"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The documents, as the path from the root and the text. The crate has not all of them: none there.
+/// Returns the documents, as the path from the root and the text, or none in the published crate, which lacks some of them.
 fn documents() -> Vec<(PathBuf, String)> {
     if !root().join("ci/README.md").exists() {
         return Vec::new();
@@ -54,7 +54,7 @@ fn documents() -> Vec<(PathBuf, String)> {
             Err(_) => paths.push(root().join(name)),
         }
     }
-    // Scripts are read by shellcheck and run by the checks; a directory is in the list by its own name.
+    // Scripts are read by shellcheck and run by the checks. A directory is in the list by its own name.
     let is_document = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let kinds = [".md", ".yml", ".yaml", ".cfg", ".service", ".socket", "Containerfile"];
@@ -76,7 +76,7 @@ fn documents() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(read).collect()
 }
 
-/// The long flags of each command, by its name. Those of `store` are its subcommands'.
+/// Returns the long flags of each command, by its name. The flags of `store` include its subcommands' flags.
 fn flags() -> BTreeMap<String, BTreeSet<String>> {
     let long = |command: &clap::Command| -> BTreeSet<String> {
         let own =
@@ -93,7 +93,7 @@ fn flags() -> BTreeMap<String, BTreeSet<String>> {
     all
 }
 
-/// All scripts and sources except this one: what uses a flag of something else than the program.
+/// Appends all scripts and sources except this one: they use the flags of other programs.
 fn sources(directory: &Path, all: &mut String) {
     for entry in read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -105,7 +105,7 @@ fn sources(directory: &Path, all: &mut String) {
     }
 }
 
-/// The flags of the benches: the fields of what clap reads for them.
+/// Adds the flags of the benches: the fields that clap reads for them.
 fn bench_flags(directory: &Path, all: &mut BTreeSet<String>) {
     for entry in read_dir(directory).into_iter().flatten() {
         let path = entry.unwrap().path();
@@ -121,7 +121,7 @@ fn bench_flags(directory: &Path, all: &mut BTreeSet<String>) {
     }
 }
 
-/// The flag that a word is, without what surrounds it and without its value.
+/// Returns the flag in a word, without the characters around it and without its value.
 fn as_flag(word: &str) -> Option<&str> {
     let start = word.trim_start_matches(['`', '(', '[', '"', '\'']);
     let name = start.strip_prefix("--")?;
@@ -134,18 +134,18 @@ fn bare(word: &str) -> &str {
     word.trim_matches(|c: char| !c.is_alphanumeric() && !"./_-".contains(c)).trim_end_matches('.')
 }
 
-/// Whose flags come next in a line.
+/// The owner of the flags that come next in a line.
 #[derive(Clone, Copy, PartialEq)]
 enum Whose<'a> {
     Nobody,
-    /// The program's, of this command.
+    /// Flags of this command of the program.
     Ours(&'a str),
     Others,
-    /// A script's of this repository.
+    /// Flags of a script of this repository.
     Script(&'a str),
 }
 
-/// Returns the flags of a line and whose they are.
+/// Returns the flags of a line with their owners, and the owner of the flags in the next line.
 fn named_flags<'a>(
     line: &'a str,
     commands: &BTreeMap<String, BTreeSet<String>>,
@@ -169,7 +169,7 @@ fn named_flags<'a>(
         } else if name.starts_with("ci/") && begins {
             whose = Whose::Script(name);
         }
-        // The end of a span of code, or of what punctuation separates, except in a list of YAML.
+        // This is the end of a code span, or of a part that punctuation separates, except in a YAML list.
         let is_separated = word.ends_with([';', ')', ',']) && !line.contains(": [");
         if word.trim_start_matches('`').contains('`') || is_separated {
             whose = Whose::Nobody;
@@ -261,7 +261,7 @@ fn every_file_that_a_document_names_exists() {
             let named = words.map(|word| bare(word).split(['#', ':']).next().unwrap());
             let named = named.filter(|word| TOP.iter().any(|top| word.starts_with(top)));
             for file in linked.chain(named.map(|word| root().join(word))) {
-                // A pattern names many.
+                // A pattern names many files.
                 if !file.exists() && !line.contains(['*', '{']) {
                     wrong.push(format!("{}:{}: {}", path.display(), number + 1, file.display()));
                 }
@@ -271,7 +271,7 @@ fn every_file_that_a_document_names_exists() {
     assert!(wrong.is_empty(), "these files do not exist:\n{}", wrong.join("\n"));
 }
 
-/// The paths of a line that are meant as endpoints: after a method, in a URL of this machine, or alone as code.
+/// Returns the paths of a line that are meant as endpoints: after a method, in a URL of this machine, or alone as code.
 fn named_endpoints(line: &str) -> Vec<&str> {
     let is_path = |path: &&str| {
         path.starts_with('/')

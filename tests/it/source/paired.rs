@@ -1,5 +1,5 @@
-//! The verdict of `benches/paired` on synthetic ratios whose true value is known, and its reports. Its source is included
-//! here, and tested on simulated machines that are noisy, drift, and are disturbed from time to time.
+//! The verdict of `benches/paired` on synthetic ratios whose true value is known, and its reports. Its source is included here
+//! and tested on simulated machines, which are noisy, drift, and are disturbed from time to time.
 
 #[allow(dead_code, reason = "the bench uses the rest of it")]
 #[path = "../../../benches/paired"]
@@ -21,14 +21,14 @@ use ringtally::load::export;
 use ringtally::statistics::{Interval, median};
 use serde_json::Value;
 
-/// A simulated machine, which adds noise to the cost of each leg.
+/// A simulated machine that adds noise to the cost of each leg.
 struct Machine {
     random: fastrand::Rng,
-    /// Relative standard deviation of a leg.
+    /// The relative standard deviation of a leg.
     noise: f64,
-    /// Relative growth of every cost from one leg to the next.
+    /// The relative growth of every cost from one leg to the next.
     drift: f64,
-    /// The share of legs that something else on the machine makes 50 % more expensive.
+    /// The share of legs that something else on the machine makes 50% more expensive.
     disturbed: f64,
     legs: usize,
 }
@@ -39,7 +39,7 @@ impl Machine {
         Machine { random, noise: 0.015, drift: 0.0, disturbed: 0.0, legs: 0 }
     }
 
-    /// Approximately normal with a standard deviation of one: the sum of twelve uniform values.
+    /// Returns an approximately normal value with a standard deviation of one: the sum of twelve uniform values.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.random.f64()).sum::<f64>() - 6.0
     }
@@ -51,12 +51,12 @@ impl Machine {
         cost * drifted * disturbed * (1.0 + self.noise * self.normal())
     }
 
-    /// The log ratio of a block for a server that costs `times` as much as the base.
+    /// Returns the log ratio of a block for a server that costs `times` as much as the base.
     fn block(&mut self, times: f64) -> f64 {
         log_ratio([1.0, times, times, 1.0].map(|cost| self.leg(cost)))
     }
 
-    /// Compares until there is a verdict, or `blocks_max` blocks of head and base.
+    /// Compares until there is a verdict, or for `blocks_max` blocks of head and base.
     fn compare(&mut self, times: f64, blocks_max: usize) -> Verdict {
         let mut evidence = Evidence::default();
         while evidence.head.len() < blocks_max {
@@ -72,7 +72,7 @@ impl Machine {
     }
 }
 
-/// The verdicts of `tries` comparisons with different seeds.
+/// Returns the verdicts of `tries` comparisons with different seeds.
 fn verdicts(tries: u64, compare: impl Fn(u64) -> Verdict) -> Vec<Verdict> {
     (0..tries).map(compare).collect()
 }
@@ -135,7 +135,7 @@ fn even_drift_within_a_block_cancels() {
 
 #[test]
 fn no_change_on_a_drifting_and_disturbed_machine_is_no_change() {
-    // 15 % over the 60 legs of the shortest comparison, and every twentieth leg disturbed.
+    // 15% over the 60 legs of the shortest comparison, and every twentieth leg disturbed.
     let machine = |seed| Machine { drift: 0.15 / 60.0, disturbed: 0.05, ..Machine::quiet(seed) };
     let few = verdicts(1_000, |seed| machine(seed).compare(1.0, 14));
     assert_eq!(count(&few, Verdict::Slower) + count(&few, Verdict::Faster), 0);
@@ -216,7 +216,7 @@ fn each_verdict_has_its_word_and_only_faster_and_same_pass() {
     assert_eq!(verdicts.map(Verdict::exit_code), [0, 0, 1, 4]);
 }
 
-/// A comparison of servers of which the head costs `times` as much.
+/// Returns a comparison whose head costs `times` as much as its base.
 fn compared(times: f64) -> Comparison {
     let places = Places { server_cpus: "0".into(), client_cpus: "1".into() };
     let leg = |cpu| Leg { cpu, requests_per_s: 1e6 / cpu, p99_us: 90.0, client_limited: true };

@@ -37,7 +37,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..200)
 }
 
-/// The obvious counter: a list of everything that was acknowledged.
+/// Returns the totals of the obvious counter: a list of everything that was acknowledged.
 fn totals_of(events: &[(u8, f64)]) -> Totals {
     let sum: ExactSum = events.iter().map(|(_, value)| *value).collect();
     Totals {
@@ -47,20 +47,21 @@ fn totals_of(events: &[(u8, f64)]) -> Totals {
     }
 }
 
-/// The state that a schedule leads to, except its events.
+/// The state that a schedule leads to, without its events.
 #[derive(Debug, Default)]
 struct Expected {
     generation: u64,
     /// The epoch of the last read or cut.
     epoch: u64,
-    /// The users of this generation that a cut had.
+    /// The users of this generation that were in a cut.
     cut: HashSet<u8>,
-    /// For each shard with events that may be unpublished, the epoch in which the last was counted.
+    /// The epoch of the last count of each shard whose events may be unpublished.
     counted: HashMap<usize, u64>,
 }
 
 impl Expected {
-    /// Publishes what a shard has counted: not the last cut before has it, but the next one.
+    /// Publishes everything that a shard has counted. The next cut has it, and the cut before
+    /// does not.
     fn publish(&mut self, shard: usize, writer: &mut Writer) {
         writer.publish();
         if let Some(counted) = self.counted.remove(&shard) {
@@ -179,7 +180,7 @@ fn a_shard_that_sleeps_through_a_reset_contributes_nothing() {
     }
     tally.reset();
     assert_eq!(tally.totals(), Totals { total_requests: 0, unique_users: 0, sum: 0.0 });
-    // Of another magnitude, so that leftovers of the sum would show.
+    // This value has another magnitude, so that leftovers of the sum would show.
     writers[0].count(b"u", 5e-324).unwrap();
     writers[0].count(b"v", 1.0).unwrap();
     writers[0].publish();
@@ -196,7 +197,7 @@ fn ids_are_held_up_to_the_limit_across_resets() {
             writers[shard].count(format!("{filled}-{user}").as_bytes(), 1.0).unwrap();
         }
         assert_eq!(writers[shard].count(b"one more", 1.0), Err(UsersFull));
-        // Nothing is stale before a reset, and then all of it.
+        // Before a reset nothing is stale, and after it everything is.
         let mut stale = || -> Vec<usize> {
             let users = |writer: &mut Writer| writer.take_stale().map_or(0, |taken| taken.users());
             writers.iter_mut().map(users).collect()
@@ -290,16 +291,16 @@ fn after_a_reset_the_totals_are_exactly_what_follows() {
             .map(|mut writer| {
                 let resets = Arc::clone(&resets);
                 scope.spawn(move || {
-                    // Events that this thread counted since it saw the last reset return, and those
-                    // that may fall on either side of it.
+                    // Events that this thread counted since it saw the last reset return, and
+                    // events that may fall on either side of that reset.
                     let (mut since, mut unsure, mut seen) = (0u64, 0u64, 0);
                     for i in 0..50_000u64 {
                         let before = resets.load(Ordering::Acquire);
                         writer.count(format!("{}", i % 50).as_bytes(), 1.0).unwrap();
                         writer.publish();
                         let after = resets.load(Ordering::Acquire);
-                        // An odd number means that a reset is under way, and what is counted
-                        // meanwhile may come after it.
+                        // An odd number means that a reset is in progress, so an event that is
+                        // counted now may come after it.
                         let reset = after.div_ceil(2);
                         if reset != seen {
                             (since, unsure, seen) = (0, 0, reset);
@@ -333,7 +334,7 @@ fn after_a_reset_the_totals_are_exactly_what_follows() {
     });
 }
 
-/// The new users of a cut, sorted.
+/// Returns the new users of a cut, sorted.
 fn ids(cut: &Cut) -> Vec<String> {
     let mut ids: Vec<_> =
         cut.new_users.iter().map(|id| String::from_utf8(id.to_vec()).unwrap()).collect();
@@ -348,7 +349,7 @@ fn each_user_is_new_in_one_cut() {
     writers[1].count(b"b", 1.0).unwrap();
     writers[1].count(b"a", 1.0).unwrap();
     let cut = journal.cut();
-    assert_eq!((cut.state.events, cut.state.users), (2, 2), "what is not published is not in it");
+    assert_eq!((cut.state.events, cut.state.users), (2, 2), "unpublished events are not in it");
     assert_eq!(ids(&cut), ["a", "b"]);
     writers[0].count(b"c", 0.5).unwrap();
     writers.iter_mut().for_each(Writer::publish);
@@ -412,7 +413,7 @@ fn what_a_reset_drops_waits_for_the_cut_that_has_the_reset() {
     writers[0].count(b"a", 1.0).unwrap();
     writers[0].publish();
     let before = journal.cut().epoch;
-    // Counted, and not published when the reset comes.
+    // This event is counted but not published when the reset comes.
     writers[0].count(b"a", 1.0).unwrap();
     let reset_at = tally.reset();
     writers[1].count(b"b", 1.0).unwrap();

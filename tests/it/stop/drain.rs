@@ -1,5 +1,5 @@
-//! Stops of `ringtally serve`: requests in flight are finished, acknowledged events are printed, and neither
-//! a stalled client nor a flood of connections holds it up.
+//! Stops of `ringtally serve`: requests in flight are finished, acknowledged events are printed, and neither a stalled client
+//! nor a flood of connections delays a stop.
 
 use crate::world::{
     Client, PATIENCE, Server, Totals, engine, eventually, full_pipe, post, ringtally,
@@ -40,11 +40,11 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
             .collect();
         std::thread::sleep(Duration::from_millis(50));
         let stats = server.stop();
-        // The port is free at once, for a server that insists on having it alone.
+        // The port is free immediately, for a server that insists on having it alone.
         TcpListener::bind(address).map(drop).or_else(|_| rebind(address)).unwrap();
         let acknowledged: u64 = counting.into_iter().map(|thread| thread.join().unwrap()).sum();
         assert!(acknowledged > 0);
-        // An event can be counted and its response lost with the connection, not the reverse.
+        // An event can be counted and its response lost with the connection, but not the reverse.
         assert!(
             (acknowledged..=acknowledged + 16).contains(&stats.total),
             "{acknowledged} {stats:?}"
@@ -59,7 +59,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
     let server = Server::start_unheard(&["--max-connections", "1"], stderr);
     let mut client = server.client();
     client.event("u", 1.0);
-    // A shard logs that it refuses this one.
+    // A shard logs that it refuses this client.
     let mut refused = server.client();
     assert_eq!(refused.read().status, 503);
     client.event("u", 1.0);
@@ -86,7 +86,7 @@ fn a_standard_error_that_is_closed_stops_nothing() {
     assert_eq!(server.stop().total, 2);
 }
 
-/// Binds as servers do: connections of the last one in TIME_WAIT do not matter.
+/// Binds as servers do: the last server's connections in TIME_WAIT do not matter.
 fn rebind(address: std::net::SocketAddr) -> std::io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -138,7 +138,7 @@ fn a_stalled_client_holds_the_stop_until_the_deadline_or_a_second_signal() {
     }
 }
 
-/// They are in the backlog, or accepted and not looked at, when the server hears the signal.
+/// The connections are in the backlog, or accepted but not yet processed, when the server receives the signal.
 #[test]
 fn connections_established_before_the_signal_get_every_response() {
     const CLIENTS: usize = 300;
@@ -149,7 +149,7 @@ fn connections_established_before_the_signal_get_every_response() {
     let mut clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let mut client = server.client();
-            // Pipelined.
+            // The requests are pipelined.
             (0..REQUESTS).for_each(|_| client.send(post("/event", EVENT).as_bytes()));
             client
         })
@@ -164,7 +164,7 @@ fn connections_established_before_the_signal_get_every_response() {
     assert_eq!((code, Totals::parse(&printed).total), (Some(0), (CLIENTS * REQUESTS) as u64));
 }
 
-/// A request that is sent on a connection without anything in flight, just as the server is told to stop.
+/// A request is sent on a connection without anything in flight, just as the server is signaled to stop.
 #[test]
 fn a_request_that_crosses_the_signal_is_answered() {
     let server = Server::start(&["--shards", "2"]);
@@ -181,7 +181,7 @@ fn a_request_that_crosses_the_signal_is_answered() {
     assert_eq!(server.wait().0, Some(0));
 }
 
-/// Some shards have stopped before others have started.
+/// Some shards have stopped before others start.
 #[test]
 fn a_signal_during_the_start_is_a_stop() {
     for delay_ms in 0..24 {
@@ -191,7 +191,7 @@ fn a_signal_during_the_start_is_a_stop() {
         std::thread::sleep(Duration::from_millis(delay_ms * 5));
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         let output = child.wait_with_output().unwrap();
-        // Before it listens for signals, the signal itself ends it.
+        // Until the server listens for signals, the signal itself ends it.
         let is_killed = output.status.code().is_none();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(is_killed || output.status.success(), "after {delay_ms}: {said}");
@@ -210,7 +210,7 @@ fn a_flood_of_connections_does_not_hold_up_the_stop() {
             std::thread::spawn(move || {
                 let mut held = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
-                    // Half a request each, so that none is idle.
+                    // Each connection sends half a request, so that it is not idle.
                     if let Ok(mut stream) = TcpStream::connect(address) {
                         let _ = stream.write_all(b"GET /he");
                         held.push(stream);

@@ -1,12 +1,11 @@
-//! The first request after a pause: a sleeping shard must wake up immediately, however long it has slept, on a new
-//! connection as on an old one. And the stop: with nothing in flight it takes no time.
+//! The first request after a pause: a sleeping shard must wake up immediately, however long it has slept, on a new connection
+//! as well as on an old one. And the stop: with nothing in flight it is immediate.
 //!
-//! A missed wake-up loses nothing, so no total shows it. It shows here as a response that comes with
-//! the shard's next tick, up to a second late, in tens of percent of the requests.
+//! A missed wake-up loses nothing, so no total shows it. It shows here as a response that arrives with the shard's next tick,
+//! up to a second late, for tens of percent of the requests.
 //!
-//! `ci/kernels` runs this file's binary on other kernels: `RINGTALLY_TEST_BINARY` names the program there,
-//! and `RINGTALLY_TEST_SLOWDOWN` says how many times as long everything may take where the processor is
-//! emulated.
+//! `ci/kernels` runs this file's binary on other kernels: `RINGTALLY_TEST_BINARY` names the program there, and
+//! `RINGTALLY_TEST_SLOWDOWN` is the factor by which everything may take longer on an emulated processor.
 
 use crate::world::{Client, Server, alone};
 use ringtally::topology::{allowed_cpus, pin_to};
@@ -24,8 +23,8 @@ const RESPONSE_MAX: Duration = Duration::from_millis(50);
 /// A stop that takes longer than this is late.
 const STOP_MAX: Duration = Duration::from_millis(100);
 
-/// Pauses in milliseconds, on a logarithmic scale from 1 ms to 3 s, in two lanes that take about as long as
-/// each other: one round of the long pauses, many of the short ones.
+/// Pauses in milliseconds, on a logarithmic scale from 1 ms to 3 s, in two lanes that take about the same time: one round of
+/// the long pauses, and many rounds of the short ones.
 const LONG_PAUSES_MS: [u64; 7] = [150, 250, 400, 650, 1000, 1800, 3000];
 const SHORT_PAUSES_MS: [u64; 10] = [1, 2, 3, 5, 8, 13, 20, 33, 55, 90];
 const SHORT_ROUNDS: usize = 28;
@@ -39,12 +38,12 @@ const STOP_CONNECTIONS: [usize; 2] = [0, 3 * HELD];
 /// After this long without work every shard sleeps.
 const SLEEPY: Duration = Duration::from_millis(30);
 
-/// Connections that a lane holds. With several shards, some of the new ones are handed over to another shard.
+/// Connections that a lane holds. With several shards, some new connections are handed over to another shard.
 const HELD: usize = 4;
 /// Connections of a lane before anything is timed.
 const WARM_UP: usize = 3 * HELD;
 
-/// So many late responses of one server are enough to know, and waiting for more would take long.
+/// The number of late responses of one server that is enough to know. Waiting for more would take long.
 const LATE_ENOUGH: usize = 5;
 
 fn start(engine: &str, shards: usize) -> Server {
@@ -59,10 +58,10 @@ fn scaled(max: Duration) -> Duration {
     max * slowdown.map_or(1, |times| times.parse().unwrap())
 }
 
-/// Knows when this machine did not run a thread that was due, so that a server that was kept waiting with it
-/// is not blamed. On each CPU a thread sleeps for a tick, and notes when it was woken late.
+/// A watch for the times when this machine did not run a thread that was due, so that a server that had to wait, too, is not
+/// blamed. On each CPU a thread sleeps for a tick, and notes when it was woken late.
 ///
-/// This cannot hide a missed wake-up: a shard that misses one is late while these threads are on time.
+/// This cannot hide a missed wake-up, because these threads are on time while the shard that misses it is late.
 struct Scheduler {
     watches: Vec<Arc<Mutex<Watch>>>,
     done: Arc<AtomicBool>,
@@ -71,7 +70,7 @@ struct Scheduler {
 
 struct Watch {
     woken: Instant,
-    /// The times between which the thread was due and did not run.
+    /// The intervals from when the thread was due until it ran.
     stalls: Vec<(Instant, Instant)>,
 }
 
@@ -79,8 +78,8 @@ impl Scheduler {
     const TICK: Duration = Duration::from_millis(5);
     /// A thread that is woken later than this was stalled.
     const STALL_MIN: Duration = Duration::from_millis(5);
-    /// Threads that run one after the other between a request and its response: of the shard that accepts, of the
-    /// shard that serves, of the client, and one to spare. Each may be stalled as long as the others.
+    /// The number of threads that run one after the other between a request and its response: the accepting shard's, the
+    /// serving shard's, the client's, and one to spare. Each may be stalled as long as the others.
     const THREADS_IN_A_ROW: u32 = 4;
 
     fn watch() -> Scheduler {
@@ -108,7 +107,7 @@ impl Scheduler {
         Scheduler { watches, done, threads }
     }
 
-    /// Returns the time by which something may have taken longer from `start` to `end` because threads were not run.
+    /// Returns the additional time that something may have taken from `start` to `end` because threads were not run.
     fn allowance(&self, start: Instant, end: Instant) -> Duration {
         let longest = |watch: &Arc<Mutex<Watch>>| {
             // A stall that has not ended is not noted yet.
@@ -158,12 +157,12 @@ impl Held {
 struct Findings {
     count: usize,
     longest: Duration,
-    /// A sentence for each that was late.
+    /// A sentence for each late response or stop.
     late: Vec<String>,
 }
 
 impl Findings {
-    /// Takes note of what began at `start` and has just ended.
+    /// Notes something that began at `start` and has just ended.
     fn note(&mut self, start: Instant, max: Duration, scheduler: &Scheduler, what: &str) {
         let end = Instant::now();
         let taken = end - start;
@@ -190,7 +189,7 @@ impl Findings {
     }
 }
 
-/// Requests on new and on held connections in turn, each after a pause in which the server has nothing to do.
+/// Sends requests on new and on held connections in turn, each after a pause without work for the server.
 fn lane(
     engine: &str,
     shards: usize,
@@ -201,7 +200,7 @@ fn lane(
     let server = start(engine, shards);
     let mut held = Held::default();
     let mut findings = Findings::default();
-    // Code that runs for the first time is read from the disk, and translated if the processor is emulated.
+    // The first run of code reads it from the disk, and translates it if the processor is emulated.
     for _ in 0..WARM_UP {
         held.make_room();
         held.keep_after_event(server.client());
@@ -246,7 +245,7 @@ fn every_first_response_is_in_time(engine: &str) {
     Findings::report(&findings, "responses");
 }
 
-/// Stops without connections, and with some that came and went, and woke shards that slept.
+/// Stops servers without connections, and servers whose connections came and went and woke sleeping shards.
 fn stops(engine: &str, shards: usize, scheduler: &Scheduler) -> Findings {
     let mut findings = Findings::default();
     for pause_ms in STOP_PAUSES_MS {

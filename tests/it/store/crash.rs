@@ -1,8 +1,8 @@
-//! The real server over a store in a file: killed at random moments, out of room, on a disk that loses what is written,
-//! and robbed of its file.
+//! The real server over a store in a file: killed at random moments, out of space, on a disk that loses writes, and robbed of
+//! its file.
 //!
-//! `RINGTALLY_KILLS=n` and `RINGTALLY_CONNECTIONS=n` set how often it is killed, and under how many connections;
-//! `ci/crash` does so. `RINGTALLY_STORE_FOLDER` is a folder on a small file system that a test may fill.
+//! `RINGTALLY_KILLS=n` sets the number of kills, and `RINGTALLY_CONNECTIONS=n` the number of connections; `ci/crash` does so.
+//! `RINGTALLY_STORE_FOLDER` is a directory on a small file system that a test may fill.
 
 use crate::world::{Client, Server, Totals, engine, eventually, post, ringtally, run, text};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A folder that is gone when the test ends.
+/// A directory that is removed when the test ends.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -37,7 +37,7 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// A server that must refuse to start.
+/// Starts a server that must refuse to start. Returns its error.
 fn refused(store: &str) -> String {
     let output = run(&["serve", "--port", "0", "--store", store]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
@@ -48,7 +48,7 @@ fn inspect(store: &str) -> Output {
     run(&["store", "inspect", store])
 }
 
-/// Clients that send events without pause, one after the other on each connection, until it ends.
+/// Clients that send events without pause, one after the other on each connection, until the server ends.
 #[derive(Default)]
 struct Load {
     /// A number for each event, which is also its user.
@@ -66,7 +66,7 @@ impl Load {
                 loop {
                     let event = load.sent.fetch_add(1, Ordering::Relaxed);
                     let body = format!(r#"{{"userId":"user_{event}","value":1}}"#);
-                    // What is not sent whole is not counted, and what is may be.
+                    // An event that is not sent completely is not counted. An event that is sent may be counted.
                     let is_sent = send(&mut client, post("/event", &body).as_bytes());
                     match is_sent.then(|| client.try_read()).flatten() {
                         Some(response) => {
@@ -90,7 +90,7 @@ fn send(client: &mut Client, bytes: &[u8]) -> bool {
     client.stream.write_all(bytes).is_ok()
 }
 
-/// Asks for the totals without pause, and returns the largest that it was shown.
+/// Requests the totals without pause, and returns the largest total that it was shown.
 fn poll(server: &Server, is_over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     let (mut client, is_over) = (server.client(), Arc::clone(is_over));
     std::thread::spawn(move || {
@@ -108,7 +108,7 @@ fn poll(server: &Server, is_over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     })
 }
 
-/// Every event has the value 1 and its own user.
+/// Checks totals of events that each have the value 1 and their own user.
 fn check(totals: &Totals) {
     assert_eq!(totals.sum, totals.total as f64, "{totals:?}");
     assert_eq!(totals.users, totals.total, "{totals:?}");
@@ -136,7 +136,7 @@ fn what_was_acknowledged_survives_kills() {
         let clients = load.start(&server, connections);
         let poller = poll(&server, &is_over);
         std::thread::sleep(Duration::from_millis(rng.u64(5..250)));
-        // Dropped, it is killed.
+        // Dropping the server kills it.
         drop(server);
         is_over.store(true, Ordering::Relaxed);
         clients.into_iter().for_each(|client| client.join().unwrap());
@@ -191,7 +191,7 @@ fn a_file_that_is_deleted_under_the_server_ends_it() {
     assert!(log.contains("was deleted or replaced"), "{log}");
 }
 
-/// Returns a server whose file may have this number of KiB, and then cannot grow.
+/// Starts a server whose file may have this number of KiB, and then cannot grow.
 fn start_limited(store: &str, kib: u64) -> Server {
     let mut command = Command::new("sh");
     // POSIX counts in blocks of 512 bytes.
@@ -201,7 +201,7 @@ fn start_limited(store: &str, kib: u64) -> Server {
     Server::start_command(command)
 }
 
-/// Sends events of new users with long ids until the server ends. Returns how many were acknowledged.
+/// Sends events of new users with long ids until the server ends. Returns the number of acknowledged events.
 fn fill(server: Server, pattern: &str) -> u64 {
     let mut client = server.client();
     let mut acknowledged = 0;
@@ -255,7 +255,7 @@ fn a_full_disk_ends_the_server_and_loses_nothing() {
     server.client().event("one more", 1.0);
 }
 
-/// A write-back that fails leaves pages that can be read and are not on the disk.
+/// A write-back that fails leaves pages that can be read but are not on the disk.
 #[test]
 #[ignore = "needs a disk that can lose what is written: ci/crash makes one"]
 fn a_failed_write_back_and_a_restart_lose_nothing() {
@@ -282,7 +282,7 @@ fn a_failed_write_back_and_a_restart_lose_nothing() {
     let (code, _, log) = server.wait_with_log();
     assert_eq!(code, Some(3), "{log}");
     assert!(acknowledged > 1000 && log.contains("cannot be written"), "{acknowledged} {log}");
-    // The disk is repaired, and loses nothing from here on.
+    // From here on, the disk is repaired and loses nothing.
     let tmpfs = Path::new(&image).parent().unwrap().to_str().unwrap();
     run_tool(&["mount", "-o", "remount,size=128m", tmpfs]);
     let server = Server::start(&["--store", &store]);
@@ -291,7 +291,7 @@ fn a_failed_write_back_and_a_restart_lose_nothing() {
     assert!((acknowledged..=acknowledged + 100).contains(&restored.total), "{restored:?}");
     server.client().event("one more", 1.0);
     drop(server);
-    // The page cache is lost, as with the power.
+    // The page cache is lost, as in a power failure.
     run_tool(&["umount", &folder]);
     run_tool(&["mount", "-o", "loop", &image, &folder]);
     let inspected = inspect(&store);
@@ -366,10 +366,10 @@ fn metrics_say_how_far_the_store_is() {
     }
     assert!(text.contains("ringtally_store_last_commit_age_seconds 0."), "{text}");
     let without = Server::start(&[]).client().get("/metrics").body;
-    assert!(!without.contains("_store_"), "without a store there are none");
+    assert!(!without.contains("_store_"), "a server without a store omits them");
 }
 
-/// Batches of requests on one connection, killed in between: what was acknowledged is a prefix of what was sent.
+/// The server is killed between batches of requests on one connection: the acknowledged requests are a prefix of the sent ones.
 #[test]
 fn pipelined_acknowledgements_are_a_durable_prefix() {
     let folder = Folder::new("pipelined");
@@ -429,7 +429,7 @@ fn batches_are_whole_in_the_store_after_a_crash() {
                     assert_eq!(client.read().body, r#"{"accepted":3}"#);
                     client.event("single", 1.0);
                 }
-                // Not acknowledged before the end: it is there whole, or not at all.
+                // This batch is not acknowledged before the end, so the store has all of its events or none.
                 client.send(large.as_bytes());
             });
         }

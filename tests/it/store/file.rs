@@ -1,8 +1,8 @@
-//! Power failures and failing disks under a store, on a simulated disk: whatever is cut off or lost, a store
-//! holds the last state that it said was durable or has shown, or the one that was being written.
+//! Power failures and failing disks under a store, on a simulated disk: whatever is cut off or lost, a store holds the last
+//! state that it reported as durable or has shown, or the state that was being written.
 //!
-//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test store` replays it, and
-//! `RINGTALLY_SEEDS=n` tries that many.
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test it store::file` replays it, and `RINGTALLY_SEEDS=n` tries
+//! this number of seeds.
 
 use crate::world::disk::{Disk, Faults};
 use crate::world::seeds::{for_each_seed, panics};
@@ -21,14 +21,14 @@ struct Content {
 }
 
 impl Content {
-    /// A later content, and the users that are new in it: after events, or after a reset.
+    /// Returns a later content, after events or after a reset, and the users that are new in it.
     fn next(&self, rng: &mut Rng) -> (Content, UserIds) {
         let mut next = self.clone();
         if rng.u8(0..8) == 0 {
             next = Content::default();
             next.state.generation = self.state.generation + 1;
         }
-        // Often none, and at most so many that they fill several rows.
+        // Often there are none, and at most enough to fill several rows.
         let new = [0, 0, 0, 1, 1, 20, 300, 3000][rng.usize(0..8)];
         let mut new_users = UserIds::default();
         for _ in 0..new {
@@ -52,13 +52,13 @@ fn open(disk: &Disk) -> Result<(FileStore, Content), Failure> {
     Ok((store, Content { state, users }))
 }
 
-/// Several lives of a store, each ended by a power failure at a random operation or by a sync that fails, be it in the
-/// recovery from the one before. Says what is wrong with what was restored.
+/// Runs several lives of a store. Each is ended by a power failure at a random operation or by a failed sync, possibly during
+/// the recovery from the previous life. Returns an error if the restored state is wrong.
 fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     let disk = Disk::with(image);
     disk.set_faults(faults);
-    // The durable state, and the one that may be durable instead.
+    // The durable state, and the state that may be durable instead.
     let (mut durable, mut uncertain) = (Content::default(), None);
     for _ in 0..rng.u8(1..5) {
         let before = disk.operations();
@@ -93,7 +93,7 @@ fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
     }
     let (mut store, found) = open(&disk).map_err(|failure| failure.to_string())?;
     let durable = judge(&found, durable, uncertain)?;
-    // It can be written after all that.
+    // The store can be written after all that.
     let (next, new_users) = durable.next(&mut rng);
     store.commit(&next.state, &new_users).map_err(|failure| failure.to_string())?;
     drop(store);
@@ -101,7 +101,7 @@ fn lives(seed: u64, image: &[u8], faults: Faults) -> Result<(), String> {
     judge(&found, next, None).map(|_| ())
 }
 
-/// Returns the durable state; an error if it is not as expected.
+/// Returns the durable state, or an error if it is not as expected.
 fn judge(found: &Content, durable: Content, uncertain: Option<Content>) -> Result<Content, String> {
     if *found == durable || uncertain.as_ref() == Some(found) {
         return Ok(found.clone());
@@ -117,7 +117,7 @@ fn judge(found: &Content, durable: Content, uncertain: Option<Content>) -> Resul
     ))
 }
 
-/// The bytes of a store without events.
+/// Returns the bytes of a store without events.
 fn image() -> Vec<u8> {
     let disk = Disk::with(&[]);
     drop(FileStore::on(disk.backend()).unwrap());
@@ -177,7 +177,7 @@ fn a_disk_that_fails_while_a_store_is_opened_says_so() {
     let (mut store, content) = open(&disk).unwrap();
     let (durable, new_users) = content.next(&mut Rng::with_seed(2));
     store.commit(&durable.state, &new_users).unwrap();
-    // It is not closed: the next one has to recover it.
+    // The store is not closed, so the next start has to recover it.
     disk.fail_after(0);
     drop(store);
     disk.crash(&mut Rng::with_seed(3));

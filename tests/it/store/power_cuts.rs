@@ -1,9 +1,9 @@
-//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store,
-//! and a disk that loses what was not synced. Every event has a power of two as its value, so the exact sum in a store
-//! reveals its events; a model knows which were sent and which were acknowledged.
+//! Power cuts and failed syncs, through the whole pipeline: two shards, their connections, the committer, the store, and a disk
+//! that loses everything that was not synced. Every event has a power of two as its value, so the exact sum in a store reveals
+//! its events. A model knows which events were sent and which were acknowledged.
 //!
-//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test power_cuts` replays it, and
-//! `RINGTALLY_SEEDS=n` tries that many.
+//! A failing seed is printed. `RINGTALLY_SEED=n cargo test --test it power_cuts` replays it, and `RINGTALLY_SEEDS=n` tries this
+//! number of seeds.
 
 use crate::world::disk::{Disk, Faults};
 use crate::world::seeds;
@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 const SHARDS: usize = 2;
 const USERS: usize = 12;
-/// The value of the first event is 2 to the power of this, and that of each further one twice as much.
+/// The value of the first event is 2 to the power of this. Each further event has twice the value of the previous one.
 const FIRST_EXPONENT: i32 = -1000;
 const EVENTS_MAX: usize = 1900;
 
@@ -26,7 +26,7 @@ const EVENTS_MAX: usize = 1900;
 #[derive(Clone, Debug)]
 enum Request {
     Event(usize),
-    /// With the number of events that were acknowledged when it was received.
+    /// A request with the number of events that were acknowledged when it was sent.
     Totals(u64),
     Reset,
     Health,
@@ -36,7 +36,7 @@ enum Request {
 #[derive(Debug)]
 struct Event {
     user: usize,
-    /// The resets before it.
+    /// The number of resets before it.
     generation: u64,
     is_acknowledged: bool,
 }
@@ -52,10 +52,10 @@ struct Model {
 }
 
 impl Model {
-    /// The events in the store, by its exact sum.
+    /// Returns the events in the store, from its exact sum.
     fn events_in(sum: &ExactSum) -> BTreeSet<usize> {
         let bytes = sum.to_bytes();
-        // Limbs of 32 bits in 64, from 2 to the power of -1074.
+        // Each limb holds 32 bits in 64. The first bit stands for 2 to the power of -1074.
         let limbs = bytes.as_chunks::<8>().0.iter().map(|limb| i64::from_le_bytes(*limb));
         let bits = limbs.enumerate().flat_map(|(at, limb)| {
             (0..32)
@@ -65,7 +65,8 @@ impl Model {
         bits.map(|exponent| usize::try_from(exponent - FIRST_EXPONENT).unwrap()).collect()
     }
 
-    /// Compares what a store held with what may and what must be there. From here on it must be there: it is shown.
+    /// Compares the content of a store with what may and what must be there. From here on it must be there, because it
+    /// is shown.
     fn check(&mut self, state: &State, users: &[String]) {
         let held = Model::events_in(&state.sum);
         assert_eq!(held.len() as u64, state.events, "the sum and the count belong together");
@@ -84,7 +85,7 @@ impl Model {
             assert!(!must_be_held || held.contains(&number), "event {number} is lost");
         }
         if self.resets_sent == 0 {
-            assert!(state.events >= self.shown, "what /stats has shown was taken back");
+            assert!(state.events >= self.shown, "events that /stats has shown are gone");
         }
         let expected: BTreeSet<String> =
             held.iter().map(|event| format!("user_{}", self.events[*event].user)).collect();
@@ -138,8 +139,8 @@ impl Life {
         Life { server, clients }
     }
 
-    /// An iteration of one shard: requests arrive on some connections, and are published together. In between the committer
-    /// may make a commit.
+    /// Runs an iteration of one shard: requests arrive on some connections, and are published together. The committer may make
+    /// a commit in between.
     fn iterate(&mut self, rng: &mut Rng, model: &mut Model, resets: bool) -> Result<(), Failure> {
         let shard = rng.usize(..SHARDS);
         self.server.shards[shard].clock_ms += rng.u64(..3);
@@ -167,7 +168,7 @@ impl Life {
         Ok(())
     }
 
-    /// Notes in the model what a shard has handled, in the order in which it has.
+    /// Notes in the model what a shard has handled, in the same order.
     fn follow(&mut self, shard: usize, model: &mut Model) {
         for made in std::mem::take(&mut self.server.shards[shard].net.made) {
             for _ in split_responses(&made.bytes) {
@@ -256,7 +257,7 @@ fn ask(rng: &mut Rng, model: &mut Model, resets: bool, bytes: &mut Vec<u8>) -> R
     request
 }
 
-/// Opens the store, as often as the power or a sync fails meanwhile.
+/// Opens the store, repeatedly if the power or a sync fails.
 fn open(disk: &Disk, rng: &mut Rng) -> (FileStore, State, UserIds) {
     loop {
         match rng.u8(..) {
@@ -277,17 +278,17 @@ fn open(disk: &Disk, rng: &mut Rng) -> (FileStore, State, UserIds) {
     }
 }
 
-/// A power cut or, if the power is on, perhaps only a restart.
+/// Cuts the power or, if it is on, perhaps only restarts.
 fn end_life(disk: &Disk, rng: &mut Rng) {
     if disk.is_off() || rng.bool() { disk.crash(rng) } else { disk.restart(rng) }
 }
 
-/// Lives and power cuts, with a wrapper around the store that a test may break.
+/// Simulates lives and power cuts, with a wrapper around the store that a test may break.
 fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
     let mut rng = Rng::with_seed(seed);
     let disk = Disk::with(&[]);
     disk.set_faults(Faults { ignores_syncs: !syncs, ..Faults::default() });
-    // A file is created under another name, and has its own only once it is a store.
+    // A file is created under another name, and gets its own only after it has become a store.
     drop(FileStore::on(disk.backend()).unwrap());
     disk.sync();
     let mut model = Model::default();
@@ -301,7 +302,7 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
             .events
             .iter_mut()
             .for_each(|event| event.generation = event.generation.min(state.generation));
-        // What the store does not have is lost: it was not acknowledged, and nobody sends it again.
+        // Everything that the store does not have is lost: it was not acknowledged, and nobody sends it again.
         model.resets_sent = state.generation;
         let mut life = Life::start(&mut rng, wrap(store), state, &users);
         disk.fail_after(rng.u64(1..400));
@@ -333,7 +334,7 @@ fn what_was_acknowledged_survives_every_power_cut_and_failed_sync() {
     seeds::for_each_seed(1000, |seed| simulate(seed, true, |store| Box::new(store)));
 }
 
-/// Whether a broken pipeline is found out by one of some seeds.
+/// Returns whether at least one of some seeds detects a broken pipeline.
 fn is_found_out(syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) -> bool {
     seeds::is_found_out(200, |seed| simulate(seed, syncs, wrap))
 }
@@ -343,7 +344,7 @@ fn a_disk_that_does_not_sync_is_found_out() {
     assert!(is_found_out(false, |store| Box::new(store)));
 }
 
-/// Says that a commit is durable one commit too early.
+/// A store that reports a commit as durable one commit too early.
 struct Hasty {
     store: FileStore,
     late: Option<(State, UserIds)>,

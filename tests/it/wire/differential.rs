@@ -1,4 +1,4 @@
-//! Two other readers of the same bytes: a slow one written for these tests, and hyper's server.
+//! Two other readers of the same bytes: a slow reader written for these tests, and hyper's server.
 
 use crate::world::agreement::{agree, has, ours, ours_and_last_response, theirs};
 use crate::world::reference::{Accepted, End};
@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncWriteExt;
 
-/// Parts that requests are made of, valid and invalid.
+/// Parts of requests, valid and invalid.
 const METHODS: &[&str] =
     &["GET", "POST", "HEAD", "OPTIONS", "CONNECT", "PUT", "BREW", "get", "P\tT"];
 const TARGETS: &[&str] = &[
@@ -106,7 +106,7 @@ const BODIES: &[&str] = &[
     "5 \r\nhello\r\n0\r\n\r\n",
 ];
 
-/// A request of such parts; most have the fields that are required.
+/// Generates requests from these parts. Most have the required fields.
 fn request() -> impl Strategy<Value = Vec<u8>> {
     let pick = |parts: &'static [&'static str]| prop::sample::select(parts);
     let sound = (pick(&["GET", "POST"]), pick(&["/event", "/stats", "/%65vent?x"]), any::<bool>())
@@ -135,7 +135,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![3 => sound, 2 => any_parts]
 }
 
-/// A few requests in a row, with a few bytes changed, inserted, or removed.
+/// Generates a few requests in a row, with a few bytes changed, inserted, or removed.
 fn input() -> impl Strategy<Value = Vec<u8>> {
     let edit = (any::<prop::sample::Index>(), 0..4u8, any::<u8>());
     let few = prop_oneof![4 => Just(0..1usize), 3 => Just(1..2), 1 => Just(2..5)];
@@ -228,7 +228,7 @@ const STRICTER: &[(&str, &str)] = &[
 
 type Applies = fn(&[u8]) -> bool;
 
-/// Requests that hyper refuses and this server accepts: whether the case may apply, and the reason.
+/// Requests that hyper refuses and this server accepts: a check that the case may apply, and the reason.
 const LOOSER: &[(Applies, &str)] = &[
     (
         |input| (b'2'..=b'9').any(|minor| has(input, &format!("http/1.{}", char::from(minor)))),
@@ -261,7 +261,7 @@ proptest! {
         let hypers = hypers(&input);
         for (at, (request, other)) in ours.iter().zip(&hypers).enumerate() {
             prop_assert_eq!(&request.body, &other.body, "{} at {}", input.escape_ascii(), at);
-            // The bytes after a request for a tunnel are not requests, but hyper reads on.
+            // The bytes after a request for a tunnel are not requests, but hyper continues to read them.
             if request.path == b"tunnel" {
                 return Ok(());
             }
@@ -280,7 +280,7 @@ proptest! {
                 return Ok(());
             }
             prop_assert_eq!(end, End::Refused, "{}", input.escape_ascii());
-            // No response to HEAD has a body, and so none has a sentence.
+            // A response to HEAD does not have a body, and so does not have a sentence.
             let is_listed = last.ends_with(b"\r\n\r\n")
                 || STRICTER.iter().any(|(sentence, _)| has(&last, &sentence.to_lowercase()));
             prop_assert!(is_listed, "{}: {}", input.escape_ascii(), last.escape_ascii());

@@ -1,5 +1,5 @@
-//! `/openapi.json` describes this server: every response that it describes occurs. That every response which the
-//! tests see is described is checked wherever they read one, in `world/description.rs`.
+//! `/openapi.json` describes this server: every response that it describes occurs. `world/description.rs` checks the converse
+//! for every response that the tests read: it is described.
 
 use crate::world::{PATIENCE, Response, Server, description, text};
 use serde_json::Value;
@@ -30,7 +30,7 @@ impl Servers {
         servers
     }
 
-    /// Returns a request to which an operation responds with this status and media type, and where to send it.
+    /// Returns a request that gets this status and media type from an operation, and the address for it.
     fn provoke(
         &self,
         method: &str,
@@ -70,7 +70,7 @@ impl Servers {
     }
 }
 
-/// The only response to a request, and all that comes behind its head.
+/// Returns the only response to a request, with everything after its head as the body.
 fn exchange(address: SocketAddr, request: &str) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -127,7 +127,7 @@ fn the_server_describes_itself() {
     assert_eq!(client.get("/openapi.json").body, description::TEXT);
     let document = description::document();
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
-    // Each path that the server names is described, and no other.
+    // Exactly the paths that the server names are described.
     let said = client.get("/none").body;
     let said: Value = serde_json::from_str(&said).unwrap();
     let sentence = said["error"].as_str().unwrap().strip_prefix("use ").unwrap();
@@ -135,7 +135,7 @@ fn the_server_describes_itself() {
         sentence.split(", ").map(|path| path.trim_start_matches("or ")).collect();
     named.sort_unstable();
     assert_eq!(named, document["paths"].as_object().unwrap().keys().collect::<Vec<_>>());
-    // Each method that a path has is described, and no other.
+    // Exactly the methods that a path has are described.
     for path in named {
         let asked = client.ask(&format!("OPTIONS {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         let mut allowed: Vec<&str> = asked.field("allow").unwrap().split(", ").collect();

@@ -54,7 +54,7 @@ impl Core {
         }
     }
 
-    /// Feeds one piece to a connection whose peer takes every response. Returns whether it ends.
+    /// Feeds one piece to a connection whose peer takes every response. Returns whether the connection ends.
     fn feed(&mut self, input: &[u8]) -> bool {
         let Core { connection, service, out, moment } = self;
         connection.receive(input, moment, service);
@@ -79,14 +79,14 @@ impl Core {
     }
 }
 
-/// The responses to bytes that come whole, and whether the connection closes.
+/// Returns the responses to bytes that arrive in one piece, and whether the connection closes.
 fn exchange(input: &[u8]) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let closes = core.feed(input);
     (core.out, closes)
 }
 
-/// Returns the same for bytes that come in pieces.
+/// Returns the same for bytes that arrive in pieces.
 fn exchange_in(pieces: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, bool) {
     let mut core = Core::new();
     let mut closes = false;
@@ -103,13 +103,12 @@ fn statuses(input: &[u8]) -> (Vec<u16>, bool) {
 
 const EVENT: &str = r#"{"userId":"u","value":1}"#;
 
-/// A GET with further fields.
+/// Returns a GET with additional fields.
 fn get(fields: &str) -> String {
     format!("GET /health HTTP/1.1\r\nHost: h\r\n{fields}\r\n")
 }
 
-/// Requests of every kind, with the statuses of their responses, and whether the connection closes
-/// after them.
+/// Returns requests of every kind, with the statuses of their responses, and whether the connection closes after them.
 fn table() -> Vec<(String, Vec<u16>, bool)> {
     let chunked = |wire: &str| {
         format!("POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{wire}")
@@ -158,7 +157,7 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         ("GET /health HTTP/2.0\r\nHost: h\r\n\r\n".into(), vec![505], true),
         ("GET /health http/1.1\r\nHost: h\r\n\r\n".into(), vec![400], true),
         ("GET /health\r\n\r\n".into(), vec![400], true),
-        // With a field it is no connection preface of HTTP/2.
+        // With a field it is not an HTTP/2 connection preface.
         ("PRI * HTTP/2.0\r\nHost: h\r\n\r\nSM\r\n\r\n".into(), vec![505], true),
         ("\x16\x03\x01\x02\x00\x01\x00".into(), vec![400], true),
         ("nonsense\r\n\r\n".into(), vec![400], true),
@@ -221,7 +220,7 @@ fn table() -> Vec<(String, Vec<u16>, bool)> {
         ("BREW /event HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![501], false),
         ("get /health HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![501], false),
         ("GET /none HTTP/1.1\r\nHost: h\r\n\r\n".into(), vec![404], false),
-        // What is accepted.
+        // The Accept field.
         (get("Accept:\r\n"), vec![200], false),
         (get("Accept: a\r\nAccept: b\r\n"), vec![200], false),
         // Expectations.
@@ -280,8 +279,8 @@ proptest! {
     }
 }
 
-/// A shard parses a head that it has seen only once. With every byte of a request changed in turn, the
-/// response must be that of a shard that has seen nothing.
+/// A shard does not parse a head again that it has seen. With each byte of a request changed in turn, its response must match
+/// the response of a shard that has seen nothing.
 #[test]
 fn a_head_that_was_seen_before_never_stands_for_another() {
     let chunked = "POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -299,7 +298,7 @@ fn a_head_that_was_seen_before_never_stands_for_another() {
                 let mut changed = input.clone().into_bytes();
                 changed[at] = byte;
                 let changed = [&changed, follower.as_bytes()].concat();
-                // Its own head again, so that the changed one is always compared with it.
+                // The original head comes again, so that the changed head is always compared with it.
                 warm.connection = Connection::new(LIMITS, true, 0);
                 warm.feed(input.as_bytes());
                 warm.out.clear();
@@ -316,8 +315,8 @@ fn a_head_that_was_seen_before_never_stands_for_another() {
     }
 }
 
-/// A head that is four times as long and comes byte by byte takes about four times as long to read. If
-/// all of it were examined again for every byte, it would take sixteen times as long.
+/// A head that is four times as long and comes byte by byte takes about four times as long to read. If the whole head were
+/// examined again for every byte, it would take sixteen times as long.
 #[test]
 fn a_head_that_comes_byte_by_byte_costs_linear_time() {
     let cost = |length: usize| {
@@ -333,7 +332,7 @@ fn a_head_that_comes_byte_by_byte_costs_linear_time() {
             assert_eq!(split_responses(&core.out)[0].status, 200);
             start.elapsed()
         };
-        // Other load on this machine only adds to it.
+        // Other load on this machine only adds to the time.
         (0..20).map(|_| once()).min().unwrap()
     };
     let (short, long) = (cost(HEAD_BYTES_MAX / 4 - 100), cost(HEAD_BYTES_MAX - 100));
@@ -376,8 +375,8 @@ fn a_client_that_speaks_http_2_is_told_so_in_its_frames() {
             closes = core.feed(piece);
         }
         assert!(closes);
-        // A frame is its length, type, flags, and stream, and then its payload (RFC 9113 section 4.1): SETTINGS without any,
-        // and GOAWAY with the last stream and HTTP_1_1_REQUIRED.
+        // A frame is its length, type, flags, and stream, and then its payload (RFC 9113 section 4.1): SETTINGS without a
+        // payload, and GOAWAY with the last stream and HTTP_1_1_REQUIRED.
         let frames: [&[u8]; 2] =
             [&[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13]];
         assert_eq!(core.out, frames.concat());
@@ -448,7 +447,7 @@ fn the_metrics_are_not_made_for_a_response_without_a_body() {
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
     let content_type = format!("\r\nContent-Type: {}\r\n", get.field("content-type").unwrap());
     assert!(head.contains(&content_type) && head.contains("\r\nVary: Accept\r\n"), "{head}");
-    // Its length is known only once it is made (RFC 9110 section 9.3.2).
+    // Its length is known only after it is made (RFC 9110 section 9.3.2).
     assert!(!head.contains("Content-Length"), "{head}");
     assert!(get.field("content-length").is_some());
 }
@@ -471,7 +470,7 @@ fn errors_are_json_and_announce_a_close_and_allowed_methods() {
     }
 }
 
-/// Responses without bodies are heads only, one after the other.
+/// Returns whether a response has a body. Responses without bodies are heads only, one after the other.
 fn has_a_body(out: &[u8]) -> bool {
     let mut rest = out;
     while !rest.is_empty() {
@@ -548,7 +547,7 @@ fn no_response_to_head_has_a_body() {
             assert_eq!(exchange_in(bytes), (whole, true), "{input:?} byte by byte");
         }
     }
-    // The rest of an incomplete HEAD request does not come, whatever it would be.
+    // The rest of these HEAD requests does not come, whatever it would be.
     for begun in [
         "H",
         "HEAD",
@@ -562,7 +561,7 @@ fn no_response_to_head_has_a_body() {
         assert_eq!(core.expire(), Due::Act, "{begun:?}");
         assert!(core.out.starts_with(b"HTTP/1.1 408 ") && !has_a_body(&core.out), "{begun:?}");
     }
-    // Others get one.
+    // Other requests get a body.
     for input in ["HEADS / HTTP/1.1\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n"] {
         assert!(has_a_body(&exchange(input.as_bytes()).0), "{input:?}");
     }
@@ -629,7 +628,7 @@ fn a_client_that_waits_is_told_to_continue_only_where_the_body_is_wanted() {
     let mut core = Core::new();
     assert_eq!(core.responses(head("/event").as_bytes())[0].status, 100);
     assert_eq!(core.responses(EVENT.as_bytes())[0].status, 200);
-    // If the body has already arrived, there is nothing to wait for.
+    // A client whose body has already arrived does not wait.
     assert_eq!(statuses((head("/event") + EVENT).as_bytes()), (vec![200], false));
     assert_eq!(statuses(head("/reset").as_bytes()).0.len(), 1);
     assert_eq!(statuses(head("/none").as_bytes()), (vec![404], true));
@@ -682,8 +681,8 @@ fn a_draining_connection_responds_to_all_that_arrived_and_announces_the_close_la
     assert_eq!(close, [None, Some("close")]);
 }
 
-/// The requests that a web page of another site can make a browser send, with any path, and with a simple media
-/// type, for which browsers ask nobody.
+/// The requests that a page of another site can make a browser send, with any path and with a simple media type. Browsers send
+/// these without asking anybody.
 #[test]
 fn a_page_of_another_site_changes_nothing() {
     const TOTALS: &str = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -736,7 +735,7 @@ fn a_page_of_another_site_changes_nothing() {
             for path in ["/reset", "/stats", "/none"] {
                 assert_eq!(statuses(head(path, "").as_bytes()), (vec![403], false), "{fields:?}");
             }
-            // Requests that change nothing are not refused.
+            // Requests that do not change anything are not refused.
             let get = format!("GET /health HTTP/1.1\r\n{fields}\r\n");
             assert_eq!(statuses(get.as_bytes()), (vec![200], false), "{fields:?}");
         }

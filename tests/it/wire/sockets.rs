@@ -1,5 +1,5 @@
-//! `ringtally serve` on real sockets: the promises of `/stats` under load, the stop, the limits, and every way in which
-//! it refuses to start.
+//! `ringtally serve` on real sockets: the promises of `/stats` under load, the stop, the limits, and every way that it refuses
+//! to start.
 
 use crate::world::{Client, PATIENCE, Server, Totals, eventually, post, ringtally, run, text};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
@@ -118,7 +118,7 @@ fn a_reset_under_load_is_one_point_in_time() {
 fn seventy_five_thousand_users_are_counted_once_over_eight_shards() {
     const USERS: usize = 75_000;
     let server = Server::start(&EIGHT_SHARDS);
-    // Enough connections that every shard has some; each sends every user, pipelined.
+    // There are enough connections that every shard has some. Each sends every user, pipelined.
     std::thread::scope(|scope| {
         for connection in 0..24 {
             let server = &server;
@@ -164,7 +164,7 @@ fn a_full_server_logs_it_once() {
     assert_eq!(said, 1, "{log}");
 }
 
-/// A shard that polls looks at the clock too: also when its idle timer comes while it polls.
+/// A polling shard checks the clock, too, even when its idle timer fires while it polls.
 #[test]
 fn a_polling_shard_times_out_idle_connections() {
     for spin_us in ["0", "auto", "20000"] {
@@ -177,7 +177,7 @@ fn a_polling_shard_times_out_idle_connections() {
     }
 }
 
-/// The time of a shard that slept is the time at which it wakes, not at which it fell asleep.
+/// The time of a shard that slept is the time when it wakes, not when it fell asleep.
 #[test]
 fn a_request_after_a_pause_has_its_whole_time() {
     let server = Server::start(&["--header-timeout", "500ms", "--shards", "1"]);
@@ -201,7 +201,7 @@ fn slow_clients_time_out() {
     let mut body = server.client();
     body.send(b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n");
     let start = Instant::now();
-    // A byte at a time does not extend the deadline.
+    // Sending a byte at a time does not extend the deadline.
     for byte in b"GET /stats HTTP/1.1\r\nHost: hhhhhhhhh" {
         if head.stream.write_all(&[*byte]).is_err() || start.elapsed() > Duration::from_secs(1) {
             break;
@@ -215,7 +215,7 @@ fn slow_clients_time_out() {
     assert_eq!(server.stats().total, 0);
 }
 
-/// Most of such a body is taken from the socket without a buffer in between.
+/// Most of the body is taken from the socket without a buffer in between.
 #[test]
 fn a_large_batch_that_stalls_times_out_and_one_whose_client_leaves_is_closed() {
     let server = Server::start(&["--body-timeout", "300ms"]);
@@ -263,7 +263,7 @@ fn each_of_many_connections_over_the_limit_gets_its_503() {
     let server = Server::start(&["--max-connections", "2"]);
     let mut clients: Vec<Client> = (0..2).map(|_| server.client()).collect();
     clients.iter_mut().for_each(|client| client.event("u", 1.0));
-    // All are open at the same time.
+    // All of these are open at the same time.
     let mut over: Vec<Client> = (0..300).map(|_| server.client()).collect();
     for client in &mut over {
         client.send(post("/event", r#"{"userId":"u","value":1}"#).as_bytes());
@@ -279,7 +279,7 @@ fn a_server_without_memory_for_batches_refuses_them_and_goes_on() {
     let server = Server::start(&["--shards", "1"]);
     let mut client = server.client();
     client.event("u", 1.0);
-    // Room for some batches whose length is not known, each of which takes as much as any may.
+    // There is room for some batches of unknown length. Each takes as much as any batch may.
     let limit = server.status_kib("VmSize:") * 1024 + (40 << 20);
     let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
     let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
@@ -299,7 +299,7 @@ fn a_server_without_memory_for_batches_refuses_them_and_goes_on() {
     assert_eq!(server.stop().total, counted + 2);
 }
 
-/// The lines of users whom nobody has seen take no memory besides the body, which is reserved.
+/// The lines of unseen users take memory only for the body, and that is reserved.
 #[test]
 fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
     const BATCHES: usize = 4;
@@ -308,7 +308,7 @@ fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
     let before = server.status_kib("VmHWM:");
     let mut body: String =
         (0..250_000u32).map(|user| format!("{{\"userId\":\"{user:x}\",\"value\":1}}\n")).collect();
-    // The last line is refused, so that none of the users is held in the end.
+    // The last line is refused, so in the end none of the users is held.
     body.push('?');
     let request = post("/events", &body);
     let (first, last) = request.as_bytes().split_at(request.len() - 1);
@@ -322,7 +322,7 @@ fn a_batch_of_new_users_takes_the_memory_that_is_reserved_for_it() {
     assert_eq!(server.stop().total, 1);
 }
 
-/// A shard looks at its connections from time to time, also at those that were responded to before their body came.
+/// A shard checks its connections from time to time, including connections that got a response before their body arrived.
 #[test]
 fn a_client_that_keeps_a_refused_connection_open_harms_nobody() {
     let server = Server::start(&["--shards", "1"]);
@@ -340,7 +340,7 @@ fn a_client_that_keeps_a_refused_connection_open_harms_nobody() {
     for (client, request) in clients.iter_mut().zip(&refused) {
         client.send(request.as_bytes());
     }
-    // Longer than two looks at all connections.
+    // This is longer than two checks of all connections.
     std::thread::sleep(Duration::from_millis(300));
     server.client().event("u", 1.0);
     drop(clients);
@@ -355,7 +355,7 @@ fn a_body_of_megabytes_is_received_and_a_stop_ends_it() {
     for bytes in [1_000_000, 1_300_000, 4_000_000] {
         assert_eq!(client.post("/event", &body(bytes)).status, 200, "{bytes}");
     }
-    // A part of another one has arrived when the server is told to end.
+    // A part of another event has arrived when the server is signaled to stop.
     client.send(&post("/event", &body(4_000_000)).as_bytes()[..3_000_000]);
     assert_eq!(server.stop().total, 3);
 }
@@ -397,7 +397,7 @@ fn a_client_that_never_reads_is_held_back_and_slows_no_other() {
     let mut greedy = server.client();
     greedy.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let many = "GET /stats HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000);
-    // Written until the server takes no more.
+    // Writes until the server takes no more.
     let taken =
         (0..10_000).take_while(|_| greedy.stream.write_all(many.as_bytes()).is_ok()).count();
     assert!(taken < 10_000, "it took everything");
@@ -435,7 +435,7 @@ fn connection_storms_leak_no_descriptor() {
 
 #[test]
 fn a_server_out_of_descriptors_recovers() {
-    // Room for 32 connections, and some that are rejected.
+    // There is room for 32 connections, and for some that are rejected.
     let server = Server::start_command(with_limit(
         "ulimit -n 120",
         &["serve", "--port", "0", "--shards", "1"],
@@ -540,7 +540,7 @@ fn the_affinity_mask_is_respected() {
     .unwrap();
 }
 
-/// A command under a limit that a shell sets.
+/// Returns a command under a limit that a shell sets.
 fn with_limit(limit: &str, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.args([
@@ -552,7 +552,7 @@ fn with_limit(limit: &str, args: &[&str]) -> Command {
     command
 }
 
-/// Runs to a refusal: one line on standard error, and the exit code.
+/// Runs a command that is refused. Returns its exit code and its error.
 fn refusal(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = text(&output.stderr);
@@ -576,7 +576,7 @@ fn a_port_in_use_is_refused_even_if_another_ringtally_has_it() {
         let expected = format!("error: port {port} is in use: stop the process that uses it");
         assert!(said.starts_with(&expected) && said.contains("--port"), "{said}");
     }
-    // The existing one has noticed nothing.
+    // The existing server has not noticed anything.
     other.client().event("u", 1.0);
     assert_eq!(other.stop().total, 1);
 }
@@ -636,7 +636,7 @@ fn too_few_descriptors_are_refused_and_the_soft_limit_is_raised() {
     let (code, said) = refusal(&mut with_limit("ulimit -n 100", &flags));
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("--max-connections"), "{said}");
-    // One less fits.
+    // One connection less fits.
     let flags = ["serve", "--port", "0", "--shards", "1", "--max-connections", "12"];
     Server::start_command(with_limit("ulimit -n 100", &flags)).stop();
     let server = Server::start_command(with_limit("ulimit -Sn 50", &["serve", "--port", "0"]));
@@ -654,7 +654,7 @@ fn a_blocked_io_uring_is_reported_with_its_cause() {
     let url = format!("http://{}", server.address);
     for error in [1, 38] {
         let url = url.clone();
-        // The filter is for the thread and for what it starts.
+        // The filter applies to the thread and to the processes that it starts.
         let (served, loaded) = std::thread::spawn(move || {
             let filter = SeccompFilter::new(
                 BTreeMap::from([(SYS_IO_URING_SETUP, vec![])]),
@@ -713,7 +713,7 @@ fn random_bytes_do_not_stop_the_server() {
     assert_eq!(server.stop().total, 1);
 }
 
-/// The samples of `/metrics`, after a check of their form.
+/// Returns the samples of `/metrics`, after a check of their form.
 fn metrics(client: &mut Client) -> HashMap<String, f64> {
     let response = client.get("/metrics");
     assert_eq!(response.field("content-type"), Some("text/plain; version=0.0.4"));
@@ -771,12 +771,12 @@ fn metrics_come_in_openmetrics_for_who_prefers_it() {
     for unit in ["process_cpu_seconds", "process_resident_memory_bytes", "ringtally_sent_bytes"] {
         assert!(units.contains(&unit), "{unit}: {units:?}");
     }
-    // Both have the same series, except for the times at which counters of this process began.
+    // Both have the same series, except for the times when counters of this process began.
     let (created, rest): (Vec<&str>, Vec<&str>) = samples
         .into_iter()
         .partition(|series| series.split('{').next().unwrap().ends_with("_created"));
     let in_both = rest.iter().filter(|series| plain.contains_key(**series)).count();
-    // The request for the first is in the second.
+    // The second includes the request for the first.
     assert_eq!((in_both, rest.len()), (plain.len(), plain.len() + 1), "{rest:?}");
     assert!(
         created
@@ -836,7 +836,7 @@ fn metrics_count_what_was_done() {
     assert_eq!(of_shards("timed_out_total"), 1.0);
     assert!(of_shards("cpu_seconds_total") > 0.0);
     assert!(samples["process_open_fds"] > 3.0 && samples["process_resident_memory_bytes"] > 1e6);
-    // What was handled is in the histogram, in buckets that hold those below them.
+    // Handled requests are in the histogram, and each bucket includes the buckets below it.
     let handled: f64 = samples
         .iter()
         .filter(|(name, _)| name.starts_with("http_requests_total{") && !name.contains("unknown"))

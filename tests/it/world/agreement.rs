@@ -1,4 +1,4 @@
-//! The requests that this server reads from a connection's bytes, and whether the slow reader agrees.
+//! The requests that this server reads from a connection's bytes, and a comparison with the slow reader.
 
 use super::reference::{self, Accepted, End};
 use ringtally::http::{
@@ -16,7 +16,7 @@ pub fn ours(pieces: &[&[u8]]) -> (Vec<Accepted>, End) {
     (accepted, end)
 }
 
-/// The same, with the last response.
+/// Returns the same, with the last response.
 pub fn ours_and_last_response(pieces: &[&[u8]]) -> (Vec<Accepted>, End, Vec<u8>) {
     let timeouts = Timeouts { header_ms: 1, body_ms: 1, idle_ms: 1 };
     let limits =
@@ -56,7 +56,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads what is there, and leaves what is incomplete. Returns how the connection ends, if it does.
+    /// Reads everything that is complete, and leaves the rest. Returns how the connection ends, if it does.
     fn read(&mut self, rest: &mut &[u8]) -> Option<Ending> {
         let mut decoded = Vec::new();
         loop {
@@ -115,7 +115,7 @@ fn wants_body(request: &Request<'_>) -> bool {
         && matches!(&request.target, Target::Path(path) if **path == *b"/event")
 }
 
-/// Returns the requests that the slow reader accepts, in the terms of the fast one.
+/// Returns the requests that the slow reader accepts, in the terms of the fast reader.
 pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
     let limits = reference::Limits {
         request_line: REQUEST_LINE_BYTES_MAX,
@@ -145,18 +145,18 @@ pub fn theirs(input: &[u8]) -> (Vec<Accepted>, End) {
     (accepted, end)
 }
 
-/// Whether the input contains this text, in upper or lower case.
+/// Returns whether the input contains this text, in upper or lower case.
 pub fn has(input: &[u8], text: &str) -> bool {
     memchr::memmem::find(&input.to_ascii_lowercase(), text.as_bytes()).is_some()
 }
 
-/// Asserts that both accept the same requests and refuse the same input. Only incomplete input may be refused early by
-/// one of them.
+/// Asserts that both accept the same requests and refuse the same input. Only the server may refuse
+/// incomplete input early.
 pub fn agree(input: &[u8], ours: &(Vec<Accepted>, End), theirs: &(Vec<Accepted>, End)) {
     assert_eq!(ours.0, theirs.0, "{}", input.escape_ascii());
     match (ours.1, theirs.1) {
         (ours, theirs) if ours == theirs => {}
-        // No continuation makes it a request, which either may notice early.
+        // No continuation makes it a request, and the server may notice that early.
         (End::Refused, End::Open) => {
             let rests: [&[u8]; 6] = [
                 b"\r\n\r\n",

@@ -1,4 +1,4 @@
-//! Whether a response is one that `/openapi.json` describes. Every response that the tests read passes through here.
+//! Checks responses against `/openapi.json`. Every response that the tests read passes through here.
 
 use super::Response;
 use serde_json::Value;
@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 
 pub const TEXT: &str = include_str!("../../../src/openapi.json");
 
-/// The description.
+/// Returns the description.
 pub fn document() -> &'static Value {
     static DOCUMENT: OnceLock<Value> = OnceLock::new();
     DOCUMENT.get_or_init(|| serde_json::from_str(TEXT).unwrap())
 }
 
-/// Each operation: its path, its method in capitals, and its responses by status.
+/// Returns each operation: its path, its method in capitals, and its responses by status.
 pub fn operations() -> impl Iterator<Item = (&'static str, String, &'static Value)> {
     document()["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
         let methods = methods.as_object().unwrap().iter();
@@ -22,7 +22,7 @@ pub fn operations() -> impl Iterator<Item = (&'static str, String, &'static Valu
     })
 }
 
-/// Returns a value, or the one that it refers to.
+/// Returns a value, or the value that it refers to.
 pub fn resolve(value: &'static Value) -> &'static Value {
     match value.get("$ref").and_then(Value::as_str) {
         Some(reference) => document().pointer(reference.strip_prefix('#').unwrap()).unwrap(),
@@ -64,7 +64,7 @@ pub fn check_response(response: &Response) {
     assert!(is_described, "nowhere in the description: {response:?}");
 }
 
-/// Whether a response has the fields, the media type, and the body that are described.
+/// Checks that a response has the fields, the media type, and the body that are described.
 fn is_described_by(described: &'static Value, response: &Response) -> Result<(), String> {
     for (name, field) in described["headers"].as_object().into_iter().flatten() {
         let value = response.field(name).ok_or_else(|| format!("no {name}"))?;
@@ -88,7 +88,7 @@ fn is_described_by(described: &'static Value, response: &Response) -> Result<(),
     is_valid(schema, &body)
 }
 
-/// Whether a value is valid by a schema, which may use the keywords listed here and no others.
+/// Checks that a value is valid by a schema, which may use only the keywords listed here.
 fn is_valid(schema: &'static Value, value: &Value) -> Result<(), String> {
     let schema = resolve(schema).as_object().unwrap();
     for (keyword, rule) in schema {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A directory that is removed at the end.
+/// A directory that is removed when dropped.
 pub struct Directory(pub PathBuf);
 
 impl Directory {

@@ -1,5 +1,5 @@
-//! A disk that keeps what was synced; of the rest, a power failure keeps any part. Above it is a page cache, which
-//! keeps showing what a failed sync has lost, until it forgets that.
+//! A disk that keeps what was synced. Of everything else, a power failure keeps any part. Above the disk is a page cache, which
+//! continues to show what a failed sync has lost until it forgets that.
 
 use fastrand::Rng;
 use redb::StorageBackend;
@@ -15,30 +15,30 @@ pub struct Disk(Arc<Mutex<State>>);
 struct State {
     /// The content that a power failure cannot take.
     synced: Vec<u8>,
-    /// The content for a reader.
+    /// The content that a reader sees.
     current: Vec<u8>,
-    /// The changes between the two, except for what is lost.
+    /// The changes between the two, without the lost ones.
     unsynced: Vec<Change>,
-    /// Pages that a failed sync has lost: they can be read, and count as clean, so no later sync writes them.
+    /// Pages that a failed sync has lost: they can be read, and count as clean, so a later sync does not write them.
     lost: BTreeSet<usize>,
-    /// Raised by a power failure and a restart: the backends from before it are dead.
+    /// Raised by each power failure and each restart: the backends from before are dead.
     life: u64,
-    /// Writes, changes of the length, and syncs so far.
+    /// The number of writes, changes of the length, and syncs.
     operations: u64,
-    /// Operations that still succeed, before the power fails.
+    /// The number of operations that still succeed before the power fails.
     left: Option<u64>,
-    /// Whether an operation has found the power gone.
+    /// True after an operation has found the power gone.
     is_off: bool,
-    /// Syncs that still succeed, before one loses what it should write.
+    /// The number of syncs that still succeed before one loses what it should write.
     syncs_left: Option<u64>,
-    /// Whether a sync has lost something in this life.
+    /// True after a sync has lost something in this life.
     has_lost: bool,
     /// Decides which pages are lost, and when the page cache forgets them.
     rng: Rng,
     faults: Faults,
 }
 
-/// Bytes of a page of the page cache.
+/// The size of a page of the page cache.
 const PAGE_BYTES: usize = 4096;
 
 /// The faults of the disk.
@@ -48,7 +48,7 @@ pub struct Faults {
     pub write: Option<ErrorKind>,
     /// The error of every sync. Unsynced writes stay unsynced.
     pub sync: Option<ErrorKind>,
-    /// A sync succeeds and does nothing.
+    /// True if a sync succeeds and does nothing.
     pub ignores_syncs: bool,
 }
 
@@ -59,7 +59,7 @@ enum Change {
 }
 
 impl Change {
-    /// Makes the change. What lies beyond the end is lost: a file system without the new length has no place
+    /// Makes the change. Everything beyond the end is lost, because a file system without the new length does not have a place
     /// for it.
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
@@ -82,7 +82,7 @@ impl Change {
 }
 
 impl Disk {
-    /// A disk whose file has these bytes, synced.
+    /// Returns a disk whose file has these bytes, synced.
     pub fn with(bytes: &[u8]) -> Disk {
         Disk(Arc::new(Mutex::new(State {
             synced: bytes.to_vec(),
@@ -100,52 +100,52 @@ impl Disk {
         })))
     }
 
-    /// The file, until the power fails or its process ends.
+    /// Returns the file, which works until the power fails or its process ends.
     pub fn backend(&self) -> Backend {
         Backend { disk: self.clone(), life: self.state().life }
     }
 
-    /// The bytes that a reader sees.
+    /// Returns the bytes that a reader sees.
     pub fn bytes(&self) -> Vec<u8> {
         self.state().current.clone()
     }
 
-    /// Writes, changes of the length, and syncs so far.
+    /// Returns the number of writes, changes of the length, and syncs.
     pub fn operations(&self) -> u64 {
         self.state().operations
     }
 
-    /// Sets what the disk does wrong from now on.
+    /// Sets the faults of the disk from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
     }
 
-    /// Lets `operations` more writes, changes of the length, and syncs succeed; then the power fails, and
-    /// nothing succeeds until [`Disk::crash`] brings it back.
+    /// Lets `operations` more writes, changes of the length, and syncs succeed. Then the power fails, and nothing succeeds
+    /// until [`Disk::crash`] brings it back.
     pub fn fail_after(&self, operations: u64) {
         self.state().left = Some(operations);
     }
 
-    /// Whether an operation has found the power gone.
+    /// Returns whether an operation has found the power gone.
     pub fn is_off(&self) -> bool {
         self.state().is_off
     }
 
-    /// Lets `syncs` more syncs succeed. The next one fails, and loses any part of what it should write. As on ext4,
-    /// what is lost can be read and counts as clean: later syncs succeed without it, until it is written again. At
-    /// any moment, the page cache may forget some of it.
+    /// Lets `syncs` more syncs succeed. The next sync fails, and loses any part of the data that it should write. As on ext4,
+    /// lost data can be read and counts as clean: later syncs succeed without it, until it is written again. At any moment, the
+    /// page cache may forget some of the lost data.
     pub fn lose_after(&self, syncs: u64, rng: &mut Rng) {
         let mut state = self.state();
         (state.syncs_left, state.rng) = (Some(syncs), rng.fork());
     }
 
-    /// Whether a sync has lost something since the last restart or power failure.
+    /// Returns whether a sync has lost something since the last restart or power failure.
     pub fn has_lost(&self) -> bool {
         self.state().has_lost
     }
 
-    /// The process that uses the file ends, and another one may begin. The page cache stays; what is dirty in it
-    /// stays so, or its write-back fails, which nobody hears of.
+    /// Ends the process that uses the file, so that another may begin. The page cache stays. Its dirty data stays dirty, or the
+    /// write-back of that data fails, and nobody hears of it.
     pub fn restart(&self, rng: &mut Rng) {
         let mut state = self.state();
         state.rng = rng.fork();
@@ -166,11 +166,11 @@ impl Disk {
         state.synced = state.current.clone();
     }
 
-    /// A power failure, and the power back: of what was not synced, the disk keeps any subset, and a part
-    /// of some. Backends from before see nothing but errors.
+    /// Cuts the power and brings it back. Of everything that was not synced, the disk keeps any subset, and parts of some
+    /// changes. Backends from before get nothing but errors.
     pub fn crash(&self, rng: &mut Rng) {
         let mut state = self.state();
-        // A process that was killed loses nothing; a disk without a cache loses all.
+        // A killed process loses nothing, and a disk without a cache loses everything.
         let kept = [0.0, 0.5, 0.9, 1.0][rng.usize(0..4)];
         let mut bytes = std::mem::take(&mut state.synced);
         for change in std::mem::take(&mut state.unsynced) {
@@ -196,7 +196,7 @@ impl State {
         self.life += 1;
     }
 
-    /// Brings any part of what is dirty to the disk, and loses the rest.
+    /// Writes any part of the dirty data to the disk, and loses the rest.
     fn write_back_in_part(&mut self) {
         let State { synced, current, unsynced, lost, rng, .. } = self;
         let mut dirty = BTreeSet::new();
@@ -218,14 +218,14 @@ impl State {
         }
     }
 
-    /// Takes a page that is lost out of the page cache.
+    /// Removes a lost page from the page cache.
     fn forget(&mut self, page: usize) {
         let range = page_range(page, self.current.len().min(self.synced.len()));
         self.current[range.clone()].copy_from_slice(&self.synced[range]);
         self.lost.remove(&page);
     }
 
-    /// Counts an operation; an error once the power is gone.
+    /// Counts an operation, or returns an error if the power is gone.
     fn begin(&mut self) -> Result<()> {
         assert!(!self.has_lost, "a file is left alone after a failed sync");
         match &mut self.left {
@@ -243,7 +243,7 @@ impl State {
     fn change(&mut self, change: Change) -> Result<()> {
         let was_off = self.is_off;
         if let Err(error) = self.begin() {
-            // The first one was under way when the power failed.
+            // The first failed change was in progress when the power failed.
             if !was_off {
                 self.unsynced.push(change);
             }
@@ -265,12 +265,12 @@ impl State {
     }
 }
 
-/// The pages that some bytes are on.
+/// Returns the pages that these bytes are on.
 fn pages(offset: usize, len: usize) -> std::ops::Range<usize> {
     offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES)
 }
 
-/// The bytes of a page in a file of some length.
+/// Returns the bytes of a page in a file of this length.
 fn page_range(page: usize, len: usize) -> std::ops::Range<usize> {
     (page * PAGE_BYTES).min(len)..((page + 1) * PAGE_BYTES).min(len)
 }
@@ -296,7 +296,7 @@ impl StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut state = self.state()?;
-        // Memory runs short at any moment.
+        // Memory may run short at any moment.
         if !state.lost.is_empty() && state.rng.u8(..) < 8 {
             let State { lost, rng, .. } = &mut *state;
             let page = *lost.iter().nth(rng.usize(..lost.len())).unwrap();

@@ -20,7 +20,8 @@ pub fn finish(
     }
 }
 
-/// Executes the connection's action. Returns the responses that leave, and what it wants next.
+/// Executes the connection's action. Returns the responses that are sent, and what the connection
+/// wants next.
 pub fn turn(
     connection: &mut Connection,
     moment: &Moment,
@@ -37,7 +38,7 @@ pub fn turn(
     (sent, connection.next())
 }
 
-/// Whether a connection ends once its responses are taken.
+/// Returns whether a connection ends after its responses are taken.
 pub fn ends(next: Next) -> bool {
     matches!(next, Next::ShutDownWrite | Next::Close)
 }

@@ -1,5 +1,5 @@
-//! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves in ways
-//! that a client must find out.
+//! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves in ways that a client
+//! must detect.
 
 use super::{run, text};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub struct Habits {
     pub status: u16,
     pub body: &'static str,
-    /// The `Connection` field, and whether it closes after each response.
+    /// The `Connection` field, and whether the server closes after each response.
     pub connection: &'static str,
     pub closes: bool,
     /// Writes sums as Java does.
@@ -24,34 +24,34 @@ pub struct Habits {
     pub reset_status: u16,
     /// Counts every event for a new user.
     pub recounts_users: bool,
-    /// Of so many requests, one has all its events lost, counted twice, refused with a status, or never
-    /// responded to; 0 is none.
+    /// Every nth request has all its events lost, counted twice, refused with a status, or left without a response; 0
+    /// means never.
     pub loses: u64,
     pub doubles: u64,
     pub refuses: u64,
     pub refusal: u16,
     pub silent: u64,
-    /// Of so many responses, one is followed by bytes that nobody asked for; 0 is none.
+    /// Every nth response is followed by bytes that nobody requested; 0 means never.
     pub trails: u64,
     pub trailer: &'static str,
-    /// Every nth response has `Connection: close`, and is the last on its connection; 0 is none.
+    /// Every nth response has `Connection: close`, and is the last on its connection; 0 means never.
     pub closes_every: u64,
-    /// Whether that response is one of HTTP/1.0 without the field, and how long after it the connection is closed.
+    /// True if that response is HTTP/1.0 without the field, and the time until its connection is closed.
     pub closes_silently: bool,
     pub lingers: Duration,
-    /// From this number of requests on, new connections are turned away; 0 is never.
+    /// From this number of requests on, new connections are rejected; 0 means never.
     pub full_from: u64,
-    /// Of so many requests, one gets no response but its connection closed; 0 is none.
+    /// Every nth request has its connection closed without a response; 0 means never.
     pub hangs_up: u64,
-    /// Whether it has `POST /events`, and whether it says how many events it accepted.
+    /// True if it has `POST /events`, and if it reports how many events it accepted.
     pub takes_batches: bool,
     pub tells_accepted: bool,
-    /// Every nth batch is counted without its last event, is acknowledged with one event less, or has its connection
-    /// closed before all of it was read; 0 is never.
+    /// Every nth batch is counted without its last event, is acknowledged with one event less, or has its connection closed
+    /// before it is read completely; 0 means never.
     pub cuts: u64,
     pub misstates: u64,
     pub stops_reading: u64,
-    /// Of so many `/stats`, one is of an earlier moment; 0 is none.
+    /// Every nth `/stats` response is from an earlier moment; 0 means never.
     pub forgets: u64,
     /// `/stats` reads the sum, and some time later the count.
     pub tears: bool,
@@ -59,16 +59,16 @@ pub struct Habits {
     pub counts_after: Duration,
     /// Counts every event again after this time.
     pub counts_again_after: Option<Duration>,
-    /// `/stats` with `avg` in so many decimals; without `avg`; or refused, by the number of the request.
+    /// `/stats` has `avg` with this number of decimals, lacks `avg`, or is refused, by the number of the request.
     pub avg_decimals: Option<usize>,
     pub lacks_avg: bool,
     pub hides_stats: fn(u64) -> bool,
-    /// Before this event everything stands still for so long.
+    /// Before this request with events, everything stands still for this time.
     pub stalls: Option<(u64, Duration)>,
-    /// Requests with events that are completed per second, in their order and evenly, however many wait; 0 is any
-    /// number.
+    /// The number of requests with events that are completed per second, in their order and evenly, however many wait; 0 means
+    /// any number.
     pub capacity: u32,
-    /// The time that the connection of an event, by its number from 1 on, takes to count it.
+    /// The time that the connection of a request with events takes to count them, by the request's number from 1 on.
     pub delay: fn(u64) -> Duration,
 }
 
@@ -120,14 +120,14 @@ struct Counted {
 #[derive(Default)]
 struct State {
     counted: Mutex<Counted>,
-    /// Totals of some time ago.
+    /// Earlier totals.
     old: Mutex<Counted>,
     seen: AtomicU64,
     begun: AtomicU64,
     asked: AtomicU64,
-    /// The time at which the next request may be completed, if there is a capacity.
+    /// The time when the next request may be completed, if there is a capacity.
     slot: Mutex<Option<Instant>>,
-    /// While it is held for writing, nothing gets a response.
+    /// While this is held for writing, no request gets a response.
     stall: RwLock<()>,
 }
 
@@ -318,7 +318,7 @@ fn serve(mut stream: TcpStream, habits: Habits, state: &Arc<State>) {
 }
 
 impl State {
-    /// Returns the time at which the next request is completed: one after the other, each takes `takes`.
+    /// Returns the time when the next request is completed: one after the other, each takes `takes`.
     fn take_slot(&self, takes: Duration) -> Instant {
         let mut slot = self.slot.lock().unwrap();
         let now = Instant::now();
@@ -349,7 +349,7 @@ fn is_batch(head: &str) -> bool {
     head.starts_with("POST /events ")
 }
 
-/// The head and the body of the next request, unless the reading stops after a head.
+/// Returns the head and the body of the next request, unless reading stops after a head.
 fn read_request(
     stream: &mut TcpStream,
     input: &mut Vec<u8>,

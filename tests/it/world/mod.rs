@@ -1,4 +1,4 @@
-//! Helpers of all tests: the real program and clients of it, fake servers, a disk, a simulated network, and seeds.
+//! Helpers of all tests: the real program and its clients, fake servers, a disk, a simulated network, and seeds.
 
 pub mod agreement;
 pub mod description;
@@ -22,7 +22,7 @@ pub use process::*;
 pub use responses::{Response, Totals, post, split_responses, text};
 pub use terminal::terminal;
 
-/// Lets a test that judges how long something took wait for the others that do, or that stop or crowd out what they start.
+/// Makes tests wait for each other that judge how long something took, or that stop or crowd out the processes that they start.
 /// These tests are next to each other in their modules, so that nothing else runs during most of them.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -30,7 +30,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 }
 
 impl Client {
-    /// Whether the server ends the connection without another word.
+    /// Returns whether the server ends the connection without sending anything more.
     pub fn is_closed(&mut self) -> bool {
         !self.has_part() && matches!(self.stream.read(&mut [0; 64]), Ok(0))
     }

@@ -15,14 +15,14 @@ use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The time that anything that must happen may take.
+/// The most time that anything that must happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Returns a command that runs the real binary, or the one that `RINGTALLY_TEST_BINARY` names. It has the signals of a
+/// Returns a command that runs the real binary, or the binary that `RINGTALLY_TEST_BINARY` names. It has the signals of a
 /// shell's foreground job: a background job of a script inherits an ignored SIGINT, and so would its children.
 pub fn ringtally() -> Command {
     static HANDLED: Once = Once::new();
-    // A signal that is caught here has its default disposition in what is started from here.
+    // A signal that is caught here has its default disposition in child processes.
     HANDLED.call_once(|| {
         for signal in [SIGINT, SIGHUP] {
             let is_armed = Arc::new(AtomicBool::new(true));
@@ -33,23 +33,23 @@ pub fn ringtally() -> Command {
     Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_ringtally")))
 }
 
-/// The data plane under test: every test runs on each.
+/// Returns the data plane under test: every test runs on each.
 pub fn engine() -> String {
     std::env::var("RINGTALLY_TEST_ENGINE").unwrap_or_else(|_| "ring".into())
 }
 
-/// A running server. Dropped, it is killed.
+/// A running server. Dropping it kills the process.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
     pub ready_line: String,
     stdout: ChildStdout,
-    /// Reads what the server logs after that line, so that it never waits for us.
+    /// Reads the server's log after that line, so that the server never waits for us.
     log: Option<JoinHandle<String>>,
 }
 
 impl Server {
-    /// Starts `serve --port 0` with further flags.
+    /// Starts `serve --port 0` with additional flags.
     pub fn start(flags: &[&str]) -> Server {
         let mut command = ringtally();
         command.args(["serve", "--port", "0", "--engine", &engine()]).args(flags);
@@ -82,7 +82,7 @@ impl Server {
         Server { child, address, ready_line, stdout, log: Some(log) }
     }
 
-    /// Starts it on descriptor 3, which is `listener`; `prefix` runs it as another user, for example.
+    /// Starts a server on descriptor 3, which is `listener`. `prefix` can run it as another user, for example.
     pub fn start_on(listener: &TcpListener, prefix: &str, shards: usize) -> Server {
         let script = format!(
             r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 \
@@ -95,7 +95,7 @@ impl Server {
         Server::start_command(command)
     }
 
-    /// Starts it with a standard error that nobody here reads.
+    /// Starts a server with a standard error that nobody here reads.
     pub fn start_unheard(flags: &[&str], stderr: Stdio) -> Server {
         let mut command = ringtally();
         command
@@ -139,13 +139,13 @@ impl Server {
         kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
     }
 
-    /// Waits for the end. Returns the exit code and what was printed.
+    /// Waits for the end. Returns the exit code and standard output.
     pub fn wait(self) -> (Option<i32>, String) {
         let (code, printed, _) = self.wait_with_log();
         (code, printed)
     }
 
-    /// Returns the same, and its log since it was ready.
+    /// Waits for the end. Returns the exit code, standard output, and the log since the server was ready.
     pub fn wait_with_log(mut self) -> (Option<i32>, String, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -161,7 +161,7 @@ impl Server {
         (status.code(), text, log)
     }
 
-    /// SIGTERM, and the final totals.
+    /// Sends SIGTERM, and returns the final totals.
     pub fn stop(self) -> Totals {
         self.signal(Signal::TERM);
         let (code, text) = self.wait();
@@ -170,14 +170,14 @@ impl Server {
         Totals::parse(&text)
     }
 
-    /// A size of `/proc/PID/status`, such as `VmRSS:`, in KiB.
+    /// Returns a size in `/proc/PID/status`, such as `VmRSS:`, in KiB.
     pub fn status_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
     }
 
-    /// Open descriptors of the process.
+    /// Returns the number of open descriptors of the process.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -190,7 +190,7 @@ impl Drop for Server {
     }
 }
 
-/// A pipe in which no byte has room anymore.
+/// Returns a pipe without room for another byte.
 pub fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let now = Timespec::default();
@@ -200,7 +200,7 @@ pub fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     (reader, writer)
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -209,7 +209,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The time that a command that only measures may take.
+/// The most time that a command may take that only measures.
 pub const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the binary to its end.
@@ -226,7 +226,7 @@ pub fn output_within(command: &mut Command, patience: Duration) -> Output {
     let killer = std::thread::spawn(move || {
         let is_late = ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
         if is_late {
-            // It may end in this moment.
+            // The process may end at this moment.
             let _ = kill_process(pid, Signal::KILL);
         }
         is_late
@@ -256,7 +256,7 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Reads one response; `None` when the connection ends first.
+    /// Reads one response, or returns `None` if the connection ends first.
     pub fn try_read(&mut self) -> Option<Response> {
         loop {
             if let Some(end) = memchr::memmem::find(&self.input, b"\r\n\r\n") {
@@ -280,7 +280,7 @@ impl Client {
         }
     }
 
-    /// Whether a part of a response has come that goes no further.
+    /// Returns whether a part of a response has arrived without the rest.
     pub fn has_part(&self) -> bool {
         !self.input.is_empty()
     }

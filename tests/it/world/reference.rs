@@ -1,11 +1,11 @@
-//! A second reader of HTTP/1.1, slow and obvious: it reads the whole input line by line, and keeps no
-//! state between calls. The fast one must accept exactly what this one accepts.
+//! A second reader of HTTP/1.1, slow and obvious: it reads the whole input line by line, and is stateless between calls. The
+//! fast reader must accept exactly what this one accepts.
 
 /// A request that may be acted upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
     pub method: String,
-    /// Decoded; `*` and `host:port` as they are.
+    /// The decoded path; `*` and `host:port` are as they were sent.
     pub path: Vec<u8>,
     pub body: Vec<u8>,
 }
@@ -15,9 +15,9 @@ pub struct Accepted {
 pub enum End {
     /// More may come.
     Open,
-    /// The last one asked to close the connection.
+    /// The last request asked to close the connection.
     Closed,
-    /// Something that is refused, and the connection with it.
+    /// Something is refused, and the connection with it.
     Refused,
 }
 
@@ -59,7 +59,7 @@ fn must(condition: bool) -> Result<(), Stop> {
     condition.then_some(()).ok_or(Stop::Refused)
 }
 
-/// The line up to the next LF, without its CR LF.
+/// Returns the line up to the next LF, without its CR LF.
 fn line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
     let end = rest.iter().position(|byte| *byte == b'\n').ok_or(Stop::Incomplete)?;
     must(end > 0 && rest[end - 1] == b'\r')?;
@@ -92,7 +92,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
     let head_len = match start.windows(4).position(|window| window == b"\r\n\r\n") {
         Some(end) => end + 4,
         None => {
-            // Refused now or when it goes on; never accepted.
+            // It is refused now or when it continues, but never accepted.
             must(start.len() < limits.head)?;
             return Err(Stop::Incomplete);
         }
@@ -146,7 +146,7 @@ fn read_one(rest: &mut &[u8], limits: &Limits) -> Result<(Accepted, bool), Stop>
     let persists = asks_to_persist && !options.contains(&"close".into()) && !is_tunnel;
 
     let waits = is_1_1 && !expectations.is_empty();
-    // A target is examined when the body is there, or when the client waits to be asked for it.
+    // A target is examined when the body has arrived, or when the client waits before it sends the body.
     let turned_down = |rest: &[u8]| {
         if !waits || !rest.is_empty() {
             return Ok(None);
@@ -260,10 +260,10 @@ fn read_target(method: &str, target: &[u8]) -> Result<Vec<u8>, Stop> {
     Ok(decoded)
 }
 
-/// Whether this is `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, except that no
-/// white space may come before the first `;` (RFC 9112 section 7.1.1).
+/// Returns whether this is `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, except that white space may not
+/// come before the first `;` (RFC 9112 section 7.1.1).
 fn is_extension(mut rest: &[u8]) -> bool {
-    /// Takes the longest prefix of such bytes.
+    /// Takes the longest prefix of bytes that `is_part` accepts.
     fn take<'a>(rest: &mut &'a [u8], is_part: impl Fn(u8) -> bool) -> &'a [u8] {
         let end = rest.iter().position(|byte| !is_part(*byte)).unwrap_or(rest.len());
         let (taken, after) = rest.split_at(end);
@@ -319,7 +319,7 @@ fn is_extension(mut rest: &[u8]) -> bool {
     true
 }
 
-/// RFC 9112 section 7.1, with all framing counted against one limit.
+/// Reads a chunked body (RFC 9112 section 7.1), with all framing counted against one limit.
 fn read_chunked(rest: &mut &[u8], body_max: usize, framing_max: usize) -> Result<Vec<u8>, Stop> {
     let (mut body, mut framing) = (Vec::new(), 0);
     let is_text = |text: &[u8]| text.iter().all(|b| *b == b'\t' || *b >= b' ' && *b != 0x7f);

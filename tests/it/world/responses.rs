@@ -1,4 +1,4 @@
-//! Requests and responses as the tests read them, in bytes that need no socket.
+//! Requests and responses as the tests read them, in bytes, without a socket.
 
 use super::description;
 
@@ -49,7 +49,7 @@ pub fn post(path: &str, body: &str) -> String {
     )
 }
 
-/// Splits raw bytes into the responses that they are. A HEAD's response cannot be told.
+/// Splits raw bytes into responses. It does not recognize a response to HEAD.
 pub fn split_responses(mut bytes: &[u8]) -> Vec<Response> {
     let mut responses = Vec::new();
     while !bytes.is_empty() {

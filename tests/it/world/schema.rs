@@ -1,5 +1,5 @@
-//! Checks documents against their JSON Schemas. Every document that a command writes, and that the tests wait for,
-//! passes through here.
+//! Checks documents against their JSON Schemas. Every document that a command writes passes through here, if the tests wait
+//! for it.
 
 use clap::ValueEnum;
 use ringtally::cli::schema;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Panics unless the documents that a command wrote, if it did, are as their schemas say.
+/// Panics unless the documents that a command wrote, if there are any, match their schemas.
 pub fn check_documents(command: &Command, output: &Output) {
     let arguments: Vec<String> =
         command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
@@ -21,7 +21,7 @@ pub fn check_documents(command: &Command, output: &Output) {
         }
         _ => Some(output.stdout.clone()),
     };
-    // Without one, the command has failed before there was a document, or its file is a device.
+    // If there is no document, the command has failed before it wrote one, or its file is a device.
     let Some(document) = written.and_then(|text| serde_json::from_slice(&text).ok()) else {
         return;
     };
@@ -38,8 +38,8 @@ pub fn check(document: &Value) -> Result<(), String> {
     Schema { root: &schema }.check(&schema, document, "")
 }
 
-/// A schema with the keywords that this program uses. Any other keyword is refused, and so is a key that the schema does not
-/// name.
+/// A schema with the keywords that this program uses. Any other keyword is refused, and so is a key that the schema does
+/// not name.
 struct Schema<'a> {
     root: &'a Value,
 }
@@ -134,6 +134,6 @@ fn is_of_type(value: &Value, name: &str) -> bool {
         "number" => value.is_number(),
         "array" => value.is_array(),
         "object" => value.is_object(),
-        other => panic!("there is no type {other}"),
+        other => panic!("unknown type {other}"),
     }
 }

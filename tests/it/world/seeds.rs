@@ -1,12 +1,12 @@
-//! Simulations by seed. A failing one is printed: `RINGTALLY_SEED=n` replays it, `RINGTALLY_SEEDS=n` tries that many, and
-//! `RINGTALLY_SEEDS=m..n` those from m to n.
+//! Simulations by seed. A failing seed is printed: `RINGTALLY_SEED=n` replays it, `RINGTALLY_SEEDS=n` tries the first n seeds,
+//! and `RINGTALLY_SEEDS=m..n` tries the seeds from m up to n, without n.
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
-/// The seeds that the environment names, or else the first `seeds`.
+/// Returns the seeds that the environment names, or else the first `seeds`.
 fn chosen(seeds: u64) -> Range<u64> {
     let number = |text: &str| text.parse::<u64>().unwrap();
     let value = |name| std::env::var(name).ok();
@@ -30,18 +30,18 @@ pub fn for_each_seed(seeds: u64, mut simulate: impl FnMut(u64)) {
     }
 }
 
-/// Whether one of the first seeds finds out what a simulation breaks.
+/// Returns whether any of the first seeds detects what a simulation breaks.
 pub fn is_found_out(seeds: u64, simulate: impl Fn(u64)) -> bool {
     (0..seeds).any(|seed| panics(|| simulate(seed)))
 }
 
-/// Whether something panics, as it must, so that nothing is printed about it.
+/// Returns whether something panics. The panic is expected, so nothing is printed about it.
 pub fn panics(run: impl FnOnce()) -> bool {
     thread_local! {
         static IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
     }
     static HOOKED: Once = Once::new();
-    // The hook is of the whole process, in which other tests run meanwhile.
+    // The hook applies to the whole process, and other tests run in it at the same time.
     HOOKED.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {

@@ -4,7 +4,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::File;
 
-/// A new terminal, as its user has it, and what opens it for a program.
+/// Returns a new terminal, as its user has it, and a function that opens it for a program.
 pub fn terminal(columns: u16) -> (File, impl Fn() -> File) {
     let controller =
         openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();

@@ -46,7 +46,7 @@ fn config(workload: Workload, connections: usize, rate: Option<Profile>) -> Conf
     }
 }
 
-/// The start of the tests' parts.
+/// Returns the start of the parts in these tests.
 fn start() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
 }
@@ -90,7 +90,7 @@ fn part_report(config: &Config, part: Part, run: ClientRun) -> PartReport {
     }
 }
 
-/// Returns the reports of a run in which everything was acknowledged.
+/// Returns the reports of a run with all events acknowledged.
 fn good(parts: u64) -> Vec<(String, PartReport)> {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
     let config = config(workload, 10, None);
@@ -108,7 +108,7 @@ fn refusal(reports: Vec<(String, PartReport)>, lost: &[u64]) -> String {
     Parts::check(reports, lost).err().unwrap_or_else(|| panic!("they were accepted"))
 }
 
-/// A part as its report has it, read from a file.
+/// Returns a report as `merge` reads it from a file.
 fn through_a_file(report: &PartReport) -> PartReport {
     let read: PartReport = serde_json::from_str(&report.json()).unwrap();
     read.check_ledgers().unwrap();
@@ -185,7 +185,7 @@ fn evidence(workload: Workload, ledger: &Ledger) -> Evidence {
     account.evidence()
 }
 
-/// A fixed rate, a ramp, or stages; the last stage sends the rest.
+/// Returns a fixed rate, a ramp, or stages; the last stage sends the rest.
 fn random_rate(random: &mut fastrand::Rng) -> Option<Profile> {
     let mut rate = || random.u64(1..1_000_000);
     let text = match rate() % 3 {
@@ -196,8 +196,8 @@ fn random_rate(random: &mut fastrand::Rng) -> Option<Profile> {
     Some(text.parse().unwrap())
 }
 
-/// Any workload, in any number of parts, each with any number of threads: what is sent, when, and over
-/// how many connections, is what one client would have sent, and what is known of it afterwards too.
+/// Splits any workload into any number of parts, each with any number of threads. The parts send the same requests at the
+/// same times and over the same number of connections as one client would, and the merged results are the same as well.
 #[test]
 fn any_split_equals_the_whole() {
     let mut random = fastrand::Rng::with_seed(11);
@@ -209,7 +209,7 @@ fn any_split_equals_the_whole() {
         let rate = [random_rate, |_: &mut _| None][random.usize(0..2)](&mut random);
         let seed = random.u64(..);
         let trouble = random.u64(0..4);
-        // It is the same for a request, whoever sends it.
+        // The fate of a request is the same for every sender.
         let fate = |request: u64| match fastrand::Rng::with_seed(seed ^ request).u64(0..40) {
             0 if trouble > 0 => 0,
             1 if trouble > 1 => 1,
@@ -254,7 +254,7 @@ fn any_split_equals_the_whole() {
     }
 }
 
-/// Clients that stop anywhere, and some that are lost: against a list of all events.
+/// Compares with a list of all events when clients stop at any point and some are lost.
 #[test]
 fn what_stopped_and_lost_clients_leave_is_known_exactly() {
     let mut random = fastrand::Rng::with_seed(12);
@@ -384,7 +384,7 @@ fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
         ledger.unknown.insert(workload, 2);
         ledger.acknowledged -= 1;
     }));
-    // The rest of the other part.
+    // This is the rest of the other part.
     assert!(with(&|ledger, _| {
         ledger.acknowledged = 499;
         ledger.leave(crate::load::workload::Rest { start: 999, step: 2 });
@@ -417,7 +417,7 @@ fn the_merged_report_has_each_client_and_their_sums() {
     assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
 }
 
-/// Only the client itself knows the number of events that it sends until a time.
+/// The number of events that a client sends until a time is known only to the client itself.
 #[test]
 fn a_lost_part_of_a_run_by_the_clock_is_in_no_count_and_leaves_the_verdict_open() {
     let workload = Workload { events: EVENTS_MAX, users: 70, values: Values::Half, batch: None };
@@ -469,7 +469,7 @@ fn parts_of_two_servers_are_refused() {
     assert!(why.contains("part 3/3 to http://10.0.0.9:8000") && why.contains("--url"), "{why}");
 }
 
-/// The numbers of a JSON value, as paths.
+/// Collects the paths of all numbers in a JSON value.
 fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
     match json {
         serde_json::Value::Number(_) => found.push(path.to_owned()),
@@ -485,7 +485,7 @@ fn numbers(json: &serde_json::Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// A report with any number changed is refused or merged, and never ends the program.
+/// A report with any number changed is either refused or merged, and never ends the program.
 #[test]
 fn no_edited_number_is_too_much() {
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: Some(3) };
@@ -533,7 +533,7 @@ fn no_edited_number_is_too_much() {
     let values =
         ["0", "1", "-1", "999999999", "9007199254740993", "18446744073709551615", "1e300", "-0.5"];
     for (path, value) in paths.iter().flat_map(|path| values.map(|value| (path, value))) {
-        // In one of them, and in both in the same way: common values must be equal.
+        // The number is changed in one part, and then in both parts in the same way, because common values must be equal.
         for first in [1, 0] {
             let mut edited = parts.clone();
             for number in edited[first..].iter_mut().filter_map(|part| part.pointer_mut(path)) {
@@ -549,7 +549,7 @@ fn no_edited_number_is_too_much() {
     assert!(panicked.is_empty(), "{panicked:?}");
 }
 
-/// The summary and the exit code of the part show it before any merge, even if every event was acknowledged.
+/// The summary and the exit code of the part show the failure before any merge, even if every event was acknowledged.
 #[test]
 fn a_part_without_all_its_connections_fails() {
     let mut part = good(2).remove(0).1;

@@ -4,7 +4,7 @@ use crate::load::numbers::{rounded, time_in_full};
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use std::ops::Range;
 
-/// About how many labels an axis has.
+/// The approximate number of labels on an axis.
 const LABELS: f64 = 6.0;
 
 /// An axis, with the positions and texts of its labels.
@@ -15,15 +15,15 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// From zero to a little above `most`, with labels that are multiples of a round number, which
-    /// is a whole one if `step_min` is 1.
+    /// Creates an axis from zero to a little above `most`. The labels are multiples of a round number, which is a whole
+    /// number if `step_min` is 1.
     pub(super) fn linear(most: f64, step_min: f64, label: fn(f64) -> String) -> Axis {
         let to = most * 1.1;
         let labels = multiples(0.0, to, round_step(to / LABELS).max(step_min));
         Axis { from: 0.0, to, labels: labels.map(|value| (value, label(value))).collect() }
     }
 
-    /// The seconds of a run: whole ones, unless it took less than one.
+    /// Creates an axis for the seconds of a run. The labels are whole seconds, unless the run took less than one second.
     pub(super) fn seconds(elapsed_s: f64) -> Axis {
         let to = if elapsed_s > 0.0 { elapsed_s } else { 1.0 };
         let step = round_step(to / LABELS).max(if to < 1.0 { 0.0 } else { 1.0 });
@@ -36,12 +36,12 @@ impl Axis {
         Axis { from: 0.0, to, labels }
     }
 
-    /// Times on a logarithmic scale: a position is the logarithm of the microseconds.
+    /// Creates a logarithmic axis for times: a position is the logarithm of the microseconds.
     pub(super) fn log_times(least: f64, most: f64) -> Axis {
         Axis::logarithmic(least, most, time_in_full)
     }
 
-    /// A logarithmic scale: a position is the logarithm of the value.
+    /// Creates a logarithmic axis: a position is the logarithm of the value.
     pub(super) fn logarithmic(least: f64, most: f64, label: fn(f64) -> String) -> Axis {
         let (least, most) = (least * 0.9, most * 1.1);
         let (from, to) = (least.log10(), most.log10());
@@ -54,15 +54,15 @@ impl Axis {
         }
         values.retain(|value| (least..=most).contains(value));
         if values.len() < 3 {
-            // Less than a decade: multiples of one number are close enough to even.
+            // Within less than a decade, multiples of one number are close enough to even.
             values = multiples(least, most, round_step((most - least) / LABELS)).collect();
         }
         let labels = values.into_iter().map(|value| (value.log10(), label(value)));
         Axis { from, to, labels: labels.collect() }
     }
 
-    /// Percentiles on a logarithmic scale: a position is the logarithm of 1 / (1 - q), so that steps
-    /// from 90 % to 99 % and from 99 % to 99.9 % are equal.
+    /// Creates a logarithmic axis for percentiles: a position is the logarithm of 1 / (1 - q), so that steps from 90 %
+    /// to 99 % and from 99 % to 99.9 % are equal.
     pub(super) fn percentiles(to: f64) -> Axis {
         let nines = multiples(0.0, to, 1.0).map(|nines| (nines, percentile(nines)));
         let mut labels: Vec<(f64, String)> = nines.collect();
@@ -82,7 +82,7 @@ impl Ranged for Axis {
         start + pixels
     }
 
-    /// Labels, each with a line of the grid, and no lines between them.
+    /// Returns the positions of the labels, each with a line of the grid, and no lines between them.
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
         match hint.weight().allow_light_points() {
             true => Vec::new(),
@@ -102,20 +102,20 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// The smallest of 1, 2, and 5 times a power of ten that is not below `step`.
+/// Returns the smallest number that is not below `step` and is 1, 2, or 5 times a power of ten.
 fn round_step(step: f64) -> f64 {
     let power = 10_f64.powf(step.log10().floor());
     let found = [1.0, 2.0, 5.0].into_iter().map(|digit| digit * power);
     found.into_iter().find(|round| *round >= step).unwrap_or(10.0 * power)
 }
 
-/// The multiples of `step` within a range.
+/// Returns the multiples of `step` within a range.
 fn multiples(from: f64, to: f64, step: f64) -> impl Iterator<Item = f64> {
     let first = (from / step).ceil();
     (0..).map(move |index: u32| (first + f64::from(index)) * step).take_while(move |at| *at <= to)
 }
 
-/// The percentile with this many nines: 99 % for 2.
+/// Formats the percentile with this many nines: 99 % for 2.
 pub(super) fn percentile(nines: f64) -> String {
     #[allow(clippy::cast_possible_truncation, reason = "a whole number of about ten at most")]
     let decimals = (nines as usize).saturating_sub(2);

@@ -10,19 +10,19 @@ pub const RECEIVE_BYTES: usize = 16 * 1024;
 const HEADERS_MAX: usize = 32;
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
-/// One connection: the request that has not arrived whole, and the responses that have not been sent.
+/// One connection: the request that has not arrived completely, and the responses that have not been sent.
 #[derive(Default)]
 pub struct Exchange {
     unfinished: Vec<u8>,
     pub responses: Vec<u8>,
 }
 
-/// A request that has arrived whole.
+/// A request that has arrived completely.
 struct Request<'bytes> {
     method: &'bytes str,
     path: &'bytes str,
     body: &'bytes [u8],
-    /// How many of the bytes it is made of.
+    /// The number of bytes that it is made of.
     length: usize,
     keeps_alive: bool,
 }
@@ -34,9 +34,9 @@ enum Parsed<'bytes> {
 }
 
 impl Exchange {
-    /// Writes the response to each request that is now whole. Returns whether the connection stays open after them.
+    /// Writes the response to each request that is complete. Returns whether the connection stays open after them.
     pub fn receive(&mut self, tally: &Tally, bytes: &[u8]) -> bool {
-        // Most requests arrive whole and are parsed where they are.
+        // Most requests arrive complete and are parsed in place.
         if self.unfinished.is_empty() {
             let Some(done) = self.respond(tally, bytes) else { return false };
             self.unfinished.extend_from_slice(&bytes[done..]);
@@ -50,7 +50,7 @@ impl Exchange {
         true
     }
 
-    /// Returns how many bytes the requests were made of, or `None` after the last one of the connection.
+    /// Returns the number of bytes of the requests, or `None` after the last request of the connection.
     fn respond(&mut self, tally: &Tally, bytes: &[u8]) -> Option<usize> {
         let mut done = 0;
         loop {

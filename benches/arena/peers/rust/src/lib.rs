@@ -1,5 +1,5 @@
-//! What the Rust peers share: the arguments, the event as serde reads it, totals as most users of these frameworks
-//! would write them, with atomics and a concurrent set, and HTTP for the peers that are a runtime alone.
+//! The code that the Rust peers share: the arguments, the event as serde reads it, totals as most users of these frameworks
+//! would write them, with atomics and a concurrent set, and HTTP for the peers that are only a runtime.
 
 #[cfg(feature = "exchange")]
 mod exchange;
@@ -11,7 +11,7 @@ pub use exchange::{Exchange, RECEIVE_BYTES};
 #[cfg(feature = "tally")]
 pub use tally::{Event, HEALTHY, RESET, Tally, stats};
 
-/// The port and the number of threads, from `NAME PORT THREADS`.
+/// Returns the port and the number of threads, from `NAME PORT THREADS`.
 pub fn arguments() -> (u16, usize) {
     let numbers: Vec<usize> = std::env::args().skip(1).flat_map(|text| text.parse()).collect();
     match numbers[..] {

@@ -21,13 +21,13 @@ pub struct Event<'body> {
 }
 
 impl<'body> Event<'body> {
-    /// Returns `None` for a body to refuse with 400.
+    /// Returns `None` for a body that must be refused with 400.
     pub fn parse(body: &'body [u8]) -> Option<Event<'body>> {
         let event: Event = serde_json::from_slice(body).ok()?;
         (1..=USER_ID_BYTES_MAX).contains(&event.user_id.len()).then_some(event)
     }
 
-    /// The user, apart from the body, and the value.
+    /// Returns the user, independent of the body, and the value.
     pub fn into_owned(self) -> (String, f64) {
         (self.user_id.into_owned(), self.value)
     }
@@ -42,7 +42,7 @@ struct Stats {
     avg: f64,
 }
 
-/// The body of `/stats`.
+/// Returns the body of `/stats`.
 pub fn stats(total_requests: u64, unique_users: usize, sum: f64) -> String {
     let avg = if total_requests == 0 { 0.0 } else { sum / total_requests as f64 };
     let stats = Stats { total_requests, unique_users, sum, avg };
@@ -58,7 +58,7 @@ pub struct Tally {
 
 impl Tally {
     pub fn add(&self, event: &Event) {
-        // Most events belong to a user seen before: they need no exclusive lock and no allocation.
+        // Most events belong to known users, and do not need an exclusive lock or an allocation.
         if !self.users.contains(event.user_id.as_ref()) {
             self.users.insert(event.user_id.clone().into_owned());
         }
@@ -73,7 +73,7 @@ impl Tally {
         self.users.clear();
     }
 
-    /// The body of `/stats`.
+    /// Returns the body of `/stats`.
     pub fn stats(&self) -> String {
         let requests = self.requests.load(Relaxed);
         let sum = f64::from_bits(self.sum_bits.load(Relaxed));

@@ -1,8 +1,8 @@
-//! actix-web 4 with one aggregator thread that owns the totals, as the published entry is built:
-//! handlers send it events over an unbounded channel, and respond without waiting until they are counted.
+//! actix-web 4 with one aggregator thread that owns the totals, as the published entry is built: handlers send events to it
+//! over an unbounded channel, and respond without waiting until they are counted.
 //!
-//! `/stats` and `/reset` take their turn in the same channel. Whatever was acknowledged before they were
-//! received is ahead of them there, so their totals are complete and belong together.
+//! `/stats` and `/reset` wait for their turn in the same channel. Everything that was acknowledged before they were received is
+//! ahead of them there, so their totals are complete and consistent.
 
 use actix_web::{App, HttpResponse, HttpServer, http::header::ContentType, web};
 use arena_peers::{Event, HEALTHY, RESET, stats as stats_body};
@@ -18,7 +18,7 @@ enum Message {
 
 type State = web::Data<Sender<Message>>;
 
-/// Counts until every sender is gone. A requester that is gone needs no response.
+/// Counts until every sender is gone. A requester that is gone does not need a response.
 fn aggregate(messages: &Receiver<Message>) {
     let (mut requests, mut sum, mut users) = (0, 0.0, HashSet::new());
     for message in messages {

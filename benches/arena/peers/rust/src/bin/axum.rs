@@ -11,7 +11,7 @@ type Totals = State<Arc<Tally>>;
 type Json<Body> = ([(HeaderName, &'static str); 1], Body);
 
 // The body is taken as bytes: the `Json` extractor would require a content type, which the
-// challenge does not, and responds 422 where the challenge requires 400.
+// challenge does not, and would respond 422 instead of the required 400.
 async fn event(State(tally): Totals, body: Bytes) -> StatusCode {
     match Event::parse(&body) {
         Some(event) => {

@@ -1,5 +1,5 @@
-//! The floor: what the kernel alone costs. One raw ring per thread (multishot accept and receive, a
-//! buffer ring, DEFER_TASKRUN) responds to every end of a request head that it sees and counts nothing.
+//! The floor: the cost of the kernel alone. One raw ring per thread (multishot accept and receive, a buffer ring,
+//! DEFER_TASKRUN) responds to every end of a request head that it sees and counts nothing.
 //!
 //! It is not a server for the challenge: it recognizes a method and path only at the start of a
 //! receive, responds before the body of a request has arrived, and its totals are always zero.
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU16, Ordering::Release};
 
 const COUNTED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// What a receive starts with, and the response to it; everything else is an event.
+/// The beginnings of receives that have a fixed response, and those responses. Everything else is an event.
 const FIXED: [(&[u8], &[u8]); 3] = [
     (
         b"GET /stats ",
@@ -45,12 +45,12 @@ const BUFFERS: u16 = 2048;
 const BUFFER_BYTES: usize = 4096;
 const PAGE_BYTES: usize = 4096;
 
-/// What a completion belongs to, above the descriptor in the lower half of its `user_data`.
+/// The kind of a completion, above the descriptor in the lower half of its `user_data`.
 const ACCEPT: u64 = 0;
 const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
 
-/// Buffers from which the kernel picks as bytes arrive.
+/// A ring of buffers. The kernel picks from them as bytes arrive.
 struct Buffers {
     entries: *mut BufRingEntry,
     bytes: Vec<u8>,
@@ -79,8 +79,8 @@ impl Buffers {
 
     fn give(&mut self, id: u16) {
         let buffer = self.bytes[usize::from(id) * BUFFER_BYTES..].as_mut_ptr();
-        // SAFETY: the index is below BUFFERS, and the kernel reads an entry only once the tail is
-        // past it, which the release below orders.
+        // SAFETY: the index is below BUFFERS, and the kernel reads an entry only after the tail is past it, which the release
+        // below orders.
         unsafe {
             let entry = &mut *self.entries.add(usize::from(self.tail % BUFFERS));
             entry.set_addr(buffer as u64);
@@ -93,7 +93,7 @@ impl Buffers {
     }
 }
 
-/// A connection. It is dropped, and so closed, only once the kernel refers to nothing in it.
+/// A connection. It is dropped, and so closed, only after the kernel's last reference to it is gone.
 struct Connection {
     socket: Socket,
     /// The last bytes received, for a head whose end is split over two receives.
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// The next send, if there is something to send and no send is in flight.
+    /// Returns the next send, if there is something to send and no send is in flight.
     fn next_send(&mut self) -> Option<squeue::Entry> {
         if !self.is_sending() {
             self.sending.clear();

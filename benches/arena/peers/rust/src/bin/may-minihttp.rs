@@ -5,7 +5,8 @@ use may_minihttp::{HttpService, HttpServiceFactory, Request, Response};
 use std::io::{self, Read};
 use std::sync::Arc;
 
-/// In machine words; serde_json's recursion limit bounds how much of it an event can need.
+/// The stack size in machine words. serde_json's recursion limit bounds the stack that an event
+/// can need.
 const STACK_WORDS: usize = 0x4000;
 
 struct Connection {

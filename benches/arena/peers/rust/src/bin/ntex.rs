@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 type State = web::types::State<Arc<Tally>>;
 
-// The body is taken as bytes, like those of the other Rust entries.
+// The body is taken as bytes, as in the other Rust entries.
 async fn event(tally: State, body: Bytes) -> HttpResponse {
     match Event::parse(&body) {
         Some(event) => {
