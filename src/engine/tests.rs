@@ -1,5 +1,5 @@
-//! Both engines on real sockets, in shards that the tests start themselves; and the ring with
-//! faults.
+//! Both engines on real sockets, in shards that the tests start themselves, and
+//! the ring with faults.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
@@ -7,7 +7,6 @@ mod closing;
 mod drain;
 mod durable;
 mod shared;
-mod stalls;
 
 use super::*;
 use crate::http::Timeouts;
@@ -28,7 +27,7 @@ use std::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Which engine, and how much its ring holds.
+/// An engine, and the sizes of its ring.
 #[derive(Clone, Copy, Debug)]
 enum Engine {
     Streams,
@@ -38,7 +37,7 @@ enum Engine {
 const RING: Engine =
     Engine::Ring { submissions: 64, completions: 256, buffers: 64, coalesces: false };
 
-/// The time for which an engine waits for more, if this kernel can.
+/// Returns how long an engine gathers completions, if this kernel can.
 fn coalesce(engine: Engine) -> Duration {
     let coalesces = matches!(engine, Engine::Ring { coalesces: true, .. }) && uring::gathers();
     Duration::from_micros(if coalesces { 200 } else { 0 })
@@ -48,8 +47,8 @@ fn wakeups(shards: usize) -> Vec<Arc<Wakeup>> {
     (0..shards).map(|_| Arc::new(Wakeup::new().unwrap())).collect()
 }
 
-/// Runs shards while `client` talks to them, then stops them. Returns what they have counted and
-/// the faults that they have met.
+/// Runs shards while `client` talks to them, then stops them. Returns the totals that they have
+/// counted and the faults that they have met.
 fn with_shards(
     engine: Engine,
     shards: usize,
@@ -77,7 +76,7 @@ const LIMITS: Limits = Limits {
     timeouts: Timeouts { header_ms: 20_000, body_ms: 20_000, idle_ms: 20_000 },
 };
 
-/// One of several listeners with the same address.
+/// Opens a listener that can share its address with other listeners.
 fn listen(address: SocketAddr, send_buffer_bytes: Option<usize>) -> Socket {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.set_reuse_port(true).unwrap();
@@ -90,7 +89,8 @@ fn listen(address: SocketAddr, send_buffer_bytes: Option<usize>) -> Socket {
     listener
 }
 
-/// The same with writers that somebody else reads, and services that are changed before they start.
+/// Runs shards like [`with_shards`], but with the caller's writers, and with services that `set_up`
+/// changes before they start.
 fn with_services(
     engine: Engine,
     wakeups: &[Arc<Wakeup>],
@@ -153,7 +153,7 @@ fn with_services(
     met
 }
 
-/// A client with little room for responses, so that a server soon has to wait for it.
+/// Connects a client with little room for responses, so that the server soon has to wait for it.
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -168,7 +168,7 @@ const EVENT: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 
-/// Reads so many responses and returns how many bytes their bodies have.
+/// Reads `count` responses and returns the lengths of their bodies in bytes.
 fn read_responses(stream: &mut TcpStream, count: usize) -> Vec<usize> {
     let mut lengths = Vec::new();
     let mut bytes = Vec::new();
@@ -200,7 +200,7 @@ fn connections_are_spread_evenly_over_shards() {
             let mut streams = Vec::new();
             for round in 1..=16 {
                 let mut stream = connect(address);
-                // Answered, and so on the shard that it will stay on.
+                // Once it has a response, its shard is final.
                 stream.write_all(EVENT).unwrap();
                 read_responses(&mut stream, 1);
                 streams.push(stream);
@@ -208,7 +208,7 @@ fn connections_are_spread_evenly_over_shards() {
                 let (fewest, most) = (open.iter().min().unwrap(), open.iter().max().unwrap());
                 assert!(most - fewest <= 1, "{engine:?} after {round}: {open:?}");
             }
-            // Those of one shard leave; who comes takes their place.
+            // Connections leave, and new ones take their place.
             drop(streams.split_off(8));
             let end = Instant::now() + PATIENCE;
             while admission.open_by_shard().iter().sum::<usize>() > 8 {
@@ -231,11 +231,11 @@ fn connections_are_spread_evenly_over_shards() {
 #[derive(Clone, Debug)]
 struct Script {
     requests: usize,
-    /// Bytes a write.
+    /// The number of bytes per write.
     piece: usize,
-    /// Reads nothing before it has written all, as far as the server takes it.
+    /// Whether it does not read before it has written everything that the server takes.
     reads_late: bool,
-    /// Ends with a reset instead of reading.
+    /// Whether it ends with a reset instead of reading.
     resets: bool,
 }
 
@@ -246,7 +246,7 @@ fn script() -> impl Strategy<Value = Script> {
 }
 
 impl Script {
-    /// Plays it. Returns how many events were acknowledged.
+    /// Plays the script. Returns how many events were acknowledged.
     fn play(&self, address: SocketAddr) -> usize {
         let mut stream = connect(address);
         let kinds: Vec<bool> = (0..self.requests).map(|request| request % 3 != 0).collect();
@@ -280,7 +280,7 @@ impl Script {
     }
 }
 
-/// Plays scripts side by side. Returns the faults that the shard has met.
+/// Plays scripts concurrently. Returns the faults that the shard has met.
 fn play_all(
     engine: Engine,
     send_buffer_bytes: Option<usize>,
@@ -324,7 +324,8 @@ proptest! {
     }
 }
 
-/// The test above cannot pass because nothing went wrong: each fault is met here.
+/// Ensures that the test above does not pass merely because nothing went wrong:
+/// each fault is met here.
 #[test]
 fn a_tiny_ring_meets_every_fault_and_goes_on() {
     let engine = Engine::Ring { submissions: 1, completions: 2, buffers: 1, coalesces: false };

@@ -7,31 +7,31 @@ use ringtally::tally::Totals;
 use std::collections::HashSet;
 use std::fmt;
 
-/// A request, and what the model does with it.
+/// A request, as the model understands it.
 #[derive(Clone, Debug)]
 pub enum Item {
     Event(String, f64),
     Batch(Vec<(String, f64)>),
-    /// A request that is refused with this status, and leaves the connection open.
+    /// A request that is refused with this status and leaves the connection open.
     Refused(u16, Vec<u8>),
-    /// The same, and the response may come before the body.
+    /// A refused request whose response may come before its body.
     RefusedEarly(u16, Vec<u8>),
     Health,
     Totals,
     Reset,
-    /// A response, and then the end of the connection.
+    /// A response that is followed by the end of the connection.
     Last(u16, Vec<u8>),
 }
 
-/// One item as bytes; the first `head` are its head.
+/// One item as bytes. The first `head` bytes are its head.
 #[derive(Clone)]
 pub struct Sent {
     pub item: Item,
     pub bytes: Vec<u8>,
     pub head: usize,
-    /// The client waits before it sends the body.
+    /// True if the client waits before it sends the body.
     pub expects: bool,
-    /// Its least cost, in nanoseconds.
+    /// Its lowest possible cost, in nanoseconds.
     pub ns: u64,
 }
 
@@ -50,7 +50,7 @@ impl Sent {
             Item::Event(user, value) => {
                 let mut body = format!(r#"{{"userId":"{user}","value":{value:?}}}"#);
                 if rng.u8(..) < 40 {
-                    // Members that nobody wants, and that take long to read.
+                    // Members that nobody needs and that take long to read.
                     let members = (BODY_BYTES_MAX - body.len()) / 6;
                     body.insert_str(1, &r#""a":1,"#.repeat(members));
                     ns = 2 * body.len() as u64;
@@ -59,7 +59,7 @@ impl Sent {
                 with_body(rng, "/event", &body, expects)
             }
             Item::Batch(events) => {
-                // Lines that are read slowly, so that some batches take more than one turn.
+                // Lines that take long to read, so that some batches take more than one turn.
                 let line = |(user, value): &(String, f64)| {
                     let end = ["\n", "\r\n", "\n\n"][rng.usize(..3)];
                     format!(r#"{{"value":{value:?},"userId":"{user}"}}"#) + end
@@ -99,7 +99,7 @@ impl Sent {
             80..=81 => Item::Reset,
             82..=91 => refused(rng),
             92..=97 => last(rng),
-            // Responses that fill what may be unsent.
+            // Responses that fill the room for unsent bytes.
             _ => Item::Refused(404, b"OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n".to_vec()),
         };
         Sent::new(rng, item)
@@ -115,7 +115,7 @@ fn refused(rng: &mut Rng) -> Item {
             Item::Refused(400, post("/events", &body).into_bytes())
         }
         4..=5 => {
-            // Somebody else's page has a browser send it.
+            // Another site's page makes a browser send it.
             let body = "x".repeat(rng.usize(1..9000));
             let length = body.len();
             let head = format!(
@@ -147,13 +147,13 @@ fn last(rng: &mut Rng) -> Item {
     }
 }
 
-/// An event of one more user than can be held.
+/// Returns an event. There is one more user than can be held.
 fn event(rng: &mut Rng) -> (String, f64) {
     let user = rng.u64(..USERS_MAX + 1);
     (format!("user_{user}"), f64::from(rng.i32(-1000..1000)) / 8.0)
 }
 
-/// A request with a body in one piece, or in chunks.
+/// Returns a request with a body in one piece or in chunks.
 fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
     let expect = if expects { "Expect: 100-continue\r\n" } else { "" };
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n{expect}");
@@ -161,7 +161,7 @@ fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
         return format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
     }
     let mut bytes = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
-    // So that its framing is not longer than it may be.
+    // Keeps the framing within its limit.
     let least = body.len() / 8192 + 1;
     for chunk in body.as_bytes().chunks(rng.usize(least..body.len().max(least) + 1)) {
         bytes.extend_from_slice(format!("{:X};x\r\n", chunk.len()).as_bytes());
@@ -175,7 +175,7 @@ fn with_body(rng: &mut Rng, path: &str, body: &str, expects: bool) -> Vec<u8> {
 /// The expected counts.
 #[derive(Debug)]
 pub struct Model {
-    /// The possible counts: several while it is unknown whether batches were counted before or after the last reset.
+    /// The possible counts. There are several while it is unknown whether batches were counted before or after the last reset.
     possible: Vec<Counts>,
     pub resets: u64,
 }
@@ -187,8 +187,8 @@ impl Default for Model {
 }
 
 impl Model {
-    /// Applies an item that got this response, which must be right. `is_old` says that the work on it may have begun before the
-    /// last reset.
+    /// Applies an item that got this response, which must be right. `is_old` is true if the work on the item may have begun
+    /// before the last reset.
     pub fn follow(&mut self, sent: &Sent, response: &Response, is_old: bool) {
         self.resets += u64::from(matches!(sent.item, Item::Reset));
         let after = |counts: &Counts| {
@@ -207,7 +207,7 @@ impl Model {
         self.possible = right;
     }
 
-    /// Checks what was counted.
+    /// Checks the counts of the server.
     pub fn check(&mut self, totals: &Totals) {
         let all = std::mem::take(&mut self.possible).into_iter();
         let (right, wrong): (Vec<_>, Vec<_>) = all.partition(|counts| counts.is(totals));
@@ -243,7 +243,7 @@ impl Counts {
                 }
                 self.users.insert(user.clone());
                 self.total += 1;
-                // Eighths: exact in any order.
+                // Eighths are exact in any order.
                 self.sum += value;
                 (200, Some(String::new()))
             }

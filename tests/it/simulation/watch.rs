@@ -1,4 +1,4 @@
-//! The expectations of one connection: the responses to its requests, and the time at which the clock ends it.
+//! The expectations of one connection: the responses to its requests, and the time when the clock ends it.
 
 use super::QUIET_MS;
 use super::script::{Item, Model, Sent};
@@ -13,7 +13,7 @@ enum Middle {
     Nothing,
     Head,
     Body,
-    /// A body whose request got its response.
+    /// A body whose request already has its response.
     Skipped,
 }
 
@@ -37,22 +37,22 @@ pub struct Watch {
     begins_at: usize,
     has_continued: bool,
     middle: Middle,
-    /// The earliest and the latest time at which that began.
+    /// The earliest and the latest time when `middle` began.
     since_ms: (u64, u64),
-    /// Since when what was received waits for its turn.
+    /// The time when received bytes began to wait for their turn.
     held_since_ms: Option<u64>,
-    /// The resets before that.
+    /// The number of resets before that time.
     held_resets: Option<u64>,
-    /// The server is full.
+    /// True if the server is full and rejects it.
     pub is_rejected: bool,
-    /// It has had its last response.
+    /// True after its last response.
     pub is_closing: bool,
-    /// Responses without the interim ones.
+    /// The number of responses, not counting interim ones.
     pub responses: usize,
-    /// Batches that took several turns.
+    /// The number of batches that took several turns.
     pub slices: u64,
     has_responded: bool,
-    /// The least cost of this iteration's responses.
+    /// The lowest possible cost of this iteration's responses.
     spent_ns: u64,
 }
 
@@ -80,12 +80,12 @@ impl Watch {
         }
     }
 
-    /// Notes that it is accepted.
+    /// Notes that the connection is accepted.
     pub fn begin(&mut self, now_ms: u64) {
         self.since_ms = (now_ms, now_ms);
     }
 
-    /// Returns the items that are complete in this number of bytes, up to the last of the connection.
+    /// Returns the number of items that are complete in this number of bytes, up to the last item of the connection.
     pub fn items_in(&self, bytes: usize) -> usize {
         let (mut end, mut items) = (0, 0);
         if self.is_rejected {
@@ -104,12 +104,12 @@ impl Watch {
         items
     }
 
-    /// Applies what was made to the model.
+    /// Applies the responses that were made to the model.
     pub fn follow(&mut self, made: &Made, link: &Link, model: &mut Model, moment: &Moment) {
         let received = link.received();
         for response in split_responses(&made.bytes) {
             let pending = received.saturating_sub(self.begins_at);
-            assert!(!self.is_closing, "a response behind the last one: {response:?}");
+            assert!(!self.is_closing, "a response after the last one: {response:?}");
             if self.is_rejected {
                 assert_eq!(response.status, 503);
                 assert_eq!(response.field("connection"), Some("close"));
@@ -140,7 +140,7 @@ impl Watch {
         }
     }
 
-    /// Checks that no more was done in one turn than allowed.
+    /// Checks that no turn did more than allowed.
     fn check_turns(&mut self, works: usize) {
         let sent = &self.script[self.next];
         if let Item::Batch(_) = sent.item {
@@ -153,26 +153,26 @@ impl Watch {
         }
     }
 
-    /// Checks that the last response announces the close, and only the last. `behind` bytes have arrived after its request.
+    /// Checks that the last response, and only the last, announces the close. `behind` bytes have arrived after its request.
     fn check_end(&mut self, response: &Response, moment: &Moment, behind: usize) {
         let says_so = response.field("connection") == Some("close");
         let sent = &self.script[self.next];
         let is_last = matches!(sent.item, Item::Last(..));
         assert!(says_so || !is_last, "a close is announced: {response:?}");
         let is_draining = moment.urgency != Urgency::Serve;
-        assert!(is_last || is_draining || !says_so, "it could go on: {response:?}");
-        // RFC 9112 section 9.6: what is behind it is not handled.
+        assert!(is_last || is_draining || !says_so, "it could continue: {response:?}");
+        // RFC 9112 section 9.6: requests after it are not processed.
         assert!(is_last || !says_so || behind == 0, "{behind} bytes are lost: {response:?}");
         let is_early = matches!(sent.item, Item::RefusedEarly(..));
         let may_go_on = behind > 0 || is_early;
         assert!(
             says_so || !is_draining || may_go_on,
-            "it is the last one of a drain: {response:?}"
+            "it is the last response of a drain: {response:?}"
         );
         self.is_closing = says_so;
     }
 
-    /// Follows a 408.
+    /// Follows a 408 response.
     pub fn follow_timeout(&mut self, made: &Made) {
         let responses = split_responses(&made.bytes);
         assert_eq!(responses.len(), 1);
@@ -181,7 +181,7 @@ impl Watch {
         (self.is_closing, self.responses) = (true, self.responses + 1);
     }
 
-    /// At the end of an iteration, before which there were some resets: notes when the incomplete request began.
+    /// Notes when the incomplete request began, at the end of an iteration. `resets` is the number of resets before it.
     pub fn follow_time(&mut self, slot: &mut Slot, now_ms: u64, resets: u64) {
         let has_responded = std::mem::take(&mut self.has_responded);
         self.spent_ns = 0;
@@ -223,7 +223,7 @@ impl Watch {
         }
     }
 
-    /// Returns what the clock must do to it now, and what it may do instead, if the time is not known exactly.
+    /// Returns what the clock must do to the connection, and what it may do instead if the time is not known exactly.
     pub fn verdicts(&self, slot: &Slot, moment: &Moment) -> [Verdict; 2] {
         let now_ms = moment.now_ms;
         let is_idle = self.is_idle(slot);
@@ -262,7 +262,7 @@ impl Watch {
         })
     }
 
-    /// Whether nothing of a request or a response is lost if it ends now.
+    /// Returns whether the connection can end without losing a part of a request or a response.
     fn is_idle(&self, slot: &Slot) -> bool {
         if slot.sending_since_ms.is_some() || slot.connection().has_work() {
             return false;
@@ -271,7 +271,7 @@ impl Watch {
         let is_between = match received.checked_sub(self.begins_at) {
             None => false,
             Some(0) => true,
-            // Empty lines are not a part of a request once they are whole.
+            // Complete empty lines are not a part of a request.
             Some(pending) => self
                 .script
                 .get(self.next)

@@ -9,16 +9,16 @@ use ringtally::http::Budget;
 use ringtally::metrics::ShardMetrics;
 use std::collections::VecDeque;
 
-/// The highest cost of one request, in the units of a budget: `GET /metrics`, with room.
+/// The highest cost of one request, in the units of a budget: `GET /metrics`, with room to spare.
 const REQUEST_UNITS_MAX: u32 = 60_000;
 
-/// The receive of a connection.
+/// The state of a connection's receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receiving {
     No,
     Once,
     Multishot,
-    /// It was canceled, and may still bring something.
+    /// It was canceled, but may still bring something.
     Canceled,
 }
 
@@ -26,22 +26,24 @@ pub enum Receiving {
 #[derive(Debug)]
 pub struct Slot {
     pub link: Link,
-    /// `None` once it has ended.
+    /// `None` after it has ended.
     client: Option<Client>,
     pub ended: Option<Ended>,
     pub(super) receiving: Receiving,
-    /// The bytes of the send under way, and how many of them the link has taken.
+    /// The bytes of the send in progress, and the number of them that the link has taken.
     pub(super) sending: Vec<u8>,
     pub(super) sent: usize,
     pub(super) skips_completion: bool,
-    /// The start of the send under way.
+    /// The start of the send in progress.
     pub sending_since_ms: Option<u64>,
-    /// The start of its lingering, and the bytes received before.
+    /// The start of its lingering, and the number of bytes received before.
     pub lingers_since: Option<(u64, usize)>,
     /// The time of the last receive.
     pub received_ms: u64,
-    /// Iterations that it has waited in line.
+    /// The number of iterations that it has waited in line.
     waits: usize,
+    /// The most of its budget that it was seen to use.
+    pub used: u32,
     responses: Stream,
 }
 
@@ -50,12 +52,16 @@ impl Slot {
         self.client.is_some()
     }
 
-    /// Whether it has responses that the client's side has not got.
+    pub fn receiving(&self) -> Receiving {
+        self.receiving
+    }
+
+    /// Returns whether it has responses that the client's side does not have.
     pub fn has_unsent(&self) -> bool {
         !self.sending.is_empty() || !self.connection().unsent_bytes().is_empty()
     }
 
-    /// The connection, which is open.
+    /// Returns the connection, which must be open.
     pub fn connection(&self) -> &Connection {
         self.client.as_ref().unwrap().connection()
     }
@@ -64,24 +70,25 @@ impl Slot {
 /// The responses of a connection, as bytes of one stream.
 #[derive(Debug, Default)]
 struct Stream {
-    /// Bytes that were seen to be made, and of those, that the driver has taken.
+    /// The number of bytes that were seen to be made, and the number of those that the driver
+    /// has taken.
     made: usize,
     taken: usize,
-    /// Turns in line since the last of them.
+    /// The number of turns in line since the last of them.
     works: usize,
 }
 
-/// The responses that a connection has made; some may have to wait.
+/// Responses that a connection has made. Some may have to wait.
 #[derive(Debug)]
 pub struct Made {
     pub key: usize,
     pub bytes: Vec<u8>,
-    /// Turns in line that it has had for them.
+    /// The number of turns in line that it has had for them.
     pub works: usize,
 }
 
 impl Stream {
-    /// Notes the responses behind those that were taken.
+    /// Notes the responses after those that were taken.
     fn follow(&mut self, bytes: &[u8], key: usize, all: &mut Vec<Made>) {
         let end = self.taken + bytes.len();
         if end > self.made {
@@ -95,7 +102,7 @@ impl Stream {
 /// A connection that the driver is busy with.
 struct Touched {
     key: usize,
-    /// The part of its budget that it had used, and whether it was in line.
+    /// The used part of its budget, and whether it was in line.
     used: u32,
     was_in_line: bool,
 }
@@ -103,9 +110,9 @@ struct Touched {
 /// The sockets of a shard.
 pub struct Net {
     pub slots: Vec<Slot>,
-    /// Connections that are established, and not accepted.
+    /// Connections that are established but not accepted.
     pub backlog: VecDeque<Link>,
-    /// Responses in the order of their making.
+    /// Responses in the order that they were made.
     pub made: Vec<Made>,
     /// The connections that the clock has ended or responded to.
     pub(super) due: Vec<(usize, Due)>,
@@ -130,7 +137,7 @@ impl Net {
         }
     }
 
-    /// Connections in line are about to have their turns.
+    /// Notes that connections in line are about to have their turns.
     pub(super) fn begin_turns(&mut self) {
         self.note_made();
         let waiting = |slot: &&mut Slot| slot.client.as_ref().is_some_and(Client::is_in_line);
@@ -138,7 +145,7 @@ impl Net {
         self.units = 0;
     }
 
-    /// Notes what the connection has made and used that the driver was busy with.
+    /// Notes what the connection that the driver was busy with has made and used.
     pub(super) fn note_made(&mut self) {
         let Some(Touched { key, used, was_in_line }) = self.touched.take() else { return };
         let all = self.slots.len();
@@ -146,18 +153,20 @@ impl Net {
         let Some(client) = client else { return };
         if was_in_line && !client.is_in_line() {
             assert!(self.units <= Budget::UNITS, "the line has more than one budget");
-            assert!(*waits <= all, "among {all}, it had no turn in {waits}");
+            assert!(*waits <= all, "among {all}, it waited for {waits}");
             (*waits, responses.works) = (0, responses.works + 1);
             self.units += client.connection().used().saturating_sub(used);
         }
         responses.follow(client.connection().unsent_bytes(), key, &mut self.made);
     }
 
-    /// The driver becomes busy with a connection, if it is open.
+    /// Notes that the driver becomes busy with a connection, if it is open.
     fn touch(&mut self, key: usize) {
         self.note_made();
-        if let Some(client) = &self.slots[key].client {
+        let Slot { client, used: used_max, .. } = &mut self.slots[key];
+        if let Some(client) = client {
             let used = client.connection().used();
+            *used_max = used.max(*used_max);
             let is_within = used <= Budget::UNITS + REQUEST_UNITS_MAX;
             assert!(is_within, "one connection has used {used} units");
             self.touched = Some(Touched { key, used, was_in_line: client.is_in_line() });
@@ -208,6 +217,7 @@ impl Sockets for Net {
 
     fn accept_now(&mut self, _: &ShardMetrics) -> Accepted<Link> {
         match self.backlog.pop_front() {
+            Some(link) if link.is_foreign() => Accepted::Elsewhere,
             Some(link) => Accepted::Here(link),
             None => Accepted::None,
         }
@@ -226,6 +236,7 @@ impl Sockets for Net {
             lingers_since: None,
             received_ms: self.now_ms,
             waits: 0,
+            used: 0,
             responses: Stream::default(),
         });
         self.slots.len() - 1

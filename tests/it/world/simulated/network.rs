@@ -1,10 +1,10 @@
-//! A connection between a client and a server, seen from both ends: bytes on their way, sockets that hold a part of
-//! them, and the two ways in which it ends.
+//! A connection between a client and a server, seen from both ends: bytes on their way, sockets that hold some of them, and the
+//! two ways that it ends.
 
 use crate::world::{Response, description, text};
 use std::collections::VecDeque;
 
-/// The number of bytes in the server's socket that the client has not read.
+/// The most bytes that the server's socket holds for the client.
 const ROOM_BYTES: usize = 8 * 1024;
 
 /// The state of the server's side.
@@ -15,30 +15,32 @@ enum Side {
     Closed,
 }
 
-/// A connection that is established.
+/// An established connection.
 #[derive(Debug)]
 pub struct Link {
-    /// Sent by the client, and on its way.
+    /// Bytes that the client has sent and that are on their way.
     to_server: VecDeque<u8>,
-    /// In the server's socket.
+    /// Bytes in the server's socket.
     arrived: VecDeque<u8>,
-    /// Sent by the server, and not taken by the client.
+    /// Bytes that the server has sent and that the client has not taken.
     to_client: VecDeque<u8>,
     has_client_finished: bool,
-    /// The end of the client's bytes is in the server's socket.
+    /// True after the end of the client's bytes has reached the server's socket.
     has_end_arrived: bool,
     server: Side,
-    /// Everything on its way is lost.
+    /// True after a reset: everything on its way is lost.
     is_reset: bool,
-    /// Bytes that the server has received.
+    /// The number of bytes that the server has received.
     received: usize,
-    /// The server has received the end.
+    /// True after the server has received the end.
     is_end_received: bool,
-    /// The server is full.
+    /// True if the server is full and rejects it.
     is_rejected: bool,
+    /// The connection is for another shard.
+    is_foreign: bool,
 }
 
-/// The result of a receive of the server.
+/// The result of a receive by the server.
 #[derive(Debug)]
 pub enum Received {
     Bytes(Vec<u8>),
@@ -59,6 +61,7 @@ impl Link {
             received: 0,
             is_end_received: false,
             is_rejected: false,
+            is_foreign: false,
         }
     }
 
@@ -71,7 +74,16 @@ impl Link {
         self.is_rejected
     }
 
-    /// The client sends bytes.
+    /// Returns a connection that a shard accepts for another one.
+    pub fn foreign() -> Link {
+        Link { is_foreign: true, ..Link::new() }
+    }
+
+    pub fn is_foreign(&self) -> bool {
+        self.is_foreign
+    }
+
+    /// Sends bytes of the client.
     pub fn send(&mut self, bytes: &[u8]) {
         assert!(!self.has_client_finished);
         if !self.is_reset {
@@ -79,7 +91,7 @@ impl Link {
         }
     }
 
-    /// The client sends nothing more.
+    /// Ends the client's side: it sends nothing more.
     pub fn finish(&mut self) {
         self.has_client_finished = true;
     }
@@ -88,7 +100,7 @@ impl Link {
         self.has_client_finished
     }
 
-    /// The client resets the connection.
+    /// Resets the connection, as the client does.
     pub fn reset(&mut self) {
         self.is_reset = true;
         self.to_server.clear();
@@ -96,7 +108,7 @@ impl Link {
         self.to_client.clear();
     }
 
-    /// Brings some of the client's bytes to the server's socket. If that is closed, what it has sent is lost.
+    /// Delivers some of the client's bytes to the server's socket. If that is closed, everything that it has sent is lost.
     pub fn deliver(&mut self, count: usize) {
         let count = count.min(self.to_server.len());
         if count > 0 && self.server == Side::Closed {
@@ -112,47 +124,47 @@ impl Link {
         self.to_client.drain(..count).collect()
     }
 
-    /// Bytes that the client could take.
+    /// Returns the number of bytes that the client could take.
     pub fn takable(&self) -> usize {
         self.to_client.len()
     }
 
-    /// Whether the client finds no more bytes, and none will come.
+    /// Returns whether the client finds no more bytes, and none will come.
     pub fn is_over(&self) -> bool {
         self.to_client.is_empty() && (self.is_reset || self.server != Side::Open)
     }
 
-    /// Whether bytes were lost.
+    /// Returns whether bytes were lost.
     pub fn is_reset(&self) -> bool {
         self.is_reset
     }
 
-    /// Bytes that are in the server's socket, or were received from it.
+    /// Returns the number of bytes that are in the server's socket or were received from it.
     pub fn at_server(&self) -> usize {
         self.received + self.arrived.len()
     }
 
-    /// Bytes that the server has received.
+    /// Returns the number of bytes that the server has received.
     pub fn received(&self) -> usize {
         self.received
     }
 
-    /// Whether the server has received the end.
+    /// Returns whether the server has received the end.
     pub fn is_end_received(&self) -> bool {
         self.is_end_received
     }
 
-    /// Bytes in the server's socket.
+    /// Returns the number of bytes in the server's socket.
     pub fn unread(&self) -> usize {
         self.arrived.len()
     }
 
-    /// Whether a receive of the server brings something.
+    /// Returns whether a receive of the server brings something.
     pub fn is_readable(&self) -> bool {
         self.is_reset || !self.arrived.is_empty() || self.has_end_arrived && !self.is_end_received
     }
 
-    /// Lets the server receive at most this number of bytes. It must be readable.
+    /// Lets the server receive at most this number of bytes. The link must be readable.
     pub fn receive(&mut self, bytes_max: usize) -> Received {
         if self.is_reset {
             return Received::Failed;
@@ -167,25 +179,26 @@ impl Link {
         Received::Bytes(self.arrived.drain(..count).collect())
     }
 
-    /// The server's socket takes as many of these bytes as it has room for. `None` if it cannot send.
+    /// Lets the server's socket take as many of these bytes as it has room for. Returns their number, or `None` if it
+    /// cannot send.
     pub fn take_from(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.is_reset {
             return None;
         }
-        assert_eq!(self.server, Side::Open, "nothing is sent behind the end");
+        assert_eq!(self.server, Side::Open, "nothing is sent after the end");
         let room = ROOM_BYTES.saturating_sub(self.to_client.len());
         let count = room.min(bytes.len());
         self.to_client.extend(&bytes[..count]);
         Some(count)
     }
 
-    /// The server sends nothing more. Returns whether the connection is still there.
+    /// Ends the server's side: it sends nothing more. Returns whether the connection is still there.
     pub fn shut_down(&mut self) -> bool {
         self.server = self.server.max(Side::ShutDown);
         !self.is_reset
     }
 
-    /// The server closes its socket: if that holds bytes, what it has sent is lost (RFC 9112 section 9.6).
+    /// Closes the server's socket. If it holds bytes, everything that it has sent is lost (RFC 9112 section 9.6).
     pub fn close(&mut self) {
         self.server = Side::Closed;
         if !self.arrived.is_empty() {
@@ -207,7 +220,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Adds bytes. Returns the responses that are whole now.
+    /// Adds bytes. Returns the responses that are complete.
     pub fn read(&mut self, bytes: &[u8]) -> Vec<Response> {
         self.bytes.extend_from_slice(bytes);
         let mut responses = Vec::new();
@@ -228,7 +241,7 @@ impl Reader {
         responses
     }
 
-    /// Whether a part of a response has come.
+    /// Returns whether a part of a response has arrived.
     pub fn has_part(&self) -> bool {
         !self.bytes.is_empty()
     }

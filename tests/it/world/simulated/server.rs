@@ -11,7 +11,7 @@ use ringtally::uring::Wakeup;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// The time that its responses wait for the store.
+/// The time that responses wait for the store.
 pub const STORE_TIMEOUT_MS: u64 = 1000;
 
 /// One life of a server.
@@ -23,7 +23,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it with what a store holds.
+    /// Starts a server with the content of a store.
     pub fn start(rng: &mut Rng, shards: usize, mut store: Box<dyn Store>, state: State) -> Server {
         let (tally, writers, journal) = Tally::resume(shards, 1000, &state);
         let is_shared = store.shared().is_some();
@@ -55,7 +55,7 @@ impl Server {
         Server { tally, shards, settlement, committer: Some(committer) }
     }
 
-    /// Restores the users of its store.
+    /// Restores the users of the store.
     pub fn restore(&self, users: &UserIds) -> u64 {
         self.tally.restore_users(users)
     }

@@ -1,5 +1,5 @@
-//! One shard: the shipped driver, with links in the place of sockets, and a seed in the place of the kernel: which operations
-//! complete, and in which pieces.
+//! One shard: the shipped driver, with links in place of sockets and a seed in place of the kernel. The seed decides which
+//! operations complete, and in which pieces.
 
 use super::net::{Net, Receiving};
 use super::network::{Link, Received};
@@ -11,9 +11,9 @@ use ringtally::service::Service;
 use ringtally::uring::Wakeup;
 use std::sync::Arc;
 
-/// The most bytes that one receive brings.
+/// The most bytes in one receive.
 pub const BUFFER_BYTES: usize = 4096;
-/// Buffers that a multishot receive fills in one iteration.
+/// The most buffers that a multishot receive fills in one iteration.
 const BUFFERS_MAX: usize = 16;
 
 /// One shard.
@@ -24,9 +24,9 @@ pub struct Shard {
     /// The time.
     pub clock_ms: u64,
     wakeup: Option<Arc<Wakeup>>,
-    /// Completions in this iteration.
+    /// The number of completions in this iteration.
     done: usize,
-    /// The next deadline as of the last tick; 0 once something has happened.
+    /// The next deadline at the last tick, or 0 after something has happened.
     sleeps_until_ms: u64,
 }
 
@@ -42,12 +42,14 @@ impl Shard {
         Shard { rng, driver, net, clock_ms: 0, wakeup, done: 0, sleeps_until_ms: 0 }
     }
 
-    /// The connection of a key, which may still wait to be accepted.
+    /// Returns the connection with this key, which may still wait to be accepted.
     pub fn link(&mut self, key: usize) -> &mut Link {
         let Net { slots, backlog, .. } = &mut self.net;
         match key.checked_sub(slots.len()) {
             None => &mut slots[key].link,
-            Some(waiting) => &mut backlog[waiting],
+            Some(waiting) => {
+                backlog.iter_mut().filter(|link| !link.is_foreign()).nth(waiting).unwrap()
+            }
         }
     }
 
@@ -55,19 +57,21 @@ impl Shard {
         self.driver.moment()
     }
 
-    /// Accepts the first connection of the backlog. Its key is the number of those before it.
+    /// Accepts the first connection of the backlog. Its key is the number of connections before it.
     pub fn accept(&mut self) {
-        if let Some(link) = self.net.backlog.pop_front() {
+        if let Some(link) = self.net.backlog.pop_front()
+            && !link.is_foreign()
+        {
             self.driver.take_in(&mut self.net, link);
         }
     }
 
-    /// Whether no connection is open, and nobody waits to be accepted.
+    /// Returns whether no connection is open or waits to be accepted.
     pub fn is_empty(&self) -> bool {
         self.net.backlog.is_empty() && !self.net.slots.iter().any(|slot| slot.is_open())
     }
 
-    /// One iteration, in which any operations complete.
+    /// Runs an iteration, during which any operations may complete.
     pub fn iterate(&mut self) {
         self.begin_iteration();
         for key in 0..self.net.slots.len() {
@@ -78,7 +82,7 @@ impl Shard {
         self.end_iteration();
     }
 
-    /// Runs an iteration in which nothing completes. Returns whether there is still something to do.
+    /// Runs an iteration without completions. Returns whether there is still something to do.
     pub fn idle(&mut self) -> bool {
         self.done = 0;
         self.driver.begin_iteration(self.clock_ms);
@@ -87,7 +91,7 @@ impl Shard {
     }
 
     pub fn begin_iteration(&mut self) {
-        // The clock of a shard that has much to do is late.
+        // The clock of a busy shard is late.
         if self.rng.bool() {
             self.read_clocks();
         }
@@ -99,10 +103,35 @@ impl Shard {
         }
     }
 
-    /// Completes what a connection has under way, if it can.
+    /// Completes what a connection has in progress, if it can.
     pub fn complete(&mut self, key: usize) {
         self.complete_send(key);
-        self.complete_receive(key);
+        let buffers = match self.net.slots[key].receiving {
+            Receiving::No => 0,
+            Receiving::Once => 1,
+            Receiving::Multishot | Receiving::Canceled => self.rng.usize(1..=BUFFERS_MAX),
+        };
+        for _ in 0..buffers {
+            if !self.can_receive(key) {
+                break;
+            }
+            let bytes_max = if self.rng.bool() { BUFFER_BYTES } else { self.rng.usize(1..200) };
+            self.complete_receive(key, bytes_max);
+        }
+        self.note_receive_stopped(key);
+        self.net.note_made();
+    }
+
+    /// Completes what a connection has in progress: its client takes all responses, and one buffer is filled.
+    pub fn complete_in_full(&mut self, key: usize) {
+        while self.net.slots[key].is_open() && !self.net.slots[key].sending.is_empty() {
+            self.complete_send(key);
+            self.net.slots[key].link.take(usize::MAX);
+        }
+        if self.can_receive(key) {
+            self.complete_receive(key, BUFFER_BYTES);
+        }
+        self.note_receive_stopped(key);
         self.net.note_made();
     }
 
@@ -121,7 +150,7 @@ impl Shard {
                 slot.skips_completion = false;
             }
             Some(_) => {
-                // The driver hears of one without a completion as well, if something else ends the wait.
+                // The driver learns of a send without a completion, too, if something else ends the wait.
                 *done += usize::from(!slot.skips_completion);
                 (slot.sent, slot.sending_since_ms) = (0, None);
                 let sent = std::mem::take(&mut slot.sending);
@@ -130,36 +159,36 @@ impl Shard {
         }
     }
 
-    fn complete_receive(&mut self, key: usize) {
-        let Shard { driver, net, rng, done, .. } = self;
-        let receiving = net.slots[key].receiving;
-        let buffers = match receiving {
-            Receiving::No => return,
-            Receiving::Once => 1,
-            Receiving::Multishot | Receiving::Canceled => rng.usize(1..=BUFFERS_MAX),
-        };
-        for _ in 0..buffers {
-            let slot = &mut net.slots[key];
-            if !slot.is_open() || slot.receiving == Receiving::No || !slot.link.is_readable() {
-                break;
-            }
-            *done += 1;
-            let bytes_max = if rng.bool() { BUFFER_BYTES } else { rng.usize(1..200) };
-            match slot.link.receive(bytes_max) {
-                Received::Bytes(bytes) => {
-                    slot.received_ms = driver.moment().now_ms;
-                    if receiving == Receiving::Once {
-                        slot.receiving = Receiving::No;
-                    }
-                    driver.handle_received(net, key, bytes);
-                }
-                Received::End => {
+    /// Reports whether a receive is in progress that can bring something.
+    fn can_receive(&self, key: usize) -> bool {
+        let slot = &self.net.slots[key];
+        slot.is_open() && slot.receiving != Receiving::No && slot.link.is_readable()
+    }
+
+    /// Fills a buffer with at most this number of bytes.
+    fn complete_receive(&mut self, key: usize, bytes_max: usize) {
+        let Shard { driver, net, done, .. } = self;
+        let slot = &mut net.slots[key];
+        *done += 1;
+        match slot.link.receive(bytes_max) {
+            Received::Bytes(bytes) => {
+                slot.received_ms = driver.moment().now_ms;
+                if slot.receiving == Receiving::Once {
                     slot.receiving = Receiving::No;
-                    driver.note_peer_closed(net, key);
                 }
-                Received::Failed => return driver.note_failed(net, key),
+                driver.handle_received(net, key, bytes);
             }
+            Received::End => {
+                slot.receiving = Receiving::No;
+                driver.note_peer_closed(net, key);
+            }
+            Received::Failed => driver.note_failed(net, key),
         }
+    }
+
+    /// Completes the cancellation of a receive.
+    fn note_receive_stopped(&mut self, key: usize) {
+        let Shard { driver, net, done, .. } = self;
         let slot = &mut net.slots[key];
         if slot.receiving == Receiving::Canceled && slot.is_open() {
             slot.receiving = Receiving::No;
@@ -181,13 +210,13 @@ impl Shard {
         self.net.note_made();
     }
 
-    /// Looks at the clock.
+    /// Reads the clock.
     pub fn read_clocks(&mut self) {
         self.driver.set_time(self.clock_ms);
         self.net.now_ms = self.clock_ms;
     }
 
-    /// Reads the clocks, and ends what has waited too long. Returns what was due.
+    /// Reads the clock, and ends what has waited too long. Returns what was due.
     pub fn tick(&mut self) -> Vec<(usize, Due)> {
         self.read_clocks();
         // A shard that drains does not sleep.
@@ -200,12 +229,12 @@ impl Shard {
         all_due
     }
 
-    /// The first epoch that totals are read for, for a connection.
+    /// Returns the first epoch of totals that a connection waits to read.
     pub fn first_read_of(&self, key: usize) -> Option<u64> {
         self.driver.waits().reading().find(|(waiting, _)| **waiting == key).map(|(_, epoch)| epoch)
     }
 
-    /// Begins to drain, with those whose connections were established before.
+    /// Begins to drain, including connections that were established before.
     pub fn stop_accepting(&mut self) {
         self.read_clocks();
         self.driver.begin_drain(&mut self.net);

@@ -1,0 +1,137 @@
+//! What a shard reports to the engine that runs it, and asks of its sockets.
+
+use super::*;
+use crate::world::simulated::Receiving;
+
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// Returns a shard with this number of connections.
+fn shard(connections: usize) -> Shard {
+    let (_, mut writers) = Tally::new(1, USERS_MAX);
+    let reporter = Reporter::for_shards(1, "none").remove(0);
+    let service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
+    let limits = Limits {
+        body_bytes_max: BODY_BYTES_MAX,
+        batch_bytes_max: BATCH_BYTES_MAX,
+        timeouts: TIMEOUTS[0],
+    };
+    let mut shard = Shard::new(Rng::with_seed(0), service, limits, None);
+    for _ in 0..connections {
+        shard.net.backlog.push_back(Link::new());
+        shard.accept();
+    }
+    shard
+}
+
+/// Lets bytes arrive on a connection, in an iteration in which it receives one buffer.
+fn receive(shard: &mut Shard, key: usize, bytes: &[u8]) {
+    let link = shard.link(key);
+    if !bytes.is_empty() {
+        link.send(bytes);
+    }
+    link.deliver(usize::MAX);
+    shard.begin_iteration();
+    shard.complete_in_full(key);
+    shard.end_iteration();
+}
+
+/// The end of a connection's input arrives, and everything that follows from it is done.
+fn receive_end(shard: &mut Shard, key: usize) {
+    for _ in 0..3 {
+        receive(shard, key, b"");
+    }
+}
+
+#[test]
+fn a_shard_knows_how_many_of_its_connections_were_active_lately() {
+    let mut shard = shard(3);
+    shard.idle();
+    assert_eq!(shard.driver.active(), 0);
+    receive(&mut shard, 0, HEALTH);
+    receive(&mut shard, 1, HEALTH);
+    receive(&mut shard, 0, HEALTH);
+    shard.tick();
+    assert_eq!(shard.driver.active(), 2);
+    // It counts connections that have ended, too.
+    receive(&mut shard, 0, b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    shard.link(0).finish();
+    receive_end(&mut shard, 0);
+    receive(&mut shard, 2, HEALTH);
+    assert!(!shard.net.slots[0].is_open());
+    shard.tick();
+    assert_eq!(shard.driver.active(), 2);
+    shard.tick();
+    assert_eq!(shard.driver.active(), 0);
+}
+
+#[test]
+fn a_shard_with_work_left_does_not_wait() {
+    let mut shard = shard(1);
+    let state = |shard: &Shard| (shard.driver.has_work(), shard.driver.is_in_line());
+    assert_eq!(state(&shard), (true, false), "a new connection has to receive");
+    shard.idle();
+    assert_eq!(state(&shard), (false, false));
+    let lines = "{\"userId\":\"u\",\"value\":1}\n".repeat(BATCH_BYTES_MAX / 30);
+    let head =
+        format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", lines.len());
+    let batch = [head.as_bytes(), lines.as_bytes()].concat();
+    let mut iterations = 0;
+    for piece in batch.chunks(BUFFER_BYTES) {
+        receive(&mut shard, 0, piece);
+    }
+    while shard.driver.is_in_line() {
+        assert_eq!(state(&shard), (true, true));
+        shard.idle();
+        iterations += 1;
+        assert!(iterations < ITERATIONS_TO_REST, "it never ends");
+    }
+    assert!(iterations > 0, "a batch takes several iterations");
+    assert_eq!(state(&shard), (false, false));
+    let responses = std::mem::take(&mut shard.net.made);
+    assert!(responses[0].bytes.starts_with(b"HTTP/1.1 200 "), "{responses:?}");
+}
+
+/// A peer that sends in bulk is received from one buffer at a time.
+#[test]
+fn a_receive_fills_several_buffers_once_four_in_a_row_had_room() {
+    let mut shard = shard(1);
+    shard.idle();
+    let mut receive_and_rest = |bytes: &[u8]| {
+        receive(&mut shard, 0, bytes);
+        while shard.idle() {}
+        receive(&mut shard, 0, b"");
+        shard.net.slots[0].receiving()
+    };
+    let much = HEALTH.repeat(BUFFER_BYTES / HEALTH.len() + 1);
+    let (much, rest) = much.split_at(BUFFER_BYTES);
+    for (bytes, receiving) in [
+        (HEALTH, Receiving::Once),
+        (HEALTH, Receiving::Once),
+        (HEALTH, Receiving::Once),
+        (much, Receiving::Once),
+        (rest, Receiving::Once),
+        (HEALTH, Receiving::Once),
+        (HEALTH, Receiving::Once),
+        (HEALTH, Receiving::Multishot),
+        (HEALTH, Receiving::Multishot),
+    ] {
+        assert_eq!(receive_and_rest(bytes), receiving);
+    }
+}
+
+#[test]
+fn a_connection_that_fails_is_not_cut() {
+    let mut shard = shard(2);
+    shard.idle();
+    receive(&mut shard, 0, &HEALTH[..9]);
+    receive(&mut shard, 1, &HEALTH[..9]);
+    shard.link(0).reset();
+    receive_end(&mut shard, 0);
+    assert_eq!(shard.net.slots[0].ended, Some(Ended::Failed));
+    shard.stop_accepting();
+    shard.driver.abort();
+    shard.tick();
+    assert_eq!(shard.net.slots[1].ended, Some(Ended::Cut));
+    assert_eq!(shard.driver.cut(), 1);
+    assert!(shard.is_empty());
+}
