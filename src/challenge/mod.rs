@@ -30,7 +30,7 @@ mod usage;
 use crate::doctor::Environment;
 use crate::document::{Document, Format};
 use crate::failure::Failure;
-use crate::load::{self, Destination, Export, Output, ServerUse, put, write_exports};
+use crate::load::{self, Destination, Export, Output, ServerUse, Time, put, write_exports};
 use crate::topology::format_cpu_list;
 use crate::{log as lines, terminal};
 pub use command::ServerCommand;
@@ -151,6 +151,10 @@ struct Compared {
     loopback_mtu: Option<u64>,
     /// Whether the user ended it early.
     interrupted: bool,
+    /// The time at which the first server was started.
+    started: Time,
+    /// The time at which the last server had ended.
+    ended: Time,
     /// The servers, in the order of the flags.
     servers: Vec<ServerFound>,
     /// The rows, each with all servers.
@@ -236,7 +240,9 @@ fn compare(config: JudgeConfig, several: Several) -> Result<(), Failure> {
     let (connections, command) = (load.connections, load.command.clone());
     let is_quiet = output.quiet;
     let plan = Plan { servers, rows, rounds, on, load, client_cpus, is_quiet };
+    let started = Time::now();
     let found = plan.run();
+    let ended = Time::now();
     let (servers, rows) = comparison::of(&plan.servers, &plan.rows, connections, &found);
     logs.are_kept = servers.iter().any(|server| server.failure.is_some());
     let compared = Compared {
@@ -247,6 +253,8 @@ fn compare(config: JudgeConfig, several: Several) -> Result<(), Failure> {
         connections,
         loopback_mtu: network::loopback_mtu(),
         interrupted: found.is_interrupted,
+        started,
+        ended,
         servers,
         rows,
         runs: found.runs,
@@ -320,6 +328,8 @@ mod tests {
             connections: 64,
             loopback_mtu: Some(65_536),
             interrupted: false,
+            started: Time::now(),
+            ended: Time::now(),
             servers,
             rows,
             runs: found.runs,

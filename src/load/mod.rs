@@ -91,6 +91,7 @@ pub(crate) use interrupt::was_asked as was_interrupted;
 pub(crate) use latency::Bound;
 pub(crate) use markup::escape;
 pub(crate) use numbers::{grouped, rounded, time_in_full};
+pub(crate) use origin::Time;
 pub use origin::commands;
 pub use output::Output;
 pub use part::Part;

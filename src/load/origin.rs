@@ -24,7 +24,13 @@ pub(super) struct Origin {
 /// A time in a file, in RFC 3339 format with nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
-pub(super) struct Time(pub(super) SystemTime);
+pub(crate) struct Time(pub(super) SystemTime);
+
+impl Time {
+    pub(crate) fn now() -> Time {
+        Time(SystemTime::now())
+    }
+}
 
 impl From<Time> for String {
     fn from(time: Time) -> String {

@@ -10,6 +10,7 @@ use crate::load::flow::Flow;
 use crate::load::latency::Bound;
 use crate::load::markup::escape;
 use crate::load::numbers::{counted, grouped, rounded, time};
+use crate::load::origin::Origin;
 use crate::load::report::{
     HELD_MIN, Latency, OpenLoop, Report, Setup, Unit, chart, html, of_threshold, threshold_line,
 };
@@ -43,6 +44,8 @@ pub struct FoundRate {
     warnings: Vec<String>,
     /// The setup of the windows.
     setup: Setup,
+    /// The time of the windows, and their server.
+    origin: Origin,
     /// The machine of the client.
     environment: Environment,
     #[serde(skip)]
@@ -292,6 +295,7 @@ impl FoundRate {
             client_limited_from: steps().find_map(limited),
             curve: steps().map(|(rate, step)| Point::of(*rate, step)).collect(),
             setup: Setup { rate: None, connections, ..last.setup },
+            origin: last.origin,
             environment: last.environment,
             limit: limit.clone(),
         }

@@ -185,9 +185,12 @@ pub fn find_rate(config: &FindConfig) -> Result<FoundRate, Failure> {
     let asked = config.load.rate.as_ref().and_then(Profile::as_whole);
     let first = first_rate(asked, config.load.workload.batch);
     let mut search = Search::new(first, config.windows.least_rate());
-    let (mut warnings, mut last) = (Warnings::default(), None);
+    let (mut warnings, mut last) = (Warnings::default(), None::<Report>);
     while let Some(rate) = search.next() {
-        let report = window(config, rate)?;
+        let mut report = window(config, rate)?;
+        if let Some(before) = &last {
+            report.continue_from(before);
+        }
         let length_s = config.windows.length(rate).as_secs_f64();
         let window = report.window(&config.limit.0, rate as f64, length_s);
         if !config.quiet {

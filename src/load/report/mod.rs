@@ -405,7 +405,7 @@ pub struct Report {
     /// Each second during which a request ended.
     seconds: Vec<Second>,
     /// The time of the run, and its server.
-    origin: Origin,
+    pub(super) origin: Origin,
     /// The machine of the client, or of part 1.
     pub(super) environment: Environment,
     /// The reason why connections could not be opened, as a sentence.
@@ -463,6 +463,11 @@ pub(super) fn schema(format: Format) -> Schema {
 }
 
 impl Report {
+    /// Notes that its run began with another run.
+    pub(super) fn continue_from(&mut self, before: &Report) {
+        self.origin.started = before.origin.started;
+    }
+
     /// Adds a remark on the checks.
     pub(super) fn remark(mut self, remark: &str) -> Report {
         self.remarks.push(remark.into());

@@ -173,6 +173,11 @@ fn a_document_of_each_format_is_as_its_schema_says() {
         assert_eq!(document["format"], format.text());
         assert_eq!(schema::check(document), Ok(()));
     }
+    for report in [&closed, &open, &found, &merged, &challenge, &servers] {
+        check_provenance(report, &doctor);
+    }
+    assert!(url.ends_with(closed["origin"]["address"].as_str().unwrap()), "{}", closed["origin"]);
+    assert_eq!(closed["connections_open"], 3);
     // Any change of a document is detected.
     type Change = fn(&mut Value);
     let changes: [(Change, &str); 6] = [
@@ -212,6 +217,37 @@ fn a_document_of_each_format_is_as_its_schema_says() {
             assert!(said.contains("ringtally-") && said.contains("--json"), "{said}");
         }
     }
+}
+
+/// Checks that a report has everything that its run depended on, as `doctor` reports it for the same machine.
+fn check_provenance(report: &Value, doctor: &Value) {
+    let environment = &report["environment"];
+    for key in [
+        "version",
+        "revision",
+        "dirty",
+        "host",
+        "kernel",
+        "cpu_model",
+        "cpus_online",
+        "cpus_allowed",
+        "topology",
+        "memory_bytes",
+    ] {
+        // A debug build does not know its commit.
+        let is_known = !matches!(key, "revision" | "dirty");
+        assert!(!is_known || doctor.get(key).is_some_and(|value| !value.is_null()), "{key}");
+        assert_eq!(environment.get(key), doctor.get(key), "{key} of {}", report["format"]);
+    }
+    let mtu = |of: &Value| {
+        let checks = of["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == "loopback MTU").unwrap()["value"].clone()
+    };
+    assert_eq!(mtu(environment), mtu(doctor));
+    // Several servers have no address in common.
+    let origin = report.get("origin").unwrap_or(report);
+    let times = [origin["started"].as_str(), origin["ended"].as_str()];
+    assert!(times[0].is_some() && times[0] <= times[1], "{origin}");
 }
 
 /// A run, a search, and a comparison, in every form that other tools read. The content of each form is tested next to it.
