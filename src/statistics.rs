@@ -6,7 +6,7 @@ const RESAMPLES: usize = 2_000;
 /// The share of resampled medians that lie below the interval, and above it.
 const TAIL: f64 = 0.025;
 
-/// A median of logarithms of ratios, and the bounds of its 95 % confidence interval.
+/// A median of logarithms of ratios, and the bounds of its 95% confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     /// The lower bound.

@@ -91,11 +91,11 @@ mod tests {
 
     #[test]
     fn a_line_that_fits_stays_and_one_that_does_not_is_continued_in_its_column() {
-        let text = "OK    load  1 % of the CPUs is in use\n\nverdict   exact\n";
+        let text = "OK    load  1% of the CPUs is in use\n\nverdict   exact\n";
         assert_eq!(fit_columns(text, 37), text);
         assert_eq!(
             fit_columns(text, 30),
-            "OK    load  1 % of the CPUs is\n            in use\n\nverdict   exact\n"
+            "OK    load  1% of the CPUs is\n            in use\n\nverdict   exact\n"
         );
         let wide_column = "OK    a name that takes much room  a value\n";
         assert_eq!(fit_columns(wide_column, 34), "OK    a name that takes much room\n  a value\n");

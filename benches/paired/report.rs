@@ -97,9 +97,9 @@ impl Comparison {
         }
         let limited = self.client_limited();
         text.push_str(&format!(
-            "\nMedians of blocks A B B A, with the 95 % interval of the change; {} events from {} \
+            "\nMedians of blocks A B B A, with the 95% interval of the change; {} events from {} \
              connections per leg; server on CPUs {}, client on CPUs {}; the client was the limit in \
-             {limited} of {} legs. The first line decides, at {:.0} %.\n",
+             {limited} of {} legs. The first line decides, at {:.0}%.\n",
             options.requests,
             options.connections,
             self.places.server_cpus,
@@ -198,7 +198,7 @@ fn percent(interval: Option<Interval>) -> String {
     };
     let change = |log_ratio: f64| log_ratio.exp_m1() * 100.0;
     let Interval { low, median, high } = interval;
-    format!("{:+.1} % [{:+.1}, {:+.1}]", change(median), change(low), change(high))
+    format!("{:+.1}% [{:+.1}, {:+.1}]", change(median), change(low), change(high))
 }
 
 fn ratio(interval: Interval) -> Ratio {
@@ -304,7 +304,7 @@ fn counted(instructions: &Instructions) -> String {
         text += "| | base | head | change |\n|---|---|---|---|\n";
         for of in &instructions.counts {
             let count = |count: Option<u64>| count.map_or("none".into(), |n| n.to_string());
-            let change = of.ratio.map(|ratio| format!("{:+.2} %", (ratio - 1.0) * 100.0));
+            let change = of.ratio.map(|ratio| format!("{:+.2}%", (ratio - 1.0) * 100.0));
             let change = change.unwrap_or_else(|| "not compared".into());
             text +=
                 &format!("| {} | {} | {} | {change} |\n", of.name, count(of.base), count(of.head));

@@ -2,7 +2,7 @@
 
 use ringtally::statistics::Interval;
 
-/// The change that matters, as a ratio: 3 % more, or the same distance less on a logarithmic scale.
+/// The change that matters, as a ratio: 3% more, or the same distance less on a logarithmic scale.
 pub(crate) const CHANGE: f64 = 1.03;
 /// Nothing is decided while the half-width of the interval exceeds this.
 pub(crate) const HALF_WIDTH_MAX: f64 = 0.02;
@@ -25,11 +25,11 @@ pub(crate) fn log_ratio([a_first, b_first, b_second, a_second]: [f64; 4]) -> f64
 /// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The whole interval lies below -3 % and below the noise floor.
+    /// The whole interval lies below -3% and below the noise floor.
     Faster,
-    /// The whole interval lies within 3 %, and so does the noise floor.
+    /// The whole interval lies within 3%, and so does the noise floor.
     Same,
-    /// The whole interval lies above 3 % and above the noise floor.
+    /// The whole interval lies above 3% and above the noise floor.
     Slower,
     /// None of these.
     Inconclusive,

@@ -51,15 +51,15 @@ impl fmt::Display for Error {
                 write!(f, "the command cannot be run: {error}: check its program and its directory")
             }
             Error::NotStarted(how) => {
-                write!(f, "it ended with {how} before it was ready: see why in its log")
+                write!(f, "it ended with {how} before it was ready")
             }
             Error::StartTimedOut { after, names_port } => {
                 let time = humantime::format_duration(*after);
                 let hint = match names_port {
-                    true => "see why in its log, or raise --start-timeout",
+                    true => "raise --start-timeout if it needs longer",
                     false => "write {port} into its command if it does not listen on $PORT",
                 };
-                write!(f, "it responded neither to /health nor to /stats within {time}: {hint}")
+                write!(f, "neither /health nor /stats returned 200 within {time}: {hint}")
             }
             Error::Port(port, Listeners::Foreign) => write!(
                 f,
@@ -71,7 +71,7 @@ impl fmt::Display for Error {
                 "another process listens on its port {port}, too, and gets a part of the requests: stop that process"
             ),
             Error::Ended(how) => {
-                write!(f, "it ended with {how} while it was measured: see why in its log")
+                write!(f, "it ended with {how} while it was measured")
             }
         }
     }
@@ -91,7 +91,9 @@ impl Error {
     pub(super) fn sentence(&self, log: &Path) -> String {
         match log::quote(log) {
             Some(said) => format!("{self}; its last lines in {}: {said}", log.display()),
-            None => format!("{self}; it wrote nothing"),
+            None => {
+                format!("{self}; it did not write anything: run its command by hand to see why")
+            }
         }
     }
 }

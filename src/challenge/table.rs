@@ -123,7 +123,7 @@ impl Compared {
             }
             if server.capacity_is_clients {
                 lines.push(format!(
-                    "the capacity of {} is the client's: give the client more CPUs",
+                    "the client was saturated before {}, whose capacity is a lower bound: give the client more CPUs",
                     server.name
                 ));
             }

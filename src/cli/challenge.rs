@@ -2,6 +2,7 @@
 
 use super::load::{HEADINGS as CLIENT_HEADINGS, LoadTuning};
 use super::serve::{HEADINGS as SERVER_HEADINGS, ServerTuning};
+use super::shape::Shape;
 use super::values::{CpuList, count, cpu_list, duration};
 use crate::challenge::{
     self, Config, DEFAULT_ROWS, JudgeConfig, MTU_MAX, MTU_MIN, OwnConfig, ROUNDS_MAX, Row,
@@ -22,10 +23,10 @@ request and its peak memory. By default, the server gets half of the allowed
 cores, and the odd one; the client gets the others.
 
 With --server, the server is any command that listens on a port of 127.0.0.1: a
-server of the challenge in any language. It gets its own CPUs, process group,
-and, if possible, cgroup. It is ready once /health or /stats responds with 200.
-However the challenge ends, the server is stopped with SIGTERM, and with
-SIGKILL after 5 s, and so is everything that it started.
+server written for the challenge, in any language. It gets its own CPUs, process
+group, and, if possible, cgroup. It is ready once /health or /stats responds
+with 200. However the challenge ends, the server is stopped with SIGTERM, and
+with SIGKILL after 5 s, and so is everything that it started.
 
 With several servers, each round starts them one after the other, warms each
 one up, and sends it every load of --rows. The order is reversed in every other
@@ -49,7 +50,11 @@ Examples:
   ringtally challenge --server './a {port}' --rows rate:20000,near:90 --rounds 7
 
 ringtally challenge --help lists all flags, and ringtally serve --help explains
-those of the server.";
+those of the server.
+
+Exit codes: 0 every server is exact, every event was acknowledged, and no
+threshold failed, 1 otherwise, 2 bad usage, 3 a server does not start, or the
+client cannot run here.";
 
 /// The flags of `challenge`.
 #[derive(Args, Debug)]
@@ -63,7 +68,7 @@ pub struct ChallengeArgs {
     /// CPUs of the client [default: the others]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     client_cpus: Option<CpuList>,
-    #[command(flatten, next_help_heading = "Options for servers")]
+    #[command(flatten, next_help_heading = "Judging other servers")]
     judge: JudgeArgs,
     /// The client's
     #[command(flatten)]
@@ -90,11 +95,16 @@ const NEWCOMERS: [&str; 9] = [
 pub(super) fn present(flag: Arg) -> Arg {
     let heading = flag.get_help_heading().unwrap_or_default();
     if SERVER_HEADINGS.contains(&heading) {
-        return flag.help_heading("Server options").hide_short_help(true);
+        return flag.help_heading("Ringtally's own server").hide_short_help(true);
     }
     let is_clients = CLIENT_HEADINGS.contains(&heading);
     let is_hidden = is_clients && !NEWCOMERS.contains(&flag.get_id().as_str());
     flag.hide_short_help(is_hidden)
+}
+
+/// Returns the figures that no challenge of this shape has.
+fn lacks(shape: &Shape) -> &'static [&'static str] {
+    if shape.rate.is_some() { &["rate"] } else { &["rate", "held"] }
 }
 
 /// The servers to judge, and the rows.
@@ -174,6 +184,7 @@ impl ChallengeArgs {
             rows.iter().try_for_each(|row| self.load.check_batches_of(row.batch(), &shape))?;
         }
         self.load.check_batches(&shape)?;
+        self.load.check_thresholds(lacks(&shape))?;
         let cpus = divide_cpus(self.cpus.clone(), self.client_cpus.clone())?;
         if judge.server.iter().any(ServerCommand::is_own) {
             self.server.check_store_is_empty()?;
@@ -221,6 +232,7 @@ impl ChallengeArgs {
         let output = self.load.output()?;
         let shape = self.load.shape()?;
         self.load.check_batches(&shape)?;
+        self.load.check_thresholds(lacks(&shape))?;
         let batch_bytes_max = self.load.batch_bytes_max(&shape);
         if batch_bytes_max > self.server.max_batch() as u64 {
             return Err(Failure::Usage(format!(

@@ -31,16 +31,18 @@ Examples:
   ringtally compare old-*.json --with new-*.json --fail-if 'p99>+5%' \\
       --fail-if 'rps<-3%' --markdown change.md
 
-Exit codes: 0 no condition holds, 1 one does or may, or a run cannot pass (see
---fail-if), 2 the runs cannot be compared, or are too few to decide a condition.";
+Exit codes: 0 no condition holds (an undecided one does not fail), 1 a condition
+holds, a bound or a missing figure leaves it open, or a run cannot pass (see
+--fail-if), 2 the runs cannot be compared, or there is a condition and fewer
+than five runs per side.";
 
 /// The flags of `compare`.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// Reports of the runs to compare with
+    /// Reports of the base, the runs to compare with
     #[arg(required = true, value_name = "REPORT")]
     base: Vec<PathBuf>,
-    /// Reports of the runs that may differ
+    /// Reports of the head, the runs that may differ
     #[arg(long, required = true, value_name = "REPORT", num_args = 1..)]
     with: Vec<PathBuf>,
     /// Intended difference, as an error names it

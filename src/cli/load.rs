@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime};
 pub(super) const LONG_ABOUT: &str = "\
 Send the challenge's events to a server and check what it counted
 
-Works with any server of the challenge: it needs POST /event (with --batch, POST
-/events) and GET /stats, and uses POST /reset if the server has it.
+Works with any server written for the challenge: it needs POST /event (or POST
+/events, with --batch) and GET /stats, and uses POST /reset if there is one.
 
 A run is judged by the server's totals before it (zero after a reset) and after
 it. Each event is sent once. It is acknowledged, refused, or, if its connection
@@ -62,8 +62,9 @@ Examples:
 The two with -c are load profiles published for the challenge: a ramp from 100
 to 5,000 connections, and a spike from 100 to 5,000 and back.
 
-Exit codes: 0 as above, 1 the result is wrong, undecided, or incomplete, or a
-threshold failed, 2 bad usage, 3 no server there or the client cannot run here.";
+Exit codes: 0 the totals are exact, every event was acknowledged, and no
+threshold failed, 1 otherwise, 2 bad usage, 3 no server responds, or the client
+cannot run here.";
 
 /// The flags of `load`.
 #[derive(Args, Debug)]
@@ -94,10 +95,10 @@ pub struct LoadArgs {
     /// Clients on other machines send the other parts. All clients get the same flags except for K, and
     /// together send exactly what one client would: each has every Nth event, connection, and part of the rate.
     /// Start them with ssh, a job array, or whatever starts processes. Each writes a part report (--json), and
-    /// ringtally merge makes one report and one verdict of all. They start together: --start-at is the same
-    /// time on all machines, whose clocks must agree; --start-in is for clients that are launched at the same
-    /// moment. In the last third of the time before the start (with --start-at, in the last second), part 1
-    /// resets the server; the same time before that, all clients must be connected and warm.
+    /// ringtally merge makes one report and one verdict of all. They start together: --start-at is the same time on
+    /// all machines, whose clocks must agree; --start-in is for clients that are launched at the same moment. With
+    /// --start-at, all clients must be connected and warm 2 s before that time, and part 1 resets the server in the
+    /// last second. With --start-in, they have the first third of the time, and the reset is in the last third.
     #[arg(long, help_heading = DISTRIBUTED, value_name = "K/N", requires = "json",
         conflicts_with_all = ["hdr", "html", "export", "fail_if", "abort_if", "tui"])]
     part: Option<Part>,
@@ -114,24 +115,24 @@ pub struct LoadArgs {
     /// A job id, for example. Merge refuses parts with different names, or with different parameters.
     #[arg(long, help_heading = DISTRIBUTED, value_name = "TEXT", requires = "part")]
     run_id: Option<String>,
-    /// Find the highest rate with p99<5ms, say
+    /// Find the highest rate that meets this
     ///
-    /// The condition is an upper limit of a latency. The rate starts at --rate, or 1000 requests/s, doubles until
-    /// the condition does not hold, and is then narrowed down to 2%. Each rate is tried in 3 to 5
-    /// windows, each its own open loop after a warm-up, and both rates at the end in 5 to 12. A
-    /// rate holds if 99% of it is sent, every request is acknowledged, and the backlog does not grow: over the
-    /// windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
-    /// fails while the client was the limit is repeated. The search ends if totals are wrong or responses
-    /// malformed, or if connections were never open and no threshold names connections_open. The report has
-    /// the latencies over the rate, and names the client if it was the limit first. REQUESTS is not used: the
-    /// rate and length of a window decide its requests, with at most one connection per request. --fail-if applies to
-    /// the rate that was found, with the medians over its windows, and to the figure rate, which is that rate.
+    /// The condition is an upper limit of a latency, such as p99<5ms. The rate starts at --rate, or 1000 requests/s,
+    /// doubles until the condition does not hold, and is then narrowed down to 2%. Each rate is tried in 3 to 5
+    /// windows, each its own open loop after a warm-up. The last two, the highest that holds and the lowest that does
+    /// not, get 5 to 12. A rate holds if 99% of it is sent, every request is acknowledged, and the backlog does not
+    /// grow: over the windows of a rate, it may grow by less than 1% of it, with a certainty of 95%. A window that
+    /// fails while the client was the limit is repeated. The search ends if totals are wrong or responses malformed,
+    /// or if some connections never opened and no threshold is on connections_open. The report has the latencies over
+    /// the rate, and names the client if it was the limit first. REQUESTS is not used: the rate and length of a
+    /// window decide its requests, with at most one connection per request. --fail-if applies to the rate that was
+    /// found, with the medians over its windows, and to the figure rate, which is that rate.
     #[arg(long, help_heading = SEARCH, value_name = "CONDITION",
         conflicts_with_all = ["part", "watch", "hdr", "tui", "warmup", "abort_if"])]
     find_rate: Option<LatencyLimit>,
     /// Length of a window [default: by its rate]
     ///
-    /// At least twice the limit, and as long as 100 requests take, or as many as the percentile needs: 1,000
+    /// At least twice the latency of the condition, and as long as 100 requests take, or as many as the percentile needs: 1,000
     /// for p99.9. By default, it is at least 1s, four times the limit, and as long as 2,000 requests take, but no
     /// longer than 10s for these. Rates at which it would have too few requests are not tried.
     #[arg(long, help_heading = SEARCH, value_name = "TIME", value_parser = duration, requires = "find_rate")]
@@ -314,6 +315,11 @@ impl LoadArgs {
             Some(_) => self.tuning.shape.first_rate()?,
         };
         let quiet = self.tuning.quiet;
+        self.tuning.check_thresholds(match (&limit, &shape.rate) {
+            (Some(_), _) => &["server_cpu_us"],
+            (None, Some(_)) => &["server_cpu_us", "rate"],
+            (None, None) => &["server_cpu_us", "rate", "held"],
+        })?;
         let (config, output) = self.into_config(shape)?;
         if let Some(limit) = limit {
             let windows = Windows::new(&limit, window, first_rate, config.workload.batch)?;
@@ -424,6 +430,18 @@ impl LoadTuning {
             ));
         }
         Places::open(json, html, export, self.quiet)
+    }
+
+    /// Refuses conditions on figures that the run `lacks`.
+    pub(super) fn check_thresholds(&self, lacks: &[&str]) -> Result<(), Failure> {
+        let of = |flag, thresholds| std::iter::zip(std::iter::repeat(flag), thresholds);
+        let all = of("--fail-if", &self.fail_if).chain(of("--abort-if", &self.abort_if));
+        for (flag, threshold) in all {
+            if let Some(why) = threshold.absence(lacks) {
+                return Err(Failure::Usage(format!("{flag} {threshold} can never pass: {why}")));
+            }
+        }
+        Ok(())
     }
 
     /// Sets the run's duration and connections unless the flags set them.

@@ -17,8 +17,9 @@ parameters and run id, on clocks that agree, at the same time. It adds up what
 became of each event, merges the histograms without loss, asks the server for
 its totals, and judges them as load does.
 
-Ask before anything else is sent to the server, or save its GET /stats after
-the run and pass that file with --server-totals.";
+Run it before anything else sends events to the server. If you cannot, save the
+response to GET /stats right after the run, and pass that file with
+--server-totals.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

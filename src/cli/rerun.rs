@@ -8,15 +8,16 @@ use clap::CommandFactory;
 use std::path::Path;
 
 pub(super) const LONG_ABOUT: &str = "\
-Print the command that makes a run again, from its report
+Print the command that repeats a run, from its report
 
-Reads a report of load, challenge, merge, or load --part, or what load
---find-rate found. Places of reports are not in the command, nor are secrets:
-pass a token with --token-file, and the password of a store as serve does. Of a
-run in parts it prints one command per client, after the name of its machine;
-each writes its part report to part-K-again.json, and if the parts started at a
-time, they start at $start, which you set on each machine. A report whose
-command ringtally did not write is refused.";
+Reads any JSON report of load, challenge, or merge. The command leaves out
+output files and secrets: pass a token with --token-file, and the password of a
+store as serve does. For a run in parts, it prints one command per client, after
+the name of its machine; each writes its part report to part-K-again.json, and
+if the parts started at a time, they start at $start, which you set on each
+machine. A command that ringtally did not write is refused, but the servers of
+challenge --server are commands, too: read them before you run a report of
+somebody else.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -34,12 +35,12 @@ const PLACES: [&str; 4] = ["--json", "--hdr", "--html", "--export"];
 pub fn rerun(report: &Path) -> Result<(), Failure> {
     let unusable = |why: String| {
         Failure::Usage(format!(
-            "cannot tell how to make {} again: {why}: pass a report that --json of load, challenge, or merge wrote",
+            "cannot repeat the run of {}: {why}: pass a report that --json of load, challenge, or merge wrote",
             report.display()
         ))
     };
     let text = std::fs::read(report).map_err(|error| unusable(error.to_string()))?;
-    let formats = [&Format::RUNS[..], &[Format::FindRate, Format::Part]].concat();
+    let formats = [&Format::RUNS[..], &[Format::FindRate, Format::Part, Format::Servers]].concat();
     let (_, json) = document::read(&text, &formats).map_err(unusable)?;
     terminal::print(&load::commands(&json, check).map_err(unusable)?)
 }

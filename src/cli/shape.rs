@@ -94,13 +94,15 @@ fn rate(text: &str) -> Result<Profile, String> {
 }
 
 fn stages(text: &str) -> Result<Profile, String> {
+    if !text.contains('@') {
+        return Err(format!(
+            "'{text}' is not a stage: write TIME@RATE, such as 10s@1000 or 30s@5000:20000"
+        ));
+    }
     let profile: Profile = text.parse()?;
-    match profile {
-        Profile::Stages(_) if profile.is_rate() => Ok(profile),
-        Profile::Stages(_) => Err("nothing is sent in any stage: give one a rate above 0".into()),
-        Profile::Fixed(_) | Profile::Ramp(..) => {
-            Err("a stage is a time and a rate, such as 10s@1000 or 30s@5000:20000".into())
-        }
+    match profile.is_rate() {
+        true => Ok(profile),
+        false => Err("nothing is sent in any stage: give one a rate above 0".into()),
     }
 }
 
@@ -111,7 +113,7 @@ fn connections(text: &str) -> Result<Profile, String> {
         true => Ok(profile),
         false => Err(format!(
             "a number of connections is a whole number from 1 to {}, such as 1000 or 100:5000",
-            grouped(WORKERS_MAX)
+            WORKERS_MAX
         )),
     }
 }

@@ -409,20 +409,20 @@ mod tests {
         assert_eq!(failure.to_string().lines().count(), 2, "{failure}");
         assert_eq!(compare(&base, &base, &limits).gate.check(), Ok(()));
         let table = found.table();
-        assert!(table.contains("rps") && table.contains("-10.0 %"), "{table}");
+        assert!(table.contains("rps") && table.contains("-10.0%"), "{table}");
         assert!(
-            found.markdown().contains("| p99 | 1.003 ms | 1.203 ms | +19.9 % ["),
+            found.markdown().contains("| p99 | 1.003 ms | 1.203 ms | +19.9% ["),
             "{}",
             found.markdown()
         );
         let page = found.html(&base, &head).unwrap();
-        assert!(page.contains("+19.9 % [") && !page.contains("<script"), "{page}");
+        assert!(page.contains("+19.9% [") && !page.contains("<script"), "{page}");
         // One line per run, through the percentiles that it has.
         assert_eq!(
             page.matches("<polyline fill=\"none\" opacity=\"1\" stroke=\"#B25A1F\"").count(),
             7
         );
-        assert_eq!(page.matches("<title>99.0000 %: 1.00 ms</title>").count(), 5);
+        assert_eq!(page.matches("<title>99.0000%: 1.00 ms</title>").count(), 5);
         let json: Value = serde_json::from_str(&found.json()).unwrap();
         assert_eq!(json["figures"]["p99"]["base"], 1003.0);
         assert!((json["figures"]["p99"]["change_percent"].as_f64().unwrap() - 19.94).abs() < 0.1);

@@ -8,7 +8,7 @@ impl Comparison {
     /// Returns it as a page without external assets or scripts.
     pub(super) fn html(&self, base: &[Run], head: &[Run]) -> Result<String, Failure> {
         let [of_base, of_head] = self.heads();
-        let heads = ["", &of_base, &of_head, "change (95 % interval)"];
+        let heads = ["", &of_base, &of_head, "change (95% interval)"];
         let mut body = String::new();
         html::put_table(&mut body, &heads, self.rows());
         self.remarks()

@@ -15,7 +15,7 @@ impl Comparison {
     /// Returns it as a table for a terminal.
     pub(super) fn table(&self) -> String {
         let [base, head] = self.heads();
-        let mut text = format!("{:<14}{base:>14}{head:>14}  change (95 % interval)\n", "");
+        let mut text = format!("{:<14}{base:>14}{head:>14}  change (95% interval)\n", "");
         for [name, base, head, change] in self.rows() {
             text += &format!("{name:<14}{base:>14}{head:>14}  {change}\n");
         }
@@ -29,7 +29,7 @@ impl Comparison {
     pub(super) fn markdown(&self) -> String {
         let [base, head] = self.heads();
         let mut text =
-            format!("| | {base} | {head} | change (95 % interval) |\n|---|--:|--:|--:|\n");
+            format!("| | {base} | {head} | change (95% interval) |\n|---|--:|--:|--:|\n");
         for [name, base, head, change] in self.rows() {
             text += &format!("| {name} | {base} | {head} | {change} |\n");
         }
@@ -174,9 +174,9 @@ impl Compared {
     fn change(&self) -> String {
         match (self.log_ratio(), self.change) {
             (None, _) => "not known".into(),
-            (Some(ratio), None) => format!("{:+.1} % [not known]", percent(ratio)),
+            (Some(ratio), None) => format!("{:+.1}% [not known]", percent(ratio)),
             (Some(_), Some(Interval { low, median, high })) => {
-                format!("{:+.1} % [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
+                format!("{:+.1}% [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
             }
         }
     }

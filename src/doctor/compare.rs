@@ -303,7 +303,7 @@ mod tests {
             memory_bytes: Some(1),
             checks: vec![
                 Check::ok("governor", "performance"),
-                Check::ok("load now", "1 %").momentary(),
+                Check::ok("load now", "1%").momentary(),
             ],
         };
         change(&mut environment);
@@ -316,7 +316,7 @@ mod tests {
             &side(|_| {}),
             &side(|e| {
                 e.date = "later".into();
-                e.checks[1].value = "99 %".into();
+                e.checks[1].value = "99%".into();
             }),
         );
         assert!(same.is_same_machine && same.settings.is_empty(), "{}", same.lines());

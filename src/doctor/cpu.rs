@@ -288,7 +288,7 @@ fn use_of_cpus(machine: &Machine, cpus: &[usize], sample: Duration) -> [Check; 2
     };
     let boot_steal = ratio(after.total.steal.unwrap_or(0), all(&after.total));
     let CpuUse { steal: stolen, busy, .. } = CpuUse::between(&before, &after, cpus);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let percent = |share: f64| format!("{:.1}%", share * 100.0);
     [
         Check::warn_if(
             stolen.max(boot_steal) > STEAL_SHARE_MAX,

@@ -86,18 +86,18 @@ impl ClientLoad {
         let percent = |share: f64| share * 100.0;
         let mut limits = Vec::new();
         if self.busy >= BUSY_MAX {
-            limits.push(format!("a client thread was {:.0} % busy", percent(self.busy)));
+            limits.push(format!("a client thread was {:.0}% busy", percent(self.busy)));
         }
         if self.waiting >= WAITING_MAX && self.elapsed >= WAITING_FROM {
             limits.push(format!(
-                "a client thread waited for a CPU {:.0} % of the time, because {} ran on it",
+                "a client thread waited for a CPU {:.0}% of the time, because {} ran on it",
                 percent(self.waiting),
                 self.rivals.in_words()
             ));
         }
         if self.suspended >= WAITING_MAX {
             limits.push(format!(
-                "the client did not run for {:.0} % of the time",
+                "the client did not run for {:.0}% of the time",
                 percent(self.suspended)
             ));
         }
@@ -107,7 +107,7 @@ impl ClientLoad {
                 Rivals::Server => ", which the server shares,",
                 Rivals::Others | Rivals::Unknown => "",
             };
-            limits.push(format!("the client's CPUs{shared} were {:.0} % busy", percent(busy)));
+            limits.push(format!("the client's CPUs{shared} were {:.0}% busy", percent(busy)));
         }
         if let Some(lag_us) = self.lag_p99_us.filter(|lag_us| *lag_us >= LAG_US_MAX) {
             limits.push(format!("the client sent late by {:.1} ms at p99", lag_us / 1e3));
@@ -135,10 +135,10 @@ mod tests {
         };
         assert_eq!(below.limits(), Vec::<String>::new());
         for (at, says) in [
-            (ClientLoad { busy: 0.9, ..below }, "90 % busy"),
-            (ClientLoad { waiting: 0.1, ..below }, "waited for a CPU 10 %"),
-            (ClientLoad { suspended: 0.1, ..below }, "did not run for 10 %"),
-            (ClientLoad { cpus_busy: Some(0.97), ..below }, "CPUs were 97 % busy"),
+            (ClientLoad { busy: 0.9, ..below }, "90% busy"),
+            (ClientLoad { waiting: 0.1, ..below }, "waited for a CPU 10%"),
+            (ClientLoad { suspended: 0.1, ..below }, "did not run for 10%"),
+            (ClientLoad { cpus_busy: Some(0.97), ..below }, "CPUs were 97% busy"),
             (ClientLoad { lag_p99_us: Some(1000.0), ..below }, "late by 1.0 ms"),
         ] {
             let limits = at.limits();
@@ -158,7 +158,7 @@ mod tests {
         };
         assert_eq!(idle.limits(), Vec::<String>::new());
         for wants in [ClientLoad { busy: 0.41, ..idle }, ClientLoad { softirq: 0.21, ..idle }] {
-            assert!(wants.limits()[0].contains("CPUs were 100 % busy"), "{wants:?}");
+            assert!(wants.limits()[0].contains("CPUs were 100% busy"), "{wants:?}");
             let shared = ClientLoad { rivals: Rivals::Server, ..wants };
             assert!(shared.limits()[0].contains("the server shares"), "{shared:?}");
         }

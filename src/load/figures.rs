@@ -20,7 +20,7 @@ pub(crate) struct Figure {
     /// Whether runs are compared by it.
     is_compared: bool,
     /// The reason why a report may lack it.
-    absent: &'static str,
+    pub(super) absent: &'static str,
 }
 
 /// The quantity of a figure, with its unit.

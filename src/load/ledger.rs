@@ -166,7 +166,10 @@ impl Ledger {
     pub(super) fn connect_reasons(&self) -> Vec<String> {
         let reason = |(number, count): (&i32, &u64)| {
             let error = io::Error::from_raw_os_error(*number);
-            format!("{}: {error}", plural(*count, "attempt", "attempts"))
+            match self.connect_errors.len() {
+                1 => error.to_string(),
+                _ => format!("{}: {error}", plural(*count, "attempt", "attempts")),
+            }
         };
         self.connect_errors.iter().map(reason).collect()
     }

@@ -73,7 +73,9 @@ pub fn commands(
         commands.push((heading, words(client.get("command"))?));
     }
     if commands.is_empty() {
-        commands.push((String::new(), words(report.pointer("/setup/command"))?));
+        // A comparison of servers does not have one setup.
+        let command = report.pointer("/setup/command").or_else(|| report.get("command"));
+        commands.push((String::new(), words(command)?));
     }
     let mut text = String::new();
     for (heading, words) in &commands {

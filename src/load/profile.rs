@@ -190,7 +190,7 @@ impl FromStr for Profile {
         }
         let stage = |text: &str| -> Result<Stage, String> {
             let (lasts, amount) = text.split_once('@').ok_or_else(|| {
-                format!("'{text}' is not a stage, such as 10s@1000 or 30s@0:5000")
+                format!("'{text}' is not a stage: write TIME@RATE, such as 10s@1000 or 30s@0:5000")
             })?;
             let duration = humantime::parse_duration(lasts.trim()).ok();
             let is_possible = |lasts: &Duration| (STAGE_MIN..=STAGE_MAX).contains(lasts);

@@ -618,7 +618,7 @@ impl Sent {
         if let Some(Reset::Refused(status)) = self.prepared.reset {
             warnings.push(format!(
                 "the server refused POST /reset with status {status}: the run is measured from the \
-                 totals that it had; pass its token with --token-file, or --no-reset"
+                 totals that it had; pass its token with --token-file (or check the one that you pass), or --no-reset"
             ));
         }
         if run.workload.batch.is_some() {

@@ -150,6 +150,12 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
 }
 
 impl Threshold {
+    /// Returns why the figure is never known, if it is among those that a run `lacks`.
+    pub(crate) fn absence(&self, lacks: &[&str]) -> Option<&'static str> {
+        let figure = self.figure();
+        lacks.contains(&figure.name).then_some(figure.absent)
+    }
+
     /// Returns the figure of the condition.
     pub(super) fn figure(&self) -> Figure {
         self.figure

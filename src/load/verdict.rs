@@ -249,7 +249,8 @@ impl Evidence {
         } else if counted > most {
             let extra = plural(counted - most, "event", "events");
             wrong.push(format!(
-                "totalRequests is {counted}: {extra} too many, counted twice or sent by others"
+                "totalRequests is {counted}: {extra} too many, counted twice, counted although refused, or sent by \
+                 another client"
             ));
         }
         let (least, most) = self.users.range();

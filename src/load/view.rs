@@ -103,7 +103,7 @@ impl Status {
     fn line(&self, columns: usize) -> String {
         let mut parts = vec![self.progress()];
         if self.phase == Phase::Measuring {
-            parts[0] = format!("{:3.0} %  {}", (self.share() * 100.0).floor(), parts[0]);
+            parts[0] = format!("{:3.0}%  {}", (self.share() * 100.0).floor(), parts[0]);
             parts.push(format!("{} {}", rounded(self.events_per_s()), self.unit.per_second()));
         }
         if self.connect_failures > 0 {
@@ -281,9 +281,9 @@ mod tests {
     fn the_line_names_what_goes_wrong_before_how_fast_it_is() {
         let mut status = status(Phase::Measuring);
         let rest = "1,000,000 of 4,000,000 requests, 500,000 requests/s";
-        assert_eq!(status.line(200), format!(" 25 %  {rest}, p99 1.23 ms"));
+        assert_eq!(status.line(200), format!(" 25%  {rest}, p99 1.23 ms"));
         status.connect_failures = 1;
-        let failed = format!(" 25 %  {rest}, 1 failed attempt to connect");
+        let failed = format!(" 25%  {rest}, 1 failed attempt to connect");
         assert_eq!(status.line(200), format!("{failed}, p99 1.23 ms"));
         assert_eq!(status.line(failed.len()), failed);
     }
@@ -297,7 +297,7 @@ mod tests {
             }
         }
         let line = status(Phase::Measuring).line(59);
-        assert_eq!(line, " 25 %  1,000,000 of 4,000,000 requests, 500,000 requests/s");
+        assert_eq!(line, " 25%  1,000,000 of 4,000,000 requests, 500,000 requests/s");
     }
 
     #[test]
@@ -307,10 +307,10 @@ mod tests {
             of: u64::MAX,
             ..status(Phase::Measuring)
         };
-        let line = "  6 %  1,000,000 requests in 2 of 30 s, 500,000 requests/s, p99 1.23 ms";
+        let line = "  6%  1,000,000 requests in 2 of 30 s, 500,000 requests/s, p99 1.23 ms";
         assert_eq!(status.line(200), line);
         let late = Status { elapsed: Duration::from_secs(31), ..status };
-        assert!(late.line(200).starts_with("100 %  1,000,000 requests in 30 of 30 s"));
+        assert!(late.line(200).starts_with("100%  1,000,000 requests in 30 of 30 s"));
     }
 
     #[test]

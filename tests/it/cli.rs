@@ -64,15 +64,15 @@ fn a_refused_value_says_what_is_expected() {
             "an IPv4 or IPv6 address of this machine, or localhost",
         ),
         (&["serve", "--host", "127.0.0.1:80"], "without a port"),
-        (&["serve", "--port", "99999"], "from 0 to 65,535"),
-        (&["serve", "--port", "-1"], "from 0 to 65,535"),
+        (&["serve", "--port", "99999"], "from 0 to 65535"),
+        (&["serve", "--port", "-1"], "from 0 to 65535"),
         (&["serve", "--idle-timeout", "-1s"], "a time from 1ms to 24h with its unit"),
         (&["serve", "--idle-timeout", "10"], "a time from 1ms to 24h with its unit"),
         (&["serve", "--header-timeout", "1us"], "a time from 1ms to 24h with its unit"),
         (&["serve", "--drain-timeout", "25h"], "a time from 1ms to 24h with its unit"),
-        (&["serve", "--spin-us", "1000001"], "from 0 to 1,000,000"),
+        (&["serve", "--spin-us", "1000001"], "from 0 to 1000000"),
         (&["serve", "--spin-us", "-1"], "or auto"),
-        (&["serve", "--coalesce-us", "10001"], "from 0 to 10,000"),
+        (&["serve", "--coalesce-us", "10001"], "from 0 to 10000"),
         (&["serve", "--shards", "0"], "from 1 to"),
         (&["serve", "--max-connections", "0"], "of at least 1,"),
         (&["serve", "--max-body", "0"], "from 1 to 4294967295, such as 16384 or 8MiB"),
@@ -84,10 +84,10 @@ fn a_refused_value_says_what_is_expected() {
         (&["serve", "--admin-token-file", "/nonexistent"], "cannot read --admin-token-file"),
         (&["load", "0"], "from 1 to"),
         (&["load", "-5"], "from 1 to"),
-        (&["load", "1", "0"], "from 1 to 64,511"),
-        (&["load", "-c", "0"], "a whole number from 1 to 64,511"),
+        (&["load", "1", "0"], "from 1 to 64511"),
+        (&["load", "-c", "0"], "a whole number from 1 to 64511"),
         (&["load", "-n", "0"], "from 1 to"),
-        (&["load", "1", "64512"], "from 1 to 64,511"),
+        (&["load", "1", "64512"], "from 1 to 64511"),
         (&["load", "--rate", "1.0005"], "with at most 3 decimals"),
         (&["load", "--rate", "-1"], "from 0 to 1e9"),
         (&["load", "--rate", "0"], "leave out --rate for a closed loop"),
@@ -103,10 +103,15 @@ fn a_refused_value_says_what_is_expected() {
         (&["load", "1000", "64", "-c", "8"], "WORKERS and --connections are both given"),
         (&["load", "-c", "5s@5", "-n", "100"], "REQUESTS and --connections with stages both"),
         (&["load", "-c", "5:10", "-n", "100"], "pass --duration or --stages"),
-        (&["load", "-c", "0:10", "--duration", "5s"], "a whole number from 1 to 64,511"),
-        (&["load", "-c", "64512"], "a whole number from 1 to 64,511"),
-        (&["load", "-c", "1.5"], "a whole number from 1 to 64,511"),
+        (&["load", "-c", "0:10", "--duration", "5s"], "a whole number from 1 to 64511"),
+        (&["load", "-c", "64512"], "a whole number from 1 to 64511"),
+        (&["load", "-c", "1.5"], "a whole number from 1 to 64511"),
         (&["load", "--duration", "0s"], "a time from 1ms to 24h with its unit"),
+        (&["load", "--stages", "10s:1000"], "'10s:1000' is not a stage: write TIME@RATE"),
+        (&["load", "--fail-if", "rate<5"], "--fail-if rate<5 can never pass: only --find-rate"),
+        (&["load", "--abort-if", "held<0.99"], "has no rate to hold, pass --rate"),
+        (&["load", "--fail-if", "server_cpu_us>5"], "only the challenge command measures"),
+        (&["challenge", "--fail-if", "rate<5"], "only --find-rate finds one"),
         (&["load", "--duration", "24h", "--rate", "1G"], "a run has at most 4,398,046,511,104"),
         (&["load", "--stages", "1ms@0,1h@0:0.001", "--users", "0"], "of at least 1,"),
         (&["load", "--rate", "0:0.001", "-n", "4000G"], "take centuries"),
@@ -132,8 +137,8 @@ fn a_refused_value_says_what_is_expected() {
         ),
         (&["challenge", "--duration", "1s", "64"], "pass connections as -c"),
         (&["load", "--users", "0"], "of at least 1,"),
-        (&["load", "--pipeline", "1025"], "from 1 to 1,024"),
-        (&["load", "--threads", "1025"], "from 1 to 1,024"),
+        (&["load", "--pipeline", "1025"], "from 1 to 1024"),
+        (&["load", "--threads", "1025"], "from 1 to 1024"),
         (&["load", "--values", "thirds"], "integer, half, one"),
         (&["load", "--timeout", "soon"], "a time from 1ms to 24h with its unit"),
         (&["load", "--token-file", "/dev/null"], "must hold one token"),
@@ -440,7 +445,7 @@ fn a_short_help_has_a_line_per_flag_under_headings() {
     for (command, headings) in [
         ("serve", &["Listening", "Performance", "Limits", "Store", "Timeouts", "Operations"][..]),
         ("load", &["Target", "Workload", "Pacing", "Distributed", "Search", "Output"]),
-        ("challenge", &["Options for servers", "Workload", "Pacing", "Output"]),
+        ("challenge", &["Judging other servers", "Workload", "Pacing", "Output"]),
     ] {
         let help = help(command, "-h");
         for heading in headings {
@@ -454,7 +459,10 @@ fn a_short_help_has_a_line_per_flag_under_headings() {
         }
     }
     let flags = help("challenge", "--help");
-    assert!(flags.contains("\nServer options:\n") && flags.contains("--max-users"), "{flags}");
+    assert!(
+        flags.contains("\nRingtally's own server:\n") && flags.contains("--max-users"),
+        "{flags}"
+    );
     assert!(!help("challenge", "-h").contains("--max-users"));
 }
 
@@ -507,7 +515,7 @@ fn a_store_is_inspected_without_a_server() {
     users.push(b"b");
     let sum = [0.5, 1e300, -1e300].into_iter().collect();
     store.commit(&State { events: 4, users: 2, sum, ..state }, &users).unwrap();
-    refused(3, "is in use by another ringtally: ask that server's /stats");
+    refused(3, "is in use by another ringtally: stop that server");
     drop(store);
     let expected =
         "{\"totalRequests\":4,\"uniqueUsers\":2,\"sum\":0.5,\"avg\":0.125,\"users\":2}\n";

@@ -131,7 +131,7 @@ impl Report {
         let measured = limit.figure().of(&report);
         let why_not = match (missing, held) {
             (0, Some(held)) if held < HELD_MIN => {
-                Some(format!("{:.1} % of the rate was sent", held * 100.0))
+                Some(format!("{:.1}% of the rate was sent", held * 100.0))
             }
             (0, _) if limit.surely_holds(&measured) => Flow::why_not(growth),
             (0, _) => Some(limit.check(measured).sentence),
@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(window(4900, |_| {}).why_not, None);
         assert_eq!(window(5100, |_| {}).why_not.unwrap(), "p99 is 5.103615 ms");
         let slow = window(4900, |outcome| outcome.held = Some(0.98));
-        assert_eq!(slow.why_not.unwrap(), "98.0 % of the rate was sent");
+        assert_eq!(slow.why_not.unwrap(), "98.0% of the rate was sent");
         let refused = window(4900, |outcome| outcome.run.work.ledger.acknowledged = 999);
         assert_eq!(refused.why_not.unwrap(), "1 request not acknowledged");
         let behind = window(4900, |outcome| outcome.flow = Some(flow(400.0)));

@@ -56,7 +56,7 @@ pub fn merge(config: &MergeConfig) -> Result<Report, Failure> {
     let record = run.run().map_err(Failure::Usage)?;
     Ok(match &config.server_totals {
         Some(path) => {
-            let read_once = "the totals were read once: whether they stayed so is not known";
+            let read_once = "the totals were read once: whether they changed later is not known";
             run.report(record, Ok(read_totals(path)?), |_| None, thresholds).remark(read_once)
         }
         None => {

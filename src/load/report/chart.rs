@@ -27,7 +27,7 @@ const GRID: RGBColor = RGBColor(0xd8, 0xd8, 0xd8);
 /// The shortest part of a second, in seconds, that gets its own point. A rate over less time is mostly chance.
 const PART_MIN_S: f64 = 0.2;
 
-/// Steps of the spectrum per halving of the remaining distance to 100 %.
+/// Steps of the spectrum per halving of the remaining distance to 100%.
 const TICKS_PER_HALF_DISTANCE: u32 = 8;
 
 /// The most points of a line, and the most columns of a heat map, that have a title.
@@ -137,7 +137,7 @@ pub(super) fn spectrum(
 ) -> Result<String, Failure> {
     let points = |histogram: &Histogram<u64>| -> Points {
         let steps = histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE);
-        // The last step is 100 %, which does not have a place on the axis.
+        // The last step is 100%, which does not have a place on the axis.
         let steps = steps.filter(|step| step.quantile_iterated_to() < 1.0);
         let point = |quantile: f64, ns: u64| (-(1.0 - quantile).log10(), ns as f64 / 1e3);
         steps.map(|step| point(step.quantile_iterated_to(), step.value_iterated_to())).collect()
@@ -170,7 +170,7 @@ fn draw_spectra(groups: &[(Vec<Points>, RGBColor)]) -> Result<String, Failure> {
         let points = points.iter().map(|(nines, us)| (*nines, us.log10())).collect();
         let tell = |(nines, log_us): (f64, f64)| {
             let share = 100.0 - 100.0 / 10_f64.powf(nines);
-            format!("{share:.4} %: {}", time(Bound::exactly(10_f64.powf(log_us))))
+            format!("{share:.4}%: {}", time(Bound::exactly(10_f64.powf(log_us))))
         };
         Line::new(points, ink, tell)
     };
@@ -437,6 +437,6 @@ mod tests {
         assert!(svg.contains("<title>20,000 requests/s: 1.20 ms</title>"), "{svg}");
         let runs = [vec![(0.5, 100.0), (0.99, 1000.0)]];
         let svg = overlay(&runs, &runs).unwrap();
-        assert_eq!(svg.matches("<title>99.0000 %: 1.00 ms</title>").count(), 2, "{svg}");
+        assert_eq!(svg.matches("<title>99.0000%: 1.00 ms</title>").count(), 2, "{svg}");
     }
 }

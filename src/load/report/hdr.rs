@@ -4,7 +4,7 @@ use super::Report;
 use hdrhistogram::Histogram;
 use std::fmt::Write as _;
 
-/// Lines per halving of the remaining distance to 100 %.
+/// Lines per halving of the remaining distance to 100%.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 /// The values per bucket that three significant digits need, rounded up as in HdrHistogram.
 const SUB_BUCKETS: u32 = 2048;

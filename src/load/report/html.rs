@@ -234,7 +234,7 @@ mod tests {
             "12 responses from /stats",
             "0 of 20 requests acknowledged",
             "passed held&lt;0.99",
-            "(99.9 %)",
+            "(99.9%)",
             "&lt;model&gt;",
             "open loop at 500 requests/s",
             "ring",

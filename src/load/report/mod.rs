@@ -38,11 +38,11 @@ pub(super) use unit::Unit;
 pub(super) const HELD_MIN: f64 = 0.99;
 
 /// The least CPU time of a server that is worth reporting: the kernel counts it in ticks of 10 ms, so one tick more or
-/// less out of ten is 10 %.
+/// less out of ten is 10%.
 const SERVER_CPU_MIN: Duration = Duration::from_millis(100);
 
 /// The shortest run whose shares of CPU time are worth reporting: the kernel counts them in ticks of 10 ms, so one tick
-/// is 1 % of a CPU.
+/// is 1% of a CPU.
 const CPU_USE_RUN_MIN: Duration = Duration::from_secs(1);
 
 /// The setup of a run.

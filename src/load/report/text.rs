@@ -176,7 +176,7 @@ impl Report {
             clients => format!("{} with {threads}", counted(clients as u64, "client", "clients")),
         };
         let mut lines =
-            vec![format!("{of_clients}, the busiest {:.0} % busy", self.client_busy * 100.0)];
+            vec![format!("{of_clients}, the busiest {:.0}% busy", self.client_busy * 100.0)];
         lines.extend(self.clients.iter().map(ClientRow::line));
         let unit = self.unit();
         let polling = match self.open_loop {
@@ -190,7 +190,7 @@ impl Report {
         lines.push(format!("{us} µs CPU time per {}{polling}", unit.one()));
         if let Some(CpuUse { steal, softirq, .. }) = self.client_cpus {
             let (steal, softirq) = (steal * 100.0, softirq * 100.0);
-            let line = format!("{softirq:.1} % of its CPUs' time in softirq, {steal:.1} % stolen");
+            let line = format!("{softirq:.1}% of its CPUs' time in softirq, {steal:.1}% stolen");
             lines.push(line);
         }
         lines.extend(self.client_limited_by.iter().cloned());
@@ -223,11 +223,14 @@ impl Report {
         let meaning = match self.verdict {
             Verdict::Exact => "every acknowledged event was counted once",
             Verdict::Wrong => "the totals are not those of the acknowledged events",
-            Verdict::Undecided => "the totals are possible, but not all of them could be checked",
+            Verdict::Undecided => {
+                "nothing is known to be wrong, but not everything could be checked"
+            }
         };
         let verdict = format!("{}: {meaning}", self.verdict.word());
         let stayed = self.quiet_ms.filter(|_| self.verdict != Verdict::Wrong);
-        let stayed = stayed.map(|ms| format!("the totals stayed so for {:.1} s", ms / 1e3));
+        let stayed =
+            stayed.map(|ms| format!("the totals did not change for another {:.1} s", ms / 1e3));
         let rest = self.reasons.iter().chain(&self.remarks).cloned();
         std::iter::once(verdict).chain(stayed).chain(rest).collect()
     }
@@ -259,7 +262,7 @@ impl OpenLoop {
         let asked = format!("{} {}", rate_in_words(&self.rate), unit.per_second());
         let mut lines = vec![match (self.achieved_rate, self.held) {
             (Some(achieved), Some(held)) => {
-                format!("{asked} asked for, {} sent ({:.1} %)", rounded(achieved), held * 100.0)
+                format!("{asked} asked for, {} sent ({:.1}%)", rounded(achieved), held * 100.0)
             }
             _ => format!("{asked} asked for, too short to tell whether they were sent"),
         }];
@@ -320,7 +323,7 @@ impl ClientRow {
     pub(super) fn line(&self) -> String {
         let p99 = self.latency_us.p99.map_or("unknown".into(), time);
         format!(
-            "{} on {}: {} {}, p99 {p99}, {:.0} % busy{}",
+            "{} on {}: {} {}, p99 {p99}, {:.0}% busy{}",
             self.part,
             self.host,
             rounded(self.requests_per_s),
@@ -405,9 +408,9 @@ trouble   1 request sent without a response
           2 reconnects
 server    2002.00 µs CPU time per request (user 500.50, system 1501.50)
           peak memory 12.0 MiB, on CPUs 0,2
-client    1 thread on CPU 1, the busiest 50 % busy
+client    1 thread on CPU 1, the busiest 50% busy
           3.00 µs CPU time per request
-          25.0 % of its CPUs' time in softirq, 0.0 % stolen
+          25.0% of its CPUs' time in softirq, 0.0% stolen
 watch     1 response from /stats during the run, 0 requests without one
 warning   client and server share CPU 1
 threshold passed p99>5ms: p99 is 1.000447 ms
@@ -427,7 +430,7 @@ verdict   exact: every acknowledged event was counted once
         let text = summary(&Report::new(outcome));
         for line in [
             "from send p50 900 µs,",
-            "schedule  500 requests/s asked for, 500 sent (99.9 %)\n",
+            "schedule  500 requests/s asked for, 500 sent (99.9%)\n",
             "the client sent late by p99 9 µs, max 9 µs\n",
             "1 request waited for a free connection\n",
             "3.00 µs CPU time per request, 1000.00 µs polling for the next due time\n",
@@ -439,7 +442,7 @@ verdict   exact: every acknowledged event was counted once
         slow.run.work.last_sent = Duration::from_secs(4);
         slow.run.work.queued = 9;
         let text = summary(&Report::new(slow));
-        assert!(text.contains("250 sent (50.0 %)") && text.contains("more connections"), "{text}");
+        assert!(text.contains("250 sent (50.0%)") && text.contains("more connections"), "{text}");
     }
 
     #[test]

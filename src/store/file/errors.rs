@@ -20,7 +20,7 @@ impl Named {
 
     /// Returns the error for a file with other content, or without content.
     pub(super) fn foreign(&self) -> Failure {
-        self.say("was not written by ringtally: pass another path, which need not exist yet")
+        self.say("was not written by ringtally: pass another path, of a store or of no file")
     }
 
     /// Returns the error for a format that this program does not know.
@@ -41,7 +41,9 @@ impl Named {
 
     /// Returns the error for a file that another process, or this one, has open.
     pub(super) fn in_use(&self) -> Failure {
-        self.say("is in use by another ringtally: ask that server's /stats, or stop it first")
+        self.say(
+            "is in use by another ringtally: stop that server, pass another path, or read its /stats",
+        )
     }
 
     /// Returns the error for a path that names one file after another.
@@ -50,7 +52,7 @@ impl Named {
     }
 
     pub(super) fn directory(&self) -> Failure {
-        self.say("is a directory: pass the path of a file, which need not exist yet")
+        self.say("is a directory: pass another path, of a store or of no file")
     }
 
     pub(super) fn empty(&self) -> Failure {

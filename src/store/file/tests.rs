@@ -98,7 +98,7 @@ fn a_store_is_opened_once() {
     let directory = Directory::new("once");
     let (store, _) = FileStore::open(&directory.store()).unwrap();
     assert!(said(FileStore::open(&directory.store())).contains("is in use by another ringtally"));
-    assert!(said(inspect(&directory.store())).contains("ask that server's /stats"));
+    assert!(said(inspect(&directory.store())).contains("or read its /stats"));
     drop(store);
     FileStore::open(&directory.store()).unwrap();
 }

@@ -323,7 +323,7 @@ fn the_html_report_is_self_contained() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let page = text(&output.stdout);
     assert_eq!(page.matches("<svg ").count(), 4);
-    for word in ["exact", "Latency spectrum", "99.9 %", "Environment", "scope=\"row\""] {
+    for word in ["exact", "Latency spectrum", "99.9%", "Environment", "scope=\"row\""] {
         assert!(page.contains(word), "{word}");
     }
     for outside in ["<script", "src=", "href=", "url(", "@import"] {

@@ -155,6 +155,9 @@ fn a_document_of_each_format_is_as_its_schema_says() {
         &["compare", &file("load"), "--with", &file("load"), "--quiet", "--fail-if", "p99>5%"],
         "compare",
     );
+    let printed = text(&run(&["rerun", &file("servers")]).stdout);
+    assert!(printed.starts_with("ringtally challenge --requests 9 "), "{printed}");
+    assert!(printed.contains(" --server ringtally=ringtally --rows stats "), "{printed}");
     let doctor: Value = serde_json::from_slice(&run(&["doctor", "--json"]).stdout).unwrap();
     let flags = ["doctor", "--json", "--compare", &file("load"), &file("open")];
     let machines: Value = serde_json::from_slice(&run(&flags).stdout).unwrap();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::world::simulated::Receiving;
+use ringtally::connection::LINGER_MS;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 
@@ -64,6 +65,14 @@ fn a_shard_knows_how_many_of_its_connections_were_active_lately() {
     assert_eq!(shard.driver.active(), 0);
 }
 
+/// A batch that takes several turns.
+fn batch() -> Vec<u8> {
+    let lines = "{\"userId\":\"u\",\"value\":1}\n".repeat(BATCH_BYTES_MAX / 30);
+    let length = lines.len();
+    let head = format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    (head + &lines).into_bytes()
+}
+
 #[test]
 fn a_shard_with_work_left_does_not_wait() {
     let mut shard = shard(1);
@@ -71,12 +80,8 @@ fn a_shard_with_work_left_does_not_wait() {
     assert_eq!(state(&shard), (true, false), "a new connection has to receive");
     shard.idle();
     assert_eq!(state(&shard), (false, false));
-    let lines = "{\"userId\":\"u\",\"value\":1}\n".repeat(BATCH_BYTES_MAX / 30);
-    let head =
-        format!("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", lines.len());
-    let batch = [head.as_bytes(), lines.as_bytes()].concat();
     let mut iterations = 0;
-    for piece in batch.chunks(BUFFER_BYTES) {
+    for piece in batch().chunks(BUFFER_BYTES) {
         receive(&mut shard, 0, piece);
     }
     while shard.driver.is_in_line() {
@@ -134,4 +139,106 @@ fn a_connection_that_fails_is_not_cut() {
     assert_eq!(shard.net.slots[1].ended, Some(Ended::Cut));
     assert_eq!(shard.driver.cut(), 1);
     assert!(shard.is_empty());
+}
+
+const LAST: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+
+/// A close with unread bytes in the socket would reset the connection, and the peer would lose the response.
+#[test]
+fn a_connection_lingers_if_more_arrives_than_it_has_received() {
+    let mut shard = shard(1);
+    shard.idle();
+    let link = shard.link(0);
+    link.send(LAST);
+    link.deliver(usize::MAX);
+    shard.begin_iteration();
+    shard.complete_in_full(0);
+    let link = shard.link(0);
+    link.send(b"more");
+    link.deliver(usize::MAX);
+    shard.end_iteration();
+    receive_end(&mut shard, 0);
+    let slot = &shard.net.slots[0];
+    assert!(slot.is_open() && slot.lingers_since.is_some() && !slot.link.is_reset(), "{slot:?}");
+}
+
+#[test]
+fn a_connection_lingers_no_longer_because_its_peer_sends_on_during_a_stop() {
+    let mut shard = shard(1);
+    shard.idle();
+    receive(&mut shard, 0, &[LAST, b"more"].concat());
+    receive(&mut shard, 0, b"");
+    let (since_ms, _) = shard.net.slots[0].lingers_since.expect("more has arrived");
+    shard.stop_accepting();
+    let link = shard.link(0);
+    link.send(b"even more");
+    link.deliver(usize::MAX);
+    for (ms, is_open) in [(LINGER_MS - 1, true), (LINGER_MS, false)] {
+        shard.clock_ms = since_ms + ms;
+        shard.tick();
+        assert_eq!(shard.net.slots[0].is_open(), is_open, "after {ms} ms");
+    }
+}
+
+/// Requests that take several turns together.
+fn much_work() -> Vec<u8> {
+    b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(10)
+}
+
+#[test]
+fn a_receive_that_was_canceled_begins_again() {
+    let mut shard = shard(1);
+    shard.idle();
+    // Each piece leaves room in its buffer.
+    batch().chunks(BUFFER_BYTES / 2).for_each(|piece| receive(&mut shard, 0, piece));
+    assert_eq!(shard.net.slots[0].receiving(), Receiving::Canceled, "it has work to do");
+    while shard.idle() {}
+    let sent = std::mem::take(&mut shard.net.slots[0].sending);
+    shard.driver.note_sent(&mut shard.net, 0, sent);
+    while shard.idle() {}
+    assert_eq!(shard.net.slots[0].receiving(), Receiving::Canceled);
+    receive(&mut shard, 0, b"");
+    assert_eq!(shard.net.slots[0].receiving(), Receiving::Multishot);
+}
+
+/// A completion would wake the shard. Without one, the next receive does, unless the shard has to act first.
+#[test]
+fn a_send_has_no_completion_if_only_the_peer_can_act_next() {
+    let skips = |drains: bool, requests: &[u8]| {
+        let mut shard = shard(1);
+        shard.idle();
+        let link = shard.link(0);
+        link.send(requests);
+        link.deliver(usize::MAX);
+        shard.begin_iteration();
+        shard.complete_in_full(0);
+        if drains {
+            shard.stop_accepting();
+        }
+        shard.end_iteration();
+        let slot = &shard.net.slots[0];
+        assert!(!slot.sending.is_empty(), "{slot:?}");
+        slot.skips_completion
+    };
+    assert!(skips(false, HEALTH));
+    assert!(!skips(true, HEALTH) && !skips(true, &much_work()));
+    assert!(!skips(false, &much_work()), "it goes on by itself");
+}
+
+#[test]
+fn a_shard_knows_when_it_has_to_look_at_the_clock() {
+    let mut shard = shard(1);
+    assert!(shard.driver.end_iteration(&mut shard.net, 0), "a new connection has to receive");
+    assert!(!shard.driver.end_iteration(&mut shard.net, 0));
+    assert!(shard.driver.end_iteration(&mut shard.net, 1));
+    shard.driver.begin_iteration(7);
+    assert_eq!(shard.moment().received_ms, 7);
+    let due_ms = |shard: &mut Shard, now_ms| {
+        shard.driver.set_time(now_ms);
+        shard.driver.tick(&mut shard.net)
+    };
+    assert_eq!(due_ms(&mut shard, 0), TIMEOUTS[0].idle_ms);
+    receive(&mut shard, 0, &HEALTH[..9]);
+    assert_eq!(due_ms(&mut shard, 1), TIMEOUTS[0].header_ms);
+    assert_eq!(due_ms(&mut shard, TIMEOUTS[0].header_ms), 0, "it has a response to send");
 }

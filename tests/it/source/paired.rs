@@ -235,7 +235,7 @@ fn a_comparison_is_reported_in_every_form() {
     let counts = |verdict: &str| {
         let counts = r#"[{"name": "answer/one", "base": 100, "head": 102, "ratio": 1.02},
             {"name": "new", "base": null, "head": 7, "ratio": null}]"#;
-        format!(r#"{{"verdict": "{verdict}", "reason": "at most 1 %", "counts": {counts}}}"#)
+        format!(r#"{{"verdict": "{verdict}", "reason": "at most 1%", "counts": {counts}}}"#)
     };
     let no_server = || Err(Failure::Environment("no server".into()));
     for (outcome, counted, code, word, failures) in [
@@ -269,7 +269,7 @@ fn a_comparison_is_reported_in_every_form() {
         let told = [
             &format!("## Performance: {word}\n"),
             "Head `/server`, base `abc`.",
-            "| answer/one | 100 | 102 | +2.00 % |",
+            "| answer/one | 100 | 102 | +2.00% |",
             "| new | none | 7 | not compared |",
         ];
         assert!(told.iter().all(|line| markdown.contains(*line)), "{markdown}");

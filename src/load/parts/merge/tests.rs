@@ -398,7 +398,7 @@ fn a_report_that_has_an_event_twice_or_not_at_all_is_refused() {
 #[test]
 fn the_merged_report_has_each_client_and_their_sums() {
     let mut reports = good(3);
-    reports[2].1.run.limited_by.push("a client thread was 95 % busy".into());
+    reports[2].1.run.limited_by.push("a client thread was 95% busy".into());
     reports[1].1.started.0 += Duration::from_millis(500);
     let workload = Workload { events: 1000, users: 70, values: Values::Half, batch: None };
     let total = workload.whole().totals(70);
@@ -414,7 +414,7 @@ fn the_merged_report_has_each_client_and_their_sums() {
     for part in ["1/3 on host", "2/3 on host", "3/3 on host"] {
         assert!(text.contains(part) && page.contains(part) && table.contains(part), "{text}");
     }
-    assert!(text.contains("part 3/3: a client thread was 95 % busy"), "{text}");
+    assert!(text.contains("part 3/3: a client thread was 95% busy"), "{text}");
 }
 
 /// The number of events that a client sends until a time is known only to the client itself.

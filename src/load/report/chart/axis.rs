@@ -61,12 +61,12 @@ impl Axis {
         Axis { from, to, labels: labels.collect() }
     }
 
-    /// Creates a logarithmic axis for percentiles: a position is the logarithm of 1 / (1 - q), so that steps from 90 %
-    /// to 99 % and from 99 % to 99.9 % are equal.
+    /// Creates a logarithmic axis for percentiles: a position is the logarithm of 1 / (1 - q), so that steps from 90%
+    /// to 99% and from 99% to 99.9% are equal.
     pub(super) fn percentiles(to: f64) -> Axis {
         let nines = multiples(0.0, to, 1.0).map(|nines| (nines, percentile(nines)));
         let mut labels: Vec<(f64, String)> = nines.collect();
-        labels.insert(1.min(labels.len()), (2_f64.log10(), "50 %".into()));
+        labels.insert(1.min(labels.len()), (2_f64.log10(), "50%".into()));
         Axis { from: 0.0, to, labels }
     }
 }
@@ -115,11 +115,11 @@ fn multiples(from: f64, to: f64, step: f64) -> impl Iterator<Item = f64> {
     (0..).map(move |index: u32| (first + f64::from(index)) * step).take_while(move |at| *at <= to)
 }
 
-/// Formats the percentile with this many nines: 99 % for 2.
+/// Formats the percentile with this many nines: 99% for 2.
 pub(super) fn percentile(nines: f64) -> String {
     #[allow(clippy::cast_possible_truncation, reason = "a whole number of about ten at most")]
     let decimals = (nines as usize).saturating_sub(2);
-    format!("{:.decimals$} %", 100.0 - 100.0 / 10_f64.powf(nines))
+    format!("{:.decimals$}%", 100.0 - 100.0 / 10_f64.powf(nines))
 }
 
 #[cfg(test)]
@@ -130,10 +130,7 @@ mod tests {
     fn percentiles_are_told_apart() {
         let labels: Vec<String> =
             Axis::percentiles(6.0).labels.into_iter().map(|(_, label)| label).collect();
-        assert_eq!(
-            labels,
-            ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %"]
-        );
+        assert_eq!(labels, ["0%", "50%", "90%", "99%", "99.9%", "99.99%", "99.999%", "99.9999%"]);
     }
 
     #[test]

@@ -31,9 +31,9 @@ pub struct Slot {
     pub ended: Option<Ended>,
     pub(super) receiving: Receiving,
     /// The bytes of the send in progress, and the number of them that the link has taken.
-    pub(super) sending: Vec<u8>,
+    pub sending: Vec<u8>,
     pub(super) sent: usize,
-    pub(super) skips_completion: bool,
+    pub skips_completion: bool,
     /// The start of the send in progress.
     pub sending_since_ms: Option<u64>,
     /// The start of its lingering, and the number of bytes received before.
