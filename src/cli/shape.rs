@@ -112,8 +112,7 @@ fn connections(text: &str) -> Result<Profile, String> {
     match profile.amounts().into_iter().all(|amount| amount.as_whole().is_some_and(is_possible)) {
         true => Ok(profile),
         false => Err(format!(
-            "a number of connections is a whole number from 1 to {}, such as 1000 or 100:5000",
-            WORKERS_MAX
+            "a number of connections is a whole number from 1 to {WORKERS_MAX}, such as 1000 or 100:5000"
         )),
     }
 }

@@ -479,8 +479,8 @@ fn flags_that_do_not_go_together_are_refused_with_what_to_use() {
         (&["--server", "a", "--rounds", "1", "--hdr", "x"], "are for one run"),
         (&["--server", "a", "--rounds", "1", "--fail-if", "rps<1"], "--fail-if and --abort-if"),
         (&["--server", "ringtally --store=a.redb"], "pass --store as a flag of challenge"),
-        (&["--mtu", "575"], "from 576 to 65,536"),
-        (&["--mtu", "65537"], "from 576 to 65,536"),
+        (&["--mtu", "575"], "from 576 to 65536"),
+        (&["--mtu", "65537"], "from 576 to 65536"),
         (&["--server", "a", "--start-timeout", "0s"], "a time from 1ms"),
     ] {
         let output = run(&[&["challenge"], flags].concat());
