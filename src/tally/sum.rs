@@ -456,6 +456,69 @@ mod tests {
         assert_eq!(accumulator.round(), -1.5 * rounds as f64);
     }
 
+    /// A value that fills its lowest limb, so that two of them leave a carry.
+    const FULL: f64 = (FRACTION_MASK | 1 << FRACTION_BITS) as f64;
+
+    fn is_carried(sum: &ExactSum) -> bool {
+        sum.limbs().iter().all(|limb| (0..=LIMB_MASK as i64).contains(limb))
+    }
+
+    #[test]
+    fn carries_are_propagated_at_the_limit_of_additions() {
+        let mut sum = ExactSum { additions: ADDITIONS_BETWEEN_CARRIES - 3, ..ExactSum::default() };
+        let touched = sum.add(FULL);
+        assert_eq!(sum.add(FULL), touched);
+        assert!(!is_carried(&sum), "one below the limit");
+        let changed = sum.add(FULL);
+        assert!(is_carried(&sum) && changed == sum.extent(), "{changed:?}");
+        assert_eq!(sum.round(), 3.0 * FULL);
+        // Another sum counts as its additions and one more.
+        let mut other = ExactSum::default();
+        (0..2).for_each(|_| _ = other.add(FULL));
+        for (additions, is_over) in
+            [(ADDITIONS_BETWEEN_CARRIES - 3, false), (ADDITIONS_BETWEEN_CARRIES - 2, true)]
+        {
+            let mut sum = ExactSum::default();
+            (0..2).for_each(|_| _ = sum.add(FULL));
+            sum.additions = additions;
+            let changed = sum.absorb(&other);
+            assert_eq!(changed, if is_over { Extent::ALL } else { other.extent() });
+            assert_eq!(sum.additions, if is_over { 3 } else { ADDITIONS_BETWEEN_CARRIES });
+            assert_eq!(sum.round(), 4.0 * FULL);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_never_written_are_refused() {
+        let with = |at: usize, limb: i64| {
+            let mut bytes = ExactSum::default().to_bytes();
+            bytes[at * LIMB_BYTES..][..LIMB_BYTES].copy_from_slice(&limb.to_le_bytes());
+            ExactSum::from_bytes(&bytes)
+        };
+        let (last, most) = (LIMBS - 1, LIMB_MASK as i64);
+        for (at, limb, is_possible) in [
+            (0, most, true),
+            (0, most + 1, false),
+            (last - 1, -1, false),
+            (last, (1 << 62) - 1, true),
+            (last, 1 << 62, false),
+            (last, 1 - (1 << 62), true),
+            (last, -(1 << 62), false),
+        ] {
+            assert_eq!(with(at, limb).is_some(), is_possible, "{limb} at {at}");
+        }
+        assert_ne!(with(0, 1), with(0, 2));
+    }
+
+    #[test]
+    fn an_extent_survives_its_word() {
+        for extent in [Extent::EMPTY, Extent::ALL, Extent { start: 3, end: 7 }] {
+            assert_eq!(Extent::from_word(extent.to_word()), extent);
+        }
+        let beyond = Extent { start: 3, end: LIMBS + 1 };
+        assert_eq!(Extent::from_word(beyond.to_word()), Extent { start: 3, end: LIMBS });
+    }
+
     #[test]
     fn beyond_the_finite_range_the_sum_is_the_largest_value_and_can_come_back() {
         let mut accumulator = sum(&[f64::MAX, f64::MAX]);
