@@ -116,7 +116,8 @@ fn written(json: serde_json::Result<String>) -> String {
 ///
 /// If it is none of them: one clause says why, and which version reads it.
 pub(crate) fn read(text: &[u8], formats: &[Format]) -> Result<(Format, Value), String> {
-    let json: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let json: Value =
+        serde_json::from_slice(text).map_err(|error| format!("it is not JSON ({error})"))?;
     let writer = match json.pointer("/environment/version").or_else(|| json.get("version")) {
         Some(Value::String(version)) => format!("ringtally {version}"),
         _ => "the ringtally".into(),

@@ -120,14 +120,27 @@ struct JudgeArgs {
     server: Vec<ServerCommand>,
     /// Rows of a comparison
     ///
-    /// By default, saturated,near:80,near:90,stats.
-    ///
-    /// saturated: as many requests as a server takes. rate:N: N requests per second. near:P: P percent of the
-    /// server's own capacity, which is found first. close: a connection per request. pipeline:N: N requests in
-    /// flight per connection. batch:N: batches of N events, if it takes them. stats: saturated, while /stats
-    /// must never be impossible. pause: the first response after a pause. Each run lasts 2s, or --duration, or
-    /// REQUESTS, over 64 connections if WORKERS does not say how many. rate:N has the score that HttpArena would give.
-    #[arg(long, value_name = "ROW,...", value_delimiter = ',', requires = "server")]
+    /// By default, saturated,near:80,near:90,stats. The rows are:
+    ///   saturated   as many requests as a server takes
+    ///   rate:N      N requests per second, with the score of HttpArena,
+    ///               a public benchmark
+    ///   near:P      P percent of the server's own capacity, which is
+    ///               found first
+    ///   close       a connection per request
+    ///   pipeline:N  N requests in flight per connection
+    ///   batch:N     batches of N events, if the server takes them
+    ///   stats       saturated, while /stats is polled: a server that
+    ///               shows impossible totals is wrong
+    ///   pause       the first response after a pause
+    /// Each run lasts 2s, or --duration, or REQUESTS, over 64 connections
+    /// unless WORKERS is given.
+    #[arg(
+        long,
+        value_name = "ROW,...",
+        value_delimiter = ',',
+        requires = "server",
+        verbatim_doc_comment
+    )]
     rows: Vec<Row>,
     /// Rounds of a comparison [default: 5]
     ///

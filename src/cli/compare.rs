@@ -21,8 +21,8 @@ condition is inconclusive.
 
 Runs are compared only if they have the same machine, settings, and flags, those
 of a challenge's server included. Name an intended difference with --difference;
-any other difference is an error that lists it. With --same
-class, machines of one class may have other names and other memory.";
+any other difference is an error that lists it. With --same class, machines of
+one class may have other names and other memory.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

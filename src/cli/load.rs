@@ -201,9 +201,9 @@ pub(super) struct LoadTuning {
     watch: bool,
     /// Exit with 1 if this holds, such as p99>5ms
     ///
-    /// May be given more than once. A threshold is a figure, an operator (< <= > >= == !=), and a limit. A
-    /// figure that is known only as a bound fails the run unless the bound
-    /// decides. The figures are:
+    /// May be given more than once. A threshold is a figure, an operator
+    /// (< <= > >= == !=), and a limit. A figure that is known only as a
+    /// bound fails the run unless the bound decides. The figures are:
     ///   mean, p50, p90, p95, p99, p99.9, p99.99, max
     ///       latency, with its unit: p99>5ms, max>=300us
     ///   rps, acked_per_s
@@ -212,15 +212,16 @@ pub(super) struct LoadTuning {
     ///   held  share of --rate that was reached: held<0.99
     ///   refused, unknown, unsent, reconnects, timeouts
     ///       number of requests: refused>0
-    ///   connections_open  number of connections that were open. If it is not in a
-    ///       threshold, it must be the requested number
+    ///   connections_open
+    ///       connections that were open; all must be, unless a threshold
+    ///       has this figure
     ///   connect_failures, rejected
     ///       connections that failed to open, and that a full server refused
     ///   malformed
     ///       responses that were malformed or unsolicited
     ///   client_cpu_us, client_poll_us, server_cpu_us
-    ///       CPU time per request in µs: of the client without polling, of its own
-    ///       polling, and of the server (challenge only)
+    ///       CPU time per request in µs: of the client without polling,
+    ///       of its polling, and of the server (challenge only)
     ///   verdict  exact, wrong, or undecided: verdict!=exact
     ///   client_limited  whether the client was the limit: true or false
     #[arg(long, help_heading = OUTPUT, value_name = "THRESHOLD", verbatim_doc_comment)]

@@ -419,7 +419,7 @@ fn open_descriptor(descriptor: u32) -> Result<Arc<File>, Failure> {
 /// Reads the token in the file that `flag` names: its text, without the white space around it.
 pub(super) fn read_token(flag: &str, file: &Path) -> Result<Arc<[u8]>, Failure> {
     let text = std::fs::read(file).map_err(|error| {
-        Failure::Usage(format!("cannot read {flag} {}: {error}", file.display()))
+        Failure::Usage(format!("cannot read {flag} {}: {error}: check the path", file.display()))
     })?;
     let token = text.trim_ascii();
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {

@@ -174,7 +174,7 @@ impl Compared {
     fn change(&self) -> String {
         match (self.log_ratio(), self.change) {
             (None, _) => "not known".into(),
-            (Some(ratio), None) => format!("{:+.1}% [not known]", percent(ratio)),
+            (Some(ratio), None) => format!("{:+.1}% [too few runs]", percent(ratio)),
             (Some(_), Some(Interval { low, median, high })) => {
                 format!("{:+.1}% [{:+.1}, {:+.1}]", percent(median), percent(low), percent(high))
             }

@@ -161,7 +161,7 @@ impl ControlError {
             ),
             ControlError::NoTotals(status, why) => format!(
                 "http://{host}/stats responded with status {status}, without the four totals: {why}: \
-                 pass the address of a server of the challenge with --url"
+                 pass the address of a server written for the challenge with --url"
             ),
         }
     }

@@ -313,7 +313,7 @@ fn runs_are_compared_with_runs_that_were_set_up_alike() {
     for limit in ["rps<0%", "rps>0%"] {
         let (code, table, said) = compare(&base[..1], &head[..1], &["--fail-if", limit]);
         assert!(code == Some(2) && said.contains("an interval needs 5 runs per side"), "{said}");
-        assert!(table.contains("[not known]") && table.contains("inconclusive rps"), "{table}");
+        assert!(table.contains("[too few runs]") && table.contains("inconclusive rps"), "{table}");
     }
     let (code, _, said) = compare(base, &[head[0], &other], &[]);
     assert!(code == Some(2) && said.contains("pipeline: 1 | 2"), "{said}");
