@@ -112,10 +112,10 @@ fn lacks(shape: &Shape) -> &'static [&'static str] {
 struct JudgeArgs {
     /// Server to judge; may be repeated
     ///
-    /// {port}, {host}, {threads}, and {cpus} in COMMAND are replaced by the port and the address to listen on,
-    /// the number of CPUs, and their list; the environment has them as PORT, HOST, THREADS, and CPUS. Words are
-    /// split as in a shell, with its quotes, and nothing is expanded: for more, write sh -c 'exec ...'.
-    /// ringtally is this program's own server, with the server options below and its own flags after it.
+    /// {port}, {host}, {threads}, and {cpus} in COMMAND are replaced by the port and the address to listen on, the
+    /// number of CPUs, and their list; the environment has them as PORT, HOST, THREADS, and CPUS. Words are split as
+    /// in a shell, with its quotes, and nothing is expanded: for more, write sh -c 'exec ...'. ringtally is this
+    /// program's own server, with the flags under "Ringtally's own server", and those that follow it in COMMAND.
     #[arg(long, value_name = "[NAME=]COMMAND")]
     server: Vec<ServerCommand>,
     /// Rows of a comparison
