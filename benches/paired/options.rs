@@ -1,4 +1,4 @@
-//! What a comparison is asked for, as flags.
+//! The flags of a comparison.
 
 use clap::Parser;
 use ringtally::compare::Instructions;

@@ -216,7 +216,7 @@ fn raw(blocks: &[Block]) -> Vec<Vec<Vec<f64>>> {
     blocks.iter().map(|block| block.0.iter().map(leg).collect()).collect()
 }
 
-/// What is said of two servers: the instructions that were counted before, and the comparison, or why there is none.
+/// The findings on two servers: the instructions that were counted before, and the comparison or the reason why it failed.
 pub(crate) struct Report<'a> {
     pub(crate) options: &'a Options,
     pub(crate) outcome: Result<Comparison, Failure>,
@@ -233,7 +233,7 @@ impl Report<'_> {
         }
     }
 
-    /// What came of the comparison, on one line.
+    /// Returns the result of the comparison, on one line.
     pub(crate) fn line(&self) -> String {
         match &self.outcome {
             Ok(comparison) => comparison.line(self.options.seed),

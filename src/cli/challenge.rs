@@ -2,7 +2,6 @@
 
 use super::load::{HEADINGS as CLIENT_HEADINGS, LoadTuning};
 use super::serve::{HEADINGS as SERVER_HEADINGS, ServerTuning};
-use super::shape::Shape;
 use super::values::{CpuList, count, cpu_list, duration};
 use crate::challenge::{
     self, Config, DEFAULT_ROWS, JudgeConfig, MTU_MAX, MTU_MIN, OwnConfig, ROUNDS_MAX, Row,
@@ -102,11 +101,6 @@ pub(super) fn present(flag: Arg) -> Arg {
     flag.hide_short_help(is_hidden)
 }
 
-/// Returns the figures that no challenge of this shape has.
-fn lacks(shape: &Shape) -> &'static [&'static str] {
-    if shape.rate.is_some() { &["rate"] } else { &["rate", "held"] }
-}
-
 /// The servers to judge, and the rows.
 #[derive(Args, Debug)]
 struct JudgeArgs {
@@ -197,7 +191,7 @@ impl ChallengeArgs {
             rows.iter().try_for_each(|row| self.load.check_batches_of(row.batch(), &shape))?;
         }
         self.load.check_batches(&shape)?;
-        self.load.check_thresholds(lacks(&shape))?;
+        self.load.check_thresholds(&shape, false, true)?;
         let cpus = divide_cpus(self.cpus.clone(), self.client_cpus.clone())?;
         if judge.server.iter().any(ServerCommand::is_own) {
             self.server.check_store_is_empty()?;
@@ -245,7 +239,7 @@ impl ChallengeArgs {
         let output = self.load.output()?;
         let shape = self.load.shape()?;
         self.load.check_batches(&shape)?;
-        self.load.check_thresholds(lacks(&shape))?;
+        self.load.check_thresholds(&shape, false, true)?;
         let batch_bytes_max = self.load.batch_bytes_max(&shape);
         if batch_bytes_max > self.server.max_batch() as u64 {
             return Err(Failure::Usage(format!(

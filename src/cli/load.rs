@@ -316,11 +316,7 @@ impl LoadArgs {
             Some(_) => self.tuning.shape.first_rate()?,
         };
         let quiet = self.tuning.quiet;
-        self.tuning.check_thresholds(match (&limit, &shape.rate) {
-            (Some(_), _) => &["server_cpu_us"],
-            (None, Some(_)) => &["server_cpu_us", "rate"],
-            (None, None) => &["server_cpu_us", "rate", "held"],
-        })?;
+        self.tuning.check_thresholds(&shape, limit.is_some(), false)?;
         let (config, output) = self.into_config(shape)?;
         if let Some(limit) = limit {
             let windows = Windows::new(&limit, window, first_rate, config.workload.batch)?;
@@ -433,12 +429,24 @@ impl LoadTuning {
         Places::open(json, html, export, self.quiet)
     }
 
-    /// Refuses conditions on figures that the run `lacks`.
-    pub(super) fn check_thresholds(&self, lacks: &[&str]) -> Result<(), Failure> {
+    /// Refuses conditions on figures that only a search or only a challenge has, and on those of a rate without one.
+    pub(super) fn check_thresholds(
+        &self,
+        shape: &Shape,
+        is_search: bool,
+        is_challenge: bool,
+    ) -> Result<(), Failure> {
+        let figures = [
+            ("rate", is_search),
+            ("held", is_search || shape.rate.is_some()),
+            ("server_cpu_us", is_challenge),
+        ];
+        let lacks: Vec<&str> =
+            figures.into_iter().filter(|(_, has)| !has).map(|(name, _)| name).collect();
         let of = |flag, thresholds| std::iter::zip(std::iter::repeat(flag), thresholds);
         let all = of("--fail-if", &self.fail_if).chain(of("--abort-if", &self.abort_if));
         for (flag, threshold) in all {
-            if let Some(why) = threshold.absence(lacks) {
+            if let Some(why) = threshold.absence(&lacks) {
                 return Err(Failure::Usage(format!("{flag} {threshold} can never pass: {why}")));
             }
         }

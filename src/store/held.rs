@@ -61,8 +61,8 @@ impl Held {
         true
     }
 
-    /// Returns the part of `bytes` bytes that may leave once everything up to an epoch is settled, except for responses that
-    /// `is_void` rejects: it gets the epoch that a response waited for, and the generation that counted it.
+    /// Returns the part of `bytes` bytes that may leave once everything up to the epoch `settled` is settled. `is_void` decides
+    /// from the epoch that a response needs, and the generation that counted it, whether it must never leave.
     #[inline]
     pub fn release(
         &mut self,

@@ -5,34 +5,38 @@ use crate::world::simulated::Receiving;
 use ringtally::connection::LINGER_MS;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+const LAST: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
 
-/// Returns a shard with this number of connections.
+fn new_shard(connections: usize) -> Shard {
+    shard_with(connections, service(USERS_MAX).1, limits(TIMEOUTS[0]))
+}
+
+/// Returns a shard whose connections can receive.
 fn shard(connections: usize) -> Shard {
-    let (_, mut writers) = Tally::new(1, USERS_MAX);
-    let reporter = Reporter::for_shards(1, "none").remove(0);
-    let service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
-    let limits = Limits {
-        body_bytes_max: BODY_BYTES_MAX,
-        batch_bytes_max: BATCH_BYTES_MAX,
-        timeouts: TIMEOUTS[0],
-    };
-    let mut shard = Shard::new(Rng::with_seed(0), service, limits, None);
-    for _ in 0..connections {
-        shard.net.backlog.push_back(Link::new());
-        shard.accept();
-    }
+    let mut shard = new_shard(connections);
+    shard.idle();
     shard
 }
 
-/// Lets bytes arrive on a connection, in an iteration in which it receives one buffer.
-fn receive(shard: &mut Shard, key: usize, bytes: &[u8]) {
+/// Lets bytes arrive in the socket of a connection.
+fn arrive(shard: &mut Shard, key: usize, bytes: &[u8]) {
     let link = shard.link(key);
     if !bytes.is_empty() {
         link.send(bytes);
     }
     link.deliver(usize::MAX);
+}
+
+/// Lets bytes arrive, and begins an iteration in which the connection receives one buffer.
+fn begin_to_receive(shard: &mut Shard, key: usize, bytes: &[u8]) {
+    arrive(shard, key, bytes);
     shard.begin_iteration();
     shard.complete_in_full(key);
+}
+
+/// Lets bytes arrive, and runs an iteration in which the connection receives one buffer.
+fn receive(shard: &mut Shard, key: usize, bytes: &[u8]) {
+    begin_to_receive(shard, key, bytes);
     shard.end_iteration();
 }
 
@@ -46,7 +50,6 @@ fn receive_end(shard: &mut Shard, key: usize) {
 #[test]
 fn a_shard_knows_how_many_of_its_connections_were_active_lately() {
     let mut shard = shard(3);
-    shard.idle();
     assert_eq!(shard.driver.active(), 0);
     receive(&mut shard, 0, HEALTH);
     receive(&mut shard, 1, HEALTH);
@@ -54,7 +57,7 @@ fn a_shard_knows_how_many_of_its_connections_were_active_lately() {
     shard.tick();
     assert_eq!(shard.driver.active(), 2);
     // It counts connections that have ended, too.
-    receive(&mut shard, 0, b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    receive(&mut shard, 0, LAST);
     shard.link(0).finish();
     receive_end(&mut shard, 0);
     receive(&mut shard, 2, HEALTH);
@@ -75,7 +78,7 @@ fn batch() -> Vec<u8> {
 
 #[test]
 fn a_shard_with_work_left_does_not_wait() {
-    let mut shard = shard(1);
+    let mut shard = new_shard(1);
     let state = |shard: &Shard| (shard.driver.has_work(), shard.driver.is_in_line());
     assert_eq!(state(&shard), (true, false), "a new connection has to receive");
     shard.idle();
@@ -100,12 +103,11 @@ fn a_shard_with_work_left_does_not_wait() {
 #[test]
 fn a_receive_fills_several_buffers_once_four_in_a_row_had_room() {
     let mut shard = shard(1);
-    shard.idle();
     let mut receive_and_rest = |bytes: &[u8]| {
         receive(&mut shard, 0, bytes);
         while shard.idle() {}
         receive(&mut shard, 0, b"");
-        shard.net.slots[0].receiving()
+        shard.net.slots[0].receiving
     };
     let much = HEALTH.repeat(BUFFER_BYTES / HEALTH.len() + 1);
     let (much, rest) = much.split_at(BUFFER_BYTES);
@@ -127,7 +129,6 @@ fn a_receive_fills_several_buffers_once_four_in_a_row_had_room() {
 #[test]
 fn a_connection_that_fails_is_not_cut() {
     let mut shard = shard(2);
-    shard.idle();
     receive(&mut shard, 0, &HEALTH[..9]);
     receive(&mut shard, 1, &HEALTH[..9]);
     shard.link(0).reset();
@@ -141,21 +142,12 @@ fn a_connection_that_fails_is_not_cut() {
     assert!(shard.is_empty());
 }
 
-const LAST: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-
 /// A close with unread bytes in the socket would reset the connection, and the peer would lose the response.
 #[test]
 fn a_connection_lingers_if_more_arrives_than_it_has_received() {
     let mut shard = shard(1);
-    shard.idle();
-    let link = shard.link(0);
-    link.send(LAST);
-    link.deliver(usize::MAX);
-    shard.begin_iteration();
-    shard.complete_in_full(0);
-    let link = shard.link(0);
-    link.send(b"more");
-    link.deliver(usize::MAX);
+    begin_to_receive(&mut shard, 0, LAST);
+    arrive(&mut shard, 0, b"more");
     shard.end_iteration();
     receive_end(&mut shard, 0);
     let slot = &shard.net.slots[0];
@@ -165,14 +157,11 @@ fn a_connection_lingers_if_more_arrives_than_it_has_received() {
 #[test]
 fn a_connection_lingers_no_longer_because_its_peer_sends_on_during_a_stop() {
     let mut shard = shard(1);
-    shard.idle();
     receive(&mut shard, 0, &[LAST, b"more"].concat());
     receive(&mut shard, 0, b"");
     let (since_ms, _) = shard.net.slots[0].lingers_since.expect("more has arrived");
     shard.stop_accepting();
-    let link = shard.link(0);
-    link.send(b"even more");
-    link.deliver(usize::MAX);
+    arrive(&mut shard, 0, b"even more");
     for (ms, is_open) in [(LINGER_MS - 1, true), (LINGER_MS, false)] {
         shard.clock_ms = since_ms + ms;
         shard.tick();
@@ -188,17 +177,16 @@ fn much_work() -> Vec<u8> {
 #[test]
 fn a_receive_that_was_canceled_begins_again() {
     let mut shard = shard(1);
-    shard.idle();
     // Each piece leaves room in its buffer.
     batch().chunks(BUFFER_BYTES / 2).for_each(|piece| receive(&mut shard, 0, piece));
-    assert_eq!(shard.net.slots[0].receiving(), Receiving::Canceled, "it has work to do");
+    assert_eq!(shard.net.slots[0].receiving, Receiving::Canceled, "it has work to do");
     while shard.idle() {}
     let sent = std::mem::take(&mut shard.net.slots[0].sending);
     shard.driver.note_sent(&mut shard.net, 0, sent);
     while shard.idle() {}
-    assert_eq!(shard.net.slots[0].receiving(), Receiving::Canceled);
+    assert_eq!(shard.net.slots[0].receiving, Receiving::Canceled);
     receive(&mut shard, 0, b"");
-    assert_eq!(shard.net.slots[0].receiving(), Receiving::Multishot);
+    assert_eq!(shard.net.slots[0].receiving, Receiving::Multishot);
 }
 
 /// A completion would wake the shard. Without one, the next receive does, unless the shard has to act first.
@@ -206,12 +194,7 @@ fn a_receive_that_was_canceled_begins_again() {
 fn a_send_has_no_completion_if_only_the_peer_can_act_next() {
     let skips = |drains: bool, requests: &[u8]| {
         let mut shard = shard(1);
-        shard.idle();
-        let link = shard.link(0);
-        link.send(requests);
-        link.deliver(usize::MAX);
-        shard.begin_iteration();
-        shard.complete_in_full(0);
+        begin_to_receive(&mut shard, 0, requests);
         if drains {
             shard.stop_accepting();
         }
@@ -227,7 +210,7 @@ fn a_send_has_no_completion_if_only_the_peer_can_act_next() {
 
 #[test]
 fn a_shard_knows_when_it_has_to_look_at_the_clock() {
-    let mut shard = shard(1);
+    let mut shard = new_shard(1);
     assert!(shard.driver.end_iteration(&mut shard.net, 0), "a new connection has to receive");
     assert!(!shard.driver.end_iteration(&mut shard.net, 0));
     assert!(shard.driver.end_iteration(&mut shard.net, 1));

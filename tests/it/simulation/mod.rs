@@ -81,16 +81,33 @@ struct World {
     cut: usize,
 }
 
+/// Returns the service of the only shard, and its counters.
+fn service(users_max: u64) -> (Arc<Tally>, Service) {
+    let (tally, mut writers) = Tally::new(1, users_max);
+    let reporter = Reporter::for_shards(1, "none").remove(0);
+    (tally, Service::new(writers.remove(0), reporter, Policy::new("h"), 0))
+}
+
+fn limits(timeouts: Timeouts) -> Limits {
+    Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts }
+}
+
+/// Returns a shard that has just accepted this number of connections.
+fn shard_with(connections: usize, service: Service, limits: Limits) -> Shard {
+    let mut shard = Shard::new(Rng::with_seed(0), service, limits, None);
+    for _ in 0..connections {
+        shard.net.backlog.push_back(Link::new());
+        shard.accept();
+    }
+    shard
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let mut rng = Rng::with_seed(seed);
-        let (tally, mut writers) = Tally::new(1, USERS_MAX);
-        let reporter = Reporter::for_shards(1, "none").remove(0);
-        let service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
+        let (tally, service) = service(USERS_MAX);
         let timeouts = *rng.choice(&TIMEOUTS).unwrap();
-        let limits =
-            Limits { body_bytes_max: BODY_BYTES_MAX, batch_bytes_max: BATCH_BYTES_MAX, timeouts };
-        let shard = Shard::new(rng.fork(), service, limits, None);
+        let shard = Shard::new(rng.fork(), service, limits(timeouts), None);
         let (clients, watches) = (Vec::new(), Vec::new());
         World { rng, tally, shard, timeouts, model: Model::default(), clients, watches, cut: 0 }
     }

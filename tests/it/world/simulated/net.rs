@@ -29,7 +29,7 @@ pub struct Slot {
     /// `None` after it has ended.
     client: Option<Client>,
     pub ended: Option<Ended>,
-    pub(super) receiving: Receiving,
+    pub receiving: Receiving,
     /// The bytes of the send in progress, and the number of them that the link has taken.
     pub sending: Vec<u8>,
     pub(super) sent: usize,
@@ -50,10 +50,6 @@ pub struct Slot {
 impl Slot {
     pub fn is_open(&self) -> bool {
         self.client.is_some()
-    }
-
-    pub fn receiving(&self) -> Receiving {
-        self.receiving
     }
 
     /// Returns whether it has responses that the client's side does not have.

@@ -5,7 +5,7 @@ use super::net::{Net, Receiving};
 use super::network::{Link, Received};
 use fastrand::Rng;
 use ringtally::connection::{Due, Moment, Urgency};
-use ringtally::engine::driver::Driver;
+use ringtally::engine::driver::{Accepted, Driver, Sockets};
 use ringtally::http::Limits;
 use ringtally::service::Service;
 use ringtally::uring::Wakeup;
@@ -59,9 +59,7 @@ impl Shard {
 
     /// Accepts the first connection of the backlog. Its key is the number of connections before it.
     pub fn accept(&mut self) {
-        if let Some(link) = self.net.backlog.pop_front()
-            && !link.is_foreign()
-        {
+        if let Accepted::Here(link) = self.net.accept_now(self.driver.service().metrics()) {
             self.driver.take_in(&mut self.net, link);
         }
     }
