@@ -42,6 +42,7 @@
 //! - [`tally`]: the exact sum and the distinct users, with one writer per shard, merged on read.
 //! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
+//! - `listening`: the TCP sockets that listen on this machine.
 //! - [`statistics`]: medians, and how precisely they are known.
 //! - `terminal`: standard output, and lines that fit narrow terminals.
 //! - [`document`]: JSON documents that name their format.
@@ -62,6 +63,7 @@ pub mod engine;
 pub mod event;
 pub mod failure;
 pub mod http;
+mod listening;
 pub mod load;
 pub mod log;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The listeners on a port. If a server shares its port with an older one, it is unknown which of them responds.
 
-use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
+use crate::listening;
+use procfs::net::TcpNetEntry;
 use procfs::process::{FDTarget, Process};
 use std::collections::BTreeSet;
 
@@ -19,11 +20,10 @@ pub(super) enum Listeners {
 
 /// Returns who listens on a port, as seen from the processes of a server.
 pub(super) fn of(port: u16, processes: &[Process]) -> Listeners {
-    let (Ok(v4), v6) = (tcp(), tcp6().unwrap_or_default()) else { return Listeners::Unknown };
-    let is_listener =
-        |entry: &TcpNetEntry| entry.state == TcpState::Listen && entry.local_address.port() == port;
+    let Ok(sockets) = listening::sockets() else { return Listeners::Unknown };
+    let is_listener = |socket: &TcpNetEntry| socket.local_address.port() == port;
     let all: BTreeSet<u64> =
-        v4.into_iter().chain(v6).filter(is_listener).map(|entry| entry.inode).collect();
+        sockets.into_iter().filter(is_listener).map(|socket| socket.inode).collect();
     let inode = |target: FDTarget| match target {
         FDTarget::Socket(inode) => Some(inode),
         _ => None,

@@ -1,7 +1,8 @@
 //! Places the client on CPUs away from the server's cores, if the server is on this machine.
 
+use crate::listening;
 use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
-use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
+use procfs::net::TcpNetEntry;
 use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::{SocketAddr, UdpSocket};
@@ -69,11 +70,9 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
     let listens = |entry: &TcpNetEntry| {
         let at = entry.local_address;
         let at_ip = at.ip().to_canonical();
-        entry.state == TcpState::Listen
-            && at.port() == address.port()
-            && (at_ip == ip || (at_ip.is_unspecified() && is_own))
+        at.port() == address.port() && (at_ip == ip || (at_ip.is_unspecified() && is_own))
     };
-    let entries = tcp().into_iter().chain(tcp6()).flatten();
+    let entries = listening::sockets().unwrap_or_default().into_iter();
     let mut sockets: HashSet<u64> = entries.filter(listens).map(|entry| entry.inode).collect();
     if sockets.is_empty() {
         return Whereabouts::Elsewhere;

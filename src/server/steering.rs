@@ -10,10 +10,10 @@ use super::Inherited;
 use super::listener::PORT_PATIENCE;
 use crate::engine::Steer;
 use crate::failure::Failure;
+use crate::listening;
 use nix::libc::{sock_filter, sock_fprog};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::AttachReusePortCbpf;
-use procfs::net::TcpState;
 use socket2::Socket;
 use std::io;
 use std::net::SocketAddr;
@@ -112,11 +112,7 @@ fn is_not_alone(address: SocketAddr) -> Failure {
 
 /// Returns the number of sockets that listen on an address.
 fn listening_on(address: SocketAddr) -> procfs::ProcResult<usize> {
-    let sockets = if address.is_ipv4() { procfs::net::tcp() } else { procfs::net::tcp6() };
-    let is_one = |socket: &procfs::net::TcpNetEntry| {
-        socket.state == TcpState::Listen && socket.local_address == address
-    };
-    Ok(sockets?.iter().filter(|socket| is_one(socket)).count())
+    Ok(listening::sockets()?.iter().filter(|socket| socket.local_address == address).count())
 }
 
 /// Attaches a program to the group of a listening socket, replacing its current program.

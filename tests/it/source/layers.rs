@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 /// Modules that may use even fewer modules than those below them. `load` is an independent witness, `http`, `event`, and
 /// `tally` are pure, and server and client share `uring`.
 const ONLY: [(&str, &[&str]); 9] = [
-    ("load", &["doctor", "document", "uring", "topology", "terminal", "log", "failure"]),
+    (
+        "load",
+        &["doctor", "document", "uring", "topology", "listening", "terminal", "log", "failure"],
+    ),
     ("store", &["metrics", "tally", "uring", "log", "failure", "primitives"]),
     ("http", &[]),
     ("event", &[]),
