@@ -1,6 +1,6 @@
 //! The tests of everything that `cargo test` shows: a directory per promise or part, a file per theme. Shared code is in
 //! `world`. The tests run at the same time: each takes port 0 and its own names, and anything that changes a whole process
-//! happens in a process that the test starts. The tests that a busy machine would make wrong take turns: `world::alone`.
+//! happens in a process that the test starts. No test needs a quiet machine: on a busy one, some find less, and none finds more.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,6 +18,7 @@ mod challenge {
 mod cli;
 mod client {
     mod batches;
+    mod capacity;
     mod hardships;
     mod hostile;
     mod instrument;

@@ -336,7 +336,7 @@ fn servers_are_compared_row_by_row_and_the_wrong_one_is_not_ranked() {
             "-c",
             "4",
             "--rows",
-            "saturated,rate:200,near:50,close,pipeline:4,batch:10,stats",
+            "saturated,rate:200,close,pipeline:4,batch:10,stats",
             "--json",
             "-",
             "--html",
@@ -357,8 +357,8 @@ fn servers_are_compared_row_by_row_and_the_wrong_one_is_not_ranked() {
         let servers = found["rows"][row]["servers"].as_array().unwrap();
         servers.iter().find(|one| one["server"] == server).unwrap()
     };
-    // The first two servers keep connections that they are asked to close, so row 3 is not in this list.
-    for row in [0, 1, 2, 4, 5, 6] {
+    // The first two servers keep connections that they are asked to close, so row 2 is not in this list.
+    for row in [0, 1, 3, 4, 5] {
         let wrong = in_row(row, 1);
         assert_eq!(
             (&wrong["verdict"], &wrong["rank"]),
@@ -367,39 +367,43 @@ fn servers_are_compared_row_by_row_and_the_wrong_one_is_not_ranked() {
         );
         assert!(!wrong["why"].as_str().unwrap().is_empty());
     }
-    for row in [0, 2, 3, 4, 5, 6] {
+    for row in [0, 2, 3, 4, 5] {
         assert_eq!(in_row(row, 2)["verdict"], "exact", "{row}: {}", in_row(row, 2));
     }
     // A run on a busy machine may be void because it did not saturate the server.
-    let keeps = |server| in_row(3, server)["why"].to_string().contains("closes connections");
-    assert!(keeps(0) && !keeps(2), "{} {}", in_row(3, 0), in_row(3, 2));
-    assert_eq!(in_row(3, 0)["void_runs"], 1);
+    let keeps = |server| in_row(2, server)["why"].to_string().contains("closes connections");
+    assert!(keeps(0) && !keeps(2), "{} {}", in_row(2, 0), in_row(2, 2));
+    assert_eq!(in_row(2, 0)["void_runs"], 1);
     // This server does not take batches.
-    assert_eq!(in_row(5, 0)["void_runs"], 1);
-    assert!(in_row(5, 0)["why"].as_str().unwrap().contains("takes no batches"), "{}", in_row(5, 0));
-    assert!(found["servers"][0]["capacity_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(in_row(4, 0)["void_runs"], 1);
+    assert!(in_row(4, 0)["why"].as_str().unwrap().contains("takes no batches"), "{}", in_row(4, 0));
     assert!(found["servers"][2]["start_up_ms"]["median"].as_f64().unwrap() > 0.0);
     assert!(found["loopback_mtu"].as_u64().unwrap() >= 576);
-    assert_eq!(found["runs"].as_array().unwrap().len(), 3 * 7);
-    assert!(found["runs"][6]["stats_responses"].as_u64().is_some());
+    assert_eq!(found["runs"].as_array().unwrap().len(), 3 * 6);
+    assert!(found["runs"][5]["stats_responses"].as_u64().is_some());
     assert!(said.contains("loses in saturated is wrong: "), "{said}");
     let read = |name: &str| std::fs::read_to_string(file(name)).unwrap();
     assert!(read("page.html").contains("a connection per request"));
     assert!(read("junit").contains("loses in saturated is wrong"));
-    assert_eq!(read("csv").lines().count(), 1 + 3 * 7);
+    assert_eq!(read("csv").lines().count(), 1 + 3 * 6);
     assert!(read("bmf").contains("ringtally challenge: ringtally in saturated"));
 }
 
 #[test]
-fn the_first_responses_after_pauses_are_a_row() {
+fn a_share_of_the_capacity_and_the_first_responses_after_pauses_are_rows() {
     let logs = Directory::new("referee-pause");
-    let flags =
-        ["--server", "ringtally", "--rows", "pause", "--rounds", "1", "--duration", "300ms"];
-    let output = challenge(&logs, &[&flags[..], &["--json", "-"]].concat());
+    let flags = ["--server", "ringtally", "--rows", "near:50,pause", "--rounds", "1"];
+    let output = challenge(&logs, &[&flags[..], &["--duration", "300ms", "--json", "-"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let one = &found["rows"][0]["servers"][0];
-    assert!(one["p99_us"]["median"].as_f64().unwrap() > 0.0, "{one}");
+    let [near, pause] = [0, 1].map(|row: usize| &found["rows"][row]["servers"][0]);
+    assert!(pause["p99_us"]["median"].as_f64().unwrap() > 0.0, "{pause}");
+    let capacity = found["servers"][0]["capacity_per_s"].as_f64().unwrap();
+    // A run on a busy machine may be void, because it did not send what was due.
+    if near["void_runs"] == 0 {
+        let share = near["requests_per_s"]["median"].as_f64().unwrap() / capacity;
+        assert!((0.4..0.6).contains(&share), "{near} of {capacity}");
+    }
 }
 
 #[test]

@@ -167,17 +167,6 @@ fn the_latency_of_a_batch_counts_from_when_it_was_due() {
     assert!((0.95..1.05).contains(&held), "{report}");
 }
 
-/// One connection to a server that takes 2 ms for each batch of 50: above 25,000 events/s the server falls behind.
-#[test]
-fn the_rate_of_events_at_which_a_server_falls_behind_is_found() {
-    let fake = Fake::start(Habits { delay: |_| Duration::from_millis(2), ..GOOD });
-    let flags = ["1", "1", "--find-rate", "p99<60ms", "--window", "500ms", "--rate", "20k"];
-    let (code, found) = load(&fake.url(), &[&["--batch", "50"], &flags[..]].concat());
-    let rate = found["rate"].as_u64().unwrap();
-    assert_eq!((code, &found["confirmed"]), (Some(0), &true.into()), "{found}");
-    assert!((10_000..=32_500).contains(&rate), "{found}");
-}
-
 #[test]
 fn batches_that_cannot_be_are_refused() {
     for (flags, says) in [

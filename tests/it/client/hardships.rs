@@ -2,7 +2,7 @@
 //! full, interrupts, suspended processes, and clients that are too slow.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, assert_wrong, load};
-use crate::world::{PATIENCE, Server, alone, eventually, ringtally, run, text};
+use crate::world::{PATIENCE, Server, eventually, ringtally, run, text};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use std::io::Read;
@@ -98,7 +98,6 @@ fn count(report: &Value, key: &str) -> u64 {
 /// A read interrupted by a signal does not mean that the server closes its connections.
 #[test]
 fn a_client_that_is_stopped_at_its_start_keeps_its_connections() {
-    let _alone = alone();
     let server = Server::start(&[]);
     for _ in 0..3 {
         let client = Running::load(&server.url(), &["20000", "64"]);
@@ -118,7 +117,6 @@ fn a_client_that_is_stopped_at_its_start_keeps_its_connections() {
 
 #[test]
 fn both_sides_may_be_stopped_at_any_moment() {
-    let _alone = alone();
     let mut random = fastrand::Rng::with_seed(25);
     for flags in [&["300000", "32"][..], &["30000", "32", "--rate", "20000", "--pipeline", "4"]] {
         let server = Server::start(&[]);
@@ -155,7 +153,6 @@ fn both_sides_may_be_stopped_at_any_moment() {
 /// responses afterward.
 #[test]
 fn a_suspension_is_not_a_time_out_and_is_reported() {
-    let _alone = alone();
     let server = Server::start(&[]);
     let client = Running::load(&server.url(), &["100000000", "16", "--timeout", "1s"]);
     pause(1000);
@@ -176,7 +173,6 @@ fn a_suspension_is_not_a_time_out_and_is_reported() {
 
 #[test]
 fn a_server_that_dies_leaves_a_report_of_what_was_measured() {
-    let _alone = alone();
     for rate in [None, Some("2000")] {
         let server = Server::start(&[]);
         let mut flags = vec!["50000000", "20", "--timeout", "1s"];
@@ -196,7 +192,6 @@ fn a_server_that_dies_leaves_a_report_of_what_was_measured() {
 /// The client waits for a server that is gone for as long as `--timeout`, and no longer.
 #[test]
 fn a_server_that_comes_back_in_time_is_used_again() {
-    let _alone = alone();
     let server = Server::start(&[]);
     let port = server.address.port().to_string();
     let client = Running::load(&server.url(), &["100000000", "4", "--timeout", "8s"]);
@@ -216,7 +211,6 @@ fn a_server_that_comes_back_in_time_is_used_again() {
 
 #[test]
 fn a_long_run_that_is_cut_short_reports_at_once() {
-    let _alone = alone();
     for flags in [
         &["1000000000000", "4", "--timeout", "1s"][..],
         &["1000000000000", "4", "--timeout", "1s", "--rate", "1000000000", "--threads", "2"],
@@ -242,7 +236,6 @@ fn a_long_run_that_is_cut_short_reports_at_once() {
 /// A server without room for most connections is used with the connections that it accepts, and reported as full.
 #[test]
 fn a_full_server_is_named_as_such() {
-    let _alone = alone();
     let server = Server::start(&["--max-connections", "10", "--shards", "1"]);
     let (code, report) = load(&server.url(), &["20000", "64", "--timeout", "3s"]);
     assert_ne!(code, Some(3), "{report}");
@@ -261,7 +254,6 @@ fn a_full_server_is_named_as_such() {
 
 #[test]
 fn an_interrupted_load_reports_what_it_measured() {
-    let _alone = alone();
     let server = Server::start(&[]);
     for (signal, flags) in [
         (Signal::INT, &["100000000", "32"][..]),
@@ -300,11 +292,10 @@ fn an_interrupted_load_reports_what_it_measured() {
 /// processed, and each has waited as long as the first.
 #[test]
 fn what_an_interrupted_open_loop_did_not_get_sent_has_waited() {
-    let _alone = alone();
-    let delay = |_| Duration::from_millis(600);
+    let delay = |_| Duration::from_millis(1200);
     let fake = Fake::start(Habits { closes_every: 1, delay, ..GOOD });
     let client = Running::load(&fake.url(), &["8", "1", "--rate", "1000", "--pipeline", "8"]);
-    pause(400);
+    pause(800);
     client.signal(Signal::INT);
     let (code, report) = client.report();
     assert_eq!((code, count(&report, "acknowledged")), (Some(1), 1), "{report}");
@@ -315,7 +306,6 @@ fn what_an_interrupted_open_loop_did_not_get_sent_has_waited() {
 
 #[test]
 fn a_second_signal_ends_the_client_at_once() {
-    let _alone = alone();
     let fake = Fake::start(Habits { silent: 1, ..GOOD });
     let client = Running::load(&fake.url(), &["1000", "4"]);
     pause(1000);
@@ -331,7 +321,6 @@ fn a_second_signal_ends_the_client_at_once() {
 /// A shell starts its background jobs with the interrupt ignored.
 #[test]
 fn an_ignored_interrupt_stays_ignored() {
-    let _alone = alone();
     let server = Server::start(&[]);
     let mut command = Command::new("env");
     command.args(["--ignore-signal=INT", "--default-signal=TERM"]).arg(ringtally().get_program());
@@ -346,7 +335,6 @@ fn an_ignored_interrupt_stays_ignored() {
 
 #[test]
 fn an_interrupted_challenge_reports_and_leaves_nothing_behind() {
-    let _alone = alone();
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let flags = ["challenge", "100000000", "50", "--quiet", "--json", "-"];
         let challenge = Running::start(&flags);
@@ -360,7 +348,12 @@ fn an_interrupted_challenge_reports_and_leaves_nothing_behind() {
                     .is_ok_and(|line| line.contains("serve"))
             })
         });
-        pause(1000);
+        let server = server.unwrap();
+        // Less CPU time is not reported per request.
+        eventually("the server has worked for a while", || {
+            let process = procfs::process::Process::new(server).and_then(|process| process.stat());
+            process.is_ok_and(|stat| stat.utime + stat.stime >= procfs::ticks_per_second() / 2)
+        });
         challenge.signal(signal);
         let started = challenge.started;
         let (code, out, err, _) = challenge.wait(started);
@@ -371,7 +364,7 @@ fn an_interrupted_challenge_reports_and_leaves_nothing_behind() {
             assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("exact")), "{report}");
             assert!(!report["server_cpu_us_per_request"].is_null(), "{report}");
         }
-        let server = Pid::from_raw(server.unwrap()).unwrap();
+        let server = Pid::from_raw(server).unwrap();
         eventually("the server is gone", || {
             test_kill_process(server).is_err() || is_zombie(server)
         });
@@ -388,50 +381,53 @@ fn is_zombie(pid: Pid) -> bool {
 /// tell, and the verdict is undecided.
 #[test]
 fn users_are_checked_for_equality_or_not_at_all() {
-    let _alone = alone();
     let recounts = Habits { recounts_users: true, reset_status: 404, ..GOOD };
     let flags = ["500", "5", "--users", "50"];
     let (code, report) = load(&Fake::start(recounts).url(), &flags);
     assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("wrong")), "{report}");
     // After a warm-up, the users that the server has are the client's own.
-    for (habits, verdict) in [(recounts, "wrong"), (Habits { reset_status: 404, ..GOOD }, "exact")]
-    {
-        for (warm_up, users) in [("300", "50"), ("30", "50"), ("30", "5000"), ("700", "600")] {
-            let fake = Fake::start(habits);
-            let flags = ["500", "5", "--warmup", warm_up, "--users", users];
-            let (_, report) = load(&fake.url(), &flags);
-            assert_eq!(report["verdict"], verdict, "{warm_up} {users} {report}");
-            if verdict == "wrong" {
-                continue;
-            }
-            // The next run has new users, unless it must send the same ones.
-            assert_exact(&load(&fake.url(), &["100", "5", "--users", "50", "--warmup", "30"]));
-            assert_exact(&load(&fake.url(), &["100", "5", "--no-reset", "--batch", "7"]));
-            let flags = ["100", "5", "--users", "50", "--user-prefix", "user_"];
-            let (code, report) = load(&fake.url(), &flags);
-            let expected = (Some(1), Some("undecided"));
-            assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
-            let reasons = report["reasons"].to_string();
-            assert!(reasons.contains("uniqueUsers could only be checked"), "{reasons}");
-            let flags = ["100", "5", "--user-prefix", "mine-"];
-            assert_exact(&load(&fake.url(), &flags));
-            // If the command is repeated, the users are the same.
-            let (code, report) = load(&fake.url(), &flags);
-            assert_eq!((code, report["verdict"].as_str()), expected, "{report}");
-            assert!(report["reasons"].to_string().contains("that no run had"), "{report}");
+    let loads = [("300", "50"), ("30", "50"), ("30", "5000"), ("700", "600")];
+    std::thread::scope(|scope| {
+        for (warm_up, users) in loads {
+            scope.spawn(move || {
+                let flags = ["500", "5", "--warmup", warm_up, "--users", users];
+                let (_, report) = load(&Fake::start(recounts).url(), &flags);
+                assert_eq!(report["verdict"], "wrong", "{warm_up} {users} {report}");
+                let fake = Fake::start(Habits { reset_status: 404, ..GOOD });
+                let (_, report) = load(&fake.url(), &flags);
+                assert_eq!(report["verdict"], "exact", "{warm_up} {users} {report}");
+                check_runs_without_reset(&fake.url());
+            });
         }
-    }
+    });
     // Such a server is also detected if it has users that nobody knows.
     let fake = Fake::start(recounts);
     load(&fake.url(), &["10", "5", "--users", "10"]);
     assert_wrong(&load(&fake.url(), &flags), "uniqueUsers is ");
 }
 
+/// Checks runs on a server that cannot be reset and has counted a run already.
+fn check_runs_without_reset(url: &str) {
+    // The next run has new users, unless it must send the same ones.
+    assert_exact(&load(url, &["100", "5", "--users", "50", "--warmup", "30"]));
+    assert_exact(&load(url, &["100", "5", "--no-reset", "--batch", "7"]));
+    let is_undecided = |flags: &[&str], reason: &str| {
+        let (code, report) = load(url, flags);
+        assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
+        assert!(report["reasons"].to_string().contains(reason), "{report}");
+    };
+    let flags = ["100", "5", "--users", "50", "--user-prefix", "user_"];
+    is_undecided(&flags, "uniqueUsers could only be checked");
+    let flags = ["100", "5", "--user-prefix", "mine-"];
+    assert_exact(&load(url, &flags));
+    // If the command is repeated, the users are the same.
+    is_undecided(&flags, "that no run had");
+}
+
 /// A response to a request of an abandoned warm-up must not be mistaken for another request's response. An event of that
 /// warm-up that is counted late must not be a surprise.
 #[test]
 fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
-    let _alone = alone();
     // The second event shifts one connection by half a timeout, so the other connection has the eighth event in flight when the
     // sixth timeout in a row ends the warm-up.
     let delay = |event: u64| match event {
@@ -454,7 +450,6 @@ fn a_warm_up_that_was_given_up_leaves_nothing_in_the_run() {
 
 #[test]
 fn an_open_loop_says_how_busy_it_was_without_polling() {
-    let _alone = alone();
     let server = Server::start(&[]);
     for rate in ["200", "20000"] {
         let requests = (rate.parse::<u64>().unwrap() * 2).to_string();
@@ -471,7 +466,6 @@ fn an_open_loop_says_how_busy_it_was_without_polling() {
 /// Other work on the client's CPU limits it, however little CPU time the client itself gets.
 #[test]
 fn a_client_without_a_cpu_of_its_own_says_so() {
-    let _alone = alone();
     let server = Server::start(&[]);
     let cpu = *ringtally::topology::allowed_cpus().last().unwrap();
     let is_over = AtomicBool::new(false);
@@ -498,7 +492,6 @@ fn a_client_without_a_cpu_of_its_own_says_so() {
 
 #[test]
 fn a_rate_that_is_not_held_is_a_warning_and_a_threshold() {
-    let _alone = alone();
     let fake = Fake::start(Habits { delay: |_| Duration::from_millis(2), ..GOOD });
     let flags = ["400", "1", "--rate", "5000", "--fail-if", "held<0.9"];
     let (code, report) = load(&fake.url(), &flags);
@@ -515,7 +508,6 @@ fn a_rate_that_is_not_held_is_a_warning_and_a_threshold() {
 
 #[test]
 fn an_idle_open_loop_finds_no_connection_taken() {
-    let _alone = alone();
     let server = Server::start(&[]);
     for (requests, rate) in [("1", "1"), ("20", "100")] {
         let (_, report) = load(&server.url(), &[requests, "4", "--rate", rate]);
@@ -525,7 +517,6 @@ fn an_idle_open_loop_finds_no_connection_taken() {
 
 #[test]
 fn a_refused_reset_is_a_warning_and_a_token_is_the_way() {
-    let _alone = alone();
     let folder = std::env::temp_dir().join(format!("ringtally-load-token-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("token");
@@ -551,7 +542,6 @@ fn a_refused_reset_is_a_warning_and_a_token_is_the_way() {
 
 #[test]
 fn connections_that_are_not_used_are_a_warning() {
-    let _alone = alone();
     let server = Server::start(&[]);
     let (code, report) = load(&server.url(), &["10", "10000"]);
     assert_eq!((code, &report["setup"]["connections"]), (Some(0), &10.into()), "{report}");

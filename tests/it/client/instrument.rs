@@ -2,7 +2,7 @@
 //! stopped, the server's process may not be inspected, or threads cannot be started.
 
 use crate::world::fake::{Fake, GOOD, Habits, assert_exact, load};
-use crate::world::{Server, alone, ringtally, text};
+use crate::world::{Server, ringtally, text};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::Value;
 use std::path::Path;
@@ -39,7 +39,6 @@ fn can(program: &str, flags: &[&str]) -> bool {
 /// the reason without a wait.
 #[test]
 fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
-    let _alone = alone();
     if !can("prlimit", &["--version"]) {
         return;
     }
@@ -79,7 +78,6 @@ fn connections_that_cannot_be_opened_are_counted_with_the_reason() {
 /// The challenge runs in a separate network with ten ports for outgoing connections.
 #[test]
 fn a_machine_without_ports_is_named() {
-    let _alone = alone();
     if !can("unshare", &["--net", "sh", "-c", "ip link set lo up"]) {
         return;
     }
@@ -128,7 +126,6 @@ fn stopped(server: &Server, connections: &str) -> (Option<i32>, Value) {
 /// connections busy afterward, and that is also the client's fault.
 #[test]
 fn time_in_which_the_client_did_not_run_is_its_own() {
-    let _alone = alone();
     let server = Server::start(&[]);
     for connections in ["2", "1", "64"] {
         let (_, found) = stopped(&server, connections);
@@ -145,7 +142,6 @@ fn time_in_which_the_client_did_not_run_is_its_own() {
 /// Requests that a stalled server delays are not charged to the client, which ran the whole time.
 #[test]
 fn a_stall_of_the_server_is_the_servers() {
-    let _alone = alone();
     let stalls = Some((2000, Duration::from_millis(500)));
     let fake = Fake::start(Habits { stalls, ..GOOD });
     let (_, found) = load(&fake.url(), &["4000", "4", "--rate", "1000"]);
@@ -159,7 +155,6 @@ fn a_stall_of_the_server_is_the_servers() {
 /// Nor is a client charged that is never awake for long while another process has its CPU.
 #[test]
 fn an_idle_client_is_not_the_limit_whatever_else_runs() {
-    let _alone = alone();
     let cpu = *ringtally::topology::allowed_cpus().last().unwrap();
     let fake = Fake::start(Habits { delay: |_| Duration::from_millis(300), ..GOOD });
     let is_over = std::sync::atomic::AtomicBool::new(false);
@@ -183,7 +178,6 @@ fn an_idle_client_is_not_the_limit_whatever_else_runs() {
 /// A server of root's, and a client of nobody's, which may not inspect the server's CPUs.
 #[test]
 fn a_server_of_another_user_is_said_to_be_hidden() {
-    let _alone = alone();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     if !getuid().is_root() || !can(nobody[0], &[&nobody[1..], &["true"]].concat()) {
         return;
@@ -216,7 +210,6 @@ fn a_server_of_another_user_is_said_to_be_hidden() {
 /// No thread keeps waiting for another thread that could not be started.
 #[test]
 fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
-    let _alone = alone();
     if !can("setpriv", &["--version"]) || !can("prlimit", &["--version"]) {
         return;
     }
@@ -250,7 +243,6 @@ fn threads_that_cannot_be_started_are_an_error_of_the_environment() {
 /// A terminal that does not understand escape sequences does not get any.
 #[test]
 fn a_dumb_terminal_gets_plain_text() {
-    let _alone = alone();
     if !can("script", &["--version"]) {
         return;
     }

@@ -127,8 +127,7 @@ fn an_interrupted_run_tells_what_was_sent() {
 /// The number of events of an open loop is known before it starts.
 #[test]
 fn an_open_loop_sends_what_is_due_in_its_time() {
-    let server = Server::start(&["--shards", "1"]);
-    for (flags, requests, rate) in [
+    let profiles = [
         (&["--rate", "0.5", "--duration", "1s"][..], 1, Value::from(0.5)),
         (&["--rate", "7.5", "--duration", "400ms"], 3, 7.5.into()),
         (&["--rate", "2k", "--duration", "300ms"], 600, 2000.into()),
@@ -140,25 +139,29 @@ fn an_open_loop_sends_what_is_due_in_its_time() {
             220,
             "100ms@1000,200ms@0,200ms@100:1100".into(),
         ),
-    ] {
-        let found = load(&server.url(), &[flags, &["-c", "9"]].concat());
-        assert_exact(&found);
-        let (_, report) = found;
-        assert_whole(&report);
-        assert_eq!(report["requests"], requests, "{flags:?}");
-        assert_eq!((&report["setup"]["rate"], &report["open_loop"]["rate"]), (&rate, &rate));
-        // Runs the same load again, from its report alone.
-        let command: Vec<&str> = report["setup"]["command"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|w| w.as_str().unwrap())
-            .collect();
-        let again = run(&[&command[1..], &["--quiet", "--json", "-"]].concat());
-        let again: Value = serde_json::from_slice(&again.stdout).unwrap();
-        assert_eq!(again["requests"], requests, "{command:?}");
-        assert_eq!(again["setup"]["command"], report["setup"]["command"]);
-    }
+    ];
+    std::thread::scope(|scope| {
+        for (flags, requests, rate) in profiles {
+            scope.spawn(move || check_profile(flags, requests, &rate));
+        }
+    });
+}
+
+fn check_profile(flags: &[&str], requests: u64, rate: &Value) {
+    let server = Server::start(&["--shards", "1"]);
+    let found = load(&server.url(), &[flags, &["-c", "9"]].concat());
+    assert_exact(&found);
+    let (_, report) = found;
+    assert_whole(&report);
+    assert_eq!(report["requests"], requests, "{flags:?}");
+    assert_eq!((&report["setup"]["rate"], &report["open_loop"]["rate"]), (rate, rate));
+    // Runs the same load again, from its report alone.
+    let command = report["setup"]["command"].as_array().unwrap();
+    let command: Vec<&str> = command.iter().map(|word| word.as_str().unwrap()).collect();
+    let again = run(&[&command[1..], &["--quiet", "--json", "-"]].concat());
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(again["requests"], requests, "{command:?}");
+    assert_eq!(again["setup"]["command"], report["setup"]["command"]);
 }
 
 /// Coordinated omission in a ramp: a request that is due while a server is stalled has waited since it was due.

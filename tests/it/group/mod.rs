@@ -629,7 +629,7 @@ fn simulate(seed: u64, fault: Fault) {
 
 #[test]
 fn servers_that_share_a_store_are_as_exact_as_one() {
-    seeds::for_each_seed(3000, |seed| simulate(seed, Fault::None));
+    seeds::for_each_seed(600, |seed| simulate(seed, Fault::None));
 }
 
 /// Returns whether at least one of some seeds detects a broken store.

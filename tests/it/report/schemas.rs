@@ -146,7 +146,7 @@ fn a_document_of_each_format_is_as_its_schema_says() {
     let open = load(&["--rate", "9000", "--batch", "9", "--fail-if", "verdict!=exact"], "open");
     // Nothing is that fast, so the search ends at the lowest rate that its windows allow.
     let found = load(&["--find-rate", "p50<1us", "--rate", "1k", "--window", "100ms"], "found");
-    let part = load(&["--part", "1/1", "--start-in", "3s"], "part");
+    let part = load(&["--part", "1/1", "--start-in", "5s"], "part");
     let merged = write(&["merge", &file("part"), "--quiet"], "merge");
     let challenge = write(&["challenge", "9", "1", "--quiet"], "challenge");
     let servers = ["challenge", "9", "1", "--quiet", "--server", "ringtally", "--rows", "stats"];

@@ -7,7 +7,7 @@
 //! `ci/kernels` runs this file's binary on other kernels: `RINGTALLY_TEST_BINARY` names the program there, and
 //! `RINGTALLY_TEST_SLOWDOWN` is the factor by which everything may take longer on an emulated processor.
 
-use crate::world::{Client, Server, alone};
+use crate::world::{Client, Server};
 use ringtally::topology::{allowed_cpus, pin_to};
 use rustix::process::Signal;
 use std::collections::VecDeque;
@@ -231,7 +231,6 @@ fn lane(
 }
 
 fn every_first_response_is_in_time(engine: &str) {
-    let _alone = alone();
     let scheduler = &Scheduler::watch();
     let findings: Vec<Findings> = thread::scope(|scope| {
         let lanes = SHARDS.iter().flat_map(|shards| LANES.map(|lane| (*shards, lane)));
@@ -272,7 +271,6 @@ fn stops(engine: &str, shards: usize, scheduler: &Scheduler) -> Findings {
 }
 
 fn every_stop_is_in_time(engine: &str) {
-    let _alone = alone();
     let scheduler = &Scheduler::watch();
     let findings: Vec<Findings> = thread::scope(|scope| {
         let threads = SHARDS.map(|shards| scope.spawn(move || stops(engine, shards, scheduler)));

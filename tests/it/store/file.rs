@@ -127,7 +127,7 @@ fn image() -> Vec<u8> {
 #[test]
 fn whatever_a_power_failure_takes_what_was_durable_is_restored() {
     let image = image();
-    for_each_seed(1000, |seed| lives(seed, &image, Faults::default()).unwrap());
+    for_each_seed(300, |seed| lives(seed, &image, Faults::default()).unwrap());
 }
 
 #[test]

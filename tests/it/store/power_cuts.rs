@@ -331,7 +331,7 @@ fn simulate(seed: u64, syncs: bool, wrap: fn(FileStore) -> Box<dyn Store>) {
 
 #[test]
 fn what_was_acknowledged_survives_every_power_cut_and_failed_sync() {
-    seeds::for_each_seed(1000, |seed| simulate(seed, true, |store| Box::new(store)));
+    seeds::for_each_seed(300, |seed| simulate(seed, true, |store| Box::new(store)));
 }
 
 /// Returns whether at least one of some seeds detects a broken pipeline.

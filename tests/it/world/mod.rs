@@ -15,19 +15,11 @@ pub mod simulated;
 mod terminal;
 
 use std::io::Read;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use directory::Directory;
 pub use process::*;
 pub use responses::{Response, Totals, post, split_responses, text};
 pub use terminal::terminal;
-
-/// Makes tests wait for each other that judge how long something took, or that stop or crowd out the processes that they start.
-/// These tests are next to each other in their modules, so that nothing else runs during most of them.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Client {
     /// Returns whether the server ends the connection without sending anything more.

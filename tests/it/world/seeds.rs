@@ -1,5 +1,6 @@
 //! Simulations by seed. A failing seed is printed: `RINGTALLY_SEED=n` replays it, `RINGTALLY_SEEDS=n` tries the first n seeds,
-//! and `RINGTALLY_SEEDS=m..n` tries the seeds from m up to n, without n.
+//! `RINGTALLY_SEEDS=m..n` tries the seeds from m up to n, without n, and `RINGTALLY_SEEDS=nx` tries n times as many seeds as
+//! each simulation does by default.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,9 +13,10 @@ fn chosen(seeds: u64) -> Range<u64> {
     let value = |name| std::env::var(name).ok();
     match (value("RINGTALLY_SEED"), value("RINGTALLY_SEEDS")) {
         (Some(seed), _) => number(&seed)..number(&seed) + 1,
-        (None, Some(seeds)) => match seeds.split_once("..") {
-            Some((first, end)) => number(first)..number(end),
-            None => 0..number(&seeds),
+        (None, Some(text)) => match (text.split_once(".."), text.strip_suffix('x')) {
+            (Some((first, end)), _) => number(first)..number(end),
+            (None, Some(times)) => 0..seeds * number(times),
+            (None, None) => 0..number(&text),
         },
         (None, None) => 0..seeds,
     }
@@ -22,7 +24,9 @@ fn chosen(seeds: u64) -> Range<u64> {
 
 /// Runs a simulation with the seeds that the environment names, or else with the first `seeds`.
 pub fn for_each_seed(seeds: u64, mut simulate: impl FnMut(u64)) {
-    for seed in chosen(seeds) {
+    let chosen = chosen(seeds);
+    println!("seeds {chosen:?}");
+    for seed in chosen {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| simulate(seed))) {
             eprintln!("replay with RINGTALLY_SEED={seed}");
             resume_unwind(panic);
