@@ -8,8 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -17,10 +17,13 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
     for _ in 0..5 {
         let server = Server::start(&["--shards", "4"]);
         let address = server.address;
+        let all_connected = Arc::new(Barrier::new(17));
         let counting: Vec<_> = (0..16)
             .map(|_| {
+                let all_connected = Arc::clone(&all_connected);
                 std::thread::spawn(move || {
                     let mut client = Client::connect(address);
+                    all_connected.wait();
                     let request = post("/event", r#"{"userId":"u","value":1}"#);
                     let mut acknowledged = 0u64;
                     loop {
@@ -38,6 +41,7 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
                 })
             })
             .collect();
+        all_connected.wait();
         std::thread::sleep(Duration::from_millis(50));
         let stats = server.stop();
         // The port is free immediately, for a server that insists on having it alone.
