@@ -36,8 +36,8 @@ pub(super) enum Error {
     Spawn(String),
     /// It ended before it was ready.
     NotStarted(String),
-    /// It was not ready in time.
-    StartTimedOut { after: Duration, names_port: bool },
+    /// It was not ready in time. `last` is what its last check found.
+    StartTimedOut { after: Duration, names_port: bool, last: String },
     /// Somebody else listens on its port, alone or in addition to it.
     Port(u16, Listeners),
     /// It ended while it was measured.
@@ -53,13 +53,16 @@ impl fmt::Display for Error {
             Error::NotStarted(how) => {
                 write!(f, "it ended with {how} before it was ready")
             }
-            Error::StartTimedOut { after, names_port } => {
+            Error::StartTimedOut { after, names_port, last } => {
                 let time = humantime::format_duration(*after);
                 let hint = match names_port {
                     true => "raise --start-timeout if it needs longer",
                     false => "write {port} into its command if it does not listen on $PORT",
                 };
-                write!(f, "neither /health nor /stats returned 200 within {time}: {hint}")
+                write!(
+                    f,
+                    "neither /health nor /stats returned 200 within {time}, and at last {last}: {hint}"
+                )
             }
             Error::Port(port, Listeners::Foreign) => write!(
                 f,
@@ -142,13 +145,13 @@ impl Judged {
         let mut judged = Judged::spawn(server, on, place)?;
         judged.wait_until_started()?;
         let started = Instant::now();
-        while !is_ready(judged.address) {
+        while let Err(last) = check_ready(judged.address) {
             if let Some(how) = judged.ended() {
                 return Err(Error::NotStarted(how));
             }
             if started.elapsed() > on.start_max {
                 let names_port = server.names_port();
-                return Err(Error::StartTimedOut { after: on.start_max, names_port });
+                return Err(Error::StartTimedOut { after: on.start_max, names_port, last });
             }
             std::thread::sleep(READY_EVERY);
         }
@@ -309,9 +312,13 @@ fn free_port() -> io::Result<u16> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Reports whether a server is ready: whether it responds with 200 to `/health`, or to `/stats` because some lack `/health`.
-fn is_ready(address: SocketAddr) -> bool {
-    let ask = |path: &str| -> io::Result<bool> {
+/// Checks whether a server is ready: whether it responds with 200 to `/health`, or to `/stats` because some lack `/health`.
+///
+/// # Errors
+///
+/// What it did instead when `/stats` was requested.
+fn check_ready(address: SocketAddr) -> Result<(), String> {
+    let ask = |path: &str| -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, RESPONSE_MAX)?;
         stream.set_read_timeout(Some(RESPONSE_MAX))?;
         let request =
@@ -319,9 +326,19 @@ fn is_ready(address: SocketAddr) -> bool {
         stream.write_all(request.as_bytes())?;
         let mut start = [0; 12];
         stream.read_exact(&mut start)?;
-        Ok(start.starts_with(b"HTTP/1.") && start.ends_with(b" 200"))
+        match start.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..)) {
+            Some(status) => Ok(String::from_utf8_lossy(status).into_owned()),
+            None => Err(io::Error::other("the response is not HTTP/1.1")),
+        }
     };
-    ask("/health").unwrap_or(false) || ask("/stats").unwrap_or(false)
+    if ask("/health").is_ok_and(|status| status == "200") {
+        return Ok(());
+    }
+    match ask("/stats") {
+        Ok(status) if status == "200" => Ok(()),
+        Ok(status) => Err(format!("/stats returned {}", status.escape_debug())),
+        Err(error) => Err(format!("/stats failed: {error}")),
+    }
 }
 
 /// The directory of the logs of a challenge. Dropping it removes the directory, unless an error message has named a log.
