@@ -39,7 +39,7 @@ static USERS: AtomicU64 = AtomicU64::new(0);
 impl Load {
     /// Starts this number of connections to each server, which send events of new users one after the other, and one more to
     /// each, which requests the totals.
-    pub(crate) fn start(servers: &[&Server], connections: usize) -> Load {
+    pub(crate) fn start(servers: &[Server], connections: usize) -> Load {
         let addresses = servers.iter().map(|server| server.address).collect();
         let servers_now = Arc::new(Mutex::new(addresses));
         let mut load = Load { counts: Arc::default(), clients: Vec::new(), servers: servers_now };

@@ -36,13 +36,44 @@ fn inspect(url: &str) -> Totals {
     Totals::parse(&text(&output.stdout))
 }
 
-/// Checks that every server and the store have the same totals, within these bounds.
-fn agree(servers: &[&Server], url: &str, (at_least, at_most): (u64, u64)) {
-    let held = inspect(url);
-    check(&held);
-    assert!((at_least..=at_most).contains(&held.total), "{held:?} of {at_least} to {at_most}");
-    for server in servers {
-        assert_eq!(server.stats(), held, "every server reports the same");
+/// Servers on one database, under load.
+struct Scenario {
+    database: Postgres,
+    servers: Vec<Server>,
+    load: Load,
+}
+
+impl Scenario {
+    /// Starts this number of servers on a new database, and their load.
+    fn start(count: usize) -> Scenario {
+        let database = Postgres::new(&[]);
+        let servers = servers(&database.url(""), count);
+        Scenario::of(database, servers)
+    }
+
+    /// Starts the load on these servers.
+    fn of(database: Postgres, servers: Vec<Server>) -> Scenario {
+        let load = Load::start(&servers, CONNECTIONS);
+        Scenario { database, servers, load }
+    }
+
+    /// Ends the load. Checks that every server and the store have the same totals, which the load allows, and that the database
+    /// had no trouble. Returns the smallest and the largest total that the load allows.
+    fn end(&mut self) -> (u64, u64) {
+        let totals = self.load.stop();
+        self.agree(totals);
+        totals
+    }
+
+    /// Checks that every server and the store have the same totals, within these bounds.
+    fn agree(&self, (at_least, at_most): (u64, u64)) {
+        let held = inspect(&self.database.url(""));
+        check(&held);
+        assert!((at_least..=at_most).contains(&held.total), "{held:?} of {at_least} to {at_most}");
+        for server in &self.servers {
+            assert_eq!(server.stats(), held, "every server reports the same");
+        }
+        check_log(&self.database);
     }
 }
 
@@ -61,102 +92,78 @@ fn pause() -> Duration {
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn a_server_that_is_killed_takes_nothing_with_it() {
-    let database = Postgres::new(&[]);
-    let url = database.url("");
-    let mut servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
+    let mut scenario = Scenario::start(3);
     for _ in 0..3 {
-        load.wait_for(300);
+        scenario.load.wait_for(300);
         // Dropping a server kills it.
-        drop(servers.remove(0));
-        let server = Server::start(&["--store", &url]);
+        drop(scenario.servers.remove(0));
+        let server = Server::start(&["--store", &scenario.database.url("")]);
         // The others move up one place, and the new server takes the last one.
-        servers.push(server);
-        for (place, server) in servers.iter().enumerate() {
-            load.replace(place, server);
+        scenario.servers.push(server);
+        for (place, server) in scenario.servers.iter().enumerate() {
+            scenario.load.replace(place, server);
         }
     }
-    load.wait_for(300);
-    let totals = load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(300);
+    scenario.end();
 }
 
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn a_server_that_is_told_to_end_prints_the_totals_of_the_group_and_the_others_go_on() {
-    let database = Postgres::new(&[]);
-    let url = database.url("");
-    let mut servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
-    load.wait_for(500);
-    let before = load.acknowledged();
-    let printed = servers.remove(0).stop();
+    let mut scenario = Scenario::start(3);
+    scenario.load.wait_for(500);
+    let before = scenario.load.acknowledged();
+    let printed = scenario.servers.remove(0).stop();
     check(&printed);
     assert!(printed.total >= before, "{printed:?} of {before}");
-    load.replace(0, &servers[0]);
-    load.wait_for(500);
-    let totals = load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.replace(0, &scenario.servers[0]);
+    scenario.load.wait_for(500);
+    scenario.end();
 }
 
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn a_server_that_is_paused_goes_on_where_it_was() {
-    let database = Postgres::new(&[]);
-    let url = database.url("");
-    let servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
-    load.wait_for(500);
-    servers[0].signal(Signal::STOP);
+    let mut scenario = Scenario::start(3);
+    scenario.load.wait_for(500);
+    scenario.servers[0].signal(Signal::STOP);
     std::thread::sleep(pause());
-    load.wait_for(500);
-    servers[0].signal(Signal::CONT);
-    load.wait_for(500);
-    let totals = load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(500);
+    scenario.servers[0].signal(Signal::CONT);
+    scenario.load.wait_for(500);
+    scenario.end();
 }
 
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn a_database_that_crashes_and_restarts_is_waited_for() {
-    let mut database = Postgres::new(&[]);
-    let url = database.url("");
-    let servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
+    let mut scenario = Scenario::start(3);
     for away_ms in [0, 300, 1000] {
-        load.wait_for(500);
-        database.stop_immediately();
+        scenario.load.wait_for(500);
+        scenario.database.stop_immediately();
         std::thread::sleep(Duration::from_millis(away_ms));
-        database.start();
+        scenario.database.start();
     }
-    load.wait_for(500);
-    assert_eq!(load.refused(), 0, "the database was away for less than --store-timeout");
-    let totals = load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(500);
+    let refused = scenario.load.refused();
+    assert_eq!(refused, 0, "the database was away for less than --store-timeout");
+    scenario.end();
 }
 
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn sessions_that_are_terminated_are_begun_anew() {
-    let database = Postgres::new(&[]);
-    let url = database.url("");
-    let servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
+    let mut scenario = Scenario::start(3);
     for _ in 0..20 {
-        load.wait_for(50);
-        database.sql(
+        scenario.load.wait_for(50);
+        scenario.database.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ringtally'",
         );
     }
-    load.wait_for(500);
-    let totals = load.stop();
-    assert_eq!(totals.0, totals.1, "every event was acknowledged in the end");
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(500);
+    let (acknowledged, possible) = scenario.end();
+    assert_eq!(acknowledged, possible, "every event was acknowledged in the end");
 }
 
 #[test]
@@ -164,26 +171,23 @@ fn sessions_that_are_terminated_are_begun_anew() {
 fn a_database_that_is_paused_takes_the_servers_out_until_it_goes_on() {
     let database = Postgres::new(&[]);
     let url = database.url("");
-    let servers: Vec<Server> =
-        (0..3).map(|_| Server::start(&["--store", &url, "--store-timeout", "1s"])).collect();
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
-    load.wait_for(500);
-    database.signal_all(Signal::STOP);
-    for server in &servers {
+    let servers = (0..3).map(|_| Server::start(&["--store", &url, "--store-timeout", "1s"]));
+    let mut scenario = Scenario::of(database, servers.collect());
+    scenario.load.wait_for(500);
+    scenario.database.signal_all(Signal::STOP);
+    for server in &scenario.servers {
         eventually("it reports that it is late", || server.client().get("/health").status == 503);
         let refused = server.client().post("/event", r#"{"userId":"u","value":1}"#);
         assert_eq!(refused.status, 503, "{refused:?}");
     }
     std::thread::sleep(pause() / 3);
-    database.signal_all(Signal::CONT);
-    for server in &servers {
+    scenario.database.signal_all(Signal::CONT);
+    for server in &scenario.servers {
         eventually("it is back", || server.client().get("/health").status == 200);
     }
-    load.wait_for(500);
-    assert!(load.refused() > 0);
-    let totals = load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(500);
+    assert!(scenario.load.refused() > 0);
+    scenario.end();
 }
 
 #[test]
@@ -210,22 +214,19 @@ fn a_commit_whose_outcome_is_unknown_is_counted_once() {
     let url = database.url("");
     let proxy = Proxy::to(database.port);
     let behind = url.replace(&database.port.to_string(), &proxy.port.to_string());
-    let servers =
-        [servers(&behind, 2), servers(&url, 1)].into_iter().flatten().collect::<Vec<Server>>();
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
+    let servers = [servers(&behind, 2), servers(&url, 1)].into_iter().flatten().collect();
+    let mut scenario = Scenario::of(database, servers);
     for _ in 0..60 {
         // Each server has a connection again, and uses it.
-        for server in &servers {
+        for server in &scenario.servers {
             server.stats();
         }
-        load.wait_for(20);
+        scenario.load.wait_for(20);
         proxy.cut();
     }
-    load.wait_for(500);
-    let totals = load.stop();
-    assert_eq!(totals.0, totals.1, "every event was acknowledged in the end");
-    agree(&servers.iter().collect::<Vec<_>>(), &url, totals);
-    check_log(&database);
+    scenario.load.wait_for(500);
+    let (acknowledged, possible) = scenario.end();
+    assert_eq!(acknowledged, possible, "every event was acknowledged in the end");
 }
 
 #[test]
@@ -237,16 +238,13 @@ fn a_failover_to_a_synchronous_standby_loses_nothing() {
         "postgres://tally:s3cret@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=read-write",
         primary.port, standby.port
     );
-    let servers = servers(&both, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
-    load.wait_for(1000);
+    let mut scenario = Scenario::of(standby, servers(&both, 3));
+    scenario.load.wait_for(1000);
     primary.kill();
-    standby.promote();
-    load.wait_for(1000);
-    let totals = load.stop();
-    assert_eq!(totals.0, totals.1, "the servers followed in time");
-    agree(&servers.iter().collect::<Vec<_>>(), &standby.url(""), totals);
-    check_log(&standby);
+    scenario.database.promote();
+    scenario.load.wait_for(1000);
+    let (acknowledged, possible) = scenario.end();
+    assert_eq!(acknowledged, possible, "the servers followed in time");
 }
 
 #[test]
@@ -272,10 +270,8 @@ fn a_commit_that_no_standby_has_is_not_acknowledged() {
 #[test]
 #[ignore = "needs PostgreSQL: run ci/cluster"]
 fn a_reset_under_load_is_one_moment_on_every_server() {
-    let database = Postgres::new(&[]);
-    let url = database.url("");
-    let servers = servers(&url, 3);
-    let mut load = Load::start(&servers.iter().collect::<Vec<_>>(), CONNECTIONS);
+    let mut scenario = Scenario::start(3);
+    let Scenario { load, servers, .. } = &mut scenario;
     for number in 0..10 {
         load.wait_for(300);
         let before = load.reset(&servers[number % 3]);
@@ -289,8 +285,8 @@ fn a_reset_under_load_is_one_moment_on_every_server() {
     let before = load.reset(&servers[0]);
     load.wait_for(300);
     load.stop();
-    agree(&servers.iter().collect::<Vec<_>>(), &url, (load.since_reset(), load.begun() - before));
-    check_log(&database);
+    let bounds = (load.since_reset(), load.begun() - before);
+    scenario.agree(bounds);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::load::{Load, check};
 use super::postgres::{Postgres, as_owner, free_port};
-use super::{agree, check_log, inspect, servers};
+use super::{CONNECTIONS, Scenario, check_log, inspect, servers};
 use crate::world::{Server, eventually, ringtally};
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Read};
@@ -74,18 +74,16 @@ impl Drop for Pooler {
 fn servers_behind_a_pooler_in_session_mode_are_exact_even_if_it_is_killed() {
     let database = Postgres::new(&[]);
     let mut pooler = Pooler::before(&database, "session");
-    let servers = servers(&pooler.url(), 2);
-    let of_group = servers.iter().collect::<Vec<_>>();
-    let mut load = Load::start(&of_group, 8);
+    let mut scenario = Scenario::of(database, servers(&pooler.url(), 2));
     for _ in 0..3 {
-        load.wait_for(300);
+        scenario.load.wait_for(300);
         pooler.kill();
         pooler.start();
     }
-    load.wait_for(300);
-    assert_eq!(load.refused(), 0, "the pooler was away for less than --store-timeout");
-    let totals = load.stop();
-    agree(&of_group, &database.url(""), totals);
+    scenario.load.wait_for(300);
+    assert_eq!(scenario.load.refused(), 0, "the pooler was away for less than --store-timeout");
+    scenario.end();
+    let Scenario { database, servers, .. } = scenario;
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringtally'";
     eventually("each has a session", || database.sql(sessions) == "2");
     for server in &servers {
@@ -124,7 +122,7 @@ fn a_pooler_in_transaction_mode_loses_nothing_and_is_what_a_server_names() {
     let database = Postgres::new(&[]);
     let pooler = Pooler::before(&database, "transaction");
     let server = Server::start(&["--store", &pooler.url(), "--store-timeout", "20s"]);
-    let mut load = Load::start(&[&server], 8);
+    let mut load = Load::start(std::slice::from_ref(&server), CONNECTIONS);
     load.wait_for(300);
     // Another server may work, because PgBouncer 1.21 and newer can distinguish their prepared statements. If it does not, it
     // reports why.
