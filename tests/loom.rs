@@ -174,7 +174,7 @@ fn readers_that_race_both_get_a_cut() {
 #[test]
 fn a_read_has_every_earlier_event_although_two_publications_overlap_it() {
     let mut builder = builder(3);
-    // The number is only looked at after each interval.
+    // Loom checks the number only after each interval.
     builder.checkpoint_interval = 5000;
     builder.max_permutations = builder.max_permutations.or(Some(5000));
     builder.check(|| {

@@ -424,3 +424,87 @@ fn chunked(codings: &[u8], is_1_1: bool) -> Result<Framing, Refusal> {
     }
     Ok(Framing::Chunked)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(head: &str) -> Result<Head, Refusal> {
+        let mut scan = Scan::START;
+        scan.parse(head.as_bytes(), "a").map(|head| head.expect("the head is complete"))
+    }
+
+    fn with(field: &str) -> Result<Head, Refusal> {
+        parsed(&format!("POST /event HTTP/1.1\r\nHost: a\r\n{field}\r\n"))
+    }
+
+    /// Returns everything about a head except its length.
+    fn meaning(head: Result<Head, Refusal>) -> String {
+        format!("{:?}", head.map(|head| Head { bytes: 0, ..head }))
+    }
+
+    #[test]
+    fn fields_are_known_by_their_whole_names() {
+        let plain = meaning(with(""));
+        for (name, value) in [
+            ("Via", "1.1 p"),
+            ("Host", "b"),
+            ("Origin", "http://b"),
+            ("Accept", "text/plain"),
+            ("Expect", "100-continue"),
+            ("Forwarded", "for=b"),
+            ("X-Real-IP", "192.0.2.1"),
+            ("Connection", "close"),
+            ("Authorization", "Bearer b"),
+            ("Content-Length", "7"),
+            ("Sec-Fetch-Site", "cross-site"),
+            ("Content-Encoding", "gzip"),
+            ("Transfer-Encoding", "chunked"),
+            ("X-Forwarded-For", "192.0.2.1"),
+        ] {
+            let as_it_is = meaning(with(&format!("{name}: {value}\r\n")));
+            assert_ne!(as_it_is, plain, "{name}");
+            let in_capitals = meaning(with(&format!("{}: {value}\r\n", name.to_uppercase())));
+            assert_eq!(in_capitals, as_it_is, "{name}");
+            let other = format!("Q{}", &name[1..]);
+            assert_eq!(meaning(with(&format!("{other}: {value}\r\n"))), plain, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_the_last_if_nothing_may_follow_it() {
+        let is_last = |head: &str| parsed(head).unwrap().is_last();
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", false),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n",
+                false,
+            ),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", false),
+        ] {
+            assert_eq!(is_last(head), expected, "{head}");
+            assert_eq!(usize::from(parsed(head).unwrap().length()), head.len());
+        }
+    }
+
+    #[test]
+    fn a_version_that_is_not_supported_is_a_version() {
+        for (version, expected) in [
+            ("HTTP/2.0", Refusal::Version),
+            ("HTTP/0.9", Refusal::Version),
+            ("HTTP/x.1", Refusal::Malformed),
+            ("HTTP/2.x", Refusal::Malformed),
+            ("HTTP/11.", Refusal::Malformed),
+        ] {
+            assert_eq!(
+                parsed(&format!("GET / {version}\r\n\r\n")).unwrap_err(),
+                expected,
+                "{version}"
+            );
+        }
+        assert!(parsed("GET / HTTP/1.2\r\nHost: a\r\n\r\n").unwrap().is_1_1);
+    }
+}

@@ -75,3 +75,51 @@ impl Kept {
         Some(Head { framing: Framing::Length(length), ..self.head })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::Scan;
+    use super::*;
+
+    fn keep(cache: &mut HeadCache, bytes: &str) {
+        let mut scan = Scan::START;
+        let head = scan.parse(bytes.as_bytes(), "a").unwrap().expect("the head is complete");
+        cache.keep(&head, bytes.as_bytes());
+    }
+
+    fn has(cache: &mut HeadCache, bytes: &str) -> bool {
+        cache.find(bytes.as_bytes()).is_some()
+    }
+
+    fn head(field: &str) -> String {
+        format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n")
+    }
+
+    #[test]
+    fn the_latest_heads_are_kept() {
+        let heads: Vec<String> =
+            (0..2 * KEPT_MAX + 2).map(|n| head(&format!("A: {n}\r\n"))).collect();
+        let mut cache = HeadCache::default();
+        for latest in 0..heads.len() {
+            assert!(!has(&mut cache, &heads[latest]));
+            keep(&mut cache, &heads[latest]);
+            for (number, head) in heads.iter().enumerate() {
+                let is_kept = number <= latest && number + KEPT_MAX > latest;
+                assert_eq!(has(&mut cache, head), is_kept, "{number} after {latest}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_heads_and_secrets_are_not_kept() {
+        let mut cache = HeadCache::default();
+        let of_length =
+            |bytes: usize| head(&format!("A: {}\r\n", "x".repeat(bytes - head("A: \r\n").len())));
+        let (longest, too_long) = (of_length(KEPT_BYTES_MAX), of_length(KEPT_BYTES_MAX + 1));
+        let secret = head("Authorization: Bearer b\r\n");
+        for (head, is_kept) in [(&longest, true), (&too_long, false), (&secret, false)] {
+            keep(&mut cache, head);
+            assert_eq!(has(&mut cache, head), is_kept, "{} bytes", head.len());
+        }
+    }
+}

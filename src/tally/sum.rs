@@ -456,6 +456,30 @@ mod tests {
         assert_eq!(accumulator.round(), -1.5 * rounds as f64);
     }
 
+    #[test]
+    fn a_rounded_sum_and_its_error_are_the_exact_sum() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut value = || {
+            let bits = random.u64(..) & FRACTION_MASK | (1023 + random.u64(..80)) << FRACTION_BITS;
+            f64::from_bits(bits | random.u64(..2) << 63)
+        };
+        for _ in 0..1000 {
+            let (total, added) = (value(), value());
+            let (rounded, error) = add_exactly(total, added);
+            assert_eq!(rounded, total + added);
+            assert_eq!(sum(&[rounded, error]), sum(&[total, added]), "{total} + {added}");
+        }
+    }
+
+    #[test]
+    fn values_with_exact_sums_take_few_additions() {
+        let mut accumulator = ExactSum::default();
+        accumulator.add_all(&[499.5; 1001]);
+        assert_eq!(accumulator.round(), 499.5 * 1001.0);
+        // A sum for each lane, and the value that is left.
+        assert_eq!(usize::try_from(accumulator.additions), Ok(LANES + 1));
+    }
+
     /// A value that fills its lowest limb, so that two of them leave a carry.
     const FULL: f64 = (FRACTION_MASK | 1 << FRACTION_BITS) as f64;
 
