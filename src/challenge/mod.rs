@@ -204,8 +204,10 @@ fn judge(config: JudgeConfig, output: Output) -> Result<(), Failure> {
     };
     let (report, used) = usage::run(&load, || judged.cpu());
     let (peak_rss_bytes, cpu_source) = (judged.peak_rss_bytes(), judged.cpu_source());
-    let ended = judged.check().map_err(|error| fail(&error));
+    let ended = judged.check();
     let had_to_be_killed = judged.stop();
+    // Its log is complete only now.
+    let ended = ended.map_err(|error| fail(&error));
     let mut report = match (report, &ended) {
         (Ok(report), _) => report,
         (Err(failure), Ok(())) => return Err(failure),
