@@ -499,6 +499,7 @@ fn unsafe_session() -> StoreError {
 mod tests {
     use super::*;
     use crate::store::postgres::{ClientRuntime, Member};
+    use std::io::{Read, Write as _};
     use std::net::TcpListener;
 
     #[test]
@@ -518,5 +519,28 @@ mod tests {
             host.set_nonblocking(true).unwrap();
             assert!(host.accept().is_ok(), "silent host {number} was never tried");
         }
+    }
+
+    #[test]
+    fn what_a_host_said_before_it_fell_silent_is_reported() {
+        let host = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://me@{}/tally?sslmode=disable", host.local_addr().unwrap());
+        // PostgreSQL documentation, section "Message Formats", ErrorResponse.
+        let fields = b"SFATAL\0C57P03\0Mthe database system is starting up\0\0";
+        let length = u32::try_from(4 + fields.len()).unwrap().to_be_bytes();
+        let refusing = std::thread::spawn(move || {
+            let (mut first, _) = host.accept().unwrap();
+            assert!(first.read(&mut [0; 256]).unwrap() > 0);
+            first.write_all(&[b"E", &length[..], &fields[..]].concat()).unwrap();
+            host
+        });
+        let target = Target::parse_with(&url, &|_| None).unwrap();
+        let link = Postgres::new(target, Log::Text, Unasked::default(), Arc::default());
+        let mut member = Member::new(link);
+        let joining = member.join(Duration::from_secs(1));
+        let failed = ClientRuntime::new().unwrap().block_on(joining).unwrap_err().to_string();
+        let _silent = refusing.join().unwrap();
+        assert!(failed.contains("it did not respond within"), "{failed}");
+        assert!(failed.contains("before that: ") && failed.contains("is starting up"), "{failed}");
     }
 }

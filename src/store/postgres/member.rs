@@ -115,13 +115,18 @@ impl<L: Link> Member<L> {
         // Leave time for each of the hosts, even if the first one accepts connections and does not confirm anything.
         let limit = timeout / self.link.hosts();
         let mut pause = PAUSE_MIN;
+        // What the database said last. The last attempt may have too little time left for another response.
+        let mut said = None;
         loop {
             let left = deadline.saturating_sub(self.link.now());
             let (why, is_unconfirmed) =
                 match within(left.min(limit).max(PAUSE_MIN), self.try_to_join()).await {
                     Ok(group) => return Ok(group),
-                    Err(StoreError::Passing(why)) => (why, false),
-                    Err(StoreError::Unconfirmed(why)) => (why, true),
+                    Err(StoreError::Passing(why)) => (said.insert(why).clone(), false),
+                    Err(StoreError::Unconfirmed(why)) => match &said {
+                        Some(said) => (format!("{why}; before that: {said}"), true),
+                        None => (why, true),
+                    },
                     Err(error) => return Err(self.failure(&error)),
                 };
             self.link.disconnect(is_unconfirmed);
