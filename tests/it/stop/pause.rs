@@ -259,9 +259,10 @@ fn stops(engine: &str, shards: usize, scheduler: &Scheduler) -> Findings {
             thread::sleep(Duration::from_millis(pause_ms));
             let start = Instant::now();
             server.signal(Signal::TERM);
-            let (code, printed) = server.wait();
+            let (code, printed, log) = server.wait_with_log();
             let what = format!(
-                "with {engine} on {shards} shard(s), after {connections} connections and a pause of {pause_ms} ms"
+                "with {engine} on {shards} shard(s), after {connections} connections and a pause of {pause_ms} ms: \
+                 {log:?}"
             );
             findings.note(start, STOP_MAX, scheduler, &what);
             assert_eq!(code, Some(0), "{printed}");
