@@ -42,7 +42,7 @@
 //! - [`tally`]: the exact sum and the distinct users, with one writer per shard, merged on read.
 //! - [`uring`]: io_uring with typed operations, for server and client alike; all its unsafe code.
 //! - [`topology`]: the CPUs of this process, and which of them each shard and the client get.
-//! - `listening`: the TCP sockets that listen on this machine.
+//! - `listening`: the TCP sockets that listen on this machine, and the processes that have them.
 //! - [`statistics`]: medians, and how precisely they are known.
 //! - `terminal`: standard output, and lines that fit narrow terminals.
 //! - [`document`]: JSON documents that name their format.

@@ -1,6 +1,7 @@
-//! The TCP sockets that listen on this machine.
+//! The TCP sockets that listen on this machine, and the processes that have them.
 
 use procfs::net::{TcpNetEntries, TcpNetEntry};
+use procfs::process::{FDTarget, Process};
 use procfs::{FromBufReadSI, ProcResult, current_system_info};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -17,13 +18,23 @@ const STATE: usize = 3;
 ///
 /// # Errors
 ///
-/// Fails if `/proc/net/tcp` cannot be read. A kernel without IPv6 has no `/proc/net/tcp6`.
+/// Fails if `/proc/net/tcp` cannot be read. If only `/proc/net/tcp6` cannot be read, which a kernel without IPv6 lacks, returns the
+/// sockets of IPv4.
 pub(crate) fn sockets() -> ProcResult<Vec<TcpNetEntry>> {
     let mut sockets = first_listening(BufReader::new(File::open("/proc/net/tcp")?))?;
     if let Ok(file) = File::open("/proc/net/tcp6") {
-        sockets.extend(first_listening(BufReader::new(file))?);
+        sockets.extend(first_listening(BufReader::new(file)).unwrap_or_default());
     }
     Ok(sockets)
+}
+
+/// Returns the inodes of a process's sockets; none if this process may not inspect it.
+pub(crate) fn sockets_of(process: &Process) -> impl Iterator<Item = u64> {
+    let descriptors = process.fd().into_iter().flatten().flatten();
+    descriptors.filter_map(|descriptor| match descriptor.target {
+        FDTarget::Socket(inode) => Some(inode),
+        _ => None,
+    })
 }
 
 /// Returns the sockets before the first one that does not listen.

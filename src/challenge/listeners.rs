@@ -2,7 +2,7 @@
 
 use crate::listening;
 use procfs::net::TcpNetEntry;
-use procfs::process::{FDTarget, Process};
+use procfs::process::Process;
 use std::collections::BTreeSet;
 
 /// The listeners on a port.
@@ -24,16 +24,7 @@ pub(super) fn of(port: u16, processes: &[Process]) -> Listeners {
     let is_listener = |socket: &TcpNetEntry| socket.local_address.port() == port;
     let all: BTreeSet<u64> =
         sockets.into_iter().filter(is_listener).map(|socket| socket.inode).collect();
-    let inode = |target: FDTarget| match target {
-        FDTarget::Socket(inode) => Some(inode),
-        _ => None,
-    };
-    let mut own = BTreeSet::new();
-    for process in processes {
-        let descriptors = process.fd().into_iter().flatten().flatten();
-        own.extend(descriptors.filter_map(|descriptor| inode(descriptor.target)));
-    }
-    judge(&all, &own)
+    judge(&all, &processes.iter().flat_map(listening::sockets_of).collect())
 }
 
 fn judge(all: &BTreeSet<u64>, own: &BTreeSet<u64>) -> Listeners {

@@ -3,7 +3,7 @@
 use crate::listening;
 use crate::topology::{self, alike, core_kind, format_cpu_list, siblings};
 use procfs::net::TcpNetEntry;
-use procfs::process::{FDInfo, FDTarget, Process, Status, all_processes};
+use procfs::process::{Process, Status, all_processes};
 use std::collections::{BTreeSet, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 
@@ -79,7 +79,7 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
     }
     let mut cpus = BTreeSet::new();
     for process in all_processes().into_iter().flatten().flatten() {
-        let own = sockets_of(&process);
+        let own: HashSet<u64> = listening::sockets_of(&process).collect();
         if own.iter().any(|inode| sockets.contains(inode)) {
             sockets.retain(|inode| !own.contains(inode));
             cpus.extend(cpus_of(&process).unwrap_or_default());
@@ -96,16 +96,6 @@ pub(super) fn find(address: SocketAddr) -> Whereabouts {
 fn is_own(mut address: SocketAddr) -> bool {
     address.set_port(0);
     UdpSocket::bind(address).is_ok()
-}
-
-/// Returns the sockets of a process; none if this process may not inspect it.
-fn sockets_of(process: &Process) -> HashSet<u64> {
-    let descriptors = process.fd().into_iter().flatten().flatten();
-    let socket = |open: FDInfo| match open.target {
-        FDTarget::Socket(inode) => Some(inode),
-        _ => None,
-    };
-    descriptors.filter_map(socket).collect()
 }
 
 fn cpus_of(process: &Process) -> Option<Vec<usize>> {
