@@ -502,6 +502,15 @@ mod tests {
     use std::io::{Read, Write as _};
     use std::net::TcpListener;
 
+    /// Returns the error of a server that tries to join at this URL.
+    fn join(url: &str, timeout: Duration) -> String {
+        let target = Target::parse_with(url, &|_| None).unwrap();
+        let link = Postgres::new(target, Log::Text, Unasked::default(), Arc::default());
+        let mut member = Member::new(link);
+        let joining = member.join(timeout);
+        ClientRuntime::new().unwrap().block_on(joining).unwrap_err().to_string()
+    }
+
     #[test]
     fn each_host_is_tried_within_the_time_of_a_start() {
         // The first host does not have a socket, and the others accept connections and never answer. Each attempt has a second,
@@ -509,12 +518,8 @@ mod tests {
         let silent = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [second, third] = silent.each_ref().map(|host| host.local_addr().unwrap());
         let url = format!("postgres://me@%2Fnone,{second},{third}/tally?connect_timeout=10");
-        let target = Target::parse_with(&url, &|_| None).unwrap();
-        let link = Postgres::new(target, Log::Text, Unasked::default(), Arc::default());
-        let mut member = Member::new(link);
-        let joining = member.join(Duration::from_secs(3));
-        let failed = ClientRuntime::new().unwrap().block_on(joining).unwrap_err();
-        assert!(failed.to_string().contains("could not be used within 3s"), "{failed}");
+        let failed = join(&url, Duration::from_secs(3));
+        assert!(failed.contains("could not be used within 3s"), "{failed}");
         for (number, host) in silent.iter().enumerate() {
             host.set_nonblocking(true).unwrap();
             assert!(host.accept().is_ok(), "silent host {number} was never tried");
@@ -534,11 +539,7 @@ mod tests {
             first.write_all(&[b"E", &length[..], &fields[..]].concat()).unwrap();
             host
         });
-        let target = Target::parse_with(&url, &|_| None).unwrap();
-        let link = Postgres::new(target, Log::Text, Unasked::default(), Arc::default());
-        let mut member = Member::new(link);
-        let joining = member.join(Duration::from_secs(1));
-        let failed = ClientRuntime::new().unwrap().block_on(joining).unwrap_err().to_string();
+        let failed = join(&url, Duration::from_secs(1));
         let _silent = refusing.join().unwrap();
         assert!(failed.contains("it did not respond within"), "{failed}");
         assert!(failed.contains("before that: ") && failed.contains("is starting up"), "{failed}");

@@ -115,7 +115,7 @@ impl<L: Link> Member<L> {
         // Leave time for each of the hosts, even if the first one accepts connections and does not confirm anything.
         let limit = timeout / self.link.hosts();
         let mut pause = PAUSE_MIN;
-        // What the database said last. The last attempt may have too little time left for another response.
+        // The latest reason that an attempt gave. The last attempt may have too little time left to learn it again.
         let mut said = None;
         loop {
             let left = deadline.saturating_sub(self.link.now());

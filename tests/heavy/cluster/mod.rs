@@ -57,15 +57,14 @@ impl Scenario {
         Scenario { database, servers, load }
     }
 
-    /// Ends the load. Checks that every server and the store have the same totals, which the load allows, and that the database
-    /// had no trouble. Returns the smallest and the largest total that the load allows.
+    /// Ends the load, and checks the totals against it. Returns the smallest and the largest total that the load allows.
     fn end(&mut self) -> (u64, u64) {
         let totals = self.load.stop();
         self.agree(totals);
         totals
     }
 
-    /// Checks that every server and the store have the same totals, within these bounds.
+    /// Checks that every server and the store have the same totals, within these bounds, and checks the database's log.
     fn agree(&self, (at_least, at_most): (u64, u64)) {
         let held = inspect(&self.database.url(""));
         check(&held);

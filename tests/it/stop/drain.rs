@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn sigterm_under_load_prints_every_acknowledged_event() {
+    const CLIENTS: usize = 16;
     for _ in 0..5 {
         let server = Server::start(&["--shards", "4"]);
         let address = server.address;
-        let all_connected = Arc::new(Barrier::new(17));
-        let counting: Vec<_> = (0..16)
+        let all_connected = Arc::new(Barrier::new(CLIENTS + 1));
+        let counting: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 let all_connected = Arc::clone(&all_connected);
                 std::thread::spawn(move || {
@@ -50,7 +51,7 @@ fn sigterm_under_load_prints_every_acknowledged_event() {
         assert!(acknowledged > 0);
         // An event can be counted and its response lost with the connection, but not the reverse.
         assert!(
-            (acknowledged..=acknowledged + 16).contains(&stats.total),
+            (acknowledged..=acknowledged + CLIENTS as u64).contains(&stats.total),
             "{acknowledged} {stats:?}"
         );
     }
