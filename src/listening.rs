@@ -18,8 +18,8 @@ const STATE: usize = 3;
 ///
 /// # Errors
 ///
-/// Fails if `/proc/net/tcp` cannot be read. If only `/proc/net/tcp6` cannot be read, which a kernel without IPv6 lacks, returns the
-/// sockets of IPv4.
+/// Fails if `/proc/net/tcp` cannot be read. If only `/proc/net/tcp6` cannot be read, which a kernel without IPv6 lacks, returns
+/// the sockets of IPv4.
 pub(crate) fn sockets() -> ProcResult<Vec<TcpNetEntry>> {
     let mut sockets = first_listening(BufReader::new(File::open("/proc/net/tcp")?))?;
     if let Ok(file) = File::open("/proc/net/tcp6") {
