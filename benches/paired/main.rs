@@ -10,8 +10,10 @@
 #![allow(missing_docs, reason = "a benchmark")]
 
 mod blocks;
+mod counts;
 mod options;
 mod report;
+mod server;
 mod verdict;
 
 use blocks::{Block, Places};
@@ -65,8 +67,9 @@ fn compare(options: &Options) -> Result<Comparison, Failure> {
 
 /// Compares, and writes the reports, which say so if nothing could be compared.
 fn run(options: &Options) -> Result<u8, Failure> {
+    let instructions = options.instructions()?;
     let report = load::export(&options.export, || {
-        let report = Report { options, outcome: compare(options) };
+        let report = Report { options, instructions, outcome: compare(options) };
         let findings = report.findings();
         Ok((report, findings))
     })?;

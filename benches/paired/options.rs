@@ -1,7 +1,9 @@
 //! The flags of a comparison.
 
+use super::counts;
 use clap::Parser;
-use ringtally::compare::Instructions;
+use ringtally::compare::{Counted, Instructions};
+use ringtally::failure::Failure;
 use ringtally::load::Export;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,10 +57,16 @@ pub(crate) struct Options {
     /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// What was counted of the instructions of the two, as JSON with the keys that `ringtally schema
-    /// perf` has for them
-    #[arg(long, value_name = "JSON", value_parser = instructions)]
-    pub(crate) instructions: Option<Instructions>,
+    /// The instructions of base and head, as `cargo bench --bench instructions -- --output-format=json`
+    /// writes them
+    #[arg(long, num_args = 2, value_names = ["BASE_FILE", "HEAD_FILE"])]
+    counts: Option<Vec<PathBuf>>,
+    /// Add this to the reason of the verdict on instructions
+    #[arg(long, value_name = "TEXT", requires = "counts")]
+    counts_note: Option<String>,
+    /// The reason why instructions could not be counted
+    #[arg(long, value_name = "REASON", conflicts_with = "counts")]
+    not_counted: Option<String>,
     /// Write everything as JSON; - is standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -74,10 +82,6 @@ pub(crate) struct Options {
     bench: bool,
 }
 
-fn instructions(text: &str) -> Result<Instructions, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
-}
-
 impl Options {
     pub(crate) fn client(&self) -> &Path {
         self.client.as_deref().unwrap_or(&self.head)
@@ -87,6 +91,19 @@ impl Options {
     pub(crate) fn names(&self) -> [String; 2] {
         [(&self.base_name, &self.base), (&self.head_name, &self.head)]
             .map(|(name, file)| name.clone().unwrap_or_else(|| file.display().to_string()))
+    }
+
+    /// What the counts of instructions say; `None` without any, or a reason for that.
+    pub(crate) fn instructions(&self) -> Result<Option<Instructions>, Failure> {
+        if let Some([base, head]) = self.counts.as_deref() {
+            return counts::compare(base, head, self.counts_note.as_deref()).map(Some);
+        }
+        let skipped = |reason: &String| Instructions {
+            verdict: Counted::Skipped,
+            reason: reason.clone(),
+            counts: Vec::new(),
+        };
+        Ok(self.not_counted.as_ref().map(skipped))
     }
 
     /// The share of events with a new user is that of the challenge: 75,000 per million.

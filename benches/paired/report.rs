@@ -219,13 +219,14 @@ fn raw(blocks: &[Block]) -> Vec<Vec<Vec<f64>>> {
 /// The findings on two servers: the instructions that were counted before, and the comparison or the reason why it failed.
 pub(crate) struct Report<'a> {
     pub(crate) options: &'a Options,
+    pub(crate) instructions: Option<Instructions>,
     pub(crate) outcome: Result<Comparison, Failure>,
 }
 
 impl Report<'_> {
     /// The exit code of the process: instructions that failed do, whatever the comparison says.
     pub(crate) fn exit_code(&self) -> u8 {
-        let instructions = self.options.instructions.as_ref();
+        let instructions = self.instructions.as_ref();
         match &self.outcome {
             _ if instructions.is_some_and(|of| of.verdict == Counted::Failed) => 1,
             Ok(comparison) => comparison.verdict.exit_code(),
@@ -249,7 +250,7 @@ impl Report<'_> {
             _ => "could not be measured",
         };
         let [base, head] = self.options.names();
-        let counted = self.options.instructions.as_ref().map(counted).unwrap_or_default();
+        let counted = self.instructions.as_ref().map(counted).unwrap_or_default();
         let compared = match &self.outcome {
             Ok(comparison) => comparison.markdown(self.options),
             Err(_) => format!("### Paired servers: no result\n\n{}", self.line()),
@@ -263,7 +264,7 @@ impl Report<'_> {
         let is_passed = matches!(&self.outcome, Ok(of) if of.verdict.exit_code() == 0);
         let own =
             Case { name: "paired servers".into(), failure: (!is_passed).then(|| line.clone()) };
-        let counted = self.options.instructions.as_ref().and_then(|of| {
+        let counted = self.instructions.as_ref().and_then(|of| {
             let failure = match of.verdict {
                 Counted::Passed => None,
                 Counted::Failed => Some(of.reason.clone()),
@@ -286,7 +287,7 @@ impl Report<'_> {
     pub(crate) fn record(&self) -> Perf {
         let [base, head] = self.options.names();
         let paired = self.outcome.as_ref().ok().map(|of| of.record(self.options));
-        let instructions = self.options.instructions.clone();
+        let instructions = self.instructions.clone();
         Perf { base, head, exit_code: self.exit_code(), instructions, paired }
     }
 }

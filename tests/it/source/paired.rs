@@ -5,8 +5,10 @@
 #[path = "../../../benches/paired"]
 mod bench {
     pub(super) mod blocks;
+    pub(super) mod counts;
     pub(super) mod options;
     pub(super) mod report;
+    pub(super) mod server;
     pub(super) mod verdict;
 }
 
@@ -16,10 +18,11 @@ use bench::options::Options;
 use bench::report::{Comparison, Report};
 use bench::verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict, log_ratio};
 use clap::Parser;
+use ringtally::compare::Counted;
 use ringtally::failure::Failure;
 use ringtally::load::export;
 use ringtally::statistics::{Interval, median};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A simulated machine that adds noise to the cost of each leg.
 struct Machine {
@@ -230,49 +233,85 @@ fn compared(times: f64) -> Comparison {
     comparison
 }
 
+/// Returns the output of the instruction bench for these cases.
+fn counts(cases: &[(&str, u64)]) -> String {
+    let line = |(id, count): &(&str, u64)| {
+        let data = json!({"total": {"metrics": {"Ir": {"values": {"new": count}}}}});
+        let profiles = json!([{ "data": data }]);
+        format!("{}\n", json!({"function_name": "answer", "id": id, "profiles": profiles}))
+    };
+    cases.iter().map(line).collect()
+}
+
+#[test]
+fn counts_that_cannot_be_read_are_an_error_and_none_in_common_are_not_compared() {
+    let directory = Directory::new("counts");
+    let [base, head] = ["base", "head"].map(|name| directory.file(name));
+    let compare = || bench::counts::compare(base.as_ref(), head.as_ref(), Some("a note"));
+    let missing = compare().unwrap_err().to_string();
+    assert!(missing.starts_with(&format!("cannot read {base}: No such file")), "{missing}");
+    std::fs::write(&base, counts(&[("old", 7)])).unwrap();
+    for text in ["no JSON", "{}", &counts(&[("old", 7)]).replace("Ir", "Dr")] {
+        std::fs::write(&head, text).unwrap();
+        let failure = compare().unwrap_err();
+        assert_eq!(failure.exit_code(), 2);
+        assert!(failure.to_string().ends_with("is not the output of the instruction bench"));
+    }
+    std::fs::write(&head, counts(&[("new", 7)])).unwrap();
+    let compared = compare().unwrap();
+    assert_eq!(compared.verdict, Counted::NotCompared);
+    assert_eq!(compared.reason, "more than 1% more fails; a note");
+}
+
 #[test]
 fn a_comparison_is_reported_in_every_form() {
-    let counts = |verdict: &str| {
-        let counts = r#"[{"name": "answer/one", "base": 100, "head": 102, "ratio": 1.02},
-            {"name": "new", "base": null, "head": 7, "ratio": null}]"#;
-        format!(r#"{{"verdict": "{verdict}", "reason": "at most 1%", "counts": {counts}}}"#)
-    };
     let no_server = || Err(Failure::Environment("no server".into()));
     for (outcome, counted, code, word, failures) in [
-        (Ok(compared(1.0)), "passed", 0, "not slower", 0),
-        (Ok(compared(1.0)), "failed", 1, "FAILED", 1),
-        (Ok(compared(1.1)), "passed", 1, "FAILED", 1),
-        (Ok(compared(1.1)), "skipped", 1, "FAILED", 1),
-        (Ok(compared(1.03)), "not compared", 4, "inconclusive", 1),
-        (no_server(), "passed", 3, "could not be measured", 1),
-        (no_server(), "failed", 1, "FAILED", 2),
+        (Ok(compared(1.0)), Some(10_100), 0, "not slower", 0),
+        (Ok(compared(1.0)), Some(10_101), 1, "FAILED", 1),
+        (Ok(compared(1.1)), Some(9_000), 1, "FAILED", 1),
+        (Ok(compared(1.1)), None, 1, "FAILED", 1),
+        (Ok(compared(1.03)), None, 4, "inconclusive", 1),
+        (no_server(), Some(10_100), 3, "could not be measured", 1),
+        (no_server(), Some(10_101), 1, "FAILED", 2),
     ] {
         let directory = Directory::new("paired");
         let file = |name: &str| directory.file(name);
         let [junit, bmf] = ["junit", "bmf"].map(|form| format!("{form}={}", file(form)));
-        let options = Options::parse_from([
-            "paired",
-            "--base-name=abc",
-            "--head=/server",
-            &format!("--instructions={}", counts(counted)),
-            &format!("--export={junit}"),
-            &format!("--export={bmf}"),
-        ]);
-        let report = Report { options: &options, outcome };
+        let mut words = vec!["paired".into(), "--base-name=abc".into(), "--head=/server".into()];
+        words.extend([format!("--export={junit}"), format!("--export={bmf}")]);
+        match counted {
+            Some(head) => {
+                std::fs::write(file("base.counts"), counts(&[("old", 7), ("one", 10_000)]))
+                    .unwrap();
+                std::fs::write(file("head.counts"), counts(&[("one", head), ("new", 7)])).unwrap();
+                words.extend(["--counts".into(), file("base.counts"), file("head.counts")]);
+            }
+            None => words.push("--not-counted=no valgrind".into()),
+        }
+        let options = Options::parse_from(words);
+        let instructions = options.instructions().unwrap();
+        let report = Report { options: &options, instructions, outcome };
         export(&options.export, || Ok(((), report.findings()))).unwrap();
         let json: Value = serde_json::from_str(&report.record().json()).unwrap();
         assert_eq!(schema::check(&json), Ok(()));
         assert_eq!((&json["base"], &json["head"]), (&"abc".into(), &"/server".into()));
         assert_eq!((report.exit_code(), &json["exit_code"]), (code, &code.into()));
-        assert_eq!(json["instructions"]["counts"][1]["head"], 7);
         let markdown = report.markdown();
-        let told = [
-            &format!("## Performance: {word}\n"),
-            "Head `/server`, base `abc`.",
-            "| answer/one | 100 | 102 | +2.00% |",
-            "| new | none | 7 | not compared |",
-        ];
-        assert!(told.iter().all(|line| markdown.contains(*line)), "{markdown}");
+        let mut told =
+            vec![format!("## Performance: {word}\n"), "Head `/server`, base `abc`.".into()];
+        match counted {
+            Some(head) => {
+                let counts = json["instructions"]["counts"].as_array().unwrap();
+                let names: Vec<_> = counts.iter().map(|of| of["name"].as_str().unwrap()).collect();
+                assert_eq!(names, ["answer/old", "answer/one", "answer/new"]);
+                let percent = (head as f64 / 10_000.0 - 1.0) * 100.0;
+                told.push(format!("| answer/one | 10000 | {head} | {percent:+.2}% |"));
+                told.push("| answer/new | none | 7 | not compared |".into());
+            }
+            None => told.push("### Instructions: SKIPPED (no valgrind)".into()),
+        }
+        assert!(told.iter().all(|line| markdown.contains(line)), "{markdown}");
         let [junit, bmf] =
             ["junit", "bmf"].map(|form| std::fs::read_to_string(file(form)).unwrap());
         assert!(junit.contains(&format!("failures=\"{failures}\"")), "{junit}");
