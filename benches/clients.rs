@@ -22,7 +22,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-const RINGTALLY: &str = env!("CARGO_BIN_EXE_ringtally");
 const BODY: &str = r#"{"userId":"user_12345","value":499}"#;
 /// A script for wrk that sends as many requests at a time as its argument says.
 const WRK_SCRIPT: &str = r#"
@@ -57,6 +56,9 @@ struct Options {
     /// Compare with wrk, this oha, and this bombardier in every row, and stall the server under each
     #[arg(long, value_name = "BIN", num_args = 2, value_names = ["OHA", "BOMBARDIER"])]
     peers: Option<Vec<PathBuf>>,
+    /// The program that serves, and sends [default: this build]
+    #[arg(long, value_name = "BIN", default_value = env!("CARGO_BIN_EXE_ringtally"), hide_default_value = true)]
+    ringtally: PathBuf,
     /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
@@ -64,7 +66,7 @@ struct Options {
 
 /// A load client.
 enum Client {
-    Load,
+    Load(PathBuf),
     Wrk,
     /// With the flag that includes the wait of late requests in their latency, or without it.
     Oha(PathBuf, bool),
@@ -98,7 +100,7 @@ struct Places {
 impl Client {
     fn name(&self) -> &'static str {
         match self {
-            Client::Load => "ringtally load",
+            Client::Load(_) => "ringtally load",
             Client::Wrk => "wrk",
             Client::Oha(..) => "oha",
             Client::Bombardier(_) => "bombardier",
@@ -115,12 +117,12 @@ impl Client {
             Amount::Rate(rate, seconds) => (seconds, rate * seconds, Some(rate)),
         };
         let (program, flags, others) = match self {
-            Client::Load => {
+            Client::Load(program) => {
                 let flags = format!(
                     "load {requests} {connections} --pipeline {pipeline} --quiet --json - --url {url}"
                 );
                 (
-                    RINGTALLY.into(),
+                    program.display().to_string(),
                     flags,
                     rate.map(|rate| format!("--rate={rate}")).into_iter().collect(),
                 )
@@ -156,7 +158,7 @@ impl Client {
     fn read(&self, output: &str) -> Option<(u64, f64, f64)> {
         let json = || serde_json::from_str::<Value>(output).ok();
         match self {
-            Client::Load => {
+            Client::Load(_) => {
                 let report = json()?;
                 let p99_ms = report["latency_us"]["p99"].as_f64()? / 1e3;
                 Some((report["acknowledged"].as_u64()?, report["requests_per_s"].as_f64()?, p99_ms))
@@ -248,9 +250,10 @@ fn pairs(
     shape: (usize, usize),
     options: &Options,
 ) -> Result<Vec<[Run; 2]>, Failure> {
+    let ours = Client::Load(options.ringtally.clone());
     let pair = |_| {
         let theirs = peer.run(places, url, shape, Amount::Seconds(options.seconds))?;
-        let ours = Client::Load.run(places, url, shape, Amount::Requests(theirs.requests))?;
+        let ours = ours.run(places, url, shape, Amount::Requests(theirs.requests))?;
         Ok([theirs, ours])
     };
     (0..options.pairs).map(pair).collect()
@@ -305,13 +308,13 @@ fn table(peers: &[Client], places: &Places, url: &str, options: &Options) -> Res
 }
 
 /// Runs every client while the server stands still for a second, and prints what each says of it, as a table.
-fn stalls(peers: &[Client], places: &Places, server: &Server) -> Result<(), Failure> {
+fn stalls(clients: &[Client], places: &Places, server: &Server) -> Result<(), Failure> {
     let (connections, rate, seconds) = STALLED;
     println!(
         "\n| client at {rate} requests/s, {connections} connections, a stall of one second in {seconds} | p99 in ms |"
     );
     println!("|---|--:|");
-    for client in std::iter::once(&Client::Load).chain(peers) {
+    for client in clients {
         let amount = Amount::Rate(rate, seconds);
         let run = thread::scope(|scope| {
             scope.spawn(|| {
@@ -323,7 +326,7 @@ fn stalls(peers: &[Client], places: &Places, server: &Server) -> Result<(), Fail
             client.run(places, &server.url, (connections, 1), amount)
         })?;
         let how = match client {
-            Client::Load => format!(" --rate {rate}"),
+            Client::Load(_) => format!(" --rate {rate}"),
             Client::Oha(_, true) => format!(" -q {rate} --latency-correction"),
             Client::Oha(_, false) => format!(" -q {rate}"),
             Client::Bombardier(_) => format!(" -r {rate}"),
@@ -342,13 +345,15 @@ fn run(options: &Options) -> Result<(), Failure> {
     let places = Places { server: server.to_string(), client: client.to_string() };
     std::fs::write(script(), format!("wrk.body = '{BODY}'\n{WRK_SCRIPT}"))
         .map_err(|error| Failure::Environment(format!("cannot write wrk's script: {error}")))?;
-    let server = Server::start(Path::new(RINGTALLY), &places.server, &[])?;
+    let server = Server::start(&options.ringtally, &places.server, &[])?;
     match options.peers.as_deref() {
         Some([oha, bombardier]) => {
             let oha = |is_corrected| Client::Oha(oha.clone(), is_corrected);
             let bombardier = || Client::Bombardier(bombardier.clone());
             table(&[Client::Wrk, oha(false), bombardier()], &places, &server.url, options)?;
-            stalls(&[oha(true), oha(false), bombardier(), Client::Wrk], &places, &server)?;
+            let load = Client::Load(options.ringtally.clone());
+            let clients = [load, oha(true), oha(false), bombardier(), Client::Wrk];
+            stalls(&clients, &places, &server)?;
         }
         _ => against_wrk(&places, &server.url, options)?,
     }

@@ -17,7 +17,6 @@ use server::Server;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const RINGTALLY: &str = env!("CARGO_BIN_EXE_ringtally");
 /// Events and connections of the loads.
 const MANY: (u64, u64) = (1_000_000, 1_000);
 const FEW: (u64, u64) = (300_000, 64);
@@ -43,6 +42,9 @@ struct Options {
     /// Write all figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The program that serves, and sends [default: this build]
+    #[arg(long, value_name = "BIN", default_value = env!("CARGO_BIN_EXE_ringtally"), hide_default_value = true)]
+    ringtally: PathBuf,
     /// Cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
@@ -83,6 +85,7 @@ impl Goal {
 
 /// Runs one load on a new server, with a new store or without one.
 fn run(
+    ringtally: &Path,
     cpus: &[usize; 2],
     store: Option<&Path>,
     (requests, connections): (u64, u64),
@@ -95,9 +98,9 @@ fn run(
         let _ = std::fs::remove_file(file);
         flags.extend(["--store", file]);
     }
-    let server = Server::start(Path::new(RINGTALLY), &server_cpu, &flags)?;
+    let server = Server::start(ringtally, &server_cpu, &flags)?;
     let shape = [requests.to_string(), connections.to_string()];
-    let report = server.load(Path::new(RINGTALLY), &client_cpu, &shape)?;
+    let report = server.load(ringtally, &client_cpu, &shape)?;
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);
     let commits = server.metric("ringtally_store_commits_total")?;
     let commit_s = server.metric("ringtally_store_commit_duration_seconds_sum")?;
@@ -132,10 +135,10 @@ fn measure(options: &Options) -> Result<bool, Failure> {
     for pair in 1..=options.pairs {
         eprintln!("pair {pair} of {}", options.pairs);
         for (runs, load) in [(&mut many, MANY), (&mut few, FEW)] {
-            runs[0].push(run(&cpus, None, load)?);
-            runs[1].push(run(&cpus, Some(&store), load)?);
+            runs[0].push(run(&options.ringtally, &cpus, None, load)?);
+            runs[1].push(run(&options.ringtally, &cpus, Some(&store), load)?);
         }
-        alone.push(run(&cpus, Some(&store), ALONE)?);
+        alone.push(run(&options.ringtally, &cpus, Some(&store), ALONE)?);
     }
     // Nothing needs it anymore.
     let _ = std::fs::remove_file(&store);
