@@ -12,6 +12,7 @@ mod bench {
     pub(super) mod verdict;
 }
 
+use crate::world::seeds::for_each_seed;
 use crate::world::{Directory, schema};
 use bench::blocks::{Block, Leg, Places};
 use bench::options::Options;
@@ -140,8 +141,10 @@ fn even_drift_within_a_block_cancels() {
 fn no_change_on_a_drifting_and_disturbed_machine_is_no_change() {
     // 15% over the 60 legs of the shortest comparison, and every twentieth leg disturbed.
     let machine = |seed| Machine { drift: 0.15 / 60.0, disturbed: 0.05, ..Machine::quiet(seed) };
-    let few = verdicts(1_000, |seed| machine(seed).compare(1.0, 14));
-    assert_eq!(count(&few, Verdict::Slower) + count(&few, Verdict::Faster), 0);
+    for_each_seed(100, |seed| {
+        let verdict = machine(seed).compare(1.0, 14);
+        assert!(matches!(verdict, Verdict::Same | Verdict::Inconclusive), "{verdict:?}");
+    });
     let many = verdicts(40, |seed| machine(seed).compare(1.0, 40));
     assert!(count(&many, Verdict::Same) >= 36, "{}", count(&many, Verdict::Same));
 }
