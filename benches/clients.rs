@@ -1,7 +1,7 @@
 //! The CPU time that clients take per request, ours and others, in pairs against one server: `cargo bench --bench clients`.
 //! It needs taskset and wrk. `ci/client` installs the others.
 //!
-//! Server and client have a CPU each. The CPU time of a client is that of its whole process, from start to end. `load` sends
+//! Server and client have a CPU each. The CPU time of a client includes its start and its end. `load` sends
 //! the challenge's 75,000 users, and the others send one constant request.
 
 #![allow(missing_docs, reason = "a benchmark")]
@@ -23,7 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 const BODY: &str = r#"{"userId":"user_12345","value":499}"#;
-/// A script for wrk that sends as many requests at a time as its argument says.
+/// A script for wrk. Its argument is the number of requests that it sends at a time.
 const WRK_SCRIPT: &str = r#"
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -36,7 +36,7 @@ function request() return batch end
 "#;
 /// Connections, and requests in flight on each, of the rows for all peers.
 const SHAPES: [(usize, usize); 3] = [(1, 1), (64, 1), (1_000, 1)];
-/// The same for the row of the peers that can pipeline.
+/// Connections, and requests in flight on each, of the row for peers that can pipeline.
 const PIPELINED: (usize, usize) = (64, 16);
 /// The stalled run: connections, requests per second, and seconds. The server stands still for one second in the middle.
 const STALLED: (usize, u64, u64) = (16, 1_000, 10);
@@ -73,13 +73,13 @@ enum Client {
     Bombardier(PathBuf),
 }
 
-/// How much a run sends.
+/// The amount that a run sends.
 #[derive(Clone, Copy)]
 enum Amount {
     /// As much as possible for some seconds; our client sends as many requests as a peer did.
     Seconds(u64),
     Requests(u64),
-    /// Requests per second, for some seconds. wrk has no rate.
+    /// Requests per second, for some seconds. wrk does not have a rate.
     Rate(u64, u64),
 }
 
@@ -307,7 +307,7 @@ fn table(peers: &[Client], places: &Places, url: &str, options: &Options) -> Res
     Ok(())
 }
 
-/// Runs every client while the server stands still for a second, and prints what each says of it, as a table.
+/// Runs every client while the server is suspended for a second, and prints the p99 that each reports, as a table.
 fn stalls(clients: &[Client], places: &Places, server: &Server) -> Result<(), Failure> {
     let (connections, rate, seconds) = STALLED;
     println!(
@@ -330,7 +330,7 @@ fn stalls(clients: &[Client], places: &Places, server: &Server) -> Result<(), Fa
             Client::Oha(_, true) => format!(" -q {rate} --latency-correction"),
             Client::Oha(_, false) => format!(" -q {rate}"),
             Client::Bombardier(_) => format!(" -r {rate}"),
-            Client::Wrk => ", which has no rate".into(),
+            Client::Wrk => ", which does not have a rate".into(),
         };
         println!("| {}{how} | {:.0} |", client.name(), run.p99_ms);
     }

@@ -94,7 +94,7 @@ fn run(
     let file = store.map(|store| store.display().to_string());
     let mut flags = Vec::new();
     if let Some(file) = &file {
-        // There is none before the first run.
+        // This fails before the first run.
         let _ = std::fs::remove_file(file);
         flags.extend(["--store", file]);
     }
@@ -120,7 +120,7 @@ fn middle(runs: &[Run], figure: fn(&Run) -> f64) -> f64 {
     median(&mut runs.iter().map(figure).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
-/// Returns the median ratio of a figure with a store to that without one, pair by pair.
+/// Returns the median over the pairs of the ratio of a figure, with a store to without one.
 fn ratio([without, with]: &[Vec<Run>; 2], figure: fn(&Run) -> f64) -> f64 {
     let ratios = without.iter().zip(with).map(|(without, with)| figure(with) / figure(without));
     median(&mut ratios.collect::<Vec<_>>()).unwrap_or(f64::NAN)
@@ -156,7 +156,7 @@ fn measure(options: &Options) -> Result<bool, Failure> {
             1.10,
         ),
         Goal::at_most(
-            "p99 at 64 connections in µs, to that without a store and two commits",
+            "p99 at 64 connections in µs, to the p99 without a store and two commits",
             middle(&few[1], |run| run.p99_us),
             two_commits,
         ),

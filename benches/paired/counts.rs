@@ -8,8 +8,8 @@ use std::path::Path;
 /// The ratio of head to base above which an operation takes too many instructions.
 const RATIO_MAX: f64 = 1.01;
 
-/// Reads what `cargo bench --bench instructions -- --output-format=json` has written: a line per benchmark, of which this
-/// returns the name and the instructions.
+/// Reads what `cargo bench --bench instructions -- --output-format=json` has written, a line per benchmark.
+/// Returns the name of each, and its instructions.
 fn read(file: &Path) -> Result<Vec<(String, u64)>, Failure> {
     let unreadable = |why: String| Failure::Usage(format!("cannot read {}: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?;
