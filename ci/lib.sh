@@ -77,14 +77,15 @@ need() {
 tools=$PWD/target/tools
 
 # cargo_tool NAME VERSION [FLAG...]: installs a program from crates.io once, without optimization, which takes
-# half the time to build. Skips the check if that is not possible. Sets $tool to its path.
+# half the time to build, or with $tool_profile=release. Skips the check if that is not possible. Sets $tool to its path.
 cargo_tool() {
-    local name=$1 version=$2 root=$tools/$1-$2
+    local name=$1 version=$2 profile=${tool_profile:-dev}
+    local root=$tools/$1-$2-$profile
     shift 2
     tool=$root/bin/$name
     [ ! -x "$tool" ] || return 0
-    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$tools/build" bounded 900 cargo install --quiet --debug --locked \
-        --root "$root" "$@" "$name@$version" || skip "$name $version cannot be installed from crates.io"
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$tools/build" bounded 900 cargo install --quiet --profile "$profile" \
+        --locked --root "$root" "$@" "$name@$version" || skip "$name $version cannot be installed from crates.io"
     rm -rf "$tools/build"
 }
 
