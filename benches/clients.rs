@@ -16,7 +16,7 @@ use ringtally::failure::Failure;
 use ringtally::statistics::median;
 use ringtally::topology;
 use serde_json::Value;
-use server::Server;
+use server::{Places, Server};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -89,12 +89,6 @@ struct Run {
     requests_per_s: f64,
     cpu_us_per_request: f64,
     p99_ms: f64,
-}
-
-/// The CPUs of the server and of the clients.
-struct Places {
-    server: String,
-    client: String,
 }
 
 impl Client {
@@ -203,7 +197,7 @@ impl Client {
     ) -> Result<Run, Failure> {
         let before = children_cpu_us()?;
         let output = Command::new("taskset")
-            .args(["-c", &places.client])
+            .args(["-c", &places.client_cpus])
             .args(self.command(url, shape, amount))
             .stdin(Stdio::null())
             .output()
@@ -342,10 +336,10 @@ fn run(options: &Options) -> Result<(), Failure> {
     let [server, client, ..] = cpus[..] else {
         return Err(Failure::Environment("allow this process two CPUs".into()));
     };
-    let places = Places { server: server.to_string(), client: client.to_string() };
+    let places = Places { server_cpus: server.to_string(), client_cpus: client.to_string() };
     std::fs::write(script(), format!("wrk.body = '{BODY}'\n{WRK_SCRIPT}"))
         .map_err(|error| Failure::Environment(format!("cannot write wrk's script: {error}")))?;
-    let server = Server::start(&options.ringtally, &places.server, &[])?;
+    let server = Server::start(&options.ringtally, &places.server_cpus, &[])?;
     match options.peers.as_deref() {
         Some([oha, bombardier]) => {
             let oha = |is_corrected| Client::Oha(oha.clone(), is_corrected);

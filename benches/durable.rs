@@ -13,7 +13,7 @@ use ringtally::failure::Failure;
 use ringtally::statistics::median;
 use ringtally::topology;
 use serde_json::json;
-use server::Server;
+use server::{Places, Server};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -86,11 +86,10 @@ impl Goal {
 /// Runs one load on a new server, with a new store or without one.
 fn run(
     ringtally: &Path,
-    cpus: &[usize; 2],
+    places: &Places,
     store: Option<&Path>,
     (requests, connections): (u64, u64),
 ) -> Result<Run, Failure> {
-    let [server_cpu, client_cpu] = cpus.map(|cpu| cpu.to_string());
     let file = store.map(|store| store.display().to_string());
     let mut flags = Vec::new();
     if let Some(file) = &file {
@@ -98,13 +97,15 @@ fn run(
         let _ = std::fs::remove_file(file);
         flags.extend(["--store", file]);
     }
-    let server = Server::start(ringtally, &server_cpu, &flags)?;
+    let server = Server::start(ringtally, &places.server_cpus, &flags)?;
     let shape = [requests.to_string(), connections.to_string()];
-    let report = server.load(ringtally, &client_cpu, &shape)?;
+    let report = server.load(ringtally, &places.client_cpus, &shape)?;
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);
-    let commits = server.metric("ringtally_store_commits_total")?;
-    let commit_s = server.metric("ringtally_store_commit_duration_seconds_sum")?;
-    let shard_s = server.metric("ringtally_cpu_seconds_total")?;
+    let [commits, commit_s, shard_s] = server.metrics([
+        "ringtally_store_commits_total",
+        "ringtally_store_commit_duration_seconds_sum",
+        "ringtally_cpu_seconds_total",
+    ])?;
     server.stop()?;
     Ok(Run {
         requests_per_s: number(&report["requests_per_s"]),
@@ -128,17 +129,18 @@ fn ratio([without, with]: &[Vec<Run>; 2], figure: fn(&Run) -> f64) -> f64 {
 
 fn measure(options: &Options) -> Result<bool, Failure> {
     let allowed = topology::allowed_cpus();
-    let cpus = [allowed[0], *allowed.get(1).unwrap_or(&allowed[0])];
+    let client = allowed.get(1).unwrap_or(&allowed[0]);
+    let places = Places { server_cpus: allowed[0].to_string(), client_cpus: client.to_string() };
     let store = options.directory.join("durable.redb");
     let (mut many, mut few, mut alone) =
         (<[Vec<Run>; 2]>::default(), <[Vec<Run>; 2]>::default(), Vec::new());
     for pair in 1..=options.pairs {
         eprintln!("pair {pair} of {}", options.pairs);
         for (runs, load) in [(&mut many, MANY), (&mut few, FEW)] {
-            runs[0].push(run(&options.ringtally, &cpus, None, load)?);
-            runs[1].push(run(&options.ringtally, &cpus, Some(&store), load)?);
+            runs[0].push(run(&options.ringtally, &places, None, load)?);
+            runs[1].push(run(&options.ringtally, &places, Some(&store), load)?);
         }
-        alone.push(run(&options.ringtally, &cpus, Some(&store), ALONE)?);
+        alone.push(run(&options.ringtally, &places, Some(&store), ALONE)?);
     }
     // Nothing needs it anymore.
     let _ = std::fs::remove_file(&store);

@@ -1,17 +1,11 @@
 //! One block: two servers, started for it and loaded alike in the order A B B A.
 
 use super::options::Options;
-use super::server::Server;
+use super::server::{Places, Server};
 use super::verdict::log_ratio;
 use ringtally::failure::Failure;
 use serde_json::Value;
 use std::path::Path;
-
-/// The CPUs of servers and clients.
-pub(crate) struct Places {
-    pub(crate) server_cpus: String,
-    pub(crate) client_cpus: String,
-}
 
 /// The measurements of one load.
 #[derive(Clone, Copy)]

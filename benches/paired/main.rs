@@ -16,12 +16,13 @@ mod report;
 mod server;
 mod verdict;
 
-use blocks::{Block, Places};
+use blocks::Block;
 use clap::Parser;
 use options::Options;
 use report::{Comparison, Report};
 use ringtally::failure::Failure;
 use ringtally::{load, topology};
+use server::Places;
 use std::process::ExitCode;
 use std::time::Instant;
 use verdict::{Evidence, Pair, Verdict};

@@ -93,7 +93,7 @@ impl Options {
             .map(|(name, file)| name.clone().unwrap_or_else(|| file.display().to_string()))
     }
 
-    /// What the counts of instructions say; `None` without any, or a reason for that.
+    /// Compares the counts of instructions. Returns `None` if neither the counts nor a reason without them were given.
     pub(crate) fn instructions(&self) -> Result<Option<Instructions>, Failure> {
         if let Some([base, head]) = self.counts.as_deref() {
             return counts::compare(base, head, self.counts_note.as_deref()).map(Some);

@@ -1,7 +1,8 @@
 //! A finished comparison: as one line, as Markdown for people, and as JSON for everything else.
 
-use super::blocks::{Block, Leg, Places};
+use super::blocks::{Block, Leg};
 use super::options::Options;
+use super::server::Places;
 use super::verdict::{CHANGE, HALF_WIDTH_MAX, Verdict};
 use ringtally::compare::{Counted, Instructions, Paired, PairedFigure, Perf, Ratio};
 use ringtally::doctor::Environment;

@@ -10,6 +10,12 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+/// The CPUs of servers and clients.
+pub(crate) struct Places {
+    pub(crate) server_cpus: String,
+    pub(crate) client_cpus: String,
+}
+
 /// A server that this process started. It is killed when dropped.
 pub(crate) struct Server {
     child: Child,
@@ -95,9 +101,9 @@ impl Server {
         Err(Failure::Wrong(format!("a load on {} was not exact: {}", self.name, said.trim())))
     }
 
-    /// Returns the sum of the samples of a metric.
-    pub(crate) fn metric(&self, name: &str) -> Result<f64, Failure> {
-        let metrics = || {
+    /// Returns the sums of the samples of some metrics, at one moment.
+    pub(crate) fn metrics<const N: usize>(&self, names: [&str; N]) -> Result<[f64; N], Failure> {
+        let read = || {
             let address = self.url.strip_prefix("http://").unwrap_or(&self.url);
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
@@ -105,13 +111,15 @@ impl Server {
             stream.read_to_string(&mut text)?;
             Ok::<_, std::io::Error>(text)
         };
-        let text =
-            metrics().map_err(|error| Failure::Environment(format!("no metrics: {error}")))?;
-        let samples = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
-            rest.rsplit(' ').next()?.parse::<f64>().ok()
-        });
-        Ok(samples.sum())
+        let text = read().map_err(|error| Failure::Environment(format!("no metrics: {error}")))?;
+        let sum = |name: &str| {
+            let samples = text.lines().filter_map(|line| {
+                let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+                rest.rsplit(' ').next()?.parse::<f64>().ok()
+            });
+            samples.sum()
+        };
+        Ok(names.map(sum))
     }
 
     /// Suspends the server, or lets it go on.

@@ -14,9 +14,10 @@ mod bench {
 
 use crate::world::seeds::for_each_seed;
 use crate::world::{Directory, schema};
-use bench::blocks::{Block, Leg, Places};
+use bench::blocks::{Block, Leg};
 use bench::options::Options;
 use bench::report::{Comparison, Report};
+use bench::server::Places;
 use bench::verdict::{Evidence, FLOOR_BLOCKS_MIN, HEAD_BLOCKS_MIN, Pair, Verdict, log_ratio};
 use clap::Parser;
 use ringtally::compare::Counted;
