@@ -471,7 +471,7 @@ impl Metrics {
             text.sample(name, "", start_seconds);
         }
         // Without /proc, these are left out.
-        if let Ok(stat) = Process::myself().and_then(|process| process.stat()) {
+        if let Some(Ok(stat)) = PROCESS.as_ref().map(Process::stat) {
             let seconds = (stat.utime + stat.stime) as f64 / ticks_per_second() as f64;
             let resident_bytes = stat.rss * page_size();
             for (name, kind, help, value) in [
@@ -596,10 +596,13 @@ fn write_totals(text: &mut Text, totals: &Totals) {
     text.sample("unique_users_total", "", totals.unique_users);
 }
 
+/// This process, whose folder in /proc is found once.
+static PROCESS: LazyLock<Option<Process>> = LazyLock::new(|| Process::myself().ok());
+
 /// The start of this process in seconds since the Unix epoch. It is determined once, at startup, because reading the boot time
 /// takes longer the more CPUs and interrupts the machine has.
 static START_SECONDS: LazyLock<Option<f64>> = LazyLock::new(|| {
-    let stat = Process::myself().and_then(|process| process.stat()).ok()?;
+    let stat = PROCESS.as_ref()?.stat().ok()?;
     let boot_seconds = boot_time_secs().ok()?;
     Some(boot_seconds as f64 + stat.starttime as f64 / ticks_per_second() as f64)
 });

@@ -276,7 +276,7 @@ impl Connection {
         matches!(self.state, State::Working | State::Filling)
     }
 
-    /// Returns what to do now. First continues with waiting requests, if the peer has read enough or totals were read.
+    /// Returns what to do now. First continues with requests that wait for totals, if these were read.
     #[inline]
     pub fn action(&mut self, moment: &Moment, service: &mut Service) -> Action {
         let mut can_make_more = false;
@@ -315,12 +315,7 @@ impl Connection {
                 }
             }
         }
-        let can_go_on = match self.state {
-            State::Full => self.unsent() < http::UNSENT_BYTES_MAX,
-            State::Behind => !self.responses.has_parked(),
-            _ => false,
-        };
-        if !can_go_on {
+        if self.state != State::Behind || self.responses.has_parked() {
             return false;
         }
         if self.http.budget.is_spent() {
@@ -509,10 +504,13 @@ impl Connection {
         self.responses.take(count)
     }
 
-    /// Notes that this many bytes were sent.
+    /// Notes that this many bytes were sent. If the peer has read enough for waiting requests to go on, there is work to do.
     #[inline]
     pub fn note_sent(&mut self, count: usize) {
         self.sending -= count;
+        if self.state == State::Full && self.unsent() < http::UNSENT_BYTES_MAX {
+            self.state = State::Working;
+        }
     }
 
     /// Returns whether a send is under way.

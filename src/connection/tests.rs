@@ -128,17 +128,20 @@ fn a_connection_stops_receiving_at_the_limit_of_unsent_responses() {
 }
 
 #[test]
-fn requests_that_wait_for_the_peer_to_read_go_on_below_the_limit_of_unsent_responses() {
-    let mut fixture = Fixture::new();
-    let action = fixture.receive(&HEALTH.repeat(200));
+fn requests_that_wait_for_the_peer_to_read_get_a_turn_below_the_limit_of_unsent_responses() {
+    let Fixture { mut connection, mut service, moment, .. } = Fixture::new();
+    connection.receive(&HEALTH.repeat(200), &moment, &mut service);
+    let action = connection.action(&moment, &mut service);
     assert!(action.send >= http::UNSENT_BYTES_MAX && action.then == Next::Pause);
-    fixture.connection.take_responses(action.send, 0);
-    fixture.connection.note_sent(action.send - http::UNSENT_BYTES_MAX);
+    connection.take_responses(action.send, 0);
+    connection.note_sent(action.send - http::UNSENT_BYTES_MAX);
     for is_below in [false, true] {
-        let action = fixture.connection.action(&fixture.moment, &mut fixture.service);
-        assert_eq!(action.send > 0, is_below, "{} unsent", fixture.connection.unsent());
-        fixture.connection.note_sent(usize::from(!is_below));
+        let action = connection.action(&moment, &mut service);
+        assert_eq!((action.send, action.has_work), (0, is_below), "{} unsent", connection.unsent());
+        connection.note_sent(usize::from(!is_below));
     }
+    connection.work(&moment, &mut service);
+    assert!(connection.action(&moment, &mut service).send > 0);
 }
 
 #[test]

@@ -300,6 +300,9 @@ impl<S: Sockets> Driver<S> {
         self.service.metrics().sent_bytes.add(sent.len() as u64);
         if let Some(Open { client, .. }) = sockets.get(key) {
             client.connection.note_sent(sent.len());
+            if client.connection.has_work() {
+                get_in_line(&mut self.line, &mut client.is_in_line, key);
+            }
             queue_up(&mut self.queue, client, key);
         }
         self.recycle(sent);
@@ -493,8 +496,8 @@ impl<S: Sockets> Driver<S> {
         let action = connection.action(&self.moment, &mut self.service);
         // All other connections are served before it works again.
         connection.renew();
-        if action.has_work && !std::mem::replace(&mut client.is_in_line, true) {
-            self.line.join(key);
+        if action.has_work {
+            get_in_line(&mut self.line, &mut client.is_in_line, key);
         }
         self.waits.join(&key, &action, self.moment.received_ms);
         let Action { send, mut then, .. } = action;
@@ -554,6 +557,14 @@ impl<S: Sockets> fmt::Debug for Driver<S> {
 fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
     if !std::mem::replace(&mut client.is_queued, true) {
         queue.push(key);
+    }
+}
+
+/// Lets a connection work in one of the next iterations, or in this one if the line is short.
+#[inline]
+fn get_in_line<K>(line: &mut Line<K>, is_in_line: &mut bool, key: K) {
+    if !std::mem::replace(is_in_line, true) {
+        line.join(key);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::world::simulated::Receiving;
 use ringtally::connection::LINGER_MS;
+use ringtally::http::UNSENT_BYTES_MAX;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 const LAST: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
@@ -172,6 +173,28 @@ fn a_connection_lingers_no_longer_because_its_peer_sends_on_during_a_stop() {
 /// Requests that take several turns together.
 fn much_work() -> Vec<u8> {
     b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(10)
+}
+
+/// They may all read at once, and their next requests have arrived long before.
+#[test]
+fn connections_whose_peers_have_read_share_one_turn() {
+    let crowd = 20;
+    let mut shard = shard(crowd);
+    for key in 0..crowd {
+        receive(&mut shard, key, &much_work());
+        let unsent = shard.net.slots[key].sending.len();
+        assert!(unsent >= UNSENT_BYTES_MAX, "its other requests wait: {unsent} bytes");
+    }
+    while shard.idle() {}
+    shard.net.made.clear();
+    shard.begin_iteration();
+    for key in 0..crowd {
+        let sent = std::mem::take(&mut shard.net.slots[key].sending);
+        shard.driver.note_sent(&mut shard.net, key, sent);
+    }
+    shard.end_iteration();
+    let made = shard.net.made.len();
+    assert!((1..=2).contains(&made), "{made} have made responses");
 }
 
 #[test]

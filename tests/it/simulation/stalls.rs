@@ -51,7 +51,7 @@ const ATTACKS: &[Attack] = &[
     request("long heads", 2_000, |n| get("GET", "/health", &fields(n))),
     request("the totals", 250, |_| get("GET", "/stats", "")),
     request("the totals without a body", 250, |_| get("HEAD", "/stats", "")),
-    request("the metrics", 30_000, |_| get("GET", "/metrics", "")),
+    request("the metrics", 44_000, |_| get("GET", "/metrics", "")),
     request("the metrics without a body", 100, |_| get("HEAD", "/metrics", "")),
     request("the description", 1_000, |_| get("GET", "/openapi.json", "")),
     request("the page", 1_000, |_| get("GET", "/", "")),
