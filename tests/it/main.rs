@@ -49,6 +49,7 @@ mod source {
 }
 mod stats {
     mod counters;
+    mod sharing;
 }
 mod stop {
     mod drain;

@@ -1,0 +1,134 @@
+//! Shards share nothing while they count: no cache line that one of them writes for an event of a known user is written by
+//! another. The server's memory is read before and after events, so a write shows if it leaves another value.
+
+use crate::world::{Client, Server};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, PageInfo, Process};
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+const SHARDS: usize = 2;
+/// The size of a cache line in bytes, on every processor that the server runs on.
+const LINE: usize = 64;
+/// How often each shard counts an event while the lines that may be shared are watched.
+const ROUNDS: usize = 10;
+/// The time after which a shard has written everything about an event, and sleeps.
+const SETTLED: Duration = Duration::from_millis(30);
+
+/// The pages that the process can write and has written, by their address.
+fn memory(process: &Process) -> BTreeMap<u64, Vec<u8>> {
+    let (memory, mut page_map) = (process.mem().unwrap(), process.pagemap().unwrap());
+    let page = procfs::page_size();
+    let number = |address: u64| usize::try_from(address / page).unwrap();
+    let mut pages = BTreeMap::new();
+    for map in process.maps().unwrap() {
+        if !map.perms.contains(MMPermissions::READ | MMPermissions::WRITE) {
+            continue;
+        }
+        let (first, end) = (number(map.address.0), number(map.address.1));
+        let infos = page_map.get_range_info(first..end).unwrap();
+        for (number, info) in (map.address.0 / page..).zip(infos) {
+            let mut bytes = vec![0; usize::try_from(page).unwrap()];
+            if matches!(info, PageInfo::MemoryPage(flags) if !flags.is_empty())
+                && memory.read_exact_at(&mut bytes, number * page).is_ok()
+            {
+                pages.insert(number * page, bytes);
+            }
+        }
+    }
+    pages
+}
+
+/// Returns the addresses of the lines that differ.
+fn changed(before: &BTreeMap<u64, Vec<u8>>, after: &BTreeMap<u64, Vec<u8>>) -> Vec<u64> {
+    let mut lines = Vec::new();
+    for (address, new) in after {
+        let Some(old) = before.get(address).filter(|old| *old != new) else { continue };
+        let pairs = old.chunks(LINE).zip(new.chunks(LINE)).enumerate();
+        let changed = pairs.filter(|(_, (old, new))| old != new);
+        lines.extend(changed.map(|(line, _)| address + (line * LINE) as u64));
+    }
+    lines
+}
+
+/// Returns a client of each shard.
+fn clients(server: &Server) -> Vec<Client> {
+    let mut asking = server.client();
+    let mut connections = || -> Vec<u64> {
+        let text = asking.get("/metrics").body;
+        let samples = text.lines().filter_map(|line| line.strip_prefix("ringtally_connections{"));
+        samples.map(|sample| sample.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+    };
+    // The others stay open, because one that closes would change these numbers, too.
+    let (mut of_shards, mut others) = (HashMap::new(), Vec::new());
+    while of_shards.len() < SHARDS {
+        let before = connections();
+        let mut client = server.client();
+        client.event("u", 1.0);
+        let shard = connections().iter().zip(before).position(|(now, then)| *now > then).unwrap();
+        others.extend(of_shards.insert(shard, client));
+    }
+    (0..SHARDS).map(|shard| of_shards.remove(&shard).unwrap()).collect()
+}
+
+/// Returns what is mapped at an address.
+fn map_of(process: &Process, address: u64) -> Option<MMapPath> {
+    let maps = process.maps().unwrap();
+    let of = |map: &&MemoryMap| (map.address.0..map.address.1).contains(&address);
+    maps.iter().find(of).map(|map| map.pathname.clone())
+}
+
+/// Reads lines of the process's memory.
+fn read(process: &Process, lines: &[u64]) -> Vec<[u8; LINE]> {
+    let (memory, mut bytes) = (process.mem().unwrap(), [0; LINE]);
+    let mut line = |address: &u64| memory.read_exact_at(&mut bytes, *address).map(|()| bytes);
+    lines.iter().map(|address| line(address).unwrap_or([0; LINE])).collect()
+}
+
+#[test]
+fn no_line_is_written_for_the_events_of_two_shards() {
+    let server = Server::start(&["--shards", &SHARDS.to_string()]);
+    let process = Process::new(i32::try_from(server.pid()).unwrap()).unwrap();
+    if let Err(error) = process.mem() {
+        println!("nothing was checked, because the server's memory cannot be read: {error}");
+        return;
+    }
+    let mut clients = clients(&server);
+    let mut let_count = |shard: usize| {
+        if let Some(client) = clients.get_mut(shard) {
+            client.event("u", 1.0);
+        }
+        std::thread::sleep(SETTLED);
+    };
+    // The user becomes known, and buffers come to where they stay.
+    (0..10).for_each(|round| let_count(round % SHARDS));
+    let mut before = memory(&process);
+    let [first, second] = [0, 1].map(|shard| {
+        let_count(shard);
+        let after = memory(&process);
+        let written = changed(&before, &after);
+        assert!(written.len() > 10, "{written:x?}: a shard writes its counters at least");
+        before = after;
+        written
+    });
+    // Most of these are written by a tick, or by a clock.
+    let suspects: Vec<u64> = first.into_iter().filter(|line| second.contains(line)).collect();
+    // What a shard writes late on a busy machine shows in the rounds in which no shard counts.
+    const NOBODY: usize = SHARDS;
+    let mut changes = vec![[0; SHARDS + 1]; suspects.len()];
+    for who in [0, NOBODY, 1, NOBODY].repeat(ROUNDS) {
+        let before = read(&process, &suspects);
+        let_count(who);
+        for (at, (old, new)) in std::iter::zip(before, read(&process, &suspects)).enumerate() {
+            changes[at][who] += usize::from(old != new);
+        }
+    }
+    for (line, [first, second, by_nobody]) in suspects.iter().zip(changes) {
+        let is_shared = first.min(second) > ROUNDS / 2 && by_nobody < ROUNDS / 2;
+        assert!(
+            !is_shared,
+            "both shards write the line at {line:x}: {:?}",
+            map_of(&process, *line)
+        );
+    }
+}
