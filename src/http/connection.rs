@@ -15,6 +15,9 @@ use super::response::{Persistence, Refused, ReplyTo};
 use super::target::Target;
 use super::{CHUNK_FRAMING_BYTES_MAX, EMPTY_LINES_MAX, Limits};
 
+#[cfg(test)]
+mod tests;
+
 /// The result of a step.
 #[derive(Debug)]
 #[must_use]
