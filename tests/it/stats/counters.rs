@@ -2,7 +2,9 @@
 //! that read while others count.
 
 use proptest::prelude::*;
-use ringtally::tally::{Cut, ExactSum, State, Tally, Totals, UserIds, UsersFull, Writer};
+use ringtally::tally::{
+    Batch, Block, Cut, ExactSum, Finish, State, Tally, Totals, UserIds, UsersFull, Writer,
+};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -423,4 +425,85 @@ fn what_a_reset_drops_waits_for_the_cut_that_has_the_reset() {
     assert!(writers[0].settles_at() > before);
     let cut = journal.cut();
     assert_eq!((cut.state.generation, cut.state.events), (1, 1), "only what came after the reset");
+}
+
+#[test]
+fn a_block_adds_what_its_events_would_add_one_by_one() {
+    let (tally, mut writers, _) = Tally::resume(1, 1000, &State::default());
+    let writer = &mut writers[0];
+    for user in 0..100usize {
+        writer.count(&user.to_le_bytes(), 0.5).unwrap();
+    }
+    let mut counted = 100;
+    for events in [0, 1, Block::<usize>::EVENTS_MAX - 1, Block::<usize>::EVENTS_MAX] {
+        // Two thirds of the users of a full block are unknown.
+        let users: Vec<[u8; 8]> = (0..events).map(|n| (5 * n).to_le_bytes()).collect();
+        let [mut together, mut singly] = [0, 1].map(|_| writer.begin_batch());
+        let (mut block, mut unseen) = (Block::default(), vec![7777]);
+        for (place, user) in users.iter().enumerate() {
+            assert!(!block.is_full(), "{place} events");
+            block.push(user, 0.5, place);
+        }
+        assert_eq!(block.is_full(), events == Block::<usize>::EVENTS_MAX);
+        let mut expected = vec![7777];
+        for (place, user) in users.iter().enumerate() {
+            if !writer.add_to_batch(&mut singly, user, 0.5) {
+                expected.push(place);
+            }
+        }
+        // The second time, the block is empty.
+        for _ in 0..2 {
+            writer.add_block_to_batch(&mut together, &mut block, &mut unseen);
+            assert_eq!((&unseen, together.events()), (&expected, events as u64));
+            assert!(!block.is_full());
+        }
+        assert_eq!(singly.events(), events as u64);
+        assert!([together, singly].map(|batch| writer.finish_batch(batch)) == [Finish::Counted; 2]);
+        writer.publish();
+        counted += 2 * events as u64;
+        let totals =
+            Totals { total_requests: counted, unique_users: 100, sum: counted as f64 / 2.0 };
+        assert_eq!(tally.totals(), totals, "{events} events");
+    }
+}
+
+/// Another batch would not find the users that are only claimed.
+#[test]
+fn one_batch_at_a_time_claims_users_until_it_is_finished_or_dropped() {
+    let (tally, mut writers, _) = Tally::resume(2, 1000, &State::default());
+    let mut batches: Vec<_> = writers.iter_mut().map(Writer::begin_batch).collect();
+    let may = |writers: &mut [Writer], batches: &mut [Batch], shard: usize| {
+        writers[shard].may_claim(&mut batches[shard])
+    };
+    assert!(may(&mut writers, &mut batches, 0) && may(&mut writers, &mut batches, 0));
+    assert!(!may(&mut writers, &mut batches, 1));
+    // Dropped, with a claim that then counts for nothing.
+    writers[0].claim(&mut batches[0], b"u", 0);
+    batches[0] = writers[0].begin_batch();
+    assert!(may(&mut writers, &mut batches, 1) && !may(&mut writers, &mut batches, 0));
+    assert!(!writers[1].add_to_batch(&mut batches[1], b"u", 2.0));
+    writers[1].claim(&mut batches[1], b"u", 0);
+    assert_eq!(writers[1].finish_batch(batches.pop().unwrap()), Finish::Counted);
+    assert!(may(&mut writers, &mut batches, 0), "the other one is finished");
+    writers[1].publish();
+    let totals = Totals { total_requests: 1, unique_users: 1, sum: 2.0 };
+    assert_eq!(tally.totals(), totals);
+}
+
+#[test]
+fn a_batch_is_of_the_generation_in_which_it_began() {
+    let (tally, mut writers, _) = Tally::resume(1, 1000, &State::default());
+    let [early, late] = [0, 1].map(|_| {
+        let batch = writers[0].begin_batch();
+        tally.reset();
+        batch
+    });
+    assert_eq!((early.generation(), late.generation()), (0, 1));
+    let settles_at = tally.next_epoch();
+    let writer = &mut writers[0];
+    for batch in [early, late] {
+        assert_eq!(writer.finish_batch(batch), Finish::BeforeReset { settles_at });
+    }
+    let batch = writer.begin_batch();
+    assert_eq!((batch.generation(), writer.finish_batch(batch)), (2, Finish::Counted));
 }
