@@ -181,9 +181,10 @@ fn three_servers(database: &Postgres) -> Value {
                 assert!(part.wait().unwrap().success());
             }
             let mut merge = program();
-            merge.args(["merge", "--json", "-"]).args((0..3).map(file));
+            merge.args(["merge", "--json", "-", "--url", &servers[0].url()]).args((0..3).map(file));
             let output = output_within(&mut merge, PATIENCE);
-            let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+            let report: Value = serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|error| panic!("{error}: {output:?}"));
             assert_eq!(report["verdict"], "exact", "{report}");
             report["requests_per_s"].as_f64().unwrap()
         })
