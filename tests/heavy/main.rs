@@ -1,5 +1,5 @@
 //! Tests that run minutes of load, or need programs and file systems that do not come with Rust: attacks on one server, and
-//! several servers on a PostgreSQL database. `cargo test` builds these tests but leaves them to `ci/enemy` and `ci/cluster`,
+//! several servers on a PostgreSQL database. `cargo test` leaves these tests to `ci/enemy` and `ci/cluster`,
 //! which run them one by one.
 
 #![allow(
