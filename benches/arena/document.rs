@@ -40,12 +40,12 @@ impl Document<'_> {
         put(
             text,
             &format!(
-                "`{}` on {}, at commit {}: {}, CPUs {} online, Linux {}, over loopback with an MTU of {}; server on \
-                 CPUs {}, client on CPUs {}. Figures are medians [lowest-highest] of {} rounds; a ratio is the median of \
-                 the entry's figure by that of {} in the same round. The order is that of CPU time per request.\n",
+                "`{}` at {:.10} on {}: {}, CPUs {} online, Linux {}, over loopback with an MTU of {}; server on CPUs {}, \
+                 client on CPUs {}. Figures are medians [lowest-highest] of {} rounds; a ratio is the median of the \
+                 entry's figure by that of {} in the same round. The order is that of CPU time per request.\n",
                 command(),
-                of(&environment["date"]).split('T').next().unwrap_or_default(),
                 of(&environment["revision"]),
+                of(&environment["date"]).split('T').next().unwrap_or_default(),
                 of(&environment["cpu_model"]),
                 of(&environment["cpus_online"]),
                 of(&environment["kernel"]),
