@@ -206,7 +206,7 @@ fn a_server_that_prints_without_end_has_a_log_of_bounded_size() {
     // A log that is named in an error is kept.
     let logs = Directory::new("referee-loud");
     let server = "loud=sh -c 'while :; do echo many words; done'";
-    let output = challenge(&logs, &["9", "1", "--server", server, "--start-timeout", "3s"]);
+    let output = challenge(&logs, &["9", "1", "--server", server, "--start-timeout", "1500ms"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("many words"), "{}", text(&output.stderr));
     let folder = std::fs::read_dir(&logs.0).unwrap().next().unwrap().unwrap().path();
