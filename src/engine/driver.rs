@@ -560,7 +560,7 @@ fn queue_up<K>(queue: &mut Vec<K>, client: &mut Client, key: K) {
     }
 }
 
-/// Lets a connection work in one of the next iterations, or in this one if the line is short.
+/// Puts a connection in line, unless it is there already. If the line is short, its turn comes in this iteration.
 #[inline]
 fn get_in_line<K>(line: &mut Line<K>, is_in_line: &mut bool, key: K) {
     if !std::mem::replace(is_in_line, true) {

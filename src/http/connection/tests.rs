@@ -1,4 +1,4 @@
-//! The stages of a connection: what each tells the caller, what it may cost, and how it ends.
+//! The stages of a connection: the answers, the cost, and the end of each.
 
 use super::*;
 use crate::http::Timeouts;
@@ -23,7 +23,7 @@ const CHUNKED: &str = "Transfer-Encoding: chunked";
 struct Rig {
     connection: Connection,
     context: Context,
-    /// What was received and not taken.
+    /// Bytes that were received and not taken.
     kept: Vec<u8>,
 }
 
@@ -33,7 +33,7 @@ impl Rig {
         Rig { connection, context: Context::new("h", b"/events", 0), kept: Vec::new() }
     }
 
-    /// Takes steps with these bytes until one of them has a result. Returns its name.
+    /// Takes steps with these bytes until a step has a result. Returns the name of the result.
     fn receive(&mut self, bytes: &str) -> &'static str {
         self.kept.extend_from_slice(bytes.as_bytes());
         loop {
@@ -73,7 +73,7 @@ fn units_of(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap()
 }
 
-/// What a connection tells its caller.
+/// The answers of a connection to its caller.
 #[derive(Debug, PartialEq)]
 struct Told {
     waited: Waited,
@@ -148,7 +148,7 @@ fn each_stage_tells_what_it_waits_for() {
         told(&rig)
     };
     assert_eq!(after(&[]), IDLE);
-    assert_eq!(after(&["\r\n"]), IDLE, "an empty line is no request");
+    assert_eq!(after(&["\r\n"]), IDLE, "an empty line is not a request");
     let head = Told {
         waited: Waited::Header,
         deadline_ms: NOW_MS + TIMEOUTS.header_ms,

@@ -1,5 +1,5 @@
-//! The mutants that `ci/mutants` lets survive are mutants of existing functions, each with its reason; and what has become of all
-//! mutants, which that script has this program judge.
+//! The fate of mutants. Each mutant that `ci/mutants` lets survive is listed with a reason, and is of an existing function. For
+//! that script, this program compares the list with the mutants that did survive.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use std::path::Path;
 /// The least share of the mutants that tests must catch, in percent.
 const CAUGHT_PERCENT_MIN: usize = 95;
 
-/// How often each mutant is in a list, without lines and columns: several in one function can be alike.
+/// The number of times that each mutant is in a list, without lines and columns: several in one function can be alike.
 type Mutants = BTreeMap<String, usize>;
 
 fn count<'a>(mutants: impl IntoIterator<Item = &'a str>) -> Mutants {
@@ -29,7 +29,7 @@ fn listed(survivors: &str) -> Mutants {
     entries.map(entry).collect()
 }
 
-/// What has become of mutants.
+/// The fate of mutants.
 struct Outcome {
     caught: Mutants,
     missed: Mutants,

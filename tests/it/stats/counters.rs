@@ -484,7 +484,7 @@ fn one_batch_at_a_time_claims_users_until_it_is_finished_or_dropped() {
     assert!(!writers[1].add_to_batch(&mut batches[1], b"u", 2.0));
     writers[1].claim(&mut batches[1], b"u", 0);
     assert_eq!(writers[1].finish_batch(batches.pop().unwrap()), Finish::Counted);
-    assert!(may(&mut writers, &mut batches, 0), "the other one is finished");
+    assert!(may(&mut writers, &mut batches, 0), "the other batch is finished");
     writers[1].publish();
     let totals = Totals { total_requests: 1, unique_users: 1, sum: 2.0 };
     assert_eq!(tally.totals(), totals);

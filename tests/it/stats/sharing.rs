@@ -1,5 +1,5 @@
-//! Shards share nothing while they count: no cache line that one of them writes for an event of a known user is written by
-//! another. The server's memory is read before and after events, so a write shows if it leaves another value.
+//! Shards share nothing while they count: each cache line that a shard writes for an event of a known user is its own. The
+//! server's memory is read before and after events, so a write shows if it leaves another value.
 
 use crate::world::{Client, Server};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, PageInfo, Process};
@@ -10,9 +10,9 @@ use std::time::Duration;
 const SHARDS: usize = 2;
 /// The size of a cache line in bytes, on every processor that the server runs on.
 const LINE: usize = 64;
-/// How often each shard counts an event while the lines that may be shared are watched.
+/// The number of events of each shard while the lines that may be shared are watched.
 const ROUNDS: usize = 10;
-/// The time after which a shard has written everything about an event, and sleeps.
+/// After this time, a shard has written everything about an event and sleeps.
 const SETTLED: Duration = Duration::from_millis(30);
 
 /// The pages that the process can write and has written, by their address.
@@ -59,7 +59,7 @@ fn clients(server: &Server) -> Vec<Client> {
         let samples = text.lines().filter_map(|line| line.strip_prefix("ringtally_connections{"));
         samples.map(|sample| sample.rsplit(' ').next().unwrap().parse().unwrap()).collect()
     };
-    // The others stay open, because one that closes would change these numbers, too.
+    // The others stay open: a connection that closes would change these numbers, too.
     let (mut of_shards, mut others) = (HashMap::new(), Vec::new());
     while of_shards.len() < SHARDS {
         let before = connections();
@@ -100,7 +100,7 @@ fn no_line_is_written_for_the_events_of_two_shards() {
         }
         std::thread::sleep(SETTLED);
     };
-    // The user becomes known, and buffers come to where they stay.
+    // After these events, the user is known, and buffers have their final places.
     (0..10).for_each(|round| let_count(round % SHARDS));
     let mut before = memory(&process);
     let [first, second] = [0, 1].map(|shard| {
@@ -113,7 +113,7 @@ fn no_line_is_written_for_the_events_of_two_shards() {
     });
     // Most of these are written by a tick, or by a clock.
     let suspects: Vec<u64> = first.into_iter().filter(|line| second.contains(line)).collect();
-    // What a shard writes late on a busy machine shows in the rounds in which no shard counts.
+    // A late write on a busy machine shows in the rounds without an event.
     const NOBODY: usize = SHARDS;
     let mut changes = vec![[0; SHARDS + 1]; suspects.len()];
     for who in [0, NOBODY, 1, NOBODY].repeat(ROUNDS) {
