@@ -25,12 +25,14 @@ struct Rig {
     context: Context,
     /// Bytes that were received and not taken.
     kept: Vec<u8>,
+    now_ms: u64,
 }
 
 impl Rig {
     fn new() -> Rig {
         let connection = Connection::new(LIMITS, true, ACCEPTED_MS);
-        Rig { connection, context: Context::new("h", b"/events", 0), kept: Vec::new() }
+        let context = Context::new("h", b"/events", 0);
+        Rig { connection, context, kept: Vec::new(), now_ms: NOW_MS }
     }
 
     /// Takes steps with these bytes until a step has a result. Returns the name of the result.
@@ -38,7 +40,8 @@ impl Rig {
         self.kept.extend_from_slice(bytes.as_bytes());
         loop {
             let (mut rest, mut decoded) = (&self.kept[..], Vec::new());
-            let step = self.connection.step(&mut rest, &mut decoded, &mut self.context, NOW_MS);
+            let step =
+                self.connection.step(&mut rest, &mut decoded, &mut self.context, self.now_ms);
             let name = match step {
                 Step::Request(_) => "request",
                 Step::Expects(_) => "expects",
@@ -299,16 +302,14 @@ fn what_a_connection_does_is_charged_by_what_it_costs() {
 fn trickling_bytes_extend_no_deadline() {
     let mut rig = Rig::new();
     let request = post("/event", "Content-Length: 24", "{\"userId\":");
-    let later = |rig: &mut Rig, bytes: &str, now_ms: u64| {
-        rig.kept.extend_from_slice(bytes.as_bytes());
-        let (mut rest, mut decoded) = (&rig.kept[..], Vec::new());
-        let step = rig.connection.step(&mut rest, &mut decoded, &mut rig.context, now_ms);
-        assert!(matches!(step, Step::NeedsMore), "{step:?}");
+    let mut deadline_after = |bytes: &str, now_ms| {
+        rig.now_ms = now_ms;
+        assert_eq!(rig.receive(bytes), "needs more");
         rig.connection.deadline_ms()
     };
     let head_end = request.find("\r\n\r\n").unwrap() + 4;
-    assert_eq!(later(&mut rig, &request[..9], 100), 100 + TIMEOUTS.header_ms);
-    assert_eq!(later(&mut rig, &request[9..20], 200), 100 + TIMEOUTS.header_ms);
-    assert_eq!(later(&mut rig, &request[20..head_end], 300), 300 + TIMEOUTS.body_ms);
-    assert_eq!(later(&mut rig, &request[head_end..], 400), 300 + TIMEOUTS.body_ms);
+    assert_eq!(deadline_after(&request[..9], 100), 100 + TIMEOUTS.header_ms);
+    assert_eq!(deadline_after(&request[9..20], 200), 100 + TIMEOUTS.header_ms);
+    assert_eq!(deadline_after(&request[20..head_end], 300), 300 + TIMEOUTS.body_ms);
+    assert_eq!(deadline_after(&request[head_end..], 400), 300 + TIMEOUTS.body_ms);
 }

@@ -87,9 +87,9 @@ fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// Waits until a client sends events to a server.
-fn wait_for_load(server: &Server) {
-    eventually("the client is at work", || server.stats().total > 1000);
+/// Waits until a client has sent more events than this to a server.
+fn wait_for_events(server: &Server, events: u64) {
+    eventually("the client is at work", || server.stats().total > events);
 }
 
 fn warnings(report: &Value) -> String {
@@ -160,7 +160,7 @@ fn both_sides_may_be_stopped_at_any_moment() {
 fn a_suspension_is_not_a_time_out_and_is_reported() {
     let server = Server::start(&[]);
     let client = Running::load(&server.url(), &["100000000", "16", "--timeout", "1s"]);
-    wait_for_load(&server);
+    wait_for_events(&server, 1000);
     client.signal(Signal::STOP);
     server.signal(Signal::STOP);
     pause(2500);
@@ -183,7 +183,7 @@ fn a_server_that_dies_leaves_a_report_of_what_was_measured() {
         let mut flags = vec!["50000000", "20", "--timeout", "1s"];
         flags.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
         let client = Running::load(&server.url(), &flags);
-        wait_for_load(&server);
+        wait_for_events(&server, 1000);
         drop(server);
         let (code, report) = client.report();
         assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
@@ -200,7 +200,7 @@ fn a_server_that_comes_back_in_time_is_used_again() {
     let server = Server::start(&[]);
     let port = server.address.port().to_string();
     let client = Running::load(&server.url(), &["100000000", "4", "--timeout", "8s"]);
-    wait_for_load(&server);
+    wait_for_events(&server, 1000);
     drop(server);
     pause(3000);
     let mut command = ringtally();
@@ -223,7 +223,7 @@ fn a_long_run_that_is_cut_short_reports_at_once() {
     ] {
         let server = Server::start(&[]);
         let client = Running::load(&server.url(), flags);
-        eventually("the client is at work", || server.stats().total > 20);
+        wait_for_events(&server, 20);
         drop(server);
         let killed = Instant::now();
         let (code, out, err, took) = client.wait(killed);
@@ -266,7 +266,7 @@ fn an_interrupted_load_reports_what_it_measured() {
     ] {
         let server = Server::start(&[]);
         let client = Running::load(&server.url(), flags);
-        wait_for_load(&server);
+        wait_for_events(&server, 1000);
         client.signal(signal);
         let interrupted = Instant::now();
         let (code, out, err, took) = client.wait(interrupted);
@@ -285,7 +285,7 @@ fn an_interrupted_load_reports_what_it_measured() {
     let server = Server::start(&[]);
     let client =
         Running::start(&["load", "100000000", "8", "--url", &server.url(), "--hdr", "/dev/stderr"]);
-    wait_for_load(&server);
+    wait_for_events(&server, 1000);
     client.signal(Signal::INT);
     let started = client.started;
     let (code, out, err, _) = client.wait(started);

@@ -14,7 +14,7 @@ const EIGHT_SHARDS: [&str; 2] = ["--shards", "8"];
 
 /// Counts over many connections while readers on their own connections check every response.
 fn read_during_load(user: impl Fn(usize, u64) -> String + Sync, check: impl Fn(&Totals) + Sync) {
-    const CONNECTIONS: usize = 16;
+    const CONNECTIONS: usize = 24;
     const EVENTS: u64 = 1500;
     let server = Server::start(&EIGHT_SHARDS);
     let acknowledged = AtomicU64::new(0);
@@ -117,16 +117,16 @@ fn a_reset_under_load_is_one_point_in_time() {
 #[test]
 fn seventy_five_thousand_users_are_counted_once_over_eight_shards() {
     const USERS: usize = 75_000;
-    const CONNECTIONS: usize = 16;
+    const CONNECTIONS: usize = 24;
     let server = Server::start(&EIGHT_SHARDS);
-    // There are enough connections that most shards have some. Each sends every user, pipelined.
+    // There are enough connections that every shard has some. Each sends every user, pipelined.
     std::thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let server = &server;
             scope.spawn(move || {
                 let mut client = server.client();
                 for start in (0..USERS).step_by(250) {
-                    let first = (start + connection * 4500) % USERS;
+                    let first = (start + connection * 3000) % USERS;
                     let batch: String = (first..first + 250)
                         .map(|user| {
                             post("/event", &format!(r#"{{"userId":"user_{user}","value":0.5}}"#))
