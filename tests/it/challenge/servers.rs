@@ -141,17 +141,17 @@ fn a_server_that_loses_events_is_wrong_by_how_much() {
 #[test]
 fn a_server_that_is_never_ready_is_given_up_with_its_last_words() {
     let server = "slow=sh -c 'echo still loading; exec sleep 600' {port}";
-    let (code, _, said) = judge("never", server, &["--start-timeout", "500ms"]);
+    let (code, _, said) = judge("never", server, &["--start-timeout", "1s"]);
     assert_eq!(code, Some(3), "{said}");
     for words in [
-        "slow: neither /health nor /stats returned 200 within 500ms",
+        "slow: neither /health nor /stats returned 200 within 1s",
         "and at last /stats failed: Connection refused",
         "slow.log: still loading",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
     let server = format!("warms-up={}", command("warms up"));
-    let (code, _, said) = judge("warms-up", &server, &["--start-timeout", "500ms"]);
+    let (code, _, said) = judge("warms-up", &server, &["--start-timeout", "1s"]);
     assert!(code == Some(3) && said.contains("and at last /stats returned 503: "), "{said}");
     let (code, _, said) = judge("deaf", "sleep 600", &["--start-timeout", "100ms"]);
     assert!(code == Some(3) && said.contains("write {port} into its command"), "{said}");

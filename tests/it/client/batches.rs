@@ -120,8 +120,7 @@ fn a_batch_without_a_response_is_unknown_with_all_its_events() {
             assert!(reconnects == 1 || connections != "1" && reconnects == 0, "{report}");
         }
     }
-    let (code, report) =
-        judged(Habits { silent: 15, ..GOOD }, &["2050", "4", "--timeout", "500ms"]);
+    let (code, report) = judged(Habits { silent: 15, ..GOOD }, &["2050", "4", "--timeout", "1s"]);
     assert_eq!((code, &report["unknown"]), (Some(1), &100.into()), "{report}");
     assert_eq!(report["timeouts"], 1);
 }

@@ -148,8 +148,9 @@ fn a_stall_of_the_server_is_the_servers() {
     let open_loop = &found["open_loop"];
     let count = |key: &str| open_loop[key].as_u64().unwrap();
     assert!(count("queued") > 350, "{found}");
-    // Other tests may delay the client for a moment.
-    assert!(count("due_in_stalls") < 100, "{found}");
+    // Other tests may delay the client for a moment, or all the time.
+    let is_starved = found["client_waiting"].as_f64().unwrap() > 0.1;
+    assert!(count("due_in_stalls") < 100 || is_starved, "{found}");
 }
 
 /// Nor is a client charged that is never awake for long while another process has its CPU.

@@ -73,7 +73,7 @@ fn three_clients_together_are_exact_and_one_report_tells_of_all() {
     assert_eq!(codes, [Some(0), Some(0), Some(0)]);
     let html = folder.file("run.html");
     let mut args = names(&files);
-    args.extend(["--html", &html, "--fail-if", "rps<1", "--fail-if", "held<0.5"]);
+    args.extend(["--html", &html, "--fail-if", "rps<1", "--fail-if", "held<0.05"]);
     let (code, report, said) = merge(&args);
     assert_eq!((code, &report["verdict"]), (Some(0), &"exact".into()), "{report} {said}");
     assert_eq!((&report["requests"], &report["acknowledged"]), (&9001.into(), &9001.into()));

@@ -111,7 +111,7 @@ fn refusals_are_counted_by_status_and_fail_the_run() {
 #[test]
 fn a_request_without_a_response_is_unknown_and_the_verdict_undecided() {
     let fake = Fake::start(Habits { silent: 1000, ..GOOD });
-    let (code, report) = load(&fake.url(), &["3000", "10", "--timeout", "500ms"]);
+    let (code, report) = load(&fake.url(), &["3000", "10", "--timeout", "1s"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
     assert_eq!((&report["unknown"], &report["timeouts"]), (&3.into(), &3.into()));
     assert_eq!(report["acknowledged"], 2997);

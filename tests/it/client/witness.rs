@@ -39,7 +39,7 @@ fn totals_that_go_down_are_detected() {
 
 #[test]
 fn a_server_that_acknowledges_before_it_counts_is_detected() {
-    let soon = Habits { counts_after: Duration::from_millis(40), ..GOOD };
+    let soon = Habits { counts_after: Duration::from_millis(100), ..GOOD };
     assert_wrong(&judged(soon, &["500", "8"]), "acknowledged before they are counted");
     let habits = Habits { counts_after: Duration::from_millis(300), ..GOOD };
     let report = judged(habits, &["500", "8"]);
@@ -67,15 +67,20 @@ fn bytes_after_a_response_are_counted_and_fail_the_run() {
 fn a_server_that_counts_again_later_is_detected() {
     let again =
         |ms, delay| Habits { counts_again_after: Some(Duration::from_millis(ms)), delay, ..GOOD };
-    for flags in [&["500", "8"][..], &["500", "8", "--watch"]] {
-        let report = judged(again(300, |_| Duration::ZERO), flags);
-        // On a busy machine, the client may read its first totals only after that time.
-        let reasons = report.1["reasons"].to_string();
-        let is_late = reasons.contains("although nothing was sent");
-        assert!(is_late || reasons.contains("events too many"), "{}", report.1);
-    }
     let slow = |event| Duration::from_millis(if event == 7 { 400 } else { 0 });
-    assert_wrong(&judged(again(650, slow), &["500", "8"]), "although nothing was sent");
+    let at_once = |_| Duration::ZERO;
+    let flags = ["500", "8", "--watch"];
+    for (habits, flags) in [
+        (again(300, at_once), &flags[..2]),
+        (again(300, at_once), &flags),
+        (again(650, slow), &flags[..2]),
+    ] {
+        // On a busy machine, the client may read its first totals only after that time.
+        let (_, report) = judged(habits, flags);
+        let reasons = report["reasons"].to_string();
+        let is_late = reasons.contains("although nothing was sent");
+        assert!(is_late || reasons.contains("events too many"), "{report}");
+    }
     let good = judged(Habits { delay: slow, ..GOOD }, &["500", "8"]);
     assert_exact(&good);
     assert!(good.1["quiet_ms"].as_f64().unwrap() >= 800.0, "{}", good.1);
@@ -198,8 +203,7 @@ fn a_one_second_stall_is_in_the_percentiles_where_arithmetic_puts_it() {
 
 #[test]
 fn requests_that_were_given_up_are_lower_bounds_in_the_percentiles() {
-    let (code, report) =
-        judged(Habits { silent: 100, ..GOOD }, &["2000", "10", "--timeout", "300ms"]);
+    let (code, report) = judged(Habits { silent: 100, ..GOOD }, &["2000", "10", "--timeout", "1s"]);
     assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
     let latency = &report["latency_us"];
     assert_eq!(latency["censored"], 20, "{report}");
@@ -207,10 +211,10 @@ fn requests_that_were_given_up_are_lower_bounds_in_the_percentiles() {
     let bounds = latency["lower_bounds"].to_string();
     assert!(bounds.contains("p99_9") && bounds.contains("max"), "{bounds}");
     assert!(!bounds.contains("p50") && !bounds.contains("p90"), "{bounds}");
-    assert!(latency["p99_9"].as_f64().unwrap() >= 300_000.0);
+    assert!(latency["p99_9"].as_f64().unwrap() >= 1_000_000.0);
     let fake = Fake::start(Habits { silent: 100, ..GOOD });
-    let output = run(&["load", "2000", "10", "--timeout", "300ms", "--url", &fake.url()]);
-    assert!(text(&output.stdout).contains("p99.9 >= 3"), "{}", text(&output.stdout));
+    let output = run(&["load", "2000", "10", "--timeout", "1s", "--url", &fake.url()]);
+    assert!(text(&output.stdout).contains("p99.9 >= 1"), "{}", text(&output.stdout));
 }
 
 #[test]
@@ -224,7 +228,8 @@ fn an_open_loop_sends_every_request_at_its_rate() {
         assert_eq!(report["acknowledged"].to_string(), requests);
         let due = (requests.parse::<f64>().unwrap() - 1.0) / rate.parse::<f64>().unwrap();
         let elapsed = report["elapsed_s"].as_f64().unwrap();
-        assert!((due..due + 0.3).contains(&elapsed), "{elapsed} of {due}");
+        let is_late = elapsed > due + 0.3 && report["client_limited"] == false;
+        assert!(elapsed >= due && !is_late, "{elapsed} of {due}: {report}");
     }
 }
 
@@ -274,7 +279,7 @@ fn a_connection_that_breaks_is_replaced_and_nothing_else_changes() {
 fn a_server_that_never_responds_is_given_up() {
     for rate in [None, Some("500")] {
         let fake = Fake::start(Habits { silent: 1, ..GOOD });
-        let mut flags = vec!["5000", "5", "--timeout", "200ms"];
+        let mut flags = vec!["5000", "5", "--timeout", "1s"];
         flags.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
         let (code, report) = load(&fake.url(), &flags);
         assert_eq!((code, report["verdict"].as_str()), (Some(1), Some("undecided")), "{report}");
@@ -282,7 +287,7 @@ fn a_server_that_never_responds_is_given_up() {
             (report["unknown"].as_u64().unwrap(), report["unsent"].as_u64().unwrap());
         assert_eq!(unknown + unsent, 5000);
         assert!((15..=40).contains(&unknown), "{unknown}");
-        assert!(report["elapsed_s"].as_f64().unwrap() < 3.0, "{report}");
+        assert!(report["elapsed_s"].as_f64().unwrap() < 10.0, "{report}");
         // Requests that were due and never sent have waited, too.
         let censored = report["latency_us"]["censored"].as_u64().unwrap();
         assert_eq!(censored > unknown, rate.is_some(), "{report}");

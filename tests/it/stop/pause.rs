@@ -19,9 +19,13 @@ use std::time::{Duration, Instant};
 const SHARDS: [usize; 3] = [1, 2, 4];
 
 /// A response that comes later than this is late.
-const RESPONSE_MAX: Duration = Duration::from_millis(50);
+const RESPONSE_MAX: Duration = Duration::from_millis(100);
 /// A stop that takes longer than this is late.
-const STOP_MAX: Duration = Duration::from_millis(100);
+const STOP_MAX: Duration = Duration::from_millis(250);
+
+/// More late responses or stops than this are a missed wake-up, which delays tens of percent. The kernel delays one now and
+/// then: a process that ends waits for locks that reclaim of memory holds.
+const LATE_MAX: usize = 2;
 
 /// Pauses in milliseconds, on a logarithmic scale from 1 ms to 3 s, in two lanes that take about the same time: one round of
 /// the long pauses, and many rounds of the short ones.
@@ -181,7 +185,7 @@ impl Findings {
             all.iter().flat_map(|findings| &findings.late).map(String::as_str).collect();
         println!("{count} {what}, the longest took {} ms", longest.as_millis());
         assert!(
-            late.is_empty(),
+            late.len() <= LATE_MAX,
             "{} of {count} {what} were late:\n{}",
             late.len(),
             late.join("\n")

@@ -21,7 +21,7 @@ impl Servers {
         let file = std::env::temp_dir().join(format!("ringtally-openapi-{}", std::process::id()));
         std::fs::write(&file, "token").unwrap();
         let servers = Servers {
-            usual: Server::start(&["--max-users", "1", "--body-timeout", "300ms"]),
+            usual: Server::start(&["--max-users", "1", "--body-timeout", "1s"]),
             fasterapi: Server::start(&["--dialect", "fasterapi"]),
             with_token: Server::start(&["--admin-token-file", file.to_str().unwrap()]),
             full: Server::start(&["--max-connections", "1"]),

@@ -1,7 +1,7 @@
 //! A slow and obvious server of the challenge that behaves as published ones do, or misbehaves in ways that a client
 //! must detect.
 
-use super::{run, text};
+use super::{eventually, run, text};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -135,6 +135,7 @@ struct State {
 pub struct Fake {
     address: SocketAddr,
     is_over: Arc<AtomicBool>,
+    state: Arc<State>,
 }
 
 impl Fake {
@@ -146,10 +147,10 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let state = Arc::new(State::default());
-        let over = Arc::clone(&is_over);
+        let fake = Fake { address, is_over: Arc::clone(&is_over), state: Arc::clone(&state) };
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                if over.load(Ordering::Acquire) {
+                if is_over.load(Ordering::Acquire) {
                     return;
                 }
                 let state = Arc::clone(&state);
@@ -160,7 +161,11 @@ impl Fake {
                 });
             }
         });
-        Fake { address, is_over }
+        fake
+    }
+
+    pub fn wait_for_a_request(&self) {
+        eventually("a request with events arrives", || self.state.seen.load(Ordering::Relaxed) > 0);
     }
 
     pub fn url(&self) -> String {

@@ -210,7 +210,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The most time that a command may take that only measures.
-pub const LOAD_PATIENCE: Duration = Duration::from_secs(120);
+pub const LOAD_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs the binary to its end.
 pub fn run(args: &[&str]) -> Output {
