@@ -1,7 +1,10 @@
 //! The command of a server under test: its words, and the values of placeholders such as `{port}`.
 
 use crate::topology::format_cpu_list;
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use std::fmt;
+use std::io;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -116,6 +119,27 @@ impl ServerCommand {
         words.iter().map(filled).collect()
     }
 
+    /// Looks for its program where `execvp` does, without running it.
+    ///
+    /// # Errors
+    ///
+    /// The error that running it would have. A program that contains a placeholder is not looked for.
+    pub(super) fn check_program(&self) -> io::Result<()> {
+        let program = &self.words[0];
+        if self.is_own() || program.contains('{') {
+            return Ok(());
+        }
+        if program.contains('/') {
+            return Ok(access(program, Access::EXEC_OK)?);
+        }
+        let Some(path) = std::env::var_os("PATH") else { return Ok(()) };
+        let mut found = std::env::split_paths(&path).map(|folder| folder.join(program));
+        match found.any(|file| file.is_file() && access(&file, Access::EXEC_OK).is_ok()) {
+            true => Ok(()),
+            false => Err(Errno::NOENT.into()),
+        }
+    }
+
     /// Returns the command as it was typed, without the name.
     pub(super) fn text(&self) -> &str {
         &self.text
@@ -172,6 +196,19 @@ mod tests {
         let command: ServerCommand = text.parse().unwrap();
         let tuning: Vec<String> = tuning.iter().map(|flag| (*flag).to_owned()).collect();
         command.at(&Place { port: 8123, cpus: vec![0, 2] }, &tuning)
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_it_would_be_run_from() {
+        let check = |text: &str| text.parse::<ServerCommand>().unwrap().check_program();
+        let here = std::env::current_exe().unwrap();
+        for good in ["sh -c true", "/bin/sh", "ringtally", "./{port}", here.to_str().unwrap()] {
+            check(good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        let kind = |text: &str| check(text).unwrap_err().kind();
+        assert_eq!(kind("no-such-program"), io::ErrorKind::NotFound);
+        assert_eq!(kind("./no/such/program"), io::ErrorKind::NotFound);
+        assert_eq!(kind("./Cargo.toml"), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

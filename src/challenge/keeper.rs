@@ -7,6 +7,7 @@
 use super::cgroup;
 use super::log::BoundedLog;
 use super::usage::descendants;
+use procfs::process::Process;
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
     set_child_subreaper, wait,
@@ -168,7 +169,7 @@ fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static 
     }
     // The ID of an empty process group may have been reused.
     if !is_empty {
-        let _ = kill_process_group(server, Signal::TERM);
+        terminate(server);
     }
     let deadline = Instant::now() + config.stop_max;
     while !is_empty {
@@ -187,6 +188,17 @@ fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static 
     "ended"
 }
 
+/// Asks the server to end: its process group, and whatever it started that has left the group, as a daemon does.
+fn terminate(server: Pid) {
+    let all = descendants(getpid().as_raw_nonzero().get());
+    let _ = kill_process_group(server, Signal::TERM);
+    let group = server.as_raw_nonzero().get();
+    let has_left = |process: &Process| process.stat().is_ok_and(|stat| stat.pgrp != group);
+    for process in all.into_iter().filter(has_left) {
+        let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, Signal::TERM));
+    }
+}
+
 /// Kills every process that the server started, again and again until none is left.
 fn kill_all(config: &Config) {
     let deadline = Instant::now() + KILL_MAX;
@@ -195,9 +207,8 @@ fn kill_all(config: &Config) {
             let _ = cgroup::kill(cgroup);
         }
         let left = descendants(getpid().as_raw_nonzero().get());
-        let is_over = |process: &procfs::process::Process| {
-            process.stat().map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
-        };
+        let is_over =
+            |process: &Process| process.stat().map_or(true, |stat| matches!(stat.state, 'Z' | 'X'));
         if left.iter().all(is_over) || Instant::now() >= deadline {
             return;
         }

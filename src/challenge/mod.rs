@@ -39,7 +39,7 @@ pub use keeper::{Config as KeeperConfig, run as keep};
 use measured::Run;
 pub use network::{MTU_MAX, MTU_MIN, enter as enter_network};
 pub use own::Config as OwnConfig;
-use process::{Conditions, Judged, Logs};
+use process::{Conditions, Error, Judged, Logs};
 use rounds::Plan;
 pub use rows::{DEFAULT as DEFAULT_ROWS, Row};
 use schemars::{JsonSchema, Schema};
@@ -192,7 +192,7 @@ fn judge(config: JudgeConfig, output: Output) -> Result<(), Failure> {
     let on = Conditions { cpus: server_cpus, start_max, tuning, logs: logs.path.clone() };
     let server = &servers[0];
     let log = on.log(&server.name);
-    let mut fail = |error: &process::Error| {
+    let mut fail = |error: &Error| {
         logs.are_kept = true;
         error.failure(&server.name, &log)
     };
@@ -235,8 +235,13 @@ fn judge(config: JudgeConfig, output: Output) -> Result<(), Failure> {
 fn compare(config: JudgeConfig, several: Several) -> Result<(), Failure> {
     let JudgeConfig { servers, server_cpus, client_cpus, start_max, tuning, load } = config;
     let Several { rows, rounds, output } = several;
-    let environment = Environment::here(ENVIRONMENT_SAMPLE);
     let mut logs = Logs::make()?;
+    // A typo in the last command would otherwise be found after minutes.
+    for server in &servers {
+        let checked = server.check_program().map_err(|error| Error::Spawn(error.to_string()));
+        checked.map_err(|error| error.failure(&server.name, &logs.path))?;
+    }
+    let environment = Environment::here(ENVIRONMENT_SAMPLE);
     let (of_server, of_client) = (format_cpu_list(&server_cpus), format_cpu_list(&client_cpus));
     let on = Conditions { cpus: server_cpus, start_max, tuning, logs: logs.path.clone() };
     let (connections, command) = (load.connections, load.command.clone());

@@ -170,6 +170,18 @@ fn a_command_that_cannot_run_or_ends_says_how() {
     assert!(code == Some(3) && said.contains("ended with signal 9"), "{said}");
 }
 
+/// Nothing is measured if one of several commands cannot be run.
+#[test]
+fn a_typo_in_one_of_several_commands_is_found_before_anything_runs() {
+    let logs = Directory::new("referee-typo");
+    let servers = ["--server", "ringtally", "--server", "typo=./no/such/server {port}"];
+    let output = challenge(&logs, &[&servers[..], &["--rows", "saturated"]].concat());
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("typo: the command cannot be run: No such file"), "{said}");
+    assert!(!said.contains("round 1"), "{said}");
+}
+
 #[test]
 fn a_server_that_dies_under_load_fails_the_run_and_is_quoted() {
     let (code, report, said) = judge("dies", &server("frail", "dies"), &["--timeout", "1s"]);
@@ -186,7 +198,8 @@ fn what_a_server_starts_ends_with_it_wherever_it_fled() {
         command("good").replace('\'', "\"")
     );
     let (code, _, said) = judge("forks", &forks, &[]);
-    assert_eq!(code, Some(0), "{said}");
+    // All of them got SIGTERM, and obeyed it.
+    assert!(code == Some(0) && !said.contains("was killed"), "{said}");
     assert_eq!(processes_with(&seconds), Vec::<i32>::new());
 }
 
