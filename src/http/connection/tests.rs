@@ -49,6 +49,7 @@ impl Rig {
                 Step::Batch { expects: true, .. } => "batch that expects",
                 Step::Batch { .. } => "batch",
                 Step::BatchBody(_) => "batch body",
+                Step::Refused(Refused { is_head: true, .. }) => "refused HEAD",
                 Step::Refused(_) => "refused",
                 Step::Advanced => "advanced",
                 Step::NeedsMore => "needs more",
@@ -312,4 +313,104 @@ fn trickling_bytes_extend_no_deadline() {
     assert_eq!(deadline_after(&request[9..20], 200), 100 + TIMEOUTS.header_ms);
     assert_eq!(deadline_after(&request[20..head_end], 300), 300 + TIMEOUTS.body_ms);
     assert_eq!(deadline_after(&request[head_end..], 400), 300 + TIMEOUTS.body_ms);
+}
+
+#[test]
+fn each_request_may_come_after_empty_lines_up_to_their_limit() {
+    for lines in [1, EMPTY_LINES_MAX - 1, EMPTY_LINES_MAX] {
+        let mut rig = Rig::new();
+        for request in 0..3 {
+            let bytes = "\r\n".repeat(lines) + HEALTH;
+            assert_eq!(rig.receive(&bytes), "request", "{lines} lines, request {request}");
+        }
+    }
+    let mut rig = Rig::new();
+    assert_eq!(rig.receive(&("\r\n".repeat(EMPTY_LINES_MAX + 1) + HEALTH)), "refused");
+}
+
+/// While a server drains, the last request that has arrived gets the last response.
+#[test]
+fn a_draining_connection_ends_with_the_last_request_that_has_arrived() {
+    for request in [
+        HEALTH.to_owned(),
+        post("/event", "Content-Length: 3", "abc"),
+        post("/event", CHUNKED, "3\r\nabc\r\n0\r\n\r\n"),
+    ] {
+        for is_draining in [false, true] {
+            let mut rig = Rig::new();
+            rig.connection.set_draining(is_draining);
+            assert_eq!(rig.receive(&[&request[..]; 2].concat()), "request");
+            assert!(!rig.connection.has_ended(), "another one has arrived: {request}");
+            assert_eq!(rig.receive(""), "request");
+            assert_eq!(rig.connection.has_ended(), is_draining, "{request}");
+        }
+    }
+}
+
+#[test]
+fn a_body_is_refused_above_the_limit_of_its_length() {
+    let limit = LIMITS.body_bytes_max;
+    let expect = |length: usize| format!("Content-Length: {length}\r\nExpect: 100-continue");
+    let expecting = |length| Rig::new().receive(&post("/event", &expect(length), ""));
+    assert_eq!([limit - 1, limit, limit + 1].map(expecting), ["expects", "expects", "too large"]);
+    assert_eq!(expecting(0), "request", "nothing to wait for");
+    let whole = |length: usize| {
+        let body = "x".repeat(length);
+        let chunked = format!("{length:x}\r\n{body}\r\n0\r\n\r\n");
+        let plain = post("/event", &format!("Content-Length: {length}"), &body);
+        [plain, post("/event", CHUNKED, &chunked), post("/event", &expect(length), &body)]
+            .map(|request| Rig::new().receive(&request))
+    };
+    for length in [1, limit - 1, limit] {
+        assert_eq!(whole(length), ["request"; 3], "{length}");
+    }
+    assert_eq!(whole(limit + 1), ["too large"; 3]);
+}
+
+#[test]
+fn a_batch_is_received_into_the_memory_that_it_was_accepted_with() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.receive(&batch(40, "")), "batch");
+    rig.connection.accept_batch(Vec::with_capacity(4096));
+    let capacity = rig.connection.fill(|body, _| body.capacity());
+    assert!(capacity >= Some(4096), "{capacity:?}");
+}
+
+/// A response to HEAD never has a body, not even one that says why the request was refused.
+#[test]
+fn a_refusal_knows_whether_its_request_is_or_may_become_head() {
+    let refused = |request: &str| match Rig::new().receive(request) {
+        "refused" => false,
+        "refused HEAD" => true,
+        other => panic!("{other}: {request}"),
+    };
+    for (request, is_head) in [
+        ("HEAD / HTTP/1.1\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\n\r\n", false),
+        ("HEADS / HTTP/1.1\r\n\r\n", false),
+        ("\r\n\r\nHEAD / HTTP/9.9\r\n\r\n", true),
+    ] {
+        assert_eq!(refused(request), is_head, "{request}");
+    }
+    let expired = |request: &str| {
+        let mut rig = Rig::new();
+        rig.receive(request);
+        let kept = rig.kept.clone();
+        rig.connection.expire(&kept).map(|refused| refused.is_head)
+    };
+    for (begun, is_head) in [
+        ("", None),
+        ("H", Some(true)),
+        ("HEAD", Some(true)),
+        ("HEAD /health HTT", Some(true)),
+        ("G", Some(false)),
+        ("HEAP", Some(false)),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", Some(true)),
+        ("POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", Some(false)),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", Some(true)),
+        ("POST /event HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", Some(false)),
+        ("POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", Some(false)),
+    ] {
+        assert_eq!(expired(begun), is_head, "{begun}");
+    }
 }
