@@ -116,7 +116,7 @@ impl Chunked {
             if self.left >> 60 != 0 {
                 return Err(Refusal::Chunk);
             }
-            self.left = self.left << 4 | u64::from(digit);
+            self.left = (self.left << 4) + u64::from(digit);
             return Ok(State::Size);
         }
         Ok(match (self.state, byte) {

@@ -65,8 +65,6 @@ pub struct Batch {
     generation: u64,
     events: u64,
     sum: ExactSum,
-    /// Whether a reset has happened since the batch began. Its users are then not needed.
-    is_before_reset: bool,
     claims: Option<Claims>,
 }
 
@@ -125,7 +123,6 @@ impl Writer {
             generation: self.counts.generation,
             events: 0,
             sum: ExactSum::default(),
-            is_before_reset: false,
             claims: None,
         }
     }
@@ -187,13 +184,16 @@ impl Writer {
     /// Claims the user of an event on a line of a batch that [may claim](Writer::may_claim), unless an event of the
     /// user is already counted.
     pub fn claim(&mut self, batch: &mut Batch, user: &[u8], line: u64) {
-        let Batch { generation, is_before_reset, claims: Some(claims), .. } = batch else {
+        let Batch { generation, claims: Some(claims), .. } = batch else {
             panic!("a batch asks before it claims users");
         };
         self.enter(self.tally.generation.load(Ordering::Acquire));
-        *is_before_reset |= self.counts.generation != *generation;
+        // After a reset, the users of the batch are not needed.
+        if self.counts.generation != *generation {
+            return;
+        }
         let key = self.tally.hasher.key(user);
-        if *is_before_reset || self.seen.contains(*generation, &key) {
+        if self.seen.contains(*generation, &key) {
             return;
         }
         let hash = key.hash;
@@ -205,20 +205,18 @@ impl Writer {
                     claims.ids.push(user);
                 }
             }
-            Claimed::Already => {}
+            Claimed::Already | Claimed::Reset => {}
             Claimed::Known(id) => self.seen.insert(*generation, &self.tally.hasher, hash, id),
-            Claimed::Reset => *is_before_reset = true,
         }
     }
 
     /// Counts all events of a batch together, if its users can be held.
     pub fn finish_batch(&mut self, batch: Batch) -> Finish {
         self.enter(self.tally.generation.load(Ordering::Acquire));
-        let is_before_reset = batch.is_before_reset || batch.generation != self.counts.generation;
-        let Some(mut claims) = batch.claims.filter(|_| !is_before_reset) else {
-            if is_before_reset {
-                return self.before_reset();
-            }
+        if batch.generation != self.counts.generation {
+            return self.before_reset();
+        }
+        let Some(mut claims) = batch.claims else {
             self.add_batch(batch.events, &batch.sum);
             return Finish::Counted;
         };

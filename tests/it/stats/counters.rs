@@ -507,3 +507,76 @@ fn a_batch_is_of_the_generation_in_which_it_began() {
     let batch = writer.begin_batch();
     assert_eq!((batch.generation(), writer.finish_batch(batch)), (2, Finish::Counted));
 }
+
+/// Begins a batch of these users, whose lines are 10, 20, and so on.
+fn claim_all(writer: &mut Writer, users: &[&str]) -> Batch {
+    let mut batch = writer.begin_batch();
+    assert!(writer.may_claim(&mut batch));
+    for (user, line) in users.iter().zip((10..).step_by(10)) {
+        // The second claim changes nothing.
+        for _ in 0..2 {
+            assert!(!writer.add_to_batch(&mut batch, user.as_bytes(), 1.0));
+            writer.claim(&mut batch, user.as_bytes(), line);
+        }
+    }
+    batch
+}
+
+#[test]
+fn a_user_that_a_batch_loses_to_another_event_is_counted_once() {
+    let (tally, mut writers, mut journal) = Tally::resume(2, 1000, &State::default());
+    for (round, lost) in [None, Some("b")].into_iter().enumerate() {
+        let users = ["a", "b", "c"].map(|user| format!("{user}{round}"));
+        let batch = claim_all(&mut writers[0], &users.each_ref().map(String::as_str));
+        let before = tally.totals();
+        if let Some(user) = lost {
+            writers[1].count(format!("{user}{round}").as_bytes(), 1.0).unwrap();
+        }
+        assert_eq!(writers[0].finish_batch(batch), Finish::Counted);
+        writers[1].publish();
+        let (after, events) = (tally.totals(), 6 + u64::from(lost.is_some()));
+        assert_eq!(after.total_requests, before.total_requests + events);
+        assert_eq!(after.unique_users, before.unique_users + 3, "{lost:?} was lost");
+        let mut new: Vec<_> = journal.cut().new_users.iter().map(<[u8]>::to_vec).collect();
+        new.sort();
+        assert_eq!(new, users.map(String::into_bytes));
+    }
+}
+
+#[test]
+fn a_batch_without_room_names_the_line_of_the_first_user_that_does_not_fit() {
+    for (users_max, lost, line) in [
+        (0, None, 10),
+        (1, None, 20),
+        (3, None, 40),
+        // This user takes a place, and does not need one anymore.
+        (1, Some("b"), 10),
+        (2, Some("b"), 30),
+        (3, Some("b"), 40),
+        (3, Some("d"), 30),
+    ] {
+        let (tally, mut writers) = Tally::new(2, users_max);
+        let batch = claim_all(&mut writers[0], &["a", "b", "c", "d"]);
+        if let Some(user) = lost {
+            writers[1].count(user.as_bytes(), 1.0).unwrap();
+        }
+        let end = writers[0].finish_batch(batch);
+        assert_eq!(end, Finish::UsersFull { line }, "{users_max} users, {lost:?} was lost");
+        writers.iter_mut().for_each(Writer::publish);
+        let held = u64::from(lost.is_some());
+        assert_eq!((tally.totals().total_requests, tally.totals().unique_users), (held, held));
+    }
+}
+
+#[test]
+fn users_from_before_a_reset_are_taken_once_and_only_if_there_are_any() {
+    let (tally, mut writers) = Tally::new(1, 1000);
+    let writer = &mut writers[0];
+    assert!(writer.take_stale().is_none());
+    tally.reset();
+    assert!(writer.take_stale().is_none(), "there were no users");
+    writer.count(b"u", 1.0).unwrap();
+    tally.reset();
+    assert!(writer.take_stale().is_some());
+    assert!(writer.take_stale().is_none());
+}
