@@ -210,7 +210,6 @@ fn refuse_early(input: &[u8]) -> Result<(), Refusal> {
 fn refusal(error: httparse::Error) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => Refusal::ManyFields,
-        httparse::Error::Version => Refusal::Version,
         _ => Refusal::Malformed,
     }
 }
@@ -506,5 +505,88 @@ mod tests {
             );
         }
         assert!(parsed("GET / HTTP/1.2\r\nHost: a\r\n\r\n").unwrap().is_1_1);
+        assert_eq!(parsed("PRI * HTTP/2.0\r\n\r\n").unwrap_err(), Refusal::Http2);
+    }
+
+    #[test]
+    fn request_lines_and_heads_are_refused_above_their_limits_however_they_arrive() {
+        let line = |bytes: usize| format!("GET /{} HTTP/1.1", "a".repeat(bytes - 14));
+        let with_line = |bytes| line(bytes) + "\r\nHost: a\r\n\r\n";
+        let with_head = |bytes: usize| {
+            let start = "GET / HTTP/1.1\r\nHost: a\r\nX: ";
+            format!("{start}{}\r\n\r\n", "x".repeat(bytes - start.len() - 4))
+        };
+        let (line_max, head_max) = (REQUEST_LINE_BYTES_MAX, HEAD_BYTES_MAX);
+        for (head, refusal) in [
+            (with_line(line_max - 1), None),
+            (with_line(line_max), None),
+            (with_line(line_max + 1), Some(Refusal::LongRequestLine)),
+            (with_head(head_max - 1), None),
+            (with_head(head_max), None),
+            (with_head(head_max + 1), Some(Refusal::LongHead)),
+        ] {
+            let edges = [line_max, head_max, head.len()];
+            let around = edges.iter().flat_map(|edge| edge.saturating_sub(3)..edge + 3);
+            for first in around.chain([1, 20]).filter(|first| *first < head.len()) {
+                let mut scan = Scan::START;
+                let begun = scan.parse(&head.as_bytes()[..first], "a").map(|whole| {
+                    assert!(whole.is_none(), "{first} of {} bytes", head.len());
+                });
+                let all = begun.and_then(|()| scan.parse(head.as_bytes(), "a"));
+                assert_eq!(all.err(), refusal, "{first} of {} bytes first", head.len());
+            }
+        }
+        // The end does not have to arrive.
+        let begun = |input: &str| Scan::START.parse(input.as_bytes(), "a").map(|_| ());
+        let endless = line(line_max + 2);
+        assert_eq!(begun(&endless[..=line_max]), Ok(()), "a CR may come next");
+        assert_eq!(begun(&endless), Err(Refusal::LongRequestLine));
+        let endless = with_head(head_max + 9);
+        assert_eq!(begun(&endless[..head_max - 1]), Ok(()));
+        assert_eq!(begun(&endless[..head_max]), Err(Refusal::LongHead));
+    }
+
+    #[test]
+    fn what_cannot_become_a_request_is_refused_before_its_end() {
+        let begun = |input: &[u8]| Scan::START.parse(input, "a").map(|_| ());
+        assert_eq!(begun(b"\x16\x03\x01"), Err(Refusal::Malformed), "a TLS handshake");
+        assert_eq!(begun(b"GET / HTTP/1.1\r\nHost a\r\n"), Err(Refusal::Malformed));
+        assert_eq!(begun(b"GET / HTTP/7.7\r\n"), Ok(()), "the version comes last");
+        let fields = |number: usize| "A: b\r\n".repeat(number - 1);
+        for (number, refusal) in [(FIELDS_MAX, None), (FIELDS_MAX + 1, Some(Refusal::ManyFields))] {
+            assert_eq!(with(&fields(number)).err(), refusal, "{number} fields");
+        }
+        // Checks become rarer as the input grows.
+        let mut scan = Scan::START;
+        for (length, next_check) in [(3, 6), (5, 6), (6, 12), (11, 12), (13, 26)] {
+            scan.parse(&b"GET / HTTP/1."[..length], "a").unwrap();
+            assert_eq!(scan.next_check, next_check, "after {length} bytes");
+        }
+    }
+
+    #[test]
+    fn chunked_must_come_last_and_once_and_alone() {
+        let refusal = |codings| with(&format!("Transfer-Encoding: {codings}\r\n")).err();
+        assert_eq!(refusal("Chunked"), None);
+        for codings in ["chunked, chunked", "chunked, gzip", "gzip"] {
+            assert_eq!(refusal(codings), Some(Refusal::TransferEncoding), "{codings}");
+        }
+        assert_eq!(refusal("gzip, chunked"), Some(Refusal::UnknownCoding));
+    }
+
+    #[test]
+    fn one_field_that_names_this_server_as_the_source_is_enough() {
+        for (fields, expected) in [
+            ("", false),
+            ("Origin: http://A\r\n", false),
+            ("Sec-Fetch-Site: same-origin\r\n", false),
+            ("Origin: http://a\r\nSec-Fetch-Site: same-origin\r\n", false),
+            ("Origin: http://b\r\nSec-Fetch-Site: same-origin\r\n", true),
+            ("Origin: http://a\r\nSec-Fetch-Site: same-site\r\n", true),
+            ("Origin: http://a\r\nOrigin: http://a\r\n", true),
+            ("Origin: a\r\n", true),
+        ] {
+            assert_eq!(with(fields).unwrap().is_cross_site, expected, "{fields}");
+        }
     }
 }

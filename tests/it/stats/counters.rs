@@ -580,3 +580,28 @@ fn users_from_before_a_reset_are_taken_once_and_only_if_there_are_any() {
     assert!(writer.take_stale().is_some());
     assert!(writer.take_stale().is_none());
 }
+
+/// The users of a batch are moved to the known ones when later batches claim others.
+#[test]
+fn many_users_are_new_in_one_batch_only() {
+    let (tally, mut writers) = Tally::new(2, 100_000);
+    let mut users = (0..40_000usize).map(usize::to_le_bytes).collect::<Vec<_>>();
+    let others = users.split_off(20_000);
+    let mut expected = 0;
+    for (shard, users, held) in
+        [(0, &users, 20_000), (1, &others, 40_000), (1, &users, 40_000), (0, &others, 40_000)]
+    {
+        let writer = &mut writers[shard];
+        let mut batch = writer.begin_batch();
+        assert!(writer.may_claim(&mut batch));
+        for (user, line) in [&users[..], users].concat().iter().zip(1..) {
+            if !writer.add_to_batch(&mut batch, user, 1.0) {
+                writer.claim(&mut batch, user, line);
+            }
+        }
+        assert_eq!(writer.finish_batch(batch), Finish::Counted);
+        writer.publish();
+        expected += 40_000;
+        assert_eq!((tally.totals().total_requests, tally.totals().unique_users), (expected, held));
+    }
+}
