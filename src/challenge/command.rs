@@ -119,11 +119,11 @@ impl ServerCommand {
         words.iter().map(filled).collect()
     }
 
-    /// Looks for its program where `execvp` does, without running it.
+    /// Searches for its program as `execvp` does, without running it.
     ///
     /// # Errors
     ///
-    /// The error that running it would have. A program that contains a placeholder is not looked for.
+    /// The error that running it would have. A program that contains a placeholder is not searched for.
     pub(super) fn check_program(&self) -> io::Result<()> {
         let program = &self.words[0];
         if self.is_own() || program.contains('{') {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_looked_for_where_it_would_be_run_from() {
+    fn a_program_is_found_without_running_it() {
         let check = |text: &str| text.parse::<ServerCommand>().unwrap().check_program();
         let here = std::env::current_exe().unwrap();
         for good in ["sh -c true", "/bin/sh", "ringtally", "./{port}", here.to_str().unwrap()] {

@@ -340,7 +340,7 @@ fn a_draining_connection_ends_with_the_last_request_that_has_arrived() {
             let mut rig = Rig::new();
             rig.connection.set_draining(is_draining);
             assert_eq!(rig.receive(&[&request[..]; 2].concat()), "request");
-            assert!(!rig.connection.has_ended(), "another one has arrived: {request}");
+            assert!(!rig.connection.has_ended(), "another request has arrived: {request}");
             assert_eq!(rig.receive(""), "request");
             assert_eq!(rig.connection.has_ended(), is_draining, "{request}");
         }
@@ -376,7 +376,7 @@ fn a_batch_is_received_into_the_memory_that_it_was_accepted_with() {
     assert!(capacity >= Some(4096), "{capacity:?}");
 }
 
-/// A response to HEAD never has a body, not even one that says why the request was refused.
+/// A response to HEAD never has a body, not even with the reason for a refusal.
 #[test]
 fn a_refusal_knows_whether_its_request_is_or_may_become_head() {
     let refused = |request: &str| match Rig::new().receive(request) {

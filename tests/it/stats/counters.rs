@@ -513,7 +513,7 @@ fn claim_all(writer: &mut Writer, users: &[&str]) -> Batch {
     let mut batch = writer.begin_batch();
     assert!(writer.may_claim(&mut batch));
     for (user, line) in users.iter().zip((10..).step_by(10)) {
-        // The second claim changes nothing.
+        // A user that is claimed twice is claimed once.
         for _ in 0..2 {
             assert!(!writer.add_to_batch(&mut batch, user.as_bytes(), 1.0));
             writer.claim(&mut batch, user.as_bytes(), line);

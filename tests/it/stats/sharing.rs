@@ -14,7 +14,7 @@ const LINE: usize = 64;
 const ROUNDS: usize = 10;
 /// A tick comes each second, so one in ten of the intervals that are shorter than this has one.
 const SHORT: Duration = Duration::from_millis(100);
-/// A machine on which most intervals are longer is too busy.
+/// If most intervals are longer, the machine is too busy.
 const ROUNDS_MAX: usize = 50;
 /// On an idle machine, a shard has written everything about an event after this time, and sleeps.
 const SETTLED: Duration = Duration::from_millis(30);
