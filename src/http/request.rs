@@ -79,3 +79,72 @@ impl<'a> Request<'a> {
         authority::names_server(&self.bytes[self.head.host.range()], bound_host)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::Scan;
+    use super::*;
+
+    /// Calls `check` with a request that has these fields in addition to `Host`.
+    fn with<T>(version: &str, fields: &str, check: impl Fn(&Request<'_>) -> T) -> T {
+        let bytes = format!("POST /event HTTP/{version}\r\nHost: a\r\n{fields}\r\nbody");
+        let mut scan = Scan::START;
+        let head = scan.parse(bytes.as_bytes(), "a").unwrap().unwrap();
+        check(&Request {
+            head,
+            bytes: bytes.as_bytes(),
+            target: head.target(bytes.as_bytes()).unwrap(),
+            peer_is_loopback: true,
+            reply_to: ReplyTo::LAST,
+        })
+    }
+
+    #[test]
+    fn a_request_tells_its_parts() {
+        let parts = with("1.1", "", |request| {
+            (request.method(), request.body().to_vec(), request.head_bytes(), request.reply_to())
+        });
+        let head_bytes = "POST /event HTTP/1.1\r\nHost: a\r\n\r\n".len();
+        assert_eq!(parts, (Method::Post, b"body".to_vec(), head_bytes, ReplyTo::LAST));
+    }
+
+    #[test]
+    fn a_repeated_authorization_authorizes_nobody() {
+        let authorization =
+            |fields| with("1.1", fields, |request| request.authorization().map(<[u8]>::to_vec));
+        assert_eq!(authorization(""), None);
+        assert_eq!(authorization("Authorization: Bearer x\r\n"), Some(b"Bearer x".to_vec()));
+        let twice = "Authorization: Bearer x\r\n".repeat(2);
+        assert_eq!(authorization(&twice), Some(Vec::new()));
+    }
+
+    #[test]
+    fn without_accept_no_type_is_preferred() {
+        let [one, other] = ["text/html", "text/plain"].map(|name| MediaType { name, version: "1" });
+        let prefers = |fields| with("1.1", fields, |request| request.prefers(one, other));
+        assert!(!prefers("") && !prefers("Accept: text/plain\r\n"));
+        assert!(prefers("Accept: text/html\r\n"));
+    }
+
+    #[test]
+    fn a_field_of_a_proxy_or_an_old_version_means_that_there_may_be_a_proxy() {
+        for (version, fields, expected) in [
+            ("1.1", "", false),
+            ("1.0", "", true),
+            ("1.1", "Via: 1.1 p\r\n", true),
+            ("1.0", "X-Forwarded-For: 192.0.2.1\r\n", true),
+        ] {
+            assert_eq!(
+                with(version, fields, |request| request.may_be_forwarded()),
+                expected,
+                "{fields}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_host_names_the_server() {
+        let names = |bound_host| with("1.1", "", |request| request.names_server(bound_host));
+        assert!(names("a") && !names("b"));
+    }
+}

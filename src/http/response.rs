@@ -229,4 +229,46 @@ mod tests {
         reply.send_error(Status::BadRequest, &[], r#"send a "userId""#);
         assert!(out.ends_with(b"\r\n\r\n{\"error\":\"send a \\\"userId\\\"\"}"));
     }
+
+    #[test]
+    fn the_last_response_keeps_the_form_of_its_body() {
+        let (persistence, close) = (Persistence::KeepAlive, Persistence::Close);
+        for (method, is_head) in [(Method::Head, true), (Method::Get, false)] {
+            let last = ReplyTo { persistence: close, is_head };
+            assert_eq!(ReplyTo::last(method), last);
+            assert_eq!(ReplyTo { persistence, is_head }.as_last(), last);
+        }
+    }
+
+    #[test]
+    fn a_response_begins_behind_what_is_unsent_and_has_the_date_of_its_context() {
+        let mut context = Context::new("a", b"/events", 0);
+        for unix_seconds in [0, 86_400] {
+            context.set_date(unix_seconds);
+            let mut out = b"unsent".to_vec();
+            let reply = Reply::new(&mut out, &context, ReplyTo::LAST);
+            assert_eq!(reply.position(), 6);
+            reply.send_json(Status::Ok, b"{}");
+            let date = Date::from_unix(unix_seconds);
+            assert!(memchr::memmem::find(&out, &date.0).is_some(), "{unix_seconds}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_head_has_no_body_and_one_of_http_2_is_no_http_1() {
+        let context = Context::new("a", b"/events", 0);
+        let responded = |refused: Refused| {
+            let mut out = Vec::new();
+            let status = refused.respond(&mut out, &context);
+            (status, out)
+        };
+        for (method, has_body) in [(Method::Head, false), (Method::Post, true)] {
+            let (status, out) = responded(Refused::large_body(method));
+            assert_eq!(status, Status::ContentTooLarge);
+            assert_eq!(out.ends_with(b"}"), has_body, "{method:?}");
+            assert!(out.starts_with(b"HTTP/1.1 413 "));
+        }
+        let (_, out) = responded(Refused { refusal: Refusal::Http2, is_head: false });
+        assert_eq!(out, GO_AWAY);
+    }
 }
