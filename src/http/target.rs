@@ -79,7 +79,7 @@ fn decode(path: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     let digit = |byte: Option<u8>| byte.and_then(hex_digit).ok_or(Refusal::Target);
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
-            b'%' => digit(bytes.next())? << 4 | digit(bytes.next())?,
+            b'%' => (digit(bytes.next())? << 4) + digit(bytes.next())?,
             _ => byte,
         });
     }
