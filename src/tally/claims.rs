@@ -82,12 +82,6 @@ pub(crate) struct Pending {
     pub(super) claim: Arc<Claim>,
 }
 
-impl Pending {
-    pub(super) fn is(&self, hash: u64, user: &[u8]) -> bool {
-        self.hash == hash && self.id.is(user)
-    }
-}
-
 /// The result of claiming a user.
 pub(crate) enum Claimed {
     /// The batch will be the first to count the user.

@@ -182,7 +182,7 @@ impl Table {
     /// Finds a long id. This is a separate function so that the lookup of a short id does not save registers.
     #[inline(never)]
     fn find_long(&self, hash: u64, user: &[u8]) -> Option<&Arc<[u8]>> {
-        let (_, id) = self.long.find(hash, |(held, id)| *held == hash && **id == *user)?;
+        let (_, id) = self.long.find(hash, |(_, id)| **id == *user)?;
         Some(id)
     }
 
@@ -325,7 +325,7 @@ impl SharedStripe {
         if self.pending.is_empty() {
             return None;
         }
-        let entry = self.pending.find_entry(hash, |pending| pending.is(hash, user)).ok()?;
+        let entry = self.pending.find_entry(hash, |pending| pending.id.is(user)).ok()?;
         Some(entry.remove().0)
     }
 

@@ -585,7 +585,9 @@ fn users_from_before_a_reset_are_taken_once_and_only_if_there_are_any() {
 #[test]
 fn many_users_are_new_in_one_batch_only() {
     let (tally, mut writers) = Tally::new(2, 100_000);
-    let mut users = (0..40_000usize).map(usize::to_le_bytes).collect::<Vec<_>>();
+    // Every other id is long.
+    let id = |number: usize| format!("{number:0width$}", width = 40 * (number % 2));
+    let mut users = (0..40_000).map(id).collect::<Vec<_>>();
     let others = users.split_off(20_000);
     let mut expected = 0;
     for (shard, users, held) in
@@ -595,8 +597,8 @@ fn many_users_are_new_in_one_batch_only() {
         let mut batch = writer.begin_batch();
         assert!(writer.may_claim(&mut batch));
         for (user, line) in [&users[..], users].concat().iter().zip(1..) {
-            if !writer.add_to_batch(&mut batch, user, 1.0) {
-                writer.claim(&mut batch, user, line);
+            if !writer.add_to_batch(&mut batch, user.as_bytes(), 1.0) {
+                writer.claim(&mut batch, user.as_bytes(), line);
             }
         }
         assert_eq!(writer.finish_batch(batch), Finish::Counted);
