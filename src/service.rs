@@ -786,6 +786,23 @@ mod tests {
     }
 
     #[test]
+    fn the_description_has_a_path() {
+        assert_eq!(endpoint_at(b"/openapi.json"), Endpoint::Description);
+        assert_eq!(endpoint_at(b"/openapi"), Endpoint::Other);
+    }
+
+    #[test]
+    fn a_rejected_connection_is_told_to_try_again_later() {
+        let (_, mut services) = services(1, 10);
+        let mut responses = Responses::default();
+        services[0].reject(&mut responses);
+        let sent = String::from_utf8(responses.bytes().to_vec()).unwrap();
+        for words in ["HTTP/1.1 503 ", "\r\nRetry-After: 1\r\n", "\r\nConnection: close\r\n"] {
+            assert!(sent.contains(words), "{words}: {sent}");
+        }
+    }
+
+    #[test]
     fn a_tick_without_a_reset_takes_nothing() {
         let (tally, mut services) = services(2, 10);
         services[0].endpoints.writer.count(b"u", 1.0).unwrap();

@@ -10,7 +10,7 @@ use ringtally::tally::{Tally, Totals};
 use std::sync::Arc;
 
 const BATCH_BYTES_MAX: usize = 1 << 20;
-const LINE_BYTES_MAX: usize = 500;
+const LINE_BYTES_MAX: usize = 100;
 const LIMITS: Limits = Limits {
     body_bytes_max: LINE_BYTES_MAX,
     batch_bytes_max: BATCH_BYTES_MAX,
@@ -251,9 +251,18 @@ fn every_limit_holds_at_it_and_one_above() {
         let line = r#"{"userId":"a","value":1}"#;
         format!("{line}{}", " ".repeat(length - line.len()))
     };
+    // Lines of the usual shape are decoded by another function.
+    let usual = |length: usize| {
+        let others = r#"{"userId":"","value":1}"#.len();
+        format!(r#"{{"userId":"{}","value":1}}"#, "u".repeat(length - others))
+    };
+    let limits = [(LINE_BYTES_MAX, 200), (LINE_BYTES_MAX + 1, 400)];
+    let shapes =
+        limits.map(|(length, status)| [padded(length), usual(length)].map(|line| (line, status)));
     for (end, ending) in [("", 0), ("\n", 1), ("\r\n", 2)] {
-        for (length, status) in [(LINE_BYTES_MAX, 200), (LINE_BYTES_MAX + 1, 400)] {
-            let body = padded(length) + end;
+        for (line, status) in shapes.as_flattened() {
+            let (length, status) = (line.len(), *status);
+            let body = line.clone() + end;
             assert_eq!(body.len(), length + ending);
             for after in ["", "{\"userId\":\"a\",\"value\":1}"] {
                 let mut server = Server::new(1, 10);
