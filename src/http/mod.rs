@@ -42,7 +42,7 @@ pub const CHUNK_FRAMING_BYTES_MAX: usize = 4096;
 /// The maximum number of empty lines before a request line. RFC 9112 section 2.2 asks for at least one.
 pub const EMPTY_LINES_MAX: usize = 8;
 /// With this many bytes of unsent responses, further requests are not handled until the peer has read some.
-pub const UNSENT_BYTES_MAX: usize = 16 * 1024;
+pub const UNSENT_BYTES_MAX: usize = 16_384;
 
 const _: () = assert!(REQUEST_LINE_BYTES_MAX >= 8000 && REQUEST_LINE_BYTES_MAX < HEAD_BYTES_MAX);
 
