@@ -11,10 +11,14 @@ use std::sync::Arc;
 const SEND_TIMEOUT_MS: u64 = 400;
 const STORE_TIMEOUT_MS: u64 = 1000;
 
+const TIMEOUTS: Timeouts = Timeouts { header_ms: 9000, body_ms: 9000, idle_ms: SEND_TIMEOUT_MS };
+const LIMITS: Limits = Limits { body_bytes_max: 100, batch_bytes_max: 100, timeouts: TIMEOUTS };
+
 const EVENT: &[u8] =
     b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 24\r\n\r\n{\"userId\":\"u\",\"value\":1}";
 /// Totals, and the start of a request behind them.
 const STATS_AND_MORE: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\nPOST";
+const STATS: &[u8] = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n";
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
 
 struct Fixture {
@@ -25,15 +29,18 @@ struct Fixture {
 }
 
 impl Fixture {
+    /// Creates it with a store that other servers share.
     fn new() -> Fixture {
+        Fixture::with_store(true)
+    }
+
+    fn with_store(is_shared: bool) -> Fixture {
         let (_, mut writers, _) = Tally::resume(1, 10, &Stored::default());
         let reporter = Reporter::for_shards(1, "none").remove(0);
         let mut service = Service::new(writers.remove(0), reporter, Policy::new("h"), 0);
-        let (durability, settlement) = Durability::for_test(STORE_TIMEOUT_MS);
+        let (durability, settlement) = Durability::for_test(STORE_TIMEOUT_MS, is_shared);
         service.set_durability(durability);
-        let timeouts = Timeouts { header_ms: 9000, body_ms: 9000, idle_ms: SEND_TIMEOUT_MS };
-        let limits = Limits { body_bytes_max: 100, batch_bytes_max: 100, timeouts };
-        let connection = Connection::new(limits, true, 0);
+        let connection = Connection::new(LIMITS, true, 0);
         Fixture { connection, service, settlement, moment: Moment::START }
     }
 
@@ -198,4 +205,84 @@ fn the_cost_of_a_turn_counts_from_the_turn_of_others() {
     assert!(fixture.connection.used() > one);
     // Without work, a turn is free.
     assert_eq!(fixture.connection.work(&fixture.moment, &mut fixture.service), 0);
+}
+
+impl Fixture {
+    /// Lets bytes arrive, and their responses be read. Returns the responses, and whether others wait for the store.
+    fn exchange(&mut self, request: &[u8]) -> (String, bool) {
+        let action = self.receive(request);
+        let sent = self.connection.take_responses(action.send, self.moment.now_ms);
+        self.connection.note_sent(sent.len());
+        (String::from_utf8(sent).unwrap(), action.settle.is_some())
+    }
+}
+
+#[test]
+fn a_late_store_refuses_events_and_if_it_is_shared_also_totals() {
+    for is_shared in [false, true] {
+        let mut fixture = Fixture::with_store(is_shared);
+        fixture.settlement.note_late(1);
+        for (request, is_refused) in [(EVENT, true), (HEALTH, true), (STATS, is_shared)] {
+            let (response, waits) = fixture.exchange(request);
+            let status = if is_refused { "HTTP/1.1 503 " } else { "HTTP/1.1 200 " };
+            assert!(response.starts_with(status) && !waits, "{response}");
+        }
+        fixture.settlement.settle(1, None, |_| {});
+        let (response, _) = fixture.exchange(EVENT);
+        assert!(!response.starts_with("HTTP/1.1 503 "), "the store has settled it: {response}");
+    }
+}
+
+/// What is not durable is not shown, unless the same connection sent it.
+#[test]
+fn totals_wait_for_the_events_of_their_own_connection_only() {
+    let mut fixture = Fixture::with_store(false);
+    let mut other = Connection::new(LIMITS, true, 0);
+    std::mem::swap(&mut fixture.connection, &mut other);
+    assert_eq!(fixture.exchange(EVENT), (String::new(), true));
+    std::mem::swap(&mut fixture.connection, &mut other);
+    let (totals, waits) = fixture.exchange(STATS);
+    assert!(totals.contains(r#""totalRequests":0,"#) && !waits, "{totals}");
+    let action = fixture.receive(&[EVENT, STATS].concat());
+    assert_eq!(action.send, 0, "both wait");
+    fixture.settlement.settle(action.settle.unwrap(), None, |_| {});
+    let (both, waits) = fixture.exchange(b"");
+    assert!(both.contains(r#""totalRequests":2,"#) && !waits, "{both}");
+}
+
+#[test]
+fn an_event_of_an_unknown_user_costs_more() {
+    let mut fixture = Fixture::new();
+    let other = String::from_utf8_lossy(EVENT).replace(r#""u""#, r#""v""#);
+    // The head is parsed once.
+    let costs = [EVENT, other.as_bytes(), EVENT].map(|event| {
+        let _ = fixture.receive(event);
+        fixture.connection.renew()
+    });
+    assert!(costs[1] > costs[2], "{costs:?}");
+}
+
+#[test]
+fn an_iteration_is_noted_once_and_only_if_it_had_requests() {
+    let mut fixture = Fixture::new();
+    let mut noted = |requests: &[u8]| {
+        let _ = fixture.receive(requests);
+        for _ in 0..2 {
+            fixture.service.note_iteration(std::time::Duration::from_millis(1));
+        }
+        let text = fixture.service.metrics().text(None, 0, crate::metrics::Format::Prometheus);
+        let value = |start: &str| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix(start)?.trim().parse().ok())
+        };
+        let of = |kind: &str| value(&format!("http_request_duration_seconds_count{{{kind}}} "));
+        [
+            value("ringtally_turns_total{shard=\"0\"} "),
+            of("method=\"POST\",endpoint=\"/event\""),
+            of("method=\"GET\",endpoint=\"/health\""),
+        ]
+    };
+    assert_eq!(noted(b""), [Some(0); 3]);
+    assert_eq!(noted(&EVENT.repeat(2)), [Some(1), Some(2), Some(0)]);
+    assert_eq!(noted(HEALTH), [Some(2), Some(2), Some(1)]);
+    assert_eq!(noted(&[EVENT, HEALTH].concat()), [Some(3), Some(3), Some(2)]);
 }

@@ -146,7 +146,7 @@ mod tests {
             (false, None, Some(5), false),
             (true, Some(6), Some(6), false),
         ] {
-            let (durability, settlement) = Durability::for_test(1000);
+            let (durability, settlement) = Durability::for_test(1000, true);
             let mut waits = Waits::default();
             waits.join(&1, &action(settle, read), 100);
             settlement.settle(5, totals.then(|| State::default().totals()), |_| {});
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_store_is_late_with_the_last_that_has_waited_too_long() {
-        let (durability, settlement) = Durability::for_test(1000);
+        let (durability, settlement) = Durability::for_test(1000, true);
         let mut waits = Waits::default();
         for (epoch, since_ms) in [(5, 100), (6, 200)] {
             waits.join(&1, &action(Some(epoch), None), since_ms);

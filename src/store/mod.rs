@@ -185,9 +185,9 @@ pub struct Durability {
 
 #[cfg(test)]
 impl Durability {
-    /// Creates it for a shard over a shared store, with a settlement that lets a test settle epochs.
-    pub(crate) fn for_test(timeout_ms: u64) -> (Durability, Arc<Settlement>) {
-        let settlement = Arc::new(Settlement::new(1, State::default().totals(), true));
+    /// Creates it for a shard, with a settlement that lets a test settle epochs.
+    pub(crate) fn for_test(timeout_ms: u64, is_shared: bool) -> (Durability, Arc<Settlement>) {
+        let settlement = Arc::new(Settlement::new(1, State::default().totals(), is_shared));
         let shards = vec![Arc::new(Wakeup::new().unwrap())];
         let wakeups = Arc::new(Wakeups { committer: Notify::new(), shards });
         (Durability::new(Arc::clone(&settlement), wakeups, 0, timeout_ms), settlement)
