@@ -616,11 +616,11 @@ fn content_type(format: Format) -> &'static str {
 /// of the token is right.
 fn bears(authorization: Option<&[u8]>, token: &[u8]) -> bool {
     const SCHEME: &[u8] = b"bearer ";
-    authorization.is_some_and(|value| {
-        value.len() > SCHEME.len()
-            && value[..SCHEME.len()].eq_ignore_ascii_case(SCHEME)
-            && bool::from(value[SCHEME.len()..].trim_ascii().ct_eq(token))
-    })
+    authorization.and_then(|value| value.split_at_checked(SCHEME.len())).is_some_and(
+        |(scheme, found)| {
+            scheme.eq_ignore_ascii_case(SCHEME) && bool::from(found.trim_ascii().ct_eq(token))
+        },
+    )
 }
 
 /// Decodes an event that is not in the usual shape.
@@ -648,7 +648,8 @@ fn knows(request: &Request<'_>) -> bool {
         (Target::Path(path), Method::Options) => endpoint_at(path) != Endpoint::Other,
         (Target::Path(path), Method::Get | Method::Head) => methods(endpoint_at(path)) == READING,
         (Target::Path(path), Method::Post) => methods(endpoint_at(path)) == WRITING,
-        (Target::Server, method) => method == Method::Options,
+        // Only OPTIONS has this target.
+        (Target::Server, _) => true,
         _ => false,
     }
 }
@@ -783,6 +784,35 @@ mod tests {
                 assert!(service.endpoints.writer.take_stale().is_none(), "the tick took them");
             }
         }
+    }
+
+    #[test]
+    fn totals_cost_a_part_for_each_shard() {
+        for shards in [1, 3, 8] {
+            let (tally, mut services) = services(shards, 10);
+            let Service { endpoints, context, .. } = &mut services[0];
+            let mut cost = |shows| {
+                let (mut out, mut budget) = (Vec::new(), Budget::FULL);
+                let reply = Reply::new(&mut out, context, ReplyTo::LAST);
+                let status = endpoints.show(shows, Some(tally.totals()), reply, &mut budget);
+                assert_eq!(status, Status::Ok);
+                budget.used()
+            };
+            let number = u32::try_from(shards).unwrap();
+            assert_eq!(cost(Shows::Stats), units::STATS + number * units::STATS_SHARD);
+            let metrics = cost(Shows::Metrics(Format::Prometheus));
+            assert_eq!(metrics, units::METRICS + number * units::METRICS_SHARD);
+        }
+    }
+
+    #[test]
+    fn the_next_cut_is_the_one_of_the_counters() {
+        let (tally, services) = services(1, 10);
+        for _ in 0..3 {
+            tally.totals();
+            assert_eq!(services[0].next_epoch(), tally.next_epoch());
+        }
+        assert!(tally.next_epoch() > 1);
     }
 
     #[test]

@@ -280,8 +280,8 @@ impl Work {
                 continue;
             }
             self.marked -= 1;
-            let end = memchr::memchr(b'\n', rest).filter(|end| *end < self.line_bytes_max);
-            let usual = end.and_then(|end| {
+            // Longer lines than the limit were refused before.
+            let usual = memchr::memchr(b'\n', rest).and_then(|end| {
                 let (user, _) = event::decode_usual_line(rest, 0..end)?;
                 Some((user, end + 1))
             });

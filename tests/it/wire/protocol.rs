@@ -398,6 +398,7 @@ fn a_large_body_matters_only_where_a_small_one_is_taken() {
         ("POST", "/event", 413),
         ("GET", "/stats", 413),
         ("OPTIONS", "/stats", 413),
+        ("OPTIONS", "*", 413),
         ("PUT", "/events", 405),
         ("PUT", "/event", 405),
         ("POST", "/stats", 405),
