@@ -721,19 +721,18 @@ impl Endpoints {
                 return self.report(request, To { reply, ..to });
             }
             (Method::Get | Method::Head, Endpoint::Description) => {
-                to.budget.charge(units::of_bytes(DESCRIPTION.len() / units::PAGE_BYTES, 1));
+                to.budget.charge_bytes(DESCRIPTION.len(), units::PAGE_BYTES);
                 reply.send_json(Status::Ok, DESCRIPTION.as_bytes())
             }
             (Method::Get | Method::Head, Endpoint::Page) => {
-                to.budget.charge(units::of_bytes(Page::BYTES / units::PAGE_BYTES, 1));
+                to.budget.charge_bytes(Page::BYTES, units::PAGE_BYTES);
                 self.page.send(reply)
             }
             (Method::Post, Endpoint::Reset) => self.reset(request, To { reply, ..to }),
-            (method, Endpoint::Other) => match request.target {
-                Target::Server if method == Method::Options => {
-                    reply.send(Status::NoContent, None, &[("Allow", METHODS)], b"")
-                }
-                Target::Server | Target::Tunnel => {
+            (_, Endpoint::Other) => match request.target {
+                // Only OPTIONS has this target.
+                Target::Server => reply.send(Status::NoContent, None, &[("Allow", METHODS)], b""),
+                Target::Tunnel => {
                     let sentence =
                         "send the request to the server itself, because it is not a proxy";
                     reply.send_error(Status::MethodNotAllowed, &[("Allow", METHODS)], sentence)

@@ -421,3 +421,14 @@ fn a_body_that_is_received_in_place_is_counted_like_any() {
     client.receive(&mut server.services[0], &chunked(&large, 7)[..100]);
     assert!(!client.connection.wants_filling(), "chunks are not the body");
 }
+
+#[test]
+fn a_large_batch_of_known_users_is_counted_whole() {
+    let body = lines(20_000);
+    let mut server = Server::new(1, 1000);
+    for sent in 1..=3 {
+        assert_eq!(server.ask(&sized(&body)).body, r#"{"accepted":20000}"#);
+        let (events, users, _) = server.totals();
+        assert_eq!((events, users), (sent * 20_000, 700));
+    }
+}
