@@ -190,12 +190,21 @@ fn follow(config: &Config, server: Pid, happened: &Receiver<Event>) -> &'static 
 
 /// Asks the server to end: its process group, and whatever it started that has left the group, as a daemon does.
 fn terminate(server: Pid) {
-    let all = descendants(getpid().as_raw_nonzero().get());
+    let all = started();
     let _ = kill_process_group(server, Signal::TERM);
     let group = server.as_raw_nonzero().get();
     let has_left = |process: &Process| process.stat().is_ok_and(|stat| stat.pgrp != group);
-    for process in all.into_iter().filter(has_left) {
-        let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, Signal::TERM));
+    signal(all.into_iter().filter(has_left), Signal::TERM);
+}
+
+/// Returns every process that the server started, and the server itself.
+fn started() -> Vec<Process> {
+    descendants(getpid().as_raw_nonzero().get())
+}
+
+fn signal(processes: impl IntoIterator<Item = Process>, signal: Signal) {
+    for process in processes {
+        let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, signal));
     }
 }
 
@@ -206,15 +215,13 @@ fn kill_all(config: &Config) {
         if let Some(cgroup) = &config.cgroup {
             let _ = cgroup::kill(cgroup);
         }
-        let left = descendants(getpid().as_raw_nonzero().get());
+        let left = started();
         let is_over =
             |process: &Process| process.stat().map_or(true, |stat| matches!(stat.state, 'Z' | 'X'));
         if left.iter().all(is_over) || Instant::now() >= deadline {
             return;
         }
-        for process in left {
-            let _ = Pid::from_raw(process.pid).map(|pid| kill_process(pid, Signal::KILL));
-        }
+        signal(left, Signal::KILL);
         std::thread::sleep(KILL_EVERY);
     }
 }

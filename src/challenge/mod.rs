@@ -236,14 +236,14 @@ fn compare(config: JudgeConfig, several: Several) -> Result<(), Failure> {
     let JudgeConfig { servers, server_cpus, client_cpus, start_max, tuning, load } = config;
     let Several { rows, rounds, output } = several;
     let mut logs = Logs::make()?;
+    let (of_server, of_client) = (format_cpu_list(&server_cpus), format_cpu_list(&client_cpus));
+    let on = Conditions { cpus: server_cpus, start_max, tuning, logs: logs.path.clone() };
     // A typo in the last command would otherwise be found after minutes.
     for server in &servers {
         let checked = server.check_program().map_err(|error| Error::Spawn(error.to_string()));
-        checked.map_err(|error| error.failure(&server.name, &logs.path))?;
+        checked.map_err(|error| error.failure(&server.name, &on.log(&server.name)))?;
     }
     let environment = Environment::here(ENVIRONMENT_SAMPLE);
-    let (of_server, of_client) = (format_cpu_list(&server_cpus), format_cpu_list(&client_cpus));
-    let on = Conditions { cpus: server_cpus, start_max, tuning, logs: logs.path.clone() };
     let (connections, command) = (load.connections, load.command.clone());
     let is_quiet = output.quiet;
     let plan = Plan { servers, rows, rounds, on, load, client_cpus, is_quiet };

@@ -55,12 +55,18 @@ impl Fixture {
         self.connection.action(&self.moment, &mut self.service)
     }
 
+    /// Lets bytes arrive, and their responses be read. Returns the responses, and whether others wait for the store.
+    fn exchange(&mut self, request: &[u8]) -> (String, bool) {
+        let action = self.receive(request);
+        let sent = self.connection.take_responses(action.send, self.moment.now_ms);
+        self.connection.note_sent(sent.len());
+        (String::from_utf8(sent).unwrap(), action.settle.is_some())
+    }
+
     /// Lets the peer get a response at a time, and read it immediately.
     fn respond(&mut self, now_ms: u64) {
         self.set_time(now_ms);
-        let action = self.receive(HEALTH);
-        let sent = self.connection.take_responses(action.send, now_ms).len();
-        self.connection.note_sent(sent);
+        let _ = self.exchange(HEALTH);
     }
 
     /// Lets an event arrive that waits for the store from a time on. Returns its epoch.
@@ -205,16 +211,6 @@ fn the_cost_of_a_turn_counts_from_the_turn_of_others() {
     assert!(fixture.connection.used() > one);
     // Without work, a turn is free.
     assert_eq!(fixture.connection.work(&fixture.moment, &mut fixture.service), 0);
-}
-
-impl Fixture {
-    /// Lets bytes arrive, and their responses be read. Returns the responses, and whether others wait for the store.
-    fn exchange(&mut self, request: &[u8]) -> (String, bool) {
-        let action = self.receive(request);
-        let sent = self.connection.take_responses(action.send, self.moment.now_ms);
-        self.connection.note_sent(sent.len());
-        (String::from_utf8(sent).unwrap(), action.settle.is_some())
-    }
 }
 
 #[test]

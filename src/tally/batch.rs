@@ -205,6 +205,7 @@ impl Writer {
                     claims.ids.push(user);
                 }
             }
+            // The end of the batch finds the reset.
             Claimed::Already | Claimed::Reset => {}
             Claimed::Known(id) => self.seen.insert(*generation, &self.tally.hasher, hash, id),
         }

@@ -321,7 +321,11 @@ fn connections_that_are_no_longer_wanted_are_closed_without_losing_anything() {
     assert!((60..=60 + OTHERS).contains(&most), "{most}");
     // One ramp closed connections, and the next one opened some again.
     let closed = crowd.closed_before_last.load(Ordering::SeqCst);
-    assert!(closed >= 20, "{closed} were closed before the last event");
+    let is_starved = report["client_limited"] == true;
+    assert!(
+        closed >= 55 || is_starved && closed >= 20,
+        "{closed} were closed before the last event"
+    );
     let opened = crowd.opened.load(Ordering::SeqCst);
     assert!((75..=75 + OTHERS).contains(&opened), "{opened} were opened");
 }

@@ -70,16 +70,17 @@ fn a_server_that_counts_again_later_is_detected() {
     let slow = |event| Duration::from_millis(if event == 7 { 400 } else { 0 });
     let at_once = |_| Duration::ZERO;
     let flags = ["500", "8", "--watch"];
-    for (habits, flags) in [
-        (again(300, at_once), &flags[..2]),
-        (again(300, at_once), &flags),
-        (again(650, slow), &flags[..2]),
+    for (habits, flags, is_strict) in [
+        (again(300, at_once), &flags[..2], false),
+        (again(300, at_once), &flags, false),
+        (again(650, slow), &flags[..2], true),
     ] {
-        // On a busy machine, the client may read its first totals only after that time.
         let (_, report) = judged(habits, flags);
         let reasons = report["reasons"].to_string();
         let is_late = reasons.contains("although nothing was sent");
-        assert!(is_late || reasons.contains("events too many"), "{report}");
+        // On a busy machine, the client may read its first totals only after that time.
+        let may_be_early = !is_strict || report["client_limited"] == true;
+        assert!(is_late || may_be_early && reasons.contains("events too many"), "{report}");
     }
     let good = judged(Habits { delay: slow, ..GOOD }, &["500", "8"]);
     assert_exact(&good);

@@ -242,7 +242,8 @@ fn every_report_has_the_thresholds_and_the_setup() {
         .map(|threshold| threshold["passed"].as_bool().unwrap())
         .collect();
     assert_eq!(passed, [true, true, false], "{report}");
-    assert!(report["thresholds"][0]["value"].as_f64().unwrap() > 0.05, "{report}");
+    let held = report["thresholds"][0]["value"].as_f64().unwrap();
+    assert!(held > 0.9 || report["client_limited"] == true, "{report}");
     assert!(report["latency_us"]["p95"].is_number() && report["latency_us"]["p99_99"].is_number());
     assert_eq!(report["setup"]["engine"], crate::world::engine());
     let html = std::fs::read_to_string(&page).unwrap();

@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 const SHARDS: [usize; 3] = [1, 2, 4];
 
 /// A response that comes later than this is late.
-const RESPONSE_MAX: Duration = Duration::from_millis(100);
+const RESPONSE_MAX: Duration = Duration::from_millis(50);
 /// A stop that takes longer than this is late.
 const STOP_MAX: Duration = Duration::from_millis(250);
 
-/// More late responses or stops than this are a missed wake-up, which delays tens of percent. The kernel delays one now and
-/// then: a process that ends waits for locks that reclaim of memory holds.
-const LATE_MAX: usize = 2;
+/// More late stops than this are a missed wake-up, which delays tens of percent. The kernel delays one now and then: a process
+/// that ends waits for locks of its memory.
+const LATE_STOPS_MAX: usize = 2;
 
 /// Pauses in milliseconds, on a logarithmic scale from 1 ms to 3 s, in two lanes that take about the same time: one round of
 /// the long pauses, and many rounds of the short ones.
@@ -178,14 +178,14 @@ impl Findings {
         }
     }
 
-    fn report(all: &[Findings], what: &str) {
+    fn report(all: &[Findings], what: &str, late_max: usize) {
         let count: usize = all.iter().map(|findings| findings.count).sum();
         let longest = all.iter().map(|findings| findings.longest).max().unwrap();
         let late: Vec<&str> =
             all.iter().flat_map(|findings| &findings.late).map(String::as_str).collect();
         println!("{count} {what}, the longest took {} ms", longest.as_millis());
         assert!(
-            late.len() <= LATE_MAX,
+            late.len() <= late_max,
             "{} of {count} {what} were late:\n{}",
             late.len(),
             late.join("\n")
@@ -245,7 +245,7 @@ fn every_first_response_is_in_time(engine: &str) {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    Findings::report(&findings, "responses");
+    Findings::report(&findings, "responses", 0);
 }
 
 /// Stops servers without connections, and servers whose connections came and went and woke sleeping shards.
@@ -281,7 +281,7 @@ fn every_stop_is_in_time(engine: &str) {
         let threads = SHARDS.map(|shards| scope.spawn(move || stops(engine, shards, scheduler)));
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    Findings::report(&findings, "stops");
+    Findings::report(&findings, "stops", LATE_STOPS_MAX);
 }
 
 #[test]

@@ -164,6 +164,7 @@ impl Fake {
         fake
     }
 
+    /// Waits until a request with events has arrived.
     pub fn wait_for_a_request(&self) {
         eventually("a request with events arrives", || self.state.seen.load(Ordering::Relaxed) > 0);
     }
