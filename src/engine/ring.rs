@@ -91,8 +91,8 @@ pub(super) async fn run_with(
         reactor.serve()?;
         glommio::executor().yield_now().await;
     }
-    reactor.stop_accepting();
     let end = Instant::now() + shard.drain_timeout;
+    reactor.stop_accepting();
     loop {
         let is_late = Instant::now() >= end || reactor.stop.urgency() == Urgency::Abort;
         if is_late {

@@ -14,7 +14,7 @@ use crate::http::{Budget, Limits};
 use crate::service::Service;
 use crate::store::Durability;
 use crate::uring::Wakeup;
-use futures_lite::future::poll_fn;
+use futures_lite::future::{or, poll_fn};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::io::PollableFd;
 use glommio::net::TcpStream;
@@ -235,29 +235,33 @@ pub async fn run(shard: Shard, ready: impl FnOnce()) -> io::Result<Drained> {
 
     accepting.cancel().await;
     ticking.cancel().await;
-    stop_accepting(&hub, &door).await;
+    let end = Instant::now() + shard.drain_timeout;
+    stop_accepting(&hub, &door, end).await;
     if !shard.is_listener_shared {
         // Stop listening now: a poll that the ring still holds would keep the port open for a moment.
         let _ = door.listener.get_ref().shutdown(Shutdown::Read);
     }
     drop(door);
-    drain(&hub, &shard.stop, shard.drain_timeout).await
+    drain(&hub, &shard.stop, end).await
 }
 
-/// Serves the clients that connected before the server stopped, but no more than a backlog holds, so that a flood of
-/// connections does not delay the stop.
-async fn stop_accepting(hub: &Rc<Hub>, door: &Door) {
+/// Serves the clients that connected before the server stopped, but no more than a backlog holds and not beyond `end`, so that
+/// a flood of connections does not delay the stop.
+async fn stop_accepting(hub: &Rc<Hub>, door: &Door, end: Instant) {
     door.admission.close(door.shard).into_iter().for_each(|accepted| serve(hub, accepted));
     hub.tick();
     hub.change_moment(|moment| {
         (moment.urgency, moment.drain_ms) = (Urgency::Drain, moment.now_ms);
     });
-    accept_all(door, usize::from(BACKLOG)).await;
+    let timeout = async {
+        sleep(end.saturating_duration_since(Instant::now())).await;
+        false
+    };
+    or(accept_all(door, usize::from(BACKLOG)), timeout).await;
 }
 
-/// Waits until all connections have ended, and closes those that are left at the timeout.
-async fn drain(hub: &Rc<Hub>, stop: &Stop, timeout: Duration) -> io::Result<Drained> {
-    let end = Instant::now() + timeout;
+/// Waits until all connections have ended, and closes those that are left at the end.
+async fn drain(hub: &Rc<Hub>, stop: &Stop, end: Instant) -> io::Result<Drained> {
     loop {
         let is_late = Instant::now() >= end || stop.urgency() == Urgency::Abort;
         let urgency = if is_late { Urgency::Abort } else { Urgency::Drain };
