@@ -28,6 +28,8 @@ const READY_EVERY: Duration = Duration::from_millis(2);
 const RESPONSE_MAX: Duration = Duration::from_secs(1);
 /// The number of ports that are tried before one must be free.
 const PORTS_TRIED: u32 = 20;
+/// The lowest port that is tried.
+const PORT_MIN: u16 = 10_000;
 
 /// The reason why a server cannot be judged.
 #[derive(Debug)]
@@ -301,15 +303,25 @@ impl Drop for Judged {
     }
 }
 
-/// Returns a port that nobody listens on.
+/// Returns a port that nobody listens on. If it can be, it is below the ports of outgoing connections, so that none of these
+/// takes it before the server listens.
 fn free_port() -> io::Result<u16> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let outgoing = range.split_ascii_whitespace().next().and_then(|first| first.parse().ok());
+    let below = PORT_MIN..outgoing.unwrap_or(0);
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..PORTS_TRIED {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        if listeners::of(port, &[]) == Listeners::Unknown {
-            return Ok(port);
+        // Port 0 leaves the choice to the kernel.
+        let port = if below.is_empty() { 0 } else { fastrand::u16(below.clone()) };
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|free| free.local_addr()) {
+            Ok(address) if listeners::of(address.port(), &[]) == Listeners::Unknown => {
+                return Ok(address.port());
+            }
+            Ok(_) => {}
+            Err(error) => last = error,
         }
     }
-    Err(io::ErrorKind::AddrInUse.into())
+    Err(last)
 }
 
 /// Checks whether a server is ready: whether it responds with 200 to `/health`, or to `/stats` because some lack `/health`.
@@ -364,6 +376,24 @@ impl Drop for Logs {
     fn drop(&mut self) {
         if !self.are_kept {
             let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_port_is_none_of_an_outgoing_connection() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let outgoing = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let first: u16 = range.split_ascii_whitespace().next().unwrap().parse().unwrap();
+        assert!(outgoing.local_addr().unwrap().port() >= first);
+        for _ in 0..100 {
+            let port = free_port().unwrap();
+            assert!(first <= PORT_MIN || (PORT_MIN..first).contains(&port), "{port}");
         }
     }
 }

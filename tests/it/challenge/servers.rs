@@ -446,7 +446,7 @@ fn a_server_that_fails_leaves_the_comparison_and_the_others_go_on() {
     ];
     let output = challenge(&logs, &arguments);
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let why = found["servers"][0]["failure"].as_str().unwrap();
     assert!(why.contains("exit code 4") && why.contains("no luck"), "{why}");
     assert_eq!(found["runs"].as_array().unwrap().len(), 2);
