@@ -3,7 +3,7 @@
 use super::*;
 use crate::http::{Method, Timeouts};
 use crate::metrics::{Endpoint, Reporter};
-use crate::service::Policy;
+use crate::service::{PARKED_BYTES, Policy};
 use crate::store::{Durability, Settlement};
 use crate::tally::{State as Stored, Tally};
 use std::sync::Arc;
@@ -244,6 +244,92 @@ fn totals_wait_for_the_events_of_their_own_connection_only() {
     fixture.settlement.settle(action.settle.unwrap(), None, |_| {});
     let (both, waits) = fixture.exchange(b"");
     assert!(both.contains(r#""totalRequests":2,"#) && !waits, "{both}");
+}
+
+#[test]
+fn totals_are_requested_once_and_are_in_flight_until_they_are_sent() {
+    let stats = Kind { endpoint: Endpoint::Stats, method: Method::Get };
+    let mut fixture = Fixture::new();
+    let epoch = fixture.receive(STATS).read.expect("the totals must be read");
+    assert_eq!(fixture.connection.in_flight(), Some(stats));
+    assert_eq!(fixture.receive(b"").read, None, "they were requested");
+    fixture.settlement.settle(epoch, Some(Stored::default().totals()), |_| {});
+    let (response, _) = fixture.exchange(b"");
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert_eq!(fixture.connection.in_flight(), None);
+}
+
+#[test]
+fn responses_around_totals_that_are_read_keep_their_order() {
+    let mut fixture = Fixture::new();
+    let action = fixture.receive(&[HEALTH, STATS, HEALTH].concat());
+    let health = fixture.connection.take_responses(action.send, 0);
+    fixture.connection.note_sent(health.len());
+    assert_eq!(fixture.exchange(b"").0, "", "the totals come first");
+    fixture.settlement.settle(action.read.unwrap(), Some(Stored::default().totals()), |_| {});
+    let (sent, _) = fixture.exchange(b"");
+    let (totals, last) = sent.split_at(sent.len() - health.len());
+    assert!(totals.contains(r#""totalRequests":0,"#), "{sent}");
+    assert_eq!(last.as_bytes(), health);
+}
+
+#[test]
+fn totals_that_are_read_too_late_are_refused() {
+    let mut fixture = Fixture::new();
+    let _ = fixture.receive(STATS);
+    assert_eq!(fixture.connection.deadline_ms(), STORE_TIMEOUT_MS);
+    assert_eq!(fixture.tick(STORE_TIMEOUT_MS - 1), Due::Nothing);
+    assert_eq!(fixture.tick(STORE_TIMEOUT_MS), Due::Act);
+    let (response, _) = fixture.exchange(b"");
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+}
+
+#[test]
+fn a_late_store_is_no_timeout_of_a_client() {
+    for request in [EVENT, HEALTH] {
+        let mut fixture = Fixture::new();
+        let action = fixture.receive(request);
+        fixture.connection.take_responses(action.send, 0);
+        let timeouts = |fixture: &mut Fixture| {
+            let format = crate::metrics::Format::Prometheus;
+            let text = fixture.service.metrics().text(None, 0, format);
+            let lines = text.lines().filter(|line| line.starts_with("ringtally_timed_out_total{"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = timeouts(&mut fixture);
+        assert_eq!(fixture.tick(STORE_TIMEOUT_MS), Due::Cut);
+        assert_eq!(timeouts(&mut fixture) == before, request == EVENT, "{before:?}");
+    }
+}
+
+#[test]
+fn requests_for_totals_that_must_be_read_are_bounded() {
+    let most = http::UNSENT_BYTES_MAX / PARKED_BYTES;
+    let mut fixture = Fixture::new();
+    for waiting in 1..=most {
+        let next = if waiting < most { Next::Receive } else { Next::Pause };
+        assert_eq!(fixture.receive(STATS).then, next, "{waiting} of {most}");
+    }
+}
+
+#[test]
+fn only_the_last_response_of_a_drain_announces_the_end() {
+    for (requests, closing) in [
+        (&[STATS][..], &[true][..]),
+        (&[STATS, STATS], &[false, true]),
+        // The response behind the totals was made before the drain.
+        (&[STATS, HEALTH], &[false, false]),
+        (&[STATS, HEALTH, STATS], &[false, false, true]),
+    ] {
+        let mut fixture = Fixture::new();
+        let epoch = fixture.receive(&requests.concat()).read.unwrap();
+        fixture.moment.urgency = Urgency::Drain;
+        fixture.settlement.settle(epoch, Some(Stored::default().totals()), |_| {});
+        let (sent, _) = fixture.exchange(b"");
+        let responses = sent.split("HTTP/1.1 200 ").skip(1);
+        let found: Vec<bool> = responses.map(|one| one.contains("\r\nConnection: close")).collect();
+        assert_eq!(found, closing, "{sent}");
+    }
 }
 
 #[test]

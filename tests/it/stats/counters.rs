@@ -387,6 +387,14 @@ fn a_reset_forgets_the_users_that_no_cut_had() {
 }
 
 #[test]
+fn the_reset_of_another_server_begins_a_generation() {
+    let state = State { generation: 7, ..State::default() };
+    let (tally, _, journal) = Tally::resume(1, 10, &state);
+    assert_eq!((journal.reset(), tally.generation()), (8, 8));
+    assert_eq!((journal.reset(), tally.generation()), (9, 9));
+}
+
+#[test]
 fn counting_goes_on_from_a_state() {
     let sum = [1e300, 0.1, -1e300].into_iter().collect();
     let state = State { generation: 7, events: 5, users: 2, sum };
