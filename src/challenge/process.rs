@@ -385,12 +385,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_free_port_is_none_of_an_outgoing_connection() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let outgoing = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    fn a_free_port_is_below_those_of_outgoing_connections() {
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let first: u16 = range.split_ascii_whitespace().next().unwrap().parse().unwrap();
-        assert!(outgoing.local_addr().unwrap().port() >= first);
         for _ in 0..100 {
             let port = free_port().unwrap();
             assert!(first <= PORT_MIN || (PORT_MIN..first).contains(&port), "{port}");
