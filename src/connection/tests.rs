@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::http::{Method, Timeouts};
-use crate::metrics::{Endpoint, Reporter};
+use crate::metrics::{Endpoint, Format, Reporter};
 use crate::service::{PARKED_BYTES, Policy};
 use crate::store::{Durability, Settlement};
 use crate::tally::{State as Stored, Tally};
@@ -74,6 +74,15 @@ impl Fixture {
         self.set_time(now_ms);
         let action = self.receive(EVENT);
         action.settle.expect("an event waits for the store")
+    }
+
+    /// Lets totals be read after the cut of an epoch.
+    fn read(&self, epoch: u64) {
+        self.settlement.settle(epoch, Some(Stored::default().totals()), |_| {});
+    }
+
+    fn metrics(&mut self) -> String {
+        self.service.metrics().text(None, 0, Format::Prometheus)
     }
 
     fn tick(&mut self, now_ms: u64) -> Due {
@@ -253,7 +262,7 @@ fn totals_are_requested_once_and_are_in_flight_until_they_are_sent() {
     let epoch = fixture.receive(STATS).read.expect("the totals must be read");
     assert_eq!(fixture.connection.in_flight(), Some(stats));
     assert_eq!(fixture.receive(b"").read, None, "they were requested");
-    fixture.settlement.settle(epoch, Some(Stored::default().totals()), |_| {});
+    fixture.read(epoch);
     let (response, _) = fixture.exchange(b"");
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     assert_eq!(fixture.connection.in_flight(), None);
@@ -266,7 +275,7 @@ fn responses_around_totals_that_are_read_keep_their_order() {
     let health = fixture.connection.take_responses(action.send, 0);
     fixture.connection.note_sent(health.len());
     assert_eq!(fixture.exchange(b"").0, "", "the totals come first");
-    fixture.settlement.settle(action.read.unwrap(), Some(Stored::default().totals()), |_| {});
+    fixture.read(action.read.unwrap());
     let (sent, _) = fixture.exchange(b"");
     let (totals, last) = sent.split_at(sent.len() - health.len());
     assert!(totals.contains(r#""totalRequests":0,"#), "{sent}");
@@ -291,8 +300,7 @@ fn a_late_store_is_no_timeout_of_a_client() {
         let action = fixture.receive(request);
         fixture.connection.take_responses(action.send, 0);
         let timeouts = |fixture: &mut Fixture| {
-            let format = crate::metrics::Format::Prometheus;
-            let text = fixture.service.metrics().text(None, 0, format);
+            let text = fixture.metrics();
             let lines = text.lines().filter(|line| line.starts_with("ringtally_timed_out_total{"));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
@@ -324,7 +332,7 @@ fn only_the_last_response_of_a_drain_announces_the_end() {
         let mut fixture = Fixture::new();
         let epoch = fixture.receive(&requests.concat()).read.unwrap();
         fixture.moment.urgency = Urgency::Drain;
-        fixture.settlement.settle(epoch, Some(Stored::default().totals()), |_| {});
+        fixture.read(epoch);
         let (sent, _) = fixture.exchange(b"");
         let responses = sent.split("HTTP/1.1 200 ").skip(1);
         let found: Vec<bool> = responses.map(|one| one.contains("\r\nConnection: close")).collect();
@@ -352,7 +360,7 @@ fn an_iteration_is_noted_once_and_only_if_it_had_requests() {
         for _ in 0..2 {
             fixture.service.note_iteration(std::time::Duration::from_millis(1));
         }
-        let text = fixture.service.metrics().text(None, 0, crate::metrics::Format::Prometheus);
+        let text = fixture.metrics();
         let value = |start: &str| -> Option<u64> {
             text.lines().find_map(|line| line.strip_prefix(start)?.trim().parse().ok())
         };
