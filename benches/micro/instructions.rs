@@ -228,11 +228,11 @@ fn service(requests: usize) -> (Arc<Tally>, Box<Receiver>) {
     let mut receiver = Receiver { connection: connection(), service, input };
     receiver.receive();
     receiver.connection = connection();
-    receiver.connection.responses().reuse(Vec::with_capacity(16 * 1024));
+    receiver.connection.responses_mut().reuse(Vec::with_capacity(16 * 1024));
     (tally, Box::new(receiver))
 }
 
-fn responded_to_all((tally, mut receiver): (Arc<Tally>, Box<Receiver>)) {
+fn responded_to_all((tally, receiver): (Arc<Tally>, Box<Receiver>)) {
     let bytes = receiver.connection.responses().bytes();
     let responses = bytes.windows(13).filter(|bytes| bytes == b"HTTP/1.1 200 ").count();
     assert_eq!(tally.totals().total_requests, 2 * responses as u64);

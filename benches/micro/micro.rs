@@ -89,7 +89,7 @@ fn requests(c: &mut Criterion) {
                     // The memory is reused, as in an engine.
                     let mut spare = black_box(sent);
                     spare.clear();
-                    connection.responses().reuse(spare);
+                    connection.responses_mut().reuse(spare);
                     fed += pipelined as u64;
                 });
             },

@@ -520,13 +520,14 @@ impl Connection {
     }
 
     /// Returns the responses that were not taken.
-    pub fn responses(&mut self) -> &mut Responses {
-        &mut self.responses
+    pub fn responses(&self) -> &Responses {
+        &self.responses
     }
 
-    /// Returns the bytes of responses that were made but not taken.
-    pub fn unsent_bytes(&self) -> &[u8] {
-        self.responses.bytes()
+    /// Returns the responses that were not taken, to lend memory to them.
+    #[inline]
+    pub fn responses_mut(&mut self) -> &mut Responses {
+        &mut self.responses
     }
 
     /// Returns the state, taking into account that the peer may have finished.

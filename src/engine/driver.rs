@@ -266,7 +266,7 @@ impl<S: Sockets> Driver<S> {
             if !connection.responses().has_memory()
                 && let Some(spare) = self.spare.pop()
             {
-                connection.responses().reuse(spare);
+                connection.responses_mut().reuse(spare);
             }
             connection.receive(bytes, &self.moment, &mut self.service);
         }

@@ -54,7 +54,7 @@ impl Slot {
 
     /// Returns whether it has responses that the client's side does not have.
     pub fn has_unsent(&self) -> bool {
-        !self.sending.is_empty() || !self.connection().unsent_bytes().is_empty()
+        !self.sending.is_empty() || !self.connection().responses().bytes().is_empty()
     }
 
     /// Returns the connection, which must be open.
@@ -153,7 +153,7 @@ impl Net {
             (*waits, responses.works) = (0, responses.works + 1);
             self.units += client.connection().used().saturating_sub(used);
         }
-        responses.follow(client.connection().unsent_bytes(), key, &mut self.made);
+        responses.follow(client.connection().responses().bytes(), key, &mut self.made);
     }
 
     /// Notes that the driver becomes busy with a connection, if it is open.
@@ -184,7 +184,16 @@ impl Sockets for Net {
         let Slot { link, client, receiving, lingers_since, responses, .. } = &mut slots[key];
         let is_receiving = *receiving != Receiving::No;
         let now_ms = *now_ms;
-        let socket = SimulatedSocket { key, link, lingers_since, responses, made, rng, now_ms };
+        let socket = SimulatedSocket {
+            key,
+            link,
+            is_receiving,
+            lingers_since,
+            responses,
+            made,
+            rng,
+            now_ms,
+        };
         Some(Open { client: client.as_mut()?, socket, is_receiving })
     }
 
@@ -277,6 +286,7 @@ impl Sockets for Net {
 pub struct SimulatedSocket<'a> {
     key: usize,
     link: &'a mut Link,
+    is_receiving: bool,
     lingers_since: &'a mut Option<(u64, usize)>,
     responses: &'a mut Stream,
     made: &'a mut Vec<Made>,
@@ -286,6 +296,7 @@ pub struct SimulatedSocket<'a> {
 
 impl Socket for SimulatedSocket<'_> {
     fn receive_now(&mut self, body: &mut Vec<u8>, bytes_max: usize) -> usize {
+        assert!(!self.is_receiving, "what the other receive brings would come after this");
         if !self.link.is_readable() || self.link.unread() == 0 {
             return 0;
         }
@@ -300,7 +311,7 @@ impl Socket for SimulatedSocket<'_> {
 
     fn send_now(&mut self, bytes: &[u8]) -> usize {
         self.responses.follow(bytes, self.key, self.made);
-        let count = self.rng.usize(0..=bytes.len());
+        let count = if self.rng.bool() { bytes.len() } else { self.rng.usize(0..=bytes.len()) };
         let sent = self.link.take_from(&bytes[..count]).unwrap_or(0);
         self.responses.taken += sent;
         sent
