@@ -634,7 +634,7 @@ fn servers_that_share_a_store_are_as_exact_as_one() {
 
 /// Returns whether at least one of some seeds detects a broken store.
 fn is_found_out(fault: Fault) -> bool {
-    seeds::is_found_out(300, |seed| simulate(seed, fault))
+    seeds::is_found_out(3000, |seed| simulate(seed, fault))
 }
 
 #[test]

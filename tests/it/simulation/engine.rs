@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::world::simulated::Receiving;
-use ringtally::connection::LINGER_MS;
+use ringtally::connection::{DRAIN_QUIET_MS, LINGER_MS};
 use ringtally::http::UNSENT_BYTES_MAX;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -168,6 +168,39 @@ fn a_connection_lingers_no_longer_because_its_peer_sends_on_during_a_stop() {
         shard.tick();
         assert_eq!(shard.net.slots[0].is_open(), is_open, "after {ms} ms");
     }
+}
+
+#[test]
+fn a_stop_closes_idle_connections_after_what_has_arrived_in_their_sockets() {
+    let mut shard = shard(2);
+    arrive(&mut shard, 0, HEALTH);
+    shard.stop_accepting();
+    for (ms, is_idle_open) in [(DRAIN_QUIET_MS - 1, true), (1, false)] {
+        shard.clock_ms += ms;
+        shard.tick();
+        let are_open = [0, 1].map(|key| shard.net.slots[key].is_open());
+        assert_eq!(are_open, [true, is_idle_open]);
+    }
+    receive_end(&mut shard, 0);
+    let made = std::mem::take(&mut shard.net.made);
+    let last = b"\r\nConnection: close\r\n";
+    assert!(made.len() == 1 && memchr::memmem::find(&made[0].bytes, last).is_some(), "{made:?}");
+}
+
+#[test]
+fn requests_in_flight_are_those_of_all_connections_at_the_last_tick() {
+    let mut shard = shard(4);
+    let head = b"POST /event HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n";
+    for key in 0..3 {
+        receive(&mut shard, key, head);
+    }
+    shard.tick();
+    receive(&mut shard, 3, b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    shard.idle();
+    let made = std::mem::take(&mut shard.net.made);
+    let text = String::from_utf8(made.into_iter().next().unwrap().bytes).unwrap();
+    let in_flight = "\nhttp_requests_in_flight{method=\"POST\",endpoint=\"/event\"} 3\n";
+    assert!(text.contains(in_flight), "{text}");
 }
 
 /// Requests that take several turns together.
