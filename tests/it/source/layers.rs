@@ -187,9 +187,6 @@ fn each_module_uses_only_modules_below_it() {
     assert_eq!(checked.len(), listed.len(), "{checked:?}");
 }
 
-/// Directories whose modules use each other in circles, if paths from the crate are followed as well as paths with `super`.
-const HAS_CIRCLES: [&str; 1] = ["load"];
-
 /// Returns the path of a directory's module from the crate, followed by `::`.
 fn path_from_crate(room: &Path) -> String {
     let inside = room.strip_prefix(sources()).unwrap();
@@ -202,7 +199,6 @@ fn path_from_crate(room: &Path) -> String {
 fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut modules = BTreeMap::new();
     let from_crate = path_from_crate(room);
-    let is_exempt = HAS_CIRCLES.iter().any(|exempt| room.ends_with(exempt));
     for path in files(room) {
         let inside = path.strip_prefix(room).unwrap();
         let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
@@ -223,9 +219,7 @@ fn neighbors(room: &Path) -> BTreeMap<String, BTreeSet<String>> {
         let up = "super::".repeat(steps);
         let named = modules.entry(module.to_owned()).or_insert_with(BTreeSet::new);
         named.extend(code.split(&up).skip(1).flat_map(first_names));
-        if !is_exempt {
-            named.extend(code.split(&from_crate).skip(1).flat_map(first_names));
-        }
+        named.extend(code.split(&from_crate).skip(1).flat_map(first_names));
     }
     let root =
         [room.join("mod.rs"), room.with_extension("rs")].into_iter().find(|path| path.exists());
