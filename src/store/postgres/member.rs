@@ -423,19 +423,4 @@ fn random_id() -> Id {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_attempt_gets_more_time_with_users_and_after_others() {
-        assert_eq!(attempt_limit(0, 0), Duration::from_secs(5));
-        assert_eq!(attempt_limit(0, 100_000), Duration::from_secs(55));
-        assert_eq!(attempt_limit(2, 0), Duration::from_secs(20));
-        assert_eq!(attempt_limit(u32::MAX, usize::MAX), ATTEMPT_MAX);
-    }
-
-    #[test]
-    fn ids_differ() {
-        assert_ne!(random_id(), random_id());
-    }
-}
+mod tests;
