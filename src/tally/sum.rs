@@ -358,8 +358,33 @@ mod tests {
         prop_oneof![bits, subnormal, edge, -1e6..1e6f64]
     }
 
+    /// Returns 2^(place - 1074).
+    fn power_of_two(place: u64) -> f64 {
+        f64::from_bits(if place <= 51 { 1 << place } else { (place - 51) << 52 })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn a_tie_goes_to_the_even_value_and_the_smallest_difference_decides_it(
+            exponent in 3..2046u64,
+            fraction in 0..1u64 << 52,
+            is_negative: bool,
+            below in prop_oneof![1..40u64, 1..2046u64],
+        ) {
+            let value = f64::from_bits(exponent << 52 | fraction);
+            let half = power_of_two(exponent - 2);
+            let difference = power_of_two((exponent - 2).saturating_sub(below).min(exponent - 3));
+            let sign = if is_negative { -1.0 } else { 1.0 };
+            let rounded = |values: &[f64]| {
+                sign * values.iter().map(|value| sign * value).collect::<ExactSum>().round()
+            };
+            // The processor rounds a single sum correctly, ties to even.
+            prop_assert_eq!(rounded(&[value, half]), value + half);
+            prop_assert_eq!(rounded(&[value, half, difference]), value.next_up());
+            prop_assert_eq!(rounded(&[value, half, -difference]), value);
+        }
 
         #[test]
         fn the_sum_is_the_correctly_rounded_exact_sum(

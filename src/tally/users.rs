@@ -629,11 +629,48 @@ mod tests {
     }
 
     #[test]
+    fn most_short_ids_are_found_early_and_nobody_else_is() {
+        let hasher = Hasher::default();
+        let mut seen = Seen::new();
+        let short = |numbers: std::ops::Range<u32>| numbers.map(|number| number.to_string());
+        let long = |numbers: std::ops::Range<u32>| numbers.map(|number| format!("{number:040}"));
+        for id in short(0..20_000).chain(long(0..20_000)) {
+            let key = hasher.key(id.as_bytes());
+            seen.insert(1, &hasher, key.hash, Id::new(key.user));
+        }
+        let early = |generation, ids: &mut dyn Iterator<Item = String>| {
+            ids.filter(|id| seen.contains_early(generation, &hasher.key(id.as_bytes()))).count()
+        };
+        let found = early(1, &mut short(0..20_000));
+        assert!(found > 15_000, "{found}");
+        assert_eq!(early(1, &mut short(20_000..30_000)), 0);
+        assert_eq!(early(1, &mut long(0..30_000)), 0);
+        assert_eq!(early(2, &mut short(0..20_000)), 0, "after a reset");
+    }
+
+    #[test]
+    fn a_table_of_short_ids_doubles_when_it_is_seven_eighths_full() {
+        let hasher = Hasher::default();
+        let mut set = ShortSet::default();
+        for number in 1..=1000usize {
+            let short = Short::new(number.to_string().as_bytes()).unwrap();
+            set.insert(|short| hasher.hash_short(short), hasher.hash_short(&short), short);
+            let mut slots = ShortSet::SLOTS_MIN;
+            while number * 8 > slots * 7 {
+                slots *= 2;
+            }
+            assert_eq!((set.len, set.slots.len()), (number, slots));
+        }
+    }
+
+    #[test]
     fn ids_that_differ_have_hashes_that_differ() {
         let hasher = Hasher::default();
         let ids: HashSet<Vec<u8>> = ids().into_iter().collect();
         let hashes: HashSet<u64> = ids.iter().map(|id| hasher.key(id).hash).collect();
         assert_eq!(hashes.len(), ids.len());
+        let stripes: HashSet<usize> = hashes.into_iter().map(stripe_of).collect();
+        assert!(stripes.len() > STRIPES / 2, "{}", stripes.len());
         assert!(ids.iter().all(|id| Short::new(id).is_some() == (id.len() <= SHORT_BYTES_MAX)));
     }
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use ringtally::tally::{
-    Batch, Block, Cut, ExactSum, Finish, State, Tally, Totals, UserIds, UsersFull, Writer,
+    Batch, Block, Cut, ExactSum, Finish, State, Tally, Totals, User, UserIds, UsersFull, Writer,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -587,6 +587,38 @@ fn users_from_before_a_reset_are_taken_once_and_only_if_there_are_any() {
     tally.reset();
     assert!(writer.take_stale().is_some());
     assert!(writer.take_stale().is_none());
+}
+
+#[test]
+fn users_are_forgotten_once_per_reset_and_only_those_from_before_it() {
+    let (tally, mut writers) = Tally::new(2, 1000);
+    for resets in 0..3 {
+        // One user in a batch, and one in an event.
+        let batch = claim_all(&mut writers[1], &["a"]);
+        assert_eq!(writers[1].finish_batch(batch), Finish::Counted);
+        assert_eq!(writers[1].count(b"b", 1.0), Ok(User::Unseen));
+        // The other shard hears of the reset only now.
+        assert_eq!(writers[0].take_stale().is_some(), resets > 0);
+        for user in [b"a", b"b"] {
+            assert_eq!(writers[0].count(user, 1.0), Ok(User::Unseen));
+            assert_eq!(writers[0].count(user, 1.0), Ok(User::Seen));
+        }
+        assert_eq!(writers[1].count(b"b", 1.0), Ok(User::Seen));
+        writers.iter_mut().for_each(Writer::publish);
+        assert_eq!(tally.totals().unique_users, 2, "after {resets} resets");
+        tally.reset();
+    }
+}
+
+#[test]
+fn the_users_of_dropped_batches_do_not_pile_up() {
+    let (tally, mut writers) = Tally::new(1, 1000);
+    for number in 0..20_000 {
+        drop(claim_all(&mut writers[0], &[&number.to_string()]));
+    }
+    tally.reset();
+    let users = writers[0].take_stale().map_or(0, |stale| stale.users());
+    assert!(users < 5_000, "{users}");
 }
 
 /// The users of a batch are moved to the known ones when later batches claim others.
