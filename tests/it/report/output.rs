@@ -95,7 +95,7 @@ fn the_progress_line_shows_every_phase_and_never_wraps() {
     let server = Server::start(&[]);
     let url = server.url();
     for columns in [60, 80] {
-        let args = ["load", "9000", "4", "--rate", "9000", "--warmup", "40000", "--url", &url];
+        let args = ["load", "9000", "4", "--rate", "9000", "--warmup", "20000", "--url", &url];
         let mut run = OnTerminal::start(columns, &args);
         for phase in ["connecting", "warming up: ", "%  "] {
             run.shows(phase);
