@@ -44,9 +44,9 @@ fn our_server_counts_batches_exactly_with_both_engines() {
     for engine in ["ring", "streams"] {
         let server = Server::start(&["--engine", engine, "--shards", "2"]);
         for flags in [
-            &["200500", "4", "--batch", "1000"][..],
-            &["50000", "20", "--batch", "1", "--pipeline", "8", "--values", "half"],
-            &["400000", "2", "--batch", "150000", "--users", "7"],
+            &["50500", "4", "--batch", "1000"][..],
+            &["20000", "20", "--batch", "1", "--pipeline", "8", "--values", "half"],
+            &["300000", "2", "--batch", "150000", "--users", "7"],
             &["30000", "8", "--batch", "333", "--watch", "--values", "one", "--warmup", "1000"],
             &["30000", "4", "--batch", "50", "--rate", "60000", "--threads", "2"],
         ] {

@@ -67,7 +67,7 @@ fn servers_with_published_habits_are_exact() {
     ] {
         let fake = Fake::start(habits);
         for round in 0..2 {
-            let (code, report) = load(&fake.url(), &["3000", "20", "--users", "500"]);
+            let (code, report) = load(&fake.url(), &["1500", "20", "--users", "500"]);
             let has_reset = habits.reset_status == 200;
             assert_eq!((code, report["verdict"].as_str()), (Some(0), Some("exact")), "{report}");
             // If the users were not new, users of an earlier run might be among them.
@@ -76,7 +76,7 @@ fn servers_with_published_habits_are_exact() {
             let is_published = report["setup"]["user_prefix"] == "user_";
             assert_eq!(is_published, users == 500, "{report}");
             assert_eq!(report["remarks"].to_string().contains("as in no other run"), !is_published);
-            let total = if has_reset { 3000 } else { 3000 * (round + 1) };
+            let total = if has_reset { 1500 } else { 1500 * (round + 1) };
             assert_eq!(report["server"]["totalRequests"], total);
             assert_eq!(report["setup"]["one_request_per_connection"], habits.closes);
             assert_eq!(report["unknown"], 0);

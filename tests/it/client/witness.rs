@@ -91,7 +91,7 @@ fn a_server_that_counts_again_later_is_detected() {
 fn an_average_that_is_rounded_is_a_remark_and_one_in_integers_is_wrong() {
     let rounded = |decimals| {
         let habits = Habits { avg_decimals: Some(decimals), ..GOOD };
-        judged(habits, &["10001", "20", "--watch"])
+        judged(habits, &["4001", "20", "--watch"])
     };
     for decimals in [2, 3, 6] {
         let report = rounded(decimals);
