@@ -138,8 +138,11 @@ fn a_response_that_the_store_has_just_settled_is_not_late() {
 fn a_connection_stops_receiving_at_the_limit_of_unsent_responses() {
     assert_eq!(http::UNSENT_BYTES_MAX, 16 << 10, "as the help of --idle-timeout says");
     let mut fixture = Fixture::new();
-    let action = fixture.receive(&HEALTH.repeat(100));
+    let _ = fixture.receive(&HEALTH.repeat(50));
+    fixture.connection.renew();
+    let action = fixture.receive(&HEALTH.repeat(50));
     fixture.connection.take_responses(action.send, 0);
+    fixture.connection.renew();
     let _ = fixture.receive(&HEALTH.repeat(60));
     let connection = &mut fixture.connection;
     connection.note_sent(connection.unsent() - (http::UNSENT_BYTES_MAX + 1));
@@ -152,7 +155,10 @@ fn a_connection_stops_receiving_at_the_limit_of_unsent_responses() {
 #[test]
 fn requests_that_wait_for_the_peer_to_read_get_a_turn_below_the_limit_of_unsent_responses() {
     let Fixture { mut connection, mut service, moment, .. } = Fixture::new();
-    connection.receive(&HEALTH.repeat(200), &moment, &mut service);
+    for _ in 0..4 {
+        connection.receive(&HEALTH.repeat(50), &moment, &mut service);
+        connection.renew();
+    }
     let action = connection.action(&moment, &mut service);
     assert!(action.send >= http::UNSENT_BYTES_MAX && action.then == Next::Pause);
     connection.take_responses(action.send, 0);
