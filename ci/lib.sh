@@ -152,8 +152,11 @@ serve() {
     fail "the server did not start: $(tail -n 5 "$log")"
 }
 
-# stop PID: ends a process that `start` started.
+# stop PID: ends a process that `start` started, unless it has ended: somebody else's process may have its number by then.
 stop() {
+    local running
+    running=$(jobs -rp)
+    [[ $'\n'$running$'\n' == *$'\n'"$1"$'\n'* ]] || return 0
     kill "$1" 2>/dev/null || return 0
     if ! timeout 15 tail --pid="$1" -s 0.1 -f /dev/null; then
         echo "$check: process $1 did not end within 15 s of SIGTERM, and was killed" >&2
