@@ -11,8 +11,8 @@ pub(super) const UNSEEN: u32 = 600;
 /// of 26 characters near a tie, and 1.0 µs with 720 characters.
 pub(super) const UNUSUAL: u32 = 250;
 pub(super) const UNUSUAL_BYTE: u32 = 5;
-/// A response with an error, mostly its JSON, and the kernel's part of its 215 bytes: measured 0.2 µs without that part, and on
-/// an EPYC of family 25, 0.7 µs more in all than a counted event.
+/// A response with an error, mostly its JSON: measured 0.2 µs. With the kernel's part of its 215 bytes, it takes 0.7 µs more
+/// than the response to a counted event on an EPYC of family 25.
 pub(super) const ERROR: u32 = 1_000;
 /// The totals as JSON, and what each shard adds to them: measured 0.2 µs with one shard.
 pub(super) const STATS: u32 = 300;

@@ -196,6 +196,25 @@ async fn commit(member: &mut Member<Rc<Script>>, resets: u64) -> Result<Outcome,
     member.commit(&state(resets), &UserIds::default()).await
 }
 
+/// Loses the connection of a server that has joined, and lets it commit or read while the next attempts to connect have these
+/// outcomes. Returns the seconds that it takes.
+async fn outlast(
+    member: &mut Member<Rc<Script>>,
+    script: &Script,
+    connects: impl IntoIterator<Item = Fate>,
+    is_read: bool,
+) -> f64 {
+    script.is_connected.set(false);
+    script.connects.borrow_mut().extend(connects);
+    script.pauses_ms.borrow_mut().clear();
+    let began = script.seconds();
+    match is_read {
+        true => drop(member.read().await.unwrap()),
+        false => assert_eq!(commit(member, 0).await.unwrap(), Outcome::Durable),
+    }
+    script.seconds() - began
+}
+
 #[test]
 fn a_start_waits_for_the_database_until_its_time_is_over() {
     let pauses = [20, 40, 80, 160, 320, 500, 500, 500, 500, 500, 500, 500, 500, 380];
@@ -247,15 +266,8 @@ fn an_outage_is_reported_once_and_its_end_with_its_length() {
     run(async |member, script| {
         member.join(TIMEOUT).await.unwrap();
         for is_read in [false, true] {
-            script.is_connected.set(false);
-            script.connects.borrow_mut().extend((0..10).map(|_| Fate::Fails("it is away")));
-            script.pauses_ms.borrow_mut().clear();
-            let began = script.seconds();
-            match is_read {
-                true => drop(member.read().await.unwrap()),
-                false => assert_eq!(commit(member, 0).await.unwrap(), Outcome::Durable),
-            }
-            let took = script.seconds() - began;
+            let connects = (0..10).map(|_| Fate::Fails("it is away"));
+            let took = outlast(member, script, connects, is_read).await;
             let back = format!("it responds again after {took:.1} s");
             assert_eq!(script.take_said(), ["warning: it is away: trying again", &back]);
             // Each pause is between half of what it may be and all of it.
@@ -272,14 +284,8 @@ fn a_silent_database_gets_twice_the_time_with_each_attempt() {
     run(async |member, script| {
         member.join(TIMEOUT).await.unwrap();
         for is_read in [false, true] {
-            script.is_connected.set(false);
-            script.connects.borrow_mut().extend([Fate::Silence, Fate::Silence, Fate::Silence]);
-            let began = script.seconds();
-            match is_read {
-                true => drop(member.read().await.unwrap()),
-                false => assert_eq!(commit(member, 0).await.unwrap(), Outcome::Durable),
-            }
-            let took = script.seconds() - began;
+            let connects = [Fate::Silence, Fate::Silence, Fate::Silence];
+            let took = outlast(member, script, connects, is_read).await;
             assert!((35.0..35.2).contains(&took), "5, 10, and 20 s, and three pauses: {took}");
             assert!(script.take_said().iter().filter(|said| *said == "next host").count() == 3);
         }
@@ -423,7 +429,7 @@ fn a_reset_of_another_server_comes_before_the_events_that_follow_it() {
         assert_eq!(commit(member, 0).await.unwrap(), Outcome::Superseded, "it was not followed");
         assert_eq!(commit(member, 1).await.unwrap(), Outcome::Durable);
         assert_eq!(script.generation.get(), 8, "following a reset is not another reset");
-        // A reset of its own comes on top.
+        // The server's own reset follows the reset of the other one.
         script.generation.set(9);
         assert_eq!(commit(member, 1).await.unwrap(), Outcome::Superseded);
         assert_eq!(commit(member, 3).await.unwrap(), Outcome::Durable);
@@ -437,7 +443,6 @@ fn a_reset_waits_until_the_others_have_noticed_it_or_count_as_ended() {
         run(async |member, script| {
             member.join(TIMEOUT).await.unwrap();
             script.lagging.borrow_mut().extend(lagging);
-            script.is_connected.set(true);
             let began = script.seconds();
             assert_eq!(commit(member, 1).await.unwrap(), Outcome::Durable);
             assert_eq!(script.generation.get(), 8);
